@@ -58,12 +58,36 @@ class MaskError(TicketryError):
 class LayerCollapseError(MaskError):
     """A density at which a whole layer would be left without weights.
 
+    Attributes:
+        what: is wrong, without what can be done about it.
+        advice: what can be done about it; empty where nothing is advised.
+        keep: what else can be, by an argument of the function that was called: to keep a weight in each layer.
+        by: that argument, as it is written.
+
     Examples:
+        >>> error = tk.errors.LayerCollapseError("fc is empty", "spare it", keep="keep a weight")
+        >>> print(error)
+        fc is empty; spare it, or keep a weight (keep_at_least=1)
+        >>> print(error.keeping_by("collapse=keep").at("level 2"))
+        level 2: fc is empty; spare it, or keep a weight (collapse=keep)
         >>> tk.allocate({"0.weight": torch.zeros(4), "1.weight": torch.ones(4)}, density=0.5)
         Traceback (most recent call last):
             ...
         ticketry.errors.LayerCollapseError: density 0.5 would leave no weight in 0.weight (layer collapse); the ...
     """
+
+    def __init__(self, what: str, advice: str = "", *, keep: str = "", by: str = "keep_at_least=1") -> None:
+        self.what, self.advice, self.keep, self.by = what, advice, keep, by
+        ways = ", or ".join(way for way in (advice, keep and f"{keep} ({by})") if way)
+        super().__init__(f"{what}; {ways}" if ways else what)
+
+    def keeping_by(self, argument: str) -> LayerCollapseError:
+        """The same for who calls a function whose `argument` is another."""
+        return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
+
+    def at(self, where: str) -> LayerCollapseError:
+        """The same, with where it was met in front."""
+        return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 
 
 class ScoreError(TicketryError):

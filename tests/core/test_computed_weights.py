@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from ticketry.core.gates import attach
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
@@ -154,9 +155,47 @@ def test_a_row_that_weight_norm_would_divide_by_0_is_an_error(kind):
     model = network(put)
     kept = torch.ones(20, 20, dtype=torch.bool)
     kept[3] = False
-    with pytest.raises(MaskError, match="a row that is removed altogether"):
+    said = r"1 of 20 rows .* no numbers \(rows 3 of 'weight'.*a row that is removed altogether"
+    with pytest.raises(MaskError, match=said):
         Mask({f"2.{name}": kept}).apply_(model)
+    with pytest.raises(MaskError, match=said):
+        hold(model, Mask({f"2.{name}": kept}))
+    with pytest.raises(MaskError, match=said):
+        attach(model, within=Mask({f"2.{name}": kept}))
     assert bool(dict(model.named_parameters())[f"2.{name}"].detach()[3].any())
+    assert bool(loss(model).isfinite())
+    kept[3, 7] = True  # one weight is enough
+    with hold(model, Mask({f"2.{name}": kept})):
+        loss(model).backward()
+        assert torch.equal(model[2].weight.detach()[3] != 0, kept[3])
+
+
+@older
+@pytest.mark.parametrize("kind", ["weight_norm", "older weight_norm"])
+@pytest.mark.parametrize("gates", ["continuous", "hard-concrete", "stochastic"])
+def test_gates_that_close_a_row_of_weight_norm_are_an_error(kind, gates):
+    put, _ = PASSING[kind]
+    model = network(put).eval()
+    handle = attach(model, kind=gates, init=2.0, scope=scope(model, spare=("0", "4")))
+    with handle.hardened():
+        assert bool(loss(model).isfinite())
+    (s,) = handle.parameters()
+    with torch.no_grad():
+        s[5] = s[9] = -50.0
+    said = r"what gates leave .* 2 of 20 rows .*\(rows 5, 9 of 'weight'"
+    with handle.hardened(), pytest.raises(MaskError, match=said):
+        model(torch.ones(1, 30))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(MaskError, match=said):
+        handle.detach(apply=True)
+    with torch.no_grad():
+        s[5, 0] = s[9, 1] = 2.0
+    with handle.hardened():
+        assert bool(loss(model).isfinite())
+    assert all(torch.equal(before[each], value) for each, value in model.state_dict().items())
+    handle.detach(apply=True)
+    assert bool(loss(model).isfinite())
+    assert int((model[2].weight[5] != 0).sum()) == 1
 
 
 @older

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
+from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.layout import Layout, best_of_m
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
 from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
@@ -125,25 +125,19 @@ def allocate(
 
 def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
     """`allocate` for what has `collapse` and no `keep_at_least`: errors advise what is there."""
-    with told_by_collapse():
-        return allocate(scores, density, collapse=collapse, **more)
-
-
-@contextmanager
-def told_by_collapse() -> Iterator[None]:
-    """Errors of layers that are left empty, in the words of a caller that has `collapse` and no `keep_at_least`."""
     try:
-        yield
+        return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
-        raise LayerCollapseError(str(error).replace("keep_at_least=1", "collapse=keep")) from None
+        raise error.keeping_by("collapse=keep") from None
 
 
 def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
     """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
-    if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
-        raise MaskError("the mask to go on from is not of the tensors that have scores")
+    if within is not None:
+        require_mask(within, "within")
+    check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
 
 
 def check_enough(kept: int, total: int, left: int, density: float) -> None:
@@ -270,8 +264,9 @@ def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
     return LayerCollapseError(
-        f"density {density:g} would leave no weight in {empty} (layer collapse); {higher},"
-        " another distribution (layerwise, erk), spare the layer, or keep a weight in each (keep_at_least=1)"
+        f"density {density:g} would leave no weight in {empty} (layer collapse)",
+        f"{higher}, another distribution (layerwise, erk), spare the layer",
+        keep="keep a weight in each",
     )
 
 
@@ -334,24 +329,6 @@ def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: i
         if raised[name] > floor[name]:
             heapq.heappush(heap, (count + 1, index, name))
     return raised
-
-
-def check_least(
-    counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
-) -> dict[str, int]:
-    """What each layer keeps at least, of what is available.
-
-    Raises:
-        LayerCollapseError: where that is more than are `kept` of all together, or a layer that is left empty has none.
-    """
-    floor = {name: min(least, available[name]) for name in counts}
-    if any(not counts[name] and not available[name] for name in counts) or sum(floor.values()) > kept:
-        each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
-        raise LayerCollapseError(
-            f"density {density:g} is too low to keep {each} in each of {len(counts)} layers: choose a higher one{fewer}"
-            " or spare layers"
-        )
-    return floor
 
 
 def largest(values: Tensor, count: int) -> Tensor:

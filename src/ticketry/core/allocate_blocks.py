@@ -150,8 +150,9 @@ def _with_at_least(layers: Mapping[str, _Layer], counts: Mapping[str, int], want
     if empty and not least:
         raise LayerCollapseError(
             f"{wanted} weights in whole blocks of pattern {next(iter(layers.values())).blocks.pattern} would leave none"
-            f" in {', '.join(empty)} (layer collapse): choose a higher density, another distribution (layerwise, erk),"
-            " smaller blocks, spare the layer, or keep a block in each (keep_at_least=1)"
+            f" in {', '.join(empty)} (layer collapse)",
+            "choose a higher density, another distribution (layerwise, erk), smaller blocks, spare the layer",
+            keep="keep a block in each",
         )
     floors = {
         name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available))))
@@ -159,9 +160,12 @@ def _with_at_least(layers: Mapping[str, _Layer], counts: Mapping[str, int], want
     }
     had = _weights(layers, {name: counts[name] for name in layers})
     if any(not layers[name].available for name in empty) or _weights(layers, floors) > max(had, wanted):
+        largest = max(floors, key=lambda name: int(layers[name].weights[floors[name]]))
         raise LayerCollapseError(
             f"{wanted} weights are too few to keep at least {max(least, 1)} in each of {len(layers)} layers, in whole"
-            f" blocks of pattern {next(iter(layers.values())).blocks.pattern}"
+            f" blocks of pattern {next(iter(layers.values())).blocks.pattern}: those would be"
+            f" {_weights(layers, floors):,}, {int(layers[largest].weights[floors[largest]]):,} of them in {largest}",
+            "choose a higher density, keep fewer in each (keep_at_least), smaller blocks, or spare layers",
         )
     raised = {name: max(counts[name], floors[name]) for name in layers}
     if any(raised[name] > counts[name] for name in layers):

@@ -8,13 +8,14 @@ score a multiplication (the relaxed knapsack: one Lagrange multiplier over all l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.costs.allocation import Flat
+from ticketry.core.costs.least import candidates, check_floor, in_units, total_of
 from ticketry.core.costs.weight_uses import COUNTED, times_used
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
@@ -81,65 +82,52 @@ def allocate_multiplications(
         LayerCollapseError: if a layer would be left empty; it says the least budget that leaves a weight in each. If
             the budget does not pay for `keep_at_least` weights in each layer, see `check_floor`.
     """
-    share = share_of(flops)
-    if not 0 < share <= 1:
-        raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
+    share = checked_flops(flops)
     flat = Flat.of(scores, within)
     parts = zip(scores, flat.values, strict=True)
     each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
     sizes = {name: score.numel() for name, score in scores.items()}
-    total = _total(sizes, prices)
-    if keep_at_least:
-        check_floor(sizes, prices, share, least=keep_at_least, what="multiplications")
-    chosen, worth, price = flat.taken(each, _in_units(share, total), keep_at_least)
+    total = total_of(sizes, prices)
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    check_multiplications(shapes, prices, share, within=within, least=keep_at_least)
+    chosen, worth, price = flat.taken(each, in_units(share, total), keep_at_least)
     mask = flat.mask(chosen)
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
         raise _collapsed(share, empty, flat.least(worth, price), total)
     return mask
 
 
-def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: float, *, least: int = 0, what: str) -> int:
-    """What a share of the cost of all weights is, in whole units; `LayerCollapseError` if it is below the floor.
+def checked_flops(flops: float | str) -> float:
+    """The share as a number; `UsageError` outside (0, 1]."""
+    share = share_of(flops)
+    if not 0 < share <= 1:
+        raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
+    return share
 
-    Args:
-        sizes: weights of each layer.
-        least: weights that every layer keeps; at least one in any case.
+
+def check_multiplications(
+    shapes: Mapping[str, tuple[int, ...]],
+    prices: Mapping[str, int],
+    share: float,
+    *,
+    within: Mask | None,
+    least: int,
+) -> None:
+    """Make sure that a share of the multiplications pays for `least` weights in each layer, if any are to be kept.
+
+    Raises:
+        LayerCollapseError: if it does not, see `check_floor`.
     """
-    least, total = max(least, 1), _total(sizes, prices)
-    budget = _in_units(share, total)
-    floors = {name: prices[name] * min(least, size) for name, size in sizes.items()}
-    floor = sum(floors.values())
-    if floor > budget:
-        dearest = max(floors, key=lambda name: floors[name])
-        weights = "one weight" if least == 1 else f"{least} weights"
-        raise LayerCollapseError(
-            f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
-            f" {_rounded_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
-            f" {floors[dearest]:,}: ask for that or more, or spare layers"
-        )
-    return budget
-
-
-def _total(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
-    return sum(prices[name] * size for name, size in sizes.items())
-
-
-def _in_units(share: float, total: int) -> int:
-    """A share of a whole, in decimal digits, as a density is."""
-    return int(Fraction(str(share)) * total)
-
-
-def _rounded_up(part: int, total: int) -> float:
-    """A share in four digits, not below the exact one."""
-    scale = 10**4
-    while 1000 * total > part * scale and scale < 10**16:
-        scale *= 10
-    return float(Fraction(-(-part * scale // total), scale))
+    if least:
+        sizes = {name: prod(shape) for name, shape in shapes.items()}
+        available = candidates(shapes, within)
+        check_floor(sizes, prices, share, least=least, what="multiplications", available=available)
 
 
 def _collapsed(share: float, empty: list[str], least: int | None, total: int) -> LayerCollapseError:
-    higher = "" if least is None else f"; each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it"
+    higher = "" if least is None else f"each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it, "
     return LayerCollapseError(
-        f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse){higher},"
-        " keep a weight in each (keep_at_least=1), or spare the layer"
+        f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse)",
+        f"{higher}spare the layer",
+        keep="keep a weight in each",
     )

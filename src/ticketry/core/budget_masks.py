@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate, global_counts, layer_shares
-from ticketry.core.budget import allocate_multiplications, check_floor
+from ticketry.core.budget import allocate_multiplications
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel, least_in_words
+from ticketry.core.costs.least import candidates, check_floor
 from ticketry.core.costs.mixed import allocate_mixed
 from ticketry.core.costs.saliency import output_energy
 from ticketry.core.layout import Layout, layouts
@@ -81,13 +82,14 @@ def allocate_budget(
     if not 0 < wanted <= 1:
         raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
     sizes = {name: score.numel() for name, score in scores.items()}
-    budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what)
+    available = candidates({name: tuple(score.shape) for name, score in scores.items()}, within)
+    budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what, available=available)
     if weighed and distribution == "global":
         return allocate_multiplications(scores, prices, wanted, within=within, keep_at_least=keep_at_least)
     try:
         return _by_rule(scores, prices, budget, distribution, within, keep_at_least)
     except LayerCollapseError as error:
-        raise LayerCollapseError(f"{wanted:g} of the {what}, distribution {distribution}: {error}") from None
+        raise error.at(f"{wanted:g} of the {what}, distribution {distribution}") from None
 
 
 def prune_to_budget(
@@ -198,8 +200,9 @@ def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, wit
             high = middle
     if best is None:
         raise LayerCollapseError(
-            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse): ask"
-            " for more, keep a weight in each (keep_at_least=1), or spare layers"
+            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse)",
+            "ask for more, spare layers",
+            keep="keep a weight in each",
         )
     return best
 

@@ -8,7 +8,7 @@ so that it is known of anybody's parametrisation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from ticketry.errors import MaskError
 
 _TRIALS = 3
 """Random tensors that zeros have to pass through: one of a few elements can come out right by luck."""
+
+_SHOWN = 5
+"""Rows that an error names."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,23 @@ class ComputedWeight:
         return True
 
     @torch.no_grad()
+    def without_a_number(self, given: Mapping[int, Tensor]) -> list[int]:
+        """Rows (indices of the first dimension) of the weight that are not all finite, with these originals."""
+        weight = self.value(given)
+        return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
+
+    @torch.no_grad()
     def removes(self, removed: Mapping[int, Tensor]) -> bool:
-        """Whether zeros at these places of originals (bool, by position) are zeros of the weight, and it is finite."""
+        """Whether zeros at these places of originals (bool, by position) are zeros of the weight, or no numbers."""
         removed = {place: each for place, each in removed.items() if each.any()}
         if not all(self.lets_zeros_pass(place) for place in removed):
             return False
-        if not removed:
-            return True
-        weight = self.value({i: self.originals[i].detach().masked_fill(each, 0) for i, each in removed.items()})
-        return bool(weight.isfinite().all()) and not any(weight[each].any() for each in removed.values())
+        weight = self.value(self.masked(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
+        return not any(weight[each].any() for each in removed.values())
+
+    def masked(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Originals, by position, with zeros at these places."""
+        return {place: self.originals[place].detach().masked_fill(each, 0) for place, each in removed.items()}
 
     def _computed(self, given: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
         """With `draw`, all that is not given is random, the parameters of the parametrisation too."""
@@ -125,13 +136,41 @@ def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], ma
                 " parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
-        if computed.removes(removed):
-            continue
+        if not computed.removes(removed):
+            raise MaskError(
+                f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
+                f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): make the weight a"
+                " parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+        _require_numbers(computed, computed.masked(removed), f"the mask of {' and '.join(map(repr, masked.values()))}")
+
+
+def require_numbers(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
+    """Make sure that weights of `model` that are computed stay numbers where gates multiply what they come from.
+
+    Args:
+        parameters: that have gates.
+        products: of each with its gates.
+
+    Raises:
+        MaskError: naming the rows that would not.
+    """
+    given = dict(zip(map(id, parameters), products, strict=True))
+    for computed in computed_weights(model):
+        own = {place: given[id(one)] for place, one in enumerate(computed.originals) if id(one) in given}
+        if own:
+            _require_numbers(computed, own, "what gates leave of a parameter")
+
+
+def _require_numbers(computed: ComputedWeight, given: Mapping[int, Tensor], what: str) -> None:
+    rows = computed.without_a_number(given)
+    if rows:
+        shown = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
         raise MaskError(
-            f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
-            f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}), or makes it no number, as"
-            " where weight_norm divides by the norm of a row that is removed altogether: make the weight a parameter"
-            " first (torch.nn.utils.parametrize.remove_parametrizations), or keep one weight of each row"
+            f"{what} makes {len(rows)} of {len(computed.value())} rows of the weight computed from it no numbers (rows"
+            f" {shown} of {computed.local!r} of {type(computed.module).__name__}, by {computed.kind}), as weight_norm"
+            " divides by the norm of a row that is removed altogether: keep one weight of each row, or make the weight"
+            " a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
         )
 
 

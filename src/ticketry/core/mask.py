@@ -250,11 +250,11 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     return Mask(permuted)
 
 
-def require_mask(mask: object) -> None:
-    """Make sure that what is given as a mask is one; `UsageError` says how to make one."""
+def require_mask(mask: object, name: str = "mask") -> None:
+    """Make sure that what is given as the argument `name` is a mask; `UsageError` says how to make one."""
     if not isinstance(mask, Mask):
         raise UsageError(
-            f"a mask is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
+            f"{name}= is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
             " tk.Mask({name: tensor, …}) makes one of tensors of 0 and 1 by the names of the model's parameters"
         )
 

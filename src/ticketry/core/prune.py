@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
-from ticketry.core.budget import allocate_multiplications, uses
+from ticketry.core.budget import allocate_multiplications, check_multiplications, checked_flops, uses
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.least import check_least_of
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
-from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_density
+from ticketry.core.mask import Mask, require_mask
+from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
@@ -88,7 +89,7 @@ def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[
     except LayerCollapseError as error:
         if target == wanted:
             raise
-        raise LayerCollapseError(f"on the way to {what} {wanted:g}: {error}") from None
+        raise error.at(f"on the way to {what} {wanted:g}") from None
 
 
 def measures_at_mask(score: Score) -> bool:
@@ -194,6 +195,8 @@ def prune(
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
     """
+    if within is not None:
+        require_mask(within, "within")
     put_back(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
@@ -219,7 +222,8 @@ def prune(
         find = partial(scores_in, function, model, scope, seen, ScoreInputs(batches, loss, seed))
         if flops is not None:
             _refuse_costs(cost, structure)
-            prices = uses(model, scope, example_inputs)
+            share, prices = checked_flops(flops), uses(model, scope, example_inputs)
+            check_multiplications(scope.shapes, prices, share, within=within, least=check_at_least(keep_at_least))
             return allocate_multiplications(find(), prices, flops, within=within, keep_at_least=keep_at_least)
         by_energy = in_blocks(structure) and function is magnitude
         request = Request(
@@ -257,6 +261,9 @@ def prune(
         )
     # A mask that has the density already, but for the rounding to whole weights, is one to go on from.
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
+    known = None if pattern.unstructured else layouts(model, scope)
+    least = max(check_at_least(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
+    check_least_of(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
         inputs = kept_batches(inputs, model)
@@ -275,7 +282,7 @@ def prune(
                 collapse=collapse,
                 keep_at_least=keep_at_least,
                 pattern=pattern,
-                layouts=None if pattern.unstructured else layouts(model, scope),
+                layouts=known,
             )
     assert mask is not None
     return mask

@@ -289,6 +289,9 @@ OVER_ONE_AXIS = {
     "max, dilated, rounded up": (nn.MaxPool1d(2, 2, dilation=2, ceil_mode=True), "max_pool2d"),
     "mean": (nn.AvgPool1d(4), "avg_pool2d"),
     "mean without what is padded": (nn.AvgPool1d(3, 2, 1, count_include_pad=False), "avg_pool2d"),
+    "mean of all places": (nn.AvgPool1d(16), "global_avg_pool"),
+    "mean of all and of zeros around": (nn.AvgPool1d(18, padding=1), "avg_pool2d"),
+    "to as many places": (nn.AdaptiveAvgPool1d(16), "conv2d"),
     "to four places": (nn.AdaptiveAvgPool1d(4), "avg_pool2d"),
     "to one place": (nn.AdaptiveAvgPool1d(1), "global_avg_pool"),
     "written out": (Of(lambda m, x: x.mean(-1)), "global_avg_pool"),
@@ -301,6 +304,25 @@ def test_poolings_over_one_axis(name: str) -> None:
     graph = captured(nn.Sequential(SIGNAL, pooling), torch.randn(3, 4, 16))
     assert ops(graph).count(wanted) == 1
     assert all(one.native for one in graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("over_one", "over_two"),
+    [
+        (nn.MaxPool1d(3, 2, 1, 1, ceil_mode=True), nn.MaxPool2d((1, 3), (1, 2), (0, 1), 1, ceil_mode=True)),
+        (nn.MaxPool1d(2, dilation=3), nn.MaxPool2d((1, 2), dilation=(1, 3))),
+        (nn.AvgPool1d(3, 2, 1, count_include_pad=False), nn.AvgPool2d((1, 3), (1, 2), (0, 1), count_include_pad=False)),
+        (nn.AvgPool1d(16), nn.AvgPool2d((1, 16))),
+        (nn.AdaptiveAvgPool1d(4), nn.AdaptiveAvgPool2d((1, 4))),
+        (nn.AdaptiveAvgPool1d(1), nn.AdaptiveAvgPool2d(1)),
+    ],
+)
+def test_a_window_over_one_axis_is_that_over_pictures_of_height_1(over_one: nn.Module, over_two: nn.Module) -> None:
+    x = torch.randn(3, 4, 16)
+    one = captured(nn.Sequential(SIGNAL, over_one), x)
+    two = captured(nn.Sequential(nn.Conv2d(4, 6, (1, 3), padding=(0, 1)), over_two), x.unsqueeze(2))
+    (pooled,), (wanted,) = ([each for each in graph.nodes if "pool" in each.op] for graph in (one, two))
+    assert (pooled.op, pooled.attrs) == (wanted.op, wanted.attrs)
 
 
 def test_a_signal_that_does_not_part_evenly_stays():

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from search.known_costs import costs
+from search.known_costs import task as small_task
 from ticketry.errors import TicketryError
 from ticketry.search import method
 
 SCORED = ("acdc", "early", "gradual", "iterative", "oneshot", "regularised")
 
 
-def refused(folder: Path, name: str, **settings: Any) -> str:
+BLOCKS = ("early", "gradual", "iterative", "oneshot", "regularised")
+CHANNELS = ("early", "gradual", "iterative", "oneshot")
+
+
+def refused(folder: Path, name: str, of: tk.Task | None = None, **settings: Any) -> str:
     """The error of a search on digits, in which nothing was trained before."""
-    task, search = tk.task("digits"), method(name)
+    task, search = of or tk.task("digits"), method(name)
     with tk.Lab(folder) as lab:
         with pytest.raises(TicketryError) as error:
             search(lab, task, search.Settings(**settings), recipe=task.recipe.changed(length="20it"))
@@ -40,7 +46,40 @@ def test_more_weights_than_the_density_has(tmp_path: Path, name: str) -> None:
     """59 weights, and three layers of 20."""
     size = tk.scope(tk.task("digits").build()).total
     told = refused(tmp_path, name, **of_density(name, 59.4 / size), keep_at_least=20)
-    assert "is too low to keep 20 weights in each of 3 layers: choose a higher one, keep fewer" in told
+    assert "is too low to keep 20 weights in each of 3 layers: it is 59 weights, and those would be 60, 20 of" in told
+    assert "choose a higher one, keep fewer in each" in told
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_more_weights_in_blocks_than_the_density_has(tmp_path: Path, name: str) -> None:
+    """30 weights of each of three layers are more than 70, by more than half a block."""
+    size = tk.scope(tk.task("digits").build()).total
+    more = {"penalty": "group_lasso"} if name == "regularised" else {}
+    told = refused(tmp_path, name, **of_density(name, 70.4 / size), keep_at_least=30, pattern="16x1", **more)
+    assert "it is 70 weights, and those would be" in told
+    assert "in whole blocks of 16x1" in told
+
+
+@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("aim", ["time", "bytes"])
+def test_more_weights_than_the_costs_in_a_profile_pay_for(tmp_path: Path, name: str, aim: str) -> None:
+    """With all weights kept in each layer a network costs all that it did."""
+    model = costs("seconds" if aim == "time" else "bytes")
+    file, sizes = model.save(tmp_path / "costs.json"), {name: one.weights for name, one in model.layers.items()}
+    dearest = max(sizes, key=lambda name: sizes[name])
+    given: dict[str, Any] = {aim: (0.5,), "profile": str(file), "keep_at_least": max(sizes.values())}
+    told = refused(tmp_path / "store", name, of=small_task(), **given)
+    assert "LayerCollapseError: a budget of" in told
+    assert f"(1 of dense) that the network costs with {max(sizes.values())} weights in each of {len(sizes)} la" in told
+    assert f"of which {dearest} takes" in told
+
+
+@pytest.mark.parametrize("name", [*CHANNELS, "l0", "decorators"])
+def test_more_channels_than_the_density_has_weights_for(tmp_path: Path, name: str) -> None:
+    more: dict[str, Any] = {} if name == "decorators" else {"structured": True}
+    task = tk.task("digits", model="resnet-20@0.25") if name == "decorators" else None
+    told = refused(tmp_path, name, of=task, **of_density(name, 0.05), keep_at_least=4 if task else 40, **more)
+    assert "LayerCollapseError: density 0.05 cannot be reached by removing channels: with" in told
 
 
 @pytest.mark.parametrize("name", SCORED)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ticketry.core.allocate import largest
 from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.least import check_priced, check_within
 from ticketry.core.costs.selection import affordable, spent_with
 from ticketry.core.mask import Mask
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
@@ -43,8 +44,7 @@ class Flat:
         """Raises what `allocate_cost` does of scores."""
         if not scores:
             raise MaskError("there are no scores to allocate by")
-        if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
-            raise MaskError("the mask to go on from is not of the tensors that have scores")
+        check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
         values = []
         for name, score in scores.items():
             check_worth(name, score)
@@ -120,8 +120,7 @@ def allocate_cost(
         MaskError: for scores that are not numbers.
         LayerCollapseError: if a layer would be left empty; it says the least budget that leaves a weight in each.
     """
-    if missing := [name for name in scores if name not in curves]:
-        raise UsageError(f"there is no cost of {', '.join(missing)}: spare them in the scope")
+    check_priced(scores, curves)
     flat = Flat.of(scores, within)
     hulls = [curves[name].convex() for name in scores]
     base = sum(hull.costs[0] for hull in hulls)
@@ -148,10 +147,11 @@ def allocate_cost(
             amount = f"{1.0005 * (base + least * unit):.4g}"
             if in_words is not None:
                 amount = in_words(flat.mask(flat.taken(prices, least, keep_at_least)[0]))
-            enough = f"; each is left some at {amount}: ask for that,"
+            enough = f"each is left some at {amount}: ask for that, "
         raise LayerCollapseError(
-            f"the budget would leave no weight in {', '.join(empty)} (layer collapse){enough or ':'} keep a weight in"
-            " each (keep_at_least=1), or spare the layer"
+            f"the budget would leave no weight in {', '.join(empty)} (layer collapse)",
+            f"{enough}spare the layer",
+            keep="keep a weight in each",
         )
     return mask
 

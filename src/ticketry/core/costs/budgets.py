@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.words import Unit
-from ticketry.core.mask import Mask
+from ticketry.core.costs.least import candidates, check_all_kept, check_floor_of_costs
+from ticketry.core.costs.words import Unit, share_or_amount
+from ticketry.core.mask import Mask, require_mask
+from ticketry.core.pattern import check_at_least
 from ticketry.core.scope import Scope
 from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import UsageError
@@ -36,6 +38,8 @@ class Request:
     """Of the model; None for those of this machine, measured now."""
 
     def __post_init__(self) -> None:
+        if self.within is not None:
+            require_mask(self.within, "within")
         if self.structure != NONE and not self.in_blocks:
             raise UsageError(
                 "the structure under a budget is none, auto, weights or rows:N (such as rows:16), not"
@@ -50,6 +54,27 @@ class Request:
                 f"structure {self.structure} chooses whole blocks of each layer anew: leave out within and"
                 " keep_at_least"
             )
+        if self.in_blocks and self.unit != "seconds":
+            raise UsageError(
+                f"what goes together makes no difference in {self.unit}: structure {self.structure} is for a time"
+            )
+        share, is_share = share_or_amount(self.amount, self.unit)
+        if check_at_least(self.keep_at_least) and is_share:
+            check_all_kept(self._candidates, share, self.keep_at_least, self.unit)
+
+    def check_floor(self, costs: CostModel) -> None:
+        """Make sure that the budget pays for the weights that every layer keeps: before any mask is scored or timed.
+
+        Raises:
+            UsageError: for a budget below what empty layers cost.
+            LayerCollapseError: for one below what these weights cost, see `least.check_floor_of_costs`.
+        """
+        if self.keep_at_least:
+            check_floor_of_costs(costs, self._candidates, costs.budget(self.amount), self.keep_at_least)
+
+    @property
+    def _candidates(self) -> dict[str, int]:
+        return candidates(self.scope.shapes, self.within)
 
     @property
     def in_blocks(self) -> bool:

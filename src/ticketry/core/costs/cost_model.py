@@ -16,7 +16,7 @@ from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.core.costs.words import Unit, in_columns, parsed, told, told_above
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.errors import CostError, UsageError
 from ticketry.files import content_of, write_atomically
 
@@ -98,8 +98,10 @@ class CostModel(Struct, frozen=True):
         """What the network costs under a mask, with a 95 % interval. Rows that keep the same columns are noticed.
 
         Raises:
+            UsageError: if it is no mask.
             CostError: if the mask is of another model.
         """
+        require_mask(mask)
         shapes = {name: tensor.numel() for name, tensor in mask.items()}
         for name, size in shapes.items():
             if name not in self.layers or self.layers[name].weights != size:

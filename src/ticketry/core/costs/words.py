@@ -31,6 +31,16 @@ _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 def parsed(asked: float | str, unit: Unit, dense: float) -> float:
     """A budget in `unit`: a share of `dense` (0.3 or "30%"), or an amount ("5ms"). `UsageError` if it is none."""
+    number, is_share = share_or_amount(asked, unit)
+    return number * dense if is_share else number
+
+
+def share_or_amount(asked: float | str, unit: Unit) -> tuple[float, bool]:
+    """A share of the dense network's cost, or an amount in `unit`, and whether it is a share. `UsageError` if neither.
+
+    >>> share_or_amount("30%", "seconds"), share_or_amount("5ms", "seconds")
+    ((0.3, True), (0.005, False))
+    """
     wrong = UsageError(
         f"a budget of {unit} is a share of the dense network's, 0 < share <= 1 (0.3, 30%), or an amount such as"
         f" {_EXAMPLES[unit]}, not {asked!r}"
@@ -46,11 +56,11 @@ def parsed(asked: float | str, unit: Unit, dense: float) -> float:
         if match[2] and match[2] != "%":
             if match[2] not in _UNITS[unit] or not number > 0:
                 raise wrong
-            return number * _UNITS[unit][match[2]]
+            return number * _UNITS[unit][match[2]], False
         asked = number / 100 if match[2] else number
     if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 < asked <= 1:
         raise wrong
-    return asked * dense
+    return asked, True
 
 
 def told(value: float, unit: Unit) -> str:

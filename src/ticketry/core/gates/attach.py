@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import is_spread
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
@@ -14,7 +15,7 @@ from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.kinds import kind_of
 from ticketry.core.gates.parameter_swap import gated_parameters
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -75,11 +76,11 @@ def attach(
         charges: what open gates cost in the penalty, see `Charges`; None charges all weights alike.
 
     Raises:
-        UsageError: for an unknown kind or pattern, one without blocks (2:4), charges of other weights, or an s0 that is
-            not a finite number, or if a parameter has gates already, or lies in parts on several devices
-            (`fully_shard`).
+        UsageError: for a `within` that is no mask, an unknown kind or pattern, one without blocks (2:4), charges of
+            other weights, or an s0 that is not a finite number, or if a parameter has gates already, or lies in parts
+            on several devices (`fully_shard`).
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
-            keeps parts of blocks.
+            keeps parts of blocks, or would make a weight that is computed (weight_norm) no number.
 
     Examples:
         >>> model = nn.Linear(4, 3)
@@ -112,6 +113,8 @@ def attach(
         ...     pass  # draws gates in eval mode too: to train them over frozen weights
     """
     check_model(model, init)
+    if within is not None:
+        require_mask(within, "within")
     if scope is not None:
         parameters = scope.parameters(model)
     else:
@@ -119,6 +122,8 @@ def attach(
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     prepare(model, parameters)
+    if within is not None:
+        require_removed(model, parameters, within)
     if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
         raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.allocate import allocate_or_keep
+from ticketry.core.computed_weights import computed_weights, require_numbers
 from ticketry.core.gates.charges import Charges, charged
 from ticketry.core.gates.gate_kind import Kind, Moment, gated
 from ticketry.core.gates.logits import (
@@ -19,9 +20,11 @@ from ticketry.core.gates.logits import (
     check_devices,
     check_numbers,
     check_state,
+    counted,
     hardened_mask,
     kept_like,
     logits_like,
+    on_for_a_block,
     uniform_like,
 )
 from ticketry.core.gates.parameter_swap import Swap, places_of
@@ -159,24 +162,25 @@ class Gates:
     def hard(self, on: bool = True) -> None:
         """Compute with hard gates (`on`) or not, in train and eval mode; s then gets no gradient.
 
-        Otherwise training uses the soft or drawn gates, and what eval mode uses is said by each kind.
+        Otherwise training uses the soft or drawn gates, and what eval mode uses is said by each kind. Where these leave
+        nothing of a row whose norm `weight_norm` divides by, a call is a `MaskError`.
         """
         self._hard = on
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
         """Hard gates for the length of a block."""
-        return self._while("_hard")
+        return on_for_a_block(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
         """The model without its gates, for the length of a block: its bare weights, such as for a teacher's outputs."""
-        return self._while("_lifted")
+        return on_for_a_block(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
         """The gates of training in eval mode too, for the length of a block.
 
         To train gates over frozen weights: nothing of the model is then as when it trains, but the gates.
         """
-        return self._while("_drawing")
+        return on_for_a_block(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """The mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off; see `ties`.
@@ -220,13 +224,8 @@ class Gates:
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
         """How far the gates (those within the mask) are open, in `bins` equal bins, at least one (`UsageError`)."""
-        if bins < 1:
-            raise UsageError(f"a histogram has at least one bin, not {bins!r}")
-        counts = {}
-        for name, logits in zip(self._names, self._inside(), strict=True):
-            opened = self.kind.open(logits, self._moment).double().cpu()
-            counts[name] = tuple(int(count) for count in torch.histc(opened, bins, 0, 1))
-        return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
+        opened = [self.kind.open(logits, self._moment) for logits in self._inside()]
+        return counted(dict(zip(self._names, opened, strict=True)), bins)
 
     # -- rounds and the end ----------------------------------------------------------------------------------------
 
@@ -262,12 +261,15 @@ class Gates:
     def detach(self, *, apply: bool = False) -> None:
         """Take the gates off, once (else `UsageError`). The handle stays good for masks and reports.
 
-        The weights are as training left them, or with `apply` times the hard gates.
+        The weights are as training left them, or with `apply` times the hard gates (a `MaskError` as of `hard`).
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")
-        self._swap.remove()
         parameters = self._swap.parameters
+        if apply and next(computed_weights(self._model), None):
+            products = self._fixed(range(len(parameters)), parameters, self.kind.hard_gate)
+            require_numbers(self._model, parameters, products)
+        self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
             parameter.copy_(self._fixed([number], [parameter], self.kind.hard_gate)[0])
@@ -326,15 +328,6 @@ class Gates:
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1
 
-    @contextlib.contextmanager
-    def _while(self, flag: str) -> Iterator[None]:
-        before = getattr(self, flag)
-        setattr(self, flag, True)
-        try:
-            yield
-        finally:
-            setattr(self, flag, before)
-
     def _set_progress(self, progress: float) -> None:
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
         self._checked = -1
@@ -369,7 +362,9 @@ class Gates:
             return list(weights)
         self._check_devices(numbers, weights)
         if self._hard or not (self._model.training or self._drawing):
-            return self._fixed(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
+            made = self._fixed(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
+            require_numbers(self._model, weights, made)
+            return made
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._versions
         return self._trained(numbers, weights, everything)

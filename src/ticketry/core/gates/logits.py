@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,17 @@ def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds:
             )
 
 
+@contextmanager
+def on_for_a_block(thing: object, flag: str) -> Iterator[None]:
+    """An attribute that is True for the length of a block."""
+    before = getattr(thing, flag)
+    setattr(thing, flag, True)
+    try:
+        yield
+    finally:
+        setattr(thing, flag, before)
+
+
 def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor]) -> None:
     """See that gates are where the weights are that they multiply.
 
@@ -135,3 +147,14 @@ class Histogram:
     def total(self) -> tuple[int, ...]:
         """Gates of all parameters in each bin."""
         return tuple(map(sum, zip(*self.counts.values(), strict=True)))
+
+
+def counted(opened: Mapping[str, Tensor], bins: int) -> Histogram:
+    """Gates by how far each is open, in equal bins; raises `UsageError` for less than one."""
+    if bins < 1:
+        raise UsageError(f"a histogram has at least one bin, not {bins!r}")
+    counts = {
+        name: tuple(int(count) for count in torch.histc(each.double().cpu(), bins, 0, 1))
+        for name, each in opened.items()
+    }
+    return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ticketry.choices import check_choice
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import processes_of
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import Loss, ScoreInputs
@@ -38,10 +38,12 @@ def measuring(
     ``requires_grad`` and the generators are as before. Memory: a copy of the buffers and, with `at`, of the weights.
 
     Raises:
-        UsageError: for another word than batch or running.
+        UsageError: for another word than batch or running, or an `at` that is no mask.
         MaskError: if `at` is not a mask of the scope, or makes a weight that is computed of what it masks no number.
     """
     check_choice("norms", norms, NORMS)
+    if at is not None:
+        require_mask(at, "at")
     if at is not None and at.shapes != dict(scope.shapes):
         raise MaskError("the mask to measure at is not of the parameters in scope")
     parameters = scope.parameters(model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
 from ticketry.core.score._measure import checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
@@ -49,7 +49,8 @@ def synflow(
         loss: see `batches`.
 
     Raises:
-        UsageError: without a batch, if the loss does not call the model, or for a norm's parameter in scope.
+        UsageError: without a batch, for an `at` that is no mask, if the loss does not call the model, or for a norm's
+            parameter in scope.
         ScoreError: if all scores are 0 or one is not finite.
 
     Examples:
@@ -59,6 +60,8 @@ def synflow(
         {'0.weight': tensor([[10.],
                 [21.]], dtype=torch.float64), '1.weight': tensor([[10., 21.]], dtype=torch.float64)}
     """
+    if at is not None:
+        require_mask(at, "at")
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
     passed = (*NORMS, *bypass)

@@ -11,8 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from ticketry.core.costs.least import check_least_of
+from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_density, check_distribution
+from ticketry.core.pattern import Pattern, check_at_least, check_density, check_distribution
 from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -66,8 +68,19 @@ class Gradual:
             "score": get(choice.get("score", "magnitude")),
             "pattern": _of_any_density(choice.get("pattern", "unstructured")),
         }
+        self._check_least()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
+
+    def _check_least(self) -> None:
+        """Tell more weights to keep than the last density has, before anything is trained; raises as `prune`."""
+        choice, scope = self._choice, self._choice["scope"]
+        assert isinstance(scope, Scope)
+        pattern = choice["pattern"]
+        assert isinstance(pattern, Pattern)
+        known = None if pattern.unstructured else layouts(self._model, scope)
+        least = max(check_at_least(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
+        check_least_of(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=known)
 
     @property
     def mask(self) -> Mask:
@@ -188,6 +201,7 @@ def gradual(
     Raises:
         UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which
             has no mask of the densities on the way.
+        LayerCollapseError: for a `keep_at_least` that the density does not pay for.
 
     Examples:
         >>> model = nn.Linear(10, 10)

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from ticketry.core.allocate import allocate, largest
 from ticketry.core.layout import Layout, best_of_m, layouts
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.ranking import Count, global_order, remove
@@ -49,6 +49,7 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
             grouped convolution read the same inputs; without it, dimension 0 is taken as one run of rows.
 
     Raises:
+        UsageError: if `mask` is no mask.
         MaskError: if a model is given that the mask does not fit.
 
     Examples:
@@ -58,6 +59,7 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
         >>> control.kept == grouped.kept, control == grouped
         (True, False)
     """
+    require_mask(mask)
     views = {} if model is None else matrix_views(model, mask)
     return Mask(
         {

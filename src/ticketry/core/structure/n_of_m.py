@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Layout, best_of_m, layouts
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import parameters_of, scope
 from ticketry.errors import MaskError, StructureError, UsageError
 
@@ -37,7 +37,7 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
         A mask of the tensors of `mask`.
 
     Raises:
-        UsageError: if not 1 <= n < m, or a pattern of `spare` matches nothing.
+        UsageError: if `mask` is no mask, not 1 <= n < m, or a pattern of `spare` matches nothing.
         MaskError: if the mask does not fit the model, or a weight is not a number.
         StructureError: if the mask has weights of a layer whose inputs are unknown, such as an embedding.
 
@@ -48,6 +48,7 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
         tensor([[1, 1, 0, 0, 1, 1, 0, 0],
                 [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.int32)
     """
+    require_mask(mask)
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
     spared = parameters_of(model, spare, "spare")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ticketry.engine.capture.editor import (
     tensor_of,
     value_of,
 )
-from ticketry.engine.capture.lower_pools import adaptive, adaptive_1d, in_a_picture, mean, pair, pool, pool_1d
+from ticketry.engine.capture.lower_pools import adaptive, in_a_picture, mean, pair, pool
 from ticketry.engine.capture.same_rows import rows_of
 from ticketry.engine.graph import Json, Node, node
 from ticketry.engine.graph.attribute_kinds import is_act
@@ -312,8 +313,8 @@ RULES: Mapping[str, Lowering] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), pool),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d"), pool_1d),
-    "adaptive_avg_pool1d": adaptive_1d,
+    **dict.fromkeys(("max_pool1d", "avg_pool1d"), partial(pool, axes=1)),
+    "adaptive_avg_pool1d": partial(adaptive, axes=1),
     **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), adaptive),
     "mean": mean,
     **dict.fromkeys(("softmax", "_softmax"), _softmax),

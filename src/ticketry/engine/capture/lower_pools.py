@@ -15,37 +15,48 @@ def pair(value: Json) -> list[int]:
     return [sizes[0], sizes[-1]]
 
 
-def pool(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,) = editor.floats(one, found["self"], axes=4)
-    kernel, padding = pair(found["kernel_size"]), pair(found["padding"])
+def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
+    """A setting of a window over height and width; over one axis it is `beside` along the other."""
+    return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
+
+
+def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node]:
+    (x,) = editor.floats(one, found["self"], axes=2 + axes)
+    kernel, padding = window_of(found["kernel_size"], axes, 1), window_of(found["padding"], axes, 0)
     window: dict[str, Json] = {
         "kernel": kernel,
-        "stride": pair(found["stride"] or found["kernel_size"]),
+        "stride": window_of(found["stride"] or found["kernel_size"], axes, 1),
         "padding": padding,
         "ceil": found["ceil_mode"],
     }
     if "dilation" in found:
-        return [node("max_pool2d", (x,), one.output, **window, dilation=pair(found["dilation"]))]
-    need(found["divisor_override"] is None)
+        return _over(axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1))
+    need(found.get("divisor_override") is None)
     made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
-    covers = all(size >= int(side or 0) for size, side in zip(kernel, shape[2:], strict=True))
-    if made[2:] == (1, 1) and covers and padding == [0, 0]:
-        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
-    return [node("avg_pool2d", (x,), one.output, **window, count_include_pad=found["count_include_pad"])]
+    covers = all(size >= int(side or 0) for size, side in zip(kernel[-axes:], shape[2:], strict=True))
+    if set(made[2:]) == {1} and covers and padding == [0, 0]:
+        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
+    return _over(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
 
 
-def pool_1d(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A pooling over one axis is one over pictures of height 1."""
-    (x,) = editor.floats(one, found["self"], axes=3)
-    window: dict[str, Json] = {
-        "kernel": [1, pair(found["kernel_size"])[1]],
-        "stride": [1, pair(found["stride"] or found["kernel_size"])[1]],
-        "padding": [0, pair(found["padding"])[1]],
-        "ceil": found["ceil_mode"],
-    }
-    if "dilation" in found:
-        return in_a_picture(editor, one, x, "max_pool2d", **window, dilation=[1, pair(found["dilation"])[1]])
-    return in_a_picture(editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
+    (x,) = editor.floats(one, found["self"], axes=2 + axes)
+    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
+    if before == after:
+        return x
+    if set(after[2:]) == {1}:
+        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
+    sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
+    need(all(new and not old % new for old, new in sizes))
+    kernel = window_of([old // new for old, new in sizes], axes, 1)
+    return _over(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
+
+
+def _over(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+    """An operation on pictures; over one axis it is one on pictures of height 1."""
+    if axes == 1:
+        return in_a_picture(editor, one, x, op, **attributes)
+    return [node(op, (x,), one.output, **attributes)]
 
 
 def in_a_picture(
@@ -56,30 +67,6 @@ def in_a_picture(
     picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
     result = editor.make(op, (picture.output,), one.output, weights, **attributes)
     return [picture, result, node("reshape", (result.output,), one.output, shape=list(made))]
-
-
-def adaptive_1d(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    (x,) = editor.floats(one, found["self"], axes=3)
-    old, new = (int((editor.shape(name) or ())[2] or 0) for name in (x, one.output))
-    if old == new:
-        return x
-    if new == 1:
-        return in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
-    need(new and not old % new)
-    return in_a_picture(editor, one, x, "avg_pool2d", kernel=[1, old // new], stride=[1, old // new])
-
-
-def adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    (x,) = editor.floats(one, found["self"], axes=4)
-    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
-    if before == after:
-        return x
-    if after[2:] == (1, 1):
-        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
-    sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
-    need(all(new and not old % new for old, new in sizes))
-    kernel = [old // new for old, new in sizes]
-    return [node("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)]
 
 
 def mean(editor: Editor, one: Node, found: Found) -> list[Node]:

@@ -44,7 +44,7 @@ from ticketry.engine.cost.profiles import profile, profile_names
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import model_file
 from ticketry.engine.graph.origins import origins
-from ticketry.errors import CostError, UsageError
+from ticketry.errors import CostError
 
 THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
 
@@ -228,14 +228,12 @@ def mask_for(request: Request) -> Mask:
         if request.cost is not None and (other := _elsewhere(request.cost)):
             warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=3)
             _tell_of_torch(request.cost)
+            request.check_floor(request.cost)
             allocate = _allocation(request, request.cost, _values(request))
             return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
         return _met(request, torch.get_num_threads()).mask
     costs = request.cost or model(request.model, request.example_inputs, unit=request.unit, scope=request.scope)
-    if request.in_blocks:
-        raise UsageError(
-            f"what goes together makes no difference in {request.unit}: structure {request.structure} is for a time"
-        )
+    request.check_floor(costs)
     return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, _values(request)))
 
 
@@ -252,14 +250,18 @@ def _at_most(costs: CostModel, budget: float, allocate: Callable[[float], Mask])
 
 def _met(request: Request, threads: int) -> Met:
     meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope)
-    costs, values = request.cost, _values(request)
+    costs = request.cost
+    if costs is not None:  # what they tell is told before weights are scored
+        if other := _elsewhere(costs):
+            raise CostError(f"a time cannot be met here: {other}")
+        request.check_floor(_fits(costs, meter))
+    values = _values(request)
     if costs is None:
         names = _granularities(request.structure)
         costs = measured(meter, names, _family(meter, request.scope, _among(values, request.within)))
-    elif other := _elsewhere(costs):
-        raise CostError(f"a time cannot be met here: {other}")
+        request.check_floor(costs)
     _tell_of_torch(costs)
-    return meet_by(meter, _fits(costs, meter), request.amount, _allocation(request, costs, values))
+    return meet_by(meter, costs, request.amount, _allocation(request, costs, values))
 
 
 def _granularities(structure: str) -> tuple[str, ...]:

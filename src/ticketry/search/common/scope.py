@@ -166,40 +166,66 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
         embeddings=settings.embeddings,
     )
     if isinstance(settings, Scored) and not is_structured(settings):
-        _check_layers(chosen, settings)
+        _check_layers(replicate, chosen, settings)
+    if is_structured(settings) and getattr(settings, "keep_at_least", 0) > 1:
+        _check_channels(replicate, chosen, settings)
     if aim_of(settings):
         _check_budget(replicate, chosen, settings)
     return chosen
 
 
-def _check_layers(scope: Scope, settings: Scored) -> None:
+def _check_layers(replicate: Replicate, scope: Scope, settings: Scored) -> None:
     """Tell names of layers that are not pruned, and more weights to keep than there are, before anything is trained."""
-    from ticketry.core.allocate import check_least
-    from ticketry.core.pattern import kept_elements
+    from ticketry.core.costs.least import check_least_of
+    from ticketry.core.layout import layouts
     from ticketry.core.scope import covered
 
     covered(scope, settings.half_rate, "half_rate")
-    density, single = settings.sparsest, pattern_in(settings) == UNSTRUCTURED
-    if settings.keep_at_least and density is not None and single and not aim_of(settings):
-        sizes = {name: size for name, size in scope.sizes.items() if size}
-        check_least(sizes, sizes, settings.keep_at_least, kept_elements(density, scope.total), density)
+    density, least, pattern = settings.sparsest, settings.keep_at_least, Pattern.parse(pattern_in(settings))
+    if least and density is not None and not aim_of(settings):
+        known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)
+        check_least_of(scope.shapes, density, least, pattern=pattern, layouts=known)
+
+
+def _check_channels(replicate: Replicate, scope: Scope, settings: Any) -> None:
+    """Tell more channels to keep than the density has weights for, before anything is trained.
+
+    Where one channel of each group is enough, as it mostly is, the first cut tells it: following the network takes
+    seconds, which a run that is told again would need too.
+    """
+    from ticketry.core.structure.channel_wise.choose import check_channels
+
+    lab, task = replicate.lab, replicate.task
+    density = settings.sparsest if isinstance(settings, Scored) else min(settings.targets)
+    if density is not None:
+        check_channels(
+            lab.model(task),
+            lab.structure(task),
+            density,
+            scope=scope,
+            keep_at_least=settings.keep_at_least,
+            multiple=getattr(settings, "multiple", 1),
+        )
 
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     """Tell a budget below the floor, and layers that have no price, before anything is trained."""
-    from ticketry.core.budget import check_floor
+    from ticketry.core.costs.least import candidates, check_floor, check_floor_of_costs
     from ticketry.lab.budget_masks import prices_of, remember_costs
     from ticketry.lab.measured_time import check_new
 
+    share = min(settings.shares)
+    least = getattr(settings, "keep_at_least", 0) or int(getattr(settings, "collapse", "raise") == "keep")
     if settings.aim in BY_COSTS:
         costs = costs_in(settings.profile)
         if settings.measured:
             check_new(replicate.lab, costs)
         remember_costs(replicate.lab, replicate.task, costs, scope)
-        return  # what is below the floor could not be read as a share
+        # What is below the cost of empty layers could not be read as a share.
+        check_floor_of_costs(costs, candidates(scope.shapes, None), share * costs.dense, least)
+        return
     what, prices = COUNTED[settings.aim], prices_of(replicate.lab, replicate.task, scope)
-    sizes = {name: value.numel() for name, value in scope.parameters(replicate.lab.model(replicate.task)).items()}
-    check_floor(sizes, prices, min(settings.shares), least=getattr(settings, "keep_at_least", 0), what=what)
+    check_floor(scope.sizes, prices, share, least=least, what=what)
 
 
 OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}

@@ -66,7 +66,6 @@ def paid_mask(lab: Lab, result: Result, settings: Aimed, share: float, collapse:
     Raises:
         LayerCollapseError: naming parameters that have none of them, unless `collapse` is ``keep``.
     """
-    from ticketry.core.allocate import told_by_collapse
     from ticketry.core.budget_masks import allocate_budget
     from ticketry.errors import LayerCollapseError
     from ticketry.lab.budget_masks import as_asked, terms_in
@@ -83,12 +82,10 @@ def paid_mask(lab: Lab, result: Result, settings: Aimed, share: float, collapse:
             return allocate_budget(scores, prices, of, weighed=False, keep_at_least=least)
 
         try:
-            with told_by_collapse():
-                return as_asked(lab, task, prices, terms, share, cut)
+            return as_asked(lab, task, prices, terms, share, cut)
         except LayerCollapseError as error:
-            raise LayerCollapseError(
-                f"{goal(settings, share)}, of the gates after {result.segment.steps} steps: {error}"
-            ) from None
+            where = f"{goal(settings, share)}, of the gates after {result.segment.steps} steps"
+            raise error.keeping_by("collapse=keep").at(where) from None
 
     described = {"gates": result.variants[Gating.name], "of": result.segment.key}
     return lab.remembered_mask({**described, "budget": {"of": terms, "share": share}, "collapse": collapse}, made)

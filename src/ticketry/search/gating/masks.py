@@ -49,9 +49,10 @@ def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "ra
             return gates.allocate(density, collapse=collapse)
         except LayerCollapseError as error:
             raise LayerCollapseError(
-                f"{str(error).partition(' (layer collapse)')[0]} (layer collapse) after {result.segment.steps} steps of"
-                " mask training: choose a higher density, spare the layer, train masks for longer, or keep one weight"
-                " of it (collapse keep)"
+                f"{error.what} after {result.segment.steps} steps of mask training",
+                "choose a higher density, spare the layer, train masks for longer",
+                keep="keep one weight of it",
+                by="collapse keep",
             ) from None
 
     return _remembered(lab, result, {"density": density, "collapse": collapse}, made)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Roles, roles
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density
 from ticketry.core.prune import densities, on_the_way
 from ticketry.core.scope import Scope
@@ -120,7 +120,8 @@ def channels(
         MaskError: if `within` is no such mask.
         ScoreError: if the scores are not finite or all 0, or an operation lacks the derivatives that they need.
         StructureError: if the model cannot be followed or has no channels that can be removed.
-        LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group.
+        LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group, before
+            anything is scored.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -130,6 +131,8 @@ def channels(
         >>> mask.kept, mask.total
         (28, 56)
     """
+    if within is not None:
+        require_mask(within, "within")
     wanted = check_density(density, sparsity)
     order = ChannelOrder(distribution, keep_at_least, multiple)
     check_channel_score(score)
@@ -137,6 +140,7 @@ def channels(
     choice = Choice(model, known, scope_of(model) if scope is None else scope)
     if within is not None:
         choice.check_within(within)
+    choice.check_reachable(within, wanted, order)
     initial = 1.0 if within is None else max(within.density, wanted)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
@@ -148,6 +152,20 @@ def channels(
             mask = choice.cut(scores, mask, target, order)
     assert mask is not None
     return mask
+
+
+def check_channels(
+    model: nn.Module,
+    structure: Structure,
+    density: float,
+    *,
+    scope: Scope,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+) -> None:
+    """Make sure that `channels` can reach a density whatever the scores are; raises what it does if not."""
+    order = ChannelOrder("global", keep_at_least, multiple)
+    Choice(model, structure, scope).check_reachable(None, check_density(density), order)
 
 
 def cut_channels(
@@ -191,6 +209,15 @@ class Choice:
         for group, values in zip(self.groups, scores, strict=True):
             if bool(torch.isnan(values).any()):
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
+
+    def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
+        """Raises `LayerCollapseError` where no scores would let enough channels go."""
+        # The largest go first: those that have to stay are then as small as can be.
+        sizes = [
+            -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
+            for group in self.groups
+        ]
+        self.cut(sizes, within, density, order)
 
     def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
         """What is left of `within` at a density."""

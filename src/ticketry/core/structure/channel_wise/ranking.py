@@ -49,6 +49,11 @@ class Count:
         """Channels of a group that are not gone."""
         return int((~self.removed[group]).sum())
 
+    @property
+    def largest(self) -> str:
+        """The tensor that keeps most weights."""
+        return max(self._left, key=lambda name: prod(self._left[name]))
+
     def _change(self, group: int, channel: int, sign: int) -> None:
         for member in self.groups[group].parameters:
             left = self._left[member.name]
@@ -162,6 +167,8 @@ def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, limit
     if count.kept > target:
         raise LayerCollapseError(
             f"density {density:g} cannot be reached by removing channels: with {limits} left in each of"
-            f" {len(count.groups)} groups {count.kept / count.total:.4g} of the weights remain; choose a higher density"
+            f" {len(count.groups)} groups {count.kept / count.total:.4g} of the weights remain ({count.kept:,} of"
+            f" {count.total:,}, most of them in {count.largest})",
+            "choose a higher density, keep fewer channels in each (keep_at_least), or spare layers",
         )
     return count.removed

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Roles, roles
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -111,6 +111,7 @@ def refill(
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
+    require_mask(mask)
     check_refill_score(score)
     density = None if density is None else share_of(density)
     _check(plus, density, coupled, keep_at_least, multiple)

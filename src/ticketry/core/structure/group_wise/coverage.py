@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.seeds import generator
 from ticketry.core.structure.group_wise.columns import choose, group_worth
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views, row_groups
@@ -41,7 +41,7 @@ def coverage(
 
     Raises:
         MaskError: if a mask does not fit the model, or the two masks are not of the same tensors.
-        UsageError: for another word in the place of `null`.
+        UsageError: if `mask` or `structured` is no mask, or for another word in the place of `null`.
 
     Examples:
         >>> model = nn.Linear(32, 32, bias=False)
@@ -52,6 +52,8 @@ def coverage(
         >>> fit.null_coverage < fit.coverage < 1
         True
     """
+    require_mask(mask)
+    require_mask(structured, "structured")
     views = matrix_views(model, mask)
     _check_same(mask, structured, views)
     sizes = magnitudes(model, mask, views)
@@ -86,7 +88,7 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
         name: what the line is called.
 
     Raises:
-        UsageError: if there are none.
+        UsageError: if there are none, or what is given are no fits of layers.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
@@ -99,6 +101,10 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
     layers = list(fits.values()) if isinstance(fits, Mapping) else list(fits)
     if not layers:
         raise UsageError("there are no layers to put together")
+    if other := [type(one).__name__ for one in layers if not isinstance(one, LayerFit)]:
+        raise UsageError(
+            f"fits= are LayerFits, and a {other[0]} is none: tk.structure.coverage(model, mask, structured) finds them"
+        )
     total = sum(one.rows * one.columns for one in layers)
     after = sum(one.density_after * one.rows * one.columns for one in layers)
     magnitude = sum(one.magnitude for one in layers)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Layout, layouts
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import SHOWN, normal_name, scope
-from ticketry.errors import MaskError, ScopeError
+from ticketry.errors import MaskError, ScopeError, UsageError
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -62,6 +62,9 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
         Groups in the order of their first rows. Every row is in one group: rows that keep nothing form one without
         columns.
 
+    Raises:
+        UsageError: if `kept` is no tensor and no array.
+
     Examples:
         >>> rows = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
         >>> for group in tk.structure.row_groups(rows):
@@ -69,6 +72,10 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
         [0, 2] [0, 2]
         [1] [1]
     """
+    if not isinstance(kept, (np.ndarray, torch.Tensor)):
+        raise UsageError(
+            f"kept= is one tensor or array, not a {type(kept).__name__}: tk.structure.groups(mask) takes a whole mask"
+        )
     array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
     matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
     found: dict[bytes, list[int]] = {}
@@ -83,11 +90,15 @@ def groups(mask: Mask) -> dict[str, list[RowGroup]]:
     Args:
         mask: of any parameters; rows lie in dimension 0.
 
+    Raises:
+        UsageError: if it is no mask.
+
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False], [False, True], [True, False]])})
         >>> [group.rows.tolist() for group in tk.structure.groups(mask)["weight"]]
         [[0, 2], [1]]
     """
+    require_mask(mask)
     return {name: row_groups(kept) for name, kept in mask.items()}
 
 

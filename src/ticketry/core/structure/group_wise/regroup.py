@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import shared_out
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_collapse, check_density, kept_elements
 from ticketry.core.seeds import generator, mix
 from ticketry.core.structure.group_wise.columns import WORTHS, choose, group_worth, worth_of
@@ -88,6 +88,7 @@ def regroup(
         >>> grouped.density
         0.25
     """
+    require_mask(mask)
     by = _checked(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {

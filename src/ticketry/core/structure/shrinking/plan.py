@@ -21,7 +21,7 @@ from ticketry.core.mask_files import read_metadata
 from ticketry.core.scope import normal_name, unwrapped
 from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.core.structure.dependencies.model_copies import copied
-from ticketry.errors import StructureError
+from ticketry.errors import StructureError, UsageError
 from ticketry.files import content_of, write_atomically
 
 FORMAT = "ticketry.shrink.1"
@@ -203,6 +203,7 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
         plan: of `shrink_plan`.
 
     Raises:
+        UsageError: if `plan` is no plan.
         StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
 
     Examples:
@@ -216,8 +217,18 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
+    require_plan(plan)
     inner = unwrapped(model)
     return resized(copied(inner, cut_tensors(inner, plan)), plan)
+
+
+def require_plan(plan: object) -> None:
+    """Make sure that what is given as a plan is one; `UsageError` says how to make one."""
+    if not isinstance(plan, ShrinkPlan):
+        raise UsageError(
+            f"plan= is a tk.structure.ShrinkPlan, not a {type(plan).__name__}: tk.structure.shrink_plan(model, mask,"
+            " example_inputs) makes one"
+        )
 
 
 def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:

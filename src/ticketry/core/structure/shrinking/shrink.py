@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import named_parameters, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.dependencies.model_copies import Inputs, arguments_of, natural_dtype, twin_of
-from ticketry.core.structure.shrinking.plan import ShrinkPlan, rebuild
+from ticketry.core.structure.shrinking.plan import ShrinkPlan, rebuild, require_plan
 from ticketry.core.structure.shrinking.removal_trial import Problem, compare, smaller, tried_structure
 from ticketry.core.structure.shrinking.selection import (
     Flags,
@@ -43,6 +43,7 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Itera
         spare: modules that are not looked into, see `structure.channel_groups`.
 
     Raises:
+        UsageError: if `mask` is no mask.
         MaskError: if the mask does not fit the model, or is not channel-wise: says in which layer and by how much.
         LayerCollapseError: if it removes all channels of a group.
         StructureError: if the model cannot be followed, or is not the same without the channels.
@@ -71,7 +72,7 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
         spare: modules that are not looked into.
 
     Raises:
-        MaskError, LayerCollapseError, StructureError: as `shrink`.
+        UsageError, MaskError, LayerCollapseError, StructureError: as `shrink`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -178,6 +179,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
         plan: of `shrink_plan`.
 
     Raises:
+        UsageError: if `plan` is no plan.
         StructureError: if the optimiser has parameters that are not the model's, or state that cannot be cut.
 
     Examples:
@@ -192,6 +194,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
         >>> optimizer.state[small[0].weight]["momentum_buffer"].shape
         torch.Size([4, 4])
     """
+    require_plan(plan)
     names = {id(parameter): name for name, parameter in named_parameters(unwrapped(model)).items()}
     new = named_parameters(unwrapped(small))
     groups: list[dict[str, Any]] = []

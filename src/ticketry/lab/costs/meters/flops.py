@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
 """What makes of a weight another tensor with the same zeros: autocast's conversions, memory layouts."""
@@ -72,11 +72,17 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
         forward: computes the loss of a batch, a scalar.
         mask: without one the network is dense.
 
+    Raises:
+        UsageError: for a mask that is none.
+        MaskError: if the mask does not fit the model.
+
     Examples:
         >>> model, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
         >>> tk.meters.step_flops(model, lambda: model(x).sum()).dense  # 3 * 4 * 2 products, forward and back
         96
     """
+    if mask is not None:
+        require_mask(mask)
     parameters = mask.parameters(model) if mask is not None else {}
     found = flops_by_weight(parameters, forward)
     return StepFlops(found.dense, found.left(removed_shares(mask) if mask is not None else {}))

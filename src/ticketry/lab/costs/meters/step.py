@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.process_state import private_random_state
 from ticketry.core.score import Loss
 from ticketry.core.ticket.state_dicts import load_state
@@ -68,7 +68,7 @@ def measure_step(
         repeats: steps that are timed, after one that is not.
 
     Raises:
-        UsageError: for less than one repeat, or a model without parameters.
+        UsageError: for less than one repeat, a mask that is none, or a model without parameters.
         MaskError: if the mask does not fit the model.
 
     Examples:
@@ -80,6 +80,8 @@ def measure_step(
         >>> cost.dense_flops, cost.flops, cost.seconds > 0
         (256, 64.0, True)
     """
+    if mask is not None:
+        require_mask(mask)
     if repeats < 1:
         raise UsageError(f"repeats is the number of steps timed, at least 1, not {repeats}")
     first = next(model.parameters(), None)
