@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from ticketry.core.costs.least import check_least_of
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_at_least, check_density, check_distribution
+from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density, check_distribution
 from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -60,8 +60,12 @@ class Gradual:
         self.done = 0
         """Steps of the optimiser so far."""
         self._model = model
+        if unknown := sorted(choice.keys() - Choice.__annotations__):
+            known = ", ".join(sorted(Choice.__annotations__))
+            raise UsageError(f"gradual pruning has no {', '.join(unknown)}: weights are chosen by {known}")
         scope = choice.get("scope") or scope_of(model)
         check_distribution(choice.get("distribution", "global"))
+        check_collapse(choice.get("collapse", "raise"))
         self._choice: Choice = {
             **choice,
             "scope": scope,
