@@ -23,7 +23,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -241,15 +241,37 @@ def source_digest(target: str, *objects: object) -> str:
     Raises:
         UsageError: if a module cannot be imported, or has no source file.
     """
-    defining = {getattr(found, "__module__", None) for found in (load(target), *objects)}
-    modules = {target.partition(":")[0]} | {name for name in defining if name in sys.modules and not _is_ours(name)}
+    return _digest({target.partition(":")[0]} | _defining(load(target), *objects))
+
+
+def defining_source(*objects: object) -> str:
+    """sha256 of the source of the modules that define the objects; "" if they are all this library's, or have no file.
+
+    Those at a prompt and in a notebook have none.
+    """
+    return _digest(modules) if (modules := {name for name in _defining(*objects) if _source_file(name)}) else ""
+
+
+def _defining(*objects: object) -> set[str]:
+    """The modules that define objects, without those of this library."""
+    names = {getattr(found, "__module__", None) for found in objects}
+    return {name for name in names if name in sys.modules and not _is_ours(name)}
+
+
+def _digest(modules: Iterable[str]) -> str:
     found = hashlib.sha256()
     for name in sorted(modules):
-        file = sys.modules[name].__file__
-        if file is None or not file.endswith(".py"):
+        file = _source_file(name)
+        if file is None:
             raise UsageError(f"{name} has no source file, without which its results have no key")
-        found.update(Path(file).read_bytes())
+        found.update(file.read_bytes())
     return found.hexdigest()
+
+
+def _source_file(module: str) -> Path | None:
+    """Where the source of a module is that was imported."""
+    file = getattr(sys.modules[module], "__file__", None)
+    return Path(file) if file and file.endswith(".py") else None
 
 
 def _is_ours(module: str) -> bool:

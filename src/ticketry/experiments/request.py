@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from ticketry import search
 from ticketry.core.pattern import check_density, share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import check_controls
+from ticketry.experiments.sources import control_sources, procedure_sources
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME
@@ -100,6 +102,17 @@ class SearchRequest:
         levels = self.method.levels(self.settings)
         return self.replicates * (1 + levels + self.controls_of(levels))
 
+    @cached_property
+    def procedure_sources(self) -> dict[str, str]:
+        """Digests of source that is not the library's, of all but controls; as it was when they were first asked for:
+        a file that changes while a run is carried out is not the one that was imported."""
+        return procedure_sources(self.method, self.settings)
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The same with controls."""
+        return {**self.procedure_sources, **control_sources(self.controls)}
+
     @property
     def name(self) -> str:
         """Method, task and a digest of everything that matters: the same run has the same name."""
@@ -114,7 +127,7 @@ class SearchRequest:
         return self.describe() | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values; without densities of controls where all tickets have them."""
+        """As JSON values; densities of controls and sources are left out where they say nothing."""
         beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
@@ -125,6 +138,7 @@ class SearchRequest:
             "seeds": asdict(self.seeds),
             "controls": list(self.controls),
             **beside,
+            **({"sources": dict(self.sources)} if self.sources else {}),
         }
 
 
