@@ -10,8 +10,7 @@ from typing import Any
 from ticketry import search
 from ticketry.core.pattern import check_density, share_of
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import check_controls
-from ticketry.experiments.sources import control_sources, procedure_sources
+from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME
@@ -19,6 +18,7 @@ from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, terms_of
 from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
+from ticketry.search.common.sources import procedure_sources
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
 from ticketry.search.iterative import level_densities
@@ -111,7 +111,8 @@ class SearchRequest:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The same with controls."""
-        return {**self.procedure_sources, **control_sources(self.controls)}
+        outside = {f"control {name}": CONTROLS.source(name) for name in self.controls if CONTROLS.is_outside(name)}
+        return {**self.procedure_sources, **outside}
 
     @property
     def name(self) -> str:

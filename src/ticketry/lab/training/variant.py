@@ -31,6 +31,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.store import Store
 from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.state import TrainingState
+from ticketry.registry.sources import with_reached
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
@@ -127,7 +128,8 @@ class Variant:
         told = {"variant": cls.name}
         for place in _place(cls):
             source = inspect.getsource(inspect.getmodule(cls) or cls)
-            told |= {"place": place, "source": hashlib.sha256(source.encode()).hexdigest()}
+            whole = with_reached(hashlib.sha256(source.encode()), [cls.__module__])
+            told |= {"place": place, "source": whole.hexdigest()}
         return told
 
     def masked_by(self) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import sys
 from typing import Any
 
 from ticketry.errors import TicketryError
-from ticketry.evidence.comparison_names import CONTROLS
-from ticketry.registry import defining_source, source_digest
-from ticketry.search import METHODS, Method
+from ticketry.registry import defining_source
+from ticketry.search.common.method import Method
 
 
 def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
@@ -20,25 +19,9 @@ def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
     Raises:
         UsageError: if a module has no source file.
     """
-    found = {"method": _of_method(method), **{name: _named(settings, name) for name in ("score", "kind")}}
+    defined = (sys.modules.get(method.module), method.search, method.Settings)
+    found = {"method": defining_source(*defined), **{name: _named(settings, name) for name in ("score", "kind")}}
     return {name: source for name, source in found.items() if source}
-
-
-def control_sources(controls: Iterable[str]) -> dict[str, str]:
-    """Digests of the source of controls that are not built in.
-
-    Raises:
-        UsageError: if a control is not known, or its module has no source file.
-    """
-    return {f"control {name}": CONTROLS.source(name) for name in controls if CONTROLS.is_outside(name)}
-
-
-def _of_method(method: Method[Any]) -> str:
-    if METHODS.is_outside(method.name):
-        with contextlib.suppress(TicketryError):  # made in Python under the name of one that cannot be used
-            if METHODS.get(method.name) == method:
-                return source_digest(METHODS.target(method.name), method.search, method.Settings)
-    return defining_source(method.search, method.Settings)
 
 
 def _named(settings: Any, name: str) -> str:
