@@ -144,7 +144,10 @@ class SearchRequest:
 
 
 def planned_densities(request: SearchRequest) -> dict[float, int | None]:
-    """The densities of a search's tickets by level, as far as they are known before it: None is its last level."""
+    """The densities of a search's tickets by level, as far as they are known before it: None is its last level.
+
+    Settings of one's own tell them by `targets`, a tuple, the densest first, or by one number, `target`.
+    """
     settings = request.settings
     if aim_of(settings):
         return {}
@@ -165,7 +168,13 @@ def level_of(density: float, planned: Mapping[float, int | None], what: str) -> 
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _same(nearest, density):
         return planned[nearest]
-    told = ", ".join(f"{one:g}" for one in planned) or "none that is known beforehand"
+    if not planned:
+        raise UsageError(
+            f"{what} has no tickets of density {density:g}: it has none that is known beforehand. Name a level on"
+            " each side of a claim (level = 1), or let the method's settings tell its densities: `targets`, a tuple,"
+            " the densest first"
+        )
+    told = ", ".join(f"{one:g}" for one in planned)
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")
 
 
