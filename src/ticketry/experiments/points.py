@@ -215,6 +215,8 @@ class Points:
 def _searched(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
     """The request, where a ticket's own entries do not tell it, see `records.ticket.Searched`."""
     told: dict[str, Any] = {"replicates": run.replicates}
+    if run.procedure_sources:
+        told["sources"] = run.procedure_sources
     if recipe != run.recipe:
         told["recipe"] = asdict(run.recipe)
     if run.task_of(replicate) is not run.task:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import convert, structs
 
 from ticketry.core.ticket.ticket import Ticket
@@ -35,7 +37,8 @@ def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) 
         trust: whether a user has allowed whatever the ticket names: its method, settings and task.
 
     Raises:
-        TicketError: if the ticket does not tell its search, or is of another task.
+        TicketError: if the ticket does not tell its search, is of another task, or was found by a method, score or kind
+            of gates whose source has changed since.
         TrustError: if it names what is not built in.
         UsageError: if a repeated search would not make it: its mask was given a structure afterwards.
     """
@@ -60,7 +63,7 @@ def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) 
     method, searched = method_called(told.method), told.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
     check_task(of_replicate(task, told.replicate), told.task)
-    return SearchRequest(
+    found = SearchRequest(
         method=method,
         task=task,
         settings=settings_of(told.settings, method.Settings, what=f"the search of {of}")[0],
@@ -68,6 +71,21 @@ def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) 
         replicates=searched.replicates if searched else told.replicate + 1,
         seeds=convert(structs.asdict(told.seeds), Seeds).replicate(-told.replicate),
     )
+    _check_sources(found, searched.sources if searched else None, of)
+    return found
+
+
+def _check_sources(search: SearchRequest, told: Mapping[str, str] | None, of: str) -> None:
+    """Refuse a search whose source is no longer that by which a ticket was found; older tickets do not tell it."""
+    now = search.procedure_sources
+    changed = [name for name in sorted({*(told or {}), *now}) if told and told.get(name) != now.get(name)]
+    if changed:
+        words = {"method": search.method.name, "score": "its score", "kind": "its kind of gates"}
+        what = words.get(changed[0], changed[0])
+        raise TicketError(
+            f"the source of {what} has changed since {of} was found, so that its search cannot be repeated:"
+            " search again, and verify that run"
+        )
 
 
 def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from ticketry import search
 from ticketry.core.pattern import check_density, share_of
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import check_controls
+from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME
@@ -17,6 +18,7 @@ from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, terms_of
 from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
+from ticketry.search.common.sources import procedure_sources
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
 from ticketry.search.iterative import level_densities
@@ -100,6 +102,18 @@ class SearchRequest:
         levels = self.method.levels(self.settings)
         return self.replicates * (1 + levels + self.controls_of(levels))
 
+    @cached_property
+    def procedure_sources(self) -> dict[str, str]:
+        """Digests of source that is not the library's, of all but controls; as it was when they were first asked for:
+        a file that changes while a run is carried out is not the one that was imported."""
+        return procedure_sources(self.method, self.settings)
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The same with controls."""
+        outside = {f"control {name}": CONTROLS.source(name) for name in self.controls if CONTROLS.is_outside(name)}
+        return {**self.procedure_sources, **outside}
+
     @property
     def name(self) -> str:
         """Method, task and a digest of everything that matters: the same run has the same name."""
@@ -114,7 +128,7 @@ class SearchRequest:
         return self.describe() | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values; without densities of controls where all tickets have them."""
+        """As JSON values; densities of controls and sources are left out where they say nothing."""
         beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
@@ -125,11 +139,15 @@ class SearchRequest:
             "seeds": asdict(self.seeds),
             "controls": list(self.controls),
             **beside,
+            **({"sources": dict(self.sources)} if self.sources else {}),
         }
 
 
 def planned_densities(request: SearchRequest) -> dict[float, int | None]:
-    """The densities of a search's tickets by level, as far as they are known before it: None is its last level."""
+    """The densities of a search's tickets by level, as far as they are known before it: None is its last level.
+
+    Settings of one's own tell them by `targets`, a tuple, the densest first, or by one number, `target`.
+    """
     settings = request.settings
     if aim_of(settings):
         return {}
@@ -150,7 +168,13 @@ def level_of(density: float, planned: Mapping[float, int | None], what: str) -> 
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _same(nearest, density):
         return planned[nearest]
-    told = ", ".join(f"{one:g}" for one in planned) or "none that is known beforehand"
+    if not planned:
+        raise UsageError(
+            f"{what} has no tickets of density {density:g}: it has none that is known beforehand. Name a level on"
+            " each side of a claim (level = 1), or let the method's settings tell its densities: `targets`, a tuple,"
+            " the densest first"
+        )
+    told = ", ".join(f"{one:g}" for one in planned)
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")
 
 

@@ -211,6 +211,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         replicates=run.replicates,
         seeds=described["seeds"],
         controls=run.controls,
+        sources=run.sources,
     )
 
 

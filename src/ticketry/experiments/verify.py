@@ -236,8 +236,9 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
     described = {
         name: value
         for name, value in search.identity().items()
-        if name not in ("replicates", "controls", "control_densities")
+        if name not in ("replicates", "controls", "control_densities", "sources")
     }
+    described |= {"sources": search.procedure_sources} if search.procedure_sources else {}
     return _name({"procedure": described, "level": level, **vars(settings)})
 
 

@@ -85,6 +85,8 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     seeds: dict[str, Any] = field(default_factory=dict)
     """Of the first replicate."""
     controls: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    """Digests of the source of method, score, kind of gates and controls, of those that are not built in."""
     steps: ScheduleSteps = ScheduleSteps()
     told_cost: dict[str, Any] = field(default_factory=dict, name="cost")
     config: str = ""

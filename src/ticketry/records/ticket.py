@@ -100,6 +100,8 @@ class Searched(Part, frozen=True):
     """Where the ticket's is another, as of a budget."""
     task: Request | None = None
     """Where each replicate had its own, such as a split."""
+    sources: dict[str, str] | None = None
+    """Digests of the source of method, score and kind of gates, where one of them is not built in."""
 
 
 class Ready(Part, frozen=True):

@@ -24,9 +24,8 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
     The object is a Task, or a subclass of Task or a function that returns one. The latter two are called with the
     options (and the model, if one is asked for) as keyword arguments; values that look like numbers, true or false
-    become such. A function of `spec` gets the whole request instead. The task's key holds the digest of the source file
-    of the module, and of those that define the object and the task's class; changes in other files that these import
-    are not seen.
+    become such. A function of `spec` gets the whole request instead. The task's key holds the digest of the source of
+    the module, of those that define the object and the task's class, and of what these reach: see `registry.sources`.
 
     Whether the object is one of these is checked before anything of it is called.
 

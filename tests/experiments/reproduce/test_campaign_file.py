@@ -90,6 +90,46 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
     assert campaign.claims[0].higher_is_better
 
 
+OWN_METHOD = '''"""A method of one's own."""
+from dataclasses import dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What it is told."""
+    keep: tuple[float, ...] = (0.3, 0.1)
+    """Fractions kept."""
+
+def levels(settings):
+    return len(settings.keep)
+
+def search(lab, task, recipe, settings, seeds): ...
+'''
+TARGETS = """
+    @property
+    def targets(self):
+        return self.keep
+
+def levels"""
+
+
+def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_settings_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_no_targets.py").write_text(OWN_METHOD)
+    (tmp_path / "of_targets.py").write_text(OWN_METHOD.replace("\ndef levels", TARGETS))
+    text = GOOD.replace('method = "gradual"\nsettings = { density = [0.3, 0.1] }', 'method = "of_no_targets:search"')
+    with pytest.raises(UsageError, match=r"none that is known beforehand. Name a level on each side .* `targets`"):
+        read_campaign(written(tmp_path, text), "demo", trust=True)
+    found = read_campaign(written(tmp_path, text.replace("of_no_targets", "of_targets")), "demo", trust=True)
+    assert [claim.b.level for claim in found.claims if claim.name.startswith("better")] == [2, 1]
+    by_level = text.replace('density = ["few", 0.3]', "")
+    for run in ("iterative", "gradual"):
+        by_level = by_level.replace(f'{{ run = "{run}" }}', f'{{ run = "{run}", level = 2 }}', 1)
+    found = read_campaign(written(tmp_path, by_level), "demo", trust=True)
+    assert [(claim.a.level, claim.b.level) for claim in found.claims if claim.name == "better"] == [(2, 2)]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "match"),
     [

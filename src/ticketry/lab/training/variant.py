@@ -31,6 +31,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.store import Store
 from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.state import TrainingState
+from ticketry.registry.sources import with_reached
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
@@ -127,7 +128,8 @@ class Variant:
         told = {"variant": cls.name}
         for place in _place(cls):
             source = inspect.getsource(inspect.getmodule(cls) or cls)
-            told |= {"place": place, "source": hashlib.sha256(source.encode()).hexdigest()}
+            whole = with_reached(hashlib.sha256(source.encode()), [cls.__module__])
+            told |= {"place": place, "source": whole.hexdigest()}
         return told
 
     def masked_by(self) -> str | None:
@@ -288,6 +290,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
         UsageError: if there is none, or its source is not the one described.
     """
     values = dict(described)
+    source = values.get("source")
     name, *place = [values.pop(key) for key in ("variant", "place") if key in values]
     found = _KNOWN.get(json.dumps([name, *place]))
     if found is None:
@@ -295,11 +298,14 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
         raise UsageError(
             f"the variant of training {name!r}{where} is not known here: import the module that defines it"
         )
-    if values.pop("source", None) != found.identity().get("source"):
+    if place:
+        values.pop("source", None)  # the class's own; of a built-in one it is that of something it is made with
+    made = found.from_description(values)
+    if {**made.identity(), **made.describe()}.get("source") != source:
         raise UsageError(
             f"the source of the variant of training {name!r} is no longer that of this segment: run it anew"
         )
-    return found.from_description(values)
+    return made
 
 
 def _place(cls: type) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial, wraps
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
@@ -175,6 +175,8 @@ class Method(Generic[S]):
     """How many tickets a replicate will find with given settings, if the method can tell."""
     about: About = field(default_factory=About)
     """Facts for lists."""
+    module: str = ""
+    """That has its parts; empty for one that was put together otherwise."""
 
     @property
     def scores(self) -> str:
@@ -229,6 +231,7 @@ class Method(Generic[S]):
             found if isinstance(found, FunctionType) else getattr(module, "search"),  # noqa: B009
             getattr(module, "levels", None) or getattr(settings, "tickets", None),
             getattr(module, "ABOUT", About()),
+            module.__name__ if isinstance(module, ModuleType) else getattr(module, "__module__", ""),
         )
 
     def __call__(

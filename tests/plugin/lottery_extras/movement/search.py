@@ -23,9 +23,14 @@ class Settings:
     fade: float = 0.01
     """By how much weights that move towards 0 shrink at each step."""
 
+    @property
+    def targets(self):
+        """The densities of its tickets, the densest first."""
+        return tuple(sorted(self.density, reverse=True))
+
 
 def levels(settings):
-    return len(settings.density)
+    return len(settings.targets)
 
 
 def search(lab, task, recipe, settings, seeds):
@@ -42,7 +47,7 @@ def search(lab, task, recipe, settings, seeds):
 
     moved = lab.train(replace(whole, variants=(Movement(fade=settings.fade),)), label="movement")
     scores = lab.store.get_tensors(moved.variants["movement"])
-    for level, density in enumerate(sorted(settings.density, reverse=True), start=1):
+    for level, density in enumerate(settings.targets, start=1):
         mask = lab.store.put_mask(tk.allocate(scores, density))
         how = {"retrain": "continue", "rewound": early, "trained": moved, "order_seed": seeds.order}
         ticket = lab.train(retraining(lab, task, recipe, mask=mask, **how), label=f"density {density:g}")

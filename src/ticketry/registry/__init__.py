@@ -18,21 +18,28 @@ stands in nobody's way: what is built in keeps its name, and every other name wo
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
-from operator import attrgetter
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TicketryError, UsageError
+from ticketry.registry.loading import import_from_here, load, resolve
+from ticketry.registry.sources import defining_source, source_digest
+
+__all__ = [
+    "BUILT_IN",
+    "Registry",
+    "defining_source",
+    "import_from_here",
+    "is_offered",
+    "load",
+    "resolve",
+    "source_digest",
+]
 
 T = TypeVar("T")
 
@@ -193,67 +200,6 @@ class Registry(Generic[T]):
 def is_offered(name: str) -> bool:
     """Whether an installed package offers anything of that name, of whatever kind."""
     return any(offer.name == name for offer in _installed(tuple(sys.path)))
-
-
-def import_from_here() -> None:
-    """Lets modules of the current directory be imported, as ``python -m`` does."""
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-
-
-def load(target: str) -> Any:
-    """The object that ``module:object`` names, or the module.
-
-    Raises:
-        UsageError: if the module cannot be imported, or has no such object.
-    """
-    name, _, path = target.partition(":")
-    try:
-        return resolve(target)
-    except AttributeError as error:
-        if name not in sys.modules:
-            raise _not_imported(name, error) from error
-        file = getattr(sys.modules[name], "__file__", None)
-        raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
-    except (Exception, SystemExit) as error:  # another's module may do anything at all
-        raise _not_imported(name, error) from error
-
-
-def resolve(target: str) -> Any:
-    """What `load` gives; raises what importing and looking it up raise."""
-    name, colon, path = target.partition(":")
-    found: Any = importlib.import_module(name)
-    if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):
-        return importlib.import_module(f"{name}.{path}")  # package:module
-    return attrgetter(path)(found) if colon else found
-
-
-def _not_imported(module: str, error: BaseException) -> UsageError:
-    return UsageError(f"the module {module!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}")
-
-
-def source_digest(target: str, *objects: object) -> str:
-    """sha256 of the source of what ``module:object`` names: of its module, and of those that define the objects.
-
-    What these import is not looked at, nor is this library's own source.
-
-    Raises:
-        UsageError: if a module cannot be imported, or has no source file.
-    """
-    defining = {getattr(found, "__module__", None) for found in (load(target), *objects)}
-    modules = {target.partition(":")[0]} | {name for name in defining if name in sys.modules and not _is_ours(name)}
-    found = hashlib.sha256()
-    for name in sorted(modules):
-        file = sys.modules[name].__file__
-        if file is None or not file.endswith(".py"):
-            raise UsageError(f"{name} has no source file, without which its results have no key")
-        found.update(Path(file).read_bytes())
-    return found.hexdigest()
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "ticketry"
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,154 @@
+"""Digests of source that is not the library's, for keys of what it makes.
+
+Seen are the module itself and what it reaches by import statements, those in functions too: other modules of its
+package, and of the folder that it is imported from. Not seen are other packages that are installed, modules that are
+imported by a name made at run time, the ``__init__`` of packages on the way, and files that it reads. What is loaded at
+the moment plays no part, so that a digest is the same in every process.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from ticketry.errors import UsageError
+from ticketry.registry.loading import load
+
+
+def source_digest(target: str, *objects: object) -> str:
+    """sha256 of the source of what ``module:object`` names: of its module, of those that define the objects, and of
+    what these reach; this library's own source is not looked at.
+
+    Raises:
+        UsageError: if a module cannot be imported, or has no source file.
+    """
+    return _digest({target.partition(":")[0]} | _defining(load(target), *objects))
+
+
+def defining_source(*objects: object) -> str:
+    """sha256 of the source of the modules that define the objects, and of what these reach; "" if they are all this
+    library's, or have no file, as at a prompt and in a notebook.
+    """
+    return _digest(modules) if (modules := {name for name in _defining(*objects) if _source_file(name)}) else ""
+
+
+def _defining(*objects: object) -> set[str]:
+    """The modules that define objects, without those of this library."""
+    modules = {one.__name__ for one in objects if isinstance(one, ModuleType)}
+    names = {getattr(one, "__module__", None) for one in objects} | modules
+    return {name for name in names if name in sys.modules and not _is_ours(name)}
+
+
+def _digest(modules: Iterable[str]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(modules):
+        file = _source_file(name)
+        if file is None:
+            raise UsageError(f"{name} has no source file, without which its results have no key")
+        found.update(file.read_bytes())
+    return with_reached(found, modules).hexdigest()
+
+
+def with_reached(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
+    """A digest of modules, with the names and the source of those that they reach; as it is where they reach none."""
+    for name, file in sorted(_reached(modules).items()):
+        found.update(f"\0{name}\0".encode())
+        found.update(file.read_bytes())
+    return found
+
+
+def _source_file(module: str) -> Path | None:
+    """Where the source of a module is that was imported; None if it was not, or from no such file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file) if file and file.endswith(".py") else None
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "ticketry"
+
+
+# -- what a module reaches ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module by its name and file, with the folder that it is imported from."""
+
+    name: str
+    file: Path
+    root: Path
+
+    @property
+    def package(self) -> str:
+        """What its relative imports are relative to."""
+        return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
+
+    def sibling(self, name: str) -> _Module | None:
+        """The module of a name in the same folder; None if none is there, or if it is of another installed package."""
+        first = name.partition(".")[0]
+        if _is_ours(name) or (first != self.name.partition(".")[0] and _is_of_packages(self.root)):
+            return None
+        path = self.root.joinpath(*name.split("."))
+        files = (path / "__init__.py", path.with_name(f"{path.name}.py"))
+        return next((_Module(name, file, self.root) for file in files if file.is_file()), None)
+
+
+def _reached(modules: Iterable[str]) -> dict[str, Path]:
+    """Name and file of every module that others, which are imported, reach by import statements; without themselves."""
+    begun = [found for name in modules if (found := _imported_module(name))]
+    seen, waiting = {found.file: found for found in begun}, list(begun)
+    while waiting:
+        module = waiting.pop()
+        for names in _imports(module.file.read_bytes(), module.package):
+            found = next((one for name in names if (one := module.sibling(name))), None)
+            if found and found.file not in seen:
+                seen[found.file] = found
+                waiting.append(found)
+    return {found.name: found.file for found in seen.values() if found not in begun}
+
+
+def _imported_module(name: str) -> _Module | None:
+    """None for one that was not imported from a file of its name in a folder."""
+    file = _source_file(name)
+    if file is None:
+        return None
+    if name == "__main__":
+        spec = getattr(sys.modules[name], "__spec__", None)
+        if spec is None:
+            return _Module(file.stem, file, file.parent)
+        name = spec.name
+    root = file.parents[name.count(".") + (file.name == "__init__.py")]
+    found = _Module(name, file, root).sibling(name)
+    return found if found and found.file == file else None
+
+
+@lru_cache(maxsize=256)
+def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
+    """The names of what a module imports, wherever in it: of each the names that it may have, the likeliest first."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # of another Python: whoever imports it is told
+        return ()
+    return tuple(names for node in ast.walk(tree) for names in _names(node, package))
+
+
+def _names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(node, ast.Import):
+        yield from ((alias.name,) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        parts = package.split(".") if node.level else []
+        base = ".".join([*parts[: len(parts) + 1 - node.level], *([node.module] if node.module else [])])
+        for alias in node.names if base else ():
+            yield (base,) if alias.name == "*" else (f"{base}.{alias.name}", base)  # a module, or what is in one
+
+
+@lru_cache(maxsize=64)
+def _is_of_packages(folder: Path) -> bool:
+    """Whether packages are installed in a folder, so that what lies beside a package there is not its own."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
