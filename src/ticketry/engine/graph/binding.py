@@ -53,14 +53,15 @@ class Call:
             (value.shape or (), getattr(torch, value.dtype), f"the input {value.name!r}") for value in inputs
         ]
         self._signature = graph.signature
+        self._fewest = 0 if graph.signature is None else graph.signature.get("fewest", 0)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The graph's inputs in order.
 
         Raises:
             EngineError: if arguments are missing or too many, of another kind than when the model was captured, of a
-                shape or data type that the graph is not made for, of different numbers of examples, or no `plain`
-                tensors; or if a call is to be traced by torch.jit, which sees no kernels.
+                shape or data type that the graph is not made for, of different numbers of examples, of fewer than it
+                holds for, or no `plain` tensors; or if a call is to be traced by torch.jit, which sees no kernels.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -80,6 +81,12 @@ class Call:
                 batch = given[0] if batch is None else batch
                 if given[0] != batch:
                     raise EngineError(f"{label} has {given[0]} examples, another one {batch}")
+                if batch < self._fewest:
+                    raise EngineError(
+                        f"{label} has {batch} example{'' if batch == 1 else 's'}, and the model does something else for"
+                        f" one than for {self._fewest} and more, for which it was captured: capture it with example"
+                        " inputs of one example for calls of one"
+                    )
             inputs.append(tensor)
         return inputs
 
