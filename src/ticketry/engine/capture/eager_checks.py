@@ -1,4 +1,4 @@
-"""What torch.export does not tell, found by calling the model: is one example like more."""
+"""What torch.export does not tell, found by calling the model: is one example like more, does it remember its calls."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ticketry.core.process_state import private_random_state
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain
-from ticketry.engine.example_inputs import difference, outputs_of
+from ticketry.engine.example_inputs import at_batch, difference, outputs_of
 from ticketry.engine.graph import Graph
 from ticketry.engine.graph.binding import Call
 from ticketry.engine.graph.graph import leaves
 from ticketry.engine.graph.reference import torch_step
+from ticketry.errors import CaptureError, EngineError
 
 _TOLERANCE = 1e-3
 """Relative error of the same operations in torch: far above rounding, far below another way through the model."""
@@ -43,6 +44,38 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
         )
     except Exception:  # a model may insist on several examples, and fail in any way
         return False
+
+
+def check_memory(model: nn.Module, given: Arguments) -> None:
+    """Make sure that what a model gives does not depend on the calls before.
+
+    Args:
+        model: as it was before any call, on the CPU, in evaluation mode.
+        given: example inputs; those without data tell nothing.
+
+    Raises:
+        CaptureError: if it does.
+    """
+    if not given.examples or not _can_run(model, given):
+        return
+    others = Arguments(*at_batch((given.args, given.kwargs), given.examples, seed=1))
+    used = copy_to_call(model)
+    try:
+        wanted = _outputs(copy_to_call(model), given)
+        for _ in range(2):
+            _outputs(used, others)
+        found = _outputs(used, given)
+    except Exception:  # a model may fail in any way: with other values for one
+        return
+    try:
+        same = difference(found, wanted) <= _TOLERANCE
+    except EngineError:  # other shapes
+        same = False
+    if not same:
+        raise CaptureError(
+            f"{type(model).__name__} remembers its calls: for the same inputs it gives other outputs when it has been"
+            " called before, and a graph has no memory. Make what it keeps an argument and an output of its forward"
+        )
 
 
 def _can_run(model: nn.Module, given: Arguments) -> bool:

@@ -17,7 +17,7 @@ from ticketry.core.scope import unwrapped
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
-from ticketry.engine.capture.eager_checks import copy_to_call, holds_for_one
+from ticketry.engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one
 from ticketry.engine.capture.editor import (
     Editor,
     Lowering,
@@ -64,7 +64,8 @@ def capture(
             else for one example is captured for one if the example inputs are one, else for two and more.
 
     Raises:
-        CaptureError: if torch.export does not take the model, or it writes to its own parameters or buffers.
+        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers, or what it
+            gives depends on the calls before.
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
@@ -99,6 +100,7 @@ def _by_record(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Foun
 def _by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
     fresh = copy_to_call(model)
     graph, sizes = convert(_exported(model, given, dynamic_batch), model)
+    check_memory(fresh, given)
     if not graph.dynamic or holds_for_one(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
