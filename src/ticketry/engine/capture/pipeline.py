@@ -17,6 +17,7 @@ from ticketry.core.scope import unwrapped
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
+from ticketry.engine.capture.defaults import with_defaults
 from ticketry.engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one
 from ticketry.engine.capture.editor import (
     Editor,
@@ -83,6 +84,7 @@ def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
         graph, sizes, for_one = _by_export(model, given, dynamic_batch)
+    graph = with_defaults(graph, model)
     return (graph if for_one else _for_several(graph)), sizes
 
 

@@ -28,8 +28,10 @@ from ticketry.engine.graph.nodes import (
 )
 from ticketry.errors import GraphError
 
-OF_SIGNATURES = frozenset({"fewest"})
-"""``"fewest"``: the number of examples from which on the graph holds, if that is not any."""
+OF_SIGNATURES = frozenset({"fewest", "defaults"})
+"""``"fewest"``: the number of examples from which on the graph holds, if that is not any. ``"defaults"``: of arguments
+that were another constant when it was captured, or were left out and are not None then: ``{"constant": ...}``, or None
+for an object that a graph cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,9 @@ def _check_signature(graph: Graph) -> None:
         raise GraphError("a name in the graph's signature is no text")
     if type(signature.get("fewest", 0)) is not int:
         raise GraphError("the fewest examples in the graph's signature are no number")
+    defaults = signature.get("defaults", {})
+    if not isinstance(defaults, dict) or any(tree is not None and [*leaves(tree)] for tree in defaults.values()):
+        raise GraphError("the defaults in the graph's signature are no constants")
     found = [name for tree in [*args, *kwargs.values()] for name in leaves(tree)]
     if sorted(found) != sorted(graph.inputs):
         raise GraphError("the graph's signature does not name each of its inputs once")
