@@ -47,6 +47,9 @@ _WRAPPED = (staticmethod, classmethod)
 _UNREADABLE = frozenset(
     {"eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "environ", "getenv"}
 )
+_BY_ANY_NAME = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller", "__getattribute__"})
+"""What code looks things up with by names that it may put together itself."""
+
 _NOT_IN_A_CALL = frozenset(
     f"__{name}__"
     for name in (
@@ -65,7 +68,7 @@ _NOT_IN_A_CALL = frozenset(
         *("dir", "sizeof", "doc", "module", "dict", "weakref", "annotations", "slots", "qualname", "orig_bases"),
         *("firstlineno", "static_attributes", "abstractmethods", "parameters"),
     )
-)
+) | {"_abc_impl"}
 _OWN_OF_MODULES = frozenset({"_parameters", "_buffers", "_modules"})
 
 
@@ -133,8 +136,6 @@ class _Reader:
             return f"float:{thing.hex()}"
         if isinstance(thing, _BY_REPR):
             return f"{type(thing).__name__}:{thing!r}"
-        if isinstance(thing, enum.Enum):
-            return f"enum:{type(thing).__module__}.{type(thing).__qualname__}.{thing.name}"
         known = self._numbers.get(id(thing))
         if known is not None:
             return f"#{known}"
@@ -162,6 +163,7 @@ class _Reader:
 
     def _kinds(self) -> Iterator[tuple[tuple[type, ...], Callable[[Any], str]]]:
         yield (types.FunctionType,), self._function
+        yield (enum.Enum,), self._member
         yield (types.MethodType,), lambda one: f"method:{self.text(one.__self__)}{self.text(one.__func__)}"
         yield _WRAPPED, lambda one: f"{type(one).__name__}:{self.text(one.__func__)}"
         yield (property,), lambda one: f"property:{self._parts([one.fget, one.fset])}"
@@ -169,12 +171,23 @@ class _Reader:
         yield (functools.partial,), lambda one: f"partial:{self._parts([one.func, one.args, one.keywords])}"
         yield (functools._lru_cache_wrapper,), lambda one: f"cached:{self.text(one.__wrapped__)}"
         yield (types.MemberDescriptorType,), lambda one: f"slot:{one.__name__}"
-        yield _BY_NAME, lambda one: f"built in:{getattr(one, '__module__', '')}.{one.__qualname__}"
+        yield _BY_NAME, self._built_in
         yield _TYPING, lambda one: f"typing:{one!r}"
         yield (torch._ops.OpOverload, torch._ops.OpOverloadPacket), lambda one: f"operation:{one}"
         yield (logging.Logger,), lambda one: f"logger:{one.name}"
         yield (np.ndarray, np.generic), self._array
         yield (weakref.ref,), lambda one: f"reference:{self.text(one())}"
+
+    def _member(self, one: enum.Enum) -> str:
+        """Of an enumeration. What it is made with, and what its class's `__init__` made of that."""
+        self._reach_class(type(one), made=False)
+        own = {name: value for name, value in vars(one).items() if name != "__objclass__"}
+        return f"enum:{_title(type(one))}.{one.name}{{{self._attributes(own)}}}"
+
+    def _built_in(self, one: Any) -> str:
+        """A function in C, with the object that it is a method of."""
+        bound = getattr(one, "__self__", None)
+        return f"built in:{getattr(one, '__module__', '')}.{one.__qualname__}({self._setting(bound)})"
 
     def _parts(self, things: Any) -> str:
         return "(" + ",".join(self.text(one) for one in things) + ")"
@@ -241,27 +254,32 @@ class _Reader:
 
     def _class(self, kind: type, *, made: bool) -> str:
         self._reach_class(kind, made=made)
-        return f"class:{_title(kind)}"
+        members = [*kind.__members__.values()] if issubclass(kind, enum.Enum) else []  # found by value, or by turns
+        return f"class:{_title(kind)}{self._parts(members)}"
 
     def _reach_class(self, kind: type, *, made: bool) -> None:
-        for one in kind.__mro__:
+        metaclass: type = type(kind)
+        for one in kind.__mro__ + metaclass.__mro__:  # a class of classes may answer for what they lack
             if not is_known(one) or issubclass(one, nn.Module):
                 self._classes[one] = self._classes.get(one, False) or made
 
     def _function(self, function: types.FunctionType) -> str:
+        """Its code, unless a version stands for that, and all that it holds: a decorator of torch's holds a user's."""
+        held = [self.text(function.__defaults__), self.text(function.__kwdefaults__)]
+        for cell in function.__closure__ or ():
+            try:
+                held.append(self._setting(cell.cell_contents))
+            except ValueError:  # empty
+                held.append("empty")
+        held.append(self._attributes(vars(function)))
         if is_known(function):
-            return f"known:{function.__module__}.{function.__qualname__}"
+            return f"known:{function.__module__}.{function.__qualname__}({','.join(held)})"
         names = self._read_code(function.__code__)
         if unreadable := names & _UNREADABLE:
             raise UnknownError(f"{function.__qualname__} uses {sorted(unreadable)[0]}")
         self._names |= names
-        told = [self._code(function.__code__), self.text(function.__defaults__), self.text(function.__kwdefaults__)]
-        for cell in function.__closure__ or ():
-            try:
-                told.append(self._setting(cell.cell_contents))
-            except ValueError:  # empty
-                told.append("empty")
-        return f"function:{function.__qualname__}({','.join([*told, *self._globals(function, names)])})"
+        told = [self._code(function.__code__), *held, *self._globals(function, names)]
+        return f"function:{function.__qualname__}({','.join(told)})"
 
     def _globals(self, function: types.FunctionType, names: set[str]) -> Iterator[str]:
         for name in sorted(names):
@@ -269,6 +287,8 @@ class _Reader:
                 value = function.__globals__[name]
                 yield f"{name}={self._setting(value)}"
                 if isinstance(value, types.ModuleType):
+                    if names & _BY_ANY_NAME and not is_known(value):
+                        raise UnknownError(f"{function.__qualname__} may look up anything in {value.__name__}")
                     yield from self._of_module(value, names)
             elif name in sys.modules and not hasattr(builtins, name):  # imported inside the function
                 yield from self._of_module(sys.modules[name], names)
@@ -310,7 +330,7 @@ class _Reader:
         before = (-1, -1)
         while before != (len(self._names), len(self._classes)):
             before = (len(self._names), len(self._classes))
-            dynamic = "getattr" in self._names
+            dynamic = bool(_BY_ANY_NAME & self._names)
             for kind, made in list(self._classes.items()):
                 for name, value in list(vars(kind).items()):
                     if name not in self._members.setdefault(kind, {}) and self._counts(
@@ -329,9 +349,9 @@ class _Reader:
             return made
         if name == "forward" or name in self._names:
             return True
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("_") and name.endswith("_"):  # Python's own, and those of enumerations
             return isinstance(value, (types.FunctionType, *_WRAPPED))
-        return dynamic and isinstance(value, (types.FunctionType, property, *_WRAPPED))
+        return dynamic
 
     def classes_told(self) -> Iterator[str]:
         for kind, members in self._members.items():

@@ -17,6 +17,8 @@ from ticketry.core.scope import unwrapped
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
+from ticketry.engine.capture.defaults import with_defaults
+from ticketry.engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one
 from ticketry.engine.capture.editor import (
     Editor,
     Lowering,
@@ -35,9 +37,9 @@ from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recogn
 from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
-from ticketry.engine.capture.tracing.examples import NotRecordedError
+from ticketry.engine.capture.tracing.examples import FEWEST, NotRecordedError
 from ticketry.engine.capture.tracing.exported_program import check_buffers, functional, program_of
-from ticketry.engine.capture.tracing.program import Program, Sizes, fixed
+from ticketry.engine.capture.tracing.program import ONE_DIFFERS, Program, Sizes, fixed
 from ticketry.engine.capture.tracing.record import record
 from ticketry.engine.capture.tracing.torch_export import Arguments, export
 from ticketry.engine.capture.written_attention import recognise_lengths, recognise_written_attention
@@ -59,10 +61,12 @@ def capture(
         mask: weights that it does not keep are exactly 0 in the graph; None leaves all as they are.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; values do not matter, shapes do.
         dynamic_batch: let all inputs that share the first tensor's leading size have any number of examples. A model
-            that insists on its own number is captured with that, and `Graph.notes` say why.
+            that insists on its own number is captured with that, and `Graph.notes` say why. One that does something
+            else for one example is captured for one if the example inputs are one, else for two and more.
 
     Raises:
-        CaptureError: if torch.export does not take the model, or it writes to its own parameters or buffers.
+        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers, or what it
+            gives depends on the calls before.
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
@@ -76,17 +80,45 @@ def capture(
 def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
     """The model's graph in torch's operations."""
     try:
-        program = record(model, given, dynamic_batch=dynamic_batch)
+        graph, sizes, for_one = _by_record(model, given, dynamic_batch)
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
-        program = _exported(model, given, dynamic_batch)
-    return convert(program, model)
+        graph, sizes, for_one = _by_export(model, given, dynamic_batch)
+    graph = with_defaults(graph, model)
+    return (graph if for_one else _for_several(graph)), sizes
 
 
-def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool) -> Program:
+_Found = tuple[Graph, dict[str, Sizes], bool]
+"""A graph, the sizes of its values, and whether it holds for one example."""
+
+
+def _by_record(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+    program = record(model, given, dynamic_batch=dynamic_batch)
+    if not program.for_one and given.examples == 1:
+        program = replace(record(model, given, dynamic_batch=False), notes=fixed(ONE_DIFFERS))
+    return *convert(program, model), program.for_one
+
+
+def _by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+    fresh = copy_to_call(model)
+    graph, sizes = convert(_exported(model, given, dynamic_batch), model)
+    check_memory(fresh, given)
+    if not graph.dynamic or holds_for_one(graph, fresh, given):
+        return graph, sizes, True
+    if given.examples != 1:
+        return graph, sizes, False
+    return *convert(_exported(model, given, False, ONE_DIFFERS), model), True
+
+
+def _for_several(graph: Graph) -> Graph:
+    """The graph, which calls with fewer than two examples do not take."""
+    return replace(graph, signature={**graph.signature, "fewest": FEWEST})
+
+
+def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "") -> Program:
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
-    notes = [*fixed(exported.fixed)]
+    notes = [*fixed(why_fixed or exported.fixed)]
     for name in check_buffers(program):
         notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
     return program_of(program, notes)

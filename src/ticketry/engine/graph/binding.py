@@ -53,14 +53,16 @@ class Call:
             (value.shape or (), getattr(torch, value.dtype), f"the input {value.name!r}") for value in inputs
         ]
         self._signature = graph.signature
+        self._defaults = {} if graph.signature is None else graph.signature.get("defaults", {})
+        self._fewest = 0 if graph.signature is None else graph.signature.get("fewest", 0)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The graph's inputs in order.
 
         Raises:
             EngineError: if arguments are missing or too many, of another kind than when the model was captured, of a
-                shape or data type that the graph is not made for, of different numbers of examples, or no `plain`
-                tensors; or if a call is to be traced by torch.jit, which sees no kernels.
+                shape or data type that the graph is not made for, of different numbers of examples, of fewer than it
+                holds for, or no `plain` tensors; or if a call is to be traced by torch.jit, which sees no kernels.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -80,6 +82,12 @@ class Call:
                 batch = given[0] if batch is None else batch
                 if given[0] != batch:
                     raise EngineError(f"{label} has {given[0]} examples, another one {batch}")
+                if batch < self._fewest:
+                    raise EngineError(
+                        f"{label} has {batch} example{'' if batch == 1 else 's'}, and the model does something else for"
+                        f" one than for {self._fewest} and more, for which it was captured: capture it with example"
+                        " inputs of one example for calls of one"
+                    )
             inputs.append(tensor)
         return inputs
 
@@ -101,16 +109,31 @@ class Call:
             raise EngineError(f"{len(args)} arguments by position are fewer than the {len(trees)} it was captured with")
         for name, value in kwargs.items():
             if name not in wanted:
-                if value is None:
-                    continue
-                raise EngineError(
-                    f"the argument {name!r} was not given when the model was captured: capture it with it"
-                )
+                self._check_left_out(name, value)
+                continue
             _match(wanted.pop(name), value, found)
         for name, tree in wanted.items():
             if not (isinstance(tree, dict) and "constant" in tree):
                 raise EngineError(f"the argument {name!r} is missing")
+            if name in self._defaults:
+                raise EngineError(
+                    f"the argument {name!r} is left out, but the model was captured with {tree['constant']!r}, which is"
+                    " not its default: give it, or capture the model without it"
+                )
         return found
+
+    def _check_left_out(self, name: str, value: Any) -> None:
+        """Of an argument that was not given when the model was captured: it has to be its default."""
+        default = self._defaults.get(name, {"constant": None})
+        if default is None or not _is(default["constant"], value):
+            raise EngineError(f"the argument {name!r} was not given when the model was captured: capture it with it")
+
+
+def _is(constant: Any, value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return False
+    both_nan = constant != constant and value != value
+    return both_nan or value is constant or bool(value == constant)
 
 
 def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
@@ -119,8 +142,7 @@ def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
         return
     ((kind, content),) = tree.items()
     if kind == "constant":
-        both_nan = content != content and value != value
-        if isinstance(value, Tensor) or (value is not content and value != content and not both_nan):
+        if not _is(content, value):
             raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(content):

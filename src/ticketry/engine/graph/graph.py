@@ -28,6 +28,11 @@ from ticketry.engine.graph.nodes import (
 )
 from ticketry.errors import GraphError
 
+OF_SIGNATURES = frozenset({"fewest", "defaults"})
+"""``"fewest"``: the number of examples from which on the graph holds, if that is not any. ``"defaults"``: of arguments
+that were another constant when it was captured, or were left out and are not None then: ``{"constant": ...}``, or None
+for an object that a graph cannot hold."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -42,7 +47,7 @@ class Graph:
     tensors: dict[str, Tensor]
     signature: Json = None
     """How a call's arguments give `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [of args]}`` with
-    trees as in `outputs`; None: positional, in order."""
+    trees as in `outputs`; None: positional, in order. It may have `OF_SIGNATURES` besides."""
     notes: tuple[str, ...] = ()
     """What a user should know, such as why the batch is fixed."""
 
@@ -249,13 +254,18 @@ def _check_signature(graph: Graph) -> None:
     signature = graph.signature
     if signature is None:
         return
-    if not isinstance(signature, dict) or set(signature) != {"args", "kwargs", "names"}:
+    if not isinstance(signature, dict) or set(signature) - OF_SIGNATURES != {"args", "kwargs", "names"}:
         raise GraphError("the graph's signature has not args, kwargs and names")
     args, kwargs, names = signature["args"], signature["kwargs"], signature["names"]
     if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(names, list):
         raise GraphError("the graph's signature has not args, kwargs and names")
     if not all(isinstance(name, str) for name in [*names, *kwargs]):
         raise GraphError("a name in the graph's signature is no text")
+    if type(signature.get("fewest", 0)) is not int:
+        raise GraphError("the fewest examples in the graph's signature are no number")
+    defaults = signature.get("defaults", {})
+    if not isinstance(defaults, dict) or any(tree is not None and [*leaves(tree)] for tree in defaults.values()):
+        raise GraphError("the defaults in the graph's signature are no constants")
     found = [name for tree in [*args, *kwargs.values()] for name in leaves(tree)]
     if sorted(found) != sorted(graph.inputs):
         raise GraphError("the graph's signature does not name each of its inputs once")

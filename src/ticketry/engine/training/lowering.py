@@ -34,10 +34,12 @@ def _images(node: fx.Node) -> torch.Size:
 
 def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
     _images(x)
-    both = module._reversed_padding_repeated_twice  # of the last axis before and behind, then of the one before
-    if both[::2] != both[1::2] or module.padding_mode != "zeros":
-        raise Unknown(f"padding {module.padding!r} of the mode {module.padding_mode!r}")
-    padding = both[::2][::-1]
+    padding: Any = module.padding  # torch reads it at each call; what it once made of it, for other modes alone
+    reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    if module.padding_mode != "zeros" or (padding == "same" and any(size % 2 for size in reach)):
+        raise Unknown(f"padding {padding!r} of the mode {module.padding_mode!r}")
+    if isinstance(padding, str):
+        padding = [size // 2 for size in reach] if padding == "same" else (0, 0)
     pairs = [(int(a), int(b)) for a, b in (module.kernel_size, module.stride, padding, module.dilation)]
     return Conv(
         x.name,

@@ -22,12 +22,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ticketry.core.process_state import ONE_AT_A_TIME, private_random_state
 from ticketry.engine.training.lowering import kind_of
+from ticketry.engine.training.settings import PLAIN, settings_of
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """Modules with weights that kernels know."""
-
-_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
-"""Arguments that are no tensors and may be part of a graph."""
 
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
 """Functions of `operator` that change what they are given."""
@@ -69,23 +67,19 @@ def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[An
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             given.append((leaf.dtype, tuple(size == 1 for size in leaf.shape)))
-        elif isinstance(leaf, _CONSTANTS):
+        elif isinstance(leaf, PLAIN):
             given.append((type(leaf), leaf))
         else:
             raise Untraceable(f"it is called with a {type(leaf).__name__}")
-    return spec, tuple(given), tuple(map(_own_settings, module.modules()))
+    seen: dict[int, int] = {}
+    return spec, tuple(given), tuple([_own_settings(one, seen) for one in module.modules()])
 
 
-def _own_settings(module: nn.Module) -> tuple[Any, ...]:
+def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     # Gates put products there. A graph would have those of one step, and kernels read parameters.
     if hidden := module.__dict__.keys() & module._parameters.keys():
         raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
-    return _settings(module)
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    plain = (value for value in module.__dict__.values() if isinstance(value, (bool, int, float, str)))
-    return has_hooks(module), *plain
+    return has_hooks(module), *settings_of(module, seen)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -195,8 +189,9 @@ def _state(module: nn.Module) -> list[Any]:
     """Of what code must leave alone."""
     drawn = np.random.get_state()  # noqa: NPY002
     found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
+    seen: dict[int, int] = {}
     for one in module.modules():
-        found.append(_settings(one))
+        found.append((has_hooks(one), settings_of(one, seen)))
         found += [(name, id(value)) for name, value in one.__dict__.items() if not name.startswith("_")]
         found += [(name, None if value is None else value._version) for name, value in one._buffers.items()]
     return found

@@ -48,10 +48,15 @@ class Program:
     constants: Mapping[str, object] = field(default_factory=dict)
     """Name of a placeholder that is no tensor -> its value"""
     notes: Sequence[str] = ()
+    for_one: bool = True
+    """Whether it is known to hold for one example too; torch and models may treat a size of one in a way of its own."""
 
 
 ASKED_FOR = "it was asked for"
 """Why the number of examples is fixed where the user said so."""
+
+ONE_DIFFERS = "the model does something else for one example than for more"
+"""Why it is fixed where the example inputs are one example."""
 
 
 def fixed(reason: str) -> tuple[str, ...]:

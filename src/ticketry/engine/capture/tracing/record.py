@@ -1,9 +1,9 @@
-"""A model captured by watching it run three times without data, for three numbers of examples.
+"""A model captured by watching it run without data, for three numbers of examples and once more for one.
 
 What is the same in all three is a constant; an integer that lies on one line over them is a multiple of the number of
 examples and a rest. In the third call the model is shown sizes that know this (`Examples`), so that a decision by the
-number of examples is noticed. Whatever cannot be told for sure is left to torch.export, which proves it, and takes a
-second more.
+number of examples is noticed. All this is of two examples and more; a fourth call tells whether it holds for one too.
+Whatever cannot be told for sure is left to torch.export, which proves it, and takes a second more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,6 +30,7 @@ from torch.utils._pytree import (
 
 from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.engine.capture.tracing.examples import Examples, NotRecordedError
+from ticketry.engine.capture.tracing.lines import Line, is_as_said, is_of_shape
 from ticketry.engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, Program, fixed
 from ticketry.engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tape
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
@@ -37,16 +39,6 @@ from ticketry.engine.capture.tracing.writes import without_writes
 _EXAMPLES = (2, 3, 8191)
 """Of how many examples the calls are: few, and more than a model cuts off by a number of its own (`x[:100]`, `x[-12:]`,
 `x.split(64)`); on no line with sizes that halves or roots of them have."""
-
-
-class Line(NamedTuple):
-    """An integer that is a multiple of the number of examples plus a rest."""
-
-    per_example: int
-    more: int
-
-    def at(self, examples: int) -> int:
-        return self.per_example * examples + self.more
 
 
 def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Program:
@@ -79,7 +71,16 @@ def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> P
     if any(call.out_spec != first.out_spec for call in calls):
         raise NotRecordedError("other containers for other numbers of examples")
     shapes = [_shape(calls, index) for index in range(len(first.tape.tensors))]
-    return _Writer(twin.weights, first, shapes).program(steps, outputs)
+    program = _Writer(twin.weights, first, shapes).program(steps, outputs)
+    if examples is None:
+        return program
+    try:
+        one = _Call(twin, arguments, examples, 1)
+    except (Exception, NotRecordedError):  # it insists on several
+        return replace(program, for_one=False)
+    same = one.out_spec == first.out_spec and is_as_said((steps, outputs), (one.tape.steps, one.outputs), 1)
+    same = same and all(is_of_shape(*pair, 1) for pair in zip(shapes, one.tape.shapes, strict=True))
+    return replace(program, for_one=same)
 
 
 def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_Call]:

@@ -1,0 +1,99 @@
+"""What torch.export does not tell, found by calling the model: is one example like more, does it remember its calls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.process_state import private_random_state
+from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain
+from ticketry.engine.example_inputs import at_batch, difference, outputs_of
+from ticketry.engine.graph import Graph
+from ticketry.engine.graph.binding import Call
+from ticketry.engine.graph.graph import leaves
+from ticketry.engine.graph.reference import torch_step
+from ticketry.errors import CaptureError, EngineError
+
+_TOLERANCE = 1e-3
+"""Relative error of the same operations in torch: far above rounding, far below another way through the model."""
+
+
+def copy_to_call(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters, and what it holds besides of its own: a call may change that."""
+    return copy.deepcopy(model, {id(one): one for one in model.parameters()})
+
+
+def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
+    """Whether a graph of torch's operations gives what the model gives for the first of its example inputs.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        given: what it was captured with. Inputs without data tell nothing, and count as equal.
+    """
+    if not given.examples or not _can_run(model, given):
+        return True
+    one = given.map(lambda tensor: tensor[:1] if leads(tensor, given.examples) else tensor)
+    try:
+        wanted = _outputs(copy_to_call(model), one)
+        return bool(
+            difference(_outputs(lambda *args, **kwargs: _walked(graph, args, kwargs), one), wanted) <= _TOLERANCE
+        )
+    except Exception:  # a model may insist on several examples, and fail in any way
+        return False
+
+
+def check_memory(model: nn.Module, given: Arguments) -> None:
+    """Make sure that what a model gives does not depend on the calls before.
+
+    Args:
+        model: as it was before any call, on the CPU, in evaluation mode.
+        given: example inputs; those without data tell nothing.
+
+    Raises:
+        CaptureError: if it does.
+    """
+    if not given.examples or not _can_run(model, given):
+        return
+    others = Arguments(*at_batch((given.args, given.kwargs), given.examples, seed=1))
+    used = copy_to_call(model)
+    try:
+        wanted = _outputs(copy_to_call(model), given)
+        for _ in range(2):
+            _outputs(used, others)
+        found = _outputs(used, given)
+    except Exception:  # a model may fail in any way: with other values for one
+        return
+    try:
+        same = difference(found, wanted) <= _TOLERANCE
+    except EngineError:  # other shapes
+        same = False
+    if not same:
+        raise CaptureError(
+            f"{type(model).__name__} remembers its calls: for the same inputs it gives other outputs when it has been"
+            " called before, and a graph has no memory. Make what it keeps an argument and an output of its forward"
+        )
+
+
+def _can_run(model: nn.Module, given: Arguments) -> bool:
+    tensors = [*model.parameters(), *model.buffers(), *outputs_of((given.args, given.kwargs))]
+    return all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
+    """The tensors that a call gives, with the same random numbers each time."""
+    given = given.map(torch.clone)
+    with torch.no_grad(), plain(), private_random_state([]):
+        torch.manual_seed(0)
+        made = outputs_of(call(*given.args, **given.kwargs))
+    return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
+
+
+def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
+    values: dict[str, Any] = dict(zip(graph.inputs, Call(graph).bind(args, kwargs), strict=True))
+    for one in graph.nodes:
+        values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
+    return [values[name] for name in leaves(graph.outputs)]
