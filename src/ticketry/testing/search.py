@@ -17,7 +17,7 @@ from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
-from ticketry.lab.search_result import REWINDING, Found, Seeds
+from ticketry.lab.search_result import DYNAMIC, GRADUAL, RETRAINS, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
 from ticketry.search import Method
 from ticketry.search import method as method_called
@@ -41,7 +41,8 @@ def check_search(
 ) -> list[Found]:
     """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
 
-    - The dense network comes first, then tickets of rising level; densities are as asked, to the element.
+    - The dense network comes first, then tickets of rising level, each trained under its mask; densities are as asked,
+      to the element.
     - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
     - Pruned weights are exactly 0 at every step, optimiser state included.
     - The same seeds give the same bits; other seeds give others.
@@ -130,12 +131,16 @@ class _OtherTestCourse(Course):
 
 
 def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
+    require(all(isinstance(item, Found) for item in found), "a search yields a Found for each network")
     require(len(found) > 1, "a search finds at least one ticket")
     require(found[0].level == 0 and found[0].mask is None, "the dense network comes first, as level 0")
     levels = [item.level for item in found]
     require(levels == sorted(set(levels)), f"levels rise: {levels}")
-    masks = [lab.store.get_mask(item.mask) for item in found[1:] if item.mask is not None]
-    require(len(masks) == len(found) - 1, "every ticket has a mask")
+    require(all(isinstance(item.mask, str) for item in found[1:]), "every ticket has a mask, by its digest")
+    for item in found:
+        require(item.result.segment.mask == item.mask, f"level {item.level} is trained under the mask that it has")
+        require(item.retrain in (*RETRAINS, GRADUAL, DYNAMIC), f"level {item.level} says how it is retrained")
+    masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
         kept = [mask.kept for mask in masks]
         wanted = [kept_elements(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
