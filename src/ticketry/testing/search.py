@@ -46,7 +46,8 @@ def check_search(
     - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
     - Pruned weights are exactly 0 at every step, optimiser state included.
     - The same seeds give the same bits; other seeds give others.
-    - Interrupted and run again, it goes on: the same bits, and no finished segment trained twice.
+    - Interrupted in the middle of a training of each kind (dense, masked, with a variant of one's own) and run again,
+      it goes on: the same bits, and no finished segment trained twice.
     - The test split is never looked at.
 
     Args:
@@ -66,13 +67,13 @@ def check_search(
         for ticket in found[1:]:
             _check_start(lab, ticket)
             _check_end(lab, ticket)
-        trained = lab.ledger.segments_trained
+        trained, middles = lab.ledger.segments_trained, _of_each_kind(lab)
     bits = _bits(found)
     if _bits(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
         require(_bits(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
     require(_bits(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
-    _check_resume(trial, folder / "interrupted", bits, trained)
+    _check_resume(trial, folder / "interrupted", bits, trained, middles)
     return found
 
 
@@ -178,16 +179,21 @@ def _check_end(lab: Lab, ticket: Found) -> None:
         require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
 
 
-def _check_resume(trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int) -> None:
-    """Interrupt after the second trained network, and in the middle of the third."""
-    done = 0
-    for stop_after in (2, None):
-        finished: list[Event] = []
+def _check_resume(
+    trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
+) -> None:
+    """Stop in the middle of each of the trainings `middles`, in one store, and go on; its state is stored there."""
+    done, left, stopped = 0, set(middles), True
+    while stopped:
+        stopped = False
 
-        def stop(event: Event, finished: list[Event] = finished, limit: int | None = stop_after) -> None:
-            finished += [event] if event.kind == "finished" else []
-            if limit is not None and len(finished) == limit and event.kind == "progress":
-                raise KeyboardInterrupt
+        def stop(event: Event) -> None:
+            nonlocal stopped
+            if event.kind == "progress" and event.key in left and event.first + event.last <= 2 * event.step:
+                left.discard(event.key)
+                if event.step < event.last:
+                    stopped = True
+                    lab.stop()
 
         with Lab(folder, on_event=stop, checkpoint_seconds=1e-3) as lab:
             try:
@@ -195,8 +201,21 @@ def _check_resume(trial: _Trial, folder: Path, bits: list[tuple[str | None, str]
             except KeyboardInterrupt:
                 found = []
         done += lab.ledger.segments_trained
-    require(_bits(found) == bits, "interrupted and run again, a search gives the same bits")
+    require(_bits(found) == bits, "interrupted in the middle of a training and run again, a search gives the same bits")
     require(done <= trained, f"no finished segment is trained again: {done} trainings instead of {trained}")
+
+
+def _of_each_kind(lab: Lab) -> set[str]:
+    """The keys of a lab's trainings: of each set of variants of training the first that has a middle."""
+    first: dict[tuple[str, ...], str] = {}
+    for key in lab.ledger.keys:
+        trajectory, _, last = key.rpartition("@")
+        record = lab.store.trained(trajectory, int(last))
+        if record is None or int(last) - record["segment"]["first"] < 2:
+            continue
+        variants = sorted(f"{one['variant']} {one.get('place', '')}" for one in record["segment"]["variants"])
+        first.setdefault(tuple(variants), key)
+    return set(first.values())
 
 
 def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:
