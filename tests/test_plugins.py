@@ -103,6 +103,18 @@ def test_the_search(here: None, tmp_path: Path) -> None:
     assert method.levels(settings) == 2
 
 
+def test_a_variant_that_forgets_what_it_carries_is_found_out(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lottery_extras.movement.variant import MovementEffect  # type: ignore[import-not-found]
+
+    begin = MovementEffect.begin
+    monkeypatch.setattr(MovementEffect, "begin", lambda self, training, carried: begin(self, training, {}))
+    settings = tk.search.method("movement").Settings(density=(0.5,), fade=0.05)
+    with pytest.raises(AssertionError, match="interrupted in the middle of a training"):
+        check_search("movement", tmp_path, settings=settings)
+
+
 def test_the_gates(here: None) -> None:
     torch.manual_seed(0)
     model, inputs = nn.Linear(8, 4), torch.randn(64, 8)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ticketry
 from installed import install, site
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TaskError, UsageError
-from ticketry.registry import Registry
+from ticketry.registry import GROUPS, Registry
 
 __all__ = ["site"]  # a fixture
 
@@ -186,3 +189,20 @@ def test_make():
 def test_did_you_mean():
     assert did_you_mean("ResNet20", ["resnet-20", "vgg-16"]) == "did you mean resnet-20? "
     assert did_you_mean("transformer", ["resnet-20"]) == ""
+
+
+def test_every_group_is_known_and_another_is_told_with_the_one_that_may_be_meant(site, caplog):
+    sources = [path.read_text("utf-8") for path in Path(ticketry.__file__).parent.rglob("*.py")]
+    made = {
+        group
+        for source in sources
+        if "Registry(" in source
+        for group in re.findall(r'^ +(?:"[a-z ]+", )?"(ticketry\.[a-z_]+)",', source, re.MULTILINE)
+    }
+    assert len(made) > 8
+    assert made <= GROUPS
+    install(site, "misspelt", {"mine": "misspelt:mine"}, group="ticketry.score")
+    assert Registry("shape", "ticketry.shapes", {}).names() == ()
+    assert "the package misspelt 1.2 has entry points in the group ticketry.score, which is none of" in caplog.text
+    assert "did you mean" in caplog.text
+    assert "ticketry.scores" in caplog.text

@@ -91,7 +91,8 @@ class LayerCollapseError(MaskError):
 
 
 class ScoreError(TicketryError):
-    """A score that says nothing: not finite, 0 for every weight, or of a model that lacks the derivatives it needs.
+    """A score that says nothing: without a number for each weight, not finite, 0 for every weight, or of a model that
+    lacks the derivatives it needs.
 
     Examples:
         >>> loss = lambda model, batch: model(batch).sum()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import convert
 
+import ticketry as tk
 from cli.calling import call
+from made_records import verify_record
+from ticketry.cli.verify import told
+from ticketry.records.evidence import VerifyRecord
+from ticketry.records.schema import as_json
+from ticketry.report.wording import MINUS
 
 SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -107,3 +115,42 @@ def test_stability_tells_and_prints_json(
     assert (code, record["kind"]) == (0, "stability")
     assert result["run"] in record["runs"]  # rewinding to 0 is the search that was there
     assert record["cost"]["segments_trained"] < record["cost"]["segments_distinct"] < record["cost"]["segments_asked"]
+
+
+def test_verdicts_of_small_numbers_are_told_in_decimals_that_show_them() -> None:
+    record = convert(verify_record(), VerifyRecord)
+    large = "\n".join(told(record))
+    thousandth = as_json(record)
+    for part in (*thousandth["networks"], *thousandth["references"], thousandth["noise"]):
+        part["values"] = [value / 1000 for value in part["values"]]
+    for part in (*thousandth["comparisons"], thousandth["noise"], thousandth):
+        for name in ("mean", "low", "high", "sd", "difference", "margin"):
+            if part.get(name) is not None:
+                part[name] /= 1000
+    small = "\n".join(told(convert(thousandth, VerifyRecord)))
+    of_large, of_small = numbers_in(large), numbers_in(small)
+    assert len(of_large) > 8
+    assert of_small == pytest.approx([value / 1000 for value in of_large], abs=1e-12)
+    exact = as_json(record) | {"margin": 0.000757713123}
+    assert "margin 0.0008 " in "\n".join(told(convert(exact, VerifyRecord)))
+
+
+def numbers_in(text: str) -> list[float]:
+    """Of the lines that have a network each."""
+    rows = [line[29:].replace(MINUS, "-") for line in text.splitlines() if line.startswith("  ") and line[2] != " "]
+    return [float(number) for row in rows for number in re.findall(r"[+-]?\d+\.\d+", row)]
+
+
+def test_tickets_that_a_bundle_left_without_weights_are_told(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store, result = searched
+    bundle = tk.store.pack(result["run"], tmp_path / "run.tkz", store=store).path
+    tk.store.unpack(bundle, store=tmp_path / "elsewhere")
+    config = str(Path(result["report"]).with_name("run.toml"))
+    words = ["search", "--config", config, "--store", str(tmp_path / "elsewhere"), "--workers", "0"]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    tickets = len(result["tickets"])
+    assert f"tickets  none in a folder ({tickets} without weights, which a bundle left out" in out
+    assert "Ticket.load" not in out

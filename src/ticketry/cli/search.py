@@ -23,6 +23,7 @@ from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.lab.remote.address import place_of
+from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_aims, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
@@ -318,19 +319,30 @@ def _tell(run: Run, report: Path) -> None:
         print("\n".join([*summary_lines(record), "", verdict_line(record)]))
     if costs := cost_lines(record):
         print("\n".join(["", *costs]))
-    tickets = sorted(str(ticket.path) for ticket in run.tickets)
+    tickets, told = _tickets(run)
     lines = [
         "",
         *(f"pruned   {line}" for line in moment_lines(record)),
-        f"tickets  {folder / 'tickets'} ({len(tickets)} folder{'' if len(tickets) == 1 else 's'})",
+        f"tickets  {told}",
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
         f"again    {_again(folder / 'run.toml', record)}",
-        "next     ticketry list tickets, or in Python:",
-        f"         tk.Ticket.load({tickets[-1]!r}).apply(model, 'trained')" if tickets else "",
+        "next     ticketry list tickets" + (", or in Python:" if tickets else ""),
+        *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
     ]
     print("\n".join(lines))
     sys.stdout.flush()
+
+
+def _tickets(run: Run) -> tuple[list[str], str]:
+    """The folders of a run's tickets, and what is said of them: a bundle without weights leaves them out."""
+    found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
+    folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
+    missing = len(run.tickets) - len(found)
+    if not missing:
+        return found, f"{run.path / 'tickets'} ({folders})"
+    why = f"{missing} without weights, which a bundle left out: ticketry store pack --weights packs them"
+    return found, f"{run.path / 'tickets'} ({folders}; {why})" if found else f"none in a folder ({why})"
 
 
 def _again(file: Path, record: RunRecord) -> str:

@@ -89,9 +89,12 @@ def interim_teller(progress: Progress) -> Callable[[Verdict], None]:
 
 
 def told(record: VerifyRecord) -> list[str]:
-    """A verification in a few lines."""
+    """A verification in a few lines, in the decimals of its page: as many as the spread of the seeds asks for."""
+    from ticketry.report.tables.evidence import seed_style
     from ticketry.report.wording import role_name
 
+    style = seed_style(record)
+    margin = f"{round(record.margin, style.decimals + 2):g}"
     metric, task = record.task.metric, record.task
     unit = metric.unit and f" {metric.unit}"
     points = " points" if metric.unit == "%" else unit
@@ -108,27 +111,29 @@ def told(record: VerifyRecord) -> list[str]:
         f"         {task.title}, {100 * record.density:.2f} % of {task.prunable:,} prunable"
         f" weights ({record.kept:,} kept); {steps}",
         f"verdict  {record.verdict.upper()}  ({record.claims_of}; claim: {record.claim}; margin"
-        f" {record.margin:g}{points}, confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",
+        f" {margin}{points}, confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",
     ]
     if record.answers:
         lines.append(f"         {record.answers}")
     values = {network.role: network.values for network in record.networks}
+
+    def row(name: str, of: Sequence[float]) -> str:
+        return f"  {name:<26} {style.number(_mean(of)):>8}{unit}"
+
     for compared in record.comparisons:
         role, interval = compared.role, ""
         if compared.low is not None and compared.high is not None:
-            interval = f"  [{compared.low:+.2f}, {compared.high:+.2f}]"
+            interval = f"  [{style.number(compared.low, sign=True)}, {style.number(compared.high, sign=True)}]"
         lines.append(
-            f"  {role_name(role):<26} {_mean(values[role]):8.2f}{unit}   ticket {compared.mean:+.2f}{interval}"
+            f"{row(role_name(role), values[role])}   ticket {style.number(compared.mean, sign=True)}{interval}"
         )
-    lines.append(f"  {'ticket':<26} {_mean(values['ticket']):8.2f}{unit}")
+    lines.append(row("ticket", values["ticket"]))
     if noise := record.noise:
-        spread = "" if noise.sd is None else f", standard deviation {noise.sd:.2f}"
-        lines.append(
-            f"  {'ticket, other seeds (A/A)':<26} {_mean(noise.values):8.2f}{unit}   ticket {noise.mean:+.2f}{spread}"
-        )
+        spread = "" if noise.sd is None else f", standard deviation {style.number(noise.sd)}"
+        shown = f"ticket {style.number(noise.mean, sign=True)}{spread}"
+        lines.append(f"{row('ticket, other seeds (A/A)', noise.values)}   {shown}")
     for reference in record.references:
-        name = role_name(reference.role)
-        lines.append(f"  {name:<26} {_mean(reference.values):8.2f}{unit}   {reference.steps:,} steps, shown only")
+        lines.append(f"{row(role_name(reference.role), reference.values)}   {reference.steps:,} steps, shown only")
     lines += [f"left out {one.role}: {one.why}" for one in record.left_out]
     if not record.decided:
         more = record.more_seeds

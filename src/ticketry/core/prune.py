@@ -25,6 +25,7 @@ from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
+from ticketry.core.score._asked import asked
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.magnitude import magnitude
 from ticketry.core.structuring import in_blocks
@@ -103,11 +104,11 @@ def scores_in(
     """A score of the network that a mask leaves of `model`: by the option `at`, or else with weights set to 0."""
     given = vars(inputs)
     if mask is None:
-        return score(model, scope, **given)
+        return asked(score, model, scope, **given)
     if measures_at_mask(score):
-        return score(model, scope, at=mask, **given)  # type: ignore[call-arg]
+        return asked(score, model, scope, at=mask, **given)
     with pruned_to(mask, scope.parameters(model)):
-        return {name: values.clone() for name, values in score(model, scope, **given).items()}
+        return {name: values.clone() for name, values in asked(score, model, scope, **given).items()}
 
 
 def prune(
@@ -173,7 +174,7 @@ def prune(
     Raises:
         UsageError: for a request that cannot be meant, or a score that lacks batches or loss. With N:M several
             iterations must begin at N/M or below. Of a model in parts only magnitude, unstructured, in one cut.
-        ScoreError: if the scores say nothing.
+        ScoreError: if the scores say nothing, or are not real numbers in the shapes of the parameters in scope.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
 
     Examples:

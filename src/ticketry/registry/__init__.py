@@ -46,6 +46,12 @@ T = TypeVar("T")
 BUILT_IN = "built in"
 
 _PREFIX = "ticketry."
+GROUPS = {
+    *("ticketry.methods", "ticketry.scores", "ticketry.gates", "ticketry.controls", "ticketry.tasks"),
+    *("ticketry.models", "ticketry.language_models", "ticketry.data", "ticketry.runners", "ticketry.loggers"),
+    "ticketry.meters",
+}
+"""Of entry points; registries add theirs, but most are made only when they are asked for."""
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +83,7 @@ class Registry(Generic[T]):
         """
         self.kind = kind
         self.group = group
+        GROUPS.add(group)
         self.built_in = dict(built_in)
         self.aliases = dict(aliases or {})
         self._needs = tuple(needs)
@@ -213,6 +220,17 @@ class _Offer:
     target: str
 
 
+def _tell_of_unknown_groups(offers: Sequence[_Offer]) -> None:
+    """Warn of what a package offers and nobody looks for, for its group is another word than it should be."""
+    for group in sorted({offer.group for offer in offers} - GROUPS):
+        package = next(offer.package for offer in offers if offer.group == group)
+        near = did_you_mean(group, sorted(GROUPS))
+        _log.warning(
+            "the package %s has entry points in the group %s, which is none of this library's: they are not found%s",
+            *(package, group, f"; {near}" if near else ""),
+        )
+
+
 @lru_cache(maxsize=8)
 def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
     """All entry points in groups of this library; `path` is sys.path, along which packages are looked for."""
@@ -233,5 +251,7 @@ def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
         except Exception as error:  # a damaged package is no reason for the others not to work
             _log.warning("the entry points of the package %s cannot be read: %s: %s", name, type(error).__name__, error)
             continue
+        if name.lower().replace("_", "-") not in found:
+            _tell_of_unknown_groups(offers)
         found.setdefault(name.lower().replace("_", "-"), offers)  # the first along the path is the one imported
     return tuple(sorted(offer for offers in found.values() for offer in offers))

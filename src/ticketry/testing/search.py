@@ -17,7 +17,7 @@ from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
-from ticketry.lab.search_result import REWINDING, Found, Seeds
+from ticketry.lab.search_result import DYNAMIC, GRADUAL, RETRAINS, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
 from ticketry.search import Method
 from ticketry.search import method as method_called
@@ -41,11 +41,13 @@ def check_search(
 ) -> list[Found]:
     """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
 
-    - The dense network comes first, then tickets of rising level; densities are as asked, to the element.
+    - The dense network comes first, then tickets of rising level, each trained under its mask; densities are as asked,
+      to the element.
     - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
     - Pruned weights are exactly 0 at every step, optimiser state included.
     - The same seeds give the same bits; other seeds give others.
-    - Interrupted and run again, it goes on: the same bits, and no finished segment trained twice.
+    - Interrupted in the middle of a training of each kind (dense, masked, with a variant of one's own) and run again,
+      it goes on: the same bits, and no finished segment trained twice.
     - The test split is never looked at.
 
     Args:
@@ -65,13 +67,13 @@ def check_search(
         for ticket in found[1:]:
             _check_start(lab, ticket)
             _check_end(lab, ticket)
-        trained = lab.ledger.segments_trained
+        trained, middles = lab.ledger.segments_trained, _of_each_kind(lab)
     bits = _bits(found)
     if _bits(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
         require(_bits(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
     require(_bits(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
-    _check_resume(trial, folder / "interrupted", bits, trained)
+    _check_resume(trial, folder / "interrupted", bits, trained, middles)
     return found
 
 
@@ -130,12 +132,16 @@ class _OtherTestCourse(Course):
 
 
 def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
+    require(all(isinstance(item, Found) for item in found), "a search yields a Found for each network")
     require(len(found) > 1, "a search finds at least one ticket")
     require(found[0].level == 0 and found[0].mask is None, "the dense network comes first, as level 0")
     levels = [item.level for item in found]
     require(levels == sorted(set(levels)), f"levels rise: {levels}")
-    masks = [lab.store.get_mask(item.mask) for item in found[1:] if item.mask is not None]
-    require(len(masks) == len(found) - 1, "every ticket has a mask")
+    require(all(isinstance(item.mask, str) for item in found[1:]), "every ticket has a mask, by its digest")
+    for item in found:
+        require(item.result.segment.mask == item.mask, f"level {item.level} is trained under the mask that it has")
+        require(item.retrain in (*RETRAINS, GRADUAL, DYNAMIC), f"level {item.level} says how it is retrained")
+    masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
         kept = [mask.kept for mask in masks]
         wanted = [kept_elements(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
@@ -173,16 +179,21 @@ def _check_end(lab: Lab, ticket: Found) -> None:
         require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
 
 
-def _check_resume(trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int) -> None:
-    """Interrupt after the second trained network, and in the middle of the third."""
-    done = 0
-    for stop_after in (2, None):
-        finished: list[Event] = []
+def _check_resume(
+    trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
+) -> None:
+    """Stop in the middle of each of the trainings `middles`, in one store, and go on; its state is stored there."""
+    done, left, stopped = 0, set(middles), True
+    while stopped:
+        stopped = False
 
-        def stop(event: Event, finished: list[Event] = finished, limit: int | None = stop_after) -> None:
-            finished += [event] if event.kind == "finished" else []
-            if limit is not None and len(finished) == limit and event.kind == "progress":
-                raise KeyboardInterrupt
+        def stop(event: Event) -> None:
+            nonlocal stopped
+            if event.kind == "progress" and event.key in left and event.first + event.last <= 2 * event.step:
+                left.discard(event.key)
+                if event.step < event.last:
+                    stopped = True
+                    lab.stop()
 
         with Lab(folder, on_event=stop, checkpoint_seconds=1e-3) as lab:
             try:
@@ -190,8 +201,21 @@ def _check_resume(trial: _Trial, folder: Path, bits: list[tuple[str | None, str]
             except KeyboardInterrupt:
                 found = []
         done += lab.ledger.segments_trained
-    require(_bits(found) == bits, "interrupted and run again, a search gives the same bits")
+    require(_bits(found) == bits, "interrupted in the middle of a training and run again, a search gives the same bits")
     require(done <= trained, f"no finished segment is trained again: {done} trainings instead of {trained}")
+
+
+def _of_each_kind(lab: Lab) -> set[str]:
+    """The keys of a lab's trainings: of each set of variants of training the first that has a middle."""
+    first: dict[tuple[str, ...], str] = {}
+    for key in lab.ledger.keys:
+        trajectory, _, last = key.rpartition("@")
+        record = lab.store.trained(trajectory, int(last))
+        if record is None or int(last) - record["segment"]["first"] < 2:
+            continue
+        variants = sorted(f"{one['variant']} {one.get('place', '')}" for one in record["segment"]["variants"])
+        first.setdefault(tuple(variants), key)
+    return set(first.values())
 
 
 def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:

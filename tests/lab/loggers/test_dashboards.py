@@ -65,6 +65,24 @@ def test_what_fails_is_told_once_and_stops_nothing(
     assert [one["finished"] for one in whole.runs.values()] == [True] * 3
 
 
+def test_what_cannot_be_made_is_told_and_stops_nothing(
+    tmp_path: Path, points: Task, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_broken_logger.py").write_text(
+        "class Mine:\n    def __init__(self, store):\n        raise OSError('no')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = Recorded()
+    loggers = ["a_broken_logger:Mine", whole]
+    with caplog.at_level(logging.WARNING), tk.Lab(tmp_path / "store", loggers=loggers) as lab:
+        assert lab.train(lab.segment(points, start=0), label="dense").metrics
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == (
+        "nothing is logged to a_broken_logger:Mine, which cannot be made (training goes on): OSError: no"
+    )
+    assert whole.runs["dense"]["finished"]
+
+
 def test_what_a_logger_has_is_not_told_again(tmp_path: Path, points: Task) -> None:
     told = Recorded(there=("dense",))
     with tk.Lab(tmp_path / "store", loggers=[told]) as lab:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ticketry.errors import UsageError
+from ticketry.errors import TicketryError, UsageError
 from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
 from ticketry.lab.training.segment import Result
 
@@ -49,7 +49,8 @@ class Dashboards:
     """
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
-        self._loggers = [_made(one, store) for one in dict.fromkeys(loggers) if one != NONE]
+        made = [_made(one, store) for one in dict.fromkeys(loggers) if one != NONE]
+        self._loggers = [one for one in made if one is not None]
         self.group = _TRAININGS
         """Under which trainings are told by their labels; empty while they are told in another way, or not at all."""
         self._waiting: queue.SimpleQueue[tuple[Logged, _Call | None] | None] = queue.SimpleQueue()
@@ -192,9 +193,20 @@ class Dashboards:
             )
 
 
-def _made(logger: str | Logger, store: Path) -> _Listener:
+def _made(logger: str | Logger, store: Path) -> _Listener | None:
+    """A logger; None for one that fails while it is made, which is told and stops nothing."""
     if isinstance(logger, str):
-        return _Listener(logger, LOGGERS.get(logger)(store))
+        make = LOGGERS.get(logger)
+        try:
+            return _Listener(logger, make(store))
+        except TicketryError:  # such as for a library that is not installed: it says what to do
+            raise
+        except (Exception, SystemExit) as error:
+            _log.warning(
+                "nothing is logged to %s, which cannot be made (training goes on): %s: %s",
+                *(logger, type(error).__name__, error),
+            )
+            return None
     missing = [name for name in ("start", "metrics", "artifact", "finish", "where") if not hasattr(logger, name)]
     if missing:
         raise UsageError(f"{logger!r:.80} is no logger: it has no {missing[0]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial, wraps
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Seeds
+from ticketry.search.common.found_checks import checked
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -210,7 +211,7 @@ class Method(Generic[S]):
             found: a module, a class or a function.
 
         Raises:
-            UsageError: if it lacks a part of a method, or its settings are no dataclass.
+            UsageError: if it lacks a part of a method, or its settings are no dataclass or one has no default.
         """
         if isinstance(found, Method):
             return replace(found, name=name)
@@ -222,6 +223,8 @@ class Method(Generic[S]):
         settings: Any = getattr(module, "Settings")  # noqa: B009
         if not (inspect.isclass(settings) and is_dataclass(settings)):
             raise UsageError(f"{what} is no search method: its Settings are no dataclass")
+        if bare := [one.name for one in fields(settings) if one.init and one.default is one.default_factory is MISSING]:
+            raise UsageError(f"{what} is no search method: its setting {bare[0]!r} has no default")
         title, _, description = inspect.cleandoc(module.__doc__ or what).partition("\n")
         return cls(
             name,
@@ -260,7 +263,7 @@ class Method(Generic[S]):
             For each replicate what it found, the dense network first.
 
         Raises:
-            UsageError: for less than one replicate.
+            UsageError: for less than one replicate, or a method that does not yield what a search does.
         """
         from ticketry.tasks.catalogue import of_replicate
 
@@ -272,7 +275,8 @@ class Method(Generic[S]):
         def one(number: int) -> list[Found]:
             found = []
             with lab.telling(f"replicate {number} "):
-                for item in self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number)):
+                networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
+                for item in checked(self.name, networks):
                     found.append(item)
                     if on_found:
                         on_found(number, item)

@@ -1,0 +1,79 @@
+"""A score asked for what weights are worth, and its answer looked at: whoever wrote it, what comes back is a score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import Scope
+from ticketry.core.score._protocol import Score
+from ticketry.errors import ScoreError
+
+
+def asked(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
+    """What a score says of each parameter in scope, in the scope's order and apart from any graph.
+
+    Infinite scores are scores: such weights are kept or removed before all others.
+
+    Raises:
+        ScoreError: naming the score, if it gives anything but real numbers, a tensor for each parameter in scope in its
+            shape, or none at all, or ends the process.
+    """
+    try:
+        found = score(model, scope, **options)
+    except SystemExit as error:  # or a search would end here, and nothing would say why
+        raise ScoreError(f"{called(score)} ends the process (SystemExit: {error}): let it raise an error") from error
+    if not isinstance(found, Mapping):
+        raise ScoreError(f"{called(score)} gives {_shown(found)}, and a score gives a mapping name -> tensor")
+    _check_names(score, found, scope)
+    return {name: _checked(score, name, found[name], shape) for name, shape in scope.shapes.items()}
+
+
+def called(score: Score) -> str:
+    """A score as messages call it: by its name and, unless it is the library's own, the module that it is from."""
+    plain = score
+    while hasattr(plain, "func"):  # of a functools.partial
+        plain = plain.func
+    name = getattr(plain, "__name__", type(plain).__name__)
+    module = getattr(plain, "__module__", "") or ""
+    return f"the score {name!r}" if module.partition(".")[0] == "ticketry" else f"the score {name!r} of {module}"
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> None:
+    if missing := [name for name in scope if name not in found]:
+        raise ScoreError(
+            f"{called(score)} gives nothing for {_first(missing)}: it needs a tensor for each parameter in scope"
+            " (scope.parameters(model)), or their densities are not those asked for"
+        )
+    if more := [str(name) for name in found if name not in scope]:
+        raise ScoreError(
+            f"{called(score)} gives scores for {_first(more)}, not in scope: give those of scope.parameters(model)"
+            " alone"
+        )
+
+
+def _checked(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise ScoreError(f"{called(score)} gives {_shown(values)} for {name!r}, and not a tensor: use torch.as_tensor")
+    if tuple(values.shape) != tuple(shape):
+        raise ScoreError(
+            f"{called(score)} gives a tensor of shape {tuple(values.shape)} for {name!r}, and the parameter has"
+            f" {tuple(shape)}: a score has one number for each weight"
+        )
+    if values.is_complex():
+        raise ScoreError(f"{called(score)} gives complex numbers for {name!r}, which have no order: give real ones")
+    if values.is_floating_point() and bool(torch.isnan(values.detach()).any()):
+        raise ScoreError(f"{called(score)} gives NaN for {name!r}: a weight's score is a number")
+    return values.detach()
+
+
+def _first(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
