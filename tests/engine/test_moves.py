@@ -190,3 +190,27 @@ def test_a_part_begins_where_it_was_said(cut: Callable[[Tensor], Tensor]) -> Non
     with torch.no_grad():
         for batch in (x, torch.randn(5, 6, 4)):
             torch.testing.assert_close(compiled(batch), model(batch))
+
+
+class Nearest(nn.Module):
+    """Pixels taken from where a scale that is given says, which is not where their number says."""
+
+    def __init__(self, *scales: float) -> None:
+        super().__init__()
+        self.scales = scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scales, mode="nearest")
+
+
+@pytest.mark.parametrize("scales", [(3.2, 3.2), (3.0, 3.2), (2.0, 3.0), (41.0, 1.0)])
+def test_pixels_come_from_where_the_scale_says(scales):
+    torch.manual_seed(0)
+    model, x = Nearest(*scales).eval(), torch.randn(3, 2, 4, 4)
+    assert torch.equal(tk.compile(model, None, x)(x), model(x))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_whole_scales_make_squares_of_pixels_in_the_engine(scale):
+    graph = capture(Nearest(scale, scale + 1), None, torch.randn(2, 3, 4, 4))
+    assert all(one.native for one in graph.nodes)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, finished, need, rewrite
 from ticketry.engine.capture.lower_shapes import reshaped
-from ticketry.engine.graph import Graph, Node, node
+from ticketry.engine.graph import Graph, Node, aten, node
 
 _MOST_COPIES = 64
 """Of a value in one that repeats it."""
@@ -125,6 +127,7 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x, sizes = _moved(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
+    need(len(one.inputs) == 1 and _repeats(editor, one, sizes[1:], made[1:]))
     nodes: list[Node] = []
     current, shape = x, list(sizes)
     for axis in (1, 2):
@@ -139,6 +142,19 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
         nodes += [cut, several, joined]
         current = joined.output
     return finished(nodes, x, one.output)
+
+
+def _repeats(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    """Whether torch makes squares of all pixels: a scale that was given may take them from elsewhere, and so may the
+    rounding of a quotient. Asked of the operation itself, by pixels that are numbers of rows, and of columns."""
+    interpolate = aten.prepare(one, editor.tensors, "cpu")
+    for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
+        numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
+        pixels = numbers.view(1, 1, *((-1, 1) if axis == 0 else (1, -1))).expand(1, 1, *sizes)
+        found = interpolate(pixels.contiguous()).select(3 - axis, 0).flatten()
+        if len(numbers.unique()) < size or not torch.equal(found, numbers.repeat_interleave(wanted // size)):
+            return False
+    return True
 
 
 # -- branches side by side on an axis of their own, [N, K, C, H, W] (SKNet) --------------------------------------------
