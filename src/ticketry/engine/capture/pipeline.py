@@ -28,9 +28,10 @@ from ticketry.engine.capture.editor import (
     without_unused,
 )
 from ticketry.engine.capture.kept_captures import kept_or
-from ticketry.engine.capture.lower_constants import lower_constants
+from ticketry.engine.capture.lower_constants import lower_constants, with_plain_zeros
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
+from ticketry.engine.capture.own_results import with_own_results
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
 from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
@@ -110,7 +111,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
-    given = graph.tensors
+    captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
@@ -118,22 +119,7 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
     for change in (*passes, *several, lower_moves, tidy_shapes, fuse):
         graph = change(graph)
-    return _with_plain_zeros(graph, given)
-
-
-def _with_plain_zeros(graph: Graph, given: Mapping[str, Tensor]) -> Graph:
-    """The graph with 0.0 for -0.0 in what it has made of the weights it was given, where only native nodes read it.
-
-    A negative factor makes -0.0 of a weight that a mask removes, and a file has a bit more for each weight of a tensor
-    with such a zero. Sums do not see it; what torch computes, as a quotient, may.
-    """
-    in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
-    made = {
-        name: tensor + 0.0
-        for name, tensor in graph.tensors.items()
-        if tensor is not given.get(name) and name not in in_torch and tensor.is_floating_point()
-    }
-    return replace(graph, tensors={**graph.tensors, **made}) if made else graph
+    return with_own_results(with_plain_zeros(graph, captured), captured)
 
 
 _RULES: Mapping[str, Lowering] = {**lower_layers.RULES, **lower_shapes.RULES}

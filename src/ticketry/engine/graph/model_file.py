@@ -150,7 +150,7 @@ def packed_bytes(name: str, weights: int, total: int) -> int:
         total: `weight_bytes` of the graph, whose digits are those of the numbers in the head.
     """
     entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
-    head = len(json.dumps(entry, separators=(",", ":"))) + len(r',\"packed\":true') + _ROUNDED - 1
+    head = len(json.dumps(entry, separators=(",", ":"))) + len(r",\"packed\":true") + _ROUNDED - 1
     return (weights + 7) // 8 + head
 
 
