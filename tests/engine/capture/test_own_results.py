@@ -41,7 +41,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-@pytest.mark.parametrize("examples", (1, 3))
+@pytest.mark.parametrize("examples", [1, 3])
 def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str, examples: int) -> None:
     torch.manual_seed(0)
     model, x = Net(RESULTS[name]).eval(), torch.randn(3, 8)

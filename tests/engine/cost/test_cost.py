@@ -226,8 +226,8 @@ def of_float64():
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).double(), torch.randn(2, 64).double()
 
 
-@pytest.mark.parametrize("share", (0.5, 0.9))
-@pytest.mark.parametrize("make", (of_negative_norms, of_negative_lengths, of_small_layers, of_float64))
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("make", [of_negative_norms, of_negative_lengths, of_small_layers, of_float64])
 def test_a_budget_of_bytes_is_kept_by_the_file(make, share, tmp_path):
     model, x = make()
     model.eval()

@@ -143,7 +143,7 @@ def weight_bytes(graph: Graph) -> int:
 
 
 def packed_bytes(name: str, weights: int, total: int) -> int:
-    """Bytes that a packed weight takes besides its kept values, at most: a bit for each, and what the file's head grows.
+    """Bytes that a packed weight takes beside its kept values, at most: a bit for each, and what the head grows.
 
     Args:
         weights: elements of it.
