@@ -99,7 +99,7 @@ def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     if start or stop < size:
         current = nodes[-1].output if nodes else x
         nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
-    cut = [None, *sizes[: axis - 1], places, step, *sizes[axis:]]
+    cut = [*(editor.shape(x) or ())[:axis], places, step, *sizes[axis:]]
     nodes.append(editor.make("reshape", (nodes[-1].output if nodes else x,), one.output, shape=cut))
     nodes.append(editor.make("slice", (nodes[-1].output,), one.output, axis=axis + 1, start=0, stop=1))
     return [*nodes, reshaped(editor, nodes[-1].output, one.output)]
@@ -129,16 +129,16 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
     need(len(one.inputs) == 1 and _repeats(editor, one, sizes[1:], made[1:]))
     nodes: list[Node] = []
-    current, shape = x, list(sizes)
+    current, shape, batch = x, list(sizes), (editor.shape(x) or ())[0]
     for axis in (1, 2):
         times = made[axis] // sizes[axis]
         need(times <= _MOST_COPIES)
         if times == 1:
             continue
-        cut = editor.make("reshape", (current,), one.output, shape=[None, *shape[: axis + 1], 1, *shape[axis + 1 :]])
+        cut = editor.make("reshape", (current,), one.output, shape=[batch, *shape[: axis + 1], 1, *shape[axis + 1 :]])
         several = editor.make("concat", (cut.output,) * times, one.output, axis=axis + 2)
         shape[axis] *= times
-        joined = editor.make("reshape", (several.output,), one.output, shape=[None, *shape])
+        joined = editor.make("reshape", (several.output,), one.output, shape=[batch, *shape])
         nodes += [cut, several, joined]
         current = joined.output
     return finished(nodes, x, one.output)
@@ -206,7 +206,7 @@ def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
     for number in range(int(shape[1] or 0)):
         (left, value), (right, factor) = (_branch(editor, name, 1, number) for name in (x, other))
         product = editor.make("mul", (value, factor), one.output)
-        wide = editor.make("reshape", (product.output,), one.output, shape=[None, 1, *shape[2:]])
+        wide = editor.make("reshape", (product.output,), one.output, shape=[shape[0], 1, *shape[2:]])
         nodes += [*left, *right, product, wide]
         made.append(wide.output)
     return [*nodes, node("concat", tuple(made), one.output, axis=1)]
