@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.engine.capture import capture
+from ticketry.engine.compiled import load
 
 
 class Net(nn.Module):
@@ -61,3 +64,27 @@ def test_what_is_its_own_is_not_copied() -> None:
         Net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False))), None, torch.randn(3, 8)
     )
     assert not any("clone" in one.op for one in graph.nodes)
+
+
+class Both(NamedTuple):
+    one: Tensor
+    two: tuple[Tensor, int]
+
+
+@pytest.mark.parametrize("name", ["NamedTuple", "max", "topk"])
+def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Path) -> None:
+    results = {"NamedTuple": lambda x, y: Both(y, (x, 3)), "max": lambda x, y: y.max(1), "topk": lambda x, y: y.topk(2)}
+    torch.manual_seed(0)
+    model, x = Net(results[name]).eval(), torch.randn(3, 8)
+    fast = tk.compile(model, None, x)
+    fast.save(tmp_path / "model.tk")
+    with torch.no_grad():
+        wanted = model(x)
+    for made in (fast(x), load(tmp_path / "model.tk")(x), pickle.loads(pickle.dumps(fast(x)))):
+        one, two = made
+        torch.testing.assert_close((one, two), tuple(wanted))
+        assert isinstance(made, tuple)
+        for field, value in zip(getattr(wanted, "_fields", type(wanted).__match_args__), (one, two), strict=True):
+            assert getattr(made, field) is value
+        with pytest.raises(AttributeError, match="the output has no 'three'; it has"):
+            _ = made.three
