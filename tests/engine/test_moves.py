@@ -190,3 +190,72 @@ def test_a_part_begins_where_it_was_said(cut: Callable[[Tensor], Tensor]) -> Non
     with torch.no_grad():
         for batch in (x, torch.randn(5, 6, 4)):
             torch.testing.assert_close(compiled(batch), model(batch))
+
+
+class Nearest(nn.Module):
+    """Pixels taken from where a scale that is given says, which is not where their number says."""
+
+    def __init__(self, *scales: float) -> None:
+        super().__init__()
+        self.scales = scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scales, mode="nearest")
+
+
+@pytest.mark.parametrize("scales", [(3.2, 3.2), (3.0, 3.2), (2.0, 3.0), (41.0, 1.0)])
+def test_pixels_come_from_where_the_scale_says(scales):
+    torch.manual_seed(0)
+    model, x = Nearest(*scales).eval(), torch.randn(3, 2, 4, 4)
+    assert torch.equal(tk.compile(model, None, x)(x), model(x))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_whole_scales_make_squares_of_pixels_in_the_engine(scale):
+    graph = capture(Nearest(scale, scale + 1), None, torch.randn(2, 3, 4, 4))
+    assert all(one.native for one in graph.nodes)
+
+
+OF_TWO: dict[str, Callable[[Tensor], Tensor]] = {
+    "every second row": lambda x: x[:, :, ::2],
+    "every third column, from the second": lambda x: x[..., 1::3],
+    "squares of pixels": lambda x: F.interpolate(x, scale_factor=2),
+    "rows of pixels": lambda x: F.interpolate(x, scale_factor=(1, 3)),
+    "gates of branches": lambda x: x.view(2, 2, 2, 6, 6) * x.mean((2, 3)).sigmoid().view(2, 2, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_a_model_of_two_examples_moves_them_as_torch_does(name: str) -> None:
+    class OfTwo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return OF_TWO[name](self.layer(x).view(2, 4, 6, 6))
+
+    torch.manual_seed(0)
+    model, x = OfTwo().eval(), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        made = tk.compile(model, None, x)(x)
+        torch.testing.assert_close(made.double(), model.double()(x.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_two_examples() -> None:
+    """Its transposes put the batch elsewhere: of a number of examples that is fixed they stay in torch."""
+
+    class OfTwo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.view(2, 5, 12)
+            return self.attention(x, x, x)[0]
+
+    torch.manual_seed(0)
+    model, x = OfTwo().eval(), torch.randn(2, 5, 12)
+    with torch.no_grad():
+        made = tk.compile(model, None, x)(x)
+        torch.testing.assert_close(made.double(), model.double()(x.double()), rtol=1e-4, atol=1e-5)

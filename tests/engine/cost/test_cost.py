@@ -198,6 +198,47 @@ def test_bytes_are_those_of_the_file(tmp_path):
     assert costs.estimate(tk.prune(model, bytes=0.5, example_inputs=X)).value <= 0.5 * costs.dense
 
 
+def of_negative_norms():
+    """Half of the factors of norms, which are folded, are below 0."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(3) for part in (nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())]
+    for norm in layers[1::3]:
+        nn.init.uniform_(norm.weight, -1, 1)
+    return nn.Sequential(*layers), torch.randn(2, 24, 6, 6)
+
+
+def of_negative_lengths():
+    """Half of the lengths of rows under weight_norm are below 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)) for _ in range(3)))
+    for layer in model:
+        layer.parametrizations.weight.original0.data[::2] *= -1
+    return model, torch.randn(2, 64)
+
+
+def of_small_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(20, 20) for _ in range(30))), torch.randn(2, 20)
+
+
+def of_float64():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).double(), torch.randn(2, 64).double()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("make", [of_negative_norms, of_negative_lengths, of_small_layers, of_float64])
+def test_a_budget_of_bytes_is_kept_by_the_file(make, share, tmp_path):
+    model, x = make()
+    model.eval()
+    whole = tk.compile(model, None, x).save(tmp_path / "whole.tk").stat().st_size
+    costs = tk.cost.model(model, x, unit="bytes")
+    assert costs.dense == whole
+    mask = tk.prune(model, bytes=share, example_inputs=x, keep_at_least=1)
+    size = tk.compile(model, mask, x).save(tmp_path / "model.tk").stat().st_size
+    assert 0.97 * share * whole < size <= costs.estimate(mask).value <= share * whole
+
+
 def test_multiplications_are_counted():
     costs = tk.cost.model(network(), X, unit="multiplications")
     assert costs.dense == 4 * (24 * 24 * (27 * 32 + 288 * 48) + 480)

@@ -249,9 +249,9 @@ def _tree(found: Any) -> Json:
         content = {str(key): _tree(part) for key, part in found.items()}
         return {"record" if hasattr(found, "to_tuple") else "dict": content}
     if isinstance(found, tuple):
-        fields = getattr(found, "_fields", None)
+        fields = getattr(found, "_fields", None) or getattr(found, "__match_args__", None)  # of torch's ``max``
         if fields is not None:
-            return {"record": {name: _tree(part) for name, part in zip(fields, found, strict=True)}}
+            return {"fields": {name: _tree(part) for name, part in zip(fields, found, strict=True)}}
         return {"tuple": [_tree(part) for part in found]}
     if isinstance(found, list):
         return {"list": [_tree(part) for part in found]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -111,3 +113,18 @@ def _weight(editor: Editor, like: str, constant: Tensor) -> dict[str, str]:
 
 def _with(editor: Editor, op: str, x: str, constant: Tensor, output: str) -> Node:
     return node(op, (x,), output, _weight(editor, output, constant))
+
+
+def with_plain_zeros(graph: Graph, captured: Graph) -> Graph:
+    """The graph with 0.0 for -0.0 in what passes have made of its weights, where only native nodes read it.
+
+    A negative factor makes -0.0 of a weight that a mask removes, and a file has a bit more for each weight of a tensor
+    with such a zero. Sums do not see it; what torch computes, as a quotient, may.
+    """
+    in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
+    made = {
+        name: tensor + 0.0
+        for name, tensor in graph.tensors.items()
+        if tensor is not captured.tensors.get(name) and name not in in_torch and tensor.is_floating_point()
+    }
+    return replace(graph, tensors={**graph.tensors, **made}) if made else graph

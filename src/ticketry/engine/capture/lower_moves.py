@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, finished, need, rewrite
 from ticketry.engine.capture.lower_shapes import reshaped
-from ticketry.engine.graph import Graph, Node, node
+from ticketry.engine.graph import Graph, Node, aten, node
 
 _MOST_COPIES = 64
 """Of a value in one that repeats it."""
@@ -97,7 +99,7 @@ def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     if start or stop < size:
         current = nodes[-1].output if nodes else x
         nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
-    cut = [None, *sizes[: axis - 1], places, step, *sizes[axis:]]
+    cut = [*(editor.shape(x) or ())[:axis], places, step, *sizes[axis:]]
     nodes.append(editor.make("reshape", (nodes[-1].output if nodes else x,), one.output, shape=cut))
     nodes.append(editor.make("slice", (nodes[-1].output,), one.output, axis=axis + 1, start=0, stop=1))
     return [*nodes, reshaped(editor, nodes[-1].output, one.output)]
@@ -125,20 +127,34 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x, sizes = _moved(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
+    need(len(one.inputs) == 1 and _repeats(editor, one, sizes[1:], made[1:]))
     nodes: list[Node] = []
-    current, shape = x, list(sizes)
+    current, shape, batch = x, list(sizes), (editor.shape(x) or ())[0]
     for axis in (1, 2):
         times = made[axis] // sizes[axis]
         need(times <= _MOST_COPIES)
         if times == 1:
             continue
-        cut = editor.make("reshape", (current,), one.output, shape=[None, *shape[: axis + 1], 1, *shape[axis + 1 :]])
+        cut = editor.make("reshape", (current,), one.output, shape=[batch, *shape[: axis + 1], 1, *shape[axis + 1 :]])
         several = editor.make("concat", (cut.output,) * times, one.output, axis=axis + 2)
         shape[axis] *= times
-        joined = editor.make("reshape", (several.output,), one.output, shape=[None, *shape])
+        joined = editor.make("reshape", (several.output,), one.output, shape=[batch, *shape])
         nodes += [cut, several, joined]
         current = joined.output
     return finished(nodes, x, one.output)
+
+
+def _repeats(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    """Whether torch makes squares of all pixels: a scale that was given may take them from elsewhere, and so may the
+    rounding of a quotient. Asked of the operation itself, by pixels that are numbers of rows, and of columns."""
+    interpolate = aten.prepare(one, editor.tensors, "cpu")
+    for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
+        numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
+        pixels = numbers.view(1, 1, *((-1, 1) if axis == 0 else (1, -1))).expand(1, 1, *sizes)
+        found = interpolate(pixels.contiguous()).select(3 - axis, 0).flatten()
+        if not bool(numbers.diff().all()) or not torch.equal(found, numbers.repeat_interleave(wanted // size)):
+            return False
+    return True
 
 
 # -- branches side by side on an axis of their own, [N, K, C, H, W] (SKNet) --------------------------------------------
@@ -190,7 +206,7 @@ def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
     for number in range(int(shape[1] or 0)):
         (left, value), (right, factor) = (_branch(editor, name, 1, number) for name in (x, other))
         product = editor.make("mul", (value, factor), one.output)
-        wide = editor.make("reshape", (product.output,), one.output, shape=[None, 1, *shape[2:]])
+        wide = editor.make("reshape", (product.output,), one.output, shape=[shape[0], 1, *shape[2:]])
         nodes += [*left, *right, product, wide]
         made.append(wide.output)
     return [*nodes, node("concat", tuple(made), one.output, axis=1)]

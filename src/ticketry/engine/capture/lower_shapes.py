@@ -219,8 +219,9 @@ def _written_shuffle(editor: Editor, one: Node) -> list[Node]:
     made = editor.shape(one.output) or ()
     need(one.op == "reshape" and len(made) == 4)
     turned = editor.made_by(one.inputs[0], "transpose")
-    need(list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
+    need(turned.native and list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
     cut = editor.made_by(turned.inputs[0], "reshape")
+    need(cut.native)
     parts = editor.shape(cut.output) or ()
     need(editor.shape(cut.inputs[0]) == made and parts[3:] == made[2:])
     return [node("channel_shuffle", cut.inputs, one.output, groups=parts[1])]

@@ -29,10 +29,11 @@ from ticketry.engine.capture.editor import (
     with_arguments,
     without_unused,
 )
-from ticketry.engine.capture.kept_captures import kept_or
-from ticketry.engine.capture.lower_constants import lower_constants
+from ticketry.engine.capture.keeping.kept_captures import kept_or
+from ticketry.engine.capture.lower_constants import lower_constants, with_plain_zeros
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
+from ticketry.engine.capture.own_results import with_own_results
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
 from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
@@ -142,6 +143,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
+    captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
@@ -149,7 +151,7 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
     for change in (*passes, *several, lower_moves, tidy_shapes, fuse):
         graph = change(graph)
-    return graph
+    return with_own_results(with_plain_zeros(graph, captured), captured)
 
 
 _RULES: Mapping[str, Lowering] = {**lower_layers.RULES, **lower_shapes.RULES}

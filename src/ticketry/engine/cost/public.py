@@ -341,39 +341,34 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Of the file that `Compiled.save` writes: kept values and a bit for each weight, and all else as it is."""
     graph = capture(model, None, example_inputs)
     sizes = {name: parameter.numel() for name, parameter in scope.parameters(model).items()}
-    copies = dict.fromkeys(sizes, 0)
-    """How often each is there: once for every norm that is folded into it."""
-    empty: dict[str, Tensor] = {}
+    forms: dict[str, list[str]] = {name: [] for name in sizes}
+    """The tensors that each is in the file: one for every norm that is folded into it."""
     for name, parameter in origins(graph, sizes).items():
         if graph.tensors[name].numel() == sizes[parameter]:
-            copies[parameter] += 1
-            empty[name] = torch.zeros_like(graph.tensors[name])
-    if other := [name for name, count in copies.items() if not count]:
+            forms[parameter].append(name)
+    if other := [name for name, found in forms.items() if not found]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
-    whole, least = (
-        len(model_file.dumps(replace(graph, tensors={**graph.tensors, **changed}), {"precision": "fp32"})) + _SEAL
-        for changed in ({}, empty)
-    )
-    total = sum(copies.values())
-    fixed = whole - sum(_FLOAT * size * copies[name] for name, size in sizes.items())
-    entry = (least - fixed - sum((size + 7) // 8 * copies[name] for name, size in sizes.items())) / max(1, total)
-    entry += 2 * len(str(whole))  # the digits of places and counts, of which an empty file has few
-    layers = {name: _packed(size, (size + 7) // 8 + entry, copies[name]) for name, size in sizes.items()}
+    full = {name: torch.ones_like(graph.tensors[name]) for found in forms.values() for name in found}
+    whole = len(model_file.dumps(replace(graph, tensors={**graph.tensors, **full}), {"precision": "fp32"})) + _SEAL
+    total = model_file.weight_bytes(graph)
+    layers = {}
+    for name, found in forms.items():
+        bits = sum(model_file.packed_bytes(one, sizes[name], total) for one in found)
+        layers[name] = _packed(sizes[name], sum(full[one].element_size() for one in found), bits)
+    fixed = whole - sum(layer.dense for layer in layers.values())
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
 
 
-def _packed(weights: int, bits: float, copies: int) -> LayerCost:
-    """Bits and entries in the file's head, then the kept values, unless all of them are less; so many times."""
-    dense, bits = float(_FLOAT * weights * copies), bits * copies
-    full = (dense - bits) / dense if dense > bits else 0.0
-    points = ((0.0, min(bits, dense)), (full, dense), (1.0, dense)) if full > 0 else ((0.0, dense), (1.0, dense))
+def _packed(weights: int, each: int, bits: int) -> LayerCost:
+    """Bits and entries in the file's head, then the kept values of so many bytes each, unless all of them are less."""
+    dense, least = float(each * weights), float(bits)
+    full = (dense - least) / dense if dense > least else 0.0
+    points = ((0.0, least), (full, dense), (1.0, dense)) if full > 0 else ((0.0, dense), (1.0, dense))
     return LayerCost(weights, dense, {FINEST: Curve(*zip(*points, strict=True))})
 
 
 _SEAL = 80
 """Bytes of the digest in a model file."""
-
-_FLOAT = 4
 
 
 def _linear(weights: int, low: float, high: float) -> LayerCost:

@@ -28,6 +28,30 @@ class Record(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
 
+class Fields(tuple[Any, ...]):
+    """A tuple whose entries have names: stands for a model's own NamedTuple, and for what torch gives of ``max``."""
+
+    _fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Fields:
+        made = cls(content.values())
+        made._fields = tuple(content)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__dict__.get("_fields", ())
+        if name not in fields:
+            raise AttributeError(f"the output has no {name!r}; it has {list(fields)}")
+        return self[fields.index(name)]
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fields.of, (self._asdict(),)
+
+
 def build(tree: Json, values: Mapping[str, Any]) -> Any:
     """What a tree of `Graph.outputs` stands for."""
     if isinstance(tree, str):
@@ -39,6 +63,8 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
         parts = [build(part, values) for part in content]
         return parts if kind == "list" else tuple(parts)
     made = {key: build(part, values) for key, part in content.items()}
+    if kind == "fields":
+        return Fields.of(made)
     return made if kind == "dict" else Record(made)
 
 
@@ -150,6 +176,8 @@ def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
         for part, entry in zip(content, value, strict=True):
             _match(part, entry, found)
     else:
+        if kind == "fields" and isinstance(value, tuple):
+            value = dict(zip(getattr(value, "_fields", ()), value, strict=False))
         if not isinstance(value, Mapping) or set(value) != set(content):
             raise EngineError(
                 f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"

@@ -41,7 +41,8 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: Json
     """What a call returns: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
-    ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too)."""
+    ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too,
+    and ``fields`` are a tuple's)."""
     nodes: tuple[Node, ...]
     values: dict[str, Value]
     tensors: dict[str, Tensor]
@@ -160,7 +161,11 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
         return
     if kind in ("tuple", "list") and isinstance(content, list):
         parts = content
-    elif kind in ("dict", "record") and isinstance(content, dict) and all(isinstance(key, str) for key in content):
+    elif (
+        kind in ("dict", "record", "fields")
+        and isinstance(content, dict)
+        and all(isinstance(key, str) for key in content)
+    ):
         parts = list(content.values())
     else:
         raise GraphError(f"{short(tree)} is no tree of values")

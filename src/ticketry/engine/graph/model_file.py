@@ -98,7 +98,8 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
         )
     graph.validate()
     stored: dict[str, Tensor] = {}
-    table = {name: _store(name, tensor, stored) for name, tensor in sorted(graph.tensors.items())}
+    total = weight_bytes(graph)
+    table = {name: _store(name, tensor, stored, total) for name, tensor in sorted(graph.tensors.items())}
     document = {"kind": KIND, "format": FORMAT, "graph": to_json(graph), "tensors": table, "meta": dict(meta or {})}
     try:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False)
@@ -136,14 +137,34 @@ def _whole(data: bytes) -> bytes:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def _store(name: str, tensor: Tensor, stored: dict[str, Tensor]) -> Json:
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all weights where none is packed."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
+
+
+def packed_bytes(name: str, weights: int, total: int) -> int:
+    """Bytes that a packed weight takes beside its kept values, at most: a bit for each, and what the head grows.
+
+    Args:
+        weights: elements of it.
+        total: `weight_bytes` of the graph, whose digits are those of the numbers in the head.
+    """
+    entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
+    head = len(json.dumps(entry, separators=(",", ":"))) + len(r",\"packed\":true") + _ROUNDED - 1
+    return (weights + 7) // 8 + head
+
+
+_ROUNDED = 8
+"""The size of the head is a multiple of it."""
+
+
+def _store(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
     """Put a weight's parts into `stored`; return what the table says of it."""
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
-    count = int(kept.sum())
-    packed = (flat.numel() + 7) // 8 + count * flat.element_size() < flat.numel() * flat.element_size()
-    if not packed:
+    packed = packed_bytes(name, flat.numel(), total) + int(kept.sum()) * flat.element_size()
+    if packed >= flat.numel() * flat.element_size():
         stored[f"dense:{name}"] = flat.clone()
         return facts
     stored[f"bits:{name}"] = _bits(kept)

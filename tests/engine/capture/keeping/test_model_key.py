@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.engine.capture.model_key import UnknownError, key_of
+from ticketry.engine.capture.keeping.model_key import UnknownError, key_of
 
 X = ((torch.zeros(2, 4),), {})
 
@@ -240,7 +240,7 @@ def test_the_key_is_the_same_in_another_process(tmp_path):
     (tmp_path / "somebody.py").write_text(SOURCE)
     script = """
         import torch, somebody
-        from ticketry.engine.capture.model_key import key_of
+        from ticketry.engine.capture.keeping.model_key import key_of
         print(key_of(somebody.Net().eval(), ((torch.zeros(2, 4),), {})))
     """
     found = set()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_flatten
 
-from ticketry.engine.capture.known_code import is_known, occurs_in_file, replaced
+from ticketry.engine.capture.keeping.known_code import is_known, occurs_in_file, replaced
 
 _MOST = 20_000
 """Objects that are looked at: a model that reaches more is captured quicker than it is told apart."""

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.model_key import key_of
+from ticketry.engine.capture.keeping.model_key import key_of
 from ticketry.engine.capture.tracing.program import Multiple, Sizes
 from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.graph import Graph, Json, model_file
@@ -96,5 +96,5 @@ def _size_read(size: Json) -> int | Multiple | None:
 @functools.cache
 def _sources() -> str:
     """A digest of what captures and what a graph is, so that nothing made by others than these is used."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     return digest_of_files([*here.rglob("*.py"), *(here.parent / "graph").glob("*.py")])

@@ -1,0 +1,90 @@
+"""Whoever calls a compiled model may write to what it gives, as with the model itself."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ticketry as tk
+from ticketry.engine.capture import capture
+from ticketry.engine.compiled import load
+
+
+class Net(nn.Module):
+    def __init__(self, given: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.given = nn.Linear(8, 8), given
+
+    def forward(self, x: Tensor) -> Any:
+        return self.given(x, self.layer(x))
+
+
+RESULTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "zeros for each example": lambda x, y: (y, torch.zeros(x.shape[0], 4)),
+    "positions": lambda x, y: (y, torch.arange(4).expand(x.shape[0], 4).clone()),
+    "a copy of the input": lambda x, y: (x.clone(), x * 1),
+    "a result and its copy": lambda x, y: {"y": y, "more": [y.clone(), y[:, :3] + 0]},
+    "a copy of a part": lambda x, y: (y, y[:, 2:5].clone()),
+    "a part of a copy": lambda x, y: (x, y, x.clone().view(-1, 2, 4)),
+    "parts, which are views": lambda x, y: y.chunk(2, 1),
+    "the input itself": lambda x, y: (x, y, y),
+}
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in tensors(part)]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("examples", [1, 3])
+def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str, examples: int) -> None:
+    torch.manual_seed(0)
+    model, x = Net(RESULTS[name]).eval(), torch.randn(3, 8)
+    fast = tk.compile(model, None, x)
+    with torch.no_grad():
+        for index in range(len(tensors(model(x)))):
+            given = [x[:examples].clone() for _ in range(2)]
+            found = [tensors(run(own)) for run, own in zip((model, fast), given, strict=True)]
+            for made in found:
+                made[index].add_(1)
+            torch.testing.assert_close([given[1], *found[1]], [given[0], *found[0]])
+            torch.testing.assert_close(tensors(fast(x)), tensors(model(x)))
+
+
+def test_what_is_its_own_is_not_copied() -> None:
+    graph = capture(
+        Net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False))), None, torch.randn(3, 8)
+    )
+    assert not any("clone" in one.op for one in graph.nodes)
+
+
+class Both(NamedTuple):
+    one: Tensor
+    two: tuple[Tensor, int]
+
+
+@pytest.mark.parametrize("name", ["NamedTuple", "max", "topk"])
+def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Path) -> None:
+    results = {"NamedTuple": lambda x, y: Both(y, (x, 3)), "max": lambda x, y: y.max(1), "topk": lambda x, y: y.topk(2)}
+    torch.manual_seed(0)
+    model, x = Net(results[name]).eval(), torch.randn(3, 8)
+    fast = tk.compile(model, None, x)
+    fast.save(tmp_path / "model.tk")
+    with torch.no_grad():
+        wanted = model(x)
+    for made in (fast(x), load(tmp_path / "model.tk")(x), pickle.loads(pickle.dumps(fast(x)))):
+        one, two = made
+        torch.testing.assert_close((one, two), tuple(wanted))
+        assert isinstance(made, tuple)
+        for field, value in zip(getattr(wanted, "_fields", type(wanted).__match_args__), (one, two), strict=True):
+            assert getattr(made, field) is value
+        with pytest.raises(AttributeError, match="the output has no 'three'; it has"):
+            _ = made.three
