@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.scope import Scope
+from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score._protocol import Score
 from ticketry.errors import ScoreError
 
@@ -22,14 +22,35 @@ def asked(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[
         ScoreError: naming the score, if it gives anything but real numbers, a tensor for each parameter in scope in its
             shape, or none at all, or ends the process.
     """
+    found = _answer(score, model, scope, options)
+    _check_names(score, found, scope)
+    return {name: _checked(score, name, found[name], shape) for name, shape in scope.shapes.items()}
+
+
+def asked_of_some(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
+    """The same of whichever parameters of the model a score is about, such as factors of norms: what channels are worth
+    is a sum over those that have scores.
+
+    Raises:
+        ScoreError: as of `asked`, but that parameters may be missing, and others than those in scope may be there.
+    """
+    found = _answer(score, model, scope, options)
+    shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}
+    if not found:
+        raise ScoreError(f"{called(score)} gives an empty mapping: it needs a tensor for each parameter it is about")
+    if more := [str(name) for name in found if name not in shapes]:
+        raise ScoreError(f"{called(score)} gives scores for {_first(more)}, and the model has no such parameters")
+    return {name: _checked(score, name, values, shapes[name]) for name, values in found.items()}
+
+
+def _answer(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
     try:
         found = score(model, scope, **options)
     except SystemExit as error:  # or a search would end here, and nothing would say why
         raise ScoreError(f"{called(score)} ends the process (SystemExit: {error}): let it raise an error") from error
     if not isinstance(found, Mapping):
         raise ScoreError(f"{called(score)} gives {_shown(found)}, and a score gives a mapping name -> tensor")
-    _check_names(score, found, scope)
-    return {name: _checked(score, name, found[name], shape) for name, shape in scope.shapes.items()}
+    return found
 
 
 def called(score: Score) -> str:

@@ -12,7 +12,7 @@ from ticketry.choices import listed
 from ticketry.core.layout import Roles
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
-from ticketry.core.score._asked import asked
+from ticketry.core.score._asked import asked_of_some
 from ticketry.core.score._measure import average, checked, given, hessian_gradient, measuring
 from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.activation_scores import ACTIVATION_SCORES, activation_scores
@@ -93,7 +93,7 @@ def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: Sc
         return {name: weight.square() for name, weight in weights.items()}
     if score == "taylor":
         return {name: effect.abs() for name, effect in _effects(model, scope, score, inputs).items()}
-    return asked(get(score), model, scope, **vars(inputs))
+    return asked_of_some(get(score), model, scope, **vars(inputs))
 
 
 def _reduced(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root: bool) -> Tensor:
