@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ticketry.engine.graph import Graph, Json
+from ticketry.engine.graph.binding import is_constant
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
@@ -29,6 +30,4 @@ def _is(tree: Json, default: Any) -> bool:
     """Whether a tree of a signature is an argument's default; one of tensors never is, but has to be given anyway."""
     if isinstance(tree, str) or "constant" not in tree:
         return False
-    content = tree["constant"]
-    both_nan = content != content and default != default
-    return type(content) is type(default) and (content is default or bool(content == default) or both_nan)
+    return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)

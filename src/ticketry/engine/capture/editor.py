@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.capture.tracing.program import Multiple, Sizes
-from ticketry.engine.graph import FLOATS, Graph, Json, Node, Value, aten, node
+from ticketry.engine.graph import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
 from ticketry.engine.graph.native import Facts, infer, takes
 
 Shape: TypeAlias = "tuple[int | None, ...]"
@@ -185,7 +185,8 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
         for one in [current] if made is None else made:
             editor.makers[one.output] = one
             done.append(one)
-    changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=_rename_tree(graph.outputs, renamed))
+    outputs = with_leaves(graph.outputs, lambda name: renamed.get(name, name))
+    changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=outputs)
     return without_unused(changed.with_nodes(done))
 
 
@@ -220,17 +221,6 @@ def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
 
     attrs = aten.exchanged(one.attrs, change)
     return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
-
-
-def _rename_tree(tree: Json, renamed: Mapping[str, str]) -> Json:
-    if isinstance(tree, str):
-        return renamed.get(tree, tree)
-    ((kind, content),) = tree.items()
-    if kind == "constant":
-        return tree
-    if isinstance(content, list):
-        return {kind: [_rename_tree(part, renamed) for part in content]}
-    return {kind: {key: _rename_tree(part, renamed) for key, part in content.items()}}
 
 
 def without_unused(graph: Graph) -> Graph:

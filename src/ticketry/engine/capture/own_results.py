@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
 from ticketry.engine.capture.editor import arguments, base, free_name, tensor_of, value_of
-from ticketry.engine.graph import Graph, Json, Node, aten, leaves
+from ticketry.engine.graph import Graph, Node, aten, leaves, with_leaves
 
 _Root: TypeAlias = "tuple[str, str]"
 """Whose memory a value lies in: ("weight", name), or ("value", name) of an input or of what a node makes anew."""
@@ -42,7 +41,9 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
         names.append(name)
     if len(nodes) == len(graph.nodes):
         return graph
-    return replace(graph, values=values, nodes=tuple(nodes), outputs=_filled(graph.outputs, iter(names)))
+    given = iter(names)
+    outputs = with_leaves(graph.outputs, lambda _: next(given))
+    return replace(graph, values=values, nodes=tuple(nodes), outputs=outputs)
 
 
 def _roots(graph: Graph) -> dict[str, _Root]:
@@ -68,15 +69,3 @@ def _source(one: Node) -> tuple[str, str]:
                 return "weight", name
             return "value", value_of(found[known.name]) or ""
     return "value", ""
-
-
-def _filled(tree: Json, names: Iterator[str]) -> Json:
-    """A tree of values with others in their places, in order."""
-    if isinstance(tree, str):
-        return next(names)
-    ((kind, content),) = tree.items()
-    if kind == "constant":
-        return tree
-    if isinstance(content, list):
-        return {kind: [_filled(part, names) for part in content]}
-    return {kind: {key: _filled(part, names) for key, part in content.items()}}

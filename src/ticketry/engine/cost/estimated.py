@@ -24,6 +24,9 @@ from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.graph import Graph
 from ticketry.engine.graph.origins import held, origins
 
+_OF_MACHINE = ("processor", "processor_kind", "vectors", "threads", "precision")
+"""Facts of a profile that its estimates tell too; older ones do not know all."""
+
 
 class Estimator(ABC):
     """Tells what a network takes by a profile, as `Meter` does by timing it: a `Timer` of `engine.cost.measured`."""
@@ -90,11 +93,7 @@ class ProcessorEstimator(Estimator):
         machine = self.machine
         return {
             "target": str(machine.about["processor"]),
-            "processor": machine.about["processor"],
-            **{name: machine.about[name] for name in ("processor_kind",) if name in machine.about},
-            "vectors": machine.about["vectors"],
-            "threads": machine.about["threads"],
-            "precision": machine.about["precision"],
+            **{fact: machine.about[fact] for fact in _OF_MACHINE if fact in machine.about},
             "batch": self.batch,
             "how": "estimated by a profile of the machine",
             "masks": family.about,

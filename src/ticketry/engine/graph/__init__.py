@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from ticketry.engine.graph.graph import Graph, last_uses, leaves
+from ticketry.engine.graph.graph import Graph, last_uses, leaves, with_leaves
 from ticketry.engine.graph.nodes import DTYPES, FLOATS, UNFILED, Json, Node, Value, node
 
-__all__ = ["DTYPES", "FLOATS", "UNFILED", "Graph", "Json", "Node", "Value", "last_uses", "leaves", "node"]
+__all__ = [
+    "DTYPES",
+    "FLOATS",
+    "UNFILED",
+    "Graph",
+    "Json",
+    "Node",
+    "Value",
+    "last_uses",
+    "leaves",
+    "node",
+    "with_leaves",
+]

@@ -151,11 +151,12 @@ class Call:
     def _check_left_out(self, name: str, value: Any) -> None:
         """Of an argument that was not given when the model was captured: it has to be its default."""
         default = self._defaults.get(name, {"constant": None})
-        if default is None or not _is(default["constant"], value):
+        if default is None or not is_constant(default["constant"], value):
             raise EngineError(f"the argument {name!r} was not given when the model was captured: capture it with it")
 
 
-def _is(constant: Any, value: Any) -> bool:
+def is_constant(constant: Any, value: Any) -> bool:
+    """Whether an argument is a constant of a signature; NaN is itself."""
     if isinstance(value, Tensor):
         return False
     both_nan = constant != constant and value != value
@@ -168,7 +169,7 @@ def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
         return
     ((kind, content),) = tree.items()
     if kind == "constant":
-        if not _is(content, value):
+        if not is_constant(content, value):
             raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(content):

@@ -5,7 +5,7 @@ A graph is checked when it comes from a file (`Graph.validate`): shapes follow f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,6 +171,18 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
         raise GraphError(f"{short(tree)} is no tree of values")
     for part in parts:
         yield from leaves(part, depth + 1)
+
+
+def with_leaves(tree: Json, change: Callable[[str], str]) -> Json:
+    """The tree with other names of values, asked for in the order of `leaves`."""
+    if isinstance(tree, str):
+        return change(tree)
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        return tree
+    if isinstance(content, list):
+        return {kind: [with_leaves(part, change) for part in content]}
+    return {kind: {key: with_leaves(part, change) for key, part in content.items()}}
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
