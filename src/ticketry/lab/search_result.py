@@ -26,6 +26,8 @@ GRADUAL = "gradual"
 """How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
 DYNAMIC = "dynamic"
 """How networks are trained whose masks move all the while: once, sparse from step 0 on, see `lab.retrain`."""
+HOW_TRAINED = (*RETRAINS, GRADUAL, DYNAMIC)
+"""All that `Found.retrain` may be."""
 Growth = Literal["gradient", "random"]
 """What weights are grown by where masks move, see `search.common.moved_mask`."""
 

@@ -17,7 +17,7 @@ from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, RETRAINS, REWINDING, Found, Seeds
+from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
 from ticketry.search import Method
 from ticketry.search import method as method_called
@@ -140,7 +140,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
     require(all(isinstance(item.mask, str) for item in found[1:]), "every ticket has a mask, by its digest")
     for item in found:
         require(item.result.segment.mask == item.mask, f"level {item.level} is trained under the mask that it has")
-        require(item.retrain in (*RETRAINS, GRADUAL, DYNAMIC), f"level {item.level} says how it is retrained")
+        require(item.retrain in HOW_TRAINED, f"level {item.level} says how it is retrained")
     masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
         kept = [mask.kept for mask in masks]

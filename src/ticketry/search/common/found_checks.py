@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, RETRAINS, Found
+from ticketry.lab.search_result import HOW_TRAINED, Found
 
 
 def checked(method: str, networks: object) -> Iterator[Found]:
@@ -72,8 +72,9 @@ def _wrong_ticket(found: Found, before: int) -> str:
 
 
 def _wrong_retrain(found: Found) -> str:
-    known = (*RETRAINS, GRADUAL, DYNAMIC)
-    return "" if found.retrain in known else f"{_said(found)} with retrain {found.retrain!r}: it is {', '.join(known)}"
+    if found.retrain in HOW_TRAINED:
+        return ""
+    return f"{_said(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
 
 
 def _said(found: Found) -> str:
