@@ -19,7 +19,7 @@ from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.least import candidates, check_floor
 from ticketry.core.costs.mixed import allocate_mixed
-from ticketry.core.costs.saliency import output_energy
+from ticketry.core.costs.saliency import output_change
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
@@ -115,8 +115,8 @@ def prune_to_budget(
         inputs: what the score needs.
         structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, or one of these
             for all layers, see `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole.
-        examples: of the model's inputs; with such a structure and magnitudes blocks are worth the energy that they make
-            of their layers' outputs, see `costs.saliency`.
+        examples: of the model's inputs; with such a structure and magnitudes blocks are worth as much as the model's outputs
+            change without them, see `costs.saliency`.
         rule: of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
@@ -129,9 +129,9 @@ def prune_to_budget(
         seen = None if mask is within and not measures_at_mask(function) else mask
         among = within if regrow else mask
         if in_blocks(structure):
-            by_energy = function is get("magnitude")
+            by_change = function is get("magnitude")
             scores = (
-                output_energy(model, scope, examples) if by_energy else scores_in(function, model, scope, seen, inputs)
+                output_change(model, scope, examples) if by_change else scores_in(function, model, scope, seen, inputs)
             )
             mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
             continue

@@ -16,6 +16,7 @@ import msgspec
 from ticketry.core.budget import counted, uses
 from ticketry.core.budget_masks import Prices, prune_to_budget
 from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.mixed import WORTH
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
@@ -31,7 +32,7 @@ from ticketry.lab.training.segment import Result, Segment
 from ticketry.tasks.task import Task
 
 _EXAMPLES = 64
-"""Of the training split, by which the energy of layers' outputs is told."""
+"""Of the training split, by which it is told how far outputs change without weights."""
 
 
 def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
@@ -170,12 +171,12 @@ def budget_mask(
     """
 
     prices = terms_in(lab, task, scope, terms)
-    by_energy = in_blocks(str(settings.get("structure", NONE))) and settings.get("score") == "magnitude"
+    by_change = in_blocks(str(settings.get("structure", NONE))) and settings.get("score") == "magnitude"
 
     def made() -> Mask:
         base = lab.store.get_mask(within) if within else None
         model, inputs = lab.model(task, result), ScoreInputs(None, None, seed)
-        examples = lab.course(task).inputs(_EXAMPLES) if by_energy else None
+        examples = lab.course(task).inputs(_EXAMPLES) if by_change else None
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
             inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
@@ -193,7 +194,9 @@ def budget_mask(
         "seed": seed,
         **settings,
     }
-    if by_energy:
+    if in_blocks(str(settings.get("structure", NONE))):
+        described |= {"worth": WORTH}
+    if by_change:
         described |= {"examples": _EXAMPLES, "task": dict(task.key())}
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}

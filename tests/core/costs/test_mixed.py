@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def costs_of(*layers):
     return CostModel("seconds", dict(zip("ab", layers, strict=False)), 0.25)
 
 
+def worth(score, kept):
+    """By the definition: what a layer keeps of its scores, as the logarithm of the share, in units of their sum."""
+    whole = float(score.sum())
+    return whole * math.log(float(kept) / whole)
+
+
 def best_of_all(scores, costs, budget):
     """Every granularity and every number of its best blocks in both layers, one layout."""
     options = []
@@ -32,7 +39,7 @@ def best_of_all(scores, costs, budget):
             rows = 1 if granularity == "weights" else int(granularity[5:])
             sums = score.view(-1, rows, score.shape[1]).sum(1).flatten().sort(descending=True).values
             for count in range(1, len(sums) + 1):
-                own.append((curve.at(count * rows / score.numel()), float(sums[:count].sum())))
+                own.append((curve.at(count * rows / score.numel()), worth(score, sums[:count].sum())))
         options.append(own)
     return max(
         sum(value for _, value in chosen)
@@ -54,8 +61,28 @@ def test_near_the_best_of_all_choices(seed):
     found = allocate_mixed(scores, costs, budget)
     best = best_of_all(scores, costs, budget)
     assert found.cost <= budget + 1e-9
-    assert 0.9 * best <= found.value <= best + 1e-9
-    assert found.value == pytest.approx(sum(float(scores[name][kept].sum()) for name, kept in found.mask.items()))
+    assert 1.1 * best <= found.value <= best + 1e-9  # values are below 0
+    assert found.value == pytest.approx(
+        sum(worth(scores[name], scores[name][kept].sum()) for name, kept in found.mask.items())
+    )
+
+
+def test_little_that_is_lost_counts_as_the_scores_say():
+    """Of two layers whose scores have other sizes, the weights with the lowest scores of all go first."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: size * (0.5 + torch.rand(40, 50, generator=generator).double()) for name, size in (("a", 1), ("b", 3))}
+    layer = LayerCost(2000, 1.0, {"weights": line(1.0)})
+    mask = allocate_mixed(scores, costs_of(layer, layer), 0.25 + 2 * 0.98).mask
+    lowest = torch.cat([score.flatten() for score in scores.values()]).sort().values[80]
+    assert float(mask["b"].float().mean()) == 1
+    assert torch.equal(mask["a"], scores["a"] >= lowest)
+
+
+def test_no_layer_is_emptied_for_another_that_is_worth_a_hundred_times_as_much():
+    scores = {"a": torch.rand(40, 50).double(), "b": 100 * torch.rand(40, 50).double()}
+    layer = LayerCost(2000, 1.0, {"weights": line(1.0)})
+    found = allocate_mixed(scores, costs_of(layer, layer), 0.25 + 0.5)
+    assert 0.002 < float(found.mask["a"].float().mean()) < 0.1 < float(found.mask["b"].float().mean())
 
 
 def test_each_layer_gets_the_granularity_that_pays_for_it():

@@ -1,4 +1,4 @@
-"""Shares of an output's energy, against outputs themselves."""
+"""How far outputs change without single weights, against models without them."""
 
 from __future__ import annotations
 
@@ -7,40 +7,133 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.costs.saliency import output_energy
+from ticketry.core.costs.saliency import output_change
 from ticketry.errors import UsageError
 
 
-def test_of_uncorrelated_inputs_it_is_the_change_of_the_output():
+def removed(model: nn.Module, x: torch.Tensor, name: str, index: tuple[int, ...]) -> float:
+    """The share of the outputs' energy by which they change when a weight is set to 0."""
+    with torch.no_grad():
+        whole, weight = model(x), model.get_parameter(name)
+        kept = weight[index].clone()
+        weight[index] = 0
+        thinner = model(x)
+        weight[index] = kept
+    return float((whole - thinner).square().sum() / whole.square().sum())
+
+
+def random_places(shape: torch.Size, count: int) -> list[tuple[int, ...]]:
+    drawn = torch.Generator().manual_seed(1)
+    return [tuple(int(torch.randint(size, (), generator=drawn)) for size in shape) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "groups", "strided", "twice"])
+def test_it_is_what_the_outputs_lose_without_a_weight(kind: str) -> None:
+    """Exactly so, but for the draws, where models are linear and inputs uncorrelated."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 4, bias=False)).double()
-    scale = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.1, 1.0]).double()
-    x = torch.linalg.qr(torch.randn(40, 6).double()).Q * scale * 40**0.5  # exactly uncorrelated columns
-    energy = output_energy(model, tk.scope(model), x)["0.weight"]
-    whole = model(x).square().sum()
-    removed = torch.rand(4, 6) < 0.5
-    thinner = nn.functional.linear(x, model[0].weight * ~removed)
-    lost = ((model(x) - thinner).square().sum() / whole).item()
-    assert float(energy[removed].sum()) == pytest.approx(lost, rel=1e-6)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(6, 6, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.shared(x[:, :6]), self.shared(x[:, 6:])], 1)
+
+    model: nn.Module = {
+        "linear": lambda: nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 8, bias=False)),
+        "convolution": lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.Conv2d(5, 4, 1, bias=False)),
+        "groups": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.Conv2d(6, 4, 1, bias=False)),
+        "strided": lambda: nn.Sequential(nn.Conv2d(3, 4, 2, stride=2, bias=False), nn.Flatten(), nn.Linear(16, 5)),
+        "twice": Twice,
+    }[kind]().double()
+    shapes = {"linear": (6,), "convolution": (3, 8, 8), "groups": (4, 8, 8), "strided": (3, 4, 4), "twice": (12,)}
+    x = torch.randn(8000 if kind in ("linear", "twice") else 1500, *shapes[kind]).double()
+    scale = torch.linspace(0.3, 2, x.shape[1]).view(-1, *[1] * (x.dim() - 2))
+    x = x * scale if kind != "twice" else x
+    change = output_change(model, tk.scope(model), x)
+    for name, found in change.items():
+        assert found.shape == model.get_parameter(name).shape
+        if name == "1.weight" or kind == "strided" and name == "2.weight":
+            continue  # their inputs are sums of the same numbers
+        for place in random_places(found.shape, 12):
+            assert float(found[place]) == pytest.approx(removed(model, x, name, place), rel=0.15)
 
 
-def test_convolutions_groups_and_zeros():
+def test_layers_that_the_outputs_depend_on_more_have_more() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(24, 3)).train()
-    x = torch.randn(2, 4, 4, 4)
-    x[:, 1] = 0
-    energy = output_energy(model, tk.scope(model), x)
-    assert model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert energy["0.weight"].shape == (6, 2, 3, 3)
-    assert float(energy["0.weight"][:3, 1].abs().sum()) == 0
-    assert float(energy["0.weight"][3:, 1].min()) > 0
-    assert [float(each.sum()) for each in energy.values()] == pytest.approx([1.0, 1.0])
-    blind = output_energy(model, tk.scope(model), torch.zeros_like(x))
-    assert float(blind["0.weight"].sum()) == pytest.approx(1.0)
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.much, self.little = nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.much(x) + 0.1 * self.little(x)
+
+    model = Branches()
+    change = output_change(model, tk.scope(model), torch.randn(200, 20))
+    assert float(change["much.weight"].sum() / change["little.weight"].sum()) == pytest.approx(100, rel=0.2)
 
 
-def test_what_is_not_known_is_named():
+def test_every_output_counts_alike_whatever_its_unit() -> None:
+    torch.manual_seed(0)
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(8, 30, bias=False), nn.Linear(8, 30, bias=False)
+
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            return {"one": self.one(x), "other": (1e6 * self.other(x), x.argmax(1))}
+
+    model = Heads()
+    change = output_change(model, tk.scope(model), torch.randn(300, 8))
+    assert float(change["one.weight"].sum() / change["other.weight"].sum()) == pytest.approx(1, rel=0.2)
+
+
+def test_the_model_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(), nn.ReLU(inplace=True), nn.Flatten())
+    model.append(nn.Linear(24, 3)).train()
+    model[1].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, state = torch.randn(2, 3, 4, 4), torch.random.get_rng_state()
+    with torch.inference_mode():
+        once = output_change(model, tk.scope(model), x.clone())
+    again = output_change(model, tk.scope(model), x)
+    assert all(torch.equal(once[name], value) for name, value in again.items())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"1.weight"}
+    assert all(value.grad is None for value in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_inputs_of_zeros_and_single_examples() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(1), nn.Linear(24, 3))
+    blind = output_change(model, tk.scope(model), torch.zeros(2, 4, 4, 4))
+    assert float(blind["0.weight"].min()) > 0
+    alone = output_change(nn.Sequential(*model[:1]), tk.scope(model[:1]), torch.randn(4, 4, 4))
+    assert alone["0.weight"].shape == (6, 4, 3, 3)
+
+
+def test_what_is_not_known_is_named() -> None:
     model = nn.Sequential(nn.LSTM(3, 4))
     with pytest.raises(UsageError, match=r"0\.weight_ih_l0"):
-        output_energy(model, tk.scope(model), torch.zeros(2, 1, 3))
+        output_change(model, tk.scope(model), torch.zeros(2, 1, 3))
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.cut = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.seen(x) + self.cut(x).detach()
+
+    model = Chosen()
+    with pytest.raises(UsageError, match=r"what cut\.weight does to the model's outputs is not known: no gradient"):
+        output_change(model, tk.scope(model), torch.randn(2, 3))
+    assert all(value.requires_grad for value in model.parameters())

@@ -1,8 +1,13 @@
 """Which granularity each layer is pruned in, and how far, under one budget.
 
-Every layer can be had in several granularities at many densities, each with a cost and a kept value. Only the options
-on the upper concave hull of value against cost can be best (the relaxed multiple-choice knapsack: Sinha & Zoltners
-1979); the hulls' pieces of all layers are bought in the order of value for cost until the budget is spent.
+Every layer can be had in several granularities at many densities, each with a cost and a value. Only the options on the
+upper concave hull of value against cost can be best (the relaxed multiple-choice knapsack: Sinha & Zoltners 1979); the
+hulls' pieces of all layers are bought in the order of value for cost until the budget is spent.
+
+Of scores that add up to S in a layer, of which s is kept, its value is S log(s / S). Where little is lost that is s - S,
+what scores say. Where much is, they say too little: what one layer loses no other can make up for, as signals pass
+through all of them, and shares that are kept multiply (Lee et al., "Layer-adaptive sparsity for the magnitude-based
+pruning", ICLR 2021, whose score is the slope of this with S = 1). No layer is emptied for the sake of another.
 """
 
 from __future__ import annotations
@@ -23,6 +28,12 @@ from ticketry.core.layout import Blocks, Layout
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
+
+WORTH = "logarithm of the share"
+"""How values are made of scores, for the keys of what is remembered: another word for another rule."""
+
+_FAINTEST = 1e-12
+"""Share of a layer's scores that still has a logarithm."""
 
 _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
 """At which each granularity of a layer can be had; the one that the budget ends at is met to a block."""
@@ -50,14 +61,14 @@ class Layer:
     _known: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
-        """The blocks, their order by falling mean score, and kept value and weights of the first 0, 1, … of them."""
+        """The blocks, their order by falling mean score, and value and weights of the first 0, 1, … of them."""
         if granularity not in self._known:
             rows = Granularity.parse(granularity).rows
             pattern = Pattern(f"{rows}x1", rows=rows) if rows > 1 else Pattern("1x1", rows=1)
             found = pattern.blocks(tuple(self.scores.shape), self.layout)
             sums, sizes = found.pool(self.scores.double()).flatten(), found.sizes.flatten()
             order = (sums / sizes).argsort(descending=True, stable=True)
-            value = np.concatenate([[0.0], sums[order].cumsum(0).numpy()])
+            value = _worth(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
             self._known[granularity] = found, order, value, weights
         return self._known[granularity]
@@ -105,7 +116,7 @@ class Mixed:
     granularities: dict[str, str]
     """Parameter name -> ``weights``, ``rows:16`` …, or ``dense``."""
     value: float
-    """Sum of the kept scores."""
+    """Of all layers together, 0 where they keep all their scores, and less the more they lose."""
     cost: float
     """Of these layers, as estimated."""
 
@@ -134,7 +145,7 @@ class Choice:
             for name, score in scores.items():
                 known = costs.layers[name]
                 curves = _those(known.all_rows if in_rows else known.curves, only)
-                whole = Option(known.dense, float(score.double().sum()), "dense", 0)
+                whole = Option(known.dense, 0.0, "dense", 0)
                 dense = whole if in_rows or not curves else None
                 layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense)
             others = [layer for name, layer in costs.layers.items() if name not in scores]
@@ -173,6 +184,12 @@ class Choice:
         return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
 
 
+def _worth(kept: np.ndarray) -> np.ndarray:
+    """What sums of kept scores [n], the last of which is of all, are worth: the sum of all, times the share's logarithm."""
+    whole = kept[-1]
+    return whole * np.log(np.maximum(kept / whole, _FAINTEST)) if whole > 0 else np.zeros_like(kept)
+
+
 def _those(curves: Mapping[str, Curve], only: str) -> Mapping[str, Curve]:
     """The curves of a layer's granularities, or of one alone."""
     return {one: curve for one, curve in curves.items() if only in ("", one)}
@@ -186,13 +203,13 @@ def allocate_mixed(
     *,
     only: str = "",
 ) -> Mixed:
-    """Granularity and density of each layer with the largest sum of kept scores whose cost is within `budget`.
+    """Granularity and density of each layer that keep the most of its scores for a cost within `budget`, see above.
 
     Solved for both of the engine's layouts, of which the better one is taken.
 
     Args:
         scores: parameter name -> what each weight is worth, none below 0. They are added up over the blocks of coarser
-            granularities, so they should be an additive estimate of what is lost: `saliency.output_energy`, or a score
+            granularities, so they should be an additive estimate of what is lost: `saliency.output_change`, or a score
             such as fisher, rather than magnitudes.
         costs: with the granularities that may be chosen.
         budget: of the whole network, in the unit of the costs.

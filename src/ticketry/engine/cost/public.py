@@ -21,7 +21,7 @@ from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mixed import Choice
-from ticketry.core.costs.saliency import output_energy
+from ticketry.core.costs.saliency import output_change
 from ticketry.core.costs.words import Unit
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
@@ -194,7 +194,7 @@ def meet(
     Args:
         time: share of the dense network's time in the engine, 0 < time <= 1 or "30%", or an amount: "5ms".
         cost: of the model on this machine, by `model`; None to measure it now.
-        structure: ``auto`` to choose for each layer among single weights and groups of rows, by `output_energy` where
+        structure: ``auto`` to choose for each layer among single weights and groups of rows, by `output_change` where
             the score is magnitude; ``weights`` or ``rows:16`` (of any size) to choose so with that granularity alone.
         score, scope, within, batches, loss, seed: as of `prune`; keep_at_least: as of `allocate_cost`.
         threads: that a call uses; None for `torch.get_num_threads()`.
@@ -280,7 +280,7 @@ def _tell_of_torch(costs: CostModel) -> None:
 def _values(request: Request) -> Mapping[str, Tensor]:
     """What each weight is worth."""
     if request.scores is None:
-        return output_energy(request.model, request.scope, request.example_inputs)
+        return output_change(request.model, request.scope, request.example_inputs)
     return request.scores()
 
 
