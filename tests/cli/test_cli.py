@@ -168,6 +168,7 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
         "snip": ("yes", 1),
         "taylor": ("yes", 1),
         "fisher": ("yes", 1),
+        "kfac": ("yes", 1),
         "crop": ("yes", 2),
         "grasp": ("yes", 2),
         "l1": ("no", 0),

@@ -14,7 +14,6 @@ from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mask_granularity import of_mask
-from ticketry.core.costs.saliency import output_change
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS
 from ticketry.evidence.control import Drawing
@@ -72,7 +71,9 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
         trajectory, _, step = dense.key.partition("@")
         trained = task().build()
         trained.load_state_dict(lab.store.get_tensors(lab.store.trained(trajectory, int(step))["model"]))
-        change = output_change(trained, tk.scope(trained), lab.course(task()).inputs(64))
+        course, sample = lab.course(task()), Sample(seed=run_seeds(0).mask)
+        batches = sample.of(task()).drawn(course, trained)
+        change = tk.score.kfac(trained, tk.scope(trained), batches=batches, loss=course.loss)
     kept, alone = (
         sum(float(change[name].sum() * (change[name][mask[name]].sum() / change[name].sum()).log()) for name in names)
         for mask in (masks[0], singles.tickets[0].load().mask)

@@ -19,7 +19,6 @@ from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.least import candidates, check_floor
 from ticketry.core.costs.mixed import allocate_mixed
-from ticketry.core.costs.saliency import output_change
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
@@ -105,7 +104,6 @@ def prune_to_budget(
     regrow: bool = False,
     inputs: ScoreInputs | None = None,
     structure: str = "none",
-    examples: Any = None,
     **rule: Any,
 ) -> Mask:
     """The mask of a budget by the scores of a model, in one cut or several, as `prune` makes that of a density.
@@ -114,9 +112,8 @@ def prune_to_budget(
         iterations, schedule, regrow: as of `prune`; the shares on the way are of the budget.
         inputs: what the score needs.
         structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, or one of these
-            for all layers, see `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole.
-        examples: of the model's inputs; with such a structure and magnitudes blocks are worth as much as the model's outputs
-            change without them, see `costs.saliency`.
+            for all layers, see `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole. The
+            score should be one that can be added up.
         rule: of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
@@ -128,14 +125,10 @@ def prune_to_budget(
     for target in densities(share, iterations, schedule):
         seen = None if mask is within and not measures_at_mask(function) else mask
         among = within if regrow else mask
+        scores = scores_in(function, model, scope, seen, inputs)
         if in_blocks(structure):
-            by_change = function is get("magnitude")
-            scores = (
-                output_change(model, scope, examples) if by_change else scores_in(function, model, scope, seen, inputs)
-            )
             mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
             continue
-        scores = scores_in(function, model, scope, seen, inputs)
         with on_the_way(target, share, "a share of"):
             mask = allocate_budget(scores, prices, target, within=among, **rule)
     assert mask is not None

@@ -31,9 +31,6 @@ from ticketry.lab.store import digest_of
 from ticketry.lab.training.segment import Result, Segment
 from ticketry.tasks.task import Task
 
-_EXAMPLES = 64
-"""Of the training split, by which it is told how far outputs change without weights."""
-
 
 def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
     """Weight of each linear and convolution layer -> (multiplications of one of its elements, its elements).
@@ -171,18 +168,16 @@ def budget_mask(
     """
 
     prices = terms_in(lab, task, scope, terms)
-    by_change = in_blocks(str(settings.get("structure", NONE))) and settings.get("score") == "magnitude"
 
     def made() -> Mask:
         base = lab.store.get_mask(within) if within else None
         model, inputs = lab.model(task, result), ScoreInputs(None, None, seed)
-        examples = lab.course(task).inputs(_EXAMPLES) if by_change else None
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
             inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
 
         def prune(of: float) -> Mask:
-            return prune_to_budget(model, scope, prices, of, within=base, inputs=inputs, examples=examples, **settings)
+            return prune_to_budget(model, scope, prices, of, within=base, inputs=inputs, **settings)
 
         return as_asked(lab, task, prices, terms, share, prune)
 
@@ -196,8 +191,6 @@ def budget_mask(
     }
     if in_blocks(str(settings.get("structure", NONE))):
         described |= {"worth": WORTH}
-    if by_change:
-        described |= {"examples": _EXAMPLES, "task": dict(task.key())}
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}
     if sample is None:

@@ -54,7 +54,7 @@ def test_it_is_what_the_outputs_lose_without_a_weight(kind: str) -> None:
     change = output_change(model, tk.scope(model), x)
     for name, found in change.items():
         assert found.shape == model.get_parameter(name).shape
-        if name == "1.weight" or kind == "strided" and name == "2.weight":
+        if name == "1.weight" or (kind == "strided" and name == "2.weight"):
             continue  # their inputs are sums of the same numbers
         for place in random_places(found.shape, 12):
             assert float(found[place]) == pytest.approx(removed(model, x, name, place), rel=0.15)

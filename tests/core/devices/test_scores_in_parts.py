@@ -14,7 +14,7 @@ import ticketry as tk
 from gloo_processes import together
 from ticketry.core.devices.norms import synchronise_norms
 
-FIRST_ORDER = ("snip", "taylor", "fisher")
+FIRST_ORDER = ("snip", "taylor", "fisher", "kfac")
 SECOND_ORDER = ("crop", "grasp")
 
 
@@ -67,7 +67,7 @@ def test_scores_are_those_of_all_batches(tmp_path):
         for name in ("snip", *SECOND_ORDER):  # the mean gradient: that of the global batches
             assert apart(rank["plain"][name], scores(plain, (name,), batches())[name]) <= 1e-9, name
         # of each batch by itself, whose number is that of all processes
-        for name in ("taylor", "fisher"):
+        for name in ("taylor", "fisher", "kfac"):
             assert apart(rank["plain"][name], scores(plain, (name,), halves)[name]) <= 1e-9, name
         assert apart(rank["normed"]["snip"], scores(normed, ("snip",), batches())["snip"]) <= 1e-9
         for name, mask in rank["masks"].items():

@@ -80,6 +80,7 @@ def test_names():
         "fisher",
         "grasp",
         "grasp200",
+        "kfac",
         "magnitude",
         "random",
         "snip",

@@ -19,6 +19,7 @@ PAPERS = {
     "crop": "2206.10451",
     "fisher": "1801.05787",
     "grasp": "2002.07376",
+    "kfac": "1503.05671",
     "snip": "1810.02340",
     "synflow": "2006.05467",
 }
@@ -29,6 +30,7 @@ FIRST_AUTHORS = {
     "fisher": "Theis et al. 2018",
     "grasp": "Wang et al. 2020",
     "grasp200": "Wang et al. 2020",
+    "kfac": "Martens & Grosse 2015",
     "magnitude": "Han et al. 2015",
     "random": "a control",
     "snip": "Lee et al. 2019",

@@ -37,6 +37,7 @@ from ticketry.core.score.crop import crop
 from ticketry.core.score.fisher import fisher
 from ticketry.core.score.grasp import grasp
 from ticketry.core.score.grasp200 import grasp200
+from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
 from ticketry.core.score.random import random
 from ticketry.core.score.snip import snip
@@ -59,6 +60,7 @@ __all__ = [
     "grasp",
     "grasp200",
     "inverted",
+    "kfac",
     "magnitude",
     "names",
     "of_gradient_flow",

@@ -201,17 +201,17 @@ def average(
     total: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, start=1):
-        found = _gradients(_value(model, batch, loss, count), weights)
+        found = _gradients(batch_loss(model, batch, loss, count), weights)
         for name, weight in weights.items():
             gradient = found[name]
             value = of(torch.zeros_like(weight) if gradient is None else gradient)
             total[name] = total[name].add_(value) if name in total else value.to(_wide(value.dtype), copy=True)
     if not count:
         raise no_batch()
-    return _mean_of_all(model, weights, {name: value.div_(count) for name, value in total.items()})
+    return mean_of_all(model, weights, {name: value.div_(count) for name, value in total.items()})
 
 
-def _mean_of_all(model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean_of_all(model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean over the processes that train a model together, in place."""
     for group in processes_of(model, weights.values()):
         import torch.distributed as dist
@@ -257,7 +257,7 @@ def _average_product(
 ) -> dict[str, Tensor]:
     total = {name: torch.zeros_like(value) for name, value in fixed.items()}
     for count, batch in enumerate(batches, start=1):
-        value = _value(model, batch, loss, count)
+        value = batch_loss(model, batch, loss, count)
         if count == 1:
             _refuse_once_differentiable(value)
         moving = _gradients(value, weights, create_graph=True)
@@ -266,7 +266,7 @@ def _average_product(
             for name, each in _gradients(product, weights).items():
                 if each is not None:
                     total[name].add_(each)
-    return _mean_of_all(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
+    return mean_of_all(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
 
 
 def checked(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -289,7 +289,13 @@ def checked(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.detach() for name, values in scores.items()}
 
 
-def _value(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
+def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
+    """The loss of a batch, the `count`-th, [].
+
+    Raises:
+        UsageError: if it is not a scalar tensor.
+        ScoreError: if it is not finite, or no gradient reaches anything from it.
+    """
     value = loss(model, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

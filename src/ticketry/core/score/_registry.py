@@ -43,7 +43,7 @@ def names() -> tuple[str, ...]:
 
     Examples:
         >>> tk.score.names()
-        ('crop', 'fisher', 'grasp', 'grasp200', 'magnitude', 'random', 'snip', 'synflow', 'taylor')
+        ('crop', 'fisher', 'grasp', 'grasp200', 'kfac', 'magnitude', 'random', 'snip', 'synflow', 'taylor')
     """
     return SCORES.names()
 
@@ -60,7 +60,7 @@ def get(score: str | Score) -> Score:
         >>> tk.score.get("magnitud")
         Traceback (most recent call last):
             ...
-        ticketry.errors.UsageError: score 'magnitud' is not known: crop, fisher, grasp, grasp200, magnitude, ...
+        ticketry.errors.UsageError: score 'magnitud' is not known: crop, fisher, grasp, grasp200, kfac, ...
     """
     if callable(score):
         return score

@@ -282,6 +282,13 @@ def _of_channels(score: str) -> str:
     return f"{control}:{named}" if control else named
 
 
+def score_of(settings: Scored) -> str:
+    """The score that masks are chosen by: with a granularity for each layer, whose blocks and layers are compared by
+    what the loss changes without them, magnitude, the default, stands for kfac."""
+    by_value = in_blocks(str(getattr(settings, "structure", NONE)))
+    return "kfac" if by_value and settings.score == "magnitude" else settings.score
+
+
 def _looked_at(score: str) -> str:
     """What a score, or a control of one, sees of the data, in the words of `score.About.data`."""
     from ticketry.core.score import about, split_control
@@ -310,7 +317,8 @@ def pruned(
     """
     from ticketry.lab.scoring_sample import Sample
 
-    lab, seeds, looked_at = replicate.lab, replicate.seeds, _looked_at(settings.score)
+    lab, seeds, score = replicate.lab, replicate.seeds, score_of(settings)
+    looked_at = _looked_at(score)
     if looked_at == "no":
         more.pop("sample", None)
     elif looked_at == "shapes":
@@ -320,7 +328,7 @@ def pruned(
     if settings.keep_at_least:
         more.setdefault("keep_at_least", settings.keep_at_least)
     if aim := terms_of(settings):
-        more |= {"score": settings.score, "distribution": settings.distribution}
+        more |= {"score": score, "distribution": settings.distribution}
         more["weighed"] = not getattr(settings, "unweighed", False)
         if in_blocks(structure := getattr(settings, "structure", NONE)):
             more["structure"] = structure

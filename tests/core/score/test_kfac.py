@@ -1,0 +1,148 @@
+"""The score kfac against gradients of every example, and against the Fisher information itself where both agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import ticketry as tk
+from ticketry.core.scope import scope
+from ticketry.errors import ScoreError, UsageError
+from ticketry.testing import check_score
+
+Batch = tuple[Tensor, Tensor]
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(), nn.Linear(5, 4)).double()
+
+
+def convolutional(groups: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups), nn.Tanh(), nn.Flatten(), nn.Linear(54, 4)]
+    return nn.Sequential(*layers).double()
+
+
+def drawn(*shape: int) -> Batch:
+    return torch.randn(*shape).double(), torch.arange(shape[0]) % 4
+
+
+def test_of_single_examples_it_is_the_empirical_fisher_information() -> None:
+    """A layer that each example passes once: the square of its gradient is that of the input times that of the output."""
+    model = linear()
+    batches = [drawn(1, 6) for _ in range(5)]
+    found = tk.score.kfac(model, scope(model), batches=batches, loss=loss)
+    exact = tk.score.fisher(model, scope(model), batches=batches, loss=loss, norms="running")
+    for name, values in exact.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_of_batches_it_is_written_out(groups: int) -> None:
+    model = convolutional(groups)
+    batches = [drawn(7, 4, 6, 6), drawn(7, 4, 6, 6)]
+    expected = [torch.zeros_like(model[0].weight), torch.zeros_like(model[3].weight)]
+    for images, targets in batches:
+        outputs = model[0](images)
+        hidden = torch.tanh(outputs).flatten(1)
+        each = functional.cross_entropy(model[3](hidden), targets, reduction="none")
+        scores = model[3](hidden)
+        by_output = torch.stack(
+            [torch.autograd.grad(one, outputs, retain_graph=True)[0][index] for index, one in enumerate(each)]
+        )
+        by_score = torch.softmax(scores, 1) - functional.one_hot(targets, 4)
+        wide = 6 // groups
+        for row in range(6):
+            for column in range(4 // groups):
+                brought = images[:, (row // wide) * (4 // groups) + column].square().mean()
+                pulled = by_output[:, row].square().sum((1, 2)).mean()
+                expected[0][row, column] += model[0].weight[row, column].detach() ** 2 / 4 * brought * pulled.detach()
+        factors = by_score.square().mean(0)[:, None] * hidden.square().mean(0)
+        expected[1] += (model[3].weight ** 2 / 4 * factors).detach()
+    found = tk.score.kfac(model, scope(model), batches=batches, loss=loss)
+    torch.testing.assert_close(found["0.weight"], expected[0].detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found["3.weight"], expected[1], rtol=1e-9, atol=0)
+
+
+def test_sums_tell_what_the_loss_rises_by() -> None:
+    """Of a trained network from which a few weights of a layer are taken, other than magnitudes do."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 10)
+    batch = x, (x[:, 0] * x[:, 1] > 0).long()
+    model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+    found = tk.score.kfac(model, scope(model), batches=[batch], loss=loss)
+    told, rises = [], []
+    for name, values in found.items():
+        for part in torch.randperm(values.numel(), generator=torch.Generator().manual_seed(1)).split(
+            values.numel() // 8
+        ):
+            weight = model.get_parameter(name)
+            before = weight.detach().clone()
+            with torch.no_grad():
+                base = loss(model, batch)
+                weight.view(-1)[part] = 0
+                rises.append(float(loss(model, batch) - base))
+                weight.copy_(before)
+            told.append(float(values.view(-1)[part].sum()))
+    order = torch.corrcoef(torch.stack([torch.tensor(each).argsort().argsort().float() for each in (told, rises)]))
+    assert float(order[0, 1]) > 0.6
+
+
+def test_at_a_mask_and_by_norms_of_the_batch() -> None:
+    model, batch = linear(), drawn(9, 6)
+    mask = tk.Mask({name: torch.rand(shape) < 0.5 for name, shape in scope(model).shapes.items()})
+    there = tk.score.kfac(model, scope(model), batches=[batch], loss=loss, at=mask)
+    pruned = linear()
+    mask.apply_(pruned)
+    own = tk.score.kfac(pruned, scope(pruned), batches=[batch], loss=loss)
+    for name, kept in mask.items():
+        torch.testing.assert_close(there[name][kept], own[name][kept], rtol=1e-9, atol=0)
+    by_batch = tk.score.kfac(model, scope(model), batches=[batch], loss=loss, norms="batch", at=mask)
+    assert not torch.allclose(by_batch["0.weight"], there["0.weight"])
+
+
+@pytest.mark.parametrize("build", [linear, convolutional])
+def test_the_contract(build: object) -> None:
+    model = linear() if build is linear else convolutional()
+    shape = (8, 6) if build is linear else (8, 4, 6, 6)
+    check_score("kfac", model, batches=[drawn(*shape), drawn(*shape)], loss=loss)
+
+
+def test_other_parameters_are_named_before_anything_is_computed() -> None:
+    model = nn.Sequential(nn.Embedding(5, 6), nn.LSTM(6, 3))
+    with pytest.raises(
+        UsageError, match=r"linear layers and convolutions .*, not of 1\.weight_ih_l0, 1\.weight_hh_l0: spare"
+    ):
+        tk.score.kfac(model, scope(model), batches=[], loss=loss)
+    with pytest.raises(UsageError, match="there is no batch"):
+        tk.score.kfac(linear(), scope(linear()), batches=[], loss=loss)
+    with pytest.raises(UsageError, match="score 'kfac' needs batches and a loss"):
+        tk.score.kfac(linear(), scope(linear()))
+    with pytest.raises(ScoreError, match="does not depend on any"):
+        tk.score.kfac(linear(), scope(linear()), batches=[drawn(4, 6)], loss=lambda model, batch: torch.ones(()))
+
+
+def test_layers_that_a_batch_does_not_use_are_worth_nothing() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model = Half().double()
+    found = tk.score.kfac(model, scope(model), batches=[drawn(4, 6)], loss=loss)
+    assert float(found["idle.weight"].abs().sum()) == 0 < float(found["used.weight"].min())
