@@ -144,6 +144,7 @@ def finished(command: Sequence[str], environment: Mapping[str, str] | None = Non
 def machine() -> dict[str, Any]:
     """What the numbers were measured on and with."""
     from ticketry.lab.environment import processor
+    from ticketry.version import __version__
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -151,7 +152,8 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "safetensors", "ticketry")},
+        **{name: version(name) for name in ("torch", "numpy", "safetensors")},
+        "ticketry": __version__,  # also where it runs from its folder
         "commit": commit(),
         "load": load_average(),
     }

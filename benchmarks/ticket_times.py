@@ -107,7 +107,8 @@ def shares(
 
 def spec(asked: Asked, width: str = "") -> Spec:
     options = tuple(sorted(asked.get("options", {}).items()))
-    return Spec(asked["task"], f"{asked['model']}{width}", options)
+    name = asked["model"].partition("@")[0] + width if width else asked["model"]
+    return Spec(asked["task"], name, options)
 
 
 def network(asked: Asked, width: str = "") -> nn.Module:
@@ -119,7 +120,7 @@ if __name__ == "__main__":
     made.add_argument("runs", nargs="+", help="names of runs of one network, as `ticketry list runs` tells them")
     made.add_argument("--store", type=Path, required=True)
     made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--widths", nargs="*", default=[], help="of the same network without a mask: 0.5 0.25")
+    made.add_argument("--widths", nargs="*", default=[], help="of the network without a mask: 0.5 0.25")
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
     made.add_argument(

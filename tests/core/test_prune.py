@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.core.prune import prune
+from ticketry.core.prune import finder, prune
 from ticketry.core.scope import scope
 from ticketry.errors import MaskError, UsageError
 
@@ -96,3 +97,30 @@ def test_options_reach_allocate(build):
     assert prune(model, 0.5, half_rate=("fc",)) == half
     assert all(row.kept for row in prune(model, 0.01, collapse="keep").table())
     assert all(row.kept >= 9 for row in prune(model, 0.1, keep_at_least=9).table())
+
+
+def test_the_default_score_of_blocks_is_one_that_can_be_added_up() -> None:
+    """kfac where there are batches; without any nothing, which stands for what outputs change by."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    known, batches = tk.scope(model), [(torch.randn(8, 6), torch.arange(8) % 3)]
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def found(name: str, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor] | None:
+        find = finder(tk.score.get(name), model, known, None, inputs, structure)
+        return None if find is None else find()
+
+    seen, none = tk.score.ScoreInputs(batches, loss), tk.score.ScoreInputs()
+    kfac = tk.score.kfac(model, known, batches=batches, loss=loss)
+    for structure in ("auto", "weights", "rows:4"):
+        given = found("magnitude", structure, seen)
+        assert given is not None
+        assert all(torch.equal(given[name], values) for name, values in kfac.items())
+        assert found("magnitude", structure, none) is None
+    for name, structure in (("taylor", "auto"), ("magnitude", "none")):
+        given = found(name, structure, seen)
+        assert given is not None
+        plain = tk.score.get(name)(model, known, batches=batches, loss=loss)
+        assert all(torch.equal(given[key], values) for key, values in plain.items())

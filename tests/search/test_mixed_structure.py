@@ -18,6 +18,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS
 from ticketry.evidence.control import Drawing
 from ticketry.evidence.mask_form import Form
+from ticketry.lab.scoring_sample import Sample
 
 CHEAP = 0.3
 """Of the time of single weights, which groups of 4 rows take in the layers that have cheap ones."""
@@ -71,7 +72,7 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
         trajectory, _, step = dense.key.partition("@")
         trained = task().build()
         trained.load_state_dict(lab.store.get_tensors(lab.store.trained(trajectory, int(step))["model"]))
-        course, sample = lab.course(task()), Sample(seed=run_seeds(0).mask)
+        course, sample = lab.course(task()), Sample(seed=0)
         batches = sample.of(task()).drawn(course, trained)
         change = tk.score.kfac(trained, tk.scope(trained), batches=batches, loss=course.loss)
     kept, alone = (

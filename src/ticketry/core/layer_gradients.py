@@ -27,7 +27,7 @@ class Call:
 
     def __init__(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
         convolution = isinstance(module, CONVOLUTIONS)
-        batched = not convolution or x.dim() == module.weight.dim()
+        batched = not convolution or x.dim() == module.get_parameter("weight").dim()
         self._groups = int(getattr(module, "groups", 1))
         self._inputs = _by_channel(x.detach(), (1 if batched else 0) if convolution else x.dim() - 1, mean=True)
         self.examples = len(x) if batched and x.dim() > 1 else 1

@@ -27,6 +27,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score._asked import asked
 from ticketry.core.score._measure import kept_batches, pruned_to
+from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
 from ticketry.core.structuring import in_blocks
 from ticketry.errors import LayerCollapseError, UsageError
@@ -98,6 +99,22 @@ def measures_at_mask(score: Score) -> bool:
     return "at" in inspect.signature(score).parameters
 
 
+def finder(
+    score: Score, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
+) -> Callable[[], dict[str, Tensor]] | None:
+    """What finds the scores of a budget; None for what the outputs change by without weights, see `costs.saliency`.
+
+    Where each layer has a granularity, scores are added up over blocks and compared between layers. Magnitudes cannot
+    be; the default stands for kfac there, or without any batches for None.
+    """
+    if in_blocks(structure) and score is magnitude:
+        if inputs.batches is None:
+            return None
+        score = kfac
+    seen = within if measures_at_mask(score) else None
+    return partial(scores_in, score, model, scope, seen, inputs)
+
+
 def scores_in(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
@@ -158,7 +175,8 @@ def prune(
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
         structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
             ``rows:16`` (of any size) is one granularity for all.
-        score: a name of `ticketry.score`, or a function of that form.
+        score: a name of `ticketry.score`, or a function of that form. With a structure the default is `kfac` if there
+            are batches and a loss, and what the outputs change by without each weight if not.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
             that need data, and synflow) measures the network that `within` leaves.
@@ -219,21 +237,20 @@ def prune(
             )
         if example_inputs is None:
             raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
-        seen = None if not measures_at_mask(function) else within
-        find = partial(scores_in, function, model, scope, seen, ScoreInputs(batches, loss, seed))
+        find = finder(function, model, scope, within, ScoreInputs(batches, loss, seed), structure)
         if flops is not None:
             _refuse_costs(cost, structure)
             share, prices = checked_flops(flops), uses(model, scope, example_inputs)
             check_multiplications(scope.shapes, prices, share, within=within, least=check_at_least(keep_at_least))
+            assert find is not None
             return allocate_multiplications(find(), prices, flops, within=within, keep_at_least=keep_at_least)
-        by_energy = in_blocks(structure) and function is magnitude
         request = Request(
             model=model,
             example_inputs=example_inputs,
             scope=scope,
             unit="seconds" if time is not None else "bytes",
             amount=budgets[given[0]],  # type: ignore[arg-type]
-            scores=None if by_energy else find,
+            scores=find,
             structure=structure,
             within=within,
             keep_at_least=keep_at_least,

@@ -70,9 +70,8 @@ def test_near_the_best_of_all_choices(seed):
 def test_little_that_is_lost_counts_as_the_scores_say():
     """Of two layers whose scores have other sizes, the weights with the lowest scores of all go first."""
     generator = torch.Generator().manual_seed(0)
-    scores = {
-        name: size * (0.5 + torch.rand(40, 50, generator=generator).double()) for name, size in (("a", 1), ("b", 3))
-    }
+    scores = {name: 0.5 + torch.rand(40, 50, generator=generator).double() for name in "ab"}
+    scores["b"] *= 3
     layer = LayerCost(2000, 1.0, {"weights": line(1.0)})
     mask = allocate_mixed(scores, costs_of(layer, layer), 0.25 + 2 * 0.98).mask
     lowest = torch.cat([score.flatten() for score in scores.values()]).sort().values[80]

@@ -35,7 +35,7 @@ def drawn(*shape: int) -> Batch:
 
 
 def test_of_single_examples_it_is_the_empirical_fisher_information() -> None:
-    """A layer that each example passes once: the square of its gradient is that of the input times that of the output."""
+    """Where each example passes a layer once, a gradient is the input times the gradient of the output."""
     model = linear()
     batches = [drawn(1, 6) for _ in range(5)]
     found = tk.score.kfac(model, scope(model), batches=batches, loss=loss)
@@ -72,7 +72,7 @@ def test_of_batches_it_is_written_out(groups: int) -> None:
 
 
 def test_sums_tell_what_the_loss_rises_by() -> None:
-    """Of a trained network from which a few weights of a layer are taken, other than magnitudes do."""
+    """Of a trained network from which an eighth of a layer is taken: ranks of parts of all layers."""
     torch.manual_seed(0)
     x = torch.randn(2000, 10)
     batch = x, (x[:, 0] * x[:, 1] > 0).long()
@@ -85,9 +85,8 @@ def test_sums_tell_what_the_loss_rises_by() -> None:
     found = tk.score.kfac(model, scope(model), batches=[batch], loss=loss)
     told, rises = [], []
     for name, values in found.items():
-        for part in torch.randperm(values.numel(), generator=torch.Generator().manual_seed(1)).split(
-            values.numel() // 8
-        ):
+        order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(1))
+        for part in order.split(values.numel() // 8):
             weight = model.get_parameter(name)
             before = weight.detach().clone()
             with torch.no_grad():
@@ -96,8 +95,8 @@ def test_sums_tell_what_the_loss_rises_by() -> None:
                 rises.append(float(loss(model, batch) - base))
                 weight.copy_(before)
             told.append(float(values.view(-1)[part].sum()))
-    order = torch.corrcoef(torch.stack([torch.tensor(each).argsort().argsort().float() for each in (told, rises)]))
-    assert float(order[0, 1]) > 0.6
+    ranks = [torch.tensor(each).argsort().argsort().float() for each in (told, rises)]
+    assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.6
 
 
 def test_at_a_mask_and_by_norms_of_the_batch() -> None:

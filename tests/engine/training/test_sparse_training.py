@@ -199,6 +199,34 @@ def test_masks_that_move_and_batches_of_any_size() -> None:
         fast.update(tk.Mask({"nothing": torch.ones(1)}))
 
 
+@pytest.mark.parametrize("kind", ["convolutions", "linear", "lstm"])
+def test_a_batch_of_no_examples(kind: str) -> None:
+    """As a loader's last one may be, or a rank's part of it: as in torch, and the next batch is as ever."""
+    torch.manual_seed(0)
+    model, x = {
+        "convolutions": lambda: (
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            torch.randn(8, 3, 12, 12),
+        ),
+        "linear": lambda: (nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)), torch.randn(32, 64)),
+        "lstm": lambda: (nn.LSTM(64, 96, batch_first=True), torch.randn(8, 5, 64)),
+    }[kind]()
+    mask = tk.prune(model, 0.2, distribution="uniform")
+    fast = tk.sparse_training(model, mask, x)
+
+    def outputs(batch: torch.Tensor) -> torch.Tensor:
+        made = fast(batch)
+        return made if isinstance(made, torch.Tensor) else made[0]
+
+    before = outputs(x)
+    empty = outputs(x[:0])
+    assert empty.shape == (0, *before.shape[1:])
+    empty.sum().backward()
+    assert all(value.grad is None or not value.grad.any() for value in model.parameters())
+    assert torch.equal(outputs(x), before)
+    assert fast.untraced() == {}
+
+
 def test_gradients_from_elsewhere_are_masked_too() -> None:
     """Kernels give gradients that need no mask, unless something is added to them on their way to the parameter."""
     torch.manual_seed(0)

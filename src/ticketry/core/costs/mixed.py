@@ -4,8 +4,8 @@ Every layer can be had in several granularities at many densities, each with a c
 upper concave hull of value against cost can be best (the relaxed multiple-choice knapsack: Sinha & Zoltners 1979); the
 hulls' pieces of all layers are bought in the order of value for cost until the budget is spent.
 
-Of scores that add up to S in a layer, of which s is kept, its value is S log(s / S). Where little is lost that is s - S,
-what scores say. Where much is, they say too little: what one layer loses no other can make up for, as signals pass
+Of scores that add up to S in a layer, of which s is kept, its value is S log(s / S). Where little is lost that is what
+scores say, s - S. Where much is, they say too little: what one layer loses no other can make up for, as signals pass
 through all of them, and shares that are kept multiply (Lee et al., "Layer-adaptive sparsity for the magnitude-based
 pruning", ICLR 2021, whose score is the slope of this with S = 1). No layer is emptied for the sake of another.
 """
@@ -185,7 +185,7 @@ class Choice:
 
 
 def _worth(kept: np.ndarray) -> np.ndarray:
-    """What sums of kept scores [n], the last of which is of all, are worth: the sum of all, times the share's logarithm."""
+    """What sums of kept scores [n] are worth, the last of which is of all: that one times the share's logarithm."""
     whole = kept[-1]
     return whole * np.log(np.maximum(kept / whole, _FAINTEST)) if whole > 0 else np.zeros_like(kept)
 

@@ -25,7 +25,7 @@ from ticketry.core.costs.saliency import output_change
 from ticketry.core.costs.words import Unit
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.prune import scores_in
+from ticketry.core.prune import finder
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
@@ -194,8 +194,8 @@ def meet(
     Args:
         time: share of the dense network's time in the engine, 0 < time <= 1 or "30%", or an amount: "5ms".
         cost: of the model on this machine, by `model`; None to measure it now.
-        structure: ``auto`` to choose for each layer among single weights and groups of rows, by `output_change` where
-            the score is magnitude; ``weights`` or ``rows:16`` (of any size) to choose so with that granularity alone.
+        structure: ``auto`` to choose for each layer among single weights and groups of rows; ``weights`` or
+            ``rows:16`` (of any size) to choose so with that granularity alone.
         score, scope, within, batches, loss, seed: as of `prune`; keep_at_least: as of `allocate_cost`.
         threads: that a call uses; None for `torch.get_num_threads()`.
 
@@ -214,10 +214,7 @@ def meet(
         True
     """
     chosen = scope or scope_of(model)
-    function = get(score)
-    scores = None
-    if not in_blocks(structure) or function is not get("magnitude"):
-        scores = lambda: scores_in(function, model, chosen, None, ScoreInputs(batches, loss, seed))  # noqa: E731
+    scores = finder(get(score), model, chosen, None, ScoreInputs(batches, loss, seed), structure)
     request = Request(model, example_inputs, chosen, "seconds", time, scores, structure, within, keep_at_least, cost)
     return _met(request, threads or torch.get_num_threads())
 

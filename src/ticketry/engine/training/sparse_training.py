@@ -361,7 +361,9 @@ class SparseTraining(nn.Module):
 
     def untraced(self) -> dict[str, str]:
         """Modules of which only parts are in kernels, because they cannot be traced as wholes, and why."""
-        return {unit.name: unit.last.why for unit in self._units if unit.last is not None and unit.last.why}
+        others = {unit.name for unit in self._lstms}  # of the model itself, where that is an LSTM
+        told = [unit for unit in self._units if unit.last is not None and unit.name not in others]
+        return {unit.name: unit.last.why for unit in told if unit.last is not None and unit.last.why}
 
     def __repr__(self) -> str:
         rows, where = self.layers(), ", in bfloat16" if self._context.half else ""
