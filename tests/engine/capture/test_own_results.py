@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import load
+from ticketry.errors import CaptureError, EngineError
 
 
 class Net(nn.Module):
@@ -88,3 +89,35 @@ def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Pa
             assert getattr(made, field) is value
         with pytest.raises(AttributeError, match="the output has no 'three'; it has"):
             _ = made.three
+
+
+def test_dicts_of_whole_numbers_have_them_as_keys(tmp_path: Path) -> None:
+    """Levels of a pyramid, layers of a probe: as arguments too, and after a file."""
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, given: dict[int, Tensor]) -> dict[int, Any]:
+            return {4: self.layer(given[-1]), 0: {"0": given[2] + 1}}
+
+    torch.manual_seed(0)
+    model, x = Levels().eval(), {-1: torch.randn(3, 8), 2: torch.randn(3, 8)}
+    fast = tk.compile(model, None, (x,))
+    fast.save(tmp_path / "model.tk")
+    with torch.no_grad():
+        wanted = model(x)
+    for made in (fast(x), load(tmp_path / "model.tk")(x)):
+        assert list(made) == [4, 0]
+        assert list(made[0]) == ["0"]
+        torch.testing.assert_close(made, wanted)
+    with pytest.raises(EngineError, match=r"not a mapping of \[-1, 2\] as when captured"):
+        fast({"-1": x[-1], "2": x[2]})
+
+
+def test_keys_of_several_kinds_are_refused() -> None:
+    for keys in ((1, "1"), (("a", "b"),), (True,)):
+        model = Net(lambda x, y, keys=keys: dict.fromkeys(keys, y))
+        with pytest.raises(CaptureError, match="a dict of the inputs or outputs has the keys"):
+            tk.compile(model, None, torch.randn(3, 8))

@@ -246,8 +246,14 @@ def _tree(found: Any) -> Json:
     if isinstance(found, _Leaf):
         return found.tree
     if isinstance(found, Mapping):
-        content = {str(key): _tree(part) for key, part in found.items()}
-        return {"record" if hasattr(found, "to_tuple") else "dict": content}
+        kinds = {type(key) for key in found}
+        if kinds - {str} and kinds != {int}:
+            raise CaptureError(
+                f"a dict of the inputs or outputs has the keys {', '.join(map(repr, found))[:200]}: in a graph all keys"
+                " of a dict are names, or all are whole numbers"
+            )
+        kind = "numbered" if int in kinds else "record" if hasattr(found, "to_tuple") else "dict"
+        return {kind: {str(key): _tree(part) for key, part in found.items()}}
     if isinstance(found, tuple):
         fields = getattr(found, "_fields", None) or getattr(found, "__match_args__", None)  # of torch's ``max``
         if fields is not None:

@@ -65,6 +65,8 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
     made = {key: build(part, values) for key, part in content.items()}
     if kind == "fields":
         return Fields.of(made)
+    if kind == "numbered":
+        return {int(key): part for key, part in made.items()}
     return made if kind == "dict" else Record(made)
 
 
@@ -179,6 +181,8 @@ def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
     else:
         if kind == "fields" and isinstance(value, tuple):
             value = dict(zip(getattr(value, "_fields", ()), value, strict=False))
+        if kind == "numbered":
+            content = {int(key): part for key, part in content.items()}
         if not isinstance(value, Mapping) or set(value) != set(content):
             raise EngineError(
                 f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"

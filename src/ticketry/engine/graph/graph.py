@@ -5,6 +5,7 @@ A graph is checked when it comes from a file (`Graph.validate`): shapes follow f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +43,7 @@ class Graph:
     outputs: Json
     """What a call returns: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
     ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too,
-    and ``fields`` are a tuple's)."""
+    ``fields`` are a tuple's, and the keys of ``numbered`` stand for whole numbers)."""
     nodes: tuple[Node, ...]
     values: dict[str, Value]
     tensors: dict[str, Tensor]
@@ -147,6 +148,8 @@ def _is_dynamic(shape: Shape | None) -> bool:
 # -- trees of values ---------------------------------------------------------------------------------------------------
 
 _DEEPEST = 64
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+"""A whole number as one writes it: no two texts are the same number."""
 
 
 def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
@@ -162,9 +165,10 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
     if kind in ("tuple", "list") and isinstance(content, list):
         parts = content
     elif (
-        kind in ("dict", "record", "fields")
+        kind in ("dict", "record", "fields", "numbered")
         and isinstance(content, dict)
         and all(isinstance(key, str) for key in content)
+        and (kind != "numbered" or all(_WHOLE.fullmatch(key) for key in content))
     ):
         parts = list(content.values())
     else:
