@@ -24,8 +24,7 @@ class Restructuring:
     from (0 where those are final weights that were pruned before). Under a budget of time: auto, by which the search's
     own masks keep single weights in some layers, groups of rows or all of them in others, whatever keeps most for its
     time (by the score kfac, for which magnitude stands here); or one granularity for all layers, which is what auto is
-    compared with: weights, rows:4, rows:16. Blocks bring
-    back what was pruned in them."""
+    compared with: weights, rows:4, rows:16. Blocks bring back what was pruned in them."""
     plus: float = 0.0
     """Of refill+: the share of the channels that refill drops which is filled back as well; 0 stands for 0.2."""
     refill_match: bool = False
