@@ -56,15 +56,15 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[Call]] = {name: [] for name in parameters}
 
-    def watch(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        calls[name].append(Call(module, args[0], output))
+    def watch(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        calls[name].append(Call(module, args[0] if args else named["input"], output))
         return output + calls[name][-1].moved
 
     with ExitStack() as undone:
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
             if name is not None and has_factors(module):
-                undone.callback(module.register_forward_hook(partial(watch, name)).remove)
+                undone.callback(module.register_forward_hook(partial(watch, name), with_kwargs=True).remove)
         yield calls
 
 
@@ -98,7 +98,8 @@ def squares(weight: Tensor, calls: list[Call]) -> Tensor:
 def _by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
     """float64 [channels], on the processor: sums or means of the squares."""
     others = [axis for axis in range(values.dim()) if axis != channel]
-    found = values.double().square()
-    if others:
-        found = found.mean(others) if mean else found.sum(others)
-    return found.cpu()
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # or small numbers have squares of 0
+    norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest
+    found = (norms.double() * largest.double()).square()
+    return (found / (values.numel() // values.shape[channel]) if mean else found).cpu()

@@ -69,7 +69,7 @@ def test_layers_that_the_outputs_depend_on_more_have_more() -> None:
             self.much, self.little = nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.much(x) + 0.1 * self.little(x)
+            return self.much(input=x) + 0.1 * self.little(x)
 
     model = Branches()
     change = output_change(model, tk.scope(model), torch.randn(200, 20))

@@ -145,3 +145,17 @@ def test_layers_that_a_batch_does_not_use_are_worth_nothing() -> None:
     model = Half().double()
     found = tk.score.kfac(model, scope(model), batches=[drawn(4, 6)], loss=loss)
     assert float(found["idle.weight"].abs().sum()) == 0 < float(found["used.weight"].min())
+
+
+def test_gradients_whose_squares_are_no_floats_count() -> None:
+    """Of a network that is sure of all it sees, as after training, the loss and its gradients are tiny."""
+    model = linear().float()
+    batch = drawn(8, 6)[0].float(), torch.arange(8) % 4
+
+    def faint(model: nn.Module, batch: Batch) -> Tensor:
+        return 1e-25 * loss(model, batch)
+
+    plain = tk.score.kfac(model, scope(model), batches=[batch], loss=loss)
+    found = tk.score.kfac(model, scope(model), batches=[batch], loss=faint)
+    for name, values in plain.items():
+        torch.testing.assert_close(1e50 * found[name], values, rtol=1e-4, atol=0)

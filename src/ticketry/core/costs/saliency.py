@@ -1,4 +1,4 @@
-"""How far the outputs of a model move without single weights: an estimate from one call and two backward passes.
+"""How far the outputs of a model move without single weights: an estimate from one call with its gradients.
 
 The squared distance of outputs is what a random combination of them moves, on average over combinations, and that is
 told by gradients, see `layer_gradients`: the diagonal of the Gauss-Newton matrix, of second order in the weights as the
@@ -21,14 +21,14 @@ from ticketry.core.scope import Scope
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 
-_DRAWS = 2
-"""Random combinations of the outputs: with several examples and places enough, as the sums go over those too."""
+_ENOUGH = 8
+"""Examples of which one random combination of the outputs is enough, as sums go over examples and places too."""
 
 
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
     """Parameter name -> the share of its outputs' energy by which the model changes without each weight, float64.
 
-    One call in evaluation mode and two backward passes to the layers' outputs; `model` is afterwards as it was. All
+    One call in evaluation mode and a backward pass or two to the layers' outputs; `model` is afterwards as it was. All
     tensors of numbers that the model returns count alike. Memory: what gradients of activations need, not of weights.
 
     Raises:
@@ -51,13 +51,15 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
 def _pull(outputs: Any, calls: Mapping[str, list[Call]]) -> None:
     """Add to every call the squared gradients of random combinations of the outputs, each scaled by its energy."""
     found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    for draw in range(_DRAWS if found else 0):
+    examples = max((call.examples for made in calls.values() for call in made), default=1)
+    draws = (2 if examples < _ENOUGH else 1) if found else 0
+    for draw in range(draws):
         combined = torch.zeros(())
         for index, output in enumerate(found):
             drawn = torch.randn(output.shape, generator=generator(0, "output change", draw, index)).to(output)
             size = output.detach().double().norm().clamp_min(1e-300)
             combined = combined + ((output * drawn).double().sum() / size).cpu()
-        add_gradients(combined, calls, 1 / _DRAWS, again=draw + 1 < _DRAWS)
+        add_gradients(combined, calls, 1 / draws, again=draw + 1 < draws)
     if cut := [name for name, made in calls.items() if all(call.pulls is None for call in made)]:
         raise UsageError(
             f"what {', '.join(cut)} does to the model's outputs is not known: no gradient reaches any from there; spare"
