@@ -87,8 +87,9 @@ def test_what_a_ticket_names_is_not_run(run: Run) -> None:
 
     with pytest.raises(TrustError, match="names the search method 'os:system'"):
         search_of(with_info(method="os:system"))
-    with pytest.raises(TrustError, match="names the setting score 'os:system'"):
+    with pytest.raises(TrustError, match="names the setting score 'os:system'") as told:
         search_of(with_info(settings={**saved.info["settings"], "score": "os:system"}))
+    assert "--score" not in str(told.value), "there is no such option where a ticket is judged"
     other = {**saved.info["task"], "spec": {"name": "os:system", "model": None, "options": {}}}
     with pytest.raises(TrustError, match="names the task 'os:system'"):
         search_of(with_info(task=other))

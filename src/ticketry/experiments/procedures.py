@@ -59,7 +59,7 @@ def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) 
     if not trust:
         if METHODS.is_outside(told.method):
             raise refused("search method", told.method, of)
-        check_trust({"settings": told.settings}, (), of=of)
+        check_trust({"settings": told.settings}, None, of=of)
     method, searched = method_called(told.method), told.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
     check_task(of_replicate(task, told.replicate), told.task)

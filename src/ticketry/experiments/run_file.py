@@ -126,38 +126,44 @@ class _Entries(Struct):
     checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
 
 
-def check_trust(tables: Mapping[str, Any], said: Container[str], *, of: str) -> None:
+def check_trust(tables: Mapping[str, Any], said: Container[str] | None, *, of: str) -> None:
     """Refuse a run file that names code, or a place of this machine, which the user has not named beside it.
 
     Args:
         tables: of the file.
-        said: names of entries that are on the command line, and hold in the place of the file's.
+        said: names of entries that are on the command line, and hold in the place of the file's; None where none can
+            be, as of a ticket's own run.
         of: the file, as errors call it.
 
     Raises:
         TrustError: for the first of them.
     """
+
+    def instead(advice: str) -> str:
+        return "" if said is None else f"{advice}, or, "
+
+    own = () if said is None else said
     for what, registry in (("method", METHODS), ("controls", CONTROLS)):
         named = tables.get(what, ())
         for name in [named] if isinstance(named, str) else named:
-            if what not in said and registry.is_outside(str(name)):
-                raise refused(what.removesuffix("s"), name, of, "name it yourself, or, ")
+            if what not in own and registry.is_outside(str(name)):
+                raise refused(what.removesuffix("s"), name, of, instead("name it yourself"))
     for what in ("store", "data"):
-        if what in tables and what not in said:
-            raise refused(what, tables[what], of, f"name the folder yourself with --{what}, or, ")
-    if "on" in tables and "on" not in said and not _trains_here(str(tables["on"])):
-        raise refused("on", tables["on"], of, "name where to train yourself with --on, or, ")
+        if what in tables and what not in own:
+            raise refused(what, tables[what], of, instead(f"name the folder yourself with --{what}"))
+    if "on" in tables and "on" not in own and not _trains_here(str(tables["on"])):
+        raise refused("on", tables["on"], of, instead("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
-    if "task" not in said or options:
+    if "task" not in own or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
-    if tables.get("model") and "model" not in said:
+    if tables.get("model") and "model" not in own:
         check_network(str(tables["model"]), of=of)
-    if (profile := tables.get("settings", {}).get("profile")) and "profile" not in said:
-        raise refused("setting profile", str(profile), of, "name the file yourself with --profile, or, ")
+    if (profile := tables.get("settings", {}).get("profile")) and "profile" not in own:
+        raise refused("setting profile", str(profile), of, instead("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
         for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, str) and name not in said and _names_code(word):
-                raise refused(f"setting {name}", word, of, f"name it yourself with --{name.replace('_', '-')}, or, ")
+            if isinstance(word, str) and name not in own and _names_code(word):
+                raise refused(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
 
 
 def _trains_here(on: str) -> bool:

@@ -156,7 +156,7 @@ class _Reading:
             named = {"method": method, "task": task, "controls": list(controls), "options": options}
             if not self._trust:
                 told = {"model": model} if model else {}
-                check_trust({**named, **told, "settings": settings}, (), of=f"the campaign {self.path}: {place}")
+                check_trust({**named, **told, "settings": settings}, None, of=f"the campaign {self.path}: {place}")
             found = named_method(method)
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
