@@ -11,7 +11,7 @@ Those scores have options, to be set with `functools.partial`:
 
 norms
     ``batch`` (the default): norms use the statistics of each batch, as in training; running statistics are neither used
-    nor changed. ``running``: the running statistics, as in evaluation. Dropout is off in both.
+    nor changed. ``running`` (the default of `kfac`): the running statistics, as in evaluation. Dropout is off in both.
 at
     A mask: the score is measured in the network that it leaves, removed weights being 0 in the forward pass and no
     part of the gradient flow. Removed weights have a score too, by the value that they would return to. This is what
