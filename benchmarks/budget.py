@@ -29,7 +29,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.saliency import output_energy
+from ticketry.core.costs.saliency import output_change
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.cost.estimated import ProcessorEstimator
 from ticketry.errors import TicketryError, UsageError
@@ -103,7 +103,7 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
     model.eval()
     names = ("weights", "rows:4", "rows:16") if structure == "auto" else ("weights",)
     scope = tk.scope(model)
-    scores = output_energy(model, scope, x)
+    scores = output_change(model, scope, x)
     costs = tk.cost.model(model, x, threads=1, granularities=names, scores=scores)
     profile = ProcessorEstimator(model, x, tk.cost.profile(by), scope)
     row: dict[str, Any] = {

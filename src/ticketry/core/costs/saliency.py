@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ticketry.core.costs.layer_gradients import Call, add_gradients, squares, watched
 from ticketry.core.example_call import call_in_evaluation, frozen_parameters
-from ticketry.core.layer_gradients import Call, add_gradients, squares, watched
 from ticketry.core.scope import Scope
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError

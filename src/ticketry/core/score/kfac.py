@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.costs.layer_gradients import add_gradients, has_factors, squares, watched
 from ticketry.core.example_call import frozen_parameters
-from ticketry.core.layer_gradients import add_gradients, has_factors, squares, watched
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._measure import batch_loss, checked, given, mean_of_all, measuring, no_batch
