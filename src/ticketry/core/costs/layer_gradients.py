@@ -19,19 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
 
 class Call:
     """A layer in one call: the mean squares of its inputs by channel, and the squared gradients of its outputs."""
 
     def __init__(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
-        convolution = isinstance(module, CONVOLUTIONS)
-        batched = not convolution or x.dim() == module.get_parameter("weight").dim()
+        axes = module.get_parameter("weight").dim()
         self._groups = int(getattr(module, "groups", 1))
-        self._inputs = _by_channel(x.detach(), (1 if batched else 0) if convolution else x.dim() - 1, mean=True)
-        self.examples = len(x) if batched and x.dim() > 1 else 1
-        self._channel = (1 if batched else 0) if convolution else output.dim() - 1
+        self._channel = 1 - axes  # from the end, where a convolution has its places: examples need not be stacked
+        self._inputs = _by_channel(x.detach(), self._channel, mean=True)
+        self.examples = len(x) if x.dim() >= axes else 1
         self.moved = torch.zeros_like(output, requires_grad=True)
         """A zero that is added to the output: its gradient is the output's."""
         self.pulls: Tensor | None = None
@@ -70,7 +67,7 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
 
 def has_factors(module: nn.Module) -> bool:
     """Whether a layer is linear or a convolution (and no transposed one)."""
-    return isinstance(module, (nn.Linear, *CONVOLUTIONS))
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def add_gradients(value: Tensor, calls: Mapping[str, list[Call]], share: float = 1.0, *, again: bool = False) -> None:
@@ -97,7 +94,7 @@ def squares(weight: Tensor, calls: list[Call]) -> Tensor:
 
 def _by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
     """float64 [channels], on the processor: sums or means of the squares."""
-    others = [axis for axis in range(values.dim()) if axis != channel]
+    others = [axis for axis in range(-values.dim(), 0) if axis != channel]
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # or small numbers have squares of 0
     norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest

@@ -361,9 +361,12 @@ class SparseTraining(nn.Module):
 
     def untraced(self) -> dict[str, str]:
         """Modules of which only parts are in kernels, because they cannot be traced as wholes, and why."""
-        others = {unit.name for unit in self._lstms}  # of the model itself, where that is an LSTM
-        told = [unit for unit in self._units if unit.last is not None and unit.name not in others]
-        return {unit.name: unit.last.why for unit in told if unit.last is not None and unit.last.why}
+        lstms = {unit.name for unit in self._lstms}  # of which the model itself may be one
+        return {
+            unit.name: unit.last.why
+            for unit in self._units
+            if unit.last is not None and unit.last.why and unit.name not in lstms
+        }
 
     def __repr__(self) -> str:
         rows, where = self.layers(), ", in bfloat16" if self._context.half else ""
