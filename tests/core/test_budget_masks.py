@@ -10,7 +10,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.budget import allocate_multiplications, check_floor, counted, uses
-from ticketry.core.budget_masks import allocate_budget, prune_to_budget, random_of_cost, spent
+from ticketry.core.budget_masks import allocate_budget, budget_pruner, random_of_cost, spent
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
@@ -156,11 +156,11 @@ def test_several_cuts_come_to_the_same_budget_each_by_the_scores_of_what_is_left
     prices = uses(model, scope, torch.zeros(1, 3, 8, 8))
     assert counted(model, scope) == list(prices)
     full = sum(prices[name] * value.numel() for name, value in scope.parameters(model).items())
-    once = prune_to_budget(model, scope, prices, 0.3)
-    several = prune_to_budget(model, scope, prices, 0.3, iterations=4)
+    once = budget_pruner(model, scope, prices)(0.3)
+    several = budget_pruner(model, scope, prices, iterations=4)(0.3)
     assert once == several  # magnitudes of what is left do not change
     inputs = ScoreInputs([torch.zeros(1, 3, 8, 8)], None, 0)
-    flow = prune_to_budget(model, scope, prices, 0.3, score="synflow", iterations=3, keep_at_least=1, inputs=inputs)
+    flow = budget_pruner(model, scope, prices, score="synflow", iterations=3, keep_at_least=1, inputs=inputs)(0.3)
     for mask in (once, flow):
         assert 0.3 * full - 36 < spent(mask, prices) <= 0.3 * full
 
@@ -174,7 +174,7 @@ def test_granularities_are_chosen_anew_in_each_of_several_cuts():
     given = {"structure": "auto", "examples": inputs}
     by_hand = None
     for share in densities(0.1, 3, "exponential"):
-        by_hand = prune_to_budget(model, scope, costs, share, within=by_hand, **given)
-    several = prune_to_budget(model, scope, costs, 0.1, iterations=3, **given)
+        by_hand = budget_pruner(model, scope, costs, within=by_hand, **given)(share)
+    several = budget_pruner(model, scope, costs, iterations=3, **given)(0.1)
     assert several == by_hand
     assert costs.estimate(several).value <= 0.1 * costs.dense

@@ -7,7 +7,7 @@ not at the same density: one threshold over all layers (global magnitude), unifo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -91,11 +91,10 @@ def allocate_budget(
         raise error.at(f"{wanted:g} of the {what}, distribution {distribution}") from None
 
 
-def prune_to_budget(
+def budget_pruner(
     model: nn.Module,
     scope: Scope,
     prices: Prices,
-    share: float,
     *,
     score: str | Score = "magnitude",
     within: Mask | None = None,
@@ -105,8 +104,10 @@ def prune_to_budget(
     inputs: ScoreInputs | None = None,
     structure: str = "none",
     **rule: Any,
-) -> Mask:
-    """The mask of a budget by the scores of a model, in one cut or several, as `prune` makes that of a density.
+) -> Callable[[float], Mask]:
+    """Share of a budget -> its mask by a model's scores, in one cut or several, as `prune` makes that of a density.
+
+    A budget that is met by measurement asks for several shares: what the model is scored by as it is, is found once.
 
     Args:
         iterations, schedule, regrow: as of `prune`; the shares on the way are of the budget.
@@ -121,18 +122,25 @@ def prune_to_budget(
         raise UsageError("regrow needs a score that tells what removed weights would be worth, by the option `at`")
     if iterations > 1:
         inputs = kept_batches(inputs, model)
-    mask = within
-    for target in densities(share, iterations, schedule):
-        seen = None if mask is within and not measures_at_mask(function) else mask
-        among = within if regrow else mask
-        scores = scores_in(function, model, scope, seen, inputs)
-        if in_blocks(structure):
-            mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
-            continue
-        with on_the_way(target, share, "a share of"):
-            mask = allocate_budget(scores, prices, target, within=among, **rule)
-    assert mask is not None
-    return mask
+
+    @cache
+    def first() -> dict[str, Tensor]:
+        return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
+
+    def prune(share: float) -> Mask:
+        mask = within
+        for target in densities(share, iterations, schedule):
+            scores = first() if mask is within else scores_in(function, model, scope, mask, inputs)
+            among = within if regrow else mask
+            if in_blocks(structure):
+                mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
+                continue
+            with on_the_way(target, share, "a share of"):
+                mask = allocate_budget(scores, prices, target, within=among, **rule)
+        assert mask is not None
+        return mask
+
+    return prune
 
 
 def _mixed(

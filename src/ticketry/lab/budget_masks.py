@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ticketry.core.budget import counted, uses
-from ticketry.core.budget_masks import Prices, prune_to_budget
+from ticketry.core.budget_masks import Prices, budget_pruner
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.mixed import WORTH
 from ticketry.core.mask import Mask
@@ -164,7 +164,7 @@ def budget_mask(
         terms: what the share is of, and by which costs, see `Aimed.terms`.
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.
-        settings: of `core.budget_masks.prune_to_budget`.
+        settings: of `core.budget_masks.budget_pruner`.
     """
 
     prices = terms_in(lab, task, scope, terms)
@@ -175,10 +175,7 @@ def budget_mask(
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
             inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
-
-        def prune(of: float) -> Mask:
-            return prune_to_budget(model, scope, prices, of, within=base, inputs=inputs, **settings)
-
+        prune = budget_pruner(model, scope, prices, within=base, inputs=inputs, **settings)
         return as_asked(lab, task, prices, terms, share, prune)
 
     described = {
