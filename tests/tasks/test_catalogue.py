@@ -58,6 +58,14 @@ class NoLoss(Own):
 class NoRecipe(Own):
     recipe = {"lr": 0.1}
 
+class NoSmoothing(Own):
+    def loss(self, outputs, targets):
+        return 0
+
+class NoFolder(Own):
+    def load(self):
+        return None
+
 instance = Own()
 number = 3
 c_function = dict
@@ -252,6 +260,11 @@ def test_key_sees_the_module_that_defines_a_re_exported_class(write: Written) ->
         ("mine:fails", r"mine:fails failed with \{\}: ValueError: not today"),
         ("mine:NoLoss", "NoLoss has no loss, see ticketry.tasks.task.Task"),
         ("mine:NoRecipe", "a task's recipe is a Recipe"),
+        (
+            "mine:NoSmoothing",
+            r"loss of NoSmoothing takes \(outputs, targets\) and is called as loss\(outputs, targets, label_smo",
+        ),
+        ("mine:NoFolder", r"load of NoFolder takes \(\) and is called as load\(data\): too many positional arguments"),
         ("sys:exit", "sys:exit is no task but <built-in function exit>: name a Task, a subclass of Task or a function"),
         ("subprocess:Popen", "subprocess:Popen is no task but <class 'subprocess.Popen'>"),
     ],

@@ -104,7 +104,7 @@ def barrier(
                 model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
                 if recalibrate:
                     recalibrated = recalibrate_(course, model, one.segment.recipe, recalibrate, arithmetic)
-                metrics = evaluate(course, model, split, arithmetic)
+                metrics = evaluate(task, course, model, split, arithmetic)
                 errors.append(error_of(task.metric, metrics[task.metric.name]))
         known = {"errors": errors, "recalibrated": recalibrated}
         lab.store.put_memo("barriers", key, known)

@@ -27,8 +27,9 @@ from ticketry.lab.training.segment import Result, check_task
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variants.shrunk import task_structure
+from ticketry.tasks import given
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Task, checked_sizes
+from ticketry.tasks.task import Course, Task
 
 
 class Answers:
@@ -61,7 +62,7 @@ class Answers:
     def sizes(self, task: Task) -> dict[str, int]:
         """Examples of each split; remembered, so that a finished run does not load data to be told again."""
         known = self.store.remembered(
-            "sizes", digest_of(task.key()), lambda: checked_sizes(task.name, self.course(task).sizes())
+            "sizes", digest_of(task.key()), lambda: given.sized(task, self.course(task).sizes())
         )
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 

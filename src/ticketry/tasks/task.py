@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -357,15 +357,6 @@ class Course:
     def few(self, count: int) -> Course:
         """The same course with so few training examples, for measuring what a step costs; by default it is itself."""
         return self
-
-
-def checked_sizes(name: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of a task's course; `TaskError` if one is missing or empty."""
-    splits: Sequence[str] = ("train", "validation", "test")
-    for split in splits:
-        if not sizes.get(split):
-            raise TaskError(f"the task {name!r} has no examples in its {split} split")
-    return {split: int(sizes[split]) for split in splits}
 
 
 class Classification(Task):

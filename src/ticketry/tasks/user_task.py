@@ -178,6 +178,22 @@ def _check(task: Task, name: str) -> None:
     for method in _METHODS_OF_COURSES if _overrides(task, "course") else _METHODS:
         if not _overrides(task, method):
             raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
+        _check_call(task, method, name)
+
+
+def _check_call(task: Task, method: str, name: str) -> None:
+    """Refuse a method that does not take what `Task` has it called with, before a training meets it."""
+    _, *wanted = inspect.signature(getattr(Task, method)).parameters.values()
+    named = {one.name: one.default for one in wanted if one.kind is one.KEYWORD_ONLY}
+    given = [one.name for one in wanted if one.kind is not one.KEYWORD_ONLY]
+    own = inspect.signature(getattr(task, method))
+    try:
+        own.bind(*given, **named)
+    except TypeError as error:
+        called = ", ".join([*given, *(f"{key}={value}" for key, value in named.items())])
+        raise TaskError(
+            f"{name}: {method} of {type(task).__name__} takes {own} and is called as {method}({called}): {error}"
+        ) from None
 
 
 def _overrides(task: Task, method: str) -> bool:

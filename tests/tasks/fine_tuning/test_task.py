@@ -253,7 +253,7 @@ def test_training_beside_a_plain_loop(folder: Path, texts: Path, tmp_path: Path)
             split = task.load().validation
             ids = split.inputs.long()
             scores = network.eval()(input_ids=ids, attention_mask=(ids != 0).long()).logits
-        loss = evaluate(lab.course(task), lab.model(task, result), "validation", lab.arithmetic(task))["loss"]
+        loss = evaluate(task, lab.course(task), lab.model(task, result), "validation", lab.arithmetic(task))["loss"]
         assert loss == pytest.approx(float(F.cross_entropy(scores, split.targets)), rel=1e-3)
 
 

@@ -40,7 +40,7 @@ class Plain(Regression):
 def test_metrics_are_those_of_scikit_learn_on_the_original_scale() -> None:
     torch.manual_seed(0)
     model, test = nn.Linear(3, 1), splits().test
-    found = evaluate(course_of(Plain()), model, "test", Arithmetic())
+    found = evaluate(Plain(), course_of(Plain()), model, "test", Arithmetic())
     scale, centre = TARGET[TRAIN].std(), TARGET[TRAIN].mean()
     predicted = model(test.inputs).detach().double().numpy()[:, 0] * scale + centre
     assert found["rmse"] == pytest.approx(mean_squared_error(TARGET[TEST], predicted) ** 0.5, rel=1e-5)

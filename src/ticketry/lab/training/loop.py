@@ -27,6 +27,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, rebuilt, state_of
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
+from ticketry.tasks import given
 from ticketry.tasks.task import Course
 
 Batches = Generator[Any, None, None]
@@ -145,7 +146,7 @@ class Loop:
         """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
         self._seed_step()
         with kernels():
-            loss = self._loss(batch)
+            loss = given.differentiable(self.task, self._loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -324,8 +325,12 @@ class Loop:
         if arithmetic.kernels != DENSE:  # in the layout in which networks without kernels are evaluated, to the bit
             arithmetic = replace(arithmetic, kernels=DENSE)
             model = arithmetic.place(rebuilt(self.task, state_of(model)))
-        found = {split: evaluate(self._course, model, split, arithmetic) for split in ("validation", "test")}
-        return {split: {name: round(value, 6) for name, value in own.items()} for split, own in found.items()}
+        found = {}
+        for split in ("validation", "test"):
+            metrics = evaluate(self.task, self._course, model, split, arithmetic)
+            given.comparable(self.task, metrics, split)
+            found[split] = {name: round(value, 6) for name, value in metrics.items()}
+        return found
 
 
 def _has(effect: Effect, method: str) -> bool:

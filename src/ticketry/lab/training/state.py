@@ -12,6 +12,7 @@ from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
 from ticketry.core.seeds import mix
 from ticketry.core.ticket.state_dicts import load_state
+from ticketry.tasks.given import built
 from ticketry.tasks.task import Task
 
 
@@ -35,13 +36,13 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
     """Weights and buffers of a fresh model: a pure function of the task and the seed."""
     with private_random_state():
         torch.manual_seed(mix(seed, "initialisation"))
-        return state_of(task.build())
+        return state_of(built(task))
 
 
 def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the task with the given weights and buffers."""
     with private_random_state():
-        model = task.build()
+        model = built(task)
     load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model
 

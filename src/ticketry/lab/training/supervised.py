@@ -21,6 +21,7 @@ from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
 from ticketry.lab.training.data_loading import order_of, part, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
+from ticketry.tasks import given
 from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Split, Splits, Task
@@ -34,7 +35,7 @@ _MEAN_OF, _EQUAL = 4, 1e-4
 def course_of(task: Task, data: Path | None = None) -> Course:
     """A task's own course, or the one of its examples."""
     found = task.course(data)
-    return Supervised(task, task.load(data)) if found is None else found
+    return Supervised(task, given.loaded(task, data)) if found is None else found
 
 
 class Supervised(Course):
@@ -58,7 +59,8 @@ class Supervised(Course):
         sums: dict[str, Tensor] = {}
         with contextlib.closing(data_loading.in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
-                for name, value in self.task.measure(forward(self.task, model, inputs, arithmetic), targets).items():
+                outputs = forward(self.task, model, inputs, arithmetic)
+                for name, value in given.summed(self.task, self.task.measure(outputs, targets)).items():
                     zero = torch.zeros((), dtype=torch.float64, device=value.device)
                     sums[name] = sums.get(name, zero) + value.double()
         return {name: float(value) for name, value in sums.items()}
@@ -259,11 +261,11 @@ class PartSession(SupervisedSession):
 
 
 @torch.no_grad()
-def evaluate(course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
+def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
     """The course's metrics on a whole split, in evaluation mode; the model's mode is put back after."""
     training = model.training
     model.eval()
-    found = course.evaluate(model, split, arithmetic)
+    found = given.measured(task, course.evaluate(model, split, arithmetic))
     model.train(training)
     return found
 

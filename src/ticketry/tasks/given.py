@@ -1,0 +1,158 @@
+"""What a task's own methods give, looked at where it arrives: a mistake in one is told by the method's name.
+
+Whoever writes a task reads these messages, so they say what was given and what is wanted instead. Whether the
+methods can be called as they are is looked at before, in `user_task`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticketry.errors import TaskError
+from ticketry.tasks.task import Split, Splits, Task
+
+_SPLITS: Sequence[str] = ("train", "validation", "test")
+
+
+def built(task: Task) -> nn.Module:
+    """A new model of the task.
+
+    Raises:
+        TaskError: if `Task.build` gives none.
+    """
+    model = task.build()
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"{_method(task, 'build')} gave {_told(model)}: return a torch.nn.Module")
+    return model
+
+
+def loaded(task: Task, data: Path | None) -> Splits:
+    """The task's examples.
+
+    Raises:
+        TaskError: if `Task.load` gives anything but `Splits`, or a split with more or fewer targets than inputs.
+    """
+    splits = task.load(data)
+    if not isinstance(splits, Splits):
+        raise TaskError(
+            f"{_method(task, 'load')} gave {_told(splits)}: return ticketry.Splits(train, validation, test), each a"
+            " ticketry.Split(inputs, targets)"
+        )
+    for name in _SPLITS:
+        split = getattr(splits, name)
+        if not isinstance(split, Split):
+            raise TaskError(
+                f"{_method(task, 'load')} gave {_told(split)} as its {name} split: make it"
+                " ticketry.Split(inputs, targets)"
+            )
+        if len(split.inputs) != len(split.targets):
+            raise TaskError(
+                f"{_method(task, 'load')} gave {len(split.inputs)} inputs and {len(split.targets)} targets in its"
+                f" {name} split: each input has one target"
+            )
+    return splits
+
+
+def sized(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the task's course.
+
+    Raises:
+        TaskError: if one is missing, or a split has no examples.
+    """
+    for split in _SPLITS:
+        if not sizes.get(split):
+            raise TaskError(f"the task {task.name!r} has no examples in its {split} split")
+    return {split: int(sizes[split]) for split in _SPLITS}
+
+
+def differentiable(task: Task, loss: Any) -> Tensor:
+    """A step's loss, which is differentiated next.
+
+    Raises:
+        TaskError: if it is no tensor, not a single number, or has no gradient.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    wanted = "a loss is one number, computed from the model's outputs by torch"
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"a loss of the task {task.name!r} is {_told(loss)}: {wanted}")
+    if loss.numel() != 1:
+        raise TaskError(
+            f"a loss of the task {task.name!r} is a tensor of shape {list(loss.shape)}: {wanted}; take the mean over"
+            " the batch"
+        )
+    raise TaskError(
+        f"a loss of the task {task.name!r} has no gradient: {wanted}, without detach(), no_grad() or item(), and the"
+        " model has a parameter that requires one"
+    )
+
+
+def summed(task: Task, sums: Any) -> dict[str, Tensor]:
+    """What `Task.measure` gives for a batch.
+
+    Raises:
+        TaskError: if that is no mapping from names to single numbers in tensors.
+    """
+    if not isinstance(sums, Mapping):
+        raise TaskError(f"{_method(task, 'measure')} gave {_told(sums)}: return a dict of sums over the batch, by name")
+    for name, value in sums.items():
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            raise TaskError(
+                f"{_method(task, 'measure')} gave {_told(value)} as {name!r}: sum it over the batch to a tensor of one"
+                " number"
+            )
+    return dict(sums)
+
+
+def measured(task: Task, metrics: Any) -> dict[str, float]:
+    """The metrics of a split.
+
+    Raises:
+        TaskError: if they are no mapping from names to numbers, or the task's own metric is not among them.
+    """
+    giver = f"the metrics of the task {task.name!r} (summary, or its course's evaluate)"
+    if not isinstance(metrics, Mapping):
+        raise TaskError(f"{giver} are {_told(metrics)}: return a dict of numbers by name")
+    if task.metric.name not in metrics:
+        there = ", ".join(map(repr, metrics)) or "none"
+        raise TaskError(f"{giver} lack {task.metric.name!r}, by which its networks are compared; there are: {there}")
+    found = {}
+    for name, value in metrics.items():
+        if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)):
+            raise TaskError(f"{giver} have {_told(value)} as {name!r}: make it a number")
+        found[name] = float(value)
+    return found
+
+
+def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
+    """Make sure that a trained network can be compared with others.
+
+    Raises:
+        TaskError: if one of its metrics is not finite.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TaskError(
+                f"{name} of the task {task.name!r} is {value} on its {split} split after a training whose losses are"
+                " finite: no network can be compared by that; see what its summary divides by, or takes a root or an"
+                " exponential of"
+            )
+
+
+def _method(task: Task, name: str) -> str:
+    return f"{name}() of the task {task.name!r}"
+
+
+def _told(value: object) -> str:
+    """A value by its kind, or as it is where that says more."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    return f"a {type(value).__name__}"

@@ -1,0 +1,128 @@
+"""What a task's methods give that cannot be used is told by the method's name, from a whole training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ticketry as tk
+from ticketry.errors import TaskError
+from ticketry.tasks import given
+
+
+class Line(tk.Task):
+    """A regression of ten steps."""
+
+    name = "line"
+    metric = tk.Metric("rmse", unit="", higher_is_better=False)
+    recipe = tk.Recipe(length="1ep", batch=20, optimizer="adam", lr=1e-2)
+
+    def key(self) -> dict[str, object]:
+        return {"name": type(self).__name__}
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+
+    def load(self, data: Path | None = None) -> Any:
+        x = torch.linspace(-1, 1, 300)[:, None]
+        return tk.Splits(*(tk.Split(part, part.abs()) for part in x.split([200, 50, 50])))
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Any:
+        return nn.functional.mse_loss(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Any:
+        return {"squared": (outputs - targets).square().sum()}
+
+    def summary(self, sums: Any, count: int) -> Any:
+        return {"rmse": (sums["squared"] / count) ** 0.5}
+
+
+def trained(**methods: Any) -> dict[str, float]:
+    """The test metrics of the task with other methods, each a function of what `Line`'s own one gives."""
+
+    def other(name: str) -> Any:
+        return lambda self, *args, **named: methods[name](getattr(Line, name)(self, *args, **named))
+
+    task = type("Other", (Line,), {name: other(name) for name in methods})()
+    with tk.Lab() as lab:
+        return lab.train(lab.segment(task, start=0)).metrics["test"]
+
+
+def unequal(splits: tk.Splits) -> tk.Splits:
+    train = splits.train
+    return tk.Splits(tk.Split(train.inputs, train.targets[1:]), splits.validation, splits.test)
+
+
+def without_test(splits: tk.Splits) -> tk.Splits:
+    return tk.Splits(splits.train, splits.validation, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "told"),
+    [
+        ("build", lambda _: None, r"build\(\) of the task 'line' gave None: return a torch.nn.Module"),
+        ("load", lambda _: 3, r"load\(\) of the task 'line' gave 3: return ticketry.Splits"),
+        ("load", lambda splits: tuple(vars(splits).values()), r"load\(\) of the task 'line' gave a tuple"),
+        ("load", without_test, "gave None as its test split"),
+        ("load", unequal, "gave 200 inputs and 199 targets in its train split"),
+        (
+            "loss",
+            lambda loss: loss * torch.ones(20, 1),
+            r"is a tensor of shape \[20, 1\]: .*take the mean over the batch",
+        ),
+        ("loss", lambda loss: float(loss.detach()), "a loss of the task 'line' is 0[.]"),
+        ("loss", lambda _: None, "a loss of the task 'line' is None"),
+        ("loss", lambda loss: loss.detach(), "a loss of the task 'line' has no gradient"),
+        (
+            "measure",
+            lambda sums: sums["squared"],
+            r"measure\(\) of the task 'line' gave a tensor of shape \[\]: return a d",
+        ),
+        (
+            "measure",
+            lambda sums: {"squared": torch.ones(50)},
+            r"tensor of shape \[50\] as 'squared': sum it over the batch",
+        ),
+        ("measure", lambda sums: {"squared": 1.0}, "gave 1.0 as 'squared'"),
+        ("summary", lambda _: 0.5, r"the metrics of the task 'line' \(.*\) are 0.5: return a dict"),
+        ("summary", lambda _: {"mse": 1.0, "mae": 2.0}, "lack 'rmse', .*; there are: 'mse', 'mae'"),
+        ("summary", lambda _: {}, "there are: none"),
+        ("summary", lambda _: {"rmse": "low"}, "have 'low' as 'rmse': make it a number"),
+        (
+            "summary",
+            lambda _: {"rmse": 1.0, "nmse": float("nan")},
+            "nmse of the task 'line' is nan on its validation split",
+        ),
+        ("summary", lambda _: {"rmse": float("inf")}, "rmse of the task 'line' is inf on its validation split"),
+    ],
+)
+def test_what_cannot_be_used_is_told_by_the_method(method: str, gives: Any, told: str) -> None:
+    with pytest.raises(TaskError, match=told):
+        trained(**{method: gives})
+
+
+def test_numbers_of_any_kind_are_metrics() -> None:
+    """Python's, NumPy's and tensors of one number: what is stored is a float."""
+    as_they_are = trained()["rmse"]
+    for kind in (
+        torch.tensor,
+        lambda value: torch.tensor([value], dtype=torch.float64),
+        lambda value: torch.tensor(value).numpy(),
+    ):
+        found = trained(summary=lambda metrics, kind=kind: {name: kind(value) for name, value in metrics.items()})
+        assert type(found["rmse"]) is float
+        assert found["rmse"] == pytest.approx(as_they_are, abs=1e-6)
+
+
+def test_a_loss_of_shape_one_is_a_loss() -> None:
+    assert trained(loss=lambda loss: loss[None]) == trained()
+
+
+def test_a_split_without_examples() -> None:
+    with pytest.raises(TaskError, match="the task 'line' has no examples in its test split"):
+        given.sized(Line(), {"train": 3, "validation": 2, "test": 0})
+    assert given.sized(Line(), {"train": 3, "validation": 2, "test": 1}) == {"train": 3, "validation": 2, "test": 1}
