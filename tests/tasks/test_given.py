@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +43,23 @@ class Line(tk.Task):
         return {"rmse": (sums["squared"] / count) ** 0.5}
 
 
-def trained(**methods: Any) -> dict[str, float]:
+Trained = Callable[..., dict[str, float]]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Trained:
     """The test metrics of the task with other methods, each a function of what `Line`'s own one gives."""
+    stores = itertools.count()
+    return lambda **methods: _trained(tmp_path / str(next(stores)), methods)
+
+
+def _trained(store: Path, methods: dict[str, Any]) -> dict[str, float]:
 
     def other(name: str) -> Any:
         return lambda self, *args, **named: methods[name](getattr(Line, name)(self, *args, **named))
 
     task = type("Other", (Line,), {name: other(name) for name in methods})()
-    with tk.Lab() as lab:
+    with tk.Lab(store) as lab:
         return lab.train(lab.segment(task, start=0)).metrics["test"]
 
 
@@ -100,12 +111,12 @@ def without_test(splits: tk.Splits) -> tk.Splits:
         ("summary", lambda _: {"rmse": float("inf")}, "rmse of the task 'line' is inf on its validation split"),
     ],
 )
-def test_what_cannot_be_used_is_told_by_the_method(method: str, gives: Any, told: str) -> None:
+def test_what_cannot_be_used_is_told_by_the_method(trained: Trained, method: str, gives: Any, told: str) -> None:
     with pytest.raises(TaskError, match=told):
         trained(**{method: gives})
 
 
-def test_numbers_of_any_kind_are_metrics() -> None:
+def test_numbers_of_any_kind_are_metrics(trained: Trained) -> None:
     """Python's, NumPy's and tensors of one number: what is stored is a float."""
     as_they_are = trained()["rmse"]
     for kind in (
@@ -118,7 +129,7 @@ def test_numbers_of_any_kind_are_metrics() -> None:
         assert found["rmse"] == pytest.approx(as_they_are, abs=1e-6)
 
 
-def test_a_loss_of_shape_one_is_a_loss() -> None:
+def test_a_loss_of_shape_one_is_a_loss(trained: Trained) -> None:
     assert trained(loss=lambda loss: loss[None]) == trained()
 
 
