@@ -122,7 +122,7 @@ def test_numbers_of_any_kind_are_metrics(trained: Trained) -> None:
     for kind in (
         torch.tensor,
         lambda value: torch.tensor([value], dtype=torch.float64),
-        lambda value: torch.tensor(value).numpy(),
+        lambda value: torch.tensor(value).numpy()[()],
     ):
         found = trained(summary=lambda metrics, kind=kind: {name: kind(value) for name, value in metrics.items()})
         assert type(found["rmse"]) is float
