@@ -341,6 +341,15 @@ class TestRefused:
         with pytest.raises(ScoreError, match="is not finite"):
             score.get(name)(self.model, self.known, batches=self.batches, loss=steep)
 
+    @pytest.mark.parametrize("name", [*OF_DATA, "synflow"])
+    @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), nn.functional.cross_entropy])
+    def test_a_criterion_in_the_place_of_a_loss(self, name, criterion):
+        batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))]
+        with pytest.raises(
+            UsageError, match=r"called as loss\(model, batch\), and torch's (cross_entropy|CrossEntropyL)"
+        ):
+            score.get(name)(self.model, self.known, batches=batches, loss=criterion)
+
     def test_a_loss_that_is_no_scalar(self):
         with pytest.raises(UsageError, match=r"one number in a tensor, the mean over the batch, not shape \(2, 2\)"):
             score.snip(self.model, self.known, batches=self.batches, loss=lambda model, batch: model(batch))

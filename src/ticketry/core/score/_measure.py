@@ -177,6 +177,21 @@ def given(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tu
     return batches, loss
 
 
+def called(loss: Loss, model: nn.Module, batch: object) -> Tensor:
+    """``loss(model, batch)``.
+
+    Raises:
+        UsageError: for a criterion of torch's, which takes outputs and targets instead.
+    """
+    if (getattr(loss, "__module__", None) or "").startswith("torch.nn."):  # its modules and its functional ones
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UsageError(
+            f"loss= is called as loss(model, batch), and torch's {name} takes outputs and targets: give a function such"
+            " as lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    return loss(model, batch)
+
+
 def no_batch() -> UsageError:
     """The error of a score that was given batches, and none came."""
     return UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
@@ -293,10 +308,10 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
     """The loss of a batch, the `count`-th, [].
 
     Raises:
-        UsageError: if it is not a scalar tensor.
+        UsageError: if it is not a scalar tensor, or the loss does not take a model and a batch.
         ScoreError: if it is not finite, or no gradient reaches anything from it.
     """
-    value = loss(model, batch)
+    value = called(loss, model, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")

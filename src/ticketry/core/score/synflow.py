@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
-from ticketry.core.score._measure import checked, measuring, no_batch
+from ticketry.core.score._measure import called, checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
 
@@ -103,7 +103,7 @@ def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> t
 
     handle = model.register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
     try:
-        loss(model, batch)
+        called(loss, model, batch)
     except _Reached as found:
         return found.call
     finally:
