@@ -108,17 +108,22 @@ def test_the_default_score_of_blocks_is_one_that_can_be_added_up() -> None:
     def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    def found(name: str, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor] | None:
-        find = finder(tk.score.get(name), model, known, None, inputs, structure)
+    def found(name: str | None, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor] | None:
+        find = finder(name, model, known, None, inputs, structure)
         return None if find is None else find()
 
     seen, none = tk.score.ScoreInputs(batches, loss), tk.score.ScoreInputs()
     kfac = tk.score.kfac(model, known, batches=batches, loss=loss)
     for structure in ("auto", "weights", "rows:4"):
-        given = found("magnitude", structure, seen)
+        given = found(None, structure, seen)
         assert given is not None
         assert all(torch.equal(given[name], values) for name, values in kfac.items())
-        assert found("magnitude", structure, none) is None
+        assert found(None, structure, none) is None
+        with pytest.raises(UsageError, match="which magnitudes cannot be: leave the score out"):
+            found("magnitude", structure, seen)
+    plain = found(None, "none", seen)
+    assert plain is not None
+    assert all(torch.equal(plain[key], values) for key, values in tk.score.magnitude(model, known).items())
     for name, structure in (("taylor", "auto"), ("magnitude", "none")):
         given = found(name, structure, seen)
         assert given is not None

@@ -16,6 +16,7 @@ from ticketry.core.budget import allocate_multiplications, check_multiplications
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import check_least_of
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
@@ -29,7 +30,7 @@ from ticketry.core.score._asked import asked
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
-from ticketry.core.structuring import in_blocks
+from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import LayerCollapseError, UsageError
 
 SCHEDULES = ("exponential", "halving")
@@ -99,20 +100,34 @@ def measures_at_mask(score: Score) -> bool:
     return "at" in inspect.signature(score).parameters
 
 
+def structure_for_time(structure: str | None, score: str | Score | None) -> str:
+    """The structure of a budget of time: where neither it nor a score is said, single weights by their value."""
+    return structure or (NONE if score is not None else FINEST)
+
+
 def finder(
-    score: Score, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
+    score: str | Score | None, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
 ) -> Callable[[], dict[str, Tensor]] | None:
     """What finds the scores of a budget; None for what the outputs change by without weights, see `costs.saliency`.
 
-    Where each layer has a granularity, scores are added up over blocks and compared between layers. Magnitudes cannot
-    be; the default stands for kfac there, or without any batches for None.
+    Where each layer has a granularity, scores are added up over blocks and compared between layers. If none is said it
+    is kfac, or without any batches None; elsewhere magnitude.
+
+    Raises:
+        UsageError: for magnitudes there, which cannot be added up.
     """
-    if in_blocks(structure) and score is magnitude:
+    if score is None and in_blocks(structure):
         if inputs.batches is None:
             return None
         score = kfac
-    seen = within if measures_at_mask(score) else None
-    return partial(scores_in, score, model, scope, seen, inputs)
+    function = get(score or magnitude)
+    if function is magnitude and in_blocks(structure):
+        raise UsageError(
+            f"structure {structure} adds scores up and compares layers by them, which magnitudes cannot be: leave the"
+            " score out, or take another, such as fisher"
+        )
+    seen = within if measures_at_mask(function) else None
+    return partial(scores_in, function, model, scope, seen, inputs)
 
 
 def scores_in(
@@ -138,8 +153,8 @@ def prune(
     bytes: float | str | None = None,
     example_inputs: Any = None,
     cost: CostModel | None = None,
-    structure: str = "none",
-    score: str | Score = "magnitude",
+    structure: str | None = None,
+    score: str | Score | None = None,
     scope: Scope | None = None,
     distribution: str = "global",
     within: Mask | None = None,
@@ -174,9 +189,11 @@ def prune(
         example_inputs: of a call; only flops, time and bytes need them.
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
         structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
-            ``rows:16`` (of any size) is one granularity for all.
-        score: a name of `ticketry.score`, or a function of that form. With a structure the default is `kfac` if there
-            are batches and a loss, and what the outputs change by without each weight if not.
+            ``rows:16`` (of any size) is one granularity for all; ``none`` keeps the single weights with the most score
+            for their time. By default ``weights``, or with a score ``none``.
+        score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, and of a
+            time, the default is `kfac` if there are batches and a loss, and what the outputs change by without each
+            weight if not.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
             that need data, and synflow) measures the network that `within` leaves.
@@ -219,7 +236,7 @@ def prune(
     put_back(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
-    function = get(score)
+    function = get(score or magnitude)
     if regrow and not measures_at_mask(function):
         raise UsageError(
             "regrow needs a score that tells what removed weights would be worth, by the option `at`: such as snip,"
@@ -237,7 +254,8 @@ def prune(
             )
         if example_inputs is None:
             raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
-        find = finder(function, model, scope, within, ScoreInputs(batches, loss, seed), structure)
+        by = structure_for_time(structure, score) if time is not None else structure or NONE
+        find = finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by)
         if flops is not None:
             _refuse_costs(cost, structure)
             share, prices = checked_flops(flops), uses(model, scope, example_inputs)
@@ -251,7 +269,7 @@ def prune(
             unit="seconds" if time is not None else "bytes",
             amount=budgets[given[0]],  # type: ignore[arg-type]
             scores=find,
-            structure=structure,
+            structure=by,
             within=within,
             keep_at_least=keep_at_least,
             cost=cost,
@@ -306,9 +324,9 @@ def prune(
     return mask
 
 
-def _refuse_costs(cost: CostModel | None, structure: str) -> None:
+def _refuse_costs(cost: CostModel | None, structure: str | None) -> None:
     """Raises `UsageError` for options of a time where none is asked for."""
-    if cost is not None or structure != "none":
+    if cost is not None or structure not in (None, NONE):
         raise UsageError("cost and structure are for time and bytes: leave them out")
 
 

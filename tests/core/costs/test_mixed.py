@@ -115,6 +115,17 @@ def test_more_budget_never_keeps_less():
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("least", [1, 5, 17, 500])
+def test_each_layer_keeps_at_least_so_many(least):
+    """In whole blocks, and never more than a layer has."""
+    scores = {"a": torch.rand(8, 12).double(), "b": 1e-6 * torch.rand(8, 12).double()}
+    costs = costs_of(LayerCost(96, 1.0, {"weights": line(1.0)}), LayerCost(96, 1.0, {"rows:4": line(1.0)}))
+    found = Choice(scores, costs, least=least).within(0.25 + max(0.2, 2.3 * min(least, 96) / 96)).mask
+    kept = {name: int(found[name].sum()) for name in "ab"}
+    assert min(least, 96) <= kept["a"]
+    assert min(-(-least // 4) * 4, 96) <= kept["b"] < 96 or least == 500
+
+
 def test_what_cannot_be_meant():
     costs = costs_of(LayerCost(4, 1.0, {"weights": line(1.0, 0.5)}))
     with pytest.raises(UsageError, match="no cost of c"):

@@ -16,13 +16,15 @@ from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.core.costs.mixed import Choice
+from ticketry.core.costs.saliency import output_change
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.bench.timing import Interval
 from ticketry.engine.cost.families import RandomMasks, ScoredMasks
 from ticketry.engine.cost.measured import costs_by
-from ticketry.engine.cost.meeting import meet_by
+from ticketry.engine.cost.meeting import estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter, Profile
-from ticketry.errors import CostError, UsageError
+from ticketry.errors import CostError, LayerCollapseError, UsageError
 
 
 class Odd(nn.Module):
@@ -285,6 +287,17 @@ def test_a_budget_is_met_by_correction(asked, factor):
     assert met.seconds == pytest.approx(2 * met.share)
 
 
+@pytest.mark.parametrize("asked", [0.15, 0.3, 0.5, 0.8])
+def test_an_estimate_is_met_where_curves_are_far_from_their_hulls(asked):
+    """The hull of a curve that rises early pays a fifth of what a tenth of its weights takes."""
+    curve = Curve((0.0, 0.1, 1.0), (0.0, 0.5, 1.0))
+    costs = CostModel("seconds", {"a": LayerCost(10_000, 1.0, {"weights": curve})}, 0.01)
+    scores = {"a": torch.rand(10_000, generator=torch.Generator().manual_seed(0))}
+    budget = asked * costs.dense
+    mask = estimated_at(costs, budget, lambda money: allocate_cost(scores, costs.curves(), money - 0.01))
+    assert costs.estimate(mask).value == pytest.approx(budget, rel=0.006)
+
+
 def test_below_the_floor_says_what_makes_it(costs):
     with pytest.raises(UsageError, match=r"below the floor.*are left with empty layers; most of it"):
         tk.cost.meet(network(), X, costs.floor / costs.dense / 2, cost=costs, threads=1)
@@ -326,6 +339,58 @@ def test_costs_of_another_machine_are_estimates_and_say_so(costs):
     assert costs.estimate(mask).value / costs.dense == pytest.approx(0.5, rel=0.05)
 
 
+class TestATimeAlone:
+    """`prune(model, time=..., example_inputs=x)`: by what weights are worth, for costs by which nothing is timed."""
+
+    @pytest.fixture
+    def elsewhere(self):
+        half = Curve((0.0, 0.5, 1.0), (2e-5, 3.5e-4, 4e-4))
+        layers = {
+            "0.weight": LayerCost(864, 4e-5, {"weights": Curve((0.0, 1.0), (1e-5, 4e-5))}),
+            "2.weight": LayerCost(13_824, 4e-4, {"weights": half}),
+            "6.weight": LayerCost(480, 2e-6, {"weights": Curve((0.0, 1.0), (1e-6, 2e-6))}),
+        }
+        about = {"processor": "Another 3000", "threads": torch.get_num_threads(), "batch": 4, "precision": "fp32"}
+        return CostModel("seconds", layers, 1e-5, about=about)
+
+    def pruned(self, costs, time, **more):
+        with pytest.warns(UserWarning, match="estimated and not measured"):
+            return tk.prune(network(), time=time, example_inputs=X, cost=costs, **more)
+
+    def test_is_by_what_outputs_change_by(self, elsewhere):
+        model = network()
+        known = tk.scope(model)
+        choice = Choice(output_change(model, known, X), elsewhere, only="weights")
+        wanted = estimated_at(elsewhere, 0.4 * elsewhere.dense, lambda budget: choice.within(budget).mask)
+        found = self.pruned(elsewhere, 0.4)
+        assert found == wanted
+        assert found != self.pruned(elsewhere, 0.4, score="magnitude", keep_at_least=1)
+        assert found == self.pruned(elsewhere, 0.4, structure="weights")
+
+    def test_is_by_the_loss_where_there_is_one(self, elsewhere):
+        def loss(model, batch):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        batches = [(X, torch.arange(4))]
+        found = self.pruned(elsewhere, 0.4, batches=batches, loss=loss)
+        assert found == self.pruned(elsewhere, 0.4, batches=batches, loss=loss, score="kfac", structure="weights")
+        assert found != self.pruned(elsewhere, 0.4)
+
+    def test_empties_no_layer_where_magnitudes_do(self, elsewhere):
+        least = elsewhere.floor / elsewhere.dense
+        with pytest.raises(LayerCollapseError):
+            self.pruned(elsewhere, 1.1 * least, score="magnitude")
+        assert all(row.kept for row in self.pruned(elsewhere, 1.1 * least).table())
+
+    @pytest.mark.parametrize("score", [None, "magnitude"])
+    def test_within_a_mask_and_with_weights_in_every_layer(self, elsewhere, score):
+        within = tk.prune(network(), 0.4, distribution="uniform")
+        found = self.pruned(elsewhere, 0.3, within=within, keep_at_least=30, score=score)
+        assert all(not kept[~within[name]].any() for name, kept in found.items())
+        assert all(row.kept >= 30 for row in found.table())
+        assert elsewhere.estimate(found).value / elsewhere.dense == pytest.approx(0.3, rel=0.02)
+
+
 def test_costs_of_another_model_are_refused(costs, tmp_path):
     path = costs.save(tmp_path / "costs.json")
     assert tk.cost.load(path) == costs
@@ -342,7 +407,15 @@ def test_costs_of_another_model_are_refused(costs, tmp_path):
         ({"time": 0.3}, "is of a call"),
         ({"time": 0.3, "example_inputs": X, "pattern": "4x1"}, "single weights"),
         ({"time": 0.3, "example_inputs": X, "structure": "some"}, "none, auto, weights or rows:N"),
-        ({"time": 0.3, "example_inputs": X, "structure": "auto", "keep_at_least": 1}, "leave out within"),
+        (
+            {"time": 0.3, "example_inputs": X, "structure": "auto", "within": tk.prune(network(), 0.5)},
+            "leave out within",
+        ),
+        ({"time": 0.3, "example_inputs": X, "structure": "auto", "score": "magnitude"}, "which magnitudes cannot be"),
+        (
+            {"time": 0.3, "example_inputs": X, "structure": "weights", "score": tk.score.magnitude},
+            "leave the score out",
+        ),
         ({"density": 0.3, "structure": "auto"}, "for time and bytes"),
         ({"bytes": "1B", "example_inputs": X}, "below the floor"),
         ({"bytes": "5ms", "example_inputs": X}, "a budget of bytes"),

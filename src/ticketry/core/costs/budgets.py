@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import candidates, check_all_kept, check_floor_of_costs
 from ticketry.core.costs.words import Unit, share_or_amount
 from ticketry.core.mask import Mask, require_mask
@@ -49,11 +50,8 @@ class Request:
             raise UsageError(f"{self.unit} are those of a call: prune(model, ..., example_inputs=x)")
         if self.cost is not None and self.cost.unit != self.unit:
             raise UsageError(f"a budget of {self.unit} needs costs in {self.unit}, not in {self.cost.unit}")
-        if self.in_blocks and (self.within is not None or self.keep_at_least):
-            raise UsageError(
-                f"structure {self.structure} chooses whole blocks of each layer anew: leave out within and"
-                " keep_at_least"
-            )
+        if self.in_blocks and self.structure != FINEST and self.within is not None:
+            raise UsageError(f"structure {self.structure} chooses whole blocks of each layer anew: leave out within")
         if self.in_blocks and self.unit != "seconds":
             raise UsageError(
                 f"what goes together makes no difference in {self.unit}: structure {self.structure} is for a time"

@@ -58,6 +58,8 @@ class Layer:
     layout: Layout
     dense: Option | None
     """The whole layer, where that is cheaper than all of its blocks."""
+    least: int = 1
+    """Weights that any option keeps, if there are as many."""
     _known: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
@@ -83,8 +85,10 @@ class Layer:
         """The options that a budget may end at, the cheapest first: value for cost falls from each to the next."""
         options = [self.dense] if self.dense else []
         for granularity in self.curves:
-            count = len(self.blocks(granularity)[1])
-            for blocks in sorted({max(1, round(float(density) * count)) for density in _DENSITIES}):
+            _, order, _, weights = self.blocks(granularity)
+            count = len(order)
+            fewest = min(int(np.searchsorted(weights, max(self.least, 1))), count)
+            for blocks in sorted({max(fewest, round(float(density) * count)) for density in _DENSITIES}):
                 options.append(self.option(granularity, blocks))
         options.sort(key=lambda option: (option.cost, -option.value))
         found: list[Option] = []
@@ -131,8 +135,9 @@ class Choice:
         layouts: Mapping[str, Layout] | None = None,
         *,
         only: str = "",
+        least: int = 1,
     ) -> None:
-        """Raises what `allocate_mixed` does of scores and of `only`."""
+        """Raises what `allocate_mixed` does of scores and of `only`. Of each layer `least` weights are kept."""
         for name, score in scores.items():
             if name not in costs.layers:
                 raise UsageError(f"there is no cost of {name}: spare it in the scope")
@@ -147,7 +152,7 @@ class Choice:
                 curves = _those(known.all_rows if in_rows else known.curves, only)
                 whole = Option(known.dense, 0.0, "dense", 0)
                 dense = whole if in_rows or not curves else None
-                layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense)
+                layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense, least)
             others = [layer for name, layer in costs.layers.items() if name not in scores]
             self._rest.append(costs.fixed + sum(layer.dense if in_rows else layer.at(1.0) for layer in others))
             self._layers.append(layers)

@@ -42,7 +42,7 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
             raise UsageError(
                 f"what {', '.join(idle)} does to an output is not known: it is no weight of a linear layer or a"
                 " convolution (a transposed one is none) that the example inputs use; spare it in the scope, or give a"
-                " score other than magnitude, which stands for that here"
+                " score (score=)"
             )
         _pull(outputs, calls)
     return {name: squares(parameters[name], made) for name, made in calls.items()}
@@ -63,5 +63,5 @@ def _pull(outputs: Any, calls: Mapping[str, list[Call]]) -> None:
     if cut := [name for name, made in calls.items() if all(call.pulls is None for call in made)]:
         raise UsageError(
             f"what {', '.join(cut)} does to the model's outputs is not known: no gradient reaches any from there; spare"
-            " it in the scope, or give a score other than magnitude, which stands for that here"
+            " it in the scope, or give a score (score=)"
         )

@@ -23,7 +23,7 @@ _NEAR = 0.015
 _LAST_ROUNDS = 11
 """Of the timing that is reported."""
 
-_STEPS = 6
+_STEPS = 12
 """Allocations until the estimate is what was asked for: curves need not be convex, and allocation takes their hulls."""
 
 
@@ -127,21 +127,30 @@ def meet_by(meter: Meter, costs: CostModel, time: float | str, allocate: Callabl
 
 
 def estimated_at(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """The mask whose estimate is nearest to a budget."""
+    """The mask whose estimate is nearest to a budget.
+
+    What is aimed at is corrected in proportion; where that does not halve the distance, by halves of where it must lie.
+    """
     aim, best, away = budget, None, float("inf")
+    low, high = costs.floor, float("inf")
     for _ in range(_STEPS):
         try:
             mask = allocate(aim)
         except (UsageError, LayerCollapseError):
             if best is None:
                 raise
+            low, before = aim, 0.0  # nothing can be had for so little
+        else:
+            ratio, before = costs.estimate(mask).value / budget, away
+            if abs(ratio - 1) < away:
+                best, away = mask, abs(ratio - 1)
+            if away < _NEAR / 3 or (mask.density >= 1 and ratio <= 1):
+                break
+            low, high = (aim, high) if ratio <= 1 else (low, aim)
+        if low >= high:
             break
-        ratio = costs.estimate(mask).value / budget
-        if abs(ratio - 1) < away:
-            best, away = mask, abs(ratio - 1)
-        if away < _NEAR / 3 or mask.density >= 1:
-            break
-        aim = max(aim / ratio, costs.floor)
+        slow = away > before / 2
+        aim = (low + min(high, 2 * aim)) / 2 if slow or not low < aim / ratio < high else aim / ratio
     assert best is not None
     return best
 

@@ -25,10 +25,10 @@ from ticketry.core.costs.saliency import output_change
 from ticketry.core.costs.words import Unit
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.prune import finder
+from ticketry.core.prune import finder, structure_for_time
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import Loss, Score, ScoreInputs, get
+from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.structuring import AUTO, in_blocks, only_of
 from ticketry.engine.bench.machine import another_machine
 from ticketry.engine.capture import capture
@@ -179,8 +179,8 @@ def meet(
     time: float | str,
     *,
     cost: CostModel | None = None,
-    score: str | Score = "magnitude",
-    structure: str = "none",
+    score: str | Score | None = None,
+    structure: str | None = None,
     scope: Scope | None = None,
     within: Mask | None = None,
     keep_at_least: int = 0,
@@ -194,9 +194,7 @@ def meet(
     Args:
         time: share of the dense network's time in the engine, 0 < time <= 1 or "30%", or an amount: "5ms".
         cost: of the model on this machine, by `model`; None to measure it now.
-        structure: ``auto`` to choose for each layer among single weights and groups of rows; ``weights`` or
-            ``rows:16`` (of any size) to choose so with that granularity alone.
-        score, scope, within, batches, loss, seed: as of `prune`; keep_at_least: as of `allocate_cost`.
+        structure, score, scope, within, keep_at_least, batches, loss, seed: as of `prune`.
         threads: that a call uses; None for `torch.get_num_threads()`.
 
     Returns:
@@ -214,8 +212,9 @@ def meet(
         True
     """
     chosen = scope or scope_of(model)
-    scores = finder(get(score), model, chosen, None, ScoreInputs(batches, loss, seed), structure)
-    request = Request(model, example_inputs, chosen, "seconds", time, scores, structure, within, keep_at_least, cost)
+    by = structure_for_time(structure, score)
+    scores = finder(score, model, chosen, within, ScoreInputs(batches, loss, seed), by)
+    request = Request(model, example_inputs, chosen, "seconds", time, scores, by, within, keep_at_least, cost)
     return _met(request, threads or torch.get_num_threads())
 
 
@@ -286,12 +285,18 @@ def _among(values: Mapping[str, Tensor], within: Mask | None) -> Mapping[str, Te
     return values if within is None else {name: value * within[name] for name, value in values.items()}
 
 
+def _inside(mask: Mask, within: Mask | None) -> Mask:
+    """What both keep: a layer that is bought whole is so of what may be kept."""
+    return mask if within is None else mask & within
+
+
 def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Budget in the unit of the costs -> mask."""
     if request.in_blocks:
-        known = layouts(request.model, request.scope)
-        choice = Choice(values, costs, known, only=only_of(request.structure))
-        return lambda budget: choice.within(budget).mask
+        known, within = layouts(request.model, request.scope), request.within
+        only, least = only_of(request.structure), request.keep_at_least
+        choice = Choice(_among(values, within), costs, known, only=only, least=least)
+        return lambda budget: _inside(choice.within(budget).mask, within)
     curves = costs.curves()
     return lambda budget: allocate_cost(
         values,
