@@ -79,9 +79,9 @@ print(costs)
 # ## A mask for half the time
 #
 # `tk.cost.meet` does what `tk.prune(model, time=…)` does and returns all that it measured: what was asked for, what was estimated, and
-# what the clock said, with its interval. Worth is what the loss would change by (`taylor`): magnitudes of different layers cannot be
-# weighed against time, they would all but empty the dearest layer. `keep_at_least=1` leaves one weight in a layer that would lose all
-# of them. A budget may also be written in seconds: `time="2ms"`.
+# what the clock said, with its interval. Worth is what the loss would change by, to second order (the score `kfac`, the default where
+# there are batches and a loss): magnitudes of different layers cannot be weighed against time, they would all but empty the dearest
+# layer. A budget may also be written in seconds: `time="2ms"`.
 
 
 # %%
@@ -89,10 +89,10 @@ def loss(model, batch):
     return nn.functional.cross_entropy(model(images[train][batch]), labels[train][batch])
 
 
-scored = {"score": "taylor", "batches": list(torch.arange(1400).split(200)), "loss": loss}
+seen = {"batches": list(torch.arange(1400).split(200)), "loss": loss}
 masks, met = {}, {}
 for share in (0.5, 0.3):
-    met[share] = tk.cost.meet(model, x, share, cost=costs, keep_at_least=1, **scored)
+    met[share] = tk.cost.meet(model, x, share, cost=costs, **seen)
     masks[f"time={share}"] = met[share].mask
     print(met[share])
 
@@ -102,7 +102,7 @@ for share in (0.5, 0.3):
 # The same number of weights by the same score, chosen without regard to what a layer costs.
 
 # %%
-masks["as many, by density"] = tk.prune(model, density=masks["time=0.5"].density, **scored)
+masks["as many, by density"] = tk.prune(model, density=masks["time=0.5"].density, score="kfac", **seen)
 for name, mask in masks.items():
     shares = [f"{100 * kept.double().mean():.0f}" for kept in mask.values()]
     print(f"{name:<22}{100 * mask.density:5.1f} % of the weights; by layer {', '.join(shares)} %")
