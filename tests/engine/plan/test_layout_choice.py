@@ -51,6 +51,29 @@ def test_single_rows_run_over_planes_and_dense_layers_over_pixels(density: float
     assert native.plan(16, 1).layout == layout
 
 
+@pytest.mark.parametrize(("convolutions", "layout"), [(0.2, "planes"), (0.8, "pixels")])
+def test_what_counts_is_the_multiplications_that_are_kept_and_not_the_weights(convolutions: float, layout: str) -> None:
+    """A small network whose last layers have most of the weights, of which a seventh is left, and take little time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.MaxPool2d(2),
+        ),
+        *(nn.Flatten(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)),
+    ).eval()
+    with torch.no_grad():
+        for one in (model[0], model[3], model[6]):
+            assert isinstance(one, nn.Conv2d | nn.Linear)
+            one.weight.mul_(torch.rand_like(one.weight) < (0.15 if one is model[6] else convolutions))
+    fast = tk.compile(model, None, torch.randn(16, 32, 16, 16), threads=1)
+    (native,) = fast._natives
+    assert native.plan(16, 1).layout == layout
+
+
 @needs_avx2
 @pytest.mark.parametrize(("rows", "layout"), [(1, "planes"), (4, "planes"), (32, "pixels"), (None, "pixels")])
 def test_dense_layers_and_large_groups_run_over_pixels_with_few_registers(rows: int | None, layout: str) -> None:
