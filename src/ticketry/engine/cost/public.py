@@ -42,7 +42,7 @@ from ticketry.engine.cost.meter import Meter
 from ticketry.engine.cost.on_gpu import GpuEstimator, GpuProfile
 from ticketry.engine.cost.profiles import profile, profile_names
 from ticketry.engine.cpu.target import target as find_target
-from ticketry.engine.graph import model_file
+from ticketry.engine.graph import model_file, packed_weights
 from ticketry.engine.graph.origins import origins
 from ticketry.errors import CostError
 
@@ -340,7 +340,7 @@ def _multiplications(model: nn.Module, example_inputs: Any, scope: Scope) -> Cos
 
 
 def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
-    """Of the file that `Compiled.save` writes: kept values and a bit for each weight, and all else as it is."""
+    """Of the file that `Compiled.save` writes: kept values, what tells their places, and all else as it is."""
     graph = capture(model, None, example_inputs)
     sizes = {name: parameter.numel() for name, parameter in scope.parameters(model).items()}
     forms: dict[str, list[str]] = {name: [] for name in sizes}
@@ -352,21 +352,41 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
     full = {name: torch.ones_like(graph.tensors[name]) for found in forms.values() for name in found}
     whole = len(model_file.dumps(replace(graph, tensors={**graph.tensors, **full}), {"precision": "fp32"})) + _SEAL
-    total = model_file.weight_bytes(graph)
+    total = packed_weights.weight_bytes(graph)
     layers = {}
     for name, found in forms.items():
-        bits = sum(model_file.packed_bytes(one, sizes[name], total) for one in found)
-        layers[name] = _packed(sizes[name], sum(full[one].element_size() for one in found), bits)
+        head = sum(packed_weights.head_bytes(one, total) for one in found)
+        layers[name] = _packed(sizes[name], [full[one].element_size() for one in found], head)
     fixed = whole - sum(layer.dense for layer in layers.values())
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
 
 
-def _packed(weights: int, each: int, bits: int) -> LayerCost:
-    """Bits and entries in the file's head, then the kept values of so many bytes each, unless all of them are less."""
-    dense, least = float(each * weights), float(bits)
-    full = (dense - least) / dense if dense > least else 0.0
-    points = ((0.0, least), (full, dense), (1.0, dense)) if full > 0 else ((0.0, dense), (1.0, dense))
+_HALVES = 12
+"""From a quarter down, at which the curve of packed weights bends."""
+
+
+def _packed(weights: int, each: list[int], head: int) -> LayerCost:
+    """Entries in the file's head, places and kept values of so many bytes, unless all values are less.
+
+    Args:
+        each: bytes of a value, of every tensor that the weight is in the file.
+    """
+    dense = float(sum(each) * weights)
+
+    def packed(kept: int) -> float:
+        return head + sum(packed_weights.place_bytes(kept, weights) + size * kept for size in each)
+
+    ends = {weights >> halvings for halvings in range(2, _HALVES)} | {0}
+    points = [(kept / weights, packed(kept) + _BENT) for kept in sorted(ends) if packed(kept) + _BENT < dense]
+    full = (dense - packed(weights) + dense) / dense  # from a quarter on places take as much as with all weights kept
+    if points and points[-1][0] < full < 1:
+        points.append((full, dense))
+    points = [*points, (1.0, dense)] if points else [(0.0, dense), (1.0, dense)]
     return LayerCost(weights, dense, {FINEST: Curve(*zip(*points, strict=True))})
+
+
+_BENT = 2.0
+"""Bytes by which places may take more than a line between two numbers of them, which are rounded up."""
 
 
 _SEAL = 80

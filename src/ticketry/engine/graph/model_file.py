@@ -1,8 +1,9 @@
 """A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
 
 It carries a digest of all its bytes (`core.sealed_files`), without which it is not read. Weights with many exact zeros
-are packed: one bit for each element, in the order of memory, and the values kept; where zeros are negative (a mask was
-multiplied with), another bit for the sign of each.
+are packed: where the values kept are, in the order of memory, as one bit for each element or, where that is less, as
+numbers (`places`), and the values; where zeros are negative (a mask was multiplied with), another bit for the sign of
+each.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
@@ -27,13 +25,15 @@ from ticketry.core.mask_files import read_metadata
 from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.engine.graph.aten import NOT_FINITE, is_portable
 from ticketry.engine.graph.graph import Graph
-from ticketry.engine.graph.nodes import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
+from ticketry.engine.graph.nodes import Json, Node, Value
+from ticketry.engine.graph.packed_weights import PLACES, need, read_weights, stored_as, weight_bytes
 from ticketry.engine.graph.shape_claims import probe
 from ticketry.errors import GraphError, ModelFileError
 from ticketry.files import content_of, write_atomically
 
 KIND = "ticketry.model"
-FORMAT = 1
+FORMAT = 2
+"""Of files with places as numbers; others are of format 1, as before there were any."""
 _NOT_OURS = (
     SafetensorError,
     ValueError,
@@ -99,8 +99,9 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
     graph.validate()
     stored: dict[str, Tensor] = {}
     total = weight_bytes(graph)
-    table = {name: _store(name, tensor, stored, total) for name, tensor in sorted(graph.tensors.items())}
-    document = {"kind": KIND, "format": FORMAT, "graph": to_json(graph), "tensors": table, "meta": dict(meta or {})}
+    table = {name: stored_as(name, tensor, stored, total) for name, tensor in sorted(graph.tensors.items())}
+    number = FORMAT if any(one.get("packed") == PLACES for one in table.values()) else 1
+    document = {"kind": KIND, "format": number, "graph": to_json(graph), "tensors": table, "meta": dict(meta or {})}
     try:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -119,7 +120,7 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
     if KIND not in metadata:
         raise ModelFileError("this is a safetensors file, but not of a compiled model")
     document = _document(metadata[KIND])
-    tensors = _tensors(document["tensors"], stored)
+    tensors = read_weights(document["tensors"], stored)
     try:
         return probe(from_json(document["graph"], tensors).validate()), document["meta"]
     except GraphError as error:
@@ -132,100 +133,6 @@ def _whole(data: bytes) -> bytes:
     except ValueError as error:
         loads(data)  # of what is no model file at all this tells what it is
         raise ModelFileError(str(error)) from None
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-
-
-def weight_bytes(graph: Graph) -> int:
-    """Bytes of all weights where none is packed."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
-
-
-def packed_bytes(name: str, weights: int, total: int) -> int:
-    """Bytes that a packed weight takes beside its kept values, at most: a bit for each, and what the head grows.
-
-    Args:
-        weights: elements of it.
-        total: `weight_bytes` of the graph, whose digits are those of the numbers in the head.
-    """
-    entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
-    head = len(json.dumps(entry, separators=(",", ":"))) + len(r",\"packed\":true") + _ROUNDED - 1
-    return (weights + 7) // 8 + head
-
-
-_ROUNDED = 8
-"""The size of the head is a multiple of it."""
-
-
-def _store(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Put a weight's parts into `stored`; return what the table says of it."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-    kept = flat != 0
-    packed = packed_bytes(name, flat.numel(), total) + int(kept.sum()) * flat.element_size()
-    if packed >= flat.numel() * flat.element_size():
-        stored[f"dense:{name}"] = flat.clone()
-        return facts
-    stored[f"bits:{name}"] = _bits(kept)
-    stored[f"kept:{name}"] = flat[kept]
-    facts["packed"] = True
-    if flat.is_floating_point() and bool((negative := torch.signbit(flat) & ~kept).any()):  # -0.0
-        stored[f"signs:{name}"] = _bits(negative)
-        facts["signed"] = True
-    return facts
-
-
-def _bits(flags: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
-
-
-def _tensors(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    _need(isinstance(table, dict), "its table of weights is no object")
-    made: dict[str, Tensor] = {}
-    wanted: set[str] = set()
-    for name, facts in table.items():
-        where = f"the weight {name[:80]!r}"
-        known = {"dtype", "shape", "packed", "signed"}
-        _need(isinstance(facts, dict) and set(facts) <= known, f"{where} has no facts")
-        shape, dtype = facts.get("shape"), facts.get("dtype")
-        _need(isinstance(dtype, str) and dtype in DTYPES, f"{where} has an unknown data type")
-        sane = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
-        _need(sane and all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in shape), f"{where} has no shape")
-        _need(prod(max(size, 1) for size in shape) <= LARGEST_SIZE, f"{where} is too large")
-        _need(facts.get("packed", True) is True, f"{where} is neither packed nor not")
-        _need("signed" not in facts or facts["signed"] is facts.get("packed"), f"{where} is neither signed nor not")
-        keys = [f"kept:{name}", f"bits:{name}"] if "packed" in facts else [f"dense:{name}"]
-        keys += [f"signs:{name}"] if "signed" in facts else []
-        _need(all(key in stored for key in keys), f"{where} is not in the file")
-        wanted.update(keys)
-        parts = [stored[key] for key in keys]
-        _need(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
-        made[name] = _unpack(where, *parts, shape=shape) if "packed" in facts else _dense(where, parts[0], shape)
-    _need(wanted == set(stored), "it holds tensors that are no weights of the graph")
-    return made
-
-
-def _dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
-    _need(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
-    return flat.view(shape)
-
-
-def _unpack(where: str, kept: Tensor, bits: Tensor, signs: Tensor | None = None, *, shape: list[int]) -> Tensor:
-    which = _flags(where, bits, prod(shape))
-    _need(kept.dim() == 1 and int(which.sum()) == kept.numel(), f"{where} has not the number of values of its bits")
-    made = torch.zeros(prod(shape), dtype=kept.dtype)
-    if signs is not None:
-        _need(made.is_floating_point(), f"{where} has signs of zeros that have none")
-        made[_flags(where, signs, prod(shape))] = -0.0
-    made[which] = kept
-    return made.view(shape)
-
-
-def _flags(where: str, bits: Tensor, total: int) -> Tensor:
-    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == ((total + 7) // 8,)
-    _need(fits, f"{where} has not the number of bits of its shape")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
@@ -249,10 +156,10 @@ def to_json(graph: Graph) -> Json:
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
     """The graph of what `to_json` made, with weights; not yet validated. Raises `ModelFileError` for anything else."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
-    _need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
-    _need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")
-    _need(isinstance(document["nodes"], list), "its nodes are no list")
-    _need(isinstance(document["values"], dict), "its values are no object")
+    need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
+    need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")
+    need(isinstance(document["nodes"], list), "its nodes are no list")
+    need(isinstance(document["values"], dict), "its values are no object")
     return Graph(
         inputs=tuple(document["inputs"]),
         outputs=_numbered(document["outputs"]),
@@ -284,20 +191,18 @@ def _numbered(tree: Json) -> Json:
 
 
 def _node(entry: Json) -> Node:
-    _need(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
+    need(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
     op, inputs, output, attrs, weights = entry
-    _need(isinstance(op, str) and isinstance(output, str) and _texts(inputs), "a node's names are no texts")
-    _need(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
-    _need(_texts(list(weights.values())), "the names of a node's weights are no texts")
+    need(isinstance(op, str) and isinstance(output, str) and _texts(inputs), "a node's names are no texts")
+    need(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
+    need(_texts(list(weights.values())), "the names of a node's weights are no texts")
     return Node(op, tuple(inputs), output, attrs, weights)
 
 
 def _value(name: str, entry: Json) -> Value:
-    _need(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type"
-    )
+    need(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type")
     shape, dtype = entry
-    _need(shape is None or isinstance(shape, list), "a value's shape is no list")
+    need(shape is None or isinstance(shape, list), "a value's shape is no list")
     return Value(name, None if shape is None else tuple(shape), dtype)
 
 
@@ -313,15 +218,15 @@ def _document(text: str) -> dict[str, Json]:
         found: Any = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
-    _need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
+    need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
     document: dict[str, Json] = found
     number = document.get("format")
     if not isinstance(number, int) or type(number) is bool or number < 1:
         raise ModelFileError("the file is damaged: its description has no format number")
     if number > FORMAT:
         raise ModelFileError(f"a newer ticketry has made it (its format is not {FORMAT}): pip install -U ticketry")
-    _need(set(document) == {"kind", "format", "graph", "tensors", "meta"}, "its description has not all its parts")
-    _need(isinstance(document["meta"], dict), "what was saved with it is no object")
+    need(set(document) == {"kind", "format", "graph", "tensors", "meta"}, "its description has not all its parts")
+    need(isinstance(document["meta"], dict), "what was saved with it is no object")
     return document
 
 
@@ -334,8 +239,3 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _need(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise ModelFileError(f"the file is damaged: {otherwise}")
