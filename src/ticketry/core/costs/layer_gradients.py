@@ -6,29 +6,41 @@ g there by g w x. Where gradients, inputs and places are uncorrelated, as K-FAC 
 
     w^2 · E[x^2] · sum of g^2 over examples and places
 
-One backward pass tells it for each example apart, where gradients of weights are sums over a batch already.
+One backward pass tells it for each example apart, where gradients of weights are sums over a batch already. Layers are
+linear ones and convolutions, and whatever else multiplies by a weight, or by some of its rows, with torch's `linear`:
+attention, a last layer that shares its weight with another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
 class Call:
     """A layer in one call: the mean squares of its inputs by channel, and the squared gradients of its outputs."""
 
-    def __init__(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
-        axes = module.get_parameter("weight").dim()
-        self._groups = int(getattr(module, "groups", 1))
+    def __init__(
+        self, x: Tensor, output: Tensor, *, axes: int = 2, groups: int = 1, first: int = 0, layer: bool = True
+    ) -> None:
+        """Of a weight of so many axes and groups, whose rows from the `first` on make the output.
+
+        Args:
+            layer: whether it is a layer that is called, whose first axis is of examples.
+        """
+        self._groups, self._first = groups, first
         self._channel = 1 - axes  # from the end, where a convolution has its places: examples need not be stacked
         self._inputs = _by_channel(x.detach(), self._channel, mean=True)
-        self.examples = len(x) if x.dim() >= axes else 1
+        self.examples = 0 if not layer else len(x) if x.dim() >= axes else 1
+        """0 where that is not told."""
         self.moved = torch.zeros_like(output, requires_grad=True)
         """A zero that is added to the output: its gradient is the output's."""
         self.pulls: Tensor | None = None
@@ -39,30 +51,82 @@ class Call:
         pulls = share * _by_channel(gradient, self._channel, mean=False)
         self.pulls = pulls if self.pulls is None else self.pulls + pulls
 
-    def factors(self) -> Tensor:
-        """float64 [output channels, input channels of one]: what the square of a weight is multiplied by."""
-        assert self.pulls is not None
+    def add_to(self, factors: Tensor) -> None:
+        """Add what the square of each weight is multiplied by, float64 [output channels, input channels of one]."""
+        if self.pulls is None:
+            return
         inputs = self._inputs if bool(self._inputs.any()) else torch.ones_like(self._inputs)  # an example of zeros
         pulls = self.pulls.view(self._groups, -1, 1)
-        return (pulls * inputs.view(self._groups, 1, -1)).flatten(0, 1)
+        found = (pulls * inputs.view(self._groups, 1, -1)).flatten(0, 1)
+        factors[self._first : self._first + len(found)] += found
 
 
 @contextmanager
 def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, list[Call]]]:
-    """The calls of the layers whose weights these are, in a block; empty for weights that are of no such layer."""
+    """The calls of the layers whose weights these are, in a block; empty for weights that no layer is called with."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[Call]] = {name: [] for name in parameters}
+    inside, layers = set[str](), set[str]()
+
+    def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        inside.add(name)
 
     def watch(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        calls[name].append(Call(module, args[0] if args else named["input"], output))
+        inside.discard(name)
+        axes, groups = module.get_parameter("weight").dim(), int(getattr(module, "groups", 1))
+        calls[name].append(Call(args[0] if args else named["input"], output, axes=axes, groups=groups))
         return output + calls[name][-1].moved
 
     with ExitStack() as undone:
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
             if name is not None and has_factors(module):
+                layers.add(name)
+                undone.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 undone.callback(module.register_forward_hook(partial(watch, name), with_kwargs=True).remove)
+        if layers != set(parameters) or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+            undone.enter_context(_Products(names, calls, inside))
         yield calls
+
+
+class _Products(TorchFunctionMode):
+    """Watches torch's `linear` with a weight, or with some of its rows, where no layer of its own does it."""
+
+    def __init__(self, names: Mapping[int, str], calls: Mapping[str, list[Call]], inside: Set[str]) -> None:
+        super().__init__()
+        self._names, self._calls, self._inside = names, calls, inside
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:  # its own products are to be seen
+                return _attention(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func is not F.linear:
+            return output
+        x: Tensor = args[0] if args else kwargs["input"]
+        weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
+        name, first = self._rows(weight)
+        if not name or name in self._inside:
+            return output
+        self._calls[name].append(Call(x, output, first=first, layer=False))
+        return output + self._calls[name][-1].moved
+
+    def _rows(self, weight: Tensor) -> tuple[str, int]:
+        """Of which parameter a tensor is some of the rows, and the first of these; ("", 0) if of none."""
+        whole = weight if weight._base is None else weight._base
+        name = self._names.get(id(whole), "")
+        if not name or whole.dim() != 2 or weight.stride() != whole.stride() or weight.shape[1] != whole.shape[1]:
+            return "", 0
+        return name, (weight.storage_offset() - whole.storage_offset()) // max(1, whole.stride(0))
+
+
+_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""torch's function without the question whether somebody else, who watches, carries it out."""
 
 
 def has_factors(module: nn.Module) -> bool:
@@ -87,8 +151,7 @@ def squares(weight: Tensor, calls: list[Call]) -> Tensor:
     """float64 [as the weight]: its squares, each times what its input brings and its output does in all calls."""
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
-        if call.pulls is not None:
-            factors += call.factors()
+        call.add_to(factors)
     return weight.detach().cpu().double().square() * factors.view(*factors.shape, *[1] * (weight.dim() - 2))
 
 

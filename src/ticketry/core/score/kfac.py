@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ def kfac(
     "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv 1503.05671), of
     convolutions Grosse & Martens (ICML 2016, arXiv 1602.01407), whose places count as uncorrelated too. Unlike `fisher`
     it tells examples of a batch apart, and so is less noisy of as many examples. It can be added up over weights and
-    compared between layers: what ``structure="auto"`` goes by. Float64; of weights of linear layers and convolutions.
+    compared between layers: what ``structure="auto"`` goes by. Float64; of weights of linear layers, attention and
+    convolutions.
 
     Args:
         model: whose weights are scored; it is afterwards as it was.
@@ -56,15 +57,16 @@ def kfac(
         {'weight': tensor([[2.0000, 4.5000]], dtype=torch.float64)}
     """
     batches, loss = given("kfac", batches, loss)
-    _refuse_others(model, scope)
+    _refuse(_of_other_layers(model, scope))
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, frozen_parameters(model):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         count = 0
         for count, batch in enumerate(batches, start=1):
             with watched(model, weights) as calls:
                 value = batch_loss(model, batch, loss, count)
+                _refuse(_unused(model, weights, calls))
                 add_gradients(value, calls)
-                size = max((call.examples for made in calls.values() for call in made), default=1)
+                size = max(1, *(call.examples for made in calls.values() for call in made))
             for name, made in calls.items():
                 found = squares(weights[name], made) * (size / 2)  # g of the mean loss is that of one example / size
                 scores[name] += found.to(scores[name].device)
@@ -74,9 +76,23 @@ def kfac(
     return checked("kfac", mean)
 
 
-def _refuse_others(model: nn.Module, scope: Scope) -> None:
-    known = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
-    if others := [name for name, weight in scope.parameters(model).items() if id(weight) not in known]:
+_OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Layers whose weights are known to have no such score before anything is computed."""
+
+
+def _of_other_layers(model: nn.Module, scope: Scope) -> list[str]:
+    theirs = {id(own) for module in model.modules() if isinstance(module, _OTHERS) for own in module.parameters(False)}
+    return [name for name, weight in scope.parameters(model).items() if id(weight) in theirs]
+
+
+def _unused(model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]) -> list[str]:
+    """Weights that no product was seen of; those of layers that have a score are not used, and worth nothing."""
+    layers = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
+    return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]
+
+
+def _refuse(others: list[str]) -> None:
+    if others:
         raise UsageError(
             f"score 'kfac' is of weights of linear layers and convolutions (no transposed ones), not of"
             f" {', '.join(others)}: spare that in the scope, or take fisher"

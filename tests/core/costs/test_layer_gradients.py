@@ -1,0 +1,148 @@
+"""What weights do that no layer of their own is called with: as in the same network, written out with layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ticketry as tk
+from ticketry.core.costs.saliency import output_change
+from ticketry.errors import UsageError
+
+
+class Written(nn.Module):
+    """Attention whose projections are layers."""
+
+    def __init__(self, of: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width, self.heads = of.embed_dim, of.num_heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        assert of.in_proj_weight is not None
+        assert of.in_proj_bias is not None
+        for number, layer in enumerate((self.q, self.k, self.v)):
+            layer.weight.data = of.in_proj_weight.data[width * number : width * (number + 1)].clone()
+            layer.bias.data = of.in_proj_bias.data[width * number : width * (number + 1)].clone()
+        self.out.load_state_dict(of.out_proj.state_dict())
+        self.last = nn.Linear(width, 3)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.q, query), (self.k, key), (self.v, value))
+        )
+        return self.last(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.last(self.mix(query, key, value, need_weights=False)[0])
+
+
+class Twice(nn.Module):
+    """The last layer has the first one's weight, called by a function; or by a layer of its own."""
+
+    def __init__(self, whole: nn.Linear, layers: bool) -> None:
+        super().__init__()
+        self.first, self.layers = whole, layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.first(hidden) if self.layers else F.linear(hidden, self.first.weight, bias=self.first.bias)
+
+
+def given(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    one, two, three = (torch.randn(3, 5, 8) for _ in range(3))
+    return {"self": (one, one, one), "encoder": (one, two, two), "three": (one, two, three)}[kind]
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return model(*batch).square().mean(0).sum()
+
+
+def together(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    rows = torch.cat([found[f"{name}.weight"] for name in "qkv"])
+    return {"mix.in_proj_weight": rows, "mix.out_proj.weight": found["out.weight"], "last.weight": found["last.weight"]}
+
+
+@pytest.mark.parametrize("kind", ["self", "encoder", "three"])
+def test_attention_is_what_it_is_written_out(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Attention().eval()
+    written, x = Written(model.mix).eval(), given(kind)
+    written.last.load_state_dict(model.last.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(model(*x), written(*x), atol=1e-6)
+    found = output_change(model, tk.scope(model), x)
+    assert set(found) == {"mix.in_proj_weight", "mix.out_proj.weight", "last.weight"}
+    wanted = together(output_change(written, tk.scope(written), x))
+    for name, values in wanted.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-12)
+    kfac = tk.score.kfac(model, tk.scope(model), batches=[x], loss=loss)
+    for name, values in together(tk.score.kfac(written, tk.scope(written), batches=[x], loss=loss)).items():
+        torch.testing.assert_close(kfac[name], values, rtol=1e-4, atol=1e-12)
+
+
+def test_a_transformers_layer_is_seen_whole_in_evaluation() -> None:
+    """Where torch has one operation for all of it."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(4, 5, 8)
+    with torch.no_grad():
+        before = layer(x)
+    found = output_change(layer, tk.scope(layer), x)
+    assert set(found) == {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+    assert all(bool((values > 0).any()) for values in found.values())
+    with torch.no_grad():
+        assert torch.equal(layer(x), before)
+    assert tk.prune(layer, 0.5, score="kfac", batches=[(x,)], loss=loss).kept > 0
+
+
+def test_a_weight_that_a_function_is_called_with_counts_as_a_layers_does() -> None:
+    torch.manual_seed(0)
+    whole, x = nn.Linear(6, 6), torch.randn(10, 6)
+    function, layers = (Twice(whole, layers) for layers in (False, True))
+    for model in (function, layers):
+        model.add_module("other", nn.MultiheadAttention(4, 2))  # is not called: products are watched for its sake
+    spared = {"spare": ("other",)}
+    found, wanted = (output_change(model, tk.scope(model, **spared), x) for model in (function, layers))
+    assert torch.equal(found["first.weight"], wanted["first.weight"])
+    alone = output_change(Twice(whole, True), tk.scope(Twice(whole, True)), x)
+    assert torch.equal(found["first.weight"], alone["first.weight"])
+
+
+def test_what_multiplies_in_another_way_is_named() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.only = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.seen(x) @ self.only.weight.t()
+
+    model, x = Bare(), torch.randn(3, 6)
+    with pytest.raises(UsageError, match=r"what only\.weight does to an output is not known"):
+        output_change(model, tk.scope(model), x)
+
+
+def test_weights_that_no_product_is_seen_of_have_no_kfac() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.last = nn.Embedding(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.table(x))
+
+    model = Bare()
+    known = tk.scope(model, embeddings=True)
+    with pytest.raises(UsageError, match=r"score 'kfac' is of .*, not of table\.weight: spare"):
+        tk.score.kfac(model, known, batches=[(torch.arange(6),)], loss=loss)
