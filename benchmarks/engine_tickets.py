@@ -4,7 +4,8 @@
 
 Each network is trained on CIFAR-10 for so long (with `--store` it is done once), and pruned once by magnitude over all
 layers, so that each layer keeps another share, down to nearly nothing. *Multiplications* are those of a forward pass.
-Dense is the fastest dense engine in the same rounds, and beside it the same engine without a mask.
+Dense is the fastest dense engine in the same rounds, and beside it the same engine without a mask. With `--target avx2`
+this engine has no others; `ONEDNN_MAX_CPU_ISA=AVX2` restricts torch and OpenVINO so, and nothing ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+from functools import partial
 
 import torch
 from common import Row, main, one_thread, parser
 from training import trained
 
 import ticketry as tk
-from engine import compile_case
 from ticketry.core.mask import Mask
 from ticketry.engine.bench.compare import compare, saved_against
-from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
+from ticketry.engine.bench.dense_engines import Call, Contender, Sparse, names, rivals
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.bench.workload import Case
 from ticketry.lab.costs.meters.flops import forward_flops, removed_shares
@@ -56,9 +57,10 @@ def rows_of(
     """A network at one batch, under all masks."""
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     case = Case(model, (x,), "fp32", 1)
-    contenders: list[Contender] = [*rivals(arguments.against), Sparse(compile_case, "no mask")]
+    fast = partial(_compiled, arguments.target)
+    contenders: list[Contender] = [*rivals(arguments.against), Sparse(fast, "no mask")]
     for told, mask in masks.items():
-        contenders.append(Sparse(compile_case, told, model=mask.apply_(copy.deepcopy(model))))
+        contenders.append(Sparse(fast, told, model=mask.apply_(copy.deepcopy(model))))
     found = compare(case, contenders, timing, say=lambda text: None)
     base = found.fastest
     assert base is not None
@@ -87,6 +89,11 @@ def rows_of(
     return rows
 
 
+def _compiled(target: str | None, case: Case) -> Call:
+    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, target=target)
+    return call
+
+
 def share_of(model: torch.nn.Module, mask: Mask, x: torch.Tensor) -> float:
     """What the mask leaves of the multiplications of a forward pass."""
     twin = copy.deepcopy(model).requires_grad_(True)
@@ -104,5 +111,8 @@ if __name__ == "__main__":
     made.add_argument("--batch", type=int, nargs="+", default=[64, 1])
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
+    made.add_argument(
+        "--target", choices=("avx512", "avx2", "generic"), help="kernels; by default the processor's best"
+    )
     made.add_argument("--against", nargs="+", choices=names(), help="dense engines; all by default")
     main("engine_tickets", measure, made)
