@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.budget import allocate_multiplications, uses
+from ticketry.core.budget import allocate_multiplications, allocate_worth, uses
+from ticketry.core.costs.saliency import output_change
 from ticketry.errors import LayerCollapseError, UsageError
 
 
@@ -60,6 +61,37 @@ def test_budget_is_met_and_dear_layers_pay(model):
     assert 0.3 * total - max(prices.values()) < spent <= 0.3 * total
     plain = tk.prune(model, density=mask.density)
     assert int(mask["0.weight"].sum()) < int(plain["0.weight"].sum())
+
+
+def test_without_a_score_layers_are_worth_what_outputs_lose_and_none_is_emptied(model):
+    """Against the best of all numbers of weights of two layers, by the definition, up to one weight."""
+    torch.manual_seed(0)
+    values = {"a": torch.rand(6, 4).double() ** 2, "b": 100 * torch.rand(3, 6).double() ** 2}
+    prices, budget = {"a": 5, "b": 2}, 0.4 * (24 * 5 + 18 * 2)
+    found = allocate_worth(values, prices, 0.4)
+    kept = {name: int(part.sum()) for name, part in found.items()}
+    assert sum(prices[name] * count for name, count in kept.items()) <= budget
+    best = {name: value.flatten().sort(descending=True).values.cumsum(0) for name, value in values.items()}
+
+    def worth(name, count):
+        return float(best[name][-1] * (best[name][count - 1] / best[name][-1]).log())
+
+    most = max(
+        worth("a", one) + worth("b", other)
+        for one in range(1, 25)
+        for other in range(1, 19)
+        if 5 * one + 2 * other <= budget
+    )
+    reached = worth("a", kept["a"]) + worth("b", kept["b"])
+    piece = max(worth(name, count + 1) - worth(name, count) for name, count in kept.items())
+    assert most - piece <= reached <= most + 1e-9
+    for name, part in found.items():
+        assert bool(part.flatten()[values[name].flatten().argsort(descending=True)[: kept[name]]].all())
+    outputs = output_change(model, tk.scope(model), X)
+    whole = tk.prune(model, flops=0.3, example_inputs=X)
+    assert whole == allocate_worth(outputs, uses(model, tk.scope(model), X), 0.3)
+    assert all(row.kept for row in tk.prune(model, flops=0.02, example_inputs=X).table())
+    assert all(row.kept >= 3 for row in tk.prune(model, flops=0.2, example_inputs=X, keep_at_least=3).table())
 
 
 @pytest.mark.parametrize("least", [1, 2])

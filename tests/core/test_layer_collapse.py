@@ -45,7 +45,7 @@ CALLS: dict[str, Callable[..., object]] = {
     "costs": lambda **more: allocate_cost(SCORES, CURVES, 100.0, **more),
     "prune": lambda **more: tk.prune(network(), 0.3, **more),
     "prune on the way": lambda **more: tk.prune(network(), 0.1, iterations=2, **more),
-    "prune flops": lambda **more: tk.prune(network(), flops=0.3, example_inputs=X, **more),
+    "prune flops": lambda **more: tk.prune(network(), flops=0.3, example_inputs=X, score="magnitude", **more),
     "gates": gates_of,
     "gates of blocks": lambda **more: gates_of(pattern="4x1", **more),
 }

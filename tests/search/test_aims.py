@@ -85,7 +85,7 @@ def test_the_next_budget_is_among_what_is_left_and_the_mask_is_that_of_prune(tmp
         masks = [lab.store.get_mask(str(one.mask)) for one in (first, second)]
         assert masks[0] & masks[1] == masks[1]
         x = torch.zeros(1, 1, 8, 8)
-        assert masks[0] == tk.prune(lab.model(task(), dense.result), flops=0.5, example_inputs=x)
+        assert masks[0] == tk.prune(lab.model(task(), dense.result), flops=0.5, example_inputs=x, score="magnitude")
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Each weight of a layer costs as many multiplications as there are places it is applied at: a convolution's early, large
 planes are dear, a linear layer is cheap. The kept score is largest, within the budget, for the weights with the most
-score a multiplication (the relaxed knapsack: one Lagrange multiplier over all layers; Dantzig 1957).
+score a multiplication (the relaxed knapsack: one Lagrange multiplier over all layers; Dantzig 1957). Where scores are
+what is lost without a weight, layers are worth what `costs.mixed` says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.costs.allocation import Flat
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.granularity import FINEST
+from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.least import candidates, check_floor, in_units, total_of
+from ticketry.core.costs.mixed import Choice
 from ticketry.core.costs.weight_uses import COUNTED, times_used
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
@@ -95,6 +101,37 @@ def allocate_multiplications(
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
         raise _collapsed(share, empty, flat.least(worth, price), total)
     return mask
+
+
+def allocate_worth(
+    values: Mapping[str, Tensor],
+    prices: Mapping[str, int],
+    flops: float | str,
+    *,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+) -> Mask:
+    """The mask whose layers are worth most together, see `costs.mixed`, for a share `flops` of the multiplications.
+
+    No layer is left empty. Arguments and errors are those of `allocate_multiplications`.
+    """
+    least = max(1, keep_at_least)
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    check_multiplications(shapes, prices, checked_flops(flops), within=within, least=least)
+    costs = in_multiplications({name: value.numel() for name, value in values.items()}, prices)
+    choice = Choice(values, costs, only=FINEST, least=least, among=within)
+    return choice.within(checked_flops(flops) * costs.dense).mask
+
+
+def in_multiplications(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:
+    """What layers of so many weights cost, by the multiplications that each weight takes."""
+    layers = {
+        name: LayerCost(
+            sizes[name], float(price * sizes[name]), {FINEST: Curve((0.0, 1.0), (0.0, float(price * sizes[name])))}
+        )
+        for name, price in prices.items()
+    }
+    return CostModel("multiplications", layers, 0.0, 0.0, {"of": "the layers in scope"})
 
 
 def checked_flops(flops: float | str) -> float:

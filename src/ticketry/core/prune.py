@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
-from ticketry.core.budget import allocate_multiplications, check_multiplications, checked_flops, uses
+from ticketry.core.budget import allocate_multiplications, allocate_worth, check_multiplications, checked_flops, uses
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import check_least_of
+from ticketry.core.costs.saliency import output_change
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
@@ -100,8 +101,8 @@ def measures_at_mask(score: Score) -> bool:
     return "at" in inspect.signature(score).parameters
 
 
-def structure_for_time(structure: str | None, score: str | Score | None) -> str:
-    """The structure of a budget of time: where neither it nor a score is said, single weights by their value."""
+def structure_by_default(structure: str | None, score: str | Score | None) -> str:
+    """That of a budget of time or multiplications: if neither it nor a score is said, single weights by their value."""
     return structure or (NONE if score is not None else FINEST)
 
 
@@ -178,10 +179,11 @@ def prune(
         density: share of the scope that is kept, 0 < density <= 1 or "10%", met to the element (with a pattern of
             blocks, as closely as whole ones permit; with N:M at most N/M, which it is if left out).
         sparsity: share removed, instead of density.
-        flops: share of the multiplications of the layers in scope, instead of density: kept are the weights with the
-            most score a multiplication, see `core.budget`. In one cut, of single weights, over all layers together.
-            Plain magnitudes leave early layers of deep networks empty (an untrained ResNet-50 at 0.25), which is raised
-            with the least share that does not (0.8526): `keep_at_least` keeps the best weights of each.
+        flops: share of the multiplications of the layers in scope, instead of density, in one cut, of single weights,
+            over all layers together. Without a score no layer is left empty; with one, kept are the weights with the
+            most of it a multiplication, see `core.budget`. Plain magnitudes leave early layers of deep networks empty
+            (an untrained ResNet-50 at 0.25), which is raised with the least share that does not (0.8526):
+            `keep_at_least` keeps the best weights of each.
         time: share of the dense network's time on this machine in the engine, or an amount ("5ms"), instead of density.
             The mask is compiled, timed and corrected until that is met; `ticketry.cost.meet` does the same and tells
             what was measured. Goes with what flops goes with, cost and structure: see docs/budgets.md.
@@ -193,7 +195,7 @@ def prune(
             for their time. By default ``weights``, or with a score ``none``.
         score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, and of a
             time, the default is `kfac` if there are batches and a loss, and what the outputs change by without each
-            weight if not.
+            weight if not; so it is of flops.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
             that need data, and synflow) measures the network that `within` leaves.
@@ -254,14 +256,17 @@ def prune(
             )
         if example_inputs is None:
             raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
-        by = structure_for_time(structure, score) if time is not None else structure or NONE
-        find = finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by)
         if flops is not None:
             _refuse_costs(cost, structure)
+        by = structure or NONE if bytes is not None else structure_by_default(structure, score)
+        find = finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by)
+        if flops is not None:
             share, prices = checked_flops(flops), uses(model, scope, example_inputs)
-            check_multiplications(scope.shapes, prices, share, within=within, least=check_at_least(keep_at_least))
-            assert find is not None
-            return allocate_multiplications(find(), prices, flops, within=within, keep_at_least=keep_at_least)
+            least = check_at_least(keep_at_least)
+            check_multiplications(scope.shapes, prices, share, within=within, least=least)
+            values = find() if find is not None else output_change(model, scope, example_inputs)
+            allocated = allocate_worth if in_blocks(by) else allocate_multiplications
+            return allocated(values, prices, flops, within=within, keep_at_least=least)
         request = Request(
             model=model,
             example_inputs=example_inputs,

@@ -136,14 +136,23 @@ class Choice:
         *,
         only: str = "",
         least: int = 1,
+        among: Mask | None = None,
     ) -> None:
-        """Raises what `allocate_mixed` does of scores and of `only`. Of each layer `least` weights are kept."""
+        """Raises what `allocate_mixed` does of scores and of `only`.
+
+        Args:
+            least: weights that each layer keeps, if it has so many.
+            among: a mask of those that may be kept, where single weights are chosen; all by default.
+        """
         for name, score in scores.items():
             if name not in costs.layers:
                 raise UsageError(f"there is no cost of {name}: spare it in the scope")
             check_worth(name, score)
         costs.check_granularity(only)
-        self.costs = costs
+        self.costs, self._among = costs, among
+        if among is not None:
+            scores = {name: score * among[name].to(score.device) for name, score in scores.items()}
+        fewest = {name: least if among is None else min(least, int(among[name].sum())) for name in scores}
         self._rest, self._layers, self._hulls = [], [], []
         for in_rows in (False, True):
             layers: dict[str, Layer] = {}
@@ -152,7 +161,9 @@ class Choice:
                 curves = _those(known.all_rows if in_rows else known.curves, only)
                 whole = Option(known.dense, 0.0, "dense", 0)
                 dense = whole if in_rows or not curves else None
-                layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense, least)
+                layers[name] = Layer(
+                    score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense, fewest[name]
+                )
             others = [layer for name, layer in costs.layers.items() if name not in scores]
             self._rest.append(costs.fixed + sum(layer.dense if in_rows else layer.at(1.0) for layer in others))
             self._layers.append(layers)
@@ -185,6 +196,8 @@ class Choice:
             chosen[name] = other
             left -= other.cost - one.cost
         mask = Mask({name: layers[name].mask(option) for name, option in chosen.items()})
+        if self._among is not None:  # a layer that is bought whole is so of what may be kept
+            mask &= self._among
         value = sum(option.value for option in chosen.values())
         return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
 

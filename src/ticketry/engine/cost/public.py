@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.budget import uses
+from ticketry.core.budget import in_multiplications, uses
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.budgets import Request
 from ticketry.core.costs.cost_model import CostModel, least_in_words
@@ -25,7 +25,7 @@ from ticketry.core.costs.saliency import output_change
 from ticketry.core.costs.words import Unit
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.prune import finder, structure_for_time
+from ticketry.core.prune import finder, structure_by_default
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -212,7 +212,7 @@ def meet(
         True
     """
     chosen = scope or scope_of(model)
-    by = structure_for_time(structure, score)
+    by = structure_by_default(structure, score)
     scores = finder(score, model, chosen, within, ScoreInputs(batches, loss, seed), by)
     request = Request(model, example_inputs, chosen, "seconds", time, scores, by, within, keep_at_least, cost)
     return _met(request, threads or torch.get_num_threads())
@@ -285,18 +285,12 @@ def _among(values: Mapping[str, Tensor], within: Mask | None) -> Mapping[str, Te
     return values if within is None else {name: value * within[name] for name, value in values.items()}
 
 
-def _inside(mask: Mask, within: Mask | None) -> Mask:
-    """What both keep: a layer that is bought whole is so of what may be kept."""
-    return mask if within is None else mask & within
-
-
 def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Budget in the unit of the costs -> mask."""
     if request.in_blocks:
-        known, within = layouts(request.model, request.scope), request.within
-        only, least = only_of(request.structure), request.keep_at_least
-        choice = Choice(_among(values, within), costs, known, only=only, least=least)
-        return lambda budget: _inside(choice.within(budget).mask, within)
+        known, only = layouts(request.model, request.scope), only_of(request.structure)
+        choice = Choice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)
+        return lambda budget: choice.within(budget).mask
     curves = costs.curves()
     return lambda budget: allocate_cost(
         values,
@@ -331,12 +325,7 @@ def _fits(costs: CostModel, meter: Meter) -> CostModel:
 
 
 def _multiplications(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
-    parameters = scope.parameters(model)
-    layers = {
-        name: _linear(parameters[name].numel(), 0.0, float(price * parameters[name].numel()))
-        for name, price in uses(model, scope, example_inputs).items()
-    }
-    return CostModel("multiplications", layers, 0.0, 0.0, {"of": "the layers in scope"})
+    return in_multiplications(scope.sizes, uses(model, scope, example_inputs))
 
 
 def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
@@ -391,7 +380,3 @@ _BENT = 2.0
 
 _SEAL = 80
 """Bytes of the digest in a model file."""
-
-
-def _linear(weights: int, low: float, high: float) -> LayerCost:
-    return LayerCost(weights, high, {FINEST: Curve((0.0, 1.0), (low, high))})
