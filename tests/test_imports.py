@@ -116,7 +116,12 @@ ENGINE = {
     "graph.binding": {"graph.native", "graph.nodes", "graph.graph", "graph.memory"},
     "graph.reference": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.memory", "graph.binding"},
     "graph.shape_claims": {"graph.native", "graph.nodes", "graph.aten", "graph.graph"},
-    "graph.model_file": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.shape_claims"},
+    "graph.places": set(),
+    "graph.packed_weights": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.places"},
+    "graph.model_file": {
+        *("graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.shape_claims"),
+        *("graph.places", "graph.packed_weights"),
+    },
     "graph": set(),
     "kept_files": set(),
     "example_inputs": set(),

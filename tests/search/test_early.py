@@ -129,7 +129,7 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
         whole = ticket.dense.segment
         models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 7)]
         more = {"example_inputs": lab.course(task).inputs(1)} if "flops" in chosen else {}
-    masks = [tk.prune(model, **chosen, **more) for model in models]
+    masks = [tk.prune(model, score="magnitude", **chosen, **more) for model in models]
     differing = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
     assert ticket.moment is not None
     assert [share for _, share in ticket.moment.looks] == differing[: len(ticket.moment.looks)]

@@ -134,15 +134,14 @@ def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
     """Make sure that a trained network can be compared with others.
 
     Raises:
-        TaskError: if one of its metrics is not finite.
+        TaskError: if what networks are compared by is not finite. Other metrics may be: a loss that overflows.
     """
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise TaskError(
-                f"{name} of the task {task.name!r} is {value} on its {split} split after a training whose losses are"
-                " finite: no network can be compared by that; see what its summary divides by, or takes a root or an"
-                " exponential of"
-            )
+    if not math.isfinite(value := metrics[task.metric.name]):
+        raise TaskError(
+            f"{task.metric.name} of the task {task.name!r} is {value} on its {split} split after a training whose"
+            " losses are finite: no network can be compared by that; see what its summary divides by, or takes a root"
+            " or an exponential of"
+        )
 
 
 def _method(task: Task, name: str) -> str:

@@ -411,7 +411,7 @@ def test_metrics_are_those_of_the_weights(made):
     result = lab.train(segment)
     plain = lab.arithmetic(segment.task)
     model = plain.place(rebuilt(segment.task, lab.state(result)))
-    found = evaluate(lab.course(segment.task), model, "test", plain)
+    found = evaluate(segment.task, lab.course(segment.task), model, "test", plain)
     assert result.metrics["test"] == {name: round(value, 6) for name, value in found.items()}
 
 
