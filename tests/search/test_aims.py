@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,13 @@ def test_runs_by_density_are_called_what_they_were(name: str) -> None:
     given, called = NAMES[name]
     settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
     assert request_of(name, "digits", settings).name == called
+
+
+def test_the_network_of_a_dense_rival_is_no_module() -> None:
+    settings = settings_of({"flops": (0.5,)}, tk.search.method("oneshot").Settings, what="oneshot")[0]
+    request = replace(request_of("oneshot", "digits", settings), controls=("dense_of_flops:conv-4",))
+    assert request.sources == {}
+    assert request.name.startswith("oneshot-digits-")
 
 
 MASKS = ("30aa10d7", "4248d4bb", "5b9b1954", "67215593", "83d41d54", "a8bed131", "e46be684", "e5c689fc")

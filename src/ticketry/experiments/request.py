@@ -13,7 +13,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
-from ticketry.records.network import OF_TIME
+from ticketry.records.network import OF_TIME, is_dense_rival
 from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, terms_of
 from ticketry.search.common.method import check_replicates
@@ -111,7 +111,8 @@ class SearchRequest:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The same with controls."""
-        outside = {f"control {name}": CONTROLS.source(name) for name in self.controls if CONTROLS.is_outside(name)}
+        controls = [name for name in self.controls if not is_dense_rival(name)]  # whose colon names a network
+        outside = {f"control {name}": CONTROLS.source(name) for name in controls if CONTROLS.is_outside(name)}
         return {**self.procedure_sources, **outside}
 
     @property
