@@ -128,10 +128,10 @@ def tickets_of(paths: Sequence[Path], network: str) -> Iterator[tuple[str, Mask]
             yield f"ticket {path.name}", ticket.mask
 
 
-def compile_case(case: Case, tune: bool = False) -> Call:
+def compile_case(case: Case, tune: bool = False, target: str = "host") -> Call:
     """The engine on a case whose model has its pruned weights at 0."""
     options = {} if case.precision == "fp32" else {"precision": case.precision}
-    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, tune=tune, **options)
+    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, tune=tune, target=target, **options)
     return call
 
 

@@ -20,9 +20,10 @@ from common import Row, main, one_thread, parser
 from training import trained
 
 import ticketry as tk
+from engine import compile_case
 from ticketry.core.mask import Mask
 from ticketry.engine.bench.compare import compare, saved_against
-from ticketry.engine.bench.dense_engines import Call, Contender, Sparse, names, rivals
+from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.bench.workload import Case
 from ticketry.lab.costs.meters.flops import forward_flops, removed_shares
@@ -57,7 +58,7 @@ def rows_of(
     """A network at one batch, under all masks."""
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     case = Case(model, (x,), "fp32", 1)
-    fast = partial(_compiled, arguments.target)
+    fast = partial(compile_case, target=arguments.target)
     contenders: list[Contender] = [*rivals(arguments.against), Sparse(fast, "no mask")]
     for told, mask in masks.items():
         contenders.append(Sparse(fast, told, model=mask.apply_(copy.deepcopy(model))))
@@ -89,11 +90,6 @@ def rows_of(
     return rows
 
 
-def _compiled(target: str | None, case: Case) -> Call:
-    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, target=target)
-    return call
-
-
 def share_of(model: torch.nn.Module, mask: Mask, x: torch.Tensor) -> float:
     """What the mask leaves of the multiplications of a forward pass."""
     twin = copy.deepcopy(model).requires_grad_(True)
@@ -111,8 +107,6 @@ if __name__ == "__main__":
     made.add_argument("--batch", type=int, nargs="+", default=[64, 1])
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
-    made.add_argument(
-        "--target", choices=("avx512", "avx2", "generic"), help="kernels; by default the processor's best"
-    )
+    made.add_argument("--target", choices=("host", "avx2", "generic"), default="host", help="of the kernels")
     made.add_argument("--against", nargs="+", choices=names(), help="dense engines; all by default")
     main("engine_tickets", measure, made)
