@@ -115,21 +115,19 @@ def allocate_worth(
 
     No layer is left empty. Arguments and errors are those of `allocate_multiplications`.
     """
-    least = max(1, keep_at_least)
+    share, least = checked_flops(flops), max(1, keep_at_least)
     shapes = {name: tuple(value.shape) for name, value in values.items()}
-    check_multiplications(shapes, prices, checked_flops(flops), within=within, least=least)
+    check_multiplications(shapes, prices, share, within=within, least=least)
     costs = in_multiplications({name: value.numel() for name, value in values.items()}, prices)
     choice = Choice(values, costs, only=FINEST, least=least, among=within)
-    return choice.within(checked_flops(flops) * costs.dense).mask
+    return choice.within(share * costs.dense).mask
 
 
 def in_multiplications(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:
     """What layers of so many weights cost, by the multiplications that each weight takes."""
+    whole = {name: float(price * sizes[name]) for name, price in prices.items()}
     layers = {
-        name: LayerCost(
-            sizes[name], float(price * sizes[name]), {FINEST: Curve((0.0, 1.0), (0.0, float(price * sizes[name])))}
-        )
-        for name, price in prices.items()
+        name: LayerCost(sizes[name], dense, {FINEST: Curve((0.0, 1.0), (0.0, dense))}) for name, dense in whole.items()
     }
     return CostModel("multiplications", layers, 0.0, 0.0, {"of": "the layers in scope"})
 

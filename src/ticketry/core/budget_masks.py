@@ -18,7 +18,7 @@ from ticketry.core.budget import allocate_multiplications
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.least import candidates, check_floor
-from ticketry.core.costs.mixed import allocate_mixed
+from ticketry.core.costs.mixed import allocate_mixed, worth_within
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
@@ -153,8 +153,7 @@ def _mixed(
 ) -> Mask:
     """The mask of a budget with a granularity of its own in each layer, where what is not `within` is worth nothing."""
     assert isinstance(costs, CostModel)
-    if within is not None:
-        scores = {name: values * within[name].to(values.device) for name, values in scores.items()}
+    scores = worth_within(scores, within)
     return allocate_mixed(scores, costs, costs.budget(share), known, only=only_of(structure)).mask
 
 

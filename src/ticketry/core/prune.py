@@ -131,6 +131,20 @@ def finder(
     return partial(scores_in, function, model, scope, seen, inputs)
 
 
+def budget_scores(
+    score: str | Score | None,
+    model: nn.Module,
+    scope: Scope,
+    within: Mask | None,
+    inputs: ScoreInputs,
+    structure: str,
+    example_inputs: Any,
+) -> Callable[[], dict[str, Tensor]]:
+    """What finds the scores of a budget, where there are example inputs. Raises what `finder` does."""
+    found = finder(score, model, scope, within, inputs, structure)
+    return found or partial(output_change, model, scope, example_inputs)
+
+
 def scores_in(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
@@ -259,14 +273,13 @@ def prune(
         if flops is not None:
             _refuse_costs(cost, structure)
         by = structure or NONE if bytes is not None else structure_by_default(structure, score)
-        find = finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by)
+        find = budget_scores(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
         if flops is not None:
             share, prices = checked_flops(flops), uses(model, scope, example_inputs)
             least = check_at_least(keep_at_least)
             check_multiplications(scope.shapes, prices, share, within=within, least=least)
-            values = find() if find is not None else output_change(model, scope, example_inputs)
             allocated = allocate_worth if in_blocks(by) else allocate_multiplications
-            return allocated(values, prices, flops, within=within, keep_at_least=least)
+            return allocated(find(), prices, flops, within=within, keep_at_least=least)
         request = Request(
             model=model,
             example_inputs=example_inputs,

@@ -30,8 +30,8 @@ class Request:
     unit: Unit
     amount: float | str
     """A share of the dense network's cost, or an amount: ``"5ms"``."""
-    scores: Callable[[], Mapping[str, Tensor]] | None
-    """Of each weight; None for those of the structure."""
+    scores: Callable[[], Mapping[str, Tensor]]
+    """Of each weight."""
     structure: str = "none"
     within: Mask | None = None
     keep_at_least: int = 0

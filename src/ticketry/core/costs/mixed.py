@@ -150,8 +150,7 @@ class Choice:
             check_worth(name, score)
         costs.check_granularity(only)
         self.costs, self._among = costs, among
-        if among is not None:
-            scores = {name: score * among[name].to(score.device) for name, score in scores.items()}
+        scores = worth_within(scores, among)
         fewest = {name: least if among is None else min(least, int(among[name].sum())) for name in scores}
         self._rest, self._layers, self._hulls = [], [], []
         for in_rows in (False, True):
@@ -200,6 +199,13 @@ class Choice:
             mask &= self._among
         value = sum(option.value for option in chosen.values())
         return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
+
+
+def worth_within(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str, Tensor]:
+    """The scores of what a mask keeps, and 0 for all else; as they are without one."""
+    if mask is None:
+        return scores
+    return {name: score * mask[name].to(score.device) for name, score in scores.items()}
 
 
 def _worth(kept: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def kfac(
                 value = batch_loss(model, batch, loss, count)
                 _refuse(_unused(model, weights, calls))
                 add_gradients(value, calls)
-                size = max(1, *(call.examples for made in calls.values() for call in made))
+                size = max((call.examples for made in calls.values() for call in made), default=0) or 1
             for name, made in calls.items():
                 found = squares(weights[name], made) * (size / 2)  # g of the mean loss is that of one example / size
                 scores[name] += found.to(scores[name].device)

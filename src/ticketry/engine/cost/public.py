@@ -20,12 +20,11 @@ from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
-from ticketry.core.costs.mixed import Choice
-from ticketry.core.costs.saliency import output_change
+from ticketry.core.costs.mixed import Choice, worth_within
 from ticketry.core.costs.words import Unit
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.prune import finder, structure_by_default
+from ticketry.core.prune import budget_scores, structure_by_default
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -213,7 +212,7 @@ def meet(
     """
     chosen = scope or scope_of(model)
     by = structure_by_default(structure, score)
-    scores = finder(score, model, chosen, within, ScoreInputs(batches, loss, seed), by)
+    scores = budget_scores(score, model, chosen, within, ScoreInputs(batches, loss, seed), by, example_inputs)
     request = Request(model, example_inputs, chosen, "seconds", time, scores, by, within, keep_at_least, cost)
     return _met(request, threads or torch.get_num_threads())
 
@@ -225,12 +224,12 @@ def mask_for(request: Request) -> Mask:
             warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=3)
             _tell_of_torch(request.cost)
             request.check_floor(request.cost)
-            allocate = _allocation(request, request.cost, _values(request))
+            allocate = _allocation(request, request.cost, request.scores())
             return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
         return _met(request, torch.get_num_threads()).mask
     costs = request.cost or model(request.model, request.example_inputs, unit=request.unit, scope=request.scope)
     request.check_floor(costs)
-    return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, _values(request)))
+    return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, request.scores()))
 
 
 def _at_most(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
@@ -251,10 +250,10 @@ def _met(request: Request, threads: int) -> Met:
         if other := _elsewhere(costs):
             raise CostError(f"a time cannot be met here: {other}")
         request.check_floor(_fits(costs, meter))
-    values = _values(request)
+    values = request.scores()
     if costs is None:
         names = _granularities(request.structure)
-        costs = measured(meter, names, _family(meter, request.scope, _among(values, request.within)))
+        costs = measured(meter, names, _family(meter, request.scope, worth_within(values, request.within)))
         request.check_floor(costs)
     _tell_of_torch(costs)
     return meet_by(meter, costs, request.amount, _allocation(request, costs, values))
@@ -271,18 +270,6 @@ def _tell_of_torch(costs: CostModel) -> None:
     """Warns of a network whose weights are mostly in layers that no mask makes faster."""
     if costs.in_torch > costs.dense / 2:
         warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=4)
-
-
-def _values(request: Request) -> Mapping[str, Tensor]:
-    """What each weight is worth."""
-    if request.scores is None:
-        return output_change(request.model, request.scope, request.example_inputs)
-    return request.scores()
-
-
-def _among(values: Mapping[str, Tensor], within: Mask | None) -> Mapping[str, Tensor]:
-    """The values, 0 outside of a mask."""
-    return values if within is None else {name: value * within[name] for name, value in values.items()}
 
 
 def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:

@@ -1,9 +1,7 @@
 """A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
 
 It carries a digest of all its bytes (`core.sealed_files`), without which it is not read. Weights with many exact zeros
-are packed: where the values kept are, in the order of memory, as one bit for each element or, where that is less, as
-numbers (`places`), and the values; where zeros are negative (a mask was multiplied with), another bit for the sign of
-each.
+are packed, see `packed_weights`.
 """
 
 from __future__ import annotations

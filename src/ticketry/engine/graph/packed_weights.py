@@ -58,7 +58,7 @@ def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) 
         stored[f"dense:{name}"] = flat.clone()
         return facts
     if bytes_of_numbers(count, weights) < bytes_of_bits(weights):
-        stored[f"places:{name}"] = torch.from_numpy(as_numbers(kept.numpy()))
+        stored[f"{PLACES}:{name}"] = torch.from_numpy(as_numbers(kept.numpy()))
         facts["packed"] = PLACES
     else:
         stored[f"bits:{name}"] = _bits(kept)
