@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate, global_counts, layer_shares
-from ticketry.core.budget import allocate_multiplications
+from ticketry.core.budget import allocate_multiplications, allocate_worth
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel, least_in_words
+from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import candidates, check_floor
-from ticketry.core.costs.mixed import allocate_mixed, worth_within
+from ticketry.core.costs.mixed import Choice, allocate_mixed, worth_within
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
@@ -103,6 +104,7 @@ def budget_pruner(
     regrow: bool = False,
     inputs: ScoreInputs | None = None,
     structure: str = "none",
+    by_value: bool = False,
     **rule: Any,
 ) -> Callable[[float], Mask]:
     """Share of a budget -> its mask by a model's scores, in one cut or several, as `prune` makes that of a density.
@@ -115,6 +117,8 @@ def budget_pruner(
         structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, or one of these
             for all layers, see `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole. The
             score should be one that can be added up.
+        by_value: single weights by what layers are worth, see `budget.allocate_worth`, of those that `within` keeps; of
+            the rules of `allocate_budget` only `keep_at_least`. The score should be one that can be added up.
         rule: of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
@@ -136,7 +140,10 @@ def budget_pruner(
                 mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
                 continue
             with on_the_way(target, share, "a share of"):
-                mask = allocate_budget(scores, prices, target, within=among, **rule)
+                if by_value:
+                    mask = _by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
+                else:
+                    mask = allocate_budget(scores, prices, target, within=among, **rule)
         assert mask is not None
         return mask
 
@@ -155,6 +162,14 @@ def _mixed(
     assert isinstance(costs, CostModel)
     scores = worth_within(scores, within)
     return allocate_mixed(scores, costs, costs.budget(share), known, only=only_of(structure)).mask
+
+
+def _by_value(scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int) -> Mask:
+    """The mask of a budget whose layers are worth most together, of single weights."""
+    if isinstance(prices, CostModel):
+        choice = Choice(scores, prices, only=FINEST, least=max(least, 1), among=within)
+        return choice.within(prices.budget(share)).mask
+    return allocate_worth(scores, prices, share, within=within, keep_at_least=least)
 
 
 def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:

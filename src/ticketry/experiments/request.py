@@ -15,7 +15,7 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
 from ticketry.search import Method
-from ticketry.search.common.aims import Aimed, aim_of, terms_of
+from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
 from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.sources import procedure_sources
@@ -126,6 +126,8 @@ class SearchRequest:
         if (terms := terms_of(self.settings)) and told.get("profile"):
             told["profile"] = terms  # the costs themselves, wherever the file lies
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
+        if by_value(self.settings):
+            settings["by_value"] = True  # runs of the time when such budgets were spent by magnitudes keep their names
         return self.describe() | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:

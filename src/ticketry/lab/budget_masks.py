@@ -186,7 +186,7 @@ def budget_mask(
         "seed": seed,
         **settings,
     }
-    if in_blocks(str(settings.get("structure", NONE))):
+    if in_blocks(str(settings.get("structure", NONE))) or settings.get("by_value"):
         described |= {"worth": WORTH}
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ticketry.core.costs.granularity import FINEST
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import NONE, in_blocks, only_of
 from ticketry.errors import UsageError
@@ -19,6 +20,8 @@ COUNTED = {"flops": "multiplications", "time": "time", "bytes": "bytes"}
 """Setting -> what it is a share of."""
 BY_COSTS = ("time", "bytes")
 """Those that costs of the network tell, in a file."""
+BY_VALUE = ("time", "flops")
+"""Those that are spent by what weights are worth if nothing else is asked for: of bytes every weight takes the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,12 @@ class Aimed:
 
     flops: tuple[float, ...] = ()
     """Share of the dense network's multiplications (of the layers that are pruned) that a ticket takes, such as 0.25 or
-    25%, in place of density: each weight is charged as many as there are places it is applied at, and the most score
-    for the budget is kept. Of several each is a ticket."""
+    25%, in place of density: each weight is charged as many as there are places it is applied at, and what is worth
+    most is kept (by kfac, for which magnitude stands here), or the most of another score. Of several each is a ticket.
+    """
     time: tuple[float | str, ...] = ()
     """Share of the dense network's time that a ticket takes (0.3, 30%), or an amount such as 5ms, in place of density,
-    as the costs in --profile estimate it. Of several each is a ticket."""
+    as the costs in --profile estimate it; chosen as under flops. Of several each is a ticket."""
     bytes: tuple[float | str, ...] = ()
     """The same of bytes (2MB), where --profile is of costs in bytes."""
     profile: str = ""
@@ -97,6 +101,8 @@ class Aimed:
             raise UsageError("unweighed is of one ranking over all layers: leave it away, or distribution")
         if self._mixed:
             self._check_mixed()
+        if self.aim in BY_COSTS and by_value(self):
+            costs_in(self.profile).check_granularity(FINEST)
         for name, nothing in _SINGLE_WEIGHTS.items():
             if getattr(self, name, nothing) != nothing and not (name == "structure" and self._mixed):
                 raise UsageError(f"{self.aim} is spent on single weights: leave {name} away, or ask for a density")
@@ -153,6 +159,27 @@ def terms_of(settings: object) -> str:
 def aim_of(settings: object) -> str:
     """The budget that settings of any method name; empty for a density."""
     return settings.aim if isinstance(settings, Aimed) else ""
+
+
+def weighed(settings: object) -> bool:
+    """Whether each score is weighed against what its weight costs: of a budget, if nothing else is asked for."""
+    apart = getattr(settings, "unweighed", False) or getattr(settings, "distribution", "global") != "global"
+    return bool(aim_of(settings)) and not apart
+
+
+def chosen_in_blocks(settings: object) -> bool:
+    """Whether masks are chosen in a granularity by what that takes, see `core.structuring.in_blocks`."""
+    return in_blocks(str(getattr(settings, "structure", NONE)))
+
+
+def by_value(settings: object) -> bool:
+    """Whether a budget is spent by what weights are worth, which no layer is emptied by.
+
+    Of time or multiplications, if nothing else is asked for, where a method's score is magnitude: that is not in the
+    unit of the loss, and weighed against costs it empties the layers whose weights are the dearest.
+    """
+    unasked = getattr(settings, "score", "") == getattr(type(settings), "score", "") == "magnitude"
+    return unasked and aim_of(settings) in BY_VALUE and weighed(settings) and not chosen_in_blocks(settings)
 
 
 def goal(settings: object, share: float) -> str:

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
-from ticketry.core.structuring import NONE, in_blocks
+from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
-from ticketry.search.common.aims import BY_COSTS, COUNTED, aim_of, costs_in, terms_of
+from ticketry.search.common.aims import (
+    BY_COSTS,
+    COUNTED,
+    aim_of,
+    by_value,
+    chosen_in_blocks,
+    costs_in,
+    terms_of,
+    weighed,
+)
 from ticketry.search.common.structure import structuring_in
 
 if TYPE_CHECKING:
@@ -215,7 +224,8 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     from ticketry.lab.measured_time import check_new
 
     share = min(settings.shares)
-    least = getattr(settings, "keep_at_least", 0) or int(getattr(settings, "collapse", "raise") == "keep")
+    kept = by_value(settings) or getattr(settings, "collapse", "raise") == "keep"
+    least = getattr(settings, "keep_at_least", 0) or int(kept)
     if settings.aim in BY_COSTS:
         costs = costs_in(settings.profile)
         if settings.measured:
@@ -249,18 +259,12 @@ def check_score(settings: Scored) -> None:
         raise UsageError(f"score {settings.score!r} ranks whole channels: add --structured (structured=True)")
     else:
         get(settings.score)
-        if _weighed(settings) and (control == "inverted" or about(plain).signed):
+        if weighed(settings) and (control == "inverted" or about(plain).signed):
             raise UsageError(
                 f"score {settings.score!r} may be below 0, and cannot be weighed against what weights cost: take"
                 f" another for {aim_of(settings)}, or the highest scores whatever they cost (--unweighed,"
                 " unweighed=True)"
             )
-
-
-def _weighed(settings: Scored) -> bool:
-    """Whether each score is weighed against what its weight costs: of a budget, if nothing else is asked for."""
-    unweighed = getattr(settings, "unweighed", False) or settings.distribution != "global"
-    return bool(aim_of(settings)) and not unweighed
 
 
 def is_structured(settings: object) -> bool:
@@ -283,10 +287,10 @@ def _of_channels(score: str) -> str:
 
 
 def score_of(settings: Scored) -> str:
-    """The score that masks are chosen by: with a granularity for each layer, whose blocks and layers are compared by
-    what the loss changes without them, magnitude, the default, stands for kfac."""
-    by_value = in_blocks(str(getattr(settings, "structure", NONE)))
-    return "kfac" if by_value and settings.score == "magnitude" else settings.score
+    """The score that masks are chosen by: where layers are compared by what the loss changes without their weights,
+    with a granularity for each or by value, magnitude, the default, stands for kfac."""
+    compared = by_value(settings) or chosen_in_blocks(settings)
+    return "kfac" if compared and settings.score == "magnitude" else settings.score
 
 
 def _looked_at(score: str) -> str:
@@ -330,8 +334,10 @@ def pruned(
     if aim := terms_of(settings):
         more |= {"score": score, "distribution": settings.distribution}
         more["weighed"] = not getattr(settings, "unweighed", False)
-        if in_blocks(structure := getattr(settings, "structure", NONE)):
-            more["structure"] = structure
+        if chosen_in_blocks(settings):
+            more["structure"] = getattr(settings, "structure", NONE)
+        if by_value(settings):
+            more["by_value"] = True
         return drawn(replicate, trained, scope, density, aim, within=within, **more)
     if is_structured(settings):
         more |= {"structured": True, "score": _of_channels(settings.score)}
