@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": ("verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind steps"),
     "structure": ("structure", "a ticket of whole channels, groups of rows or 2:4, made of one without structure"),
+    "cost": ("cost", "what a task's network takes, layer by layer, here or elsewhere: what --time goes by"),
     "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
     "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),

@@ -128,9 +128,11 @@ def read_arguments(
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.live import Live
+    from ticketry.experiments.cost_files import with_costs
     from ticketry.experiments.run import carry_out
 
-    request = request_by(chosen, arguments)
+    with saying(f"what {arguments.task} costs here") as say:
+        request = with_costs(request_by(chosen, arguments), arguments, say)
     with Live(request) as live:
         run = carry_out(
             request,
@@ -180,7 +182,7 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
 
     return request_of(
         chosen,
-        _task(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
+        task_by(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
         arguments.settings,
         replicates=arguments.replicates,
         controls=arguments.controls,
@@ -195,7 +197,8 @@ def _options(given: Sequence[str], target: str) -> tuple[str, ...]:
     return (*given, f"target={target}") if target else tuple(given)
 
 
-def _task(name: str, model: str, options: Sequence[str]) -> Task:
+def task_by(name: str, model: str, options: Sequence[str]) -> Task:
+    """The task of these words."""
     from ticketry.tasks import catalogue
 
     pairs = [option.partition("=") for option in options]
@@ -290,7 +293,7 @@ def _recipe(task: str, model: str, options: Sequence[str], tables: Mapping[str, 
     if task in DATA_SETS.built_in:  # without torch, for --help
         data = DATA_SETS.get(task)
         return data.recipe_of(model or data.model)
-    return _task(task, model, options).recipe
+    return task_by(task, model, options).recipe
 
 
 def _value(words: Sequence[str], flag: str) -> str:

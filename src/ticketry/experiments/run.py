@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
+from ticketry.experiments.cost_files import with_costs
 from ticketry.experiments.frames import RunTicket, frame_of, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
@@ -337,7 +338,7 @@ def run(
         seeds=seeds,
         recipe=recipe,
     )
-    made = carry_out(request, lab_options, energy=more.energy)
+    made = carry_out(with_costs(request, lab_options), lab_options, energy=more.energy)
     if verify:
         made.verify()
     if more.bench:

@@ -103,18 +103,19 @@ def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Inter
 
 def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     from ticketry.engine.cost.meter import Meter
+    from ticketry.engine.example_inputs import batch_of
 
     check_here(costs)
     batch = int(costs.about.get("batch", 1))
     inputs = lab.course(task).inputs(batch)
-    if len(inputs) < batch:
-        raise CostError(f"the costs are of batches of {batch}, and {task.name} has {len(inputs)} training examples")
-    model = _filled(lab.model(task))
+    if (examples := batch_of(inputs)) < batch:
+        raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
+    model = filled(lab.model(task))
     threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
     return Meter(model, inputs, threads, precision, scope_of(model))
 
 
-def _filled(model: nn.Module) -> nn.Module:
+def filled(model: nn.Module) -> nn.Module:
     """The model in evaluation with no parameter that is 0: what is, would not be computed."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):

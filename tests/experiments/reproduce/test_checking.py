@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -101,3 +103,55 @@ def test_the_interval_is_of_one_more_replicate() -> None:
     values = [91.0, 91.4, 90.8, 91.1]
     expected = stats.t.interval(0.95, 3, loc=fmean(values), scale=stdev(values) * (1 + 1 / 4) ** 0.5)
     assert interval(values) == pytest.approx(expected)
+
+
+def test_the_librarys_own_variants_are_known() -> None:
+    """In a process that has imported nothing else, as a command has not."""
+    code = (
+        "import importlib, pkgutil, ticketry\n"
+        "from ticketry.experiments.reproduce.checking import VARIANTS\n"
+        "from ticketry.lab.training.variant import Variant\n"
+        "for found in pkgutil.walk_packages(ticketry.__path__, 'ticketry.'):\n"
+        "    if found.name.split('.')[1] in ('lab', 'search'):\n"
+        "        importlib.import_module(found.name)\n"
+        "found = {one.__module__ for one in Variant.__subclasses__()}\n"
+        "assert found == set(VARIANTS), found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+GATED = """
+title = "Rows beside trainings with gates"
+[scales.demo]
+interim = [3]
+[scales.demo.runs.gated]
+method = "continuous"
+task = "digits"
+recipe = { length = "60it" }
+settings = { density = 0.3, rounds = 1 }
+[scales.demo.runs.tickets]
+method = "iterative"
+task = "digits"
+recipe = { length = "60it" }
+settings = { densities = [0.3], rewind = "0" }
+[claims.no-worse]
+statement = "Tickets are no worse."
+a = { run = "tickets" }
+b = { run = "gated" }
+density = 0.3
+above = -90
+margin = 5
+"""
+
+
+@pytest.mark.slow
+def test_weights_are_trained_again_by_the_plainest_training_that_gave_them(tmp_path: Path) -> None:
+    """The initial weights are those that trainings with gates begin with too: none of these is trained for a ticket."""
+    file, store = tmp_path / "gated.toml", tmp_path / "store"
+    file.write_text(GATED)
+    command = [sys.executable, "-m", "ticketry", "reproduce", str(file), "--workers", "0", "--device", "cpu"]
+    subprocess.run([*command, "--store", str(store)], check=True)
+    told = subprocess.run(
+        [*command, "--store", str(store), "--check", "100", "--json"], check=True, capture_output=True
+    )
+    assert {one["found"] for one in json.loads(told.stdout)} == {"same bits"}

@@ -252,15 +252,15 @@ def _met(request: Request, threads: int) -> Met:
         request.check_floor(_fits(costs, meter))
     values = request.scores()
     if costs is None:
-        names = _granularities(request.structure)
+        names = granularities_of(request.structure)
         costs = measured(meter, names, _family(meter, request.scope, worth_within(values, request.within)))
         request.check_floor(costs)
     _tell_of_torch(costs)
     return meet_by(meter, costs, request.amount, _allocation(request, costs, values))
 
 
-def _granularities(structure: str) -> tuple[str, ...]:
-    """Those whose costs a structure needs."""
+def granularities_of(structure: str) -> tuple[str, ...]:
+    """Those whose costs masks of a structure need."""
     if structure == AUTO:
         return GRANULARITIES
     return (structure,) if in_blocks(structure) else (FINEST,)

@@ -6,11 +6,13 @@ control's own weights) is trained again with it; its mask is the campaign's, whi
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +38,14 @@ Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
 """What has to be the same for the same bits, beside the kernels. Of results that do not tell the kind of their
 processor it is not known: rented machines of all generations share a name."""
+VARIANTS = (
+    "ticketry.lab.training.variants.held_mask",
+    "ticketry.lab.training.variants.penalty",
+    "ticketry.lab.training.variants.shrunk",
+    "ticketry.search.gate_decorators.tick",
+    "ticketry.search.gating.gating",
+)
+"""Modules of the library's own variants of training, which are known once they are imported."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
 
 
@@ -123,6 +133,8 @@ def check(
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
     sources = Sources(store)
     found = []
+    for module in VARIANTS:
+        import_module(module)
     with tempfile.TemporaryDirectory(prefix="ticketry-check-") as folder:
         for number, row in enumerate(drawn):
             # Each in a store of its own: nothing of one helps another.
@@ -130,10 +142,10 @@ def check(
             say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
             with opened(own, None, on_event) as lab:
                 found.append(trained_again(lab, campaign.runs[row.run].task, row, sources))
-    lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
-    lines += markdown_table(ROWS, [one.cells() for one in found])
-    text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
-    write_atomically(text, ("\n".join(lines) + "\n").encode())
+            lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
+            lines += markdown_table(ROWS, [one.cells() for one in found])
+            text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
+            write_atomically(text, ("\n".join(lines) + "\n").encode())  # row by row: each may take an hour
     return found
 
 
@@ -201,18 +213,38 @@ class Sources:
         """A file of the store; None if it is not there (weights that a bundle left out)."""
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
-    def maker(self, digest: str) -> tuple[str, int] | None:
-        """The trajectory and step that gave weights, or an optimiser's state."""
-        return self._makers.get(digest)
+    def maker(self, digest: str, task: Task) -> tuple[str, int] | None:
+        """The trajectory and step of the task that gave weights, or an optimiser's state: of several the plainest one.
+
+        A store knows the same weights from many trainings, such as the initial ones from all that begin with them.
+        """
+        key = json.loads(json.dumps(dict(task.key())))
+        made = [one for one in self._makers.get(digest, ()) if one.task == key]
+        best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
+        return None if best is None else (best.trajectory, best.step)
 
     @cached_property
-    def _makers(self) -> dict[str, tuple[str, int]]:
-        found: dict[str, tuple[str, int]] = {}
+    def _makers(self) -> dict[str, list[_Maker]]:
+        found: dict[str, list[_Maker]] = {}
         for path in sorted(self._store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
-            for digest in _outputs(self.record(trajectory, step)).values():
-                found.setdefault(digest, (trajectory, step))
+            record = self.record(trajectory, step)
+            told = record["segment"]
+            maker = _Maker(trajectory, step, len(told["variants"]), told["task"])
+            for digest in _outputs(record).values():
+                found.setdefault(digest, []).append(maker)
         return found
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A training that gave some weights."""
+
+    trajectory: str
+    step: int
+    variants: int
+    """How many variants of training act in it."""
+    task: dict[str, Any]
 
 
 def _outputs(record: dict[str, Any]) -> dict[str, str]:
@@ -231,7 +263,7 @@ def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *
         segment = replace(segment, arithmetic=replace(arithmetic, kernels=kernels_here(arithmetic.precision)))
     again: dict[str, str] = {}
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
-        if made_by := sources.maker(digest):
+        if made_by := sources.maker(digest, task):
             made = _train(lab, task, *made_by, sources, measure=False)
             what = next(name for name, one in _outputs(sources.record(*made_by)).items() if one == digest)
             again[digest] = _outputs(made.record)[what]

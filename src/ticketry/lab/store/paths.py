@@ -69,6 +69,10 @@ class Paths:
         """The record of a verification or of a stability analysis."""
         return self._inside("evidence", f"{name}.json")
 
+    def costs(self, name: str) -> Path:
+        """What a network costs, as a search measured it before it began."""
+        return self._inside("costs", f"{name}.json")
+
     def campaign(self, name: str) -> Path:
         """The record of a campaign at a scale; its pages lie beside it."""
         return self._inside("campaigns", f"{name}.json")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ticketry.core.costs.granularity import FINEST
+from ticketry.core.costs.words import Unit, share_or_amount
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import NONE, in_blocks, only_of
 from ticketry.errors import UsageError
@@ -39,7 +40,8 @@ class Aimed:
     bytes: tuple[float | str, ...] = ()
     """The same of bytes (2MB), where --profile is of costs in bytes."""
     profile: str = ""
-    """A file of what this network costs, layer by layer, see docs/budgets.md."""
+    """A file of what this network costs, layer by layer, as ticketry cost writes it. Without one a time is of this
+    machine, for calls of 16 examples in one thread, which is measured before the search begins."""
     measured: bool = False
     """Under a budget of time: time each ticket on this machine, the one that the costs are of, and correct what it
     keeps until the time is met. What was measured is told with each network, and counts in this store from then on."""
@@ -53,13 +55,20 @@ class Aimed:
         return next((name for name in COUNTED if getattr(self, name)), "")
 
     @property
+    def unmeasured(self) -> bool:
+        """Whether the budget is of costs that no file tells: a search measures them here before it begins."""
+        return self.aim in BY_COSTS and not self.profile
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """The budgets asked for, as shares, falling; empty where a density is asked for."""
         if not self.aim:
             return ()
         asked = getattr(self, self.aim)
-        if self.aim in BY_COSTS:
-            costs = _costs_for(self.aim, self.profile)
+        if self.unmeasured:
+            asked = [_share(self.aim, one) for one in asked]
+        elif self.aim in BY_COSTS:
+            costs = costs_for(self.aim, self.profile)
             asked = [float(f"{costs.budget(one) / costs.dense:.12g}") for one in asked]
         return tuple(sorted(asked, reverse=True))
 
@@ -68,7 +77,7 @@ class Aimed:
         """The aim, with the digest of the costs that it goes by: what tells one from another in a key."""
         if self.aim not in BY_COSTS:
             return self.aim
-        return f"{self.aim}{'+measured' if self.measured else ''}:{costs_in(self.profile).digest}"
+        return f"{self.aim}{'+measured' if self.measured else ''}:{costs_for(self.aim, self.profile).digest}"
 
     def check_aim(self) -> None:
         """Raises `UsageError` for a budget that cannot be, or beside what has no meaning with one."""
@@ -101,7 +110,7 @@ class Aimed:
             raise UsageError("unweighed is of one ranking over all layers: leave it away, or distribution")
         if self._mixed:
             self._check_mixed()
-        if self.aim in BY_COSTS and by_value(self):
+        if self.aim in BY_COSTS and by_value(self) and not self.unmeasured:
             costs_in(self.profile).check_granularity(FINEST)
         for name, nothing in _SINGLE_WEIGHTS.items():
             if getattr(self, name, nothing) != nothing and not (name == "structure" and self._mixed):
@@ -122,24 +131,37 @@ class Aimed:
                 raise UsageError(
                     f"structure {self._structure} chooses whole blocks of each layer by their time: leave {name} away"
                 )
-        costs_in(self.profile).check_granularity(only_of(self._structure))
+        if not self.unmeasured:
+            costs_in(self.profile).check_granularity(only_of(self._structure))
 
 
 _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCTURED, "half_rate": ()}
 """Settings by which not every weight is chosen for itself, with the value that says nothing."""
 
 
-_UNITS = {"time": "seconds", "bytes": "bytes"}
+UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
+"""Setting -> the unit of its costs."""
 
 
-def _costs_for(aim: str, profile: str) -> CostModel:
+def _share(aim: str, asked: float | str) -> float:
+    """A share that needs no costs to be read; `UsageError` for an amount, which does."""
+    share, is_share = share_or_amount(asked, UNITS[aim])
+    if not is_share:
+        raise UsageError(
+            f"what share of the network {asked} is, its costs tell: measure them first (ticketry cost --unit"
+            f" {UNITS[aim]} -o costs.json) and name the file (--profile costs.json), or ask for a share such as 0.3"
+        )
+    return share
+
+
+def costs_for(aim: str, profile: str) -> CostModel:
     """The costs in a file; `UsageError` without a file, or for costs in another unit than that of the aim."""
     if not profile:
         raise UsageError(
-            f"{aim} needs the costs of this network: --profile FILE, which a CostModel in {_UNITS[aim]} was saved to"
+            f"{aim} needs the costs of this network: --profile FILE, which ticketry cost --unit {UNITS[aim]} writes"
         )
     costs = costs_in(profile)
-    if costs.unit != _UNITS[aim]:
+    if costs.unit != UNITS[aim]:
         raise UsageError(f"the costs in {profile} are in {costs.unit}, and {aim} is asked for")
     return costs
 

@@ -15,7 +15,7 @@ from ticketry.search.common.aims import (
     aim_of,
     by_value,
     chosen_in_blocks,
-    costs_in,
+    costs_for,
     terms_of,
     weighed,
 )
@@ -227,7 +227,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     kept = by_value(settings) or getattr(settings, "collapse", "raise") == "keep"
     least = getattr(settings, "keep_at_least", 0) or int(kept)
     if settings.aim in BY_COSTS:
-        costs = costs_in(settings.profile)
+        costs = costs_for(settings.aim, settings.profile)
         if settings.measured:
             check_new(replicate.lab, costs)
         remember_costs(replicate.lab, replicate.task, costs, scope)

@@ -1,0 +1,63 @@
+"""ticketry cost: what a task's network costs under any mask, in a file that searches aim by."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ticketry.cli.arguments import parse
+from ticketry.cli.options import Printing, saying
+from ticketry.experiments.cost_files import CostOptions
+
+_DESCRIPTION = """\
+Measure what the network of a task costs, layer by layer, by how many of its weights are kept, and write it to a file.
+A search with --time or --bytes goes by such a file (--profile). Without one it measures the same for itself, of this
+machine, for calls of 16 examples in one thread: this command is for other calls, for another machine, and to look at.
+
+In seconds the network, untrained, is compiled under random masks and timed in turns with the whole of it, in seconds to
+a minute; --target estimates them for another processor by its profile. Bytes are counted.
+
+examples:
+  ticketry cost --task cifar10 --model resnet-20 -o costs.json
+  ticketry search iterative --task cifar10 --model resnet-20 --time 0.3 --profile costs.json --measured
+  ticketry cost --task cifar10 --batch 1 --threads 2 --structure auto -o costs.json
+  ticketry cost --task cifar10 --target zen4-avx2 -o laptop.json
+  ticketry cost --task digits --unit bytes -o bytes.json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments(Printing, CostOptions):
+    task: str
+    """A name of `ticketry list tasks`, or package.module:object."""
+    model: str = ""
+    """A name of `ticketry list models`, or package.module:object; by default the task's own."""
+    option: tuple[str, ...] = ()
+    """Of the task, as name=value."""
+    data: Path | None = None
+    """Folder in which data sets are looked for first."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("costs.json")
+    """The file to write."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure costs and write them."""
+    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry cost", description=_DESCRIPTION)
+    from ticketry.cli.search import task_by
+    from ticketry.experiments.cost_files import costs_of
+
+    task = task_by(arguments.task, arguments.model, arguments.option)
+    with saying(f"what {task.name} costs") as say:
+        costs = costs_of(task, arguments, data=arguments.data, say=say)
+    costs.save(arguments.output)
+    if arguments.json:
+        told = {name: getattr(costs, name) for name in ("unit", "dense", "floor", "fixed", "spread", "digest")}
+        print(json.dumps({"file": str(arguments.output), "task": task.name, **told}))
+    else:
+        print(costs)
+        print(f"file     {arguments.output}")
+    return 0

@@ -1,0 +1,97 @@
+"""Costs of a task's network: by a command, and by a search that was told of none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.errors import UsageError
+from ticketry.experiments.cost_files import CostOptions, costs_of
+
+COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
+
+
+def task() -> tk.Task:
+    return tk.task("digits", model="conv-2@0.25")
+
+
+def test_a_search_measures_what_it_is_not_told(tmp_path: Path) -> None:
+    run = tk.run("oneshot", task(), time=0.8, store=tmp_path, **COMMON)
+    file = Path(run.record.settings["profile"])
+    assert file.parent == tmp_path / "costs"
+    costs = CostModel.load(file)
+    assert (costs.unit, costs.about["batch"], costs.about["threads"]) == ("seconds", 16, 1)
+    assert costs.estimate(run.tickets[0].load().mask).value <= 0.8 * costs.dense
+    before = file.read_bytes()
+    again = tk.run("oneshot", task(), time=0.8, store=tmp_path, **COMMON)
+    assert (again.name, again.now["segments_trained"], file.read_bytes()) == (run.name, 0, before)
+
+
+def test_granularities_are_those_that_the_structure_needs(tmp_path: Path) -> None:
+    run = tk.run("oneshot", task(), time=0.8, structure="rows:4", store=tmp_path, **COMMON)
+    costs = CostModel.load(run.record.settings["profile"])
+    assert {name for layer in costs.layers.values() for name in layer.curves} == {"rows:4"}
+
+
+def test_bytes_are_counted_and_kept_to(tmp_path: Path) -> None:
+    run = tk.run("oneshot", task(), bytes=0.3, store=tmp_path / "store", **COMMON)
+    counted = CostModel.load(run.record.settings["profile"])
+    model, ticket, inputs = task().build(), run.tickets[0].load(), torch.zeros(16, 1, 8, 8)
+    ticket.apply(model, "trained")
+    file = tmp_path / "ticket.tk"
+    tk.compile(model, ticket.mask, inputs).save(file)
+    assert 0.29 * counted.dense < file.stat().st_size <= 0.3 * counted.dense
+
+
+@pytest.mark.parametrize("given", [{"time": "5ms"}, {"bytes": "20kB"}, {"time": (0.5, "1ms")}])
+def test_an_amount_needs_costs_before_anything_is_trained(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"its costs tell: measure them first \(ticketry cost --unit"):
+        tk.run("iterative", task(), store=tmp_path / "store", **given)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("given", [{"batch": 0}, {"structure": "regroup"}, {"unit": "bytes", "structure": "auto"}])
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        CostOptions(**given)
+
+
+def test_a_search_by_hand_is_told_of_the_file(tmp_path: Path) -> None:
+    settings = tk.search.oneshot.Settings(time=(0.5,))
+    with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match="time needs the costs of this network"):
+        tk.search.oneshot(lab, task(), settings)
+
+
+def test_the_command_writes_what_python_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "costs.json"
+    words = ("cost", "--task", "digits", "--model", "conv-2@0.25", "--unit", "bytes", "-o", str(file))
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert out.splitlines()[-1] == f"file     {file}"
+    expected = costs_of(task(), CostOptions(unit="bytes"))
+    assert CostModel.load(file) == expected
+    code, out, _ = call(capsys, *words, "--json")
+    told = json.loads(out)
+    assert (told["dense"], told["digest"], told["file"]) == (expected.dense, expected.digest, str(file))
+
+
+def test_of_another_machine_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "costs.json"
+    words = ("cost", "--task", "digits", "--model", "conv-2@0.25", "--target", "zen1-avx2", "-o", str(file))
+    assert call(capsys, *words)[0] == 0
+    about = CostModel.load(file).about
+    assert (about["vectors"], about["how"]) == ("avx2", "estimated by a profile of the machine")
+
+
+def test_more_examples_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "cost", "--task", "digits", "--batch", "99999", "-o", str(tmp_path / "costs.json"))
+    assert code == 1
+    assert "a call of 99999 examples is asked for, and digits has 1197 to train on" in err
+    assert not list(tmp_path.iterdir())
