@@ -14,6 +14,7 @@ from cli.calling import call
 from samples import sample
 from strangers import MODEL, Watch, forged, info_of_digits, watch
 from ticketry.errors import TicketError, TrustError
+from ticketry.experiments.run_file import check_trust
 
 __all__ = ["watch"]  # a fixture
 
@@ -204,6 +205,7 @@ RUN_FILES = {
     "a network": 'method = "imp"\nmodel = "evil:Mine"',
     "a path": 'method = "imp"\n[options]\npath = "/etc"',
     "a control": 'method = "imp"\ncontrols = ["shuffled", "evil:Mine"]',
+    "a control's network": 'method = "imp"\ncontrols = ["dense_of_flops:evil:Mine"]\n[settings]\nflops = [0.5]',
     "a score": 'method = "imp"\n[settings]\nscore = "evil:score"',
     "a score of a score": 'method = "oneshot"\n[settings]\nscore = "inverted:evil:score"',
     "gates": 'method = "continuous"\n[settings]\nkind = "evil:Mine"',
@@ -219,6 +221,11 @@ def test_what_a_run_file_names_is_not_used(watch: Watch, text: str, command: str
     told = watch_refuses(watch, command, "--config", "run.toml")
     assert "--trust" in told
     assert "run.toml names the" in told
+
+
+@pytest.mark.parametrize("control", ["dense_of_flops", "dense_of_flops:vgg-11", "dense_of_flops:conv-4@0.5", "erk"])
+def test_dense_networks_by_name_are_no_code(control: str) -> None:
+    check_trust({"method": "imp", "controls": [control]}, (), of="run.toml")
 
 
 ODD: tuple[Any, ...] = (None, -1, 1e300, True, "text", [1], {"a": 1}, "9" * 400, 2**70)

@@ -15,6 +15,7 @@ from ticketry.core.pattern import n_of_m
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS
 from ticketry.files import content_of
+from ticketry.records.network import is_dense_rival
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
 from ticketry.tasks.file_requests import check_network, check_request, refused
@@ -145,8 +146,13 @@ def check_trust(tables: Mapping[str, Any], said: Container[str] | None, *, of: s
     own = () if said is None else said
     for what, registry in (("method", METHODS), ("controls", CONTROLS)):
         named = tables.get(what, ())
-        for name in [named] if isinstance(named, str) else named:
-            if what not in own and registry.is_outside(str(name)):
+        for name in map(str, [named] if isinstance(named, str) else named):
+            if what in own:
+                continue
+            if what == "controls" and is_dense_rival(name):  # whose colon names a network
+                if network := name.partition(":")[2]:
+                    check_network(network, of=of)
+            elif registry.is_outside(name):
                 raise refused(what.removesuffix("s"), name, of, instead("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
