@@ -259,33 +259,29 @@ def prune(
             " taylor, fisher, crop, grasp or synflow"
         )
     pattern = Pattern.parse(pattern)
-    budgets = {"flops": flops, "time": time, "bytes": bytes}
-    given = [name for name, amount in budgets.items() if amount is not None]
-    if given:
+    asked = {"flops": flops, "time": time, "bytes": bytes}
+    if given := [(name, amount) for name, amount in asked.items() if amount is not None]:
         plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
         if len(given) > 1 or not plain or iterations > 1 or regrow or half_rate or collapse != "raise":
             raise UsageError(
-                f"{given[0]} takes the place of density and goes with score, scope, within, keep_at_least, batches,"
+                f"{given[0][0]} takes the place of density and goes with score, scope, within, keep_at_least, batches,"
                 " loss and seed only: single weights over all layers in one cut"
             )
+        name, amount = given[0]
         if example_inputs is None:
-            raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
-        if flops is not None:
+            raise UsageError(f"{name} is of a call, in which it is counted: prune(..., example_inputs=x)")
+        if name == "flops":
             _refuse_costs(cost, structure)
-        by = structure or NONE if bytes is not None else structure_by_default(structure, score)
+        by = structure or NONE if name == "bytes" else structure_by_default(structure, score)
         find = budget_scores(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
-        if flops is not None:
-            share, prices = checked_flops(flops), uses(model, scope, example_inputs)
-            least = check_at_least(keep_at_least)
-            check_multiplications(scope.shapes, prices, share, within=within, least=least)
-            allocated = allocate_worth if in_blocks(by) else allocate_multiplications
-            return allocated(find(), prices, flops, within=within, keep_at_least=least)
+        if name == "flops":
+            return _to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
         request = Request(
             model=model,
             example_inputs=example_inputs,
             scope=scope,
-            unit="seconds" if time is not None else "bytes",
-            amount=budgets[given[0]],  # type: ignore[arg-type]
+            unit="seconds" if name == "time" else "bytes",
+            amount=amount,
             scores=find,
             structure=by,
             within=within,
@@ -340,6 +336,23 @@ def prune(
             )
     assert mask is not None
     return mask
+
+
+def _to_multiplications(
+    model: nn.Module,
+    scope: Scope,
+    amount: float | str,
+    example_inputs: Any,
+    find: Callable[[], dict[str, Tensor]],
+    structure: str,
+    within: Mask | None,
+    keep_at_least: int,
+) -> Mask:
+    """The mask of a share of the multiplications; what cannot be is told before anything is scored."""
+    share, prices, least = checked_flops(amount), uses(model, scope, example_inputs), check_at_least(keep_at_least)
+    check_multiplications(scope.shapes, prices, share, within=within, least=least)
+    allocated = allocate_worth if in_blocks(structure) else allocate_multiplications
+    return allocated(find(), prices, share, within=within, keep_at_least=least)
 
 
 def _refuse_costs(cost: CostModel | None, structure: str | None) -> None:
