@@ -14,6 +14,7 @@ from cli.calling import call
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.errors import UsageError
 from ticketry.experiments.cost_files import CostOptions, costs_of
+from ticketry.experiments.keywords import settings_of
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
 
@@ -50,11 +51,38 @@ def test_bytes_are_counted_and_kept_to(tmp_path: Path) -> None:
     assert 0.29 * counted.dense < file.stat().st_size <= 0.3 * counted.dense
 
 
-@pytest.mark.parametrize("given", [{"time": "5ms"}, {"bytes": "20kB"}, {"time": (0.5, "1ms")}])
-def test_an_amount_needs_costs_before_anything_is_trained(given: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"its costs tell: measure them first \(ticketry cost --unit"):
+def test_amounts_are_those_of_what_is_measured(tmp_path: Path) -> None:
+    run = tk.run("oneshot", task(), bytes=("60kB", "40000B", 0.3), store=tmp_path, **COMMON)
+    costs = CostModel.load(run.record.settings["profile"])
+    found = [costs.estimate(one.load().mask).value for one in run.tickets]
+    assert [0.99 * each < got <= each for each, got in zip((60e3, 40e3, 0.3 * costs.dense), found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"bytes": "5MB"}, "5MB is more than the 9.* kB that the dense network takes"),
+        ({"bytes": "2kB"}, "below the floor"),
+        ({"bytes": "20ms"}, "an amount such as"),
+        ({"bytes": ("20kB", "20000B")}, "each share once"),
+    ],
+)
+def test_amounts_that_cannot_be_are_told_before_anything_is_trained(
+    given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
         tk.run("iterative", task(), store=tmp_path / "store", **given)
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store" / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in tk.search.methods() if hasattr(tk.search.method(name).Settings, "aim")]
+)
+def test_every_method_for_budgets_takes_amounts(name: str) -> None:
+    settings = settings_of({"bytes": "20kB"}, tk.search.method(name).Settings, what=name)[0]
+    assert settings.unmeasured
+    with pytest.raises(UsageError, match="needs the costs of this network"):
+        _ = settings.terms
 
 
 @pytest.mark.parametrize("given", [{"batch": 0}, {"structure": "regroup"}, {"unit": "bytes", "structure": "auto"}])

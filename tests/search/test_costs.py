@@ -83,7 +83,6 @@ def test_amounts_are_read_by_the_costs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"time": "50%"}, "needs the costs of this network: --profile FILE"),
         ({"time": "50%", "flops": 0.5}, "one budget: flops or time"),
         ({"bytes": "2MB", "profile": "FILE"}, "are in seconds, and bytes is asked for"),
         ({"time": "1%", "profile": "FILE"}, "below the floor"),

@@ -5,11 +5,12 @@ Not to be taken for `--budget`, which is what a whole search may cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ticketry.core.costs.granularity import FINEST
-from ticketry.core.costs.words import Unit, share_or_amount
+from ticketry.core.costs.words import Unit, share_or_amount, told
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import NONE, in_blocks, only_of
 from ticketry.errors import UsageError
@@ -66,10 +67,10 @@ class Aimed:
             return ()
         asked = getattr(self, self.aim)
         if self.unmeasured:
-            asked = [_share(self.aim, one) for one in asked]
+            asked = _stand_ins(self.aim, asked)
         elif self.aim in BY_COSTS:
             costs = costs_for(self.aim, self.profile)
-            asked = [float(f"{costs.budget(one) / costs.dense:.12g}") for one in asked]
+            asked = [_share_of(costs, one) for one in asked]
         return tuple(sorted(asked, reverse=True))
 
     @property
@@ -143,15 +144,19 @@ UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
 """Setting -> the unit of its costs."""
 
 
-def _share(aim: str, asked: float | str) -> float:
-    """A share that needs no costs to be read; `UsageError` for an amount, which does."""
-    share, is_share = share_or_amount(asked, UNITS[aim])
-    if not is_share:
-        raise UsageError(
-            f"what share of the network {asked} is, its costs tell: measure them first (ticketry cost --unit"
-            f" {UNITS[aim]} -o costs.json) and name the file (--profile costs.json), or ask for a share such as 0.3"
-        )
-    return share
+def _share_of(costs: CostModel, asked: float | str) -> float:
+    amount = costs.budget(asked)
+    if amount > costs.dense:
+        raise UsageError(f"{asked} is more than the {told(costs.dense, costs.unit)} that the dense network takes")
+    return float(f"{amount / costs.dense:.12g}")
+
+
+def _stand_ins(aim: str, asked: Sequence[float | str]) -> list[float]:
+    """The shares asked for, and others for amounts (5ms), whose own only costs tell: what is checked before these are
+    measured is checked of them. No mask is made by them, see `costs_for`."""
+    read = [share_or_amount(one, UNITS[aim]) for one in asked]
+    largest = max((number for number, is_share in read if not is_share), default=1.0)
+    return [number if is_share else 0.4321 * number / largest for number, is_share in read]
 
 
 def costs_for(aim: str, profile: str) -> CostModel:
