@@ -203,7 +203,12 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
 
 
 @pytest.mark.parametrize(
-    ("method", "words"), [("iterative", {"levels": 2}), ("gradual", {}), ("dynamic", {"frequency": "5it"})]
+    ("method", "words"),
+    [
+        ("iterative", {"levels": 2}),
+        ("gradual", {}),
+        pytest.param("dynamic", {"frequency": "5it"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_budget_holds_for_controls_too(tmp_path, method, words):
     """The recipe of the search is given, and a budget has trained the ticket by a shorter or a longer one."""

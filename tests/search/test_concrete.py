@@ -109,6 +109,7 @@ def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
     assert [item.level for item in together] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_a_ticket_costs(tmp_path: Path) -> None:
     """The first k steps, the mask's training and its own; the rest of the dense training is for comparison."""
     early = TOTAL // 10
@@ -121,6 +122,7 @@ def test_what_a_ticket_costs(tmp_path: Path) -> None:
     assert (at_start[1].search_steps, spent(at_start[1])) == (60, TOTAL + 60)
 
 
+@pytest.mark.slow
 def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
     task, early = tk.task("digits"), TOTAL // 10
     settings = concrete.Settings(rewind="10%", density=(0.2, 0.05), mask_length="60it")

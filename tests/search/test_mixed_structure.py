@@ -52,6 +52,7 @@ def spent(mask: tk.Mask, model: CostModel) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weights(tmp_path: Path) -> None:
     names = [name for name, value in task().build().named_parameters() if name.endswith("weight")]
     cheap = tuple(name for name in names if task().build().get_parameter(name).shape[0] % 4 == 0)[:2]
@@ -84,7 +85,7 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
     assert again.now["segments_trained"] == 0
 
 
-@pytest.mark.parametrize("structure", ["rows:4", "weights"])
+@pytest.mark.parametrize("structure", ["rows:4", pytest.param("weights", marks=pytest.mark.slow)])
 def test_one_granularity_is_had_in_all_layers(structure: str, tmp_path: Path) -> None:
     names = tuple(name for name, value in task().build().named_parameters() if name.endswith("weight"))
     known, file = costs(names), tmp_path / "costs.json"

@@ -12,7 +12,7 @@ import tyro
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.options import Printing, saying
-from ticketry.experiments.cost_files import CostOptions
+from ticketry.lab.task_costs import CostOptions
 
 _DESCRIPTION = """\
 Measure what the network of a task costs, layer by layer, by how many of its weights are kept, and write it to a file.
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     """Measure costs and write them."""
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry cost", description=_DESCRIPTION)
     from ticketry.cli.search import task_by
-    from ticketry.experiments.cost_files import costs_of
+    from ticketry.lab.task_costs import costs_of
 
     task = task_by(arguments.task, arguments.model, arguments.option)
     with saying(f"what {task.name} costs") as say:

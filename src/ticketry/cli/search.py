@@ -128,7 +128,7 @@ def read_arguments(
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.live import Live
-    from ticketry.experiments.cost_files import with_costs
+    from ticketry.experiments.request import with_costs
     from ticketry.experiments.run import carry_out
 
     with saying(f"what {arguments.task} costs here") as say:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 from ticketry import search
 from ticketry.core.pattern import check_density, share_of
+from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
+from ticketry.experiments.options import LabOptions
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
@@ -144,6 +146,29 @@ class SearchRequest:
             **beside,
             **({"sources": dict(self.sources)} if self.sources else {}),
         }
+
+
+def with_costs(
+    request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
+) -> SearchRequest:
+    """The request, with a file of this machine's costs in its settings where it asks for a time or bytes without one.
+
+    The file is kept in the store, by network and processor: the same search finds it there.
+
+    Args:
+        say: is told what is done now.
+    """
+    settings = request.settings
+    if not isinstance(settings, Aimed) or not settings.unmeasured:
+        return request
+    from ticketry.lab.task_costs import CostOptions, kept_costs
+
+    if settings.aim == "time":
+        asked = CostOptions(structure=getattr(settings, "structure", NONE))
+    else:
+        asked = CostOptions(unit="bytes")
+    file = kept_costs(request.task, asked, options.store, data=options.data, say=say)
+    return replace(request, settings=replace(settings, profile=str(file)))
 
 
 def planned_densities(request: SearchRequest) -> dict[float, int | None]:

@@ -13,11 +13,10 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.cost_files import with_costs
 from ticketry.experiments.frames import RunTicket, frame_of, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
-from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
+from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_costs
 from ticketry.lab.search_result import Seeds
 from ticketry.records.display import Cell, html_table
 from ticketry.records.evidence import VerifyRecord

@@ -118,6 +118,7 @@ def test_groups_of_rows(data: st.DataObject) -> None:
     a_layer_of_groups(data.draw, "host")
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_groups_of_rows_on_arm(data: st.DataObject) -> None:
@@ -137,6 +138,7 @@ def test_any_convolution(data: st.DataObject) -> None:
     one_layer(data.draw, "host")
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_convolution_on_arm(data: st.DataObject) -> None:

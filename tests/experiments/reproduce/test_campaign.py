@@ -173,6 +173,7 @@ def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.C
     assert (code, json.loads(out)[0]["claims"][0]["found"]) == (0, "confirmed")
 
 
+@pytest.mark.slow
 def test_two_processes_tell_of_what_both_have_done(tmp_path: Path) -> None:
     """One campaign in one store, by other claims: the record of the last one to write has the other's work too."""
     file, store = tmp_path / "small.toml", tmp_path / "store"
@@ -339,6 +340,7 @@ def networks(store: Path) -> set[str]:
     return {path.name for path in (*store.glob("results/*/*/*.json"), *store.glob("blobs/*/*"))}
 
 
+@pytest.mark.slow
 def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -407,6 +409,7 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     assert len(goes_on.claims[0].noise) == 4
 
 
+@pytest.mark.slow
 def test_a_campaign_by_another_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store, bundle = tmp_path / "small.toml", tmp_path / "store", tmp_path / "small.tkz"
     file.write_text(SMALL)

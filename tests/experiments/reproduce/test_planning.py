@@ -313,6 +313,7 @@ density = "half"
 [claims"""
 
 
+@pytest.mark.slow
 def test_weights_that_a_bundle_left_out_are_planned_and_not_trained(tmp_path: Path) -> None:
     """Another search goes on from two dense networks that are told without weights: both are to be trained again."""
     (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace("[claims", ANOTHER, 1))

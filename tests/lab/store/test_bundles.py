@@ -103,6 +103,7 @@ def test_a_search_goes_on_from_its_masks_with_the_same_bits(
     assert main(["store", "gc", "--grace-seconds", "0", "--store", str(elsewhere)]) == 0
 
 
+@pytest.mark.slow
 def test_weights_that_were_left_out_are_trained_by_workers(
     searched: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def _denormal_moments(optimizer):
     return int(((bits & 0x7F800000 == 0) & (bits & 0x007FFFFF != 0)).sum())
 
 
+@pytest.mark.slow
 def test_moments_that_have_died_out_change_no_weight(tmp_path, monkeypatch):
     """The same weights to the bit, with moments that decay to denormal numbers and with such that end at zero."""
     from ticketry.lab.lab import Lab

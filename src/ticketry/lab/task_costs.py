@@ -1,20 +1,17 @@
-"""What a task's network costs, in a file: asked for by itself, or measured by a search before it begins."""
+"""What a task's network costs: in a file, for searches that aim at a time or at bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import CostError, UsageError
-from ticketry.search.common.aims import Aimed
 
 if TYPE_CHECKING:
     from ticketry.core.costs.cost_model import CostModel
-    from ticketry.experiments.options import LabOptions
-    from ticketry.experiments.request import SearchRequest
     from ticketry.tasks.task import Task
 
 
@@ -83,27 +80,22 @@ def costs_of(
     )
 
 
-def with_costs(
-    request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
-) -> SearchRequest:
-    """The request, with a file of this machine's costs in its settings where it asks for a time or bytes without one.
-
-    The file is kept in the store, by network and processor: the same search finds it there.
-    """
-    settings = request.settings
-    if not isinstance(settings, Aimed) or not settings.unmeasured:
-        return request
+def kept_costs(
+    task: Task,
+    options: CostOptions,
+    store: str | Path,
+    *,
+    data: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """The file of a store with these costs, of this processor where they are seconds; measured if it is not there."""
     from ticketry.lab.store import open_store
 
-    if settings.aim == "time":
-        asked = CostOptions(structure=getattr(settings, "structure", NONE))
-    else:
-        asked = CostOptions(unit="bytes")
-    file = open_store(options.store).paths.costs(_name(request.task, asked))
+    file = open_store(store).paths.costs(_name(task, options))
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        costs_of(request.task, asked, data=options.data, say=say).save(file)
-    return replace(request, settings=replace(settings, profile=str(file)))
+        costs_of(task, options, data=data, say=say).save(file)
+    return file
 
 
 def _name(task: Task, options: CostOptions) -> str:

@@ -13,8 +13,8 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.errors import UsageError
-from ticketry.experiments.cost_files import CostOptions, costs_of
 from ticketry.experiments.keywords import settings_of
+from ticketry.lab.task_costs import CostOptions, costs_of
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
 
@@ -35,6 +35,7 @@ def test_a_search_measures_what_it_is_not_told(tmp_path: Path) -> None:
     assert (again.name, again.now["segments_trained"], file.read_bytes()) == (run.name, 0, before)
 
 
+@pytest.mark.slow
 def test_granularities_are_those_that_the_structure_needs(tmp_path: Path) -> None:
     run = tk.run("oneshot", task(), time=0.8, structure="rows:4", store=tmp_path, **COMMON)
     costs = CostModel.load(run.record.settings["profile"])
