@@ -15,6 +15,8 @@ from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.request import request_of
 from ticketry.lab.scoring_sample import Sample
+from ticketry.report.subject import labels_of
+from ticketry.report.tables.results import Results
 from ticketry.search.common.aims import by_value
 
 TENTH = {
@@ -106,3 +108,14 @@ def test_costs_without_single_weights_are_told_before_anything_is_trained(tmp_pa
     with pytest.raises(UsageError, match="weights"):
         tk.run("oneshot", task(), time=0.5, profile=str(file), store=tmp_path / "store")
     assert not (tmp_path / "store" / "results").exists()
+
+
+def test_the_page_tells_the_score_that_held(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
+    runs = [
+        tk.run("oneshot", task(), flops=0.5, store=tmp_path, **common, **rule) for rule in ({}, {"score": "fisher"})
+    ]
+    assert [run.record.scored for run in runs] == ["kfac", ""]
+    assert runs[0].record.settings["score"] == "magnitude"  # as asked for, and as a run file says it
+    assert labels_of([Results(run.record) for run in runs]) == ("oneshot, kfac", "oneshot, fisher")
+    assert runs[0].request.name == tk.run("oneshot", task(), flops=0.5, store=tmp_path, **common).name

@@ -32,6 +32,7 @@ from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.records.network import Point, is_dense_rival
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
+from ticketry.search.common.scope import Scored, score_of
 from ticketry.tasks.task import Task
 
 OnFound = Callable[[int, Found], None]
@@ -212,7 +213,16 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         seeds=described["seeds"],
         controls=run.controls,
         sources=run.sources,
+        scored=_scored(run.settings),
     )
+
+
+def _scored(settings: object) -> str:
+    """The score that stands for the one in the settings; empty if none does."""
+    if not isinstance(settings, Scored):
+        return ""
+    held = score_of(settings)
+    return held if held != settings.score else ""
 
 
 def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds: float, done: Ledger) -> RunRecord:

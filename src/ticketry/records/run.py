@@ -96,6 +96,13 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """Why there are no verdicts; empty if that is not told."""
     rounds: tuple[Round, ...] = ()
     """The trainings with gates that masks come from, where there are any."""
+    scored: str = ""
+    """The score that masks were chosen by, where it is not the one that the settings name."""
+
+    @property
+    def told_settings(self) -> dict[str, Any]:
+        """The settings, with the score that masks were chosen by."""
+        return {**self.settings, "score": self.scored} if self.scored else self.settings
 
     @property
     def cost(self) -> Cost:
