@@ -119,3 +119,21 @@ def test_the_page_tells_the_score_that_held(tmp_path: Path) -> None:
     assert runs[0].record.settings["score"] == "magnitude"  # as asked for, and as a run file says it
     assert labels_of([Results(run.record) for run in runs]) == ("oneshot, kfac", "oneshot, fisher")
     assert runs[0].request.name == tk.run("oneshot", task(), flops=0.5, store=tmp_path, **common).name
+
+
+def test_the_best_ticket_of_a_time_or_of_multiplications(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"replicates": 2, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
+    run = tk.run("oneshot", task(), flops=(0.5, 0.25), store=tmp_path, **common)
+    for ticket in run.tickets:
+        asked = {1: 0.5, 2: 0.25}[ticket.level]
+        assert 0.95 * asked < ticket.multiplications <= asked
+        assert ticket.time is None
+    assert run.best(flops="30%").level == 2
+    within = [ticket for ticket in run.tickets if ticket.multiplications <= 0.5]
+    assert run.best(flops=0.5).validation_value == max(one.validation_value for one in within)
+    with pytest.raises(UsageError, match=r"no ticket that takes 0\.1 of the multiplications; there are: 0\.2"):
+        run.best(flops=0.1)
+    with pytest.raises(UsageError, match=r"no ticket that takes 0\.5 of the time; there are: none is told"):
+        run.best(time=0.5)
+    with pytest.raises(UsageError, match="one of density, time and flops"):
+        run.best(0.5, flops=0.5)

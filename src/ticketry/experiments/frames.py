@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ticketry.core.ticket.ticket import Ticket
 
 
+SHARES = ("time", "multiplications")
+"""Of a call of the dense network, where a search tells them."""
+
+
 @dataclass(frozen=True)
 class RunTicket:
     """One ticket that a run has saved.
@@ -48,6 +52,10 @@ class RunTicket:
     """On the validation split, by which tickets are chosen."""
     dense_value: float
     """The dense network's, on the test split."""
+    time: float | None = None
+    """Share of the dense network's time that a call takes, as measured; None where the search measured none."""
+    multiplications: float | None = None
+    """Share of the dense network's multiplications; None where the search was not by a budget."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -120,6 +128,7 @@ def tickets_json(
             "budget": settings.get("budget", ""),
             "cost": as_json(point.phases) if point.phases else None,
             "relative_cost": relative.get((point.replicate, point.level)),
+            **{name: share for name in SHARES if (share := getattr(one, name)) is not None},
             **({"structure": _structure_json(point.structure)} if point.structure else {}),
         }
         for point, one in zip(points, tickets, strict=True)

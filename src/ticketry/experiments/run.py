@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
+from ticketry.core.pattern import share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
@@ -95,7 +96,7 @@ class Run:
     def tickets(self) -> tuple[RunTicket, ...]:
         """Every ticket, by replicate and level (the densest first)."""
         metric = self.record.task.metric.name
-        dense = {point.replicate: point.metric(metric) for point in self.record.points if point.role == DENSE}
+        dense = {point.replicate: point for point in self.record.points if point.role == DENSE}
         return tuple(
             RunTicket(
                 path=Path(point.ticket),
@@ -105,7 +106,9 @@ class Run:
                 metric=metric,
                 value=point.metric(metric),
                 validation_value=point.metric(metric, "validation"),
-                dense_value=dense[point.replicate],
+                dense_value=dense[point.replicate].metric(metric),
+                time=point.timed.share if point.timed else None,
+                multiplications=_share(point.multiplications, dense[point.replicate].multiplications),
             )
             for point in self._points
         )
@@ -120,16 +123,26 @@ class Run:
         """What each ticket cost, search and dense steps included, relative to dense: see `report.relative_costs`."""
         return relative_costs(self.record)
 
-    def best(self, density: float | str | None = None) -> RunTicket:
+    def best(
+        self,
+        density: float | str | None = None,
+        *,
+        time: float | str | None = None,
+        flops: float | str | None = None,
+    ) -> RunTicket:
         """The ticket to go on with. It is chosen by the validation split, so that the test split says what it is worth.
 
         Args:
             density: of the level that is nearest; by default the sparsest level that looks like a winner, or the
                 ticket that is best if none does.
+            time: in its place, a share of the dense network's time that the ticket may take, as measured: 0.3 or 30%.
+            flops: the same of the multiplications.
 
         Raises:
-            UsageError: if there are no tickets, or none of about that density.
+            UsageError: if there are no tickets, none of about that density, or none that is known to take no more.
         """
+        if sum(one is not None for one in (density, time, flops)) > 1:
+            raise UsageError("name one of density, time and flops: each says which tickets are meant")
         if not self.tickets:
             raise UsageError(f"the run {self.name} found no tickets")
         found = self.tickets
@@ -138,9 +151,23 @@ class Run:
 
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
+        elif time is not None:
+            found = self._within("time", time)
+        elif flops is not None:
+            found = self._within("multiplications", flops)
         elif chosen := self.winner():
             found = tuple(one for one in found if one.level == chosen.level)
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
+
+    def _within(self, what: str, asked: float | str) -> tuple[RunTicket, ...]:
+        """Those whose share of the dense network's is known and at most what is asked for, but for timing's noise."""
+        limit = share_of(asked)
+        known = {one: share for one in self.tickets if (share := getattr(one, what)) is not None}
+        found = tuple(one for one, share in known.items() if share <= CLOSE_TO * limit)
+        if not found:
+            there = ", ".join(f"{share:.3g}" for share in sorted(set(known.values()))) or "none is told"
+            raise UsageError(f"the run {self.name} has no ticket that takes {asked} of the {what}; there are: {there}")
+        return found
 
     def frame(self) -> pandas.DataFrame:
         """Every trained network, a row each, as a table of pandas; `MissingExtraError` without pandas."""
@@ -279,6 +306,14 @@ class Run:
             told.append(f"verified from fresh seeds, {of}: {verdict}{answers and f' ({answers})'}")
         caption = f"{self.record.title} on {self.record.task.name}: {title}"
         return html_table(caption, [*header, "verdict"], table, told)
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+CLOSE_TO = 1.02
+"""How much more than asked for a ticket may take: what a budget is met to."""
 
 
 def run(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 from msgspec import structs
+from rich.console import Console
 
 from made_records import search_record
 from ticketry.records.network import Timed
 from ticketry.records.run import read_run
+from ticketry.report import summary_lines, summary_table
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.cost_of_call import (
@@ -141,3 +144,28 @@ def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:
     ]
     found = cost_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
     assert [point.group.level for point in found] == [1, 3]
+
+
+def test_the_terminals_table_tells_what_was_asked_for() -> None:
+    made = record()
+    header, *rows = (line.split() for line in summary_lines(made)[1:])
+    assert header[:4] == ["level", "FLOPs", "weights", "remaining"]
+    assert [row[1] for row in rows] == ["50.0", "25.0", "12.5"]
+    assert "FLOPs" not in summary_lines(structs.replace(made, settings={**made.settings, "flops": ()}))[1]
+    begun = structs.replace(made, points=tuple(point for point in made.points if point.role == "dense"))
+    assert len(summary_lines(begun)) == 3
+
+
+def test_beside_four_controls_it_fits_into_80_columns() -> None:
+    made = read_run(search_record(levels=2, replicates=3))
+    counted = [structs.replace(point, multiplications=FULL // 2**point.level) for point in made.points]
+    asked = structs.replace(made, points=tuple(counted), settings={**made.settings, "flops": (0.25,)})
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(summary_table(asked))
+    text = console.file.getvalue()
+    assert "FLOPs" in text
+    words, kept = text.split(), []
+    for line in summary_lines(asked)[2:]:
+        level, share, sign, _, _, *rest = line.split()  # the weights are told by the lines, and by the sentence
+        kept += [level, share, sign, *rest]
+    assert words[words.index("1") :] == kept

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point
 from ticketry.records.run import RunValues, read_run
+from ticketry.report.tables.cost_of_call import asked_measure, cost_of
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.wording import NONE, Style, aligned, clean, metric_label, percent, summary_label
@@ -57,7 +58,10 @@ def summary_table(record: RunValues) -> Table:
 
     results = Results(read_run(record))
     header, rows = _cells(results)
-    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns.
+    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one that tells
+    # what is left: of a budget the share of what it is of.
+    shown = [place for place, name in enumerate(header) if name != _WEIGHTS or not asked_measure(results)]
+    header, rows = [header[place] for place in shown], [[row[place] for place in shown] for row in rows]
     table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in header:
         table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True, overflow="fold")
@@ -84,14 +88,26 @@ def _title(results: Results) -> str:
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     style = Style.of(results)
     roles = [TICKET, *results.controls]
-    header = ["level", "weights remaining", "tickets", *(clean(role).replace("_", " ") for role in roles[1:]), "dense"]
+    asked = asked_measure(results)
+    controls = [clean(role).replace("_", " ") for role in roles[1:]]
+    header = ["level", *([_HEADERS[asked.name]] if asked else []), _WEIGHTS, "tickets", *controls, "dense"]
     usual = results.replicates
     dense = _cell(style, results.dense, usual)
     rows = []
     for level in results.levels:
         cells = [_cell(style, results.group(level, role), usual) for role in roles]
-        rows.append([str(level), f"{percent(results.any_at(level).density)} %", *cells, dense])
-    return header, rows or [["0", "100.0 %", *([NONE] * len(roles)), dense]]
+        share = [_of_dense(cost_of(results, results.any_at(level), asked))] if asked else []
+        rows.append([str(level), *share, f"{percent(results.any_at(level).density)} %", *cells, dense])
+    return header, rows or [["0", *(["100.0 %"] if asked else []), "100.0 %", *([NONE] * len(roles)), dense]]
+
+
+_WEIGHTS = "weights remaining"
+_HEADERS = {"time": "time", "multiplications": "FLOPs"}
+"""Of columns of what a call costs, as a share of the dense network's."""
+
+
+def _of_dense(cost: float | None) -> str:
+    return NONE if cost is None else f"{percent(cost)} %"
 
 
 def _cell(style: Style, group: Group | None, usual: int) -> str:
