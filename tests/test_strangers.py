@@ -228,6 +228,26 @@ def test_dense_networks_by_name_are_no_code(control: str) -> None:
     check_trust({"method": "imp", "controls": [control]}, (), of="run.toml")
 
 
+def test_costs_that_the_store_keeps_may_be_named_and_no_other_file(tmp_path: Path) -> None:
+    kept, other = tmp_path / "store" / "costs" / "seconds-1.json", tmp_path / "other.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    other.write_text("{}")
+    (kept.parent / "link.json").symlink_to(other)
+
+    def named(profile: Path | str, store: Path | str | None) -> None:
+        settings = {"time": [0.5], "profile": str(profile)}
+        check_trust({"method": "imp", "settings": settings}, (), of="run.toml", store=store)
+
+    named(kept, tmp_path / "store")
+    for profile in (other, kept.parent / "link.json", kept.parent / ".." / ".." / "other.json", kept.parent, "\0"):
+        with pytest.raises(TrustError):
+            named(profile, tmp_path / "store")
+    for store in (None, tmp_path / "another", "s3://bucket/folder"):
+        with pytest.raises(TrustError):
+            named(kept, store)
+
+
 ODD: tuple[Any, ...] = (None, -1, 1e300, True, "text", [1], {"a": 1}, "9" * 400, 2**70)
 """Values of other types and sizes than any entry has."""
 ENTRIES = (

@@ -116,7 +116,9 @@ def read_arguments(
     tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
     named = bool(rest) and not rest[0].startswith("-")
     if (config := _value(rest, "--config")) and "--trust" not in rest:
-        check_trust(tables, {*options_said(rest), *(["method"] if named else [])}, of=config)
+        said = {*options_said(rest), *(["method"] if named else [])}
+        store = _value(rest, "--store") or LabOptions.store
+        check_trust(tables, said, of=config, store=store)
     name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
@@ -353,13 +355,13 @@ def _again(file: Path, record: RunRecord) -> str:
     told = {name: record.environment.get(name) for name in ("kernels", "precision")}
     said = read_run_file(file)  # of an older version it does not say them
     chosen = "".join(f" --{name} {word}" for name, word in told.items() if word and name not in said)
-    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file)}"
+    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file, record.store)}"
 
 
-def _trust(file: Path) -> str:
+def _trust(file: Path, store: str) -> str:
     """What has to be said beside a run file that names more than what is built in."""
     try:
-        check_trust(read_run_file(file), (), of=str(file))
+        check_trust(read_run_file(file), (), of=str(file), store=store)
     except TrustError:
         return " --trust"
     return ""

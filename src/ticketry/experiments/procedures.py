@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from msgspec import convert, structs
 
@@ -29,12 +30,15 @@ from ticketry.tasks.task import Task
 _ENTRIES = ("task", "method", "settings", "recipe", "seeds", "level")
 
 
-def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) -> SearchRequest:
+def search_of(
+    ticket: Ticket, task: Task | None = None, *, trust: bool = False, store: Path | None = None
+) -> SearchRequest:
     """The search that found a ticket, without its controls.
 
     Args:
         task: of the ticket, where it cannot be made by the name that is written in it.
         trust: whether a user has allowed whatever the ticket names: its method, settings and task.
+        store: whose own costs it may name all the same.
 
     Raises:
         TicketError: if the ticket does not tell its search, is of another task, or was found by a method, score or kind
@@ -59,7 +63,7 @@ def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) 
     if not trust:
         if METHODS.is_outside(told.method):
             raise refused("search method", told.method, of)
-        check_trust({"settings": told.settings}, None, of=of)
+        check_trust({"settings": told.settings}, None, of=of, store=store)
     method, searched = method_called(told.method), told.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
     check_task(of_replicate(task, told.replicate), told.task)

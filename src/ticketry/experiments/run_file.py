@@ -12,9 +12,11 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, ValidationError, convert
 
 from ticketry.core.pattern import n_of_m
-from ticketry.errors import UsageError
+from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS
-from ticketry.files import content_of
+from ticketry.files import content_of, within
+from ticketry.lab.remote.address import is_url
+from ticketry.lab.store.paths import Paths
 from ticketry.records.network import is_dense_rival
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
@@ -127,7 +129,9 @@ class _Entries(Struct):
     checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
 
 
-def check_trust(tables: Mapping[str, Any], said: Container[str] | None, *, of: str) -> None:
+def check_trust(
+    tables: Mapping[str, Any], said: Container[str] | None, *, of: str, store: str | Path | None = None
+) -> None:
     """Refuse a run file that names code, or a place of this machine, which the user has not named beside it.
 
     Args:
@@ -135,6 +139,7 @@ def check_trust(tables: Mapping[str, Any], said: Container[str] | None, *, of: s
         said: names of entries that are on the command line, and hold in the place of the file's; None where none can
             be, as of a ticket's own run.
         of: the file, as errors call it.
+        store: that the command works in: costs that its searches measured and kept there may be named.
 
     Raises:
         TrustError: for the first of them.
@@ -164,12 +169,24 @@ def check_trust(tables: Mapping[str, Any], said: Container[str] | None, *, of: s
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
     if tables.get("model") and "model" not in own:
         check_network(str(tables["model"]), of=of)
-    if (profile := tables.get("settings", {}).get("profile")) and "profile" not in own:
+    profile = tables.get("settings", {}).get("profile")
+    if profile and "profile" not in own and not _kept_costs(str(profile), store):
         raise refused("setting profile", str(profile), of, instead("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and name not in own and _names_code(word):
                 raise refused(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
+
+
+def _kept_costs(profile: str, store: str | Path | None) -> bool:
+    """Whether it is a file of costs in a store on this machine, links followed."""
+    if store is None or is_url(store):
+        return False
+    folder, file = Paths(Path(store)).costs_folder, Path(profile)
+    try:
+        return within(folder, file).is_file()
+    except (OutsideError, OSError, ValueError):
+        return False
 
 
 def _trains_here(on: str) -> bool:

@@ -176,7 +176,7 @@ def execute_verify(
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
     about = settings.about or suited_claim(ticket)
-    searched = None if about == "ticket" else search or search_of(ticket, task, trust=trust)
+    searched = None if about == "ticket" else search or search_of(ticket, task, trust=trust, store=lab.store.paths.root)
     level = int(ticket.info["level"]) if searched else 0
     name = _procedure_name(searched, level, settings) if searched else _ticket_name(ticket.info, settings)
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}

@@ -69,8 +69,12 @@ class Paths:
         """The record of a verification or of a stability analysis."""
         return self._inside("evidence", f"{name}.json")
 
+    @property
+    def costs_folder(self) -> Path:
+        """What networks cost, as searches measured it before they began."""
+        return self.root / "costs"
+
     def costs(self, name: str) -> Path:
-        """What a network costs, as a search measured it before it began."""
         return self._inside("costs", f"{name}.json")
 
     def campaign(self, name: str) -> Path:
