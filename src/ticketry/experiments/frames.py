@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from ticketry.core.pattern import share_of
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.records.network import Point
 from ticketry.records.schema import as_json
@@ -65,6 +66,28 @@ class RunTicket:
         from ticketry.core.ticket.ticket import Ticket
 
         return Ticket.load(self.path)
+
+
+CLOSE = 1.02
+"""How much more than asked for a ticket may take: what a budget is met to."""
+
+
+def taking(tickets: Sequence[RunTicket], what: str, asked: float | str, run: str) -> tuple[RunTicket, ...]:
+    """Those of a run's tickets that are known to take a share of the dense network's, or less.
+
+    Args:
+        what: of `SHARES`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    limit = CLOSE * share_of(asked)
+    known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
+    found = tuple(one for one, share in known.items() if share <= limit)
+    if not found:
+        there = ", ".join(f"{share:.3g}" for share in sorted(set(known.values()))) or "none is told"
+        raise UsageError(f"the run {run} has no ticket that takes {asked} of the {what}; there are: {there}")
+    return found
 
 
 def path_of(named: str | PathLike[str] | Ticket) -> Path:

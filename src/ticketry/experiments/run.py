@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
-from ticketry.core.pattern import share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.frames import RunTicket, frame_of, tickets_json
+from ticketry.experiments.frames import RunTicket, frame_of, taking, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_costs
@@ -152,22 +151,12 @@ class Run:
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
         elif time is not None:
-            found = self._within("time", time)
+            found = taking(found, "time", time, self.name)
         elif flops is not None:
-            found = self._within("multiplications", flops)
+            found = taking(found, "multiplications", flops, self.name)
         elif chosen := self.winner():
             found = tuple(one for one in found if one.level == chosen.level)
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
-
-    def _within(self, what: str, asked: float | str) -> tuple[RunTicket, ...]:
-        """Those whose share of the dense network's is known and at most what is asked for, but for timing's noise."""
-        limit = share_of(asked)
-        known = {one: share for one in self.tickets if (share := getattr(one, what)) is not None}
-        found = tuple(one for one, share in known.items() if share <= CLOSE_TO * limit)
-        if not found:
-            there = ", ".join(f"{share:.3g}" for share in sorted(set(known.values()))) or "none is told"
-            raise UsageError(f"the run {self.name} has no ticket that takes {asked} of the {what}; there are: {there}")
-        return found
 
     def frame(self) -> pandas.DataFrame:
         """Every trained network, a row each, as a table of pandas; `MissingExtraError` without pandas."""
@@ -310,10 +299,6 @@ class Run:
 
 def _share(part: int | None, whole: int | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-CLOSE_TO = 1.02
-"""How much more than asked for a ticket may take: what a budget is met to."""
 
 
 def run(
