@@ -16,7 +16,6 @@ from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS
 from ticketry.files import content_of, within
 from ticketry.lab.remote.address import is_url
-from ticketry.lab.store.paths import Paths
 from ticketry.records.network import is_dense_rival
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
@@ -182,6 +181,8 @@ def _kept_costs(profile: str, store: str | Path | None) -> bool:
     """Whether it is a file of costs in a store on this machine, links followed."""
     if store is None or is_url(store):
         return False
+    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
+
     folder, file = Paths(Path(store)).costs_folder, Path(profile)
     try:
         return within(folder, file).is_file()

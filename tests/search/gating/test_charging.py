@@ -160,7 +160,7 @@ def test_runs_by_density_are_called_what_they_were(name: str) -> None:
         ("continuous", {"flops": 0.5, "pattern": "4x1"}, "leave pattern away"),
         ("continuous", {"flops": 0.5, "budget": "steps"}, "with flops the number of rounds"),
         ("concrete", {"flops": 1.0}, "flops 1 is the dense network"),
-        ("l0", {"time": 0.5}, "needs the costs of this network"),
+        ("l0", {"flops": 0.5, "structured": True}, "leave structured away"),
         ("concrete", {"time": 0.12, "profile": "FILE"}, "left without a single weight|below the floor"),
         ("l0", {"unweighed": True}, "unweighed is of a budget"),
     ],
