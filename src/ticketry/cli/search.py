@@ -130,11 +130,12 @@ def read_arguments(
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.live import Live
-    from ticketry.experiments.request import with_costs
+    from ticketry.experiments.request import with_profile
     from ticketry.experiments.run import carry_out
 
+    request = request_by(chosen, arguments)
     with saying(f"what {arguments.task} costs here") as say:
-        request = with_costs(request_by(chosen, arguments), arguments, say)
+        request = with_profile(request, arguments, say)
     with Live(request) as live:
         run = carry_out(
             request,

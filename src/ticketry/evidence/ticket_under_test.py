@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
 from ticketry.records.ticket import AskedTask, Retraining, read_info
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Task
+from ticketry.tasks.task import Task, written_key
 
 _NEEDED = ("task", "recipe", "seeds", "segment", "retrain", "rewind_step")
 
@@ -151,7 +150,7 @@ def begins_anew(told: Retraining) -> bool:
 
 def check_task(task: Task, asked: AskedTask) -> None:
     """Raises `TicketError` unless it is the task that the ticket was found on."""
-    own, written = json.loads(json.dumps(dict(task.key()))), asked.key
+    own, written = written_key(task), asked.key
     if own == written:
         return
     differing = sorted(name for name in own.keys() | written.keys() if own.get(name) != written.get(name))

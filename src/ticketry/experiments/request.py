@@ -148,7 +148,7 @@ class SearchRequest:
         }
 
 
-def with_costs(
+def with_profile(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
     """The request, with a file of this machine's costs in its settings where it asks for a time or bytes without one.

@@ -16,11 +16,11 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.frames import RunTicket, frame_of, taking, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
-from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_costs
+from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_profile
 from ticketry.lab.search_result import Seeds
 from ticketry.records.display import Cell, html_table
 from ticketry.records.evidence import VerifyRecord
-from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.network import DENSE, TICKET, Point, ratio
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord
@@ -107,7 +107,7 @@ class Run:
                 validation_value=point.metric(metric, "validation"),
                 dense_value=dense[point.replicate].metric(metric),
                 time=point.timed.share if point.timed else None,
-                multiplications=_share(point.multiplications, dense[point.replicate].multiplications),
+                multiplications=ratio(point.multiplications, dense[point.replicate].multiplications),
             )
             for point in self._points
         )
@@ -297,10 +297,6 @@ class Run:
         return html_table(caption, [*header, "verdict"], table, told)
 
 
-def _share(part: int | None, whole: int | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
 def run(
     method: str | Method,
     task: str | Task = "digits",
@@ -357,7 +353,7 @@ def run(
         seeds=seeds,
         recipe=recipe,
     )
-    made = carry_out(with_costs(request, lab_options), lab_options, energy=more.energy)
+    made = carry_out(with_profile(request, lab_options), lab_options, energy=more.energy)
     if verify:
         made.verify()
     if more.bench:

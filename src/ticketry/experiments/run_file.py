@@ -149,10 +149,8 @@ def check_trust(
 
     own = () if said is None else said
     for what, registry in (("method", METHODS), ("controls", CONTROLS)):
-        named = tables.get(what, ())
+        named = () if what in own else tables.get(what, ())
         for name in map(str, [named] if isinstance(named, str) else named):
-            if what in own:
-                continue
             if what == "controls" and is_dense_rival(name):  # whose colon names a network
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)

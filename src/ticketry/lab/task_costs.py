@@ -99,11 +99,11 @@ def kept_costs(
 
 
 def _name(task: Task, options: CostOptions) -> str:
-    from ticketry.engine.bench.machine import machine
+    from ticketry.engine.bench.machine import PROCESSOR, machine
     from ticketry.lab.store import digest_of
 
     described: dict[str, Any] = {"task": dict(task.key()), "options": vars(options)}
     if options.unit == "seconds":
         here = machine(())
-        described |= {fact: here[fact] for fact in ("processor", "processor_kind")}
+        described |= {fact: here[fact] for fact in PROCESSOR}
     return f"{options.unit}-{digest_of(described)[:12]}"

@@ -41,6 +41,11 @@ def is_dense_rival(role: str) -> bool:
     return role.partition(":")[0] in DENSE_RIVALS
 
 
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """The share that a part is of what the dense network takes; None where either is not told."""
+    return None if part is None or not whole else part / whole
+
+
 LARGEST_SIDE = 1 << 20
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,12 @@ class Task:
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
         """The metrics of a split of `count` examples from the added sums; has `metric.name` among its keys."""
         raise NotImplementedError
+
+
+def written_key(task: Task) -> dict[str, Any]:
+    """The task's key as records have it: after JSON, which makes lists of tuples."""
+    key: dict[str, Any] = json.loads(json.dumps(dict(task.key())))
+    return key
 
 
 Inputs = Tensor | tuple[Any, ...]

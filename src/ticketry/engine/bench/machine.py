@@ -14,6 +14,8 @@ from typing import Any
 from ticketry.engine.processor import BF16, kind, last_cache, processor
 from ticketry.errors import UsageError
 
+PROCESSOR = ("processor", "processor_kind")
+"""Of what `machine` tells, what tells one processor from another."""
 _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
 
 
@@ -40,7 +42,7 @@ def another_machine(about: Mapping[str, Any]) -> str:
         about: what `machine` told there; of older files the name alone is compared.
     """
     here = machine(())
-    facts = [fact for fact in ("processor", "processor_kind") if fact == "processor" or fact in about]
+    facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]
     if all(about.get(fact) == here[fact] for fact in facts):
         return ""
     there, own = (", ".join(str(one.get(fact)) for fact in facts) for one in (about, here))

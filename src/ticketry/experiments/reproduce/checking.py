@@ -6,7 +6,6 @@ control's own weights) is trained again with it; its mask is the campaign's, whi
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.report.tables.claims import markdown_table
 from ticketry.report.wording import percent, role_name
-from ticketry.tasks.task import Task
+from ticketry.tasks.task import Task, written_key
 
 Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
@@ -218,7 +217,7 @@ class Sources:
 
         A store knows the same weights from many trainings, such as the initial ones from all that begin with them.
         """
-        key = json.loads(json.dumps(dict(task.key())))
+        key = written_key(task)
         made = [one for one in self._makers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
         return None if best is None else (best.trajectory, best.step)

@@ -16,7 +16,7 @@ from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Course, Spec, Task
+from ticketry.tasks.task import Course, Spec, Task, written_key
 
 Kind = TypeVar("Kind", bound=Variant)
 
@@ -163,7 +163,7 @@ class Segment:
             UsageError: for a variant that is not known, or whose source changed.
         """
         values = dict(described)
-        if json.loads(json.dumps(dict(task.key()))) != values.pop("task"):
+        if written_key(task) != values.pop("task"):
             raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
         values["recipe"] = recipe_from(values["recipe"])
         values["start"] = Start(**values["start"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point
+from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, ratio
 from ticketry.records.run import RunValues, read_run
 from ticketry.report.tables.cost_of_call import asked_measure, cost_of
 from ticketry.report.tables.observation import observe
@@ -60,8 +60,9 @@ def summary_table(record: RunValues) -> Table:
     header, rows = _cells(results)
     # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one that tells
     # what is left: of a budget the share of what it is of.
-    shown = [place for place, name in enumerate(header) if name != _WEIGHTS or not asked_measure(results)]
-    header, rows = [header[place] for place in shown], [[row[place] for place in shown] for row in rows]
+    if (place := header.index(_WEIGHTS)) > 1:
+        for row in (header, *rows):
+            del row[place]
     table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in header:
         table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True, overflow="fold")
@@ -159,16 +160,12 @@ def _relative(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
     return {
         "replicate": point.replicate,
         "level": point.level,
-        "steps": _share(whole.steps, dense.steps),
-        "flops": _share(whole.flops, dense.flops),
-        "memory": _share(whole.memory, dense.memory),
-        "own_memory": _share(phases.sparse.memory or None, dense.memory),
+        "steps": ratio(whole.steps, dense.steps),
+        "flops": ratio(whole.flops, dense.flops),
+        "memory": ratio(whole.memory, dense.memory),
+        "own_memory": ratio(phases.sparse.memory or None, dense.memory),
         "seconds": None if whole.seconds is None else round(whole.seconds, 3),
     }
-
-
-def _share(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
 
 
 def _times_cell(values: Sequence[float | None], unit: str) -> str:

@@ -111,7 +111,7 @@ class Aimed:
             raise UsageError("unweighed is of one ranking over all layers: leave it away, or distribution")
         if self._mixed:
             self._check_mixed()
-        if self.aim in BY_COSTS and by_value(self) and not self.unmeasured:
+        if self.profile and by_value(self):
             costs_in(self.profile).check_granularity(FINEST)
         for name, nothing in _SINGLE_WEIGHTS.items():
             if getattr(self, name, nothing) != nothing and not (name == "structure" and self._mixed):
@@ -119,7 +119,7 @@ class Aimed:
 
     @property
     def _mixed(self) -> bool:
-        return in_blocks(self._structure)
+        return chosen_in_blocks(self)
 
     @property
     def _structure(self) -> str:
@@ -132,7 +132,7 @@ class Aimed:
                 raise UsageError(
                     f"structure {self._structure} chooses whole blocks of each layer by their time: leave {name} away"
                 )
-        if not self.unmeasured:
+        if self.profile:
             costs_in(self.profile).check_granularity(only_of(self._structure))
 
 
