@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,10 @@ class Task:
     recipe: Recipe
     spec: Spec | None = None
     """Set by `catalogue.get`; a task without one cannot be made again in another process."""
+    replayable: ClassVar[bool] = False
+    """Whether `prepare`, the model and `loss` do the same at every step: no branch on a tensor's value, no count that
+    Python keeps, nothing read from elsewhere. On a GPU such steps are replayed from CUDA graphs, with the same result
+    in less time. A class says it of itself; its subclasses say it again."""
 
     def key(self) -> Mapping[str, object]:
         """All that tells this task's numbers from another's, as JSON values: name, version, options, model.

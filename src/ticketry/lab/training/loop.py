@@ -23,6 +23,7 @@ from ticketry.lab.training.kernels import followed, in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
+from ticketry.lab.training.replays import Replays, are_alike
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, rebuilt, state_of
 from ticketry.lab.training.supervised import evaluate
@@ -115,7 +116,8 @@ class Loop:
         step = self.step
         for before in self._before_step:
             before()
-        loss = self._differentiated(batch, self._kernels)
+        self._seed_step()
+        loss = self._step_loss(batch)
         for after in self._after_backward:
             after()
         if self._recipe.clip:
@@ -140,11 +142,19 @@ class Loop:
         examples = self._course.inputs(followed(self.segment.recipe.batch, arithmetic.precision))
         return in_kernels(self.model, self._around.mask, examples, arithmetic).running
 
+    @cached_property
+    def _step_loss(self) -> Callable[[Any], Tensor]:
+        """What a step's loss and gradients are computed by: batch -> loss."""
+        segment = self.segment
+        plainly = self._device == "cuda" and self._group is None and segment.arithmetic.kernels == DENSE
+        if plainly and are_alike(self.task, self.session, self.model, segment.variants):
+            return Replays(self._parameters, self._differentiated)
+        return partial(self._differentiated, kernels=self._kernels)
+
     def _differentiated(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     ) -> Tensor:
-        """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
-        self._seed_step()
+        """The loss of a batch; the parameters have its gradients, those of removed weights too, in new tensors."""
         with kernels():
             loss = given.differentiable(self.task, self._loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
@@ -247,6 +257,7 @@ class Loop:
             TrainingError: if it is not finite.
         """
         with self._next_batch() as batch:
+            self._seed_step()
             self._differentiated(batch)
         found = {}
         for name, parameter in self.model.named_parameters():

@@ -98,6 +98,9 @@ class Variant:
         weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
         return False
 
+    replayable: ClassVar[bool] = False
+    """Whether the forward and the backward pass do the same at every step with it, and parameters stay where they are
+    in memory, so that on a GPU one step can be recorded for all, see `replays`."""
     in_parts: ClassVar[bool] = False
     """Whether several processes may train with it of which each has a part of every parameter (`fully_shard`)."""
     whole_channels: ClassVar[bool] = False

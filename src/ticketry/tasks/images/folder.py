@@ -64,6 +64,8 @@ class FolderReader:
 class FolderClassification(Images):
     """A folder of images, a named network and how it is trained. The folder is looked through once, when needed."""
 
+    replayable = True
+
     path: Path | None
     """Holds train/<class>/* and val/<class>/* (or test/); None is enough to ask for the recipe."""
     size: int

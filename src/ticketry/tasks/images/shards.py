@@ -48,6 +48,8 @@ class ShardReader(FolderReader):
 class ShardClassification(FolderClassification):
     """Shards of images, a named network and how it is trained."""
 
+    replayable = True
+
     address: str
     """A folder or a URL; empty is enough to ask for the recipe."""
     window: int = WINDOW

@@ -101,6 +101,8 @@ class Images(Classification):
 class ImageClassification(Images):
     """A named data set of images in memory, a named network and how it is trained."""
 
+    replayable = True
+
     name: str
     """Of the data set, see `ticketry.tasks.data.load`."""
     model: str

@@ -185,6 +185,8 @@ class TableRegression(Regression):
 class Published(TableRegression):
     """A table of `facts.UCI`."""
 
+    replayable = True
+
     @property
     def features(self) -> int:
         return UCI[self.name].features
@@ -203,6 +205,8 @@ def _published(name: str, split: int, validation: Fraction, data: Path | None) -
 @dataclass(frozen=True, kw_only=True)
 class Own(TableRegression):
     """A column of a file from the others. The file is read when it is needed, once."""
+
+    replayable = True
 
     path: Path
     target: str

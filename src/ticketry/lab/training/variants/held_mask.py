@@ -20,6 +20,7 @@ class HeldMask(Variant):
     in_parts = True
     outermost = True
     sparse_kernels = True
+    replayable = True
     mask: str
     """Its digest."""
 

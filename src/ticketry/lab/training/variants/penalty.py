@@ -23,6 +23,7 @@ class Penalty(Variant):
     name = "penalty"
     several_ranks = True
     sparse_kernels = True
+    replayable = True
     kind: str
     """A word of `core.sparse_training.penalties.PENALTIES`."""
     strength: float

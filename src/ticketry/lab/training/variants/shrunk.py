@@ -39,6 +39,7 @@ class Shrunk(Variant):
     name = "shrunk"
     several_ranks = True
     outermost = True
+    replayable = True
     whole_channels = True
     mask: str
     """Its digest."""
