@@ -64,10 +64,11 @@ class Arithmetic:
             torch.set_num_threads(self.threads)
             torch.backends.cudnn.benchmark = False
             if self.device == "cuda":
-                filled = torch.utils.deterministic.fill_uninitialized_memory
+                memory: Any = torch.utils.deterministic  # a module with properties, which type checkers do not see
+                filled = memory.fill_uninitialized_memory
                 torch.use_deterministic_algorithms(True, warn_only=True)
                 # What is allocated is written before it is read: to fill it too would take as long as to compute it.
-                torch.utils.deterministic.fill_uninitialized_memory = False
+                memory.fill_uninitialized_memory = False
             try:
                 yield
             finally:
@@ -75,7 +76,7 @@ class Arithmetic:
                 torch.backends.cudnn.benchmark = benchmark
                 if self.device == "cuda":  # it imports the compiler, which takes seconds: not where nothing was changed
                     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-                    torch.utils.deterministic.fill_uninitialized_memory = filled
+                    memory.fill_uninitialized_memory = filled
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around one forward pass. A new one each step: inside it the converted weights are cached."""
