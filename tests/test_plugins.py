@@ -148,6 +148,7 @@ def test_help_without_torch(extras: Path) -> None:
     assert "Movement pruning" in command(extras, "search", "--help").stdout
 
 
+@pytest.mark.slow
 def test_lists_tell_whence_it_is(extras: Path) -> None:
     names = {
         "methods": "movement",

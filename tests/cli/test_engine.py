@@ -92,6 +92,7 @@ def test_compile_in_json(
 # -- bench -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_prints_tables(ticket: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "bench", str(ticket), *FAST, "--store", str(store))
     assert (code, err) == (0, "")
@@ -241,6 +242,7 @@ def test_export_to_onnx(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         torch.testing.assert_close(torch.from_numpy(found), source(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_of_a_channel_wise_ticket(
     channel_ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

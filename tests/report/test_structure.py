@@ -179,6 +179,7 @@ def test_less_may_be_better() -> None:
 # -- pages and files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     text = write_report(runs[1], tmp_path / "one.html", evidence=benches_of(runs[1], 0.6)).read_text(encoding="utf-8")
     for told in ("Structure", "regroup, 16 rows", "Accuracy against measured time", "coverage, %", "no structure, %"):

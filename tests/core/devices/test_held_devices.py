@@ -98,7 +98,8 @@ def in_two(rank: int, folder: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_as_one_process_at_the_same_global_batch(tmp_path: Path, kind: str):
     everybody = together(in_two, tmp_path, kind)
     for name, optimizer in OPTIMIZERS.items():

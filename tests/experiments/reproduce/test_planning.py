@@ -186,6 +186,7 @@ def test_a_run_with_controls_beside_some_tickets_is_planned(tmp_path: Path) -> N
         assert clock_of(lab, campaign, 1.0).estimate(Block("controlled", 0, 0, 2)) == 2 * (1 + 2 + 3 + 1) * 40
 
 
+@pytest.mark.slow
 def test_what_another_run_has_trained_is_not_planned(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         execute(lab, Block("single", 0, 0, 2).request(campaign))

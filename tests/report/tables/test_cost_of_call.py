@@ -99,6 +99,7 @@ def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() 
     assert " % of the multiplications (" in observe(Results(made)).finding
 
 
+@pytest.mark.slow
 def test_several_runs_show_one_frontier() -> None:
     page = render(subject_of([record(), record("two", unweighed=True)]))
     assert page.count('-frontier"') >= 1

@@ -114,6 +114,7 @@ def test_other_seeds_make_no_ratio_and_two_replicates_no_interval() -> None:
     assert least_cost(one, MULTIPLICATIONS, 0.5) is None
 
 
+@pytest.mark.slow
 def test_the_page_tells_it_of_each_run_and_lays_them_side_by_side() -> None:
     one = run([[0.1, -0.2, -2.0], [0.2, -0.1, -1.5], [0.0, -0.3, -1.8]])
     other = run([[-0.1, -1.2, -2.0], [-0.2, -1.1, -2.5], [0.0, -1.3, -2.8]], name="two")
