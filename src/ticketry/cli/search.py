@@ -18,7 +18,7 @@ from ticketry.cli.bench import show
 from ticketry.cli.options import Printing, saying
 from ticketry.cli.verify import interim_teller, told
 from ticketry.core.pattern import check_share
-from ticketry.errors import TrustError, UsageError
+from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
@@ -136,6 +136,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     request = request_by(chosen, arguments)
     with saying(f"what {arguments.task} costs here") as say:
         request = with_profile(request, arguments, say)
+    ended: list[TicketryError] = []
     with Live(request) as live:
         run = carry_out(
             request,
@@ -144,19 +145,29 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
             energy=arguments.energy,
             on_point=live.on_point,
             on_event=live.on_event,
+            on_ended=ended.append,
         )
-    if arguments.verify:
+    if arguments.verify and not ended:
         _verify(run)
-    if arguments.bench:
+    if arguments.bench and not ended:
         with saying("timing") as say:
             run.bench(say=say)
     report = run.report()
     if arguments.json:
         found = {"verification": run.verification, "bench": run.timing}
         more = {name: as_json(one) for name, one in found.items() if one}
-        print(json.dumps({**run.as_json(), "report": str(report), **more}))
-        return 0
-    _tell(run, report)
+        print(json.dumps({**run.as_json(), "report": str(report), **more}), flush=True)
+    else:
+        _tell(run, report)
+    if ended:  # the last word is why there is no more
+        raise ended[0]
+    if not arguments.json:
+        _tell_more(run, arguments)
+    return 0
+
+
+def _tell_more(run: Run, arguments: Any) -> None:
+    """What a verification and a timing found, where they were asked for."""
     if arguments.verify:
         none = NO_WINNER.format("verdict", "verified") + NAME_ONE.format(run.name)
         print("\n".join(told(run.verification) if run.verification else [none]))
@@ -165,7 +176,6 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         show(as_json(run.timing), layers=False)
     elif arguments.bench:
         print(NO_WINNER.format("speed  ", "timed"))
-    return 0
 
 
 NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"

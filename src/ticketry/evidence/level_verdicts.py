@@ -8,6 +8,7 @@ it, with their steps.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,13 +48,24 @@ def resolution(unit: str, examples: int) -> float | None:
 
 
 def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
-    """The record of a run with as many test examples, with the verdicts of its levels, or why there are none."""
+    """The record of a run with as many test examples, with the verdicts of its levels, or why there are none.
+
+    Of a run that ended before all was found only levels that every replicate has reached are judged: of the others
+    those replicates are missing whose tickets were the hardest to find.
+    """
+    points = _reached_by_all(record.points) if record.ended else record.points
     try:
-        return structs.replace(record, verdicts=tuple(judge(record.points, record.task.metric, examples)))
+        return structs.replace(record, verdicts=tuple(judge(points, record.task.metric, examples)))
     except UsageError as error:
         budgets = {role: {one.budget for one in record.points if one.role == role} for role in (DENSE, TICKET)}
         advice = "" if budgets[DENSE] >= budgets[TICKET] else f". {_AT_EQUAL_BUDGETS}"
         return structs.replace(record, verdict_error=f"{error}{advice}")
+
+
+def _reached_by_all(points: Sequence[Point]) -> list[Point]:
+    replicates = {point.replicate for point in points}
+    reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
+    return [point for point in points if reached[point.level] == len(replicates)]
 
 
 def judge(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
-from ticketry.errors import UsageError
+from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.frames import RunTicket, frame_of, taking, tickets_json
@@ -267,7 +267,8 @@ class Run:
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
         tickets = tickets_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
-        return {"tickets": tickets, **{key: values[key] for key in keys}, "now": dict(self.now)}
+        ended = {"ended": self.record.ended} if self.record.ended else {}
+        return {"tickets": tickets, **{key: values[key] for key in keys}, **ended, "now": dict(self.now)}
 
     @property
     def _points(self) -> list[Point]:
@@ -330,6 +331,8 @@ def run(
 
     Raises:
         UsageError: for an argument that is not known, or cannot be.
+        LayerCollapseError, TrainingError: if a replicate cannot go on; behind the others, and after the record of what
+            was found was written.
         TicketryError: for whatever makes training impossible.
 
     Examples:
@@ -377,11 +380,12 @@ def carry_out(
     energy: str = "meter",
     on_point: OnPoint | None = None,
     on_event: OnEvent | None = None,
+    on_ended: Callable[[TicketryError], None] | None = None,
 ) -> Run:
     """Search as requested, in the lab that the options ask for: see `search.execute`."""
     from ticketry.experiments.search import execute
 
     with opened(options, request.task, on_event) as lab:
-        record = execute(lab, request, command=command, on_point=on_point, energy=energy)
+        record = execute(lab, request, command=command, on_point=on_point, energy=energy, on_ended=on_ended)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return Run(request, record, options, done, command, tuple(lab.dashboards.where()))

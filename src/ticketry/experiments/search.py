@@ -10,6 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.errors import TicketryError
 from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.level_verdicts import with_verdicts
@@ -29,9 +30,10 @@ from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.running import marked_running
 from ticketry.lab.training.precision import SYNCHRONISED
-from ticketry.records.network import Point, is_dense_rival
+from ticketry.records.network import TICKET, Point, is_dense_rival
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
+from ticketry.search.common.method import CANNOT_GO_ON
 from ticketry.search.common.scope import Scored, score_of
 from ticketry.tasks.task import Task
 
@@ -46,8 +48,11 @@ def execute(
     on_point: OnPoint | None = None,
     on_found: OnFound | None = None,
     energy: str = "meter",
+    on_ended: Callable[[TicketryError], None] | None = None,
 ) -> RunRecord:
     """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
+
+    Where a replicate cannot go on, the others do, and the record tells what was found and why there is no more.
 
     Args:
         lab: where to train.
@@ -56,9 +61,12 @@ def execute(
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
         energy: ``meter``, or ``estimate`` where the machine has none, see `lab.costs.energy`.
+        on_ended: called, behind all else, with why a replicate cannot go on; without it that is raised.
 
     Raises:
         MissingExtraError: for an estimate without codecarbon.
+        LayerCollapseError, TrainingError: if a replicate cannot go on, after the record was written; or before, if no
+            ticket was found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
     folder = lab.store.paths.run(run.name)
@@ -71,6 +79,7 @@ def execute(
 
     collected = Points(lab, run, folder, point_found)
     controls = _Controls(lab, run, collected)
+    ended: TicketryError | None = None
 
     def found_one(replicate: int, found: Found) -> None:
         _found(collected, controls, replicate, found)
@@ -79,19 +88,28 @@ def execute(
 
     with collected.logged.whole() as whole:
         with marked_running(folder), telling, controls:
-            run.method(
-                lab,
-                run.task,
-                run.settings,
-                recipe=run.recipe,
-                replicates=run.replicates,
-                seeds=run.seeds,
-                on_found=found_one,
-            )
+            try:
+                run.method(
+                    lab,
+                    run.task,
+                    run.settings,
+                    recipe=run.recipe,
+                    replicates=run.replicates,
+                    seeds=run.seeds,
+                    on_found=found_one,
+                )
+            except CANNOT_GO_ON as error:
+                if not any(row.role == TICKET for row in collected.rows):
+                    raise
+                ended = error
         seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
         record = as_read(_record(lab, run, collected, command, seconds, done))
-        record = _written(lab, run, record, done, meter)
+        record = _written(lab, run, replace(record, ended=str(ended or "")), done, meter)
         collected.logged.record(whole, record, folder)
+    if ended is not None:
+        if on_ended is None:
+            raise ended
+        on_ended(ended)
     return record
 
 

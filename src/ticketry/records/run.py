@@ -96,6 +96,8 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """Why there are no verdicts; empty if that is not told."""
     rounds: tuple[Round, ...] = ()
     """The trainings with gates that masks come from, where there are any."""
+    ended: str = ""
+    """Why some replicate has found less than was asked for; empty if none has."""
     scored: str = ""
     """The score that masks were chosen by, where it is not the one that the settings name."""
 

@@ -148,8 +148,12 @@ def _evidence(subject: Subject, place: Place) -> Iterator[Section]:
 
 
 def _observed(results: Results) -> list[Text | None]:
-    seen = observe(results)
-    return [Text(seen.finding, "lead"), Text(seen.remark, "remark") if seen.remark else None]
+    seen, ended = observe(results), results.run.ended
+    return [
+        Text(seen.finding, "lead"),
+        Text(seen.remark, "remark") if seen.remark else None,
+        Text(f"Less was found than was asked for: {ended}", "remark") if ended else None,
+    ]
 
 
 def _head(subject: Subject) -> dict[str, object]:

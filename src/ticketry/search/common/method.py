@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial, wraps
 from types import FunctionType, ModuleType
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
 
-from ticketry.errors import UsageError
+from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Seeds
 from ticketry.search.common.found_checks import checked
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 S = TypeVar("S", default=Any)
 """Settings of a method."""
 T = TypeVar("T")
+
+CANNOT_GO_ON = (LayerCollapseError, TrainingError)
+"""Errors of one replicate, behind which it finds nothing more; what it has found stands, and others go on."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,7 @@ class Method(Generic[S]):
 
         Raises:
             UsageError: for less than one replicate, or a method that does not yield what a search does.
+            LayerCollapseError, TrainingError: if a replicate cannot go on; after the others have ended too.
         """
         from ticketry.tasks.catalogue import of_replicate
 
@@ -271,15 +275,33 @@ class Method(Generic[S]):
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings
         tasks = [of_replicate(task, number) for number in range(replicates)]
+        ended: dict[int, TicketryError] = {}
 
         def one(number: int) -> list[Found]:
             found = []
             with lab.telling(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
-                for item in checked(self.name, networks):
-                    found.append(item)
-                    if on_found:
-                        on_found(number, item)
+                try:
+                    for item in checked(self.name, networks):
+                        found.append(item)
+                        if on_found:
+                            on_found(number, item)
+                except CANNOT_GO_ON as error:
+                    ended[number] = error
             return found
 
-        return lab.gather([partial(one, number) for number in range(replicates)])
+        all_found = lab.gather([partial(one, number) for number in range(replicates)])
+        if ended:
+            raise _ended(ended, replicates)
+        return all_found
+
+
+def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
+    """The error of the first of the replicates that cannot go on, which names all of them where there are several."""
+    *others, last = map(str, sorted(ended))
+    error = ended[min(ended)]
+    if replicates == 1:
+        return error
+    which = f"replicates {', '.join(others)} and {last}" if others else f"replicate {last}"
+    where = f"{which} cannot go on"
+    return error.at(where) if isinstance(error, LayerCollapseError) else type(error)(f"{where}: {error}")
