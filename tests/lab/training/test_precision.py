@@ -73,6 +73,7 @@ def _settings() -> tuple[object, ...]:
         torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
         _denormals_are_zero(),
     )
 
@@ -95,6 +96,7 @@ def test_settings_are_put_back(strict, device):
         assert torch.get_num_threads() == other
         assert _denormals_are_zero()
         assert torch.are_deterministic_algorithms_enabled() == (strict[0] or device == "cuda")
+        assert torch.utils.deterministic.fill_uninitialized_memory == (device != "cuda")
         error = ZeroDivisionError()
         assert not active.__exit__(type(error), error, None), "errors pass"
         assert _settings() == chosen
