@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import loop, replays
-from ticketry.lab.training.replays import WARM_UP, Replays, are_alike
+from ticketry.lab.training.replays import MOST, WARM_UP, Replays, are_alike
 from ticketry.lab.training.supervised import SupervisedSession
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants.held_mask import HeldMask
@@ -137,6 +137,17 @@ def test_gradients_are_those_of_the_batch_whatever_shape_came_before():
         assert torch.equal(loss, wanted)
         assert all(torch.equal(one, parameter.grad) for one, parameter in zip(found, graphs.parameters, strict=True))
     assert graphs.recorded == 2
+
+
+def test_batches_of_many_shapes_do_not_fill_the_memory():
+    model = nn.Linear(3, 2)
+    graphs = Graphs(list(model.parameters()))
+    graphs.model = model
+    steps = Replays(graphs.parameters, differentiated_of(model), graphs)
+    for count in range(1, MOST + 4):
+        for _ in range(WARM_UP + 2):
+            assert torch.equal(steps(batch(count)), differentiated_of(model)(batch(count)))
+    assert graphs.recorded == MOST
 
 
 # -- which steps are alike ---------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ from ticketry.tasks.user_task import OwnTask
 WARM_UP = 3
 """Steps with a shape of batch before it is recorded: in them libraries make their plans, and constants their place."""
 
+MOST = 8
+"""Shapes of batches that are recorded; each takes memory of its own. Usual are two: of whole batches and of the last."""
+
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
@@ -100,7 +103,7 @@ class Replays:
 
     def _recording(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
         """Whether a batch's shape came often enough, and its step was recorded, which trains nothing."""
-        if self._seen[shape] < WARM_UP:
+        if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False
         held = [tensor.clone() for tensor in batch]
         self._forget_gradients()
