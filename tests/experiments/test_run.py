@@ -7,7 +7,8 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from os import fspath
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,11 @@ def test_what_a_record_holds_is_no_markup(run: Run) -> None:
 
 def test_cells_of_a_table() -> None:
     assert "<tr><td>1.235</td><td>–</td><td>3</td></tr>" in html_table("a", "xyz", [(1.23456, None, 3)])
+
+
+def test_a_ticket_whose_weights_a_bundle_left_out_says_so(run: Run) -> None:
+    ticket = replace(run.tickets[1], path=Path())
+    with pytest.raises(UsageError, match="replicate 0 at level 2 has no folder: a bundle left its weights out"):
+        ticket.load()
+    with pytest.raises(UsageError, match="has no folder"):
+        fspath(ticket)

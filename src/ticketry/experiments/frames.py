@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class RunTicket:
     """
 
     path: Path
-    """Its folder."""
+    """Its folder; empty where there is none, because a bundle left its weights out."""
     density: float
     """Share of the prunable weights that is kept."""
     level: int
@@ -59,16 +59,27 @@ class RunTicket:
     """Share of the dense network's multiplications; None where the search was not by a budget."""
 
     def __fspath__(self) -> str:
+        """Raises `UsageError` if it has no folder."""
+        if self.path == Path():
+            raise UsageError(
+                f"the ticket of replicate {self.replicate} at level {self.level} has no folder: a bundle left its"
+                " weights out (ticketry store pack --weights packs them)"
+            )
         return str(self.path)
 
     def load(self) -> Ticket:
-        """Read it from its folder."""
+        """Read it from its folder.
+
+        Raises:
+            UsageError: if it has none.
+            TicketError: see `Ticket.load`.
+        """
         from ticketry.core.ticket.ticket import Ticket
 
-        return Ticket.load(self.path)
+        return Ticket.load(fspath(self))
 
 
-CLOSE = 1.02
+MET = 1.02
 """How much more than asked for a ticket may take: what a budget is met to."""
 
 
@@ -81,7 +92,7 @@ def taking(tickets: Sequence[RunTicket], what: str, asked: float | str, run: str
     Raises:
         UsageError: if there is none.
     """
-    limit = CLOSE * share_of(asked)
+    limit = MET * share_of(asked)
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
     found = tuple(one for one, share in known.items() if share <= limit)
     if not found:
