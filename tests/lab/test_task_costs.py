@@ -12,8 +12,9 @@ import torch
 import ticketry as tk
 from cli.calling import call
 from ticketry.core.costs.cost_model import CostModel
-from ticketry.errors import UsageError
+from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.procedures import search_of
 from ticketry.lab.task_costs import CostOptions, costs_of
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
@@ -50,6 +51,27 @@ def test_bytes_are_counted_and_kept_to(tmp_path: Path) -> None:
     file = tmp_path / "ticket.tk"
     tk.compile(model, ticket.mask, inputs).save(file)
     assert 0.29 * counted.dense < file.stat().st_size <= 0.3 * counted.dense
+
+
+def test_costs_are_found_in_a_store_that_was_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the run file, without trust, and by the search behind a ticket; others than the store's own stay refused."""
+    run = tk.run("oneshot", task(), bytes=0.3, store=tmp_path / "first", **COMMON)
+    ticket = run.tickets[0].load()
+    (tmp_path / "first").rename(tmp_path / "second")
+    store = tmp_path / "second"
+    config = store / "runs" / run.name / "run.toml"
+    words = ["search", "--config", str(config), "--store", str(store), "--workers", "0", "--json"]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert (json.loads(out)["run"], json.loads(out)["now"]["segments_trained"]) == (run.name, 0)
+    profile = search_of(ticket, store=store).settings.profile
+    assert Path(profile) == next((store / "costs").iterdir())
+    with pytest.raises(TrustError, match="setting profile"):
+        search_of(ticket, store=tmp_path / "third")
+    next((store / "costs").iterdir()).unlink()
+    code, _, err = call(capsys, *words)
+    assert code != 0
+    assert "setting profile" in err
 
 
 def test_amounts_are_those_of_what_is_measured(tmp_path: Path) -> None:

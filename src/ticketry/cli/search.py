@@ -21,7 +21,7 @@ from ticketry.core.pattern import check_share
 from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.experiments.run_file import check_trust, read_run_file, with_kept_costs
 from ticketry.lab.remote.address import place_of
 from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
@@ -115,10 +115,12 @@ def read_arguments(
     rest = list(words)
     tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
     named = bool(rest) and not rest[0].startswith("-")
-    if (config := _value(rest, "--config")) and "--trust" not in rest:
-        said = {*options_said(rest), *(["method"] if named else [])}
+    if config := _value(rest, "--config"):
         store = _value(rest, "--store") or LabOptions.store
-        check_trust(tables, said, of=config, store=store)
+        tables = {**tables, "settings": with_kept_costs(tables.get("settings", {}), store)}
+        if "--trust" not in rest:
+            said = {*options_said(rest), *(["method"] if named else [])}
+            check_trust(tables, said, of=config, store=store)
     name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")

@@ -14,7 +14,7 @@ from ticketry.evidence.procedure import Procedure
 from ticketry.evidence.ticket_under_test import check_task
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.request import SearchRequest
-from ticketry.experiments.run_file import check_trust
+from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.ticket import Repeating, read_info
@@ -60,17 +60,18 @@ def search_of(
             f"{of} was saved by an older ticketry, and does not tell the recipe that its budget has changed: carry its"
             " run out again (ticketry search --config run.toml), which trains nothing anew"
         )
+    settings = with_kept_costs(told.settings, store)
     if not trust:
         if METHODS.is_outside(told.method):
             raise refused("search method", told.method, of)
-        check_trust({"settings": told.settings}, None, of=of, store=store)
+        check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(told.method), told.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
     check_task(of_replicate(task, told.replicate), told.task)
     found = SearchRequest(
         method=method,
         task=task,
-        settings=settings_of(told.settings, method.Settings, what=f"the search of {of}")[0],
+        settings=settings_of(settings, method.Settings, what=f"the search of {of}")[0],
         recipe=recipe_from((searched and searched.recipe) or told.recipe),
         replicates=searched.replicates if searched else told.replicate + 1,
         seeds=convert(structs.asdict(told.seeds), Seeds).replicate(-told.replicate),

@@ -175,6 +175,26 @@ def check_trust(
                 raise refused(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
 
 
+def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> dict[str, Any]:
+    """Settings of a run file or a ticket, whose file of costs is that of the store where the named one is gone.
+
+    A search keeps the costs that it measures in its store, which may have been moved since. Which costs they are is
+    part of the run's name, so that others are never taken for them.
+    """
+    told = dict(settings)
+    if not (named := told.get("profile")) or store is None or is_url(store):
+        return told
+    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
+
+    profile = Path(str(named))
+    kept = Paths(Path(store)).costs_folder / profile.name
+    try:
+        moved = not profile.exists() and kept.is_file()
+    except (OSError, ValueError):  # no name of a file: told where it is read
+        return told
+    return {**told, "profile": str(kept)} if moved else told
+
+
 def _kept_costs(profile: str, store: str | Path | None) -> bool:
     """Whether it is a file of costs in a store on this machine, links followed."""
     if store is None or is_url(store):

@@ -26,7 +26,7 @@ WARM_UP = 3
 """Steps with a shape of batch before it is recorded: in them libraries make their plans, and constants their place."""
 
 MOST = 8
-"""Shapes of batches that are recorded; each takes memory of its own. Usual are two: of whole batches and of the last."""
+"""Shapes of batches that are recorded; each takes memory of its own. Usually there are two: whole and last ones."""
 
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 Replay = Callable[[], object]
