@@ -140,15 +140,8 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         request = with_profile(request, arguments, say)
     ended: list[TicketryError] = []
     with Live(request) as live:
-        run = carry_out(
-            request,
-            arguments,
-            command=command,
-            energy=arguments.energy,
-            on_point=live.on_point,
-            on_event=live.on_event,
-            on_ended=ended.append,
-        )
+        hears: dict[str, Any] = {"on_point": live.on_point, "on_event": live.on_event, "on_ended": ended.append}
+        run = carry_out(request, arguments, command=command, energy=arguments.energy, **hears)
     if arguments.verify and not ended:
         _verify(run)
     if arguments.bench and not ended:
