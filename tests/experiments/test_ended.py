@@ -126,3 +126,16 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
     assert list(blocks_done(campaign, "run", Paths(tmp_path))) == []
     monkeypatch.setattr(planning, "earlier_record", lambda path, kind: structs.replace(record, ended=""))
     assert len(list(blocks_done(campaign, "run", Paths(tmp_path)))) == 1
+
+
+def test_an_error_of_whoever_hears_of_tickets_is_no_replicates(tmp_path: Path) -> None:
+    """Such as that of a control, which is trained where tickets are told in a lab without workers."""
+
+    def hear(replicate: int, found: Found) -> None:
+        raise TrainingError("of a control")
+
+    ended: list[Exception] = []
+    asked: dict[str, Any] = {"recipe": tk.Recipe(length="4it"), "replicates": 2, "on_found": hear}
+    with Lab(tmp_path / "store") as lab, pytest.raises(TrainingError, match=r"^of a control$"):
+        ITERATIVE(lab, tk.task("digits"), on_ended=ended.append, **asked)
+    assert ended == []

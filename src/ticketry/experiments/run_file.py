@@ -182,12 +182,10 @@ def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> di
     part of the run's name, so that others are never taken for them.
     """
     told = dict(settings)
-    if not (named := told.get("profile")) or store is None or is_url(store):
+    if not (named := told.get("profile")) or (folder := _costs_folder(store)) is None:
         return told
-    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
-
     profile = Path(str(named))
-    kept = Paths(Path(store)).costs_folder / profile.name
+    kept = folder / profile.name
     try:
         moved = not profile.exists() and kept.is_file()
     except (OSError, ValueError):  # no name of a file: told where it is read
@@ -197,15 +195,21 @@ def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> di
 
 def _kept_costs(profile: str, store: str | Path | None) -> bool:
     """Whether it is a file of costs in a store on this machine, links followed."""
-    if store is None or is_url(store):
+    if (folder := _costs_folder(store)) is None:
         return False
-    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
-
-    folder, file = Paths(Path(store)).costs_folder, Path(profile)
     try:
-        return within(folder, file).is_file()
+        return within(folder, Path(profile)).is_file()
     except (OutsideError, OSError, ValueError):
         return False
+
+
+def _costs_folder(store: str | Path | None) -> Path | None:
+    """Where a store on this machine keeps costs."""
+    if store is None or is_url(store):
+        return None
+    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
+
+    return Paths(Path(store)).costs_folder
 
 
 def _trains_here(on: str) -> bool:

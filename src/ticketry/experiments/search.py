@@ -33,7 +33,6 @@ from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.records.network import TICKET, Point, is_dense_rival
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
-from ticketry.search.common.method import CANNOT_GO_ON
 from ticketry.search.common.scope import Scored, score_of
 from ticketry.tasks.task import Task
 
@@ -79,7 +78,7 @@ def execute(
 
     collected = Points(lab, run, folder, point_found)
     controls = _Controls(lab, run, collected)
-    ended: TicketryError | None = None
+    ended: list[TicketryError] = []
 
     def found_one(replicate: int, found: Found) -> None:
         _found(collected, controls, replicate, found)
@@ -88,28 +87,26 @@ def execute(
 
     with collected.logged.whole() as whole:
         with marked_running(folder), telling, controls:
-            try:
-                run.method(
-                    lab,
-                    run.task,
-                    run.settings,
-                    recipe=run.recipe,
-                    replicates=run.replicates,
-                    seeds=run.seeds,
-                    on_found=found_one,
-                )
-            except CANNOT_GO_ON as error:
-                if not any(row.role == TICKET for row in collected.rows):
-                    raise
-                ended = error
+            run.method(
+                lab,
+                run.task,
+                run.settings,
+                recipe=run.recipe,
+                replicates=run.replicates,
+                seeds=run.seeds,
+                on_found=found_one,
+                on_ended=ended.append,
+            )
+            if ended and not any(row.role == TICKET for row in collected.rows):
+                raise ended[0]
         seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
         record = as_read(_record(lab, run, collected, command, seconds, done))
-        record = _written(lab, run, replace(record, ended=str(ended or "")), done, meter)
+        record = _written(lab, run, replace(record, ended="".join(map(str, ended))), done, meter)
         collected.logged.record(whole, record, folder)
-    if ended is not None:
+    for error in ended:
         if on_ended is None:
-            raise ended
-        on_ended(ended)
+            raise error
+        on_ended(error)
     return record
 
 

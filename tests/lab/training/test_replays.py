@@ -28,8 +28,9 @@ class Graphs:
     """What CUDA graphs do, as seen from outside: a replay computes with what lies where the call read, and writes to
     where it wrote. Nothing in Python runs at a replay but what computes numbers."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters, self.recorded, self.replayed = parameters, 0, 0
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.parameters = model, list(model.parameters())
+        self.recorded = self.replayed = 0
 
     def __call__(self, call: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         buffers = {name: one.clone() for name, one in self.model.named_buffers()}
@@ -54,15 +55,9 @@ def with_graphs(monkeypatch):
     """Trainings replay steps from what stands for CUDA graphs; gives the ones of the last loop."""
     made = []
 
-    class Recording(Replays):
-        def __init__(self, parameters, differentiated):
-            made.append(Graphs(parameters))
-            super().__init__(parameters, differentiated, made[-1])
-
     def step_loss(self):
-        found = Recording(self._parameters, self._differentiated)
-        made[-1].model = self.model
-        return found
+        made.append(Graphs(self.model))
+        return Replays(self._parameters, self._differentiated, made[-1])
 
     replaying = loop.cached_property(step_loss)
     replaying.__set_name__(loop.Loop, "_step_loss")
@@ -125,8 +120,7 @@ def test_a_call_that_cannot_be_recorded_is_told_once_and_computed():
 
 def test_gradients_are_those_of_the_batch_whatever_shape_came_before():
     model = nn.Linear(3, 2)
-    graphs = Graphs(list(model.parameters()))
-    graphs.model = model
+    graphs = Graphs(model)
     steps = Replays(graphs.parameters, differentiated_of(model), graphs)
     for count in [4, 4, 4, 4, 5, 4, 5, 5, 5, 5, 4, 5, 4, 4]:
         loss = steps(batch(count)).clone()
@@ -141,8 +135,7 @@ def test_gradients_are_those_of_the_batch_whatever_shape_came_before():
 
 def test_batches_of_many_shapes_do_not_fill_the_memory():
     model = nn.Linear(3, 2)
-    graphs = Graphs(list(model.parameters()))
-    graphs.model = model
+    graphs = Graphs(model)
     steps = Replays(graphs.parameters, differentiated_of(model), graphs)
     for count in range(1, MOST + 4):
         for _ in range(WARM_UP + 2):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import filelock
 
-from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
+from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told
@@ -44,10 +44,9 @@ from ticketry.records.campaign import (
 from ticketry.records.schema import as_json
 from ticketry.report.campaigns import markdown, write_campaign_page
 from ticketry.report.wording import duration
+from ticketry.search.common.method import CANNOT_GO_ON
 
 Say = Callable[[str], None]
-_CANNOT_GO_ON = (LayerCollapseError, TrainingError)
-"""Errors of one run alone."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class _Work:
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
             try:
                 self._search(block, waiting[block])
-            except _CANNOT_GO_ON as error:
+            except CANNOT_GO_ON as error:
                 self._fails(block, error)
 
     def _look(self) -> None:
@@ -212,7 +211,7 @@ class _Work:
         """Seconds. To tell what of a block is stored its first masks may be drawn, which a run may not survive."""
         try:
             return self._clock.estimate(block, counted)
-        except _CANNOT_GO_ON as error:
+        except CANNOT_GO_ON as error:
             self._fails(block, error)
             return 0.0
 

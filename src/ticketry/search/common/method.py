@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial, wraps
 from types import FunctionType, ModuleType
@@ -250,6 +250,7 @@ class Method(Generic[S]):
         replicates: int = 1,
         seeds: Seeds | None = None,
         on_found: Callable[[int, Found], None] | None = None,
+        on_ended: Callable[[TicketryError], None] | None = None,
     ) -> list[list[Found]]:
         """Search. Everything already in the lab's store is taken from there.
 
@@ -261,6 +262,7 @@ class Method(Generic[S]):
             replicates: how many times, with other seeds, and other data where a task has several splits.
             seeds: of the first replicate.
             on_found: called with (replicate, found) as each network is trained; it may come from several threads.
+            on_ended: called, after all replicates, with why some cannot go on; without it that is raised.
 
         Returns:
             For each replicate what it found, the dense network first.
@@ -281,19 +283,29 @@ class Method(Generic[S]):
             found = []
             with lab.telling(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
-                try:
-                    for item in checked(self.name, networks):
-                        found.append(item)
-                        if on_found:
-                            on_found(number, item)
-                except CANNOT_GO_ON as error:
-                    ended[number] = error
+                for item in _as_far_as_it_goes(checked(self.name, networks), number, ended):
+                    found.append(item)
+                    if on_found:
+                        on_found(number, item)
             return found
 
         all_found = lab.gather([partial(one, number) for number in range(replicates)])
         if ended:
-            raise _ended(ended, replicates)
+            error = _ended(ended, replicates)
+            if on_ended is None:
+                raise error
+            on_ended(error)
         return all_found
+
+
+def _as_far_as_it_goes(
+    networks: Iterator[Found], number: int, ended: MutableMapping[int, TicketryError]
+) -> Iterator[Found]:
+    """What replicate `number` finds; into `ended` goes why it cannot go on. Errors of whoever is told are not its."""
+    try:
+        yield from networks
+    except CANNOT_GO_ON as error:
+        ended[number] = error
 
 
 def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
