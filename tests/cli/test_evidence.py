@@ -15,7 +15,7 @@ from msgspec import convert
 import ticketry as tk
 from cli.calling import call
 from made_records import verify_record
-from ticketry.cli.verify import told
+from ticketry.cli.screen.verification import told
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.schema import as_json
 from ticketry.report.wording import MINUS

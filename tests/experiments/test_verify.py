@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from norms_task import NormsTask
-from ticketry.cli.verify import told
+from ticketry.cli.screen.verification import told
 from ticketry.evidence.settings import VerifySettings as Settings
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.engine_tables import console, curve_table, engines_table, layers_table, saved_table
-from ticketry.cli.options import Printing, saying, size
+from ticketry.cli.options import Printing, saying
+from ticketry.cli.screen.timing import show
 from ticketry.errors import UsageError
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.records.schema import as_json
@@ -111,51 +111,6 @@ def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
             say=say,
             command=command,
         )
-
-
-def show(record: Mapping[str, Any], *, layers: bool = True) -> None:
-    """The tables of a record, on standard output."""
-    out = console()
-    curves = record.get("curves", [])
-    comparisons = record.get("comparisons") or [curve["comparison"] for curve in curves]
-    print("\n".join(_head(record, comparisons[0])))
-    for curve in curves:
-        out.print()
-        out.print(curve_table(curve))
-    if curves:
-        return
-    out.print()
-    out.print(engines_table(comparisons))
-    out.print()
-    out.print(saved_table(comparisons))
-    if layers:
-        out.print()
-        out.print(f"layers at batch {record['layers_batch']}, one thread")
-        out.print(layers_table(record["layers"]))
-
-
-def _head(record: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
-    machine = one["machine"]
-    cores = "" if one["cores"] is None else f" (core{'s' if len(one['cores']) > 1 else ''} {_listed(one['cores'])})"
-    threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}{cores}"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    lines = [
-        f"ticket   {record['ticket']}",
-        f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of {record['prunable']:,}"
-        f" prunable weights kept",
-        f"timed    {one['precision']}, {threads}, {'cold' if one['cold'] else 'hot'} caches, {one['rounds']} rounds,"
-        f" {one['clock']} time",
-        f"machine  {machine['processor']}, {machine['cores']} cores, load {machine['load']}; {versions}",
-    ]
-    if "weight_bytes" in record:
-        batches = f"batches of {_listed(record['table_batches'])}"
-        weights = f"{size(record['weight_bytes'])} of tables for {batches}; dense weights {size(record['dense_bytes'])}"
-        lines.append(f"engine   compiled in {record['compile_seconds']:.2f} s; {weights}")
-    return lines
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _kept(arguments: _Arguments) -> list[tuple[str, Path]]:

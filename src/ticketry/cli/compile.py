@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.engine_tables import console, layers_table
 from ticketry.cli.options import Printing, output_file, saying, size
+from ticketry.cli.screen.engine_tables import console, layers_table
 from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\

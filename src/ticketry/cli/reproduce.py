@@ -90,7 +90,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
     """Check what is done of campaigns; 1 if a row does not hold."""
-    from ticketry.cli.progress import Progress
+    from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import aligned
 
@@ -121,7 +121,7 @@ def _campaigns(arguments: Any) -> list[Campaign]:
 
 
 def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
-    from ticketry.cli.progress import Progress
+    from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.campaign import reproduce
 
     budget, found = seconds_of(arguments.budget), []

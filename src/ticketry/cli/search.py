@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -14,16 +13,15 @@ import tyro
 
 from ticketry.choices import listed
 from ticketry.cli.arguments import options_said, parse, values_of
-from ticketry.cli.bench import show
 from ticketry.cli.options import Printing, saying
-from ticketry.cli.verify import interim_teller, told
+from ticketry.cli.screen.search_end import tell, tell_more
+from ticketry.cli.screen.verification import interim_teller
 from ticketry.core.pattern import check_share
-from ticketry.errors import TicketryError, TrustError, UsageError
+from ticketry.errors import TicketryError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file, with_kept_costs
 from ticketry.lab.remote.address import place_of
-from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_aims, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from ticketry.experiments.request import SearchRequest
     from ticketry.experiments.run import Run
     from ticketry.lab.search_result import Seeds
-    from ticketry.records.run import RunRecord
     from ticketry.tasks.task import Task
 
 
@@ -131,7 +128,7 @@ def read_arguments(
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
-    from ticketry.cli.live import Live
+    from ticketry.cli.screen.live import Live
     from ticketry.experiments.request import with_profile
     from ticketry.experiments.run import carry_out
 
@@ -140,8 +137,15 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         request = with_profile(request, arguments, say)
     ended: list[TicketryError] = []
     with Live(request) as live:
-        hears: dict[str, Any] = {"on_point": live.on_point, "on_event": live.on_event, "on_ended": ended.append}
-        run = carry_out(request, arguments, command=command, energy=arguments.energy, **hears)
+        run = carry_out(
+            request,
+            arguments,
+            command=command,
+            energy=arguments.energy,
+            on_point=live.on_point,
+            on_event=live.on_event,
+            on_ended=ended.append,
+        )
     if arguments.verify and not ended:
         _verify(run)
     if arguments.bench and not ended:
@@ -153,32 +157,16 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         more = {name: as_json(one) for name, one in found.items() if one}
         print(json.dumps({**run.as_json(), "report": str(report), **more}), flush=True)
     else:
-        _tell(run, report)
+        tell(run, report)
     if ended:  # the last word is why there is no more
         raise ended[0]
     if not arguments.json:
-        _tell_more(run, arguments)
+        tell_more(run, verified=arguments.verify, timed=arguments.bench)
     return 0
 
 
-def _tell_more(run: Run, arguments: Any) -> None:
-    """What a verification and a timing found, where they were asked for."""
-    if arguments.verify:
-        none = NO_WINNER.format("verdict", "verified") + NAME_ONE.format(run.name)
-        print("\n".join(told(run.verification) if run.verification else [none]))
-    if arguments.bench and run.timing:
-        print()
-        show(as_json(run.timing), layers=False)
-    elif arguments.bench:
-        print(NO_WINNER.format("speed  ", "timed"))
-
-
-NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
-NAME_ONE = "; ticketry verify {} --density D does it for one that you name"
-
-
 def _verify(run: Run) -> None:
-    from ticketry.cli.progress import Progress
+    from ticketry.cli.screen.progress import Progress
 
     with Progress(f"verifying {run.name}") as progress:
         run.verify(on_event=progress.on_event, on_interim=interim_teller(progress))
@@ -311,65 +299,6 @@ def _value(words: Sequence[str], flag: str) -> str:
             return words[index + 1]
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
-    return ""
-
-
-# -- what is printed ---------------------------------------------------------------------------------------------------
-
-
-def _tell(run: Run, report: Path) -> None:
-    from rich.console import Console
-
-    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line
-
-    console, record, folder = Console(), run.record, run.path
-    if console.is_terminal:
-        console.print(summary_table(record))
-        console.print(verdict_line(record), markup=False, highlight=False)
-    else:  # rich would cut the table to 80 columns
-        print("\n".join([*summary_lines(record), "", verdict_line(record)]))
-    if costs := cost_lines(record):
-        print("\n".join(["", *costs]))
-    tickets, told = _tickets(run)
-    lines = [
-        "",
-        *(f"pruned   {line}" for line in moment_lines(record)),
-        f"tickets  {told}",
-        f"report   {report}",
-        *(f"log      {line}" for line in run.logs),
-        f"again    {_again(folder / 'run.toml', record)}",
-        "next     ticketry list tickets" + (", or in Python:" if tickets else ""),
-        *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
-    ]
-    print("\n".join(lines))
-    sys.stdout.flush()
-
-
-def _tickets(run: Run) -> tuple[list[str], str]:
-    """The folders of a run's tickets, and what is said of them: a bundle without weights leaves them out."""
-    found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
-    folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
-    missing = len(run.tickets) - len(found)
-    if not missing:
-        return found, f"{run.path / 'tickets'} ({folders})"
-    why = f"{missing} without weights, which a bundle left out: ticketry store pack --weights packs them"
-    return found, f"{run.path / 'tickets'} ({folders}; {why})" if found else f"none in a folder ({why})"
-
-
-def _again(file: Path, record: RunRecord) -> str:
-    """The command that answers from the store what was just trained."""
-    told = {name: record.environment.get(name) for name in ("kernels", "precision")}
-    said = read_run_file(file)  # of an older version it does not say them
-    chosen = "".join(f" --{name} {word}" for name, word in told.items() if word and name not in said)
-    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file, record.store)}"
-
-
-def _trust(file: Path, store: str) -> str:
-    """What has to be said beside a run file that names more than what is built in."""
-    try:
-        check_trust(read_run_file(file), (), of=str(file), store=store)
-    except TrustError:
-        return " --trust"
     return ""
 
 

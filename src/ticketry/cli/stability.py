@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _analyse(chosen: Any, arguments: Any, command: str) -> int:
-    from ticketry.cli.progress import Progress
+    from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.stability import analyse
 
     request = request_by(chosen, arguments)

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.engine_tables import console, fits_table
 from ticketry.cli.options import Printing, saying
+from ticketry.cli.screen.engine_tables import console, fits_table
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.records.schema import as_json
 from ticketry.records.structure import StructureRecord

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ticketry.cli.progress import Progress, bars
+from ticketry.cli.screen.progress import Progress, bars
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
 from ticketry.lab.runners.runner import Event

@@ -1,0 +1,1 @@
+"""What commands show: progress while they work, and tables and lines of what was found."""

@@ -1,0 +1,90 @@
+"""What `ticketry search` tells of a run that is done."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ticketry.cli.screen.timing import show
+from ticketry.cli.screen.verification import told
+from ticketry.errors import TrustError
+from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.records.network import TICKET
+from ticketry.records.schema import as_json
+
+if TYPE_CHECKING:
+    from ticketry.experiments.run import Run
+    from ticketry.records.run import RunRecord
+
+_NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
+_NAME_ONE = "; ticketry verify {} --density D does it for one that you name"
+
+
+def tell(run: Run, report: Path) -> None:
+    """Its levels, verdict and costs, and where to go from here."""
+    from rich.console import Console
+
+    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line
+
+    console, record, folder = Console(), run.record, run.path
+    if console.is_terminal:
+        console.print(summary_table(record))
+        console.print(verdict_line(record), markup=False, highlight=False)
+    else:  # rich would cut the table to 80 columns
+        print("\n".join([*summary_lines(record), "", verdict_line(record)]))
+    if costs := cost_lines(record):
+        print("\n".join(["", *costs]))
+    tickets, where = _tickets(run)
+    lines = [
+        "",
+        *(f"pruned   {line}" for line in moment_lines(record)),
+        f"tickets  {where}",
+        f"report   {report}",
+        *(f"log      {line}" for line in run.logs),
+        f"again    {_again(folder / 'run.toml', record)}",
+        "next     ticketry list tickets" + (", or in Python:" if tickets else ""),
+        *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
+    ]
+    print("\n".join(lines))
+    sys.stdout.flush()
+
+
+def tell_more(run: Run, *, verified: bool, timed: bool) -> None:
+    """What a verification and a timing found, where they were asked for."""
+    if verified:
+        none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name)
+        print("\n".join(told(run.verification) if run.verification else [none]))
+    if timed and run.timing:
+        print()
+        show(as_json(run.timing), layers=False)
+    elif timed:
+        print(_NO_WINNER.format("speed  ", "timed"))
+
+
+def _tickets(run: Run) -> tuple[list[str], str]:
+    """The folders of a run's tickets, and what is said of them: a bundle without weights leaves them out."""
+    found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
+    folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
+    missing = len(run.tickets) - len(found)
+    if not missing:
+        return found, f"{run.path / 'tickets'} ({folders})"
+    why = f"{missing} without weights, which a bundle left out: ticketry store pack --weights packs them"
+    return found, f"{run.path / 'tickets'} ({folders}; {why})" if found else f"none in a folder ({why})"
+
+
+def _again(file: Path, record: RunRecord) -> str:
+    """The command that answers from the store what was just trained."""
+    arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision")}
+    said = read_run_file(file)  # of an older version it does not say them
+    chosen = "".join(f" --{name} {word}" for name, word in arithmetic.items() if word and name not in said)
+    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file, record.store)}"
+
+
+def _trust(file: Path, store: str) -> str:
+    """What has to be said beside a run file that names more than what is built in."""
+    try:
+        check_trust(read_run_file(file), (), of=str(file), store=store)
+    except TrustError:
+        return " --trust"
+    return ""
