@@ -169,7 +169,7 @@ def test_it_has_an_example(name: str) -> None:
     assert any(one.want for one in examples), f"the example of {name} shows nothing"
 
 
-_LONG = {"Run", "tk.cost.meet", "tk.search.decorators.Settings"}
+_LONG = {"Run", "tk.cost.Met", "tk.cost.meet", "tk.search.decorators", "tk.search.decorators.Settings"}
 """Examples that take seconds: a search, costs measured, a decorated search. What they call, others call as well."""
 
 

@@ -259,7 +259,7 @@ ENTRIES = (
 )
 
 
-@pytest.mark.parametrize("entry", sample(ENTRIES, ENTRIES[::4]))
+@pytest.mark.parametrize("entry", sample(ENTRIES, ENTRIES[::7]))
 def test_entries_of_other_types(watch: Watch, capsys: pytest.CaptureFixture[str], entry: str) -> None:
     """Refused in a line before training, or carried out where the entry is not gone by; never a traceback."""
     for number, value in enumerate(ODD):

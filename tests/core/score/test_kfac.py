@@ -71,6 +71,36 @@ def test_of_batches_it_is_written_out(groups: int) -> None:
     torch.testing.assert_close(found["3.weight"], expected[1], rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_is_the_convolution_that_computes_the_same(groups: int) -> None:
+    """With stride 1 that of the reversed kernel; where windows do not overlap, one to a pixel for each tap."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.LazyLinear(4)).double()
+    batches = [drawn(7, 4, 5, 5), drawn(7, 4, 5, 5)]
+
+    def found(layer: nn.Module, *between: nn.Module) -> Tensor:
+        model = nn.Sequential(layer, *between, head)
+        return tk.score.kfac(model, scope(model), batches=batches, loss=loss)["0.weight"]
+
+    def turned(weight: Tensor) -> Tensor:
+        """[I, O / groups, ...] -> [O, I / groups, ...]"""
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    up, same = nn.ConvTranspose2d(4, 6, 3, padding=1, groups=groups), nn.Conv2d(4, 6, 3, padding=1, groups=groups)
+    head(up(batches[0][0].float()).double())  # makes its last layer
+    same.weight.data, same.bias = turned(up.weight.data).flip(2, 3).clone(), up.bias
+    torch.testing.assert_close(turned(found(up.double())), found(same.double()).flip(2, 3), rtol=1e-9, atol=0)
+
+    head[2] = nn.LazyLinear(4).double()
+    up, pixels = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=groups), nn.Conv2d(4, 24, 1, groups=groups)
+    head(up(batches[0][0].float()).double())
+    up.weight.data.fill_(0.3)
+    pixels.weight.data.fill_(0.3)
+    pixels.bias.data = up.bias.data.repeat_interleave(4)
+    each = found(pixels.double(), nn.PixelShuffle(2)).view(6, 4, -1)
+    torch.testing.assert_close(turned(found(up.double())).sum((2, 3)), each.sum(1), rtol=1e-9, atol=0)
+
+
 def test_sums_tell_what_the_loss_rises_by() -> None:
     """Of a trained network from which an eighth of a layer is taken: ranks of parts of all layers."""
     torch.manual_seed(0)
@@ -122,7 +152,7 @@ def test_the_contract(build: object) -> None:
 def test_other_parameters_are_named_before_anything_is_computed() -> None:
     model = nn.Sequential(nn.Embedding(5, 6), nn.LSTM(6, 3))
     with pytest.raises(
-        UsageError, match=r"linear layers and convolutions .*, not of 1\.weight_ih_l0, 1\.weight_hh_l0: spare"
+        UsageError, match=r"linear layers and convolutions, not of 1\.weight_ih_l0, 1\.weight_hh_l0: spare"
     ):
         tk.score.kfac(model, scope(model), batches=[], loss=loss)
     with pytest.raises(UsageError, match="there is no batch"):

@@ -130,7 +130,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("where", sample(["host", "avx2", "generic"], 1))
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", sample(CASES, ["channels that fill no vector", "two in a row"]))
 def test_the_same_numbers(case: str, layout: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of torch, and for any batch and number of threads."""
     if where == "avx2" and target().lanes < 8:

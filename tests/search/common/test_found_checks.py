@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import UsageError
 from ticketry.lab.retrain import retraining
 from ticketry.search import Found, Method
@@ -68,7 +69,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", sample(WRONG, 4))
 def test_what_is_no_search_is_told_by_the_methods_name(name: str, tmp_path: Path) -> None:
     change, message = WRONG[name]
     asked: dict[str, Any] = {"task": "digits", "store": tmp_path, "recipe": RECIPE, "workers": 0, "replicates": 1}

@@ -6,9 +6,12 @@ g there by g w x. Where gradients, inputs and places are uncorrelated, as K-FAC 
 
     w^2 · E[x^2] · sum of g^2 over examples and places
 
-One backward pass tells it for each example apart, where gradients of weights are sums over a batch already. Layers are
-linear ones and convolutions, and whatever else multiplies by a weight, or by some of its rows, with torch's `linear`:
-attention, a last layer that shares its weight with another.
+One backward pass tells it for each example apart, where gradients of weights are sums over a batch already. A weight of
+a transposed convolution meets each place of the input once, and so as many places of its outputs: that share of the
+sum.
+
+Layers are linear ones and convolutions, and whatever else multiplies by a weight, or by some of its rows, with torch's
+`linear`: attention, a last layer that shares its weight with another.
 """
 
 from __future__ import annotations
@@ -29,16 +32,28 @@ class Call:
     """A layer in one call: the mean squares of its inputs by channel, and the squared gradients of its outputs."""
 
     def __init__(
-        self, x: Tensor, output: Tensor, *, axes: int = 2, groups: int = 1, first: int = 0, layer: bool = True
+        self,
+        x: Tensor,
+        output: Tensor,
+        *,
+        axes: int = 2,
+        groups: int = 1,
+        first: int = 0,
+        layer: bool = True,
+        transposed: bool = False,
     ) -> None:
         """Of a weight of so many axes and groups, whose rows from the `first` on make the output.
 
         Args:
             layer: whether it is a layer that is called, whose first axis is of examples.
+            transposed: whether the weight's first axis is of inputs.
         """
         self._groups, self._first = groups, first
         self._channel = 1 - axes  # from the end, where a convolution has its places: examples need not be stacked
         self._inputs = _by_channel(x.detach(), self._channel, mean=True)
+        self._transposed = transposed
+        if transposed:
+            self._inputs *= _places(x, self._channel) / max(1, _places(output, self._channel))
         self.examples = 0 if not layer else len(x) if x.dim() >= axes else 1
         """0 where that is not told."""
         self.moved = torch.zeros_like(output, requires_grad=True)
@@ -52,12 +67,14 @@ class Call:
         self.pulls = pulls if self.pulls is None else self.pulls + pulls
 
     def add_to(self, factors: Tensor) -> None:
-        """Add what the square of each weight is multiplied by, float64 [output channels, input channels of one]."""
+        """Add what the square of each weight is multiplied by, float64 [output channels, input channels of one], or
+        [input channels, output channels of one]."""
         if self.pulls is None:
             return
         inputs = self._inputs if bool(self._inputs.any()) else torch.ones_like(self._inputs)  # an example of zeros
         pulls = self.pulls.view(self._groups, -1, 1)
-        found = (pulls * inputs.view(self._groups, 1, -1)).flatten(0, 1)
+        found = pulls * inputs.view(self._groups, 1, -1)
+        found = (found.transpose(1, 2) if self._transposed else found).flatten(0, 1)
         factors[self._first : self._first + len(found)] += found
 
 
@@ -74,7 +91,8 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
     def watch(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         inside.discard(name)
         axes, groups = module.get_parameter("weight").dim(), int(getattr(module, "groups", 1))
-        calls[name].append(Call(args[0] if args else named["input"], output, axes=axes, groups=groups))
+        x = args[0] if args else named["input"]
+        calls[name].append(Call(x, output, axes=axes, groups=groups, transposed=isinstance(module, _TRANSPOSED)))
         return output + calls[name][-1].moved
 
     with ExitStack() as undone:
@@ -129,9 +147,12 @@ _attention = FunctionType(
 """torch's function without the question whether somebody else, who watches, carries it out."""
 
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
 def has_factors(module: nn.Module) -> bool:
-    """Whether a layer is linear or a convolution (and no transposed one)."""
-    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    """Whether a layer is linear or a convolution."""
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED))
 
 
 def add_gradients(value: Tensor, calls: Mapping[str, list[Call]], share: float = 1.0, *, again: bool = False) -> None:
@@ -155,6 +176,10 @@ def squares(weight: Tensor, calls: list[Call]) -> Tensor:
     return weight.detach().cpu().double().square() * factors.view(*factors.shape, *[1] * (weight.dim() - 2))
 
 
+def _places(values: Tensor, channel: int) -> int:
+    return values.numel() // max(1, values.shape[channel])
+
+
 def _by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
     """float64 [channels], on the processor: sums or means of the squares."""
     others = [axis for axis in range(-values.dim(), 0) if axis != channel]
@@ -162,4 +187,4 @@ def _by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
     largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # or small numbers have squares of 0
     norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest
     found = (norms.double() * largest.double()).square()
-    return (found / (values.numel() // values.shape[channel]) if mean else found).cpu()
+    return (found / _places(values, channel) if mean else found).cpu()

@@ -41,8 +41,7 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
         if idle := [name for name, made in calls.items() if not made]:
             raise UsageError(
                 f"what {', '.join(idle)} does to an output is not known: it is no weight of a linear layer or a"
-                " convolution (a transposed one is none) that the example inputs use; spare it in the scope, or give a"
-                " score (score=)"
+                " convolution that the example inputs use; spare it in the scope, or give a score (score=)"
             )
         _pull(outputs, calls)
     return {name: squares(parameters[name], made) for name, made in calls.items()}

@@ -76,7 +76,7 @@ def kfac(
     return checked("kfac", mean)
 
 
-_OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_OTHERS = (nn.RNNBase, nn.RNNCellBase)
 """Layers whose weights are known to have no such score before anything is computed."""
 
 
@@ -94,6 +94,6 @@ def _unused(model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mappin
 def _refuse(others: list[str]) -> None:
     if others:
         raise UsageError(
-            f"score 'kfac' is of weights of linear layers and convolutions (no transposed ones), not of"
+            f"score 'kfac' is of weights of linear layers and convolutions, not of"
             f" {', '.join(others)}: spare that in the scope, or take fisher"
         )

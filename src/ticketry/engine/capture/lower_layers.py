@@ -28,7 +28,7 @@ from ticketry.engine.graph import Json, Node, node
 from ticketry.engine.graph.attribute_kinds import is_act
 
 
-def _weights(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
+def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
     """Weight and bias by role, where they are weights of the model and not computed."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
@@ -38,7 +38,7 @@ def _weights(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
 
 
 def _conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,), weights = editor.floats(one, found["input"], axes=4), _weights(editor, found)
+    (x,), weights = editor.floats(one, found["input"], axes=4), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]]
     need(weight.dim() == 4 and not found.get("transposed"))
     stride, dilation = pair(found["stride"]), pair(found["dilation"])
@@ -59,7 +59,7 @@ def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int
 
 def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A convolution over one axis is one over pictures of height 1."""
-    (x,), weights = editor.floats(one, found["input"], axes=3), _weights(editor, found)
+    (x,), weights = editor.floats(one, found["input"], axes=3), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
     stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
     padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
@@ -80,7 +80,7 @@ def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
         NoMatchError: they are none of the model's, or have other shapes than those of a linear layer.
     """
     if base(one) == "linear":
-        named = _weights(editor, found)
+        named = weights_of(editor, found)
     else:
         named = {"weight": tensor_of(found.get("mat2", found.get("other"))) or ""}
         if base(one) == "addmm":  # bias + x weight

@@ -12,7 +12,7 @@ from ticketry.engine.graph.nodes import Node
 COMPUTED = ".computed"
 """Behind the name of the tensor of the same shape that a tensor was computed of: weights under a parametrisation."""
 
-_FORMS = r"2d|T|padded|computed"
+_FORMS = r"2d|T|padded|phases|computed"
 """What passes add to the name of a weight that they bring into another form."""
 
 _FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")

@@ -1,0 +1,130 @@
+"""Transposed convolutions of any settings against torch in float64: their graphs, and what is compiled of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ticketry as tk
+from engine.families import shake
+from interpreter import Program
+from ticketry.engine.capture import capture
+from ticketry.engine.compiled import Compiled
+from ticketry.engine.graph.origins import origins
+
+ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU(), "leaky": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}
+
+
+@dataclass(frozen=True)
+class Axis:
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    more: int
+    dilation: int
+
+
+@st.composite
+def axes(draw: Any) -> Axis:
+    kernel, stride, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2, 3]))
+    padding = draw(st.integers(0, dilation * (kernel - 1) + 2))
+    made = Axis(
+        draw(st.integers(1, 7)), kernel, stride, padding, draw(st.integers(0, max(stride, dilation) - 1)), dilation
+    )
+    places = (made.size - 1) * stride - 2 * padding + dilation * (kernel - 1) + made.more + 1
+    assume(places > 0)
+    return made
+
+
+def model_of(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str) -> nn.Module:
+    """Between two convolutions, so that the engine has something to do before and behind."""
+    one = len(settings) == 1
+    conv, norms = (nn.Conv1d, nn.BatchNorm1d) if one else (nn.Conv2d, nn.BatchNorm2d)
+    kernel, stride, padding, more, dilation = zip(
+        *((a.kernel, a.stride, a.padding, a.more, a.dilation) for a in settings), strict=True
+    )
+    kind = nn.ConvTranspose1d if one else nn.ConvTranspose2d
+    up = kind(8, 12, kernel, stride, padding, more, groups, bias, dilation)
+    behind = [*([norms(12)] if norm else []), *([ACTS[act]] if ACTS[act] is not None else [])]
+    return shake(nn.Sequential(conv(3, 8, 1), up, *behind, conv(12, 5, 1)).eval())
+
+
+@given(
+    st.lists(axes(), min_size=1, max_size=2),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(sorted(ACTS)),
+    st.sampled_from([0.3, 1.0]),
+)
+def test_any_settings(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str, density: float) -> None:
+    torch.manual_seed(0)
+    model = model_of(settings, groups, bias, norm, act)
+    x = torch.randn(3, 3, *(axis.size for axis in settings))
+    mask = tk.prune(model, density=density, score="random")
+    graph = capture(model, mask, x)
+    assert [one.op for one in graph.nodes if not one.native] == []
+    assert [one.attrs["act"] is None for one in graph.nodes if one.op == "conv2d"] == [True, act == "none", True]
+    assert not any(one.op in ("affine", "act") for one in graph.nodes)
+    mask.apply_(model)
+    with torch.no_grad():
+        exact = model.double()(x.double())
+    torch.testing.assert_close(Program(graph)(x).double(), exact, rtol=1e-4, atol=1e-5)
+    for layout in ("planes", "pixels"):
+        fast = Compiled(graph, threads=1)
+        assert [layer.why for layer in fast.layers() if layer.where == "torch"] == []
+        for native in fast._natives:
+            native.layout = layout
+        for batch in (1, 3):
+            torch.testing.assert_close(fast(x[:batch]).double(), exact[:batch], rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_stride_for_a_kernel_no_weight_is_added() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(8, 6, 2, stride=2)).eval()
+    graph = capture(model, None, torch.randn(2, 8, 5, 5))
+    (layer,) = (one for one in graph.nodes if one.op == "conv2d")
+    weight = graph.tensors[layer.weights["weight"]]
+    assert weight.shape == (24, 8, 1, 1)
+    assert int(weight.count_nonzero()) == model[0].weight.numel()
+    assert origins(graph, ["0.weight"]) == {layer.weights["weight"]: "0.weight"}
+
+
+def test_what_is_pruned_stays_pruned() -> None:
+    model = shake(nn.Sequential(nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.BatchNorm2d(6)).eval())
+    mask = tk.prune(model, density=0.25, score="random")
+    fast = tk.compile(model, mask, torch.randn(2, 8, 5, 5))
+    (layer,) = (one for one in fast.layers() if one.kind == "conv2d")
+    assert (layer.name, layer.kept) == ("0", mask.kept)
+
+
+@pytest.mark.parametrize("again", ["read by others too", "an output itself"])
+def test_what_more_than_one_reads_is_left_as_it_is(again: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm = nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Any:
+            up = self.up(x)
+            normed = self.norm(up).relu()
+            return normed + up if again == "read by others too" else (normed, up)
+
+    model, x = shake(Twice().eval()), torch.randn(3, 4, 5, 5)
+    fast = tk.compile(model, None, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_over_three_axes_it_stays_in_torch() -> None:
+    model, x = nn.Sequential(nn.ConvTranspose3d(2, 3, 2, 2)).eval(), torch.randn(2, 2, 3, 3, 3)
+    fast = tk.compile(model, None, x)
+    assert [layer.where for layer in fast.layers()] == ["torch"]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
