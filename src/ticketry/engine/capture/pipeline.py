@@ -32,6 +32,7 @@ from ticketry.engine.capture.editor import (
 from ticketry.engine.capture.keeping.kept_captures import kept_or
 from ticketry.engine.capture.lower_constants import lower_constants, with_plain_zeros
 from ticketry.engine.capture.lower_moves import lower_moves
+from ticketry.engine.capture.lower_resizes import lower_resizes
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.lower_transposed import lower_transposed
 from ticketry.engine.capture.own_results import with_own_results
@@ -149,7 +150,14 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
-    several = (lower_transposed, lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
+    several = (
+        lower_transposed,
+        lower_resizes,
+        lower_constants,
+        tidy_shapes,
+        recognise_written_attention,
+        recognise_recurrences,
+    )
     for change in (*passes, *several, lower_moves, tidy_shapes, fuse):
         graph = change(graph)
     return with_own_results(with_plain_zeros(graph, captured), captured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -41,7 +42,7 @@ def _by_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> Form:
 
 # -- views -------------------------------------------------------------------------------------------------------------
 
-_View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Rearranged]
+_View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
 
 
 def _view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
@@ -51,9 +52,20 @@ def _view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
     return view
 
 
-def _joined(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
+def _joined(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
+    """What lies in planes stays where it is, if something computes with the planes of all: moved is the rest alone."""
+    if like := next((value for value in values if isinstance(value, Form)), None):
+        axis, labels = node.attrs["axis"], like.labels
+        if labels[axis - 1 : axis] == "c" and not _moved_on(sketch, node.output):
+            with contextlib.suppress(UnsupportedError):
+                return RULES["concat"](sketch, node, [sketch.laid(node, one, labels, like.pixels) for one in values])
     several = [rearranged(value, sketch.storages) for value in values]
     return tables.joined(several, node.attrs["axis"], sketch.storages)
+
+
+def _moved_on(sketch: Sketch, value: str) -> bool:
+    """Whether elements of a value are moved again by what reads it."""
+    return any(value in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
 
 
 _VIEWS: Mapping[str, _View] = {
