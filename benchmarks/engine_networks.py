@@ -6,6 +6,8 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,45 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def _double(before: int, after: int) -> list[nn.Module]:
+    parts: list[nn.Module] = []
+    for inputs in (before, after):
+        parts += [nn.Conv2d(inputs, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return parts
+
+
+class UNet(nn.Module):
+    """Three levels down and up (Ronneberger et al. 2015), up by transposed convolutions or by interpolation."""
+
+    def __init__(self, width: int = 32, interpolated: bool = False) -> None:
+        super().__init__()
+        widths = [width << level for level in range(4)]
+        self.down = nn.ModuleList(nn.Sequential(*_double(a, b)) for a, b in pairwise([3, *widths]))
+        self.rise, self.up = nn.ModuleList(), nn.ModuleList()
+        for wide, narrow in pairwise(reversed(widths)):
+            smooth = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(wide, narrow, 1))
+            self.rise.append(smooth if interpolated else nn.ConvTranspose2d(wide, narrow, 2, stride=2))
+            self.up.append(nn.Sequential(*_double(wide, narrow)))
+        self.last = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for level, down in enumerate(self.down):
+            x = down(F.max_pool2d(x, 2) if level else x)
+            kept.append(x)
+        for rise, up, beside in zip(self.rise, self.up, kept[-2::-1], strict=True):
+            x = up(torch.cat([beside, rise(x)], 1))
+        return self.last(x)
+
+
+def generator(width: int = 64) -> nn.Module:
+    """DCGAN's (Radford et al. 2016): images of 64 x 64 pixels from 100 numbers."""
+    parts: list[nn.Module] = [nn.ConvTranspose2d(100, 8 * width, 4, bias=False)]
+    for wide in (8 * width, 4 * width, 2 * width):
+        parts += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False)]
+    return nn.Sequential(*parts, nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
 
 
 @dataclass(frozen=True)
@@ -77,6 +118,9 @@ NETWORKS = {
     "efficientnet-b0": _timm("efficientnet_b0"),
     "convnext-atto": _timm("convnext_atto"),
     "vit-tiny": _timm("vit_tiny_patch16_224"),
+    "unet": Network(UNet, (3, 128, 128)),
+    "unet-bilinear": Network(partial(UNet, interpolated=True), (3, 128, 128)),
+    "dcgan": Network(generator, (100, 1, 1)),
 }
 
 

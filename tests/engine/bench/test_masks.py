@@ -113,3 +113,15 @@ def test_neighbouring_inputs_are_kept_together(model: nn.Module, text: str) -> N
     for name in ("2.weight", "4.weight"):
         assert mask[name].double().mean() == pytest.approx(0.3, abs=0.02)
     assert len(distinct(mask["2.weight"])) == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_of_a_transposed_convolution_are_its_outputs(groups: int) -> None:
+    """Its weight has them in dimension 1: those of a group share inputs and taps."""
+    model = nn.Sequential(nn.ConvTranspose2d(12, 32, 3, groups=groups))
+    kept = synthetic(model, "groups:8", 0.3)["0.weight"]
+    assert kept.shape == (12, 32 // groups, 3, 3)
+    for inputs in kept.chunk(groups):
+        rows = inputs.transpose(0, 1)
+        assert sorted(distinct(rows).values()) == [8] * (4 // groups)
+        assert int(rows[0].sum()) == round(0.3 * rows[0].numel())

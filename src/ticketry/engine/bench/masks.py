@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure import channels
@@ -78,15 +79,18 @@ def synthetic(
             raise UsageError("channels need example inputs, by which coupled ones are found")
         return channels(model, example_inputs, density=density, score="l1", distribution="uniform")
     generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, shape in scope(model).shapes.items():
+    made, shapes = {}, scope(model).shapes
+    for name, layout in layouts(model, shapes).items():
+        # As rows lie, also where a weight has its inputs first.
+        seen = layout.rows(torch.empty(shapes[name], device="meta")) if layout.inputs_first else None
+        shape = shapes[name] if seen is None else seen.flatten(0, 1).shape
         flat = torch.zeros(shape[0], max(1, torch.Size(shape[1:]).numel()), dtype=torch.bool)
         if pattern.kind == "unstructured":
             flat = _chosen(flat.numel(), density, generator).view_as(flat)
         else:
             for rows in groups_of(len(flat), pattern, generator):
                 flat[rows] = _columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
-        made[name] = flat.view(shape)
+        made[name] = flat.view(shape) if seen is None else layout.weight(flat.view(seen.shape), shapes[name])
     return Mask(made)
 
 
