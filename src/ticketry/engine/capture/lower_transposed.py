@@ -1,11 +1,10 @@
 """Transposed convolutions, written as convolutions of the small image whose outputs are moved to where they belong.
 
-Along one axis, input i times weight t is added at place s i + d t (s: stride, d: dilation), before padding is cut off.
-To places s q + r, phase r, come weights with d t = r + s j alone, of inputs q - j: a convolution with stride 1 that has
-one tap for each j. The phases of both axes are channels of one convolution, and lie interleaved afterwards
-(Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural
-network", CVPR 2016, section 3). Where s does not divide the kernel, phases have taps that no weight falls on: zeros, as
-those that a mask makes.
+Along one axis, pixel i times weight t is added at place s i + d t - p (s: stride, d: dilation, p: padding). To places
+s m + r, phase r, come weights with d t - p = r + s j alone, of pixels m - j: a convolution with stride 1 that has a tap
+for each j. The phases of both axes are channels of one convolution, and lie interleaved afterwards (Shi et al.,
+"Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR
+2016, section 3). Not every phase has a weight on every tap: there are zeros, as those that a mask makes.
 """
 
 from __future__ import annotations
@@ -44,25 +43,25 @@ class _Axis:
     made: int
     """Size of what is made."""
 
-    @property
-    def taps(self) -> int:
-        return self.dilation * (self.kernel - 1) // self.stride + 1
-
     def place(self, weight: int) -> tuple[int, int]:
-        """Phase and tap of a weight; the convolution's taps count the other way."""
-        quotient, phase = divmod(self.dilation * weight, self.stride)
-        return phase, self.taps - 1 - quotient
+        """The phase that a weight is of, and how far behind the place's own pixel the pixel lies that it multiplies."""
+        behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
+        return phase, -behind
+
+    @property
+    def places(self) -> int:
+        """Of a phase."""
+        return -(-self.made // self.stride)
 
     @property
     def room(self) -> int:
-        """Padding of the convolution: so much that it makes all places that are kept."""
-        last = (self.padding + self.made - 1) // self.stride
-        return max(0, self.taps - 1 - self.padding // self.stride, last - self.size + 1)
+        """Padding of the convolution on each side: all pixels that weights multiply are there, and all places made."""
+        steps = [step for _, step in map(self.place, range(self.kernel))]
+        return max(0, -min(steps), self.places - self.size + max(steps))
 
     @property
-    def start(self) -> int:
-        """Of all the convolution makes, interleaved, the first place that is kept."""
-        return self.padding - self.stride * (self.taps - 1 - self.room)
+    def taps(self) -> int:
+        return self.room + max(step for _, step in map(self.place, range(self.kernel))) + 1
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class _Transposed:
         given = self.weight.view(self.groups, inputs // self.groups, outputs, *kernel).transpose(1, 2)
         for row in range(kernel[0]):
             for column in range(kernel[1]):
-                (phase, tap), (other_phase, other_tap) = down.place(row), across.place(column)
-                made[:, phase, other_phase, :, :, tap, other_tap] = given[..., row, column]
+                (phase, step), (other_phase, other_step) = down.place(row), across.place(column)
+                made[:, phase, other_phase, :, :, down.room + step, across.room + other_step] = given[..., row, column]
         return made.flatten(0, 3)
 
     def nodes(self, editor: Editor, output: str) -> list[Node]:
@@ -127,8 +126,8 @@ class _Transposed:
             then("transpose", axes=[0, 1, 4, 5, 2, 6, 3])
             then("reshape", shape=[batch, self.groups * outputs, height * strides[0], width * strides[1]])
         for number, axis in enumerate(self.axes, start=2):
-            if axis.start or axis.made != (editor.shape(nodes[-1].output) or ())[number]:
-                then("slice", axis=number, start=axis.start, stop=axis.start + axis.made)
+            if axis.made != (editor.shape(nodes[-1].output) or ())[number]:
+                then("slice", axis=number, start=0, stop=axis.made)
         if len(sizes) == 2:
             then("reshape", shape=list(editor.shape(output) or ()))
         return nodes
