@@ -132,3 +132,10 @@ def test_over_three_axes_it_stays_in_torch() -> None:
     assert [layer.where for layer in fast.layers()] == ["torch"]
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
+
+
+def test_where_zeros_are_not_skipped_it_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 4, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")).eval()
+    graph = capture(model, None, torch.randn(2, 2, 4, 4), upsampling=False)
+    assert [one.native for one in graph.nodes] == [False, False]
+    assert "0.weight" in graph.tensors

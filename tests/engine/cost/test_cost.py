@@ -228,17 +228,25 @@ def of_float64():
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).double(), torch.randn(2, 64).double()
 
 
+def of_images():
+    """Two thirds of what the file has of the first layer are no weights of it."""
+    torch.manual_seed(0)
+    layers = [nn.ConvTranspose2d(16, 24, 3, 2, 1, 1, bias=False), nn.ReLU(), nn.ConvTranspose2d(24, 16, 4, 2, 1)]
+    return nn.Sequential(*layers), torch.randn(2, 16, 5, 5)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9])
-@pytest.mark.parametrize("make", [of_negative_norms, of_negative_lengths, of_small_layers, of_float64])
+@pytest.mark.parametrize("make", [of_negative_norms, of_negative_lengths, of_small_layers, of_float64, of_images])
 def test_a_budget_of_bytes_is_kept_by_the_file(make, share, tmp_path):
     model, x = make()
     model.eval()
     whole = tk.compile(model, None, x).save(tmp_path / "whole.tk").stat().st_size
     costs = tk.cost.model(model, x, unit="bytes")
-    assert costs.dense == whole
+    packed = make is of_images  # as few bytes more as entries in the head may be estimated too large by
+    assert whole <= costs.dense <= whole + 64 * packed
     mask = tk.prune(model, bytes=share, example_inputs=x, keep_at_least=1)
     size = tk.compile(model, mask, x).save(tmp_path / "model.tk").stat().st_size
-    assert 0.97 * share * whole < size <= costs.estimate(mask).value <= share * whole
+    assert 0.97 * share * whole < size <= costs.estimate(mask).value <= share * costs.dense
 
 
 def test_multiplications_are_counted():

@@ -56,7 +56,12 @@ _log = logging.getLogger(__name__)
 
 
 def capture(
-    model: nn.Module, mask: Mask | None = None, example_inputs: Any = None, *, dynamic_batch: bool = True
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    dynamic_batch: bool = True,
+    upsampling: bool = True,
 ) -> Graph:
     """The graph of a model in evaluation mode, its weights masked. The model itself is left as it is.
 
@@ -66,6 +71,8 @@ def capture(
         dynamic_batch: let all inputs that share the first tensor's leading size have any number of examples. A model
             that insists on its own number is captured with that, and `Graph.notes` say why. One that does something
             else for one example is captured for one if the example inputs are one, else for two and more.
+        upsampling: write transposed convolutions and interpolations as convolutions with zeros among their taps, for
+            kernels that skip them.
 
     Raises:
         CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers, or what it
@@ -77,7 +84,7 @@ def capture(
     if mask is not None:
         mask.apply_(twin)
     found = kept_or(lambda: _captured(twin, given, dynamic_batch), twin, given, dynamic_batch)
-    return simplify(*found).validate(trusted=True)
+    return simplify(*found, upsampling=upsampling).validate(trusted=True)
 
 
 def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
@@ -143,22 +150,16 @@ def _copy(model: nn.Module) -> nn.Module:
     return twin.eval().requires_grad_(False)
 
 
-def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
-    several = (
-        lower_transposed,
-        lower_resizes,
-        lower_constants,
-        tidy_shapes,
-        recognise_written_attention,
-        recognise_recurrences,
-    )
-    for change in (*passes, *several, lower_moves, tidy_shapes, fuse):
+    larger = (lower_transposed, lower_resizes) if upsampling else ()
+    several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
+    for change in (*passes, *larger, *several, lower_moves, tidy_shapes, fuse):
         graph = change(graph)
     return with_own_results(with_plain_zeros(graph, captured), captured)
 

@@ -31,10 +31,13 @@ _OF_MACHINE = ("processor", "processor_kind", "vectors", "threads", "precision")
 class Estimator(ABC):
     """Tells what a network takes by a profile, as `Meter` does by timing it: a `Timer` of `engine.cost.measured`."""
 
+    upsampling = True
+    """As `engine.capture.capture` has it."""
+
     def __init__(self, model: nn.Module, example_inputs: Any, scope: Scope | None = None) -> None:
         """Raises EngineError if the model cannot be captured."""
         self.model = model
-        self.graph = capture(model, None, example_inputs)
+        self.graph = capture(model, None, example_inputs, upsampling=self.upsampling)
         call = Arguments.of(example_inputs)
         self.batch = batch_of(tuple(tree_flatten((call.args, call.kwargs))[0]))
         self._shapes = (scope or scope_of(model)).shapes
@@ -70,7 +73,7 @@ class Estimator(ABC):
             masked = {name: tensors[name] * kept for name, kept in mask.items()}
             graph = replace(self.graph, tensors={**tensors, **masked})
         else:
-            graph = capture(self.model, mask, self._inputs)
+            graph = capture(self.model, mask, self._inputs, upsampling=self.upsampling)
         return self._estimated(graph, layout)
 
     def seconds(self, mask: Mask) -> float:

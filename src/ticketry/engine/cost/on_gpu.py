@@ -124,6 +124,8 @@ class GpuEstimator(Estimator):
     inputs and outputs take through the GPU's memory.
     """
 
+    upsampling = False
+
     def __init__(self, model: nn.Module, example_inputs: Any, profile: GpuProfile, scope: Scope | None = None) -> None:
         """Raises EngineError if the model cannot be captured."""
         super().__init__(model, example_inputs, scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -317,12 +318,12 @@ def _multiplications(model: nn.Module, example_inputs: Any, scope: Scope) -> Cos
 
 def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Of the file that `Compiled.save` writes: kept values, what tells their places, and all else as it is."""
-    graph = capture(model, None, example_inputs)
+    graph = capture(_without_zeros(model, scope), None, example_inputs)
     sizes = {name: parameter.numel() for name, parameter in scope.parameters(model).items()}
     forms: dict[str, list[str]] = {name: [] for name in sizes}
     """The tensors that each is in the file: one for every norm that is folded into it."""
     for name, parameter in origins(graph, sizes).items():
-        if graph.tensors[name].numel() == sizes[parameter]:
+        if sizes[parameter] in (graph.tensors[name].numel(), int(graph.tensors[name].count_nonzero())):
             forms[parameter].append(name)
     if other := [name for name, found in forms.items() if not found]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
@@ -332,29 +333,42 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     layers = {}
     for name, found in forms.items():
         head = sum(packed_weights.head_bytes(one, total) for one in found)
-        layers[name] = _packed(sizes[name], [full[one].element_size() for one in found], head)
-    fixed = whole - sum(layer.dense for layer in layers.values())
+        layers[name] = _packed(sizes[name], [full[one] for one in found], head)
+    fixed = whole - sum(one.nbytes for one in full.values())
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
+
+
+def _without_zeros(model: nn.Module, scope: Scope) -> nn.Module:
+    """A copy whose weights are all kept in a file, wherever it has them."""
+    twin = copy.deepcopy(model)
+    for parameter in scope.parameters(twin).values():
+        parameter.data[parameter.data == 0] = 1.0
+    return twin
 
 
 _HALVES = 12
 """From a quarter down, at which the curve of packed weights bends."""
 
 
-def _packed(weights: int, each: list[int], head: int) -> LayerCost:
+def _packed(weights: int, forms: list[Tensor], head: int) -> LayerCost:
     """Entries in the file's head, places and kept values of so many bytes, unless all values are less.
 
     Args:
-        each: bytes of a value, of every tensor that the weight is in the file.
+        forms: the tensors that the weight is in the file; some have zeros beside it.
     """
-    dense = float(sum(each) * weights)
+    values = sum(form.element_size() for form in forms) * weights
 
     def packed(kept: int) -> float:
-        return head + sum(packed_weights.place_bytes(kept, weights) + size * kept for size in each)
+        return head + sum(packed_weights.place_bytes(kept, form.numel()) + form.element_size() * kept for form in forms)
 
-    ends = {weights >> halvings for halvings in range(2, _HALVES)} | {0}
-    points = [(kept / weights, packed(kept) + _BENT) for kept in sorted(ends) if packed(kept) + _BENT < dense]
-    full = (dense - packed(weights) + dense) / dense  # from a quarter on places take as much as with all weights kept
+    dense = float(min(packed(weights), sum(form.nbytes for form in forms)))
+    ends = {form.numel() >> halvings for form in forms for halvings in range(2, _HALVES)} | {0}
+    points = [
+        (kept / weights, packed(kept) + _BENT)
+        for kept in sorted(ends)
+        if kept <= weights and packed(kept) + _BENT < dense
+    ]
+    full = 1 - (packed(weights) - dense) / values  # from a quarter on places take as much as with all weights kept
     if points and points[-1][0] < full < 1:
         points.append((full, dense))
     points = [*points, (1.0, dense)] if points else [(0.0, dense), (1.0, dense)]

@@ -74,7 +74,8 @@ def compile_gpu(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
-    return CompiledGpu(capture(model, mask, example_inputs), where, precision=precision, record=graph, force=force)
+    captured = capture(model, mask, example_inputs, upsampling=False)
+    return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 
 
 def _device(model: nn.Module) -> torch.device:
