@@ -10,31 +10,17 @@ untrained, at 8 images and one, with a fifth of the weights of every prunable la
 from __future__ import annotations
 
 import argparse
-import sys
 
-import torch
 from common import Row, main
-from engine_networks import SEED
+from engine_fifths import fifths
 
-from engine import QUICK_ROUNDS, Setting, options, setting_rows
-from ticketry.engine.bench.timing import Timing
+from engine import options
 
-PATTERNS = ("unstructured", "groups:4:any", "groups:32")
 NETWORKS = ("unet", "unet-bilinear", "dcgan")
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    torch.set_num_threads(arguments.threads)
-    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
-    timing = Timing(rounds=rounds, cold=arguments.cold, clock=arguments.clock, seed=SEED)
-    if unknown := set(arguments.only) - set(NETWORKS):
-        sys.exit(f"no network is called {', '.join(sorted(unknown))}: {', '.join(NETWORKS)}")
-    asked, arguments.patterns = arguments.patterns or PATTERNS, []
-    rows = []
-    for name in arguments.only or NETWORKS:
-        for batch in (8, 1):
-            rows += setting_rows(Setting(name, batch, {(pattern, 0.2): None for pattern in asked}), arguments, timing)
-    return rows
+    return fifths(arguments, NETWORKS, [8, 1])
 
 
 if __name__ == "__main__":

@@ -9,16 +9,12 @@ of the weights of every prunable layer and without a mask; measured as in `engin
 from __future__ import annotations
 
 import argparse
-import sys
 
-import torch
 from common import Row, main
-from engine_networks import SEED
+from engine_fifths import fifths
 
-from engine import QUICK_ROUNDS, Setting, options, setting_rows
-from ticketry.engine.bench.timing import Timing
+from engine import options
 
-PATTERNS = ("unstructured", "groups:4:any", "groups:32")
 SAVED = 50.0
 """Per cent of time to save with a fifth of the weights."""
 
@@ -26,17 +22,7 @@ NETWORKS = ("mobilenetv3", "efficientnet-b0", "convnext-atto", "vit-tiny")
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    torch.set_num_threads(arguments.threads)
-    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
-    timing = Timing(rounds=rounds, cold=arguments.cold, clock=arguments.clock, seed=SEED)
-    if unknown := set(arguments.only) - set(NETWORKS):
-        sys.exit(f"no network is called {', '.join(sorted(unknown))}: {', '.join(NETWORKS)}")
-    asked, arguments.patterns = arguments.patterns or PATTERNS, []
-    rows = []
-    for name in arguments.only or NETWORKS:
-        setting = Setting(name, 8, {(pattern, 0.2): SAVED for pattern in asked})
-        rows += setting_rows(setting, arguments, timing)
-    return rows
+    return fifths(arguments, NETWORKS, [8], SAVED)
 
 
 if __name__ == "__main__":
