@@ -25,14 +25,17 @@ class Resized(nn.Module):
         return self.two(F.interpolate(self.one(x), **self.how))
 
 
-def compared(model: nn.Module, size: tuple[int, int]) -> list[str]:
-    """What stays in torch, after a comparison with the model."""
+LAYOUTS = ("planes", "pixels")
+
+
+def compared(model: nn.Module, size: tuple[int, int], layouts: tuple[str, ...] = ()) -> list[str]:
+    """What stays in torch, after a comparison of the graph, and of what is compiled of it, with the model."""
     x = torch.randn(3, 3, *size)
     graph = capture(model.eval(), None, x)
     with torch.no_grad():
         exact = model.double()(x.double())
     torch.testing.assert_close(Program(graph)(x).double(), exact, rtol=1e-4, atol=1e-5)
-    for layout in ("planes", "pixels"):
+    for layout in layouts:
         fast = Compiled(graph, threads=1)
         for native in fast._natives:
             native.layout = layout
@@ -41,18 +44,38 @@ def compared(model: nn.Module, size: tuple[int, int]) -> list[str]:
     return [one.op for one in graph.nodes if not one.native]
 
 
-@given(
+ANY = (
     st.sampled_from([("bilinear", 3), ("bicubic", 5)]),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
     st.tuples(st.integers(0, 6), st.integers(0, 6)),
     st.booleans(),
 )
-def test_whole_scales(mode: tuple[str, int], scale: tuple[int, int], more: tuple[int, int], by_size: bool) -> None:
+
+
+def by_whole(
+    mode: tuple[str, int], scale: tuple[int, int], more: tuple[int, int], by_size: bool, layouts: tuple[str, ...]
+) -> None:
     torch.manual_seed(0)
     name, least = mode
     size = least + more[0], least + more[1]
     how = {"size": (size[0] * scale[0], size[1] * scale[1])} if by_size else {"scale_factor": scale}
-    assert compared(Resized(mode=name, align_corners=False, **how), size) == []
+    assert compared(Resized(mode=name, align_corners=False, **how), size, layouts) == []
+
+
+@given(*ANY)
+def test_whole_scales(mode: tuple[str, int], scale: tuple[int, int], more: tuple[int, int], by_size: bool) -> None:
+    by_whole(mode, scale, more, by_size, ())
+
+
+@pytest.mark.slow
+@given(*ANY)
+def test_compiled(mode: tuple[str, int], scale: tuple[int, int], more: tuple[int, int], by_size: bool) -> None:
+    by_whole(mode, scale, more, by_size, LAYOUTS)
+
+
+@pytest.mark.parametrize("mode", [("bilinear", 3), ("bicubic", 5)])
+def test_a_few_compiled(mode: tuple[str, int]) -> None:
+    by_whole(mode, (2, 3), (1, 2), False, LAYOUTS)
 
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -68,7 +91,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_others_stay_in_torch(name: str) -> None:
     torch.manual_seed(0)
-    assert len(compared(Resized(**OTHERS[name]), (5, 6))) == 1
+    assert len(compared(Resized(**OTHERS[name]), (5, 6), LAYOUTS[:1])) == 1
 
 
 def test_of_edges_alone_it_stays_in_torch() -> None:

@@ -58,15 +58,10 @@ def model_of(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str
     return shake(nn.Sequential(conv(3, 8, 1), up, *behind, conv(12, 5, 1)).eval())
 
 
-@given(
-    st.lists(axes(), min_size=1, max_size=2),
-    st.sampled_from([1, 2, 4]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(sorted(ACTS)),
-    st.sampled_from([0.3, 1.0]),
-)
-def test_any_settings(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str, density: float) -> None:
+def compared(
+    settings: list[Axis], groups: int, bias: bool, norm: bool, act: str, density: float, layouts: tuple[str | None, ...]
+) -> None:
+    """The graph, and what is compiled of it in each of the layouts, with the model in float64."""
     torch.manual_seed(0)
     model = model_of(settings, groups, bias, norm, act)
     x = torch.randn(3, 3, *(axis.size for axis in settings))
@@ -79,7 +74,7 @@ def test_any_settings(settings: list[Axis], groups: int, bias: bool, norm: bool,
     with torch.no_grad():
         exact = model.double()(x.double())
     torch.testing.assert_close(Program(graph)(x).double(), exact, rtol=1e-4, atol=1e-5)
-    for layout in ("planes", "pixels", None):
+    for layout in layouts:
         fast = Compiled(graph, threads=1)
         assert [layer.why for layer in fast.layers() if layer.where == "torch"] == []
         for native in fast._natives:
@@ -88,6 +83,34 @@ def test_any_settings(settings: list[Axis], groups: int, bias: bool, norm: bool,
             # Where there is one pixel, channels are what is moved, and pixels may not take them in that order.
             with contextlib.suppress(*([UnsupportedError] if layout == "pixels" else [])):
                 torch.testing.assert_close(fast(x[:batch]).double(), exact[:batch], rtol=1e-4, atol=1e-5)
+
+
+ANY = (
+    st.lists(axes(), min_size=1, max_size=2),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(sorted(ACTS)),
+    st.sampled_from([0.3, 1.0]),
+)
+
+
+@given(*ANY)
+def test_any_settings(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str, density: float) -> None:
+    compared(settings, groups, bias, norm, act, density, ())
+
+
+@pytest.mark.slow
+@given(*ANY)
+def test_any_compiled(settings: list[Axis], groups: int, bias: bool, norm: bool, act: str, density: float) -> None:
+    compared(settings, groups, bias, norm, act, density, ("planes", "pixels", None))
+
+
+@pytest.mark.parametrize("layout", ["planes", "pixels", None])
+def test_a_few_compiled(layout: str | None) -> None:
+    """As many pixels again, and a kernel that the stride does not divide, cut on both sides and longer behind."""
+    compared([Axis(5, 2, 2, 0, 0, 1)] * 2, 1, True, True, "relu", 0.3, (layout,))
+    compared([Axis(4, 5, 3, 2, 1, 1), Axis(6, 3, 2, 1, 1, 1)], 2, False, True, "gelu", 0.3, (layout,))
 
 
 def test_with_the_stride_for_a_kernel_no_weight_is_added() -> None:
