@@ -34,7 +34,9 @@ def faults(how: str) -> str:
 def test_pages_are_filled_once() -> None:
     if (kept := faults("keep")) == "none":
         pytest.skip("another C library than glibc")
-    assert int(kept) < int(faults("leave")) / 4  # some: systems take pages back from whom they like
+    few = int(faults("leave")) / 4
+    # Some: systems take pages back from whom they like, more of them where memory is short.
+    assert int(kept) < few or min(int(faults("keep")) for _ in range(3)) < few
 
 
 HOLES = """
