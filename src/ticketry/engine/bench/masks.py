@@ -81,16 +81,15 @@ def synthetic(
     generator = torch.Generator().manual_seed(seed)
     made, shapes = {}, scope(model).shapes
     for name, layout in layouts(model, shapes).items():
-        # As rows lie, also where a weight has its inputs first.
-        seen = layout.rows(torch.empty(shapes[name], device="meta")) if layout.inputs_first else None
-        shape = shapes[name] if seen is None else seen.flatten(0, 1).shape
+        seen = layout.rows(torch.empty(shapes[name], device="meta"))  # as rows lie, also where inputs come first
+        shape = seen.flatten(0, 1).shape
         flat = torch.zeros(shape[0], max(1, torch.Size(shape[1:]).numel()), dtype=torch.bool)
         if pattern.kind == "unstructured":
             flat = _chosen(flat.numel(), density, generator).view_as(flat)
         else:
             for rows in groups_of(len(flat), pattern, generator):
                 flat[rows] = _columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
-        made[name] = flat.view(shape) if seen is None else layout.weight(flat.view(seen.shape), shapes[name])
+        made[name] = layout.weight(flat.view(seen.shape), shapes[name])
     return Mask(made)
 
 

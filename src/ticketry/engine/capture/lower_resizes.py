@@ -16,12 +16,10 @@ from torch import Tensor
 from ticketry.core.seeds import generator
 from ticketry.engine.capture.editor import Editor, base, need, rewrite
 from ticketry.engine.graph import Graph, Json, Node, aten, node
+from ticketry.engine.graph.native import MOST_MOVED
 
 _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
 """Pixels on each side of the nearest one that have a part."""
-
-_LARGEST = 1 << 21
-"""Elements of an example: what is larger is not moved in the engine."""
 
 
 def lower_resizes(graph: Graph) -> Graph:
@@ -38,7 +36,7 @@ def _lower(editor: Editor, one: Node) -> list[Node]:
     channels, *sizes = (int(size or 0) for size in shape[1:])
     places = [int(size or 0) for size in made[2:]]
     need(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
-    need(channels * prod(places) <= _LARGEST)
+    need(channels * prod(places) <= MOST_MOVED)
     resize, dtype = aten.prepare(one, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
     taps = [_taps(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
     kernel = torch.einsum("ra,sb->rsab", *taps)

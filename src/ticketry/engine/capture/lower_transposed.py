@@ -56,12 +56,20 @@ class _Axis:
     @property
     def room(self) -> int:
         """Padding of the convolution on each side: all pixels that weights multiply are there, and all places made."""
-        steps = [step for _, step in map(self.place, range(self.kernel))]
-        return max(0, -min(steps), self.places - self.size + max(steps))
+        return max(0, -self._first, self.places - self.size + self._last)
 
     @property
     def taps(self) -> int:
-        return self.room + max(step for _, step in map(self.place, range(self.kernel))) + 1
+        return self.room + self._last + 1
+
+    @property
+    def _first(self) -> int:
+        """Of the pixels that weights multiply; they come one before the other."""
+        return self.place(self.kernel - 1)[1]
+
+    @property
+    def _last(self) -> int:
+        return self.place(0)[1]
 
 
 @dataclass(frozen=True)

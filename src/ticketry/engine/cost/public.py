@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -318,12 +317,13 @@ def _multiplications(model: nn.Module, example_inputs: Any, scope: Scope) -> Cos
 
 def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Of the file that `Compiled.save` writes: kept values, what tells their places, and all else as it is."""
-    graph = capture(_without_zeros(model, scope), None, example_inputs)
-    sizes = {name: parameter.numel() for name, parameter in scope.parameters(model).items()}
+    graph = capture(model, None, example_inputs)
+    parameters = scope.parameters(model)
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     forms: dict[str, list[str]] = {name: [] for name in sizes}
     """The tensors that each is in the file: one for every norm that is folded into it."""
     for name, parameter in origins(graph, sizes).items():
-        if sizes[parameter] in (graph.tensors[name].numel(), int(graph.tensors[name].count_nonzero())):
+        if _has_all(graph.tensors[name], parameters[parameter]):
             forms[parameter].append(name)
     if other := [name for name, found in forms.items() if not found]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
@@ -338,12 +338,9 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
 
 
-def _without_zeros(model: nn.Module, scope: Scope) -> nn.Module:
-    """A copy whose weights are all kept in a file, wherever it has them."""
-    twin = copy.deepcopy(model)
-    for parameter in scope.parameters(twin).values():
-        parameter.data[parameter.data == 0] = 1.0
-    return twin
+def _has_all(form: Tensor, parameter: Tensor) -> bool:
+    """Whether a tensor of the file has each weight once, perhaps with zeros beside them."""
+    return form.numel() == parameter.numel() or 0 < int(form.count_nonzero()) == int(parameter.count_nonzero())
 
 
 _HALVES = 12

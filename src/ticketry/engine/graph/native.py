@@ -43,6 +43,10 @@ import ticketry.engine.graph.native_shapes as shapes
 from ticketry.engine.graph.native_shapes import Attrs, Shape
 from ticketry.errors import GraphError
 
+MOST_MOVED = 1 << 21
+"""Elements of an example of a value whose elements are moved one by one: the tables of larger ones would take more
+memory than they are worth."""
+
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 

@@ -12,15 +12,13 @@ from math import prod
 
 import numpy as np
 
+from ticketry.engine.graph.native import MOST_MOVED
 from ticketry.engine.plan import value_axes as forms
 from ticketry.engine.plan.storage import Storages
 from ticketry.engine.plan.value_axes import Form, Planned, UnsupportedError
 
 ZERO = -1
 """The place of an element that is 0."""
-
-_LARGEST = 1 << 21
-"""Elements of an example: the tables of larger values would take more memory than they are worth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +50,7 @@ def rearranged(value: Form | Rearranged, storages: Storages) -> Rearranged:
     if isinstance(value, Rearranged):
         return value
     positions = prod(value.pixels)
-    if value.channels * positions > _LARGEST:
+    if value.channels * positions > MOST_MOVED:
         raise UnsupportedError("a rearrangement of a value this large")
     bases, at = {}, 0
     for storage in value.storages:
@@ -163,7 +161,7 @@ def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearr
             inside = (value.where >= low) & (value.where < high)
             table[inside] += shift
         tables.append(table)
-    if sum(table.size for table in tables) > _LARGEST:
+    if sum(table.size for table in tables) > MOST_MOVED:
         raise UnsupportedError("a rearrangement of a value this large")
     return Rearranged(tuple(sources), np.concatenate(tables, axis=axis - 1))
 
