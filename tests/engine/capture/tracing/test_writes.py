@@ -106,6 +106,16 @@ def test_no_second_tracing_where_nobody_sees_the_memory(
     assert not any(is_in_place(one) for one in functional(program).graph.nodes)
 
 
+def test_writes_past_autograd_are_refused_by_name():
+    def function(x: Tensor) -> Tensor:
+        y = x.relu()
+        y.data.mul_(2.0)
+        return y + x
+
+    with pytest.raises(CaptureError, match="writes to its own tensors.*compute such values anew"):
+        capture(Of(function), None, torch.randn(2, 4))
+
+
 def test_a_model_that_changes_its_input_leaves_it_as_it_is():
     class Model(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

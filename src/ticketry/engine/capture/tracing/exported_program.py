@@ -15,11 +15,21 @@ from ticketry.errors import CaptureError
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without operations that write to their arguments."""
+    """The program without operations that write to their arguments.
+
+    Raises:
+        CaptureError: if torch.export cannot tell what one of them writes to.
+    """
     if without_writes(program.graph):
         return program
-    with quiet(), plain():
-        changed: torch.export.ExportedProgram = program.run_decompositions({})
+    try:
+        with quiet(), plain():
+            changed: torch.export.ExportedProgram = program.run_decompositions({})
+    except Exception as error:  # of many kinds, by what the model writes to
+        raise CaptureError(
+            f"torch.export takes the model, but not what it writes to its own tensors ({type(error).__name__}:"
+            f" {str(error)[:200]}): compute such values anew, `y = 2 * y` in the place of `y.data.mul_(2)`"
+        ) from error
     return changed
 
 
