@@ -458,8 +458,11 @@ def test_the_table_says_what_is_known_and_keeps_to_the_terminal(
     assert rows[0][:2] == ["claim", "verdict"]
     assert set(gone) | set(rows[0]) == set(CLAIMS)
     assert claims_table(record.claims)[1] == []
-    judged = msgspec.structs.replace(record.claims[0], n=3)
-    assert [more_needed(one) for one in (record.claims[0], judged)] == ["–", "too many"]
+    judged = msgspec.structs.replace(record.claims[0], n=3, limit=5)
+    near = msgspec.structs.replace(judged, more=4)
+    at_its_limit = msgspec.structs.replace(near, n=5)
+    told = [more_needed(one) for one in (record.claims[0], judged, near, at_its_limit)]
+    assert told == ["–", "too many", "about 4", "about 9 fresh"], "a limit is not moved: others are needed"
 
 
 def trained_kernels(store: Path) -> Counter[str]:

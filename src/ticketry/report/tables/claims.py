@@ -70,12 +70,17 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
 
 
 def more_needed(claim: Claim) -> str:
-    """How many more replicates would likely decide a claim; nothing is known of that before any were judged."""
+    """How many more replicates would likely decide a claim; nothing is known of that before any were judged.
+
+    At its limit it gets no more: then how many fresh ones would decide a claim that asks it again.
+    """
     if claim.found != "undecided":
         return "none"
     if not claim.n:
         return NONE
-    return "too many" if claim.more is None else f"about {claim.more}"
+    if claim.more is None:
+        return "too many"
+    return f"about {claim.more}" if claim.n < claim.limit else f"about {claim.n + claim.more} fresh"
 
 
 def seeds_told(claim: Claim, style: Style) -> str:
