@@ -9,6 +9,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from ticketry.cli.listing import summary
 from ticketry.experiments.run import Run
 
 
@@ -48,3 +49,20 @@ def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: 
                 assert float(line[name]) == pytest.approx(values[name], abs=5e-5)
             else:
                 assert line[name] == "–"
+
+
+def test_what_has_no_docstring_does_not_borrow_one() -> None:
+    class Base:
+        """Trains in the calling process."""
+
+    class Own(Base):
+        """Trains on my cluster,
+        three jobs at a time.
+
+        More.
+        """
+
+    class Silent(Base):
+        pass
+
+    assert [summary(found) for found in (Own, Silent)] == ["Trains on my cluster, three jobs at a time", ""]

@@ -204,16 +204,17 @@ def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]
     def rows(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
         return [
-            {"name": name, "from": registry.where(name), "description": _summary(found)}
+            {"name": name, "from": registry.where(name), "description": summary(found)}
             for name, found in registry.usable().items()
         ]
 
     return rows
 
 
-def _summary(found: object) -> str:
-    """The first paragraph of its docstring."""
-    return " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split()).rstrip(".")
+def summary(found: object) -> str:
+    """The first paragraph of its own docstring: what a class inherits says nothing of it."""
+    told = inspect.cleandoc(getattr(found, "__doc__", None) or "")
+    return " ".join(told.split("\n\n")[0].split()).rstrip(".")
 
 
 def _presets(_: Path) -> list[dict[str, Any]]:
