@@ -40,7 +40,8 @@ def _claims(record: CampaignRecord, place: Place) -> Section:
         " the differences, and of each side over seeds; A/A is what dense networks differ by from themselves, trained"
         " with another order of the data."
     )
-    notes = [(claim.name, _told(claim), claim.found) for claim in record.claims]
+    asking = {claim.again: claim for claim in record.claims if claim.again}
+    notes = [(claim.name, _told(claim, asking.get(claim.name)), claim.found) for claim in record.claims]
     rows_of_figure = [
         {"claim": claim.name, "difference": claim.difference, "above": claim.above, "margin": claim.margin}
         for claim in shown
@@ -61,8 +62,8 @@ def _claim_row(claim: Claim) -> Row:
     return Row(name, [Cell(found, found, chip=True), *cells])
 
 
-def _told(claim: Claim) -> str:
-    """A claim in words."""
+def _told(claim: Claim, asking: Claim | None) -> str:
+    """A claim in words, and the one that asks it again."""
     at = "" if claim.density is None else f" at {percent(claim.density)} % of the weights"
     words = [
         claim.statement,
@@ -71,6 +72,8 @@ def _told(claim: Claim) -> str:
     ]
     words += [f"Source: {claim.source}."] if claim.source else []
     words += [f"There: {claim.figure}."] if claim.figure else []
+    words += [f"Asks {claim.again} again, on fresh replicates."] if claim.again else []
+    words += [f"Asked again on fresh replicates, as {asking.name}: {asking.found}."] if asking else []
     return " ".join(words)
 
 
