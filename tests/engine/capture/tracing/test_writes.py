@@ -112,7 +112,7 @@ def test_writes_past_autograd_are_refused_by_name():
         y.data.mul_(2.0)
         return y + x
 
-    with pytest.raises(CaptureError, match="writes to its own tensors.*compute such values anew"):
+    with pytest.raises(CaptureError, match=r"writes to its own tensors.*compute such values anew"):
         capture(Of(function), None, torch.randn(2, 4))
 
 
