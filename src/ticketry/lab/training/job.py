@@ -21,6 +21,7 @@ from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, initial_state, part_of
+from ticketry.lab.training.stopwatch import Stopwatch
 from ticketry.tasks.task import Course
 
 _CURVE_POINTS = 100
@@ -260,7 +261,8 @@ class Training:
     def __init__(self, job: Job, watch: Watch) -> None:
         self.job, self.watch = job, watch
         self.loop = job.loop()
-        self._mark = self._before = self._next_tick = self._next_checkpoint = 0.0
+        self._before = self._next_tick = self._next_checkpoint = 0.0
+        self._stopwatch = Stopwatch()
         self._stop = self._due = False
 
     def until(self, stop: int) -> None:
@@ -271,14 +273,15 @@ class Training:
             TrainingError, HoldError: see `Loop.train_until`.
         """
         before = self.loop.step
-        self._mark = self._before = self._next_tick = time.monotonic()
-        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        self._before = self._next_tick = time.monotonic()
+        self._stopwatch.start(self._before)
+        self._next_checkpoint = self._before + self.watch.checkpoint_seconds
         self._stop = self._due = False
         try:
             with deferred():
                 self.loop.train_until(stop, self._tick)
         finally:
-            self._count(time.monotonic())
+            self.job.train_seconds += self._stopwatch.lap(time.monotonic())
             self.job.steps_trained += self.loop.step - before
         try:
             self.job.store_result(self.loop)
@@ -292,12 +295,9 @@ class Training:
             f"stopped at step {self.loop.step}; its state is stored", asked() or signal.SIGINT
         )
 
-    def _count(self, now: float) -> None:
-        self.job.train_seconds += now - self._mark
-        self._mark = now
-
     def _tick(self) -> None:
         now = time.monotonic()
+        self.job.train_seconds += self._stopwatch.lap(now)
         group = self.job.group
         late = now + (now - self._before) >= self._next_checkpoint  # after the next step it would be
         self._before = now
@@ -310,10 +310,10 @@ class Training:
             return
         if not (self._due if group is None else group.agreed(self._due)):
             return
-        self._count(now)
         self.job.store_partial(self.loop.state())
-        self._mark = self._before = time.monotonic()
-        self._next_checkpoint = _next_checkpoint(now, self._mark, self.watch.checkpoint_seconds)
+        self._before = time.monotonic()
+        self._stopwatch.start(self._before)
+        self._next_checkpoint = _next_checkpoint(now, self._before, self.watch.checkpoint_seconds)
         self._due = False
         if self._stop:
             raise self._interrupted()
