@@ -51,11 +51,15 @@ def _places(size: int, kernel: int, stride: int, padding: int, dilation: int, *,
     return found
 
 
+def _check_weight(weight: Shape, axes: int) -> None:
+    need(len(weight) == axes, f"its weight has the shape {weight}")
+    need(all(weight), f"its weight of the shape {weight} has no elements")
+
+
 def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, channels, height, width = images(inputs[0])
     weight, groups = weights["weight"], attrs["groups"]
-    need(len(weight) == 4, f"its weight has the shape {weight}")
-    need(all(weight), f"its weight of the shape {weight} has no elements")
+    _check_weight(weight, 4)
     out, per_group, kh, kw = (int(size or 0) for size in weight)
     need(channels == per_group * groups, f"{channels} channels do not fit its weight {weight} in {groups} groups")
     need(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
@@ -66,8 +70,7 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
 
 def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     weight = weights["weight"]
-    need(len(weight) == 2, f"its weight has the shape {weight}")
-    need(all(weight), f"its weight of the shape {weight} has no elements")
+    _check_weight(weight, 2)
     need(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
     bias(weights, weight[0], "bias")
     return residual(inputs, (*inputs[0][:-1], weight[0]))

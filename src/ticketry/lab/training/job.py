@@ -261,7 +261,7 @@ class Training:
     def __init__(self, job: Job, watch: Watch) -> None:
         self.job, self.watch = job, watch
         self.loop = job.loop()
-        self._before = self._next_tick = self._next_checkpoint = 0.0
+        self._next_tick = self._next_checkpoint = 0.0
         self._stopwatch = Stopwatch()
         self._stop = self._due = False
 
@@ -273,9 +273,9 @@ class Training:
             TrainingError, HoldError: see `Loop.train_until`.
         """
         before = self.loop.step
-        self._before = self._next_tick = time.monotonic()
-        self._stopwatch.start(self._before)
-        self._next_checkpoint = self._before + self.watch.checkpoint_seconds
+        self._next_tick = now = time.monotonic()
+        self._stopwatch.start(now)
+        self._next_checkpoint = now + self.watch.checkpoint_seconds
         self._stop = self._due = False
         try:
             with deferred():
@@ -297,10 +297,9 @@ class Training:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self.job.train_seconds += self._stopwatch.lap(now)
         group = self.job.group
-        late = now + (now - self._before) >= self._next_checkpoint  # after the next step it would be
-        self._before = now
+        late = now + (now - self._stopwatch.then) >= self._next_checkpoint  # after the next step it would be
+        self.job.train_seconds += self._stopwatch.lap(now)
         if late or now >= self._next_tick:
             self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
             self.watch.progress(self.job.segment, self.loop.step)
@@ -311,9 +310,9 @@ class Training:
         if not (self._due if group is None else group.agreed(self._due)):
             return
         self.job.store_partial(self.loop.state())
-        self._before = time.monotonic()
-        self._stopwatch.start(self._before)
-        self._next_checkpoint = _next_checkpoint(now, self._before, self.watch.checkpoint_seconds)
+        stored = time.monotonic()
+        self._stopwatch.start(stored)
+        self._next_checkpoint = _next_checkpoint(now, stored, self.watch.checkpoint_seconds)
         self._due = False
         if self._stop:
             raise self._interrupted()

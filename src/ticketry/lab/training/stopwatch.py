@@ -14,14 +14,14 @@ class Stopwatch:
     """The seconds of steps by the clock, but for a standstill: that counts as the processor's time in it."""
 
     def __init__(self) -> None:
-        self._then = self._worked = 0.0
+        self.then = self._worked = 0.0
 
     def start(self, now: float) -> None:
         """Count from this moment of ``time.monotonic``."""
-        self._then, self._worked = now, time.process_time()
+        self.then, self._worked = now, time.process_time()
 
     def lap(self, now: float) -> float:
         """The seconds of training since the last lap, or the start."""
-        passed, worked = now - self._then, time.process_time() - self._worked
+        passed, worked = now - self.then, time.process_time() - self._worked
         self.start(now)
         return worked if passed > STANDSTILL and worked < WORKING * passed else passed
