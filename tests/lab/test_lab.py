@@ -92,7 +92,7 @@ def test_a_mask_that_is_not_stored_is_told(lab, points):
 
 @pytest.mark.parametrize(("first", "keep"), [(0, 25), (0, -1), (5, 4)])
 def test_only_steps_of_the_segment_can_be_kept(lab, points, first, keep):
-    with pytest.raises(UsageError, match=f"keep= names step {keep}, but the segment goes from {first} to 24"):
+    with pytest.raises(UsageError, match=f"keep= names step {keep} of a segment that is from {first} to 24"):
         lab.train(lab.segment(points, start=0, first=first), keep=(keep,))
     assert lab.ledger.segments_asked == 0
 

@@ -143,8 +143,11 @@ def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[O
 
 def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
     """The campaign in the precision and kernels that are given, if they are."""
-    kernels = dict.fromkeys(campaign.runs, chosen["kernels"]) if "kernels" in chosen else campaign.kernels
-    return dataclasses.replace(campaign, precision=chosen.get("precision", campaign.precision), kernels=kernels)
+    said = {"kernels": campaign.kernels, "precisions": campaign.precisions}
+    asked = {"kernels": chosen.get("kernels"), "precisions": chosen.get("precision")}
+    return dataclasses.replace(
+        campaign, **{name: dict.fromkeys(campaign.runs, one) if one else said[name] for name, one in asked.items()}
+    )
 
 
 def seconds_of(text: str) -> float:

@@ -105,15 +105,31 @@ class ComputedWeight:
 def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
     """All computed weights of a model, in the order of its modules."""
     for module in model.modules():
-        if parametrize.is_parametrized(module):
-            for local, rule in module.parametrizations.items():  # type: ignore[union-attr,operator]
-                originals = tuple(rule.parameters(recurse=False))
-                if originals:  # and no computed buffer
-                    yield ComputedWeight(module, local, originals, rule)
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):
-                originals = tuple(getattr(module, f"{hook.name}_{part}") for part in ("g", "v"))
-                yield ComputedWeight(module, hook.name, originals, hook)
+        yield from computed_weights_of(module)
+
+
+def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Those of a module itself."""
+    if parametrize.is_parametrized(module):
+        for local, rule in module.parametrizations.items():  # type: ignore[union-attr,operator]
+            originals = tuple(rule.parameters(recurse=False))
+            if originals:  # and no computed buffer
+                yield ComputedWeight(module, local, originals, rule)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            originals = tuple(getattr(module, f"{hook.name}_{part}") for part in ("g", "v"))
+            yield ComputedWeight(module, hook.name, originals, hook)
+
+
+def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """By the same names the weights as their layers use them, detached: computed ones where a parameter stands for one
+    of its shape, as weight_norm's v does."""
+    computed = {id(original): each for each in computed_weights(model) for original in each.originals}
+    weights = {}
+    for name, parameter in parameters.items():
+        weight = computed[id(parameter)].value() if id(parameter) in computed else parameter.detach()
+        weights[name] = weight if weight.shape == parameter.shape else parameter.detach()
+    return weights
 
 
 def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
-from ticketry.core.computed_weights import computed_weights
+from ticketry.core.computed_weights import computed_weights, computed_weights_of
 from ticketry.core.scope import EMBEDDINGS, NORMS, named_parameters, normal_name, unwrapped
 from ticketry.errors import MaskError, UsageError
 
@@ -118,7 +119,7 @@ def roles(model: nn.Module) -> Roles:
     inputs: set[tuple[str, int]] = set()
     scales: set[str] = set()
     for module in inner.modules():
-        for local, parameter in module.named_parameters(recurse=False):
+        for local, parameter in _held(module):
             name = names[id(parameter)]
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
@@ -127,6 +128,16 @@ def roles(model: nn.Module) -> Roles:
                 outputs |= {(name, dim) for dim in made}
                 inputs |= {(name, dim) for dim in taken}
     return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's parameters by what it calls them; of a weight that it computes, those of the weight's shape by its
+    name, and no others."""
+    if not isinstance(module, ParametrizationList):
+        yield from module.named_parameters(recurse=False)
+    for computed in computed_weights_of(module):
+        shape = computed.value().shape
+        yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
 
 
 def _dimensions(module: nn.Module, local: str, dimensions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
@@ -104,7 +105,8 @@ def scope(
     scope whose zeros are zeros of the weight; without such a one (orthogonal) the layer has to be spared.
 
     Args:
-        spare: names or patterns (``fc*``, ``*.downsample.*``) left out; a module's name spares all its parameters.
+        spare: names or patterns (``fc*``, ``*.downsample.*``) left out; a module's name spares all its parameters,
+            those that it shares with others too.
         include: names or patterns taken in whatever they are.
         first_conv: whether the first convolution (in the order of definition) is in scope.
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
@@ -130,14 +132,9 @@ def scope(
     """
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _owners(model)
-    spared = set(_matches(owners, spare, "spare"))
-    if not first_conv:
-        spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
-    if not output:
-        spared.update(_weights_of_layer(model, owners, _OUTPUTS, last=True))
+    spared = _spared(model, owners, spare, first_conv=first_conv, output=output)
     included = set(_matches(owners, include, "include"))
-    taken = {name for name, owner in owners.items() if any(choices.take(*place) for place in owner.places)}
-    taken = (taken | included) - spared
+    taken = (choices.taken(owners) | included) - spared
     taken -= _that_stand_for_none(model, owners, taken, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in taken}
     if not shapes:
@@ -146,6 +143,24 @@ def scope(
             " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
         )
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def scope_among(
+    model: nn.Module, names: Iterable[str], *, spare: Iterable[str] = (), first_conv: bool = True, output: bool = True
+) -> set[str]:
+    """Those of the named parameters that the words of `scope` leave in, whatever else the model has."""
+    return set(names) - _spared(model, _owners(model), spare, first_conv=first_conv, output=output)
+
+
+def layer_weights_among(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Those of the named parameters that `scope` takes by default, whatever else the model has.
+
+    Raises:
+        ScopeError: as of `scope`, of these.
+    """
+    owners = _owners(model)
+    taken = _Choices().taken(owners) & set(names)
+    return taken - _that_stand_for_none(model, owners, taken, set())
 
 
 def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
@@ -241,18 +256,23 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Owner:
-    """A parameter and every place where a module holds it."""
+    """A parameter, all its normalised names, and every place where a module holds it."""
 
     parameter: nn.Parameter
+    names: tuple[str, ...]
     places: tuple[_Place, ...]
 
 
 @dataclass(frozen=True)
 class _Choices:
-    biases: bool
-    norms: bool
-    embeddings: bool
-    weighted: tuple[type[nn.Module], ...]
+    biases: bool = False
+    norms: bool = False
+    embeddings: bool = False
+    weighted: tuple[type[nn.Module], ...] = _WEIGHTED
+
+    def taken(self, owners: Mapping[str, _Owner]) -> set[str]:
+        """Names of the parameters that are in scope by these choices."""
+        return {name for name, owner in owners.items() if any(self.take(*place) for place in owner.places)}
 
     def take(self, module: nn.Module, local: str, dimensions: int) -> bool:
         """Whether what `module` calls `local` is in scope by these choices."""
@@ -267,6 +287,9 @@ class _Choices:
 
 
 def _owners(model: nn.Module) -> dict[str, _Owner]:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ScopeError(f"{name!r} of {type(model).__name__} has no shape yet (a lazy layer): call the model once")
     places: dict[int, list[_Place]] = {}
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -276,12 +299,15 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
         for original in computed.originals:
             elsewhere = [one for one in places[id(original)] if one.module not in (computed.rule, computed.module)]
             places[id(original)] = [*elsewhere, _Place(computed.module, computed.local, dimensions)]
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(normal_name(name))
     owners: dict[str, _Owner] = {}
     for name, parameter in model.named_parameters():
         short = normal_name(name)
         if short in owners:
             raise ScopeError(f"two parameters of {type(model).__name__} are called {short!r} once wrappers are removed")
-        owners[short] = _Owner(parameter, tuple(places[id(parameter)]))
+        owners[short] = _Owner(parameter, tuple(names[id(parameter)]), tuple(places[id(parameter)]))
     return owners
 
 
@@ -316,9 +342,21 @@ def _that_stand_for_none(
     return useless
 
 
+def _spared(
+    model: nn.Module, owners: Mapping[str, _Owner], spare: Iterable[str], *, first_conv: bool, output: bool
+) -> set[str]:
+    spared = set(_matches(owners, spare, "spare"))
+    if not first_conv:
+        spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
+    if not output:
+        spared.update(_weights_of_layer(model, owners, _OUTPUTS, last=True))
+    return spared
+
+
 def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        found = [name for name in owners if _covers(pattern.rstrip("."), name)]
+        wanted = pattern.rstrip(".")
+        found = [name for name, owner in owners.items() if any(_covers(wanted, one) for one in owner.names)]
         if not found:
             raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {_shown(list(owners))}")
         yield from found

@@ -283,13 +283,15 @@ class Lab(Answers):
             self._told.prefix = before
 
     @contextlib.contextmanager
-    def training_in(self, kernels: str) -> Iterator[None]:
-        """Let the segments that are described in a block be trained in other kernels: auto, dense or sparse."""
-        before, self.kernels = self.kernels, Kernels(kernels, self.store, self.course)
+    def training_in(self, kernels: str, precision: str = "") -> Iterator[None]:
+        """Let what is described in a block be trained in other kernels (auto, dense, sparse) and, if said, precision."""
+        before = self.kernels, self._choices
+        self.kernels = Kernels(kernels, self.store, self.course)
+        self._choices = {**self._choices, "precision": precision or self._choices["precision"]}
         try:
             yield
         finally:
-            self.kernels = before
+            self.kernels, self._choices = before
 
     @contextlib.contextmanager
     def training_nothing(self) -> Iterator[Nothing]:
@@ -333,9 +335,7 @@ class Lab(Answers):
         key = segment.key
         for step in keep:
             if not segment.first <= step <= segment.last:
-                raise UsageError(
-                    f"keep= names step {step}, but the segment goes from {segment.first} to {segment.last}"
-                )
+                raise UsageError(f"keep= names step {step} of a segment that is from {segment.first} to {segment.last}")
         with self._guard:
             self.ledger.segments_asked += 1
             self.ledger.keys.append(key)

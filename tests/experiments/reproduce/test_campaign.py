@@ -217,6 +217,17 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "store" / "results").exists(), "something was trained"
 
 
+def test_runs_of_one_campaign_may_be_trained_in_two_precisions(tmp_path: Path) -> None:
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    narrow = OTHERS.replace('task = "digits"', 'base = "narrow"')
+    file.write_text(SMALL + '[scales.demo.bases.narrow]\ntask = "digits"\nprecision = "bf16"\n' + narrow)
+    assert main(["reproduce", str(file), "--store", str(store), "--workers", "0", "--device", "cpu"]) == 0
+    runs = {run.name: {(one.precision, one.first, one.last) for one in run.blocks} for run in record_of(store).runs}
+    assert runs == {"tickets": {("fp32", 0, 3)}, "others": {("bf16", 0, 3)}}
+    told = {path.read_text().count('precision = "bf16"') for path in store.glob("runs/*/run.toml")}
+    assert told == {0, 1}
+
+
 @pytest.mark.slow
 def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

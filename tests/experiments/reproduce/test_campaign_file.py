@@ -67,7 +67,8 @@ def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, 
     assert {run for claim in campaign.claims for run in claim.runs} <= set(campaign.runs)
     assert all(claim.statement.endswith(".") for claim in campaign.claims)
     assert all(plan.at[0] >= 3 for plan in campaign.plans.values()), "three replicates at least"
-    assert campaign.precision == "fp32", "results of several machines are of one precision"
+    narrow = {run for run, precision in campaign.precisions.items() if precision != "fp32"}
+    assert narrow == {run for run in campaign.runs if scale == "cpu" and run.startswith("language-")}
 
 
 def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> None:
@@ -265,7 +266,18 @@ def test_a_side_may_have_a_density_or_a_level_of_its_own(tmp_path: Path) -> None
 def test_precision_and_kernels_of_the_base(tmp_path: Path, said: str, precision: str, kernels: str) -> None:
     path = written(tmp_path, GOOD.replace("[scales.demo.base]\n", f"[scales.demo.base]\n{said}"))
     campaign = read_campaign(path, "demo")
-    assert (campaign.precision, *campaign.kernels.values()) == (precision, kernels, kernels)
+    assert [*campaign.precisions.values(), *campaign.kernels.values()] == [precision, precision, kernels, kernels]
+
+
+def test_a_base_may_have_a_precision_of_its_own(tmp_path: Path) -> None:
+    text = GOOD.replace('kernels = "sparse"', 'precision = "bf16"').replace("interim = [3]\n", "interim = [3, 5]\n")
+    other = text.replace("length = \"20it\"", "length = \"30it\"")
+    here = other.replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
+    with pytest.raises(UsageError, match=r"claims.better: the runs iterative and gradual are trained in fp32 and bf16"):
+        read_campaign(written(tmp_path, here), "demo")
+    both = here.replace('method = "iterative"', 'base = "other"\nmethod = "iterative"')
+    assert set(read_campaign(written(tmp_path, both), "demo").precisions.values()) == {"bf16"}
+    assert set(read_campaign(written(tmp_path, other), "demo").precisions.values()) == {"fp32"}
 
 
 def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
                 trajectories = {path.parent.name for path in other.store.paths.result_files()}
                 assert len(trajectories) == 2, "as many as are trained side by side"
 
-        pace = measured(lab, request, "dense", None, elsewhere, side_by_side=2)
+        pace = measured(lab, request, "dense", "fp32", None, elsewhere, side_by_side=2)
         assert pace.step > 0
         assert pace.training > 0
         assert pace.masked_step is None
@@ -231,7 +231,7 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
         assert not list(lab.store.paths.result_files())
         assert lab.ledger.segments_trained == 0
         # of workers that are elsewhere the store tells, as they trained in it
-        assert measured(lab, request, "dense", None, None).step > 0
+        assert measured(lab, request, "dense", "fp32", None, None).step > 0
         assert lab.ledger.segments_trained > 0
 
 
@@ -247,7 +247,7 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
 
     with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
         density = 0.2 if kernels == "sparse" else None
-        pace = measured(lab, request, kernels, density, elsewhere, gated=True)
+        pace = measured(lab, request, kernels, "fp32", density, elsewhere, gated=True)
         assert (pace.masked_step is None) == (kernels == "dense")
         assert pace.gated_step is None, "the dense network is too small for kernels, so it trains in torch as gates do"
         assert not list(lab.store.paths.blob_files())

@@ -135,14 +135,16 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
     """Put a `SynchronisedBatchNorm` in the place of every batch norm of `model`, in place, and return the model.
 
     Call it before DistributedDataParallel, `fully_shard` and the optimiser. Parameters and buffers are the same
-    objects, under the same names. Other norms look at one example each and need nothing.
+    objects, under the same names; a norm that stands in several places stays one. Other norms look at one example each
+    and need nothing.
 
     Args:
         model: with batch norms of torch, or none.
         group: the processes; by default all.
 
     Raises:
-        UsageError: if the model itself is a batch norm, or a norm has no parameters yet (a lazy one).
+        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or is of a class with
+            a forward of its own, which would be lost. Nothing is changed then.
 
     Examples:
         >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
@@ -151,14 +153,27 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
     """
     if isinstance(model, _BatchNorm):
         raise UsageError("the model is a batch norm itself: put it into a module whose child it is")
-    for name, child in model.named_children():
-        if isinstance(child, nn.modules.lazy.LazyModuleMixin):
-            raise UsageError(f"{name!r} is a lazy {type(child).__name__}: call the model once before")
-        if isinstance(child, _BatchNorm) and not isinstance(child, SynchronisedBatchNorm):
-            setattr(model, name, _synchronised(child, group))
-        elif not isinstance(child, _BatchNorm):
-            synchronise_norms(child, group)
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
+    for name, norm in norms.items():
+        _check_replaceable(name, norm)
+    made = {
+        norm: _synchronised(norm, group) for norm in norms.values() if not isinstance(norm, SynchronisedBatchNorm)
+    }
+    for parent in list(model.modules()):
+        for local, child in parent._modules.items():
+            if isinstance(child, _BatchNorm) and child in made:
+                setattr(parent, local, made[child])
     return model
+
+
+def _check_replaceable(name: str, norm: _BatchNorm) -> None:
+    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+        raise UsageError(f"{name!r} is a lazy {type(norm).__name__}: call the model once before")
+    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SynchronisedBatchNorm.forward):
+        raise UsageError(
+            f"{name!r} is a {type(norm).__name__}, a batch norm with a forward of its own, which a synchronised one would"
+            f" not have: put a plain batch norm and what else it does in its place, or leave norms to each process"
+        )
 
 
 def _synchronised(norm: _BatchNorm, group: ProcessGroup | None) -> SynchronisedBatchNorm:

@@ -89,7 +89,7 @@ class BlockGates(Gates):
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
         """The mask of the blocks with the largest s, as near to a density as whole blocks permit: see `Gates`."""
-        more = {"pattern": self.pattern, "layouts": self._layouts}
+        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._within()}
         return allocate_or_keep(self.by_weight(), density, collapse=collapse, **more)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -124,6 +124,10 @@ class BlockGates(Gates):
             kept = self._kept[number]
             products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
         return products
+
+    def _within(self) -> Mask | None:
+        blocks = super()._within()
+        return None if blocks is None else Mask(self._spread(blocks))
 
     def _spread(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """For each weight a tensor of its shape, from one with an entry a block."""

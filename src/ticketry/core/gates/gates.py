@@ -197,8 +197,13 @@ class Gates:
         return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates with the largest s, of any density; `collapse` and errors as of `tk.allocate`."""
-        return allocate_or_keep(self.by_weight(), density, collapse=collapse)
+        """The mask of the gates with the largest s within the mask, of any density; the rest as of `tk.allocate`."""
+        return allocate_or_keep(self.by_weight(), density, within=self._within(), collapse=collapse)
+
+    def _within(self) -> Mask | None:
+        """The mask that gates are to stay within, if there is one."""
+        kept = {name: mask != 0 for name, mask in zip(self._names, self._kept, strict=True) if mask is not None}
+        return Mask(kept) if kept else None
 
     def by_weight(self) -> dict[str, Tensor]:
         """name -> the s that each weight is multiplied by, in the weight's shape."""

@@ -110,7 +110,8 @@ def _score(formula: Formula, about: About, measure: Callable[..., dict[str, Tens
         batches, loss = given(name, batches, loss)
         with measuring(model, scope, norms=norms, at=at, seed=seed) as weights:
             measured = measure(model, weights, batches, loss, at)
-        return checked(name, {key: formula(weight.detach(), measured[key]) for key, weight in weights.items()})
+            wide = {key: weight.detach().to(measured[key].dtype) for key, weight in weights.items()}
+        return checked(name, {key: formula(wide[key], measured[key]) for key in weights})
 
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # and not the formula's signature
         setattr(score, attribute, getattr(formula, attribute))

@@ -219,8 +219,10 @@ def average(
         found = _gradients(batch_loss(model, batch, loss, count), weights)
         for name, weight in weights.items():
             gradient = found[name]
-            value = of(torch.zeros_like(weight) if gradient is None else gradient)
-            total[name] = total[name].add_(value) if name in total else value.to(_wide(value.dtype), copy=True)
+            # Wide first: the square of a gradient in float16 is 0 more often than not.
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            value = of(gradient.to(_wide(gradient.dtype)))
+            total[name] = total[name].add_(value) if name in total else value.clone()
     if not count:
         raise no_batch()
     return mean_of_all(model, weights, {name: value.div_(count) for name, value in total.items()})

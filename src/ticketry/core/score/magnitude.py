@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from ticketry.core.computed_weights import computed_weights
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import About, described
 
@@ -33,9 +33,4 @@ def magnitude(
         >>> tk.score.magnitude(model, tk.scope(model))
         {'weight': tensor([[2., 3.]])}
     """
-    computed = {id(original): each for each in computed_weights(model) for original in each.originals}
-    scores = {}
-    for name, parameter in scope.parameters(model).items():
-        weight = computed[id(parameter)].value() if id(parameter) in computed else parameter.detach()
-        scores[name] = (weight if weight.shape == parameter.shape else parameter.detach()).abs()
-    return scores
+    return {name: weight.abs() for name, weight in weights_in_use(model, scope.parameters(model)).items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
+from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
 from ticketry.core.score._measure import called, checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
@@ -68,8 +68,9 @@ def synflow(
     with measuring(model, scope, norms="running", seed=seed) as weights, _linear(model, passed):
         _refuse_bypassed(model, weights, passed)
         args, kwargs = _ones(_inputs(model, batches, loss))
-        tensors, leaves = _absolute(model, at)
-        output = _sum(functional_call(model, tensors, args, kwargs))
+        inner = unwrapped(model)  # functional_call takes no nn.DataParallel
+        tensors, leaves = _absolute(inner, at)
+        output = _sum(functional_call(inner, tensors, args, kwargs))
         wanted = {name: leaves[id(weight)] for name, weight in weights.items()}
         found = torch.autograd.grad(output, list(wanted.values()), allow_unused=True) if output.requires_grad else ()
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}

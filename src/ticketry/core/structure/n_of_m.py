@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import parameters_of, scope
+from ticketry.core.scope import layer_weights_among, named_parameters, parameters_of
 from ticketry.errors import MaskError, StructureError, UsageError
 
 
@@ -52,19 +53,22 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
     spared = parameters_of(model, spare, "spare")
-    of_layers = {id(parameter) for parameter in scope(model).parameters(model).values()}
-    where = layouts(model, mask)
+    parameters = mask.parameters(model)
+    first_names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    known = {name: first_names[id(parameter)] for name, parameter in parameters.items()}  # of tied ones the first name
+    of_layers = layer_weights_among(model, set(known.values()) - spared)
+    where, weights = layouts(model, mask), weights_in_use(model, parameters)
     found = {}
-    for name, parameter in mask.parameters(model).items():
-        if name in spared or parameter.dim() < 2:
+    for name, parameter in parameters.items():
+        if known[name] in spared or parameter.dim() < 2:
             found[name] = mask[name]
-        elif id(parameter) not in of_layers:
+        elif known[name] not in of_layers:
             raise StructureError(
                 f"{name!r} is of no layer whose inputs are known (linear, convolution, recurrent, attention): leave it"
                 f" as the mask has it with spare={name!r}"
             )
         else:
-            found[name] = _largest(name, parameter.detach().abs(), mask[name], n, m, where[name], fill)
+            found[name] = _largest(name, weights[name].abs(), mask[name], n, m, where[name], fill)
     return Mask(found)
 
 

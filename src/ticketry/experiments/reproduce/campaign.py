@@ -99,7 +99,7 @@ def reproduce(
 ) -> Outcome:
     """Decide the claims of a campaign. Everything that was trained before, for whatever, is taken from the store.
 
-    Blocks of replicates that are done in the campaign's precision are taken as they are, whatever kernels they were
+    Blocks of replicates that are done in their run's precision are taken as they are, whatever kernels they were
     trained in: the record tells. New ones are trained in those of this machine.
 
     A run that cannot go on (a layer left empty, a loss that is no number) stops no other: claims that rest on it stay
@@ -117,11 +117,10 @@ def reproduce(
         TicketryError: for whatever makes training impossible.
     """
     wanted = _chosen(campaign, tuple(only))
-    chosen = replace(options, precision=campaign.precision)
-    with opened(chosen, None, on_event) as lab:
+    with opened(options, None, on_event) as lab:
         # Where networks are trained on this machine, steps can be timed in a folder of their own.
         here = lab.on in (PROCESSES, IN_PROCESS)
-        work = _Work(lab, campaign, command, say, (lambda folder: _opened_in(folder, chosen)) if here else None)
+        work = _Work(lab, campaign, command, say, (lambda folder: _opened_in(folder, options)) if here else None)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
         return Outcome(work.write(), *work.pages(), stopped, frozenset(wanted), work.planned)
@@ -263,7 +262,7 @@ class _Work:
 
     def _carry_out(self, block: Block) -> None:
         request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
-        with self._lab.training_in(self._campaign.kernels[block.run]):
+        with self._campaign.training(self._lab, block.run):
             if settings is None:
                 self._done.add(block, execute(self._lab, request, command=self._command))
             else:
@@ -311,7 +310,9 @@ class _Work:
         runs = tuple(self._run(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
-        first = next(iter(campaign.runs.values()))
+        first, run = next(iter(campaign.runs.items()))
+        with campaign.training(self._lab, first):
+            environment = environment_told(self._lab, self._lab.arithmetic(run.task))
         times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
         return CampaignRecord(
             name=self._name,
@@ -323,7 +324,7 @@ class _Work:
             runs=runs,
             table=tuple(method_table(campaign, self._done.runs)),
             twins=twins,
-            metric=first.task.metric.name,
+            metric=run.task.metric.name,
             planned_seconds=times.planned,
             planned_took=times.took,
             planned_processor=times.processor,
@@ -333,7 +334,7 @@ class _Work:
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
             steps_trained=sum(one.steps_trained or 0 for one in costs) + sum(one.trained * one.steps for one in twins),
             steps_alone=steps_alone(decisions, self._done.runs),
-            environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
+            environment=environment,
             command=self._command,
             config=campaign.text,
             store=shown(self._paths.root),

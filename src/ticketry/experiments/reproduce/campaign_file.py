@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
@@ -31,6 +32,7 @@ from ticketry.experiments.reproduce.campaign_tables import Scale as Scale
 from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, VALUE, Hypothesis, Side
 from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
+from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
 from ticketry.tasks import catalogue
@@ -52,8 +54,8 @@ class Campaign:
     scale: Scale
     text: str
     """The file."""
-    precision: Precision = "fp32"
-    """Of all its runs, so that results of several machines are of one."""
+    precisions: Mapping[str, str]
+    """Of each run: said, so that results of several machines are of one."""
     kernels: Mapping[str, str]
     """Of each run, the word; which ones they are follows from the machine."""
     runs: Mapping[str, SearchRequest]
@@ -68,6 +70,10 @@ class Campaign:
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def training(self, lab: Lab, run: str) -> AbstractContextManager[None]:
+        """What a lab describes in a block is trained as the run is."""
+        return lab.training_in(self.kernels[run], self.precisions[run])
 
 
 def built_in() -> dict[str, Path]:
@@ -99,7 +105,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         paper=made.file.paper,
         scale=scale,
         text=text,
-        precision=made.base.precision,
+        precisions=made.precisions,
         kernels=made.kernels,
         runs=made.runs,
         plans=made.plans,
@@ -138,7 +144,9 @@ class _Reading:
             for name, base in self._scale.bases.items()
         }
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
-        self.kernels = {name: self._kernels(run) for name, run in self._scale.runs.items()}
+        bases = {name: self._scale.bases[run.base] if run.base else self.base for name, run in self._scale.runs.items()}
+        self.kernels = {name: base.kernels or self.base.kernels for name, base in bases.items()}
+        self.precisions = {name: base.precision or self.base.precision for name, base in bases.items()}
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -211,9 +219,6 @@ class _Reading:
     def _plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
         return self._explained(place, lambda: InterimAnalyses(at))
 
-    def _kernels(self, run: RunTable) -> str:
-        return (self._scale.bases[run.base].kernels if run.base else None) or self.base.kernels
-
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
@@ -271,6 +276,9 @@ class _Reading:
         metric = self.runs[one].task.metric
         if self.runs[one].task.key() != self.runs[other].task.key():
             raise UsageError(f"the runs {one} and {other} are of different tasks, and make no pairs")
+        if self.precisions[one] != self.precisions[other]:
+            told = f"{self.precisions[one]} and {self.precisions[other]}"
+            raise UsageError(f"the runs {one} and {other} are trained in {told}, and make no pairs")
         if self.plans[one] != self.plans[other]:
             raise UsageError(
                 f"the run {one} is judged at {self.plans[one].at} replicates and {other} at {self.plans[other].at}:"

@@ -68,6 +68,7 @@ class BaseTable(SearchTable):
 
 
 class OtherBaseTable(SearchTable):
+    precision: Precision | None = None
     kernels: Kernels | None = None
     interim: tuple[int, ...] = ()
     after: Annotated[int, Meta(ge=0)] = 0
@@ -77,7 +78,7 @@ class OtherBaseTable(SearchTable):
 class ScaleTable(Struct, forbid_unknown_fields=True):
     runs: dict[str, RunTable]
     base: BaseTable = msgspec.field(default_factory=BaseTable)
-    """What runs have that do not say otherwise; its precision is that of all runs."""
+    """What runs have that do not say otherwise."""
     bases: dict[str, OtherBaseTable] = {}
     """Others, that runs name in the place of that one: of another network or data set."""
     interim: tuple[int, ...] = INTERIM

@@ -137,7 +137,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="ticketry-check-") as folder:
         for number, row in enumerate(drawn):
             # Each in a store of its own: nothing of one helps another.
-            own = replace(options, store=Path(folder) / str(number), precision=campaign.precision)
+            own = replace(options, store=Path(folder) / str(number), precision=campaign.precisions[row.run])
             say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
             with opened(own, None, on_event) as lab:
                 found.append(trained_again(lab, campaign.runs[row.run].task, row, sources))

@@ -109,7 +109,7 @@ class Clock:
         if block not in self._there:
             request, count = block.request(self._campaign), block.last - block.first
             most, chain = chain_of(self._lab, request).times(count), NOTHING
-            with self._lab.training_in(self._campaign.kernels[block.run]):
+            with self._campaign.training(self._lab, block.run):
                 found = stored_work(self._lab, request)
                 there, again = found.there, found.again
                 if most.trainings:
@@ -129,7 +129,7 @@ class Clock:
         return self._dense(block.run, range(block.first, block.last))
 
     def _dense(self, run: str, replicates: Sequence[int]) -> list[Segment]:
-        with self._lab.training_in(self._campaign.kernels[run]):
+        with self._campaign.training(self._lab, run):
             return [dense(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
     def _left(self, segments: Sequence[Segment]) -> list[Segment]:
@@ -172,6 +172,7 @@ class Clock:
                 self._lab,
                 request,
                 kernels,
+                self._campaign.precisions[run],
                 density,
                 self._elsewhere,
                 gated=gated,

@@ -61,6 +61,6 @@ class Done:
             if settings is not None:
                 name = record_name(block.request(self._campaign), settings)
                 analysed = earlier_record(self._paths.evidence(name), StabilityRecord)
-                if analysed is None or analysed.environment.get("precision") != self._campaign.precision:
+                if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
                     return
             yield found, analysed

@@ -70,6 +70,7 @@ def measured(
     lab: Lab,
     request: SearchRequest,
     kernels: str,
+    precision: str,
     density: float | None,
     elsewhere: Elsewhere | None,
     *,
@@ -84,7 +85,7 @@ def measured(
     trained anew, by the lab's own workers.
 
     Args:
-        kernels: that the campaign's run is trained in: auto, dense or sparse.
+        kernels, precision: that the campaign's run is trained in.
         density: of the mask; None where it is not known.
         elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
             the first steps of the dense network.
@@ -92,12 +93,12 @@ def measured(
         side_by_side: how many are trained at once, as they share what the machine has.
     """
     if elsewhere is None:
-        with lab.training_in(kernels):
+        with lab.training_in(kernels, precision):
             return Pace(*_timed(lab, [dense(lab, request)], _in_store(lab)))
     with (
         tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder,
         elsewhere(Path(folder)) as other,
-        other.training_in(kernels),
+        other.training_in(kernels, precision),
     ):
         took: list[Timed] = []
 
@@ -113,7 +114,7 @@ def measured(
             masked_step, training = _timed(other, masked, train)
             trainings.append(training)
         if gated and whole[0].arithmetic.kernels != DENSE:
-            with other.training_in(DENSE):
+            with other.training_in(DENSE, precision):
                 bare = [dense(other, request, replicate) for replicate in range(side_by_side)]
             gated_step, training = _timed(other, bare, train)
             trainings.append(training)

@@ -37,10 +37,10 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 
 
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
-    """Those of a run that a store has in the campaign's precision, from the first up to one that is missing."""
+    """Those of a run that a store has in its precision, from the first up to one that is missing."""
     for block in blocks_of(run, campaign.plans[run]):
         found = earlier_record(paths.run(block.request(campaign).name) / "run.json", RunRecord)
-        if found is None or found.ended or found.environment.get("precision") != campaign.precision:
+        if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
         yield block, found
 

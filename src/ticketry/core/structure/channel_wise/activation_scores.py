@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
+from ticketry.core.computed_weights import computed_weights_of
 from ticketry.core.layout import Roles
 from ticketry.core.scope import Scope, named_parameters, unwrapped
 from ticketry.core.score import ScoreInputs
@@ -60,8 +61,8 @@ def activation_scores(
     readers = [
         _Reader(names[id(parameter)], module, local)
         for module in inner.modules()
-        for local, parameter in module._parameters.items()
-        if parameter is not None and names.get(id(parameter)) in wanted and _readable(module, local)
+        for local, parameter in _held(module)
+        if names.get(id(parameter)) in wanted and _readable(module, local)
     ]
     count = 0
     with ExitStack() as stack:
@@ -100,6 +101,13 @@ def _of_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: 
 # -- what a layer reads -----------------------------------------------------------------------------------------------
 
 
+def _held(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's own parameters by what it calls them, and those that a weight of it is computed from by its name."""
+    yield from module.named_parameters(recurse=False)
+    for computed in computed_weights_of(module):
+        yield from ((computed.local, original) for original in computed.originals)
+
+
 def _readable(module: nn.Module, local: str) -> bool:
     """Whether the module's input is what this weight of it is multiplied by."""
     if isinstance(module, nn.RNNBase):
@@ -123,7 +131,7 @@ class _Reader:
             dim = inputs.dim() - 1
             if isinstance(module, _ConvNd):
                 dim -= len(module.kernel_size)
-            values = LOOKS[score](inputs)
+            values = LOOKS[score](inputs.to(torch.promote_types(inputs.dtype, torch.float32)))  # float16 ends at 65504
             others = [other for other in range(inputs.dim()) if other != dim]
             summed = values.sum(others, dtype=torch.float64) if others else values.double()
             self.total = self.total + summed.cpu()

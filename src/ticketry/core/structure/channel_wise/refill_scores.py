@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.mask import Mask
 from ticketry.core.score import Score, ScoreInputs, split_control
 from ticketry.core.score._measure import pruned_to
@@ -62,8 +63,8 @@ def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInpu
     if score == "remaining":
         return {place: _count(mask, member, choice.shapes).double() for place, member in wanted.items()}
     if score in ("l1", "l2"):
-        weights = choice.scope.parameters(choice.model)
-        kept = {name: _masked(weights[name].detach(), mask.get(name)) for name in {name for name, _ in wanted}}
+        weights = weights_in_use(choice.model, choice.scope.parameters(choice.model))
+        kept = {name: _masked(weights[name], mask.get(name)) for name in {name for name, _ in wanted}}
         power = 1 if score == "l1" else 2
         return {
             (name, dim): torch.linalg.vector_norm(kept[name], power, _others(kept[name], dim), dtype=torch.float64)

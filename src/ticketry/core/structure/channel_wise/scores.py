@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import listed
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Roles
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
@@ -86,11 +87,9 @@ def controlled(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
 
 def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: ScoreInputs) -> Mapping[str, Tensor]:
     """A score of every weight in scope, that those of channels are sums of."""
-    weights = {name: weight.detach().double() for name, weight in scope.parameters(model).items()}
-    if score == "l1":
-        return {name: weight.abs() for name, weight in weights.items()}
-    if score == "l2":
-        return {name: weight.square() for name, weight in weights.items()}
+    if score in ("l1", "l2"):
+        power = torch.abs if score == "l1" else torch.square
+        return {name: power(weight.double()) for name, weight in weights_in_use(model, scope.parameters(model)).items()}
     if score == "taylor":
         return {name: effect.abs() for name, effect in _effects(model, scope, score, inputs).items()}
     return asked_of_some(get(score), model, scope, **vars(inputs))
@@ -117,7 +116,8 @@ def gathered(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
 
 def _slimming(model: nn.Module, group: ChannelGroup, roles: Roles, reduce: str) -> Tensor:
     """|scale| of the norms that a channel passes (Liu et al. 2017, section 3)."""
-    scales = {name: dict(model.named_parameters())[name].detach().abs() for name in roles.scales}
+    parameters = named_parameters(model)
+    scales = {name: parameters[name].detach().abs() for name in roles.scales}
     members = [member for member in group.parameters if member.name in scales]
     if not members:
         raise UsageError(

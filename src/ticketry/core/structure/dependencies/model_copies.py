@@ -84,6 +84,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return found
     twin = memo[id(module)] = type(module).__new__(type(module))
     for name, value in vars(module).items():
+        if name == "_compiled_call_impl":
+            continue  # of `module.compile()`: it calls the original, and torch leaves it out of copies as well
         if type(value) in _PLAIN:
             twin.__dict__[name] = value
         elif name == "_modules":
@@ -150,7 +152,7 @@ def plain_operations() -> Iterator[None]:
 
 
 def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
-    """All tensors in the model's outputs; `StructureError` if it does not run."""
+    """All tensors in the model's outputs; `StructureError` if it does not run, or there is none."""
     try:
         outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
     except StructureError:
@@ -161,7 +163,21 @@ def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
             f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first_line(error)}"
             f"{in_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two examples or more"
         ) from error
-    return [value for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)]
+    found = list(_tensors_in(outputs, set()))
+    if not found:  # nothing would be kept whole, nor compared
+        raise StructureError(f"{type(model).__name__} returns no tensor on the example inputs but {outputs!r:.60}")
+    return found
+
+
+def _tensors_in(outputs: object, seen: set[int]) -> Iterator[Tensor]:
+    """All tensors in what a model returns, also in objects that torch knows nothing of, such as a dataclass."""
+    for value in tree_flatten(outputs)[0]:
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
+            seen.add(id(value))
+            inside = list(value.values()) if isinstance(value, Mapping) else list(getattr(value, "__dict__", {}).values())
+            yield from (each for one in inside for each in _tensors_in(one, seen))
 
 
 def first_line(error: BaseException) -> str:

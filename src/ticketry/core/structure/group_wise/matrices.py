@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import SHOWN, normal_name, scope
+from ticketry.core.scope import SHOWN, normal_name, scope_among
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -162,7 +163,7 @@ def matrix_views(
     parameters = mask.parameters(model)
     first_names = {id(parameter): normal_name(name) for name, parameter in model.named_parameters()}
     known = {name: first_names[id(parameter)] for name, parameter in parameters.items()}  # of tied ones the first name
-    chosen = scope(model, spare=spare, include=known.values(), first_conv=first_conv, output=output)
+    chosen = scope_among(model, known.values(), spare=spare, first_conv=first_conv, output=output)
     known_layouts = layouts(model, parameters)
     views = {
         name: MatrixView(tuple(parameter.shape), known_layouts[name])
@@ -185,9 +186,9 @@ def magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> di
         MaskError: if a weight is not a finite number.
     """
     found = {}
-    for name, parameter in mask.parameters(model).items():
+    for name, weight in weights_in_use(model, mask.parameters(model)).items():
         if name in views:
-            size = views[name].matrix(parameter.detach().cpu()).abs().double()
+            size = views[name].matrix(weight.cpu()).abs().double()
             if not bool(size.isfinite().all()):
                 raise MaskError(f"{name!r} has weights that are no finite numbers: rows cannot be compared by them")
             found[name] = size
