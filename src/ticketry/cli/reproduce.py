@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -124,14 +125,14 @@ def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[O
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.campaign import reproduce
 
-    budget, found = seconds_of(arguments.budget), []
+    end, found = time.monotonic() + seconds_of(arguments.budget), []  # all of them have it together
     for campaign in _campaigns(arguments):
         with Progress(f"{campaign.name}, {campaign.scale}") as progress:
             outcome = reproduce(
                 _changed(campaign, chosen),
                 arguments,
                 only=arguments.only,
-                budget=budget,
+                budget=end - time.monotonic(),
                 dry=arguments.plan,
                 command=command,
                 say=progress.say,

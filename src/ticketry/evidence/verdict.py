@@ -167,19 +167,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
+def holm_verdicts(
+    verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses | None] | None = None
+) -> list[Verdict]:
     """The verdicts of one report, of several densities say, corrected for their number by `holm`.
 
     A false "yes" to one of the questions anywhere in the report is then as unlikely as in a single verdict; so is a
     false "no", and a false win. What does not hold any more becomes undecided.
+
+    Args:
+        plans: of each verdict the interim analyses that it was made by, if it was: how many seeds more it takes
+            depends on what of alpha these leave for the last.
     """
     total = len(verdicts)
     names = ("p", "p_as_good", "p_loses", "p_better", "p_not_better")
     lists = [holm([getattr(one, name) for one in verdicts]) for name in names]
     corrected = []
-    for one, (p, as_good, loses, better, not_better) in zip(verdicts, zip(*lists, strict=True), strict=True):
+    found = zip(verdicts, plans or [None] * total, zip(*lists, strict=True), strict=True)
+    for one, plan, (p, as_good, loses, better, not_better) in found:
         made = replace(one, p_as_good=as_good, p_loses=loses, p_better=better, p_not_better=not_better)
-        made = _worded(_answered(made, None, p, total), None, total)
+        made = _worded(_answered(made, plan, p, total), plan, total)
         if one.outcome != made.outcome:
             why = f"{one.outcome!r} does not hold among {total} verdicts (Holm): train more seeds"
             made = replace(made, reasons=(*made.reasons, why))

@@ -157,6 +157,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     from ticketry.lab.lab import Lab
     from ticketry.lab.runners.chosen import default_workers
     from ticketry.lab.runners.process_guard import keep_freed_memory
+    from ticketry.lab.store.running import marked_running
     from ticketry.lab.training.segment import check_task
 
     at_once = options.devices * options.threads if options.devices > 1 else 1
@@ -190,7 +191,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications say what belongs together
             lab.store.link.fetch()
-            yield lab
+            with marked_running(lab.store.paths.live):  # who removes runs, or moves the store, waits
+                yield lab
             lab.store.link.publish()
     finally:
         torch.set_num_threads(threads)

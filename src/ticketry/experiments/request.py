@@ -65,6 +65,7 @@ class SearchRequest:
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
         check_controls(self.controls)
+        object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))  # each once, as verify takes them
         if aim_of(self.settings) != "time" and (odd := [one for one in self.controls if one.startswith(OF_TIME)]):
             raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")
         if self.control_densities and not self.controls:

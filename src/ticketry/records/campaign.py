@@ -230,8 +230,18 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     @property
     def questions(self) -> tuple[int, int]:
         """Those decided, and all: a claim and the one that asks it again are one question, which either decides."""
-        decided = {claim.again or claim.name for claim in self.claims if claim.found != "undecided"}
+        asked = {claim.name: claim.again for claim in self.claims}
+        decided = {_first_asked(claim.name, asked) for claim in self.claims if claim.found != "undecided"}
         return len(decided), sum(not claim.again for claim in self.claims)
+
+
+def _first_asked(name: str, again: Mapping[str, str]) -> str:
+    """The claim that one leads back to, from each to the one that it asks again."""
+    seen = set[str]()
+    while again.get(name) and name not in seen:  # a record may say anything
+        seen.add(name)
+        name = again[name]
+    return name
 
 
 def read_campaign_record(record: object, what: str = "campaign record") -> CampaignRecord:

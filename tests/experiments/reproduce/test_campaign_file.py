@@ -176,6 +176,12 @@ def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_set
         ('task = "digits"', 'task = "digits"\nprecision = "auto"', r"scales.*precision cannot be what it is: .*'auto'"),
         ('task = "digits"', 'task = "digits"\nkernels = "some"', r"scales.*kernels cannot be what it is: .*'some'"),
         ('method = "gradual"', 'method = "gradual"\nprecision = "fp32"', r"runs.* unknown field `precision`"),
+        ('density = ["few", 0.3]', "density = []", r"claims.*density cannot be what it is: .* length >= 1"),
+        ('density = ["few", 0.3]', "density = 0", r"claims.*density cannot be what it is: .* > 0"),
+        ("few = 0.1", "few = 1.5", r"scales.*densities cannot be what it is: .* <= 1"),
+        ('statement = "Iter', 'above = nan\nstatement = "Iter', r"claims.*above cannot be what it is"),
+        ('statement = "Iter', 'margin = 1e31\nstatement = "Iter', r"claims.*margin cannot be what it is"),
+        ("value = 2", "value = nan", r"claims.*value cannot be what it is"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, after: str, match: str) -> None:
@@ -239,6 +245,32 @@ def test_a_claim_that_is_not_there_is_not_asked_again_nor_one_of_the_same_runs(t
             )
         with pytest.raises(UsageError, match=match):
             read_campaign(written(tmp_path, text), "demo")
+
+
+@pytest.mark.parametrize("after", ["", "after = 1\n"])
+def test_replicates_that_were_judged_are_not_asked_again(tmp_path: Path, after: str) -> None:
+    text = (GOOD + FRESH).replace("after = 5\n", after)
+    with pytest.raises(UsageError, match=r"claims.better-again: it asks 'better at 10 %' again, .* after = 5 or more"):
+        read_campaign(written(tmp_path, text), "demo")
+
+
+def test_nor_by_a_third_claim_that_leads_back_to_the_first(tmp_path: Path) -> None:
+    third = """
+[claims.better-once-more]
+statement = "Asked a third time."
+a = { run = "iterative" }
+b = { run = "gradual" }
+density = "few"
+again = "better-again"
+"""
+    with pytest.raises(UsageError, match=r"better-once-more: it asks 'better at 10 %' again, .* replicates 1 to 5 as"):
+        read_campaign(written(tmp_path, GOOD + FRESH + third), "demo")
+
+
+def test_two_claims_do_not_ask_each_other(tmp_path: Path) -> None:
+    text = GOOD.replace('density = ["few", 0.3]', 'density = "few"\nagain = "better-again"')
+    with pytest.raises(UsageError, match=r"claims.better.*: it leads back to itself, by 'better'"):
+        read_campaign(written(tmp_path, text + FRESH), "demo")
 
 
 def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicates(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace as part
 from scipy import stats
@@ -14,7 +15,7 @@ from a_claim import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.evidence.paired_comparisons import compare
+from ticketry.evidence.paired_comparisons import compare, seeds_needed
 from ticketry.experiments.reproduce.deciding import decide
 from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
 from ticketry.experiments.reproduce.planning import Block, missing
@@ -125,6 +126,19 @@ def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family()
     assert late.told(0.0).p_confirmed == pytest.approx(4 * min(each))
 
 
+def test_more_that_is_needed_is_by_what_the_plan_leaves_for_the_last_analysis() -> None:
+    plan = InterimAnalyses((5, 10))
+    near = [b + 0.5 * gap for b, gap in zip(B, (1, -1, 2, 0, 1), strict=True)]
+    (alone,) = decide([replace(CLAIM, plan=plan)], {"one": [block(near)], "other": [block(B)]}, {})
+    (once,) = decide([CLAIM], {"one": [block(near)], "other": [block(B)]}, {})
+    gap = [a - b for a, b in zip(near, B, strict=True)]
+    for found, alpha, least in ((alone, 0.05 * (1 - 0.5**3), 10), (once, 0.05, 0)):
+        needed = seeds_needed(np.mean(gap), np.std(gap, ddof=1), alpha, least_spread=0.5)
+        assert needed is not None
+        assert found.told(0.0).more == max(needed, least) - 5
+    assert (alone.verdict and alone.verdict.next_analysis, once.verdict and once.verdict.next_analysis) == (10, None)
+
+
 def test_a_claim_without_runs_counts_in_its_family() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))
@@ -221,6 +235,15 @@ def test_distances_are_better_the_lower() -> None:
     pruning = replace(order, metric="pruning-distance")
     judged = decide([pruning], {}, {}, stable)[0]
     assert judged.told(0.0).difference == pytest.approx(86 - 34)
+    assert judged.found == "confirmed"
+
+
+def test_distances_have_no_smallest_step() -> None:
+    """What a test split of 360 examples resolves, 0.28 points of accuracy, says nothing about their spread."""
+    near, far = [1.0, 1.01, 0.99, 1.0, 1.01], [1.1, 1.12, 1.08, 1.11, 1.1]
+    stable = {"one": [analysis([0] * 5, near)], "other": [analysis([0] * 5, far)]}
+    close = replace(CLAIM, metric="order-distance", higher_is_better=False, margin=0.01)
+    judged = decide([close], {}, {"one": 100 / 360, "other": 100 / 360}, stable)[0]
     assert judged.found == "confirmed"
 
 

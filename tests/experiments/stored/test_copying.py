@@ -49,6 +49,31 @@ def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
     assert found == {"store": shared, "ticket": str(seen.paths.run("a-run") / "tickets" / "level-01")}
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) -> None:
+    """Another machine's run of the same name, done or under way: none of its files becomes the origin's."""
+    for name, more in (("origin", "here"), ("target", "there")):
+        store = open_store(tmp_path / name)
+        ticket = store.paths.run("a-run") / "tickets" / "level-01"
+        ticket.mkdir(parents=True, exist_ok=True)
+        (ticket / "model.safetensors").write_text(f"weights of {more}")
+        (store.paths.run("a-run") / "report.html").write_text(more)
+        (store.paths.run("a-run") / f"of-{more}.txt").write_text(more)
+        if recorded or name == "origin":
+            write_sealed(store.paths.run("a-run") / "run.json", {"store": "", "of": more})
+        campaigns = store.paths.campaign("small-demo")
+        campaigns.parent.mkdir()
+        write_sealed(campaigns, {"of": more})
+        campaigns.with_suffix(".html").write_text(more)
+    target = tmp_path / "target"
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    copied = copy_store(origin, str(target))
+    after = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert {path.relative_to(target).parts[0] for path in after.keys() - before.keys()} <= {"blobs", "results", "memo"}
+    assert copied.known >= 5
+
+
 def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ticketry.lab.remote.shared_folder import SharedFolder
 

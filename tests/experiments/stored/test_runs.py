@@ -12,6 +12,7 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from ticketry.errors import StoreError
+from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.run import Run
 from ticketry.experiments.stored.runs import move_store, remove_run, stored_runs, usage_of
 from ticketry.lab.store import Store
@@ -71,6 +72,16 @@ def test_the_last_run_takes_all_with_it(store: Path) -> None:
     assert names(store) == []
     assert not list(Store(store).paths.blob_files())
     assert not list(Store(store).paths.result_files())
+
+
+def test_while_a_command_trains_no_run_is_removed_and_no_store_moved(store: Path) -> None:
+    """A verification, say, which stands on a run's weights and is no run itself."""
+    first, _ = stored_runs(store)
+    with opened(LabOptions(store=store, workers=0), None):
+        for forbidden in (lambda: remove_run(store, first.name), lambda: move_store(store, store.with_name("new"))):
+            with pytest.raises(StoreError, match="something is being trained in"):
+                forbidden()
+    assert remove_run(store, first.name).files
 
 
 def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:

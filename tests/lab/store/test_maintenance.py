@@ -12,8 +12,10 @@ import torch
 
 from ticketry.core.scope import scope
 from ticketry.errors import DamagedBlobError, StoreError
+from ticketry.files import file_digest
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
+from ticketry.lab.store import maintenance
 from ticketry.lab.store.files import read_json
 from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect
 from ticketry.lab.training.segment import Result
@@ -123,6 +125,22 @@ def test_results_whose_tensors_are_gone_are_found(lab, searched):
     assert not health.damaged
     needs_it = {(dense.segment.trajectory, REWIND), (ticket.segment.trajectory, ticket.segment.last)}
     assert set(health.missing) == {lab.store.paths.result(*place) for place in needs_it}
+
+
+def test_what_a_search_writes_meanwhile_is_no_damage(lab, points, searched, monkeypatch):
+    """While tensors are read, which takes long, a search writes more of them, and a result that names them."""
+    kept = []
+
+    def trained_meanwhile(path: Path) -> str:
+        if not kept:
+            kept.append(lab.train(lab.segment(points, start=2)))
+        return file_digest(path)
+
+    monkeypatch.setattr(maintenance, "file_digest", trained_meanwhile)
+    health = check(lab.store, repair=True)
+    assert kept
+    assert health.sound
+    assert not health.set_aside
 
 
 def test_leftovers_do_no_harm(lab, searched):

@@ -18,6 +18,7 @@ from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.paired_comparisons import check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.reproduce.asked_again import check_fresh
 from ticketry.experiments.reproduce.campaign_tables import SCALES as SCALES
 from ticketry.experiments.reproduce.campaign_tables import (
     BaseTable,
@@ -146,6 +147,8 @@ class _Reading:
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
         bases = {name: self._scale.bases[run.base] if run.base else self.base for name, run in self._scale.runs.items()}
         self.kernels = {name: base.kernels or self.base.kernels for name, base in bases.items()}
+        first = {name: base.after if isinstance(base, OtherBaseTable) else 0 for name, base in bases.items()}
+        self.replicates = {name: range(first[name], first[name] + self.plans[name].last) for name in bases}
         self.precisions = {name: base.precision or self.base.precision for name, base in bases.items()}
 
     # -- runs --------------------------------------------------------------------------------------------------------
@@ -224,7 +227,10 @@ class _Reading:
     def claims(self) -> tuple[Hypothesis, ...]:
         """Those of the scale, one for each density, each with the one that it asks again by its whole name."""
         named = list(self._named_claims())
-        return tuple(replace(one, again=self._original(name, one, named)) if one.again else one for name, one in named)
+        made = [replace(one, again=self._original(name, one, named)) if one.again else one for name, one in named]
+        for (name, _), one in zip(named, made, strict=True):
+            self._explained(f"claims.{name}", partial(check_fresh, one, made, self.replicates))
+        return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
         """With the names of their tables."""

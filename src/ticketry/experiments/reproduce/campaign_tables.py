@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from ticketry.evidence.judging.interim_analyses import INTERIM
 from ticketry.records.network import TICKET
+from ticketry.records.schema import Density, Number
 
 Scale = Literal["demo", "cpu", "paper"]
 Precision = Literal["fp32", "bf16"]
@@ -19,8 +20,8 @@ SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
 class SideTable(Struct, forbid_unknown_fields=True):
     run: str = ""
     role: str = TICKET
-    value: float | None = None
-    density: float | str | None = None
+    value: Number | None = None
+    density: Density | str | None = None
     """If it is not the claim's."""
     level: int | None = None
     """Of tickets whose density is not known beforehand."""
@@ -35,10 +36,10 @@ class ClaimTable(Struct, forbid_unknown_fields=True):
     b: SideTable
     source: str = ""
     figure: str = ""
-    density: float | str | tuple[float | str, ...] | None = None
+    density: Density | str | Annotated[tuple[Density | str, ...], Meta(min_length=1)] | None = None
     metric: str = ""
-    above: float = 0.0
-    margin: float = 0.5
+    above: Number = 0.0
+    margin: Number = 0.5
     confidence: float = 0.95
     family: str = ""
     again: str = ""
@@ -54,7 +55,7 @@ class SearchTable(Struct, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     controls: tuple[str, ...] = ()
-    control_densities: tuple[float | str, ...] = ()
+    control_densities: tuple[Density | str, ...] = ()
     stability: dict[str, Any] = {}
 
 
@@ -82,7 +83,7 @@ class ScaleTable(Struct, forbid_unknown_fields=True):
     bases: dict[str, OtherBaseTable] = {}
     """Others, that runs name in the place of that one: of another network or data set."""
     interim: tuple[int, ...] = INTERIM
-    densities: dict[str, float] = {}
+    densities: dict[str, Density] = {}
 
 
 class FileTable(Struct, forbid_unknown_fields=True):

@@ -103,7 +103,8 @@ def decide(
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
         judged = [made[index].verdict or _nothing(made[index].claim) for index in members]
-        for index, verdict in zip(members, holm_verdicts(judged), strict=True):
+        plans = [made[index].claim.plan for index in members]
+        for index, verdict in zip(members, holm_verdicts(judged, plans), strict=True):
             one = made[index]
             made[index] = Decision(one.claim, one.a, one.b, verdict if one.verdict is not None else None)
     return made
@@ -138,7 +139,9 @@ def _judged(
 
 
 def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
-    """The smallest step of a claim's metric."""
+    """The smallest step of a claim's metric; None where it has none, as seconds and distances."""
+    if claim.metric in STABILITY and claim.metric != "barrier":
+        return None
     if claim.metric in COSTS:
         return _OF_COSTS.get(claim.metric)
     return _DENSITY_STEP if claim.metric == DENSITY else resolution.get(claim.runs[0])

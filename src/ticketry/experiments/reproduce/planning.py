@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ticketry.errors import StoreError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.store.paths import Paths
+from ticketry.records.network import DENSE
 from ticketry.records.run import RunRecord
 
 
@@ -39,10 +41,29 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Those of a run that a store has in its precision, from the first up to one that is missing."""
     for block in blocks_of(run, campaign.plans[run]):
-        found = earlier_record(paths.run(block.request(campaign).name) / "run.json", RunRecord)
+        file = paths.run(block.request(campaign).name) / "run.json"
+        found = earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
+        if why := _lacking(found, block, campaign.runs[run].task.metric.name):
+            raise StoreError(f"{file} is not what the campaign's run {run} would write: {why}. Remove it: ticketry rm")
         yield block, found
+
+
+def _lacking(found: RunRecord, block: Block, metric: str) -> str:
+    """What a block's record lacks to be judged by, as a stranger's may; of tickets and controls a claim says so."""
+    count = block.last - block.first
+    if found.replicates != count:
+        return f"it is of {found.replicates} replicates, not {count}"
+    if found.task.metric.name != metric:
+        return f"its metric is {found.task.metric.name}, not {metric}"
+    dense = {point.replicate for point in found.points if point.role == DENSE}
+    if without := set(range(count)) - dense:
+        return f"replicate {min(without)} has no dense network"
+    used = found.environment.get("kernels_used", [])
+    if not isinstance(used, list) or not all(isinstance(one, str) for one in used):
+        return f"kernels_used is {used!r:.60}"
+    return ""
 
 
 def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:

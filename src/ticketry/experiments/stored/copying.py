@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ticketry.errors import StoreError
 from ticketry.lab.remote.address import checked_url, is_url
@@ -30,7 +30,7 @@ class Copied:
     bytes: int
     """Of these."""
     known: int
-    """Files that were there already, and stayed as they were."""
+    """Files that were there already and stayed as they were, with those of runs that another of that name is there of."""
 
 
 def copy_store(origin: str, target: str) -> Copied:
@@ -51,21 +51,41 @@ def copy_store(origin: str, target: str) -> Copied:
     open_store(target)
     known = {one.name: one for one in there.list()}
     files = size = skipped = 0
-    for one in _wanted(here):
-        same = known.get(one.name)
-        if same is not None and one.name.partition("/")[0] in ("blobs", *_SEALED):
+    wanted = list(_wanted(here))
+    others = {
+        _record_of(one.name)
+        for one in wanted
+        if one.name in known and _is_told(one.name) and not _is_same(there, one.name, _data(here, one, origin, target))
+    }
+    for one in wanted:
+        # What is there stays, and with a file of another's run or campaign of that name all that belongs to it.
+        if one.name in known or _record_of(one.name) in others:
             skipped += 1
             continue
-        data = _moved(_checked(here, one), one.name, origin, target)
-        if same is not None and (found := there.read(one.name)) and found.data == data:
-            skipped += 1
-            continue
-        if same is not None and _is_record(one.name):
-            skipped += 1  # another's run of the same name: what is there stays
-            continue
+        data = _data(here, one, origin, target)
         there.replace(one.name, data)
         files, size = files + 1, size + len(data)
     return Copied(files, size, skipped)
+
+
+def _data(here: Remote, one: Listed, origin: str, target: str) -> bytes:
+    return _moved(_checked(here, one), one.name, origin, target)
+
+
+def _is_same(there: Remote, name: str, data: bytes) -> bool:
+    found = there.read(name)
+    return found is not None and found.data == data
+
+
+def _is_told(name: str) -> bool:
+    """Whether it is part of a run, or a record: pages can be made anew."""
+    return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith((".html", ".md"))
+
+
+def _record_of(name: str) -> str:
+    """The record that a file stands beside: a ticket beside its run's, a page beside its campaign's or evidence's."""
+    parts = name.split("/")
+    return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
 
 def _objects(address: str) -> Remote:

@@ -115,6 +115,8 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {listed(name, known) or 'none'}")
     if running := [one for one in known if is_running(store.paths.run(one))]:
         raise StoreError(f"the run {running[0]} is being carried out in {shown(root)}: remove runs when it has ended")
+    if is_running(store.paths.live):
+        raise StoreError(f"something is being trained in {shown(root)}: remove runs when it has ended")
     if training := store.link.busy():
         raise StoreError(f"{training} is under way on another machine: remove runs when it has ended")
     usage = Usage(store)
@@ -149,6 +151,8 @@ def move_store(root: Path, target: Path) -> Path:
     store = Store(root)
     if running := [one for one in _records(store) if one and is_running(store.paths.run(one))]:
         raise StoreError(f"the run {running[0]} is being carried out in {root}: move the store when it has ended")
+    if is_running(store.paths.live):
+        raise StoreError(f"something is being trained in {root}: move the store when it has ended")
     if target.exists():
         raise StoreError(f"{target} is there already: name a folder that is not")
     if target.absolute().resolve().is_relative_to(root.absolute().resolve()):

@@ -53,22 +53,27 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     """
     store.link.fetch(everything=True)
     health = Health()
-    good = {path.stem for path in store.paths.memo_files() if path.parent.parent.name == "left-out"}
     if not _is_whole(store.paths.format, lambda: read_json(store.paths.format) == DESCRIBED):
         health.damaged.append(store.paths.format)
+    # What refers to blobs first: a search that runs meanwhile writes its blobs before a result that names them.
+    needed: dict[Path, set[str]] = {}
+    unreadable = []
+    for path in [*store.paths.result_files(), *store.paths.memo_files()]:
+        health.results += path.is_relative_to(store.paths.results)
+        found: dict[str, Any] = {}
+        if _is_whole(path, lambda: found.update(store.read(path) or {}) is None):  # noqa: B023
+            needed[path] = blobs_of(found)
+        else:
+            unreadable.append(path)
+    good = {path.stem for path in store.paths.memo_files() if path.parent.parent.name == "left-out"}
     for path in store.paths.blob_files():
         health.blobs += 1
         if _is_damaged(path, path.stem):
             health.damaged.append(path)
         else:
             good.add(path.stem)
-    for path in [*store.paths.result_files(), *store.paths.memo_files()]:
-        health.results += path.is_relative_to(store.paths.results)
-        found: dict[str, Any] = {}
-        if not _is_whole(path, lambda: found.update(store.read(path) or {}) is None):  # noqa: B023
-            health.damaged.append(path)
-        elif not blobs_of(found) <= good:
-            health.missing.append(path)
+    health.damaged += unreadable
+    health.missing = [path for path, blobs in needed.items() if not blobs <= good and path.exists()]
     for path in store.paths.partial_files():
         if _is_damaged(path, path.stem.rpartition("-")[2]):
             health.damaged.append(path)
