@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from made_records import search_record
 from ticketry.core.seeds import mix
-from ticketry.errors import NotStoredError
+from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce import pace as pace_module
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.pace import Pace, measured
 from ticketry.experiments.reproduce.pace import _timed as timed
-from ticketry.experiments.reproduce.planning import Block
+from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
 from ticketry.experiments.reproduce.stored import Stored, stored_work
 from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_of
 from ticketry.experiments.search import execute
+from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.job import Work as TimedWork
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants.shrunk import Shrunk
@@ -368,3 +371,39 @@ def test_what_pieces_take_once_is_no_part_of_a_step(
     assert seconds == pytest.approx(step)
     assert beside == pytest.approx(once + 0.25)
     assert sum(took for _, took in taken) < 8
+
+
+def without_dense(record: dict[str, Any]) -> None:
+    record["points"] = [one for one in record["points"] if (one["role"], one["replicate"]) != ("dense", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without_dense, "replicate 1 has no dense network"),
+        (lambda record: record.update(replicates=3), "it is of 3 replicates, not 2"),
+        (lambda record: record["environment"].update(kernels_used=3), "kernels_used is 3"),
+        (lambda record: record["task"]["metric"].update(name="loss"), "its metric is loss, not accuracy"),
+    ],
+)
+def test_a_record_that_is_not_the_campaigns_is_told(
+    tmp_path: Path, campaign: Campaign, change: Callable[[dict[str, Any]], object], why: str
+) -> None:
+    """Of a stranger's bundle, with a digest that is right."""
+    run = next(iter(campaign.runs))
+    paths = Paths(tmp_path / "store")
+    block = blocks_of(run, campaign.plans[run])[0]
+    file = paths.run(block.request(campaign).name) / "run.json"
+    record: dict[str, Any] = search_record(levels=1, replicates=block.last)
+    record["replicates"] = block.last
+    record["environment"] = {"precision": campaign.precisions[run], "kernels_used": ["dense"]}
+    file.parent.mkdir(parents=True)
+    write_sealed(file, record)
+    assert [block.last for block, _ in blocks_done(campaign, run, paths)] == [block.last]
+    change(record)
+    if "metric" in why:
+        for one in record["points"]:
+            one["test"], one["validation"] = {"loss": 1.0}, {"loss": 1.0}
+    write_sealed(file, record)
+    with pytest.raises(StoreError, match=f"{file}.*{why}"):
+        list(blocks_done(campaign, run, paths))

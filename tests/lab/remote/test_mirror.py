@@ -124,6 +124,28 @@ def test_what_was_not_published_is_when_the_store_is_opened_again(
     assert machine("three").get_bytes(hashlib.sha256(b"weights").hexdigest()) == b"weights"
 
 
+def test_nor_is_anything_lost_between_a_file_and_its_publication(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right behind the writing of a file, of each kind."""
+    one = machine("one")
+    monkeypatch.setattr(one.link, "written", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+    for write in (
+        lambda: one.put_bytes(b"weights"),
+        lambda: one.put_pieces([b"more ", b"weights"]),
+        lambda: one.put_result(KEY, 3, record(metrics={"a": 1})),
+        lambda: one.put_memo("masks", KEY, {"mask": "34" * 32}),
+    ):
+        with pytest.raises(SystemExit):
+            write()
+    machine("one")
+    three = machine("three")
+    assert three.get_bytes(hashlib.sha256(b"weights").hexdigest()) == b"weights"
+    assert three.get_bytes(hashlib.sha256(b"more weights").hexdigest()) == b"more weights"
+    assert three.result(KEY, 3)["metrics"] == {"a": 1}
+    assert three.memo("masks", KEY) == {"mask": "34" * 32}
+
+
 def test_other_things_at_the_address_are_left_alone(machine: Machine, address: str) -> None:
     remote_at(address).create("photos/one.jpg", b"jpg")
     with pytest.raises(StoreError, match=r"other things in it.*another folder"):

@@ -136,12 +136,17 @@ class Mirror(Link):
         with explained(path, "write"):
             write_atomically(path, data)
 
-    def written(self, path: Path, *, replace: bool = False) -> None:
+    def intended(self, path: Path, *, replace: bool = False) -> None:
         name = self._name(path)
         marker = self._marker(name)
         with explained(marker, "write"):
             marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            marker.write_text(json.dumps({"name": name, "replace": replace}))
+            write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
+
+    def written(self, path: Path, *, replace: bool = False) -> None:
+        name = self._name(path)
+        if not self._marker(name).exists():
+            self.intended(path, replace=replace)
         self._publish_one(name, replace=replace)
         if name.startswith("results/"):
             self._tell_step(path)

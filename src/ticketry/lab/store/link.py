@@ -26,6 +26,9 @@ class Link:
     def wanted(self, path: Path, *, renew: bool = False) -> None:
         """A file is about to be read: if it is not there (or to `renew` it in any case), get it."""
 
+    def intended(self, path: Path, *, replace: bool = False) -> None:
+        """A file is about to be written; then it is `written`, or this process was killed, and the next one goes on."""
+
     def written(self, path: Path, *, replace: bool = False) -> None:
         """A file was written, which others may have already: theirs stays, unless this one is to `replace` it."""
 

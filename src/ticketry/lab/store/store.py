@@ -123,6 +123,7 @@ class Store:
             os.utime(path)  # tells a `store gc` that runs now that it is in use again
         except OSError:
             if not path.exists():  # else it is another user's
+                self.link.intended(path)
                 write_atomically(path, data)
                 self.link.written(path)
                 return digest
@@ -202,6 +203,7 @@ class Store:
                 if known := path.exists():
                     os.utime(path)
                 else:
+                    self.link.intended(path)
                     with replacing(path, durable=True) as place:
                         os.replace(file.name, place)
             finally:
@@ -246,6 +248,7 @@ class Store:
         """Store a result; in place of one that was stored without metrics, if it has them."""
         path = self.paths.result(trajectory, step)
         again = path.exists()
+        self.link.intended(path, replace=again)
         write_sealed(path, record)
         self.link.written(path, replace=again)
 
@@ -351,6 +354,7 @@ class Store:
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
         path = self.paths.memo_file(kind, key)
+        self.link.intended(path)
         write_sealed(path, value)
         self.link.written(path)
 
