@@ -95,6 +95,25 @@ def test_spare_takes_names_modules_and_patterns(build, spare, gone):
     assert set(RESNET) - set(scope(build("resnet").model, spare=spare)) == gone
 
 
+def test_a_tied_weight_is_spared_by_any_of_its_names(build):
+    """The layer whose bias is its own too: the pattern is of more than that."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.hidden, self.decoder = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20)
+            self.decoder.weight = self.encoder.weight
+
+    for spare in ("decoder", "decoder.weight", "dec*", "encoder"):
+        assert scope(Tied(), spare=[spare]).names == ("hidden.weight",)
+    assert scope(Tied(), spare=["hidden"], include=["decoder"]).names == ("encoder.weight", "decoder.bias")
+
+
+def test_a_layer_that_has_no_shape_yet_is_told():
+    with pytest.raises(ScopeError, match=r"'1.weight' of Sequential has no shape yet \(a lazy layer\)"):
+        scope(nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(2)))
+
+
 def test_include_takes_in_whatever_it_names(build):
     assert set(scope(build("resnet").model, include=("bn.weight", "fc.bias"))) - set(RESNET) == {"bn.weight", "fc.bias"}
 

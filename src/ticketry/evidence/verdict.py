@@ -167,9 +167,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_verdicts(
-    verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses | None] | None = None
-) -> list[Verdict]:
+def holm_verdicts(verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses | None] | None = None) -> list[Verdict]:
     """The verdicts of one report, of several densities say, corrected for their number by `holm`.
 
     A false "yes" to one of the questions anywhere in the report is then as unlikely as in a single verdict; so is a

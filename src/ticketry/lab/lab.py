@@ -284,7 +284,7 @@ class Lab(Answers):
 
     @contextlib.contextmanager
     def training_in(self, kernels: str, precision: str = "") -> Iterator[None]:
-        """Let what is described in a block be trained in other kernels (auto, dense, sparse) and, if said, precision."""
+        """Let what is described in a block train in other kernels (auto, dense, sparse) and, if said, precision."""
         before = self.kernels, self._choices
         self.kernels = Kernels(kernels, self.store, self.course)
         self._choices = {**self._choices, "precision": precision or self._choices["precision"]}

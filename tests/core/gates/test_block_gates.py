@@ -261,6 +261,13 @@ def test_within_a_mask() -> None:
     handle = gates.attach(model, pattern="4x1", within=mask, init=0.3)
     assert handle.harden() == mask
     assert handle.density() == mask.density
+    for s in handle.parameters():
+        s.data.fill_(-1.0)
+    for s, kept in zip(handle.parameters(), handle._kept, strict=True):
+        s.data.masked_fill_(kept == 0, 1.0)
+    assert handle.allocate(mask.density) == mask
+    for s in handle.parameters():
+        s.data.fill_(0.3)
     model(images()).sum().backward()
     for name, s in handle.named_parameters():
         blocks = Pattern.parse("4x1").blocks(tuple(mask[name].shape), layouts(model, mask)[name])

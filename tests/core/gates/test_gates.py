@@ -118,6 +118,13 @@ class TestHarden:
         _, g = small((-2.0, -float("inf"), 5.0, -1.0), within=within)
         assert g.harden(collapse="keep")["weight"].tolist() == [[True, False, False, False]]
 
+    def test_a_density_is_met_within_the_mask(self):
+        """What it removes keeps s0, which training has left behind elsewhere."""
+        _, g = small((-2.0, -1.0, 5.0, 5.0), within=tk.Mask({"weight": torch.tensor([[1, 1, 0, 0]])}))
+        assert g.allocate(0.25)["weight"].tolist() == [[False, True, False, False]]
+        with pytest.raises(MaskError, match=r"has only 2: ask for at most 0\.5"):
+            g.allocate(0.75)
+
     def test_nothing_to_keep(self):
         masks = {"0.weight": torch.ones(2, 2), "1.weight": torch.zeros(2, 2)}
         g = tk.gates.attach(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), init=1.0, within=tk.Mask(masks))

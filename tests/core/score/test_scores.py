@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import ticketry as tk
 from ticketry.core import score
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
@@ -138,3 +139,23 @@ def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
     for wrong in ("scores_of_mine:number", "scores_of_mine:absent", "no_such_module:signed"):
         with pytest.raises(UsageError, match=rf"^score '{wrong}' is not known"):
             score.get(wrong)
+
+
+def test_half_precision_loses_nothing_in_squares():
+    """Gradients of 1e-5 squared are 0 in float16: scores are by squares of what the gradients are."""
+    model = nn.Linear(2, 1, bias=False).half()
+    model.weight.data.fill_(0.5)
+    batches = [torch.tensor([[1e-5, 2e-5]], dtype=torch.float16)]
+    found = tk.score.fisher(model, tk.scope(model), batches=batches, loss=lambda model, batch: model(batch).sum())
+    wanted = 0.5**2 / 2 * batches[0].double().square()
+    torch.testing.assert_close(found["weight"].double(), wanted, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_do_not_matter(wrap):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    synflow = [tk.prune(model, 0.5, score="synflow", batches=[x], collapse="keep") for model in (net, wrap(net))]
+    slimming = [tk.structure.channels(model, x, 0.6, score="slimming") for model in (net, wrap(net))]
+    assert synflow[0] == synflow[1]
+    assert slimming[0] == slimming[1]

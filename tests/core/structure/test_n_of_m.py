@@ -169,3 +169,28 @@ def test_bad_input() -> None:
         model.weight[1, 1] = float("nan")
     with pytest.raises(MaskError, match=r"'weight' has weights that are no finite numbers"):
         tk.structure.n_m(model, mask)
+
+
+def test_of_a_computed_weight_it_is_what_the_layer_uses() -> None:
+    torch.manual_seed(0)
+    wrapped = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    with torch.no_grad():
+        wrapped.parametrizations.weight.original1[:, :4] *= 0.1
+    plain = nn.Linear(8, 4)
+    plain.weight.data.copy_(wrapped.weight.detach())
+    (name,) = tk.scope(wrapped)
+    assert torch.equal(
+        tk.structure.n_m(wrapped, tk.Mask.ones(tk.scope(wrapped)))[name],
+        tk.structure.n_m(plain, tk.Mask.ones(tk.scope(plain)))["weight"],
+    )
+
+
+@pytest.mark.parametrize("spare", [[], ["0"]])
+def test_a_layer_that_is_not_in_the_mask_says_nothing(spare: list[str]) -> None:
+    """Of which no weight can be removed: others have their structure all the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 8))
+    mask = tk.prune(model, 0.5, scope=tk.scope(model, spare=["0"]))
+    assert tk.structure.n_m(model, mask, spare=spare).density <= 0.5
+    regrouped = tk.structure.regroup(model, mask, rows=4)
+    assert set(tk.structure.coverage(model, mask, regrouped)) == {"1.weight"}

@@ -303,7 +303,7 @@ def test_precision_and_kernels_of_the_base(tmp_path: Path, said: str, precision:
 
 def test_a_base_may_have_a_precision_of_its_own(tmp_path: Path) -> None:
     text = GOOD.replace('kernels = "sparse"', 'precision = "bf16"').replace("interim = [3]\n", "interim = [3, 5]\n")
-    other = text.replace("length = \"20it\"", "length = \"30it\"")
+    other = text.replace('length = "20it"', 'length = "30it"')
     here = other.replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
     with pytest.raises(UsageError, match=r"claims.better: the runs iterative and gradual are trained in fp32 and bf16"):
         read_campaign(written(tmp_path, here), "demo")

@@ -143,8 +143,8 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
         group: the processes; by default all.
 
     Raises:
-        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or is of a class with
-            a forward of its own, which would be lost. Nothing is changed then.
+        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or is of a class
+            with a forward of its own, which would be lost. Nothing is changed then.
 
     Examples:
         >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
@@ -156,9 +156,7 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
     norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
     for name, norm in norms.items():
         _check_replaceable(name, norm)
-    made = {
-        norm: _synchronised(norm, group) for norm in norms.values() if not isinstance(norm, SynchronisedBatchNorm)
-    }
+    made = {norm: _synchronised(norm, group) for norm in norms.values() if not isinstance(norm, SynchronisedBatchNorm)}
     for parent in list(model.modules()):
         for local, child in parent._modules.items():
             if isinstance(child, _BatchNorm) and child in made:
@@ -171,8 +169,9 @@ def _check_replaceable(name: str, norm: _BatchNorm) -> None:
         raise UsageError(f"{name!r} is a lazy {type(norm).__name__}: call the model once before")
     if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SynchronisedBatchNorm.forward):
         raise UsageError(
-            f"{name!r} is a {type(norm).__name__}, a batch norm with a forward of its own, which a synchronised one would"
-            f" not have: put a plain batch norm and what else it does in its place, or leave norms to each process"
+            f"{name!r} is of the class {type(norm).__name__}, a batch norm with a forward of its own, which a"
+            " synchronised one would not have: put a plain batch norm, and what else it does, in its place, or leave"
+            " norms to each process"
         )
 
 

@@ -28,8 +28,8 @@ def check_fresh(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Map
         judged = _of(earlier, replicates)
         if max(own.start, judged.start) < min(own.stop, judged.stop):
             raise UsageError(
-                f"it asks {earlier.name!r} again, and is judged by replicates {_told(own)} as that is by {_told(judged)}:"
-                f" give the base of its runs after = {judged.stop} or more"
+                f"it asks {earlier.name!r} again, and is judged by replicates {_told(own)} as that is by"
+                f" {_told(judged)}: give the base of its runs after = {judged.stop} or more"
             )
 
 

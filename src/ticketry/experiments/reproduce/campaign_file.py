@@ -25,7 +25,6 @@ from ticketry.experiments.reproduce.campaign_tables import (
     ClaimTable,
     FileTable,
     OtherBaseTable,
-    Precision,
     RunTable,
     SideTable,
 )

@@ -129,4 +129,6 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
 def _what(campaign: Campaign, run: str) -> str:
     """What a run's dense networks are: a digest of task, recipe, seeds and precision."""
     request = campaign.runs[run]
-    return digest_of([dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), campaign.precisions[run]])
+    return digest_of(
+        [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), campaign.precisions[run]]
+    )

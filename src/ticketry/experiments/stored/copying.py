@@ -30,7 +30,7 @@ class Copied:
     bytes: int
     """Of these."""
     known: int
-    """Files that were there already and stayed as they were, with those of runs that another of that name is there of."""
+    """Files that were there already, or belong to a run of which another one of that name was."""
 
 
 def copy_store(origin: str, target: str) -> Copied:

@@ -154,3 +154,19 @@ def test_bad_input() -> None:
         tk.structure.channels(model, x, 0.5, score="activation")
     with pytest.raises(UsageError, match="no batch"):
         tk.structure.channels(model, x, 0.5, score="activation", batches=[], loss=loss)
+
+
+def test_large_activations_in_half_precision() -> None:
+    """Squares of 300 are beyond float16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model[0].weight.data.mul_(300)
+    data = torch.randn(8, 4)
+    found = []
+    for kind in (torch.float32, torch.float16):
+        batches, loss = [data.to(kind)], lambda model, batch: model(batch).float().sum()
+        mask = tk.structure.channels(
+            model.to(kind), data.to(kind), 0.5, score="activation_l2", batches=batches, loss=loss
+        )
+        found.append(mask["0.weight"].any(1).tolist())
+    assert found[0] == found[1]

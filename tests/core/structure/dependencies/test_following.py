@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
+from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,3 +220,54 @@ def test_example_inputs_are_left_alone() -> None:
     groups = groups_of(model, x)
     assert torch.equal(x, before)
     assert groups["1"].prunable
+
+
+@dataclasses.dataclass
+class Output:
+    scores: Tensor
+    more: object = None
+
+
+class Returning(nn.Module):
+    def __init__(self, pack: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.hidden, self.last, self.pack = nn.Linear(4, 8), nn.Linear(8, 10), pack
+
+    def forward(self, x: Tensor) -> object:
+        return self.pack(self.last(torch.relu(self.hidden(x))))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        Output,
+        lambda scores: Output(torch.zeros(()), more=[{"scores": scores}]),
+        lambda scores: SimpleNamespace(scores=scores),
+        lambda scores: UserDict(scores=scores),
+        lambda scores: torch.distributions.Categorical(logits=scores),
+    ],
+)
+def test_outputs_in_objects_of_ones_own_are_left_whole(pack: Callable[[Tensor], object]) -> None:
+    torch.manual_seed(0)
+    model, x = Returning(pack), torch.randn(3, 4)
+    mask = tk.structure.channels(model, x, 0.3)
+    assert set(mask) == {"hidden.weight", "hidden.bias", "last.weight"}
+    assert tk.shrink(model, mask, x).last.out_features == 10
+
+
+def test_a_model_that_returns_no_tensor_is_told() -> None:
+    with pytest.raises(StructureError, match=r"Returning returns no tensor on the example inputs but 'nothing'"):
+        tk.structure.channels(Returning(lambda _: "nothing"), torch.randn(3, 4), 0.3)
+
+
+def test_a_model_that_is_to_be_compiled_is_copied_as_it_is() -> None:
+    """Before its first call, when torch has not yet replaced anything."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    mask = tk.structure.channels(model, x, 0.5)
+    plan = tk.structure.shrink_plan(model, mask, x)
+    model.compile(backend="eager")
+    small = tk.structure.rebuild(model, plan)
+    small(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())

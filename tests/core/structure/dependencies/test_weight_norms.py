@@ -63,3 +63,23 @@ def test_nothing_but_rows_of_weight_norm_is_an_error_that_says_what_to_do() -> N
     model = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), wrap(nn.Linear(6, 3)))
     with pytest.raises(StructureError, match=r"divides by its norm.*remove_parametrizations"):
         tk.structure.channels(model, example(2, 4), 0.5)
+
+
+def test_a_reader_whose_weight_is_computed_is_no_maker() -> None:
+    """Of a plain layer and of one with weight_norm behind it as many channels are refilled, by the same scores."""
+    found = []
+    for wrap in (parametrizations.weight_norm, lambda layer: layer):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), wrap(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 5))
+        mask = {name: torch.ones(shape) for name, shape in tk.scope(model).shapes.items()}
+        mask["0.weight"][2:] = 0
+        filled = tk.structure.refill(model, tk.Mask(mask), example(4, 6))
+        batches, loss = [example(8, 6)], lambda model, batch: model(batch).square().sum()
+        scores = {"batches": batches, "loss": loss}
+        kept = [
+            tk.structure.channels(model, example(4, 6), 0.7, scope=tk.scope(model, spare=["2"]), score=score, **scores)
+            for score in ("activation", "snap")
+        ][:1]  # snap's gradients are of what the weight is computed from: other numbers, and no error
+        found.append([filled["0.weight"].any(1).tolist(), *(one["0.weight"].any(1).tolist() for one in kept)])
+    assert found[0] == found[1]
+    assert sum(found[0][0]) == 2

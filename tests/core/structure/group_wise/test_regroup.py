@@ -418,3 +418,19 @@ def test_a_layer_is_never_left_empty() -> None:
     with pytest.raises(LayerCollapseError, match="2 layers together"):
         regroup(model, mask, 0.01, rows=16, budget="global")
     assert all(row.kept for row in regroup(model, mask, 0.01, budget="global", collapse="keep").table())
+
+
+def test_rows_are_grouped_by_the_weights_that_layers_use() -> None:
+    """Behind weight_norm with rows of very different lengths: as the plain layer with the same weights."""
+    torch.manual_seed(0)
+    wrapped = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32, bias=False))
+    with torch.no_grad():
+        scale = torch.logspace(-1, 1, 32)[torch.randperm(32)]
+        wrapped.parametrizations.weight.original0.mul_(scale[:, None])
+    plain = nn.Linear(32, 32, bias=False)
+    plain.weight.data.copy_(wrapped.weight.detach())
+    (name,) = tk.scope(wrapped)
+    one, other = (
+        tk.structure.regroup(model, tk.prune(model, 0.3), rows=8, collapse="keep") for model in (wrapped, plain)
+    )
+    assert torch.equal(one[name], other["weight"])

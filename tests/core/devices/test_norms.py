@@ -1,0 +1,50 @@
+"""Which batch norms are replaced by synchronised ones: all, in every place, and none with a forward of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
+from ticketry.errors import UsageError
+
+
+class Activated(nn.BatchNorm2d):
+    """A norm with its nonlinearity, as some libraries have it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.relu(super().forward(input))
+
+
+class Inner(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+
+def test_a_norm_in_several_places_is_one_afterwards_too() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 4, 1), norm, Inner(norm), nn.SyncBatchNorm(4))
+    names, parameters = list(model.state_dict()), list(model.parameters())
+    assert synchronise_norms(model) is model
+    assert model[1] is model[3] is model[4].norm
+    assert type(model[1]) is type(model[5]) is SynchronisedBatchNorm
+    assert list(model.state_dict()) == names
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    before = model[1]
+    assert synchronise_norms(model)[1] is before
+
+
+def test_a_norm_with_a_forward_of_its_own_is_refused_and_nothing_replaced() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), Inner(Activated(4)))
+    with pytest.raises(UsageError, match=r"'2.norm' is of the class Activated, a batch norm with a forward of its own"):
+        synchronise_norms(model)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("norm", [nn.LazyBatchNorm1d(), nn.BatchNorm1d(3)])
+def test_what_has_no_place_or_no_parameters(norm: nn.Module) -> None:
+    model = norm if isinstance(norm, nn.BatchNorm1d) and norm.num_features else nn.Sequential(norm)
+    with pytest.raises(UsageError, match=r"is a lazy LazyBatchNorm1d|the model is a batch norm itself"):
+        synchronise_norms(model)
