@@ -144,11 +144,11 @@ def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[O
 
 def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
     """The campaign in the precision and kernels that are given, if they are."""
-    said = {"kernels": campaign.kernels, "precisions": campaign.precisions}
-    asked = {"kernels": chosen.get("kernels"), "precisions": chosen.get("precision")}
-    return dataclasses.replace(
-        campaign, **{name: dict.fromkeys(campaign.runs, one) if one else said[name] for name, one in asked.items()}
-    )
+    if "kernels" in chosen:
+        campaign = dataclasses.replace(campaign, kernels=dict.fromkeys(campaign.runs, chosen["kernels"]))
+    if "precision" in chosen:
+        campaign = dataclasses.replace(campaign, precisions=dict.fromkeys(campaign.runs, chosen["precision"]))
+    return campaign
 
 
 def seconds_of(text: str) -> float:

@@ -25,6 +25,7 @@ from ticketry.experiments.reproduce.campaign_tables import (
     ClaimTable,
     FileTable,
     OtherBaseTable,
+    Precision,
     RunTable,
     SideTable,
 )
@@ -54,7 +55,7 @@ class Campaign:
     scale: Scale
     text: str
     """The file."""
-    precisions: Mapping[str, str]
+    precisions: Mapping[str, Precision]
     """Of each run: said, so that results of several machines are of one."""
     kernels: Mapping[str, str]
     """Of each run, the word; which ones they are follows from the machine."""
