@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import ticketry as tk
 from samples import sample
 from ticketry.engine.export import export
-from ticketry.errors import EngineError, MaskError, UsageError
+from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
 from ticketry.tasks import models
+from ticketry.tasks.models import language
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'ticketry[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
@@ -174,3 +177,88 @@ def test_errors(model: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match="cannot be written"):
         export(model, None, X, tmp_path / "file" / "m.pt2", format="pt2")
+
+
+class Around(nn.Module):
+    """Around a network: with arguments that have no names, or a decision by values."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.net, self.way = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), way
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        made = self.net(*xs)
+        if self.way == "item":
+            return made / made.abs().max().item()
+        return made[: len(xs[0])] if self.way == "len" else made
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("way", ["names", "len"])
+def test_any_batch_of_arguments_without_names_and_of_a_model_that_asks_for_their_length(
+    tmp_path: Path, format: str, way: str
+) -> None:
+    torch.manual_seed(0)
+    model, x = Around(way).eval(), torch.randn(5, 6)
+    made = export(model, None, x, tmp_path / f"m.{format}", format=format)
+    assert [one.batch for one in made.checks] == [1, 2, 5]
+    torch.testing.assert_close(ran(tmp_path / f"m.{format}", x)[0], model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_shrunk_is_exported_as_it_is_unless_that_was_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Around("item").eval(), torch.randn(2, 6)
+    mask = tk.prune(model, 0.5)
+    made = export(model, mask, x, tmp_path / "m.pt2", format="pt2", batch=2)
+    assert (made.shrunk, "looks at its activations" in made.why_not_shrunk) == (False, True)
+    with pytest.raises(StructureError, match="looks at its activations"):
+        export(model, mask, x, tmp_path / "n.pt2", format="pt2", batch=2, shrink=True)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_wrappers_are_left_behind(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(5, 6)
+    export(wrap(net), tk.prune(net, 0.5), x, tmp_path / "m.pt2", format="pt2")
+    masked = tk.prune(net, 0.5).apply_(net)
+    torch.testing.assert_close(ran(tmp_path / "m.pt2", x)[0], masked(x), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_is_compared_as_such_and_what_no_runtime_takes_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval(), torch.randn(4, 64)
+    made = export(net.half(), None, x.half(), tmp_path / "half.onnx")
+    assert max(one.error for one in made.checks) < 8 * torch.finfo(torch.float16).eps
+    with pytest.raises(EngineError, match=r"ONNX Runtime does not take what was exported: .*NOT_IMPLEMENTED"):
+        export(net.bfloat16(), None, x.bfloat16(), tmp_path / "b.onnx")
+    with pytest.raises(UsageError, match="no example: their batch has the size 0"):
+        export(net.float(), None, x[:0], tmp_path / "none.onnx")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize(
+    "put",
+    [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm],
+    ids=["prune", "weight_norm"],
+)
+def test_weights_that_hooks_compute(tmp_path: Path, put: Callable[[nn.Module], nn.Module]) -> None:
+    """Before the first call, when the layer holds a tensor that is no leaf, and deepcopy refuses it."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(5, 6)
+    put(net[0])
+    export(net, None, x, tmp_path / "m.pt2", format="pt2")
+    expected = net.eval()(x)
+    torch.testing.assert_close(ran(tmp_path / "m.pt2", x)[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tk.compile(net, None, x)(x), expected.detach(), rtol=1e-5, atol=1e-6)
+    fresh = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    put(fresh[0])
+    with pytest.raises(CaptureError, match=r"cannot be copied .*parametrisation"):
+        tk.sparse_training(fresh, None, x)
+
+
+@pytest.mark.parametrize("name", ["gpt@0.25", "lstm@0.25", "pointer-lstm@0.25"])
+def test_language_models_take_any_batch(tmp_path: Path, name: str) -> None:
+    model = language.build(name, vocabulary=20, context=8, dropout=0.0).eval()
+    tokens = torch.randint(20, (3, 8))
+    made = export(model, None, tokens, tmp_path / "m.pt2", format="pt2")
+    assert [one.batch for one in made.checks] == [1, 2, 5]

@@ -6,7 +6,6 @@ is pickled, and saved, as a model file; autocast does not change it.
 
 from __future__ import annotations
 
-import copy
 import os
 import statistics
 import time
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.process_state import private_random_state
+from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture import capture
 from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.cpu.jit import Library
@@ -118,7 +118,7 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
 
     A glance is two rounds, the quicker of each counting, and one where a call is long.
     """
-    eager = copy.deepcopy(model).to("cpu").eval()
+    eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
     called = any(native.programs for native in made._natives)
     rounds = _GLANCE if glance else _ROUNDS

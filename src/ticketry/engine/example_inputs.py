@@ -40,6 +40,8 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...]:
     """
     arguments = as_arguments(inputs)
     examples = batch_of(arguments)
+    if not examples:
+        raise UsageError("the example inputs hold no example: their batch has the size 0")
     generator = torch.Generator().manual_seed(seed)
     leaves, spec = tree_flatten(arguments)
 

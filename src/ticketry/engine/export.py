@@ -6,7 +6,6 @@ What is written is read back and run on random inputs of several batch sizes, be
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -22,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
+from ticketry.core.scope import unwrapped
+from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
-from ticketry.engine.capture.tracing.torch_export import dynamic_shapes
+from ticketry.engine.capture.tracing.torch_export import named_shapes
 from ticketry.engine.capture.tracing.torch_export import quiet as silent
 from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
-from ticketry.errors import EngineError, MaskError, MissingExtraError, UsageError
+from ticketry.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
 from ticketry.version import __version__
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ def export(
     target = Path(path)
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
-    masked = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    masked = _copy(unwrapped(model))
     # By itself not 1: torch.export takes a size of 1 for a constant.
     inputs = at_batch(example_inputs, batch or 2, seed=_SEED)
     source, why = masked, ""
@@ -127,7 +128,7 @@ def export(
         source, why = _shrunk(masked, mask.to("cpu"), inputs, shrink)
     elif shrink:
         raise UsageError("there is no mask that says what to shrink")
-    shapes = dynamic_shapes(inputs, batch_of(inputs)) if batch is None else None
+    shapes = named_shapes(source, inputs, {}, batch_of(inputs)) if batch is None else None
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
@@ -153,13 +154,23 @@ def export(
     )
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copied(model, {}).cpu().eval().requires_grad_(False)
+    except Exception as error:  # a user's model may hold anything
+        raise EngineError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): make what it holds"
+            " besides parameters and buffers fit for copy.deepcopy"
+        ) from error
+
+
 def _shrunk(model: nn.Module, mask: Mask, inputs: tuple[Any, ...], shrink: bool | None) -> tuple[nn.Module, str]:
     """The smaller model, or the same one with a reason why it is not smaller."""
     if shrink is False:
         return model, ""
     try:
         small = shrunk_model(model, mask, inputs)
-    except MaskError as error:
+    except (MaskError, StructureError) as error:
         if shrink:
             raise
         return model, first_line(error)
@@ -198,7 +209,10 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has no common class of errors
+        raise EngineError(f"ONNX Runtime does not take what was exported: {first_line(error)}") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(*inputs: Any) -> list[Tensor]:
@@ -213,13 +227,23 @@ def _write_pt2(
 ) -> None:
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+            program = _program(model, inputs, dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         raise EngineError(
             f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}"
             + (f"; {_FIXED}" if dynamic_shapes is not None else "")
         ) from error
+
+
+def _program(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    """The strict way is slower, but sees through `len(x)`."""
+    try:
+        return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+    except Exception:  # as above
+        with contextlib.suppress(Exception):
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=True)
+        raise
 
 
 def _read_pt2(file: Path) -> tuple[str, Run]:
@@ -248,16 +272,23 @@ def _checked(
             raise EngineError(
                 f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
             ) from error
-        error_found = difference(made, expected)
-        if not error_found <= TOLERANCE:
+        error_found, most = difference(made, expected), _tolerance(expected)
+        if not error_found <= most:
             raise EngineError(
                 f"what was exported is not equal to its source: at a batch of {batch} the relative error in {runtime}"
-                f" is {error_found:.2g}, more than {TOLERANCE:g}; nothing was written"
+                f" is {error_found:.2g}, more than {most:.2g}; nothing was written"
             )
         found.append(Checked(batch, error_found))
     return tuple(found)
 
 
+def _tolerance(outputs: Sequence[Tensor]) -> float:
+    """That of float32, or some roundings of narrower outputs."""
+    narrow = [torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point()]
+    return max([TOLERANCE, *(_ROUNDINGS * eps for eps in narrow if eps > TOLERANCE)])
+
+
+_ROUNDINGS = 8
 _ONE_FILE_BYTES = 1_900_000_000
 """Protocol buffers end at 2 GB: larger weights go into a file beside."""
 
@@ -286,16 +317,31 @@ def write_onnx(
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         with quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                model, inputs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False, optimize=True
-            )
-            assert program is not None
+            program = _onnx_program(model, inputs, dynamic_shapes)
             program.model.metadata_props.update(facts or {})
             program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         raise EngineError(
-            f"{type(model).__name__} cannot be written as ONNX: {type(error).__name__}: {first_line(error)}"
+            f"{type(model).__name__} cannot be written as ONNX: {first_line(error.__cause__ or error)}"
         ) from error
+
+
+def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> Any:
+    """Where torch's exporter takes no strict way, and fixes the batch or fails, of what was exported so before."""
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
+    failed: Exception | None = None
+    try:
+        made = torch.onnx.export(model, inputs, dynamic_shapes=dynamic_shapes, **options)
+        if dynamic_shapes is None or (made and made.exported_program and made.exported_program.range_constraints):
+            return made
+    except Exception as error:  # as above
+        failed = error
+    with contextlib.suppress(Exception):
+        program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=True)
+        return torch.onnx.export(program, inputs, dynamic_shapes=dynamic_shapes, **options)
+    if failed is not None:
+        raise failed
+    return made
 
 
 @contextlib.contextmanager

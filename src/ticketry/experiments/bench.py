@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.engine.bench.compare import compare, timed_layers
 from ticketry.engine.bench.curve import Sweep, curve
 from ticketry.engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
-from ticketry.engine.bench.machine import choose_cores
+from ticketry.engine.bench.machine import check_cores, choose_cores
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.bench.workload import Case
 from ticketry.engine.compiled import Compiled, load
@@ -29,6 +29,7 @@ from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
+from ticketry.files import file_digest
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
@@ -93,6 +94,7 @@ def measure(
     if not file and ticket is not None:
         raise UsageError(f"--ticket belongs to a model file, and {what} is none")
     choose_cores(options.threads, load={})  # there are as many
+    check_cores(options.cores)
     kept_in = store if (store / "store.json").exists() else None
     say("reading the ticket")
     source = source_by(model, ticket or what)
@@ -160,7 +162,7 @@ def execute_bench(
         layers_batch=options.batch[-1],
         layers=tuple(layers),
     )
-    return _kept(record, store)
+    return _kept(record, store, options, file)
 
 
 def execute_curve(
@@ -193,7 +195,7 @@ def execute_curve(
     record = CurveRecord(
         **_head(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
     )
-    return _kept(record, store)
+    return _kept(record, store, options)
 
 
 def _compared(source: Source, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say) -> Timed:
@@ -221,7 +223,7 @@ def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[C
     if file is None:
         return compiled(source, precision=options.precision, threads=options.threads)
     began = time.perf_counter()
-    fast = load(file, threads=options.threads)
+    fast = load(file, threads=options.threads, precision=options.precision)
     fast(source.inputs)
     return fast, time.perf_counter() - began
 
@@ -251,12 +253,13 @@ def _head(source: Source, options: BenchOptions, store: Path | None, command: st
     }
 
 
-def _kept(record: S, store: Path | None) -> S:
+def _kept(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
     """The record with its name; in the store, if the ticket is of a run of it."""
     told = as_json(record)
-    asked = {name: told.get(name) for name in ("kind", "ticket", "weights", "precision", "threads", "tuned", "pattern")}
-    batches = [one.batch for one in record.comparisons]
-    name = f"{told['kind']}-{digest_of({**asked, 'batches': batches})[:8]}"
+    asked = {name: told.get(name) for name in ("kind", "ticket", "weights")}
+    asked |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
+    asked |= {"file": file and file_digest(file)}
+    name = f"{told['kind']}-{digest_of(asked)[:8]}"
     record = as_read(structs.replace(record, name=name))
     if store is not None and record.run:
         write_sealed(Paths(store).evidence(name), as_json(record))

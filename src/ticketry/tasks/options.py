@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class Options:
     def path(self, option: str) -> Path | None:
         """Absolute; None if it is not given."""
         return Path(self.given[option]).expanduser().absolute() if self.given.get(option) else None
+
+    def with_paths(self, spec: Spec, *options: str) -> Spec:
+        """The request with these options' paths absolute, so that it is found from another folder too."""
+        found = tuple((name, str(self.path(name)) if name in options and text else text) for name, text in spec.options)
+        return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
         """A whole number from `least` on, which the message tells unless it is None: from 0 on."""

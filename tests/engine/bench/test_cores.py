@@ -71,3 +71,14 @@ def test_load_is_told_for_every_core() -> None:
     busy = machine._busy()
     assert set(machine.available_cores()) <= set(busy)
     assert all(-0.01 <= share <= 1.01 for share in busy.values())
+
+
+def test_cores_that_are_asked_for_are_ours_and_each_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: (0, 2))
+    machine.check_cores([])
+    machine.check_cores([2, 0])
+    for wrong in ([1], [-1], [0, 99]):
+        with pytest.raises(UsageError, match=r"there is no core -?\d+ for us: choose among 0, 2"):
+            machine.check_cores(wrong)
+    with pytest.raises(UsageError, match="each thread has a core of its own: 2, 2 names one twice"):
+        machine.check_cores([2, 2])

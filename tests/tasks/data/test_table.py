@@ -134,3 +134,9 @@ def test_names_and_remarks_are_no_categories(tmp_path: Path) -> None:
     assert len(read_table(written(tmp_path, text), categories=("who",)).columns) == 66
     with pytest.raises(DataError, match="'p0' is no number, and the target is one"):
         read_table(written(tmp_path, text), target="who")
+
+
+def test_words_with_underscores_are_words(tmp_path: Path) -> None:
+    """Python takes 1_12 and 11_2 for the same number."""
+    found = read_table(written(tmp_path, "when,x\n1_12,1\n11_2,2\n"), missing="median")
+    assert found.categories == {"when": ("11_2", "1_12")}

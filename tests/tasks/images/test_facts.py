@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.errors import TaskError
 from ticketry.tasks import models
-from ticketry.tasks.images.facts import DATA_SETS, IMAGENET, RESIDUAL, VGG19
+from ticketry.tasks.images.facts import DATA_SETS, IMAGENET, LENET, RESIDUAL, VGG19
 
 CIFAR = DATA_SETS.get("cifar10")
 
@@ -51,3 +51,13 @@ def test_another_librarys_network_is_never_the_tasks_own() -> None:
 def test_wrong_names(name: str, reason: str) -> None:
     with pytest.raises(TaskError, match=reason):
         CIFAR.recipe_of(name)
+
+
+@pytest.mark.parametrize("task", ["digits", "mnist", "cifar10"])
+def test_perceptrons_have_that_of_lenet(task: str) -> None:
+    preset = DATA_SETS.get(task)
+    assert preset.recipe_of("mlp-50-20") == preset.recipe_of("lenet-300-100").changed(
+        length=LENET.length, batch=LENET.batch
+    )
+    with pytest.raises(TaskError, match="mlp-"):
+        preset.recipe_of("mlp-")

@@ -188,3 +188,11 @@ def test_other_wrong_requests(root: Path) -> None:
 
 def test_validation_may_be_a_fraction(root: Path) -> None:
     assert task(root, validation="1/5").validation == Fraction(1, 5)
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "imageshards"])
+def test_its_request_is_found_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(root.parent)
+    options = {"path": root.name, "size": "8", "resize": "8"}
+    found = catalogue.get(kind, model="lenet-300-100", options=options)
+    assert dict(found.spec.options) == {**options, "path": str(root)}

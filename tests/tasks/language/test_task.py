@@ -185,3 +185,13 @@ def test_presets_are_those_of_the_page() -> None:
         assert tokens == (f"{int(tables['options']['train']):,}" if tables["options"] else "all")
         language.check(tables["model"])
         assert catalogue.get(tables["task"], model=tables["model"], options=tables["options"]).key()
+
+
+def test_the_request_of_a_text_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.txt").write_text("some words " * 50)
+    monkeypatch.chdir(tmp_path)
+    found = catalogue.get("text:own.txt", model="lstm@0.25", options={"validation": "0.1"})
+    monkeypatch.chdir("/")
+    again = catalogue.make(found.spec)
+    assert again.key() == found.key()
+    assert found.spec.name == f"text:{tmp_path}/own.txt"

@@ -68,6 +68,15 @@ def available_cores() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
+def check_cores(cores: Sequence[int]) -> None:
+    """Raise `UsageError` for cores that this process may not use, or that are named twice."""
+    known = available_cores()
+    if wrong := [core for core in cores if core not in known]:
+        raise UsageError(f"there is no core {wrong[0]} for us: choose among {', '.join(map(str, sorted(known)))}")
+    if len(set(cores)) < len(cores):
+        raise UsageError(f"each thread has a core of its own: {', '.join(map(str, cores))} names one twice")
+
+
 def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple[int, ...]:
     """The idlest cores, one for each thread, none of them twins of one physical core.
 

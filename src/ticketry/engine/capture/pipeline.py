@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
+from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
@@ -141,13 +141,12 @@ def _copy(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
-            twin = copy.deepcopy(model).to("cpu")
+            return copied(model, {}).to("cpu").eval().requires_grad_(False)
         except Exception as error:  # a user's model may hold anything
             raise CaptureError(
                 f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
                 " make what it holds besides parameters and buffers fit for copy.deepcopy"
             ) from error
-    return twin.eval().requires_grad_(False)
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:

@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ticketry.core.process_state import ONE_AT_A_TIME, private_random_state
 from ticketry.engine.training.lowering import kind_of
 from ticketry.engine.training.settings import PLAIN, settings_of
+from ticketry.errors import CaptureError
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """Modules with weights that kernels know."""
@@ -171,11 +172,17 @@ def _first_line(error: Exception) -> str:
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """A copy whose calls run its own code and no hooks."""
+    """A copy whose calls run its own code and no hooks; `CaptureError` for what cannot be copied."""
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
     try:
         made = copy.deepcopy(module)
+    except Exception as error:  # a user's model may hold anything
+        raise CaptureError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): make what it holds"
+            " besides parameters and buffers fit for copy.deepcopy; a weight that hooks compute (weight_norm of"
+            " torch.nn.utils, torch.nn.utils.prune) is one by a parametrisation, or once those are removed"
+        ) from error
     finally:
         for one, forward in zip(held, forwards, strict=True):
             one.__dict__["forward"] = forward

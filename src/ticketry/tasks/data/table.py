@@ -243,6 +243,8 @@ def _number(cell: str, path: Path, line: _Line, column: str) -> float:
 
 
 def _is_number(cell: str) -> bool:
+    if "_" in cell:  # Python's own 1_000; in a table it is a word
+        return False
     try:
         value = float(cell)
     except ValueError:

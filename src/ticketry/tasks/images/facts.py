@@ -101,6 +101,8 @@ class ImageData:
         Raises:
             TaskError: for an unknown network.
         """
+        from ticketry.tasks.models.mlp import hidden_widths  # torch, which facts are told without
+
         name = NetworkName.parse(model)
         if name.base == self.model and not name.library:
             return self.recipe
@@ -108,6 +110,8 @@ class ImageData:
             chosen = IMAGENET if min(self.shape[1:]) >= _LARGE else RESIDUAL
         elif name.base in _OF_MODEL:
             chosen = _OF_MODEL[name.base]
+        elif hidden_widths(name.base):
+            chosen = LENET
         else:
             raise unknown(model)
         return chosen if self.augmented else chosen.changed(augment=())

@@ -144,7 +144,8 @@ def make(spec: Spec) -> FolderClassification:
     Raises:
         TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
     """
-    return FolderClassification(**folder_settings(spec, Options(spec, OPTIONS)), spec=spec)
+    options = Options(spec, OPTIONS)
+    return FolderClassification(**folder_settings(spec, options), spec=options.with_paths(spec, "path"))
 
 
 def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:

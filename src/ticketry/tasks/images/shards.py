@@ -91,5 +91,5 @@ def make(spec: Spec) -> ShardClassification:
         **{**folder_settings(spec, options), "path": None},
         address=address,
         window=options.whole("window", WINDOW, least=1),
-        spec=spec,
+        spec=spec if "://" in address else options.with_paths(spec, "path"),
     )

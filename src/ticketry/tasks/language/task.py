@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -155,9 +155,12 @@ def make(spec: Spec) -> Language:
     options = Options(spec, (*_EVERYWHERE, *(_OF_TEXTS if kind == facts.TEXT else ())))
     model = spec.model or facts.MODELS[kind]
     models.check(model)
+    own = _own(spec.name, path, options) if kind == facts.TEXT else None
+    if own is not None:  # a ticket's request is found from another folder too
+        spec = replace(options.with_paths(spec, "vocabulary" if own.tokenizer else ""), name=f"{kind}:{own.path}")
     return Language(
         name=kind,
-        own=_own(spec.name, path, options) if kind == facts.TEXT else None,
+        own=own,
         model=model,
         recipe=facts.recipe_of(kind, model),
         time=options.whole("time", facts.time_of(kind, model), least=1, what="number of tokens"),

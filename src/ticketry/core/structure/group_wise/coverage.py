@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.seeds import generator
+from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.core.structure.group_wise.columns import choose, group_worth
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views, row_groups
 from ticketry.core.structure.group_wise.similarity import similar_rows
@@ -229,7 +229,7 @@ def with_shuffled_columns(
     model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
 ) -> tuple[nn.Module, Mask]:
     """A copy of the model and the mask with `views` shuffled alike; the rest is as it was."""
-    other = deepcopy(model)
+    other = copied(model, {})
     kept = dict(mask)
     parameters = mask.parameters(other)
     for name, view in views.items():

@@ -111,7 +111,7 @@ def _export(
 ) -> torch.export.ExportedProgram:
     shapes: Any = None
     if batch is not None:
-        shapes = _by_name(model, arguments, *dynamic_shapes((arguments.args, arguments.kwargs), batch))
+        shapes = named_shapes(model, arguments.args, arguments.kwargs, batch)
     try:
         with ONE_AT_A_TIME, quiet(), plain():
             return torch.export.export(
@@ -140,12 +140,14 @@ def leads(leaf: Any, examples: int | None) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 
-def _by_name(model: nn.Module, arguments: Arguments, args: Any, kwargs: Any) -> Any:
-    """Dynamic shapes as torch.export wants them: a tuple of those of positional arguments, or by name if any is."""
-    if not arguments.kwargs:
+def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
+    """`dynamic_shapes` of arguments as torch.export wants them: a tuple of those of positional ones, or by name if any
+    is, and all that `*args` take under their name."""
+    args, kwargs = dynamic_shapes((args, kwargs), batch)
+    signature = inspect.signature(model.forward)
+    if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):
         return args
-    names = list(inspect.signature(model.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return dict(signature.bind(*args, **kwargs).arguments)
 
 
 def _lines(error: BaseException, count: int) -> str:

@@ -31,7 +31,7 @@ class LanguageModel(nn.Module):
         return {}
 
     def forward(self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None) -> Any:
-        past = self.begin(len(tokens)) if state is None else state
+        past = self.begin(tokens.shape[0]) if state is None else state
         features, after = self.read(tokens, past, first=state is None)
         made = self.scores(features) if targets is None else self.costs(features, targets)
         return made if state is None else (made, after)
