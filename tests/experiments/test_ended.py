@@ -120,8 +120,12 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(LayerCollapseError):
         tk.run(broken(LayerCollapseError("empty"), 2), controls=[], store=tmp_path, workers=0, **OPTIONS)
     record = stored(tmp_path)
-    block = SimpleNamespace(request=lambda campaign: record)
-    campaign: Any = SimpleNamespace(plans={"run": None}, precision=record.environment["precision"])
+    block = SimpleNamespace(request=lambda campaign: record, first=0, last=record.replicates)
+    campaign: Any = SimpleNamespace(
+        plans={"run": None},
+        precisions={"run": record.environment["precision"]},
+        runs={"run": SimpleNamespace(task=record.task)},
+    )
     monkeypatch.setattr(planning, "blocks_of", lambda run, plan: [block])
     assert list(blocks_done(campaign, "run", Paths(tmp_path))) == []
     monkeypatch.setattr(planning, "earlier_record", lambda path, kind: structs.replace(record, ended=""))

@@ -101,8 +101,6 @@ class ImageData:
         Raises:
             TaskError: for an unknown network.
         """
-        from ticketry.tasks.models.mlp import hidden_widths  # torch, which facts are told without
-
         name = NetworkName.parse(model)
         if name.base == self.model and not name.library:
             return self.recipe
@@ -110,7 +108,7 @@ class ImageData:
             chosen = IMAGENET if min(self.shape[1:]) >= _LARGE else RESIDUAL
         elif name.base in _OF_MODEL:
             chosen = _OF_MODEL[name.base]
-        elif hidden_widths(name.base):
+        elif _is_perceptron(name.base):
             chosen = LENET
         else:
             raise unknown(model)
@@ -123,6 +121,12 @@ class ImageData:
             f"{self.title}: {height}x{width}x{channels}, {self.classes} classes, "
             f"{train} / {validation} / {test} examples; {self.model} by default"
         )
+
+
+def _is_perceptron(base: str) -> bool:
+    from ticketry.tasks.models.mlp import hidden_widths  # with torch, which facts are told without
+
+    return hidden_widths(base) is not None
 
 
 DIGITS_DATA = ImageData(
