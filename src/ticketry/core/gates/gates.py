@@ -197,7 +197,7 @@ class Gates:
         return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates of largest s within the mask, of any density; `collapse`, errors as of `tk.allocate`."""
+        """The mask of the gates of largest s within the mask, at a density; `collapse`, errors as of `tk.allocate`."""
         return allocate_or_keep(self.by_weight(), density, within=self._within(), collapse=collapse)
 
     def _within(self) -> Mask | None:
