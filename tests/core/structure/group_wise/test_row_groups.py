@@ -36,3 +36,8 @@ def test_of_a_mask_layer_by_layer() -> None:
         ([1], [17]),
         ([3], []),
     ]
+
+
+def test_a_single_number_is_a_row() -> None:
+    (group,) = tk.structure.row_groups(torch.tensor(True))
+    assert (group.rows.tolist(), group.columns.tolist()) == ([0], [0])

@@ -214,6 +214,25 @@ def test_optimizers_of_something_else() -> None:
         tk.structure.shrink_optimizer(optimizer, model, small, plan)
 
 
+def test_the_state_of_lbfgs_is_of_all_parameters_and_refused() -> None:
+    """It stands under the first of them, here one that is not cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, optimizer = torch.randint(0, 10, (5,)), torch.optim.LBFGS(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    mask = tk.structure.channels(model, x, 0.8, scope=tk.scope(model, spare=["0"]))
+    plan = tk.structure.shrink_plan(model, mask, x)
+    with pytest.raises(StructureError, match=r"of several parameters at once \(LBFGS\)"):
+        tk.structure.shrink_optimizer(optimizer, model, tk.structure.rebuild(model, plan), plan)
+
+
 def test_a_number_that_the_trial_missed() -> None:
     """The trial removes half of the channels; this model counts them by threes."""
 

@@ -78,6 +78,7 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
             f"kept= is one tensor or array, not a {type(kept).__name__}: tk.structure.groups(mask) takes a whole mask"
         )
     array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
+    array = array.reshape(1) if not array.ndim else array  # a single number is a row
     matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
     found: dict[bytes, list[int]] = {}
     for row, support in enumerate(np.packbits(matrix, axis=1)):

@@ -221,6 +221,11 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
 def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in state.items():
+        if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in _tensors_of(value)):
+            raise StructureError(
+                f"the optimiser's {key!r} is of several parameters at once (LBFGS): it cannot be cut; start a new"
+                " optimiser for the smaller model"
+            )
         if not isinstance(value, Tensor):
             found[key] = value
         elif value.shape == parameter.shape:
@@ -233,3 +238,8 @@ def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: Shrink
                 f" {tuple(parameter.shape)}: it cannot be cut; start a new optimiser for the smaller model"
             )
     return found
+
+
+def _tensors_of(value: object) -> list[Tensor]:
+    """A value of an optimiser's state, or those in its list."""
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]
