@@ -119,7 +119,7 @@ def roles(model: nn.Module) -> Roles:
     inputs: set[tuple[str, int]] = set()
     scales: set[str] = set()
     for module in inner.modules():
-        for local, parameter in _held(module):
+        for local, parameter in held_parameters(module):
             name = names[id(parameter)]
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
@@ -130,7 +130,7 @@ def roles(model: nn.Module) -> Roles:
     return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
 
 
-def _held(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """A module's parameters by what it calls them; of a weight that it computes, those of the weight's shape by its
     name, and no others."""
     if not isinstance(module, ParametrizationList):

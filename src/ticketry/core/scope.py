@@ -226,6 +226,12 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: owner.parameter for name, owner in _owners(model).items()}
 
 
+def first_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """name -> the first name of the same parameter, of tied ones another."""
+    first = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    return {name: first[id(parameter)] for name, parameter in parameters.items()}
+
+
 def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
     """The parameters of `model` with the given names (any name of a shared one) and exactly these shapes."""
     everything = named_parameters(model)
@@ -287,9 +293,11 @@ class _Choices:
 
 
 def _owners(model: nn.Module) -> dict[str, _Owner]:
-    for name, parameter in model.named_parameters():
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):
             raise ScopeError(f"{name!r} of {type(model).__name__} has no shape yet (a lazy layer): call the model once")
+        names.setdefault(id(parameter), []).append(normal_name(name))
     places: dict[int, list[_Place]] = {}
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -299,9 +307,6 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
         for original in computed.originals:
             elsewhere = [one for one in places[id(original)] if one.module not in (computed.rule, computed.module)]
             places[id(original)] = [*elsewhere, _Place(computed.module, computed.local, dimensions)]
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(normal_name(name))
     owners: dict[str, _Owner] = {}
     for name, parameter in model.named_parameters():
         short = normal_name(name)

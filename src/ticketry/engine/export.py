@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
-from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
+from ticketry.engine.capture.eager_checks import own_copy
 from ticketry.engine.capture.tracing.torch_export import named_shapes
 from ticketry.engine.capture.tracing.torch_export import quiet as silent
 from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
@@ -119,7 +119,7 @@ def export(
     target = Path(path)
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
-    masked = _copy(unwrapped(model))
+    masked = own_copy(unwrapped(model))
     # By itself not 1: torch.export takes a size of 1 for a constant.
     inputs = at_batch(example_inputs, batch or 2, seed=_SEED)
     source, why = masked, ""
@@ -152,16 +152,6 @@ def export(
         runtime=runtime,
         checks=checks,
     )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copied(model, {}).cpu().eval().requires_grad_(False)
-    except Exception as error:  # a user's model may hold anything
-        raise EngineError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): make what it holds"
-            " besides parameters and buffers fit for copy.deepcopy"
-        ) from error
 
 
 def _shrunk(model: nn.Module, mask: Mask, inputs: tuple[Any, ...], shrink: bool | None) -> tuple[nn.Module, str]:
@@ -284,8 +274,7 @@ def _checked(
 
 def _tolerance(outputs: Sequence[Tensor]) -> float:
     """That of float32, or some roundings of narrower outputs."""
-    narrow = [torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point()]
-    return max([TOLERANCE, *(_ROUNDINGS * eps for eps in narrow if eps > TOLERANCE)])
+    return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
 
 
 _ROUNDINGS = 8

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import layer_weights_among, named_parameters, parameters_of
+from ticketry.core.scope import first_names, layer_weights_among, parameters_of
 from ticketry.errors import MaskError, StructureError, UsageError
 
 
@@ -54,8 +54,7 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
     spared = parameters_of(model, spare, "spare")
     parameters = mask.parameters(model)
-    first_names = {id(parameter): name for name, parameter in named_parameters(model).items()}
-    known = {name: first_names[id(parameter)] for name, parameter in parameters.items()}  # of tied ones the first name
+    known = first_names(model, parameters)
     of_layers = layer_weights_among(model, set(known.values()) - spared)
     where, weights = layouts(model, mask), weights_in_use(model, parameters)
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.process_state import private_random_state
+from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain
 from ticketry.engine.example_inputs import at_batch, difference, outputs_of
 from ticketry.engine.graph import Graph
@@ -20,6 +22,19 @@ from ticketry.errors import CaptureError, EngineError
 
 _TOLERANCE = 1e-3
 """Relative error of the same operations in torch: far above rounding, far below another way through the model."""
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode and without gradients; `CaptureError` if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
+        try:
+            return copied(model, {}).to("cpu").eval().requires_grad_(False)
+        except Exception as error:  # a user's model may hold anything
+            raise CaptureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
 
 
 def copy_to_call(model: nn.Module) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
-from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
 from ticketry.engine.capture.defaults import with_defaults
-from ticketry.engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one
+from ticketry.engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one, own_copy
 from ticketry.engine.capture.editor import (
     Editor,
     Lowering,
@@ -50,7 +48,6 @@ from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name
 from ticketry.engine.graph.origins import COMPUTED
-from ticketry.errors import CaptureError
 
 _log = logging.getLogger(__name__)
 
@@ -138,15 +135,7 @@ def _copy(model: nn.Module) -> nn.Module:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type in ("cpu", "meta"):
             plain(tensor, f"the weight {name!r}")  # copying reads it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
-        try:
-            return copied(model, {}).to("cpu").eval().requires_grad_(False)
-        except Exception as error:  # a user's model may hold anything
-            raise CaptureError(
-                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
-                " make what it holds besides parameters and buffers fit for copy.deepcopy"
-            ) from error
+    return own_copy(model)
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
-from ticketry.core.computed_weights import computed_weights_of
-from ticketry.core.layout import Roles
+from ticketry.core.layout import Roles, held_parameters
 from ticketry.core.scope import Scope, named_parameters, unwrapped
 from ticketry.core.score import ScoreInputs
 from ticketry.core.score._measure import given, measuring, no_batch
@@ -61,7 +60,7 @@ def activation_scores(
     readers = [
         _Reader(names[id(parameter)], module, local)
         for module in inner.modules()
-        for local, parameter in _held(module)
+        for local, parameter in held_parameters(module)
         if names.get(id(parameter)) in wanted and _readable(module, local)
     ]
     count = 0
@@ -99,13 +98,6 @@ def _of_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: 
 
 
 # -- what a layer reads -----------------------------------------------------------------------------------------------
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A module's own parameters by what it calls them, and those that a weight of it is computed from by its name."""
-    yield from module.named_parameters(recurse=False)
-    for computed in computed_weights_of(module):
-        yield from ((computed.local, original) for original in computed.originals)
 
 
 def _readable(module: nn.Module, local: str) -> bool:

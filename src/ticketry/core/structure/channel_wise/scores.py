@@ -61,7 +61,9 @@ def channel_scores(
     check_channel_score(score)
     control, plain = split_control(score) if isinstance(score, str) else ("", score)
     if plain == "slimming":
-        found = [_slimming(model, group, roles, reduce) for group in groups]
+        parameters = named_parameters(model)
+        scales = {name: parameters[name].detach().abs() for name in roles.scales}
+        found = [_slimming(scales, group, reduce) for group in groups]
     elif isinstance(plain, str) and plain in ACTIVATION_SCORES:
         found = activation_scores(model, groups, scope, roles, inputs, score=plain)
     elif plain in ("snap", "crop_gates"):
@@ -114,10 +116,8 @@ def gathered(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
     return total
 
 
-def _slimming(model: nn.Module, group: ChannelGroup, roles: Roles, reduce: str) -> Tensor:
+def _slimming(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: str) -> Tensor:
     """|scale| of the norms that a channel passes (Liu et al. 2017, section 3)."""
-    parameters = named_parameters(model)
-    scales = {name: parameters[name].detach().abs() for name in roles.scales}
     members = [member for member in group.parameters if member.name in scales]
     if not members:
         raise UsageError(

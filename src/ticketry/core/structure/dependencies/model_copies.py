@@ -176,10 +176,8 @@ def _tensors_in(outputs: object, seen: set[int]) -> Iterator[Tensor]:
             yield value
         elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
             seen.add(id(value))
-            inside = (
-                list(value.values()) if isinstance(value, Mapping) else list(getattr(value, "__dict__", {}).values())
-            )
-            yield from (each for one in inside for each in _tensors_in(one, seen))
+            inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+            yield from (each for one in list(inside.values()) for each in _tensors_in(one, seen))
 
 
 def first_line(error: BaseException) -> str:

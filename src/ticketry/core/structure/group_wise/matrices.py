@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import SHOWN, normal_name, scope_among
+from ticketry.core.scope import SHOWN, first_names, scope_among
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -162,8 +162,7 @@ def matrix_views(
         ScopeError: if a pattern matches nothing, or nothing is left.
     """
     parameters = mask.parameters(model)
-    first_names = {id(parameter): normal_name(name) for name, parameter in model.named_parameters()}
-    known = {name: first_names[id(parameter)] for name, parameter in parameters.items()}  # of tied ones the first name
+    known = first_names(model, parameters)
     chosen = scope_among(model, known.values(), spare=spare, first_conv=first_conv, output=output)
     known_layouts = layouts(model, parameters)
     views = {
