@@ -147,7 +147,7 @@ class _Reading:
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
         bases = {name: self._scale.bases[run.base] if run.base else self.base for name, run in self._scale.runs.items()}
         self.kernels = {name: base.kernels or self.base.kernels for name, base in bases.items()}
-        first = {name: base.after if isinstance(base, OtherBaseTable) else 0 for name, base in bases.items()}
+        first = {name: base.first_replicate for name, base in bases.items()}
         self.replicates = {name: range(first[name], first[name] + self.plans[name].last) for name in bases}
         self.precisions = {name: base.precision or self.base.precision for name, base in bases.items()}
 
@@ -180,7 +180,7 @@ class _Reading:
                 replicates=1,
                 controls=controls,
                 control_densities=[self._density(place, one) or 0.0 for one in beside] if controls else (),
-                seeds=Seeds.of(_SEED).replicate(base.after if isinstance(base, OtherBaseTable) else 0),
+                seeds=Seeds.of(_SEED).replicate(base.first_replicate),
                 recipe=recipe,
             )
 

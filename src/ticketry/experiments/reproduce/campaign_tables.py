@@ -67,6 +67,10 @@ class BaseTable(SearchTable):
     precision: Precision = "fp32"
     kernels: Kernels = "dense"
 
+    @property
+    def first_replicate(self) -> int:
+        return 0
+
 
 class OtherBaseTable(SearchTable):
     precision: Precision | None = None
@@ -74,6 +78,10 @@ class OtherBaseTable(SearchTable):
     interim: tuple[int, ...] = ()
     after: Annotated[int, Meta(ge=0)] = 0
     """Replicates that are passed over: those from there on are fresh to claims that were judged by so many."""
+
+    @property
+    def first_replicate(self) -> int:
+        return self.after
 
 
 class ScaleTable(Struct, forbid_unknown_fields=True):
