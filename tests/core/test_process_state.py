@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.example_call import call_in_evaluation
-from ticketry.core.process_state import private_random_state
+from ticketry.core.process_state import Turns, private_random_state
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.state import initial_state
 
@@ -126,3 +127,25 @@ def test_a_block_may_lie_in_another_and_end_with_an_error() -> None:
     thread.start()
     thread.join(10)
     assert not thread.is_alive(), "the lock was left"
+
+
+def test_a_thread_knows_how_long_it_has_waited() -> None:
+    turns, held, waited = Turns(), threading.Event(), dict[str, float]()
+
+    def second() -> None:
+        held.wait(10)
+        began = time.perf_counter()
+        with turns:
+            waited["by the clock"] = time.perf_counter() - began
+            with turns:  # again: at once
+                waited["told"] = turns.waited
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with turns:
+        held.set()
+        time.sleep(0.2)
+    thread.join()
+    assert waited["told"] == pytest.approx(waited["by the clock"], abs=0.05)
+    assert waited["told"] > 0.15
+    assert turns.waited == 0  # of this thread

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
 
 import ticketry as tk
+from ticketry.core.process_state import private_random_state
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import (
@@ -217,6 +220,24 @@ def test_pieces_are_gathered_in_order(tmp_path, workers):
     with Lab(tmp_path / "store", workers=workers) as lab:
         assert lab.gather([]) == []
         assert lab.gather(lambda n=n: n * n for n in range(7)) == [n * n for n in range(7)]
+
+
+def test_seconds_of_masks_made_side_by_side_are_each_ones_own(tmp_path):
+    """They wait for each other: the generators are the process's."""
+    meeting = threading.Barrier(3)
+
+    def made() -> tk.Mask:
+        meeting.wait(timeout=30)
+        with private_random_state([]):
+            time.sleep(0.3)
+        return tk.Mask({"weight": torch.ones(2, dtype=torch.bool)})
+
+    with Lab(tmp_path / "store", workers=2) as lab:
+        began = time.perf_counter()
+        lab.gather([lambda n=n: lab.remembered_mask({"one": n}, made) for n in range(3)])
+        assert time.perf_counter() - began > 0.85
+        told = [json.loads(path.read_text())["seconds"] for path in (tmp_path / "store/memo").rglob("*.json")]
+    assert sorted(told) == pytest.approx([0.3] * 3, abs=0.15)
 
 
 def test_pieces_run_side_by_side_where_there_are_workers(tmp_path):

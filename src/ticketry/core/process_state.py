@@ -10,11 +10,43 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
 
-ONE_AT_A_TIME = threading.RLock()
+class Turns:
+    """A lock that one thread at a time holds, and may take again; it knows how long each has waited for it.
+
+    Examples:
+        >>> turns = Turns()
+        >>> with turns, turns:
+        ...     turns.waited < 60
+        True
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._mine = threading.local()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this thread has waited so far, in all."""
+        seconds: float = getattr(self._mine, "waited", 0.0)
+        return seconds
+
+    def __enter__(self) -> None:
+        if self._lock.acquire(blocking=False):
+            return
+        began = time.perf_counter()
+        self._lock.acquire()
+        self._mine.waited = self.waited + time.perf_counter() - began
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+ONE_AT_A_TIME = Turns()
 """Held by whoever draws, trains, measures or traces in this process; whoever holds it waits for no lab's guard."""
 
 

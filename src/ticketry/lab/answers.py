@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.score import source_of
@@ -136,7 +137,12 @@ class Answers:
             return self.remembered_mask(described, made)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
         seen = Seen.of(sample.of(task), self.sizes(task)["train"], settings)
-        return self.remembered_mask(described, made, seen=seen, ready=lambda: self.course(task))
+        return self.remembered_mask(described, made, seen=seen, ready=lambda: self._ready(task, structured))
+
+    def _ready(self, task: Task, structured: bool) -> None:
+        self.course(task)
+        if structured:
+            self.structure(task)
 
     def structure(self, task: Task) -> Structure:
         """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
@@ -173,16 +179,16 @@ class Answers:
 
         Args:
             seen: examples that are looked at for it, for `makings`.
-            ready: called before it is made; its time does not count.
+            ready: called before it is made; its time does not count, nor that in which others of this process compute.
         """
         key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
 
         def made() -> dict[str, Any]:
             if ready:
                 ready()
-            began = time.perf_counter()
+            began, waited = time.perf_counter(), ONE_AT_A_TIME.waited
             mask = make()
-            seconds = round(time.perf_counter() - began, 3)
+            seconds = round(time.perf_counter() - began - (ONE_AT_A_TIME.waited - waited), 3)
             return {"mask": self.store.put_mask(mask), "seconds": seconds}
 
         known = self.store.remembered("masks", key, made) if key else made()
