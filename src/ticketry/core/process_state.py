@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+
 class Turns:
     """A lock that one thread at a time holds, and may take again; it knows how long each has waited for it.
 
