@@ -63,6 +63,24 @@ def _trained(store: Path, methods: dict[str, Any]) -> dict[str, float]:
         return lab.train(lab.segment(task, start=0)).metrics["test"]
 
 
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+class GivesTwo(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def as_arrays(splits: tk.Splits) -> tk.Splits:
+    arrays = [tk.Split(*(value.numpy() for value in (one.inputs, one.targets))) for one in vars(splits).values()]
+    return tk.Splits(*arrays)
+
+
 def unequal(splits: tk.Splits) -> tk.Splits:
     train = splits.train
     return tk.Splits(tk.Split(train.inputs, train.targets[1:]), splits.validation, splits.test)
@@ -76,6 +94,19 @@ def without_test(splits: tk.Splits) -> tk.Splits:
     ("method", "gives", "told"),
     [
         ("build", lambda _: None, r"build\(\) of the task 'line' gave None: return a torch.nn.Module"),
+        ("build", lambda _: nn.ReLU(), r"build\(\) of the task 'line' gave a ReLU without a parameter"),
+        ("build", lambda _: nn.LazyLinear(1), r"whose weight has no shape yet: call a lazy module once"),
+        ("build", lambda _: WithExtraState(1, 1), r"whose state dict has a dict as '_extra_state'"),
+        ("build", lambda _: GivesTwo(1, 1), r"the model of the task 'line' gave a tuple"),
+        (
+            "build",
+            lambda _: nn.Linear(2, 1),
+            r"the model .* failed with a tensor of shape \[20, 1\] \(float32\): Runtime",
+        ),
+        ("load", lambda splits: as_arrays(splits), r"gave a ndarray as the inputs of its train split: give a torch"),
+        ("prepare", lambda _: None, r"prepare\(\) of the task 'line' gave None: return a tensor"),
+        ("loss", lambda loss: loss.nothing, r"loss\(\) of the task 'line' failed with .*\[20, 1\] .*Attribute"),
+        ("measure", lambda sums: sums["none"], r"measure\(\) of the task 'line' failed with .*KeyError"),
         ("load", lambda _: 3, r"load\(\) of the task 'line' gave 3: return ticketry.Splits"),
         ("load", lambda splits: tuple(vars(splits).values()), r"load\(\) of the task 'line' gave a tuple"),
         ("load", without_test, "gave None as its test split"),
@@ -133,3 +164,13 @@ def test_a_split_without_examples() -> None:
     with pytest.raises(TaskError, match="the task 'line' has no examples in its test split"):
         given.sized(Line(), {"train": 3, "validation": 2, "test": 0})
     assert given.sized(Line(), {"train": 3, "validation": 2, "test": 1}) == {"train": 3, "validation": 2, "test": 1}
+
+
+def test_a_last_batch_of_one_example_under_batch_norm(trained: Trained) -> None:
+    def odd(splits: tk.Splits) -> tk.Splits:
+        train = tk.Split(splits.train.inputs[:181], splits.train.targets[:181])
+        return tk.Splits(train, splits.validation, splits.test)
+
+    normed = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with pytest.raises(TaskError, match=r"shape \[1, 1\] .*a single example: where the last batch of an epoch has one"):
+        trained(load=odd, build=lambda _: normed)

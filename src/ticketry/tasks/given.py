@@ -7,28 +7,45 @@ methods can be called as they are is looked at before, in `user_task`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ticketry.errors import TaskError
+from ticketry.errors import TaskError, TicketryError
 from ticketry.tasks.task import Split, Splits, Task
 
 _SPLITS: Sequence[str] = ("train", "validation", "test")
+_AS_THEY_ARE = (TicketryError, torch.OutOfMemoryError)
+"""Errors that say enough."""
 
 
 def built(task: Task) -> nn.Module:
     """A new model of the task.
 
     Raises:
-        TaskError: if `Task.build` gives none.
+        TaskError: if `Task.build` gives none, or one without parameters, with some that have no shape yet, or whose
+            state dict has anything but tensors.
     """
-    model = task.build()
+    model, giver = task.build(), _method(task, "build")
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{_method(task, 'build')} gave {_told(model)}: return a torch.nn.Module")
+        raise TaskError(f"{giver} gave {_told(model)}: return a torch.nn.Module")
+    if not any(True for _ in model.parameters()):
+        raise TaskError(f"{giver} gave {_told(model)} without a parameter: there is nothing to train")
+    if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
+        raise TaskError(
+            f"{giver} gave {_told(model)} whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
+        )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TaskError(
+                f"{giver} gave {_told(model)} whose state dict has {_told(value)} as {name!r}: states are stored as"
+                " tensors"
+            )
     return model
 
 
@@ -36,7 +53,8 @@ def loaded(task: Task, data: Path | None) -> Splits:
     """The task's examples.
 
     Raises:
-        TaskError: if `Task.load` gives anything but `Splits`, or a split with more or fewer targets than inputs.
+        TaskError: if `Task.load` gives anything but `Splits` of tensors, or a split with more or fewer targets than
+            inputs.
     """
     splits = task.load(data)
     if not isinstance(splits, Splits):
@@ -51,6 +69,11 @@ def loaded(task: Task, data: Path | None) -> Splits:
                 f"{_method(task, 'load')} gave {_told(split)} as its {name} split: make it"
                 " ticketry.Split(inputs, targets)"
             )
+        for what in ("inputs", "targets"):
+            if not isinstance(own := getattr(split, what), Tensor):
+                raise TaskError(
+                    f"{_method(task, 'load')} gave {_told(own)} as the {what} of its {name} split: give a torch tensor"
+                )
         if len(split.inputs) != len(split.targets):
             raise TaskError(
                 f"{_method(task, 'load')} gave {len(split.inputs)} inputs and {len(split.targets)} targets in its"
@@ -69,6 +92,66 @@ def sized(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
         if not sizes.get(split):
             raise TaskError(f"the task {task.name!r} has no examples in its {split} split")
     return {split: int(sizes[split]) for split in _SPLITS}
+
+
+def prepared(task: Task, inputs: Tensor) -> Tensor:
+    """What the model is called with.
+
+    Raises:
+        TaskError: if `Task.prepare` fails, or gives no tensor.
+    """
+    try:
+        found = task.prepare(inputs)
+    except _AS_THEY_ARE:
+        raise
+    except Exception as error:
+        raise _failed(task, "prepare", error, inputs) from error
+    if not isinstance(found, Tensor):
+        raise TaskError(f"{_method(task, 'prepare')} gave {_told(found)}: return a tensor")
+    return found
+
+
+def outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """The model's, of prepared inputs.
+
+    Raises:
+        TaskError: if the model fails, or gives no tensor.
+    """
+    try:
+        found = model(inputs)
+    except _AS_THEY_ARE:
+        raise
+    except Exception as error:
+        raise _failed(task, "", error, inputs) from error
+    if not isinstance(found, Tensor):
+        raise TaskError(
+            f"the model of the task {task.name!r} gave {_told(found)}: losses and metrics are of one tensor, so build"
+            " one whose forward returns that"
+        )
+    return found
+
+
+def loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tensor:
+    """Of a batch.
+
+    Raises:
+        TaskError: if `Task.loss` fails.
+    """
+    try:
+        return task.loss(outputs, targets, **options)
+    except _AS_THEY_ARE:
+        raise
+    except Exception as error:
+        raise _failed(task, "loss", error, outputs, targets) from error
+
+
+def _failed(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
+    """A task's own code fails with an error that says where, and with what."""
+    where = _method(task, method) if method else f"the model of the task {task.name!r}"
+    told = " and ".join(f"{_told(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
+    alone = " (a single example: where the last batch of an epoch has one, choose another batch)"
+    alone = alone if not method and tensors[0].shape[:1] == (1,) else ""
+    return TaskError(f"{where} failed with {told}{alone}: {type(error).__name__}: {error}")
 
 
 def differentiable(task: Task, loss: Any) -> Tensor:
@@ -93,12 +176,18 @@ def differentiable(task: Task, loss: Any) -> Tensor:
     )
 
 
-def summed(task: Task, sums: Any) -> dict[str, Tensor]:
+def sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """What `Task.measure` gives for a batch.
 
     Raises:
-        TaskError: if that is no mapping from names to single numbers in tensors.
+        TaskError: if it fails, or that is no mapping from names to single numbers in tensors.
     """
+    try:
+        sums = task.measure(outputs, targets)
+    except _AS_THEY_ARE:
+        raise
+    except Exception as error:
+        raise _failed(task, "measure", error, outputs, targets) from error
     if not isinstance(sums, Mapping):
         raise TaskError(f"{_method(task, 'measure')} gave {_told(sums)}: return a dict of sums over the batch, by name")
     for name, value in sums.items():

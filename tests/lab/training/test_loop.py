@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.seeds import generator, mix
-from ticketry.errors import HoldError, TrainingError
+from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.state import initial_state, rebuilt, state_of
 from ticketry.tasks.recipe import Recipe
@@ -141,6 +141,58 @@ def test_a_state_is_a_copy_and_goes_back(points, equal_bits):
     assert equal_bits(state, again.state_dict())
     model[0].weight.data.zero_()
     assert state["0.weight"].any()
+
+
+class RandomFeatures(nn.Module):
+    """Draws what no state dict has: a buffer that is not persistent, and one that is a plain attribute."""
+
+    def __init__(self, moving=False):
+        super().__init__()
+        self.moving = moving
+        self.register_buffer("frequencies", torch.randn(2, 16), persistent=False)
+        self.phases = torch.rand(16)
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, x):
+        if self.moving and self.training:
+            self.frequencies.mul_(0.99)
+        return self.out(torch.cos(x @ self.frequencies + self.phases))
+
+
+def _with_features(kind: type, moving: bool = False) -> Task:
+    return type("Features", (kind,), {"build": lambda self: RandomFeatures(moving)})()
+
+
+def test_what_a_model_draws_outside_its_state_dict_is_the_same_every_time(tmp_path, points_class, equal_bits):
+    task, ends = _with_features(points_class), []
+    for seed in range(2):
+        torch.manual_seed(seed)  # whatever the process did before
+        with Lab(tmp_path / str(seed)) as lab:
+            result = lab.train(lab.segment(task, start=0))
+            ends.append((lab.state(result), result.metrics))
+            model = lab.model(task, result).eval()
+            inputs, targets = task.load().test.inputs, task.load().test.targets
+            right = (model(inputs).argmax(1) == targets).double().mean().item()
+            assert 100 * right == pytest.approx(result.metrics["test"]["accuracy"], abs=1e-4)
+    (one, metrics), (other, others) = ends
+    assert equal_bits(one, other)
+    assert metrics == others
+
+
+def test_a_buffer_that_no_checkpoint_has_and_training_changes_is_told(lab, points_class):
+    with pytest.raises(TaskError, match=r"changes the buffer frequencies .* persistent=True"):
+        lab.train(lab.segment(_with_features(points_class, moving=True), start=0))
+
+
+def test_metrics_in_small_units_keep_their_digits(lab, points_class):
+    class InSmallUnits(points_class):
+        def summary(self, sums, count):
+            return {name: value * 1e-9 for name, value in super().summary(sums, count).items()}
+
+    plain = lab.train(lab.segment(points_class(), start=0)).metrics["test"]
+    small = lab.train(lab.segment(InSmallUnits(), start=0)).metrics["test"]
+    assert small["accuracy"] == pytest.approx(plain["accuracy"] * 1e-9, rel=1e-5)
+    assert plain["accuracy"] == round(plain["accuracy"], 6)
 
 
 # -- what must not go on -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ticketry.lab.environment import environment
 from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
 from ticketry.lab.store import Store, parts
 from ticketry.lab.store.store import tensors_to_bytes
-from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.loop import Loop, rounded
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, initial_state, part_of
@@ -372,4 +372,4 @@ def _curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
         return []
     size = -(-len(losses) // _CURVE_POINTS)
     parts = torch.split(losses.double(), size)
-    return [(first + min((i + 1) * size, len(losses)), round(float(part.mean()), 6)) for i, part in enumerate(parts)]
+    return [(first + min((i + 1) * size, len(losses)), rounded(float(part.mean()))) for i, part in enumerate(parts)]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.seeds import mix
-from ticketry.errors import TrainingError
+from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
 from ticketry.lab.store import Store
@@ -25,7 +25,7 @@ from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.replays import Replays, are_alike
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import TrainingState, rebuilt, state_of
+from ticketry.lab.training.state import TrainingState, rebuilt, state_of, unsaved_buffers
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import given
@@ -80,6 +80,7 @@ class Loop:
 
     def _built(self, state: TrainingState) -> nn.Module:
         model = rebuilt(self.task, state.model)
+        self._unsaved = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
         for effect in self.effects.values():
             model = effect.build(model)
         return model if self._group is None else self._group.prepared(model)
@@ -225,6 +226,7 @@ class Loop:
         """Make sure that what the variants promise holds, such as that pruned weights are exactly 0; else an error."""
         for effect in self.effects.values():
             effect.check()
+        self._check_unsaved()
         if self._group is not None:
             self._group.require_same_weights(self.model)
 
@@ -316,12 +318,22 @@ class Loop:
             state = effect.leaving(state)
         return state
 
+    def _check_unsaved(self) -> None:
+        """A stopped training would go on with other buffers than these. A cache that has grown says nothing."""
+        for name, buffer in unsaved_buffers(self.model).items() if self._unsaved else ():
+            before = self._unsaved.get(name)
+            if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
+                raise TaskError(
+                    f"the task {self.task.name}: training changes the buffer {name} of its model, which its state dict"
+                    " leaves out, so that no checkpoint has it: register it with persistent=True"
+                )
+
     def facts(self) -> dict[str, Any]:
         """What a record of the result tells beside the state and its metrics, as JSON values."""
         return {name: told for effect in self.effects.values() for name, told in effect.facts().items()}
 
     def measured(self) -> dict[str, Metrics]:
-        """The entries of a record that tell how good the network is, rounded to 6 digits."""
+        """The entries of a record that tell how good the network is, `rounded`."""
         measure = self._metrics
         for effect in self.effects.values():
             if _has(effect, "measured"):
@@ -340,7 +352,7 @@ class Loop:
         for split in ("validation", "test"):
             metrics = evaluate(self.task, self._course, model, split, arithmetic)
             given.comparable(self.task, metrics, split)
-            found[split] = {name: round(value, 6) for name, value in metrics.items()}
+            found[split] = {name: rounded(value) for name, value in metrics.items()}
         return found
 
 
@@ -352,3 +364,8 @@ def _has(effect: Effect, method: str) -> bool:
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def rounded(value: float) -> float:
+    """To 6 decimals; below 1 to as many digits, however small it is."""
+    return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.errors import TaskError
 from ticketry.lab.training.supervised import SupervisedSession
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.task import Session, Task
@@ -109,12 +110,13 @@ class Replays:
         self._forget_gradients()
         try:
             loss, replay = self._record(lambda: self._differentiated(held))
-        except RuntimeError as error:
+        except (RuntimeError, TaskError) as error:  # its first steps have gone well
             self._refused = True
             self._forget_gradients()
+            why = str(error.__cause__ or error).splitlines()[0]
             warnings.warn(
-                f"a training step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): steps are launched"
-                " kernel by kernel, with the same result",
+                f"a training step cannot be recorded as a CUDA graph ({why}): steps are launched kernel by kernel, with"
+                " the same result",
                 stacklevel=2,
             )
             return False

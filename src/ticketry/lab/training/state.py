@@ -40,8 +40,10 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
 
 
 def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
-    """A model of the task with the given weights and buffers."""
+    """A model of the task with the given weights and buffers. What it draws that no state dict has, such as random
+    features in a buffer that is not persistent, is the same every time."""
     with private_random_state():
+        torch.manual_seed(mix(0, "rebuilt"))
         model = built(task)
     load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model
@@ -53,6 +55,12 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         normal_name(name): value.detach().to("cpu", copy=True).contiguous()
         for name, value in model.state_dict().items()
     }
+
+
+def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that its state dict leaves out, by normalised name; not copied."""
+    saved = model.state_dict()
+    return {normal_name(name): buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class Supervised(Course):
         with contextlib.closing(data_loading.in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
                 outputs = forward(self.task, model, inputs, arithmetic)
-                for name, value in given.summed(self.task, self.task.measure(outputs, targets)).items():
+                for name, value in given.sums(self.task, outputs, targets).items():
                     zero = torch.zeros((), dtype=torch.float64, device=value.device)
                     sums[name] = sums.get(name, zero) + value.double()
         return {name: float(value) for name, value in sums.items()}
@@ -70,11 +70,11 @@ class Supervised(Course):
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
         drawn = data_loading.batches(split, order_of(split, seed, size).batch, steps, device)
-        return [(self.task.prepare(inputs), targets) for inputs, targets in drawn]
+        return [(given.prepared(self.task, inputs), targets) for inputs, targets in drawn]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
-        return self.task.loss(model(inputs), targets)
+        return given.loss(self.task, model(inputs), targets)
 
     def count(self, batch: Any) -> int:
         return len(batch[1])
@@ -85,7 +85,7 @@ class Supervised(Course):
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
             inputs, _ = next(batches)
-        return self.task.prepare(inputs)
+        return given.prepared(self.task, inputs)
 
     def few(self, count: int) -> Supervised:
         train = self.splits.train
@@ -119,10 +119,10 @@ class Supervised(Course):
         rows = torch.arange(min(_MEAN_OF, len(self.splits.train)))
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
-        outputs = model.eval()(self.task.prepare(inputs))
+        outputs = given.outputs(self.task, model.eval(), given.prepared(self.task, inputs))
 
         def loss(rows: slice) -> float:
-            return float(self.task.loss(outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing))
+            return float(given.loss(self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing))
 
         whole, first, others = loss(slice(None)), loss(slice(1)), loss(slice(1, None))
         parts = (first + (len(rows) - 1) * others) / len(rows)
@@ -155,7 +155,7 @@ class SupervisedSession(Session):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
         outputs = forward(self.task, model, inputs, self.arithmetic)
-        return self.task.loss(outputs, targets, label_smoothing=self.recipe.label_smoothing)
+        return given.loss(self.task, outputs, targets, label_smoothing=self.recipe.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         inputs, targets = batch
@@ -272,9 +272,9 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
     """The model's outputs for stored inputs on the device; fp32 at least, so that losses and metrics are."""
-    prepared = task.prepare(inputs)
+    prepared = given.prepared(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)
     with arithmetic.autocast():
-        outputs = model(prepared)
+        outputs = given.outputs(task, model, prepared)
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
