@@ -226,6 +226,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, loader: DataL
             fit(tmp_path / "x", loader, [other], ckpt=tmp_path / "without.ckpt")
 
 
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_from_a_checkpoint_of_a_complete_training_nothing_is_trained(
+    tmp_path: Path, loader: DataLoader, name: str
+) -> None:
+    """Lightning begins no training then, and ends none."""
+    trained, again = CALLBACKS[name](), CALLBACKS[name]()
+    undisturbed = fit(tmp_path, loader, [trained])
+    (checkpoint,) = sorted(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
+    module = fit(tmp_path, loader, [again], module=Digits(), ckpt=checkpoint)
+    assert same(module, undisturbed)
+    assert again.mask == trained.mask
+    for parameter, kept in ((module.get_parameter(one), kept) for one, kept in again.mask.items()):
+        assert not parameter.detach()[~kept].any()
+    module.zero_grad()
+    module.net(next(iter(loader))[0]).sum().backward()  # nothing is held any more
+    assert any(module.get_parameter(one).grad[~kept].any() for one, kept in again.mask.items())
+
+
 class Broken(Exception):
     pass
 

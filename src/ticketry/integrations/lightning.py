@@ -67,6 +67,12 @@ class _JobCallback(Owner, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.job.end()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From a checkpoint of a complete training Lightning trains nothing, and calls neither start nor end."""
+        if self.job.model is not None:
+            self.job.go_on(trainer.global_step)
+            self.job.end()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.job.release()
 

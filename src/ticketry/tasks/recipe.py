@@ -67,6 +67,8 @@ class Recipe:
         for name in _FLOATS:  # 1 and 1.0 are one recipe, and have one key
             object.__setattr__(self, name, float(getattr(self, name)))
         check_choices(self, "recipe: ")
+        if not isinstance(self.batch, int) or isinstance(self.batch, bool):
+            raise UsageError(f"recipe: batch is a whole number of examples, not {self.batch!r}")
         for step in (self.length, self.warmup, *self.milestones):
             Step.parse(step)
         if Step.parse(self.length).unit == "%":
@@ -75,6 +77,8 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"recipe: {name} must lie in [{low:g}, {high:g}], not {value}")
+        if self.optimizer != "sgd" and 1.0 in (self.momentum, self.beta2):
+            raise UsageError(f"recipe: momentum and beta2 of {self.optimizer} are below 1")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UsageError("recipe: nesterov needs the optimizer sgd with a momentum above 0")
         if self.schedule == "multistep" and not self.milestones:

@@ -28,7 +28,7 @@ def test_a_training_of_a_lab(tmp_path: Path, points: Task) -> None:
         lab.train(lab.segment(points, start=0), label="dense")  # from the store: told already
         lab.train(lab.segment(points, start=1), label="dense")  # another of the same name
     first, other = told.runs.values()
-    assert first["run"].name == "dense"
+    assert first["run"].name == f"dense {result.segment.key[:8]}"
     assert other["run"].name.startswith("dense ")
     assert (first["run"].group, first["run"].kind) == ("trainings", "dense")
     assert first["run"].config["recipe"]["lr"] == 1e-2
@@ -80,14 +80,21 @@ def test_what_cannot_be_made_is_told_and_stops_nothing(
     assert message == (
         "nothing is logged to a_broken_logger:Mine, which cannot be made (training goes on): OSError: no"
     )
-    assert whole.runs["dense"]["finished"]
+    (run,) = whole.runs.values()
+    assert run["finished"]
 
 
 def test_what_a_logger_has_is_not_told_again(tmp_path: Path, points: Task) -> None:
-    told = Recorded(there=("dense",))
+    with tk.Lab(tmp_path / "store") as lab:
+        segment = lab.segment(points, start=0)
+    name = f"dense {segment.key[:8]}"
+    told = Recorded(there=(name,))
     with tk.Lab(tmp_path / "store", loggers=[told]) as lab:
-        lab.train(lab.segment(points, start=0), label="dense")
-    assert told.runs["dense"]["metrics"] == []
+        lab.train(segment, label="dense")
+        lab.train(lab.segment(points, start=1), label="dense")  # of that label, and not there
+    known, other = told.runs.values()
+    assert (known["run"].name, known["metrics"]) == (name, [])
+    assert other["metrics"]
 
 
 def test_a_whole_that_is_stopped_has_failed(tmp_path: Path, points: Task) -> None:

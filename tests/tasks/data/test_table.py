@@ -79,6 +79,7 @@ def test_dropped_columns_may_hold_anything(tmp_path: Path) -> None:
         ("a,b\n1,1e400\n", "line 2, column 'b': 1e400 is too large"),
         ("a,b\n1,-inf\n", "line 2, column 'b': -inf is too large"),
         ("a,b,a\n1,2,3\n", "several columns are called 'a'"),
+        ("a,a=u\nu,1\nv,2\n", "a column is called 'a=u', as is a word of another"),
         ("a,,c\n1,2,3\n", "column 2 has no name"),
         ('a,b\n1,"2\n', "line 2: unexpected end of data"),
         (b"a,b\n\xff,2\n", r"is no text in UTF-8 \(byte 4 is 0xff\)"),
@@ -125,6 +126,11 @@ def test_numbers_are_categories_where_that_is_said(tmp_path: Path) -> None:
     found = read_table(written(tmp_path, "zip,x\n10,1\n9,2\n10,3\n"), categories=("zip",))
     assert found.columns == ("zip=10", "zip=9", "x")
     assert found.values.tolist() == [[1, 0, 1], [0, 1, 2], [1, 0, 3]]
+
+
+def test_a_target_is_no_category(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'x' is the target, which is a number: it cannot be among the categ"):
+        read_table(written(tmp_path, "zip,x\n10,1\n9,2\n"), categories=("zip", "x"), target="x")
 
 
 def test_names_and_remarks_are_no_categories(tmp_path: Path) -> None:

@@ -228,3 +228,11 @@ def test_what_a_recipe_has_and_a_text_has_not() -> None:
         course.session(RECIPE.changed(augment=("flip",)), 0, Arithmetic())
     with pytest.raises(TaskError, match="leave label smoothing away"):
         course.session(RECIPE.changed(label_smoothing=0.1), 0, Arithmetic())
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_without_a_token_to_predict_is_told_before_training(split: str) -> None:
+    course = Text(corpus(**{split: 1}), time=8, carries=True)
+    with pytest.raises(TaskError, match=f"the text's {split} split has 1 token"):
+        course.session(RECIPE, 0, Arithmetic())
+    Text(corpus(**{split: 2}), time=8, carries=True).session(RECIPE, 0, Arithmetic())

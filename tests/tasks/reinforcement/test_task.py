@@ -177,3 +177,11 @@ def test_few_is_a_short_warm_up_without_acting() -> None:
     session = few.session(catalogue.get("cartpole").recipe.changed(batch=2), 0, Arithmetic())
     session.loss(catalogue.get("cartpole").build(), 0)
     assert len(session.state()["memory/actions"]) == 8
+
+
+def test_what_a_recipe_has_and_reinforcement_learning_has_not() -> None:
+    recipe = catalogue.get("cartpole").recipe
+    with pytest.raises(TaskError, match="no augmentation 'flip'"):
+        course().session(recipe.changed(augment=("flip",)), 0, Arithmetic())
+    with pytest.raises(TaskError, match="leave label smoothing away"):
+        course().session(recipe.changed(label_smoothing=0.1), 0, Arithmetic())

@@ -146,9 +146,13 @@ class Dashboards:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _new(self, group: str, name: str, key: str) -> str:
-        """What to call a training: its name, with its key if another has the name; empty if it was told."""
+        """What to call a training: its name, with its key if another has the name; empty if it was told.
+
+        Outside of a search always with its key: what earlier processes called by that name is not known.
+        """
+        known = f"{name} {key[:8]}"
         with self._guard:
-            for one in (name, f"{name} {key[:8]}"):
+            for one in (known,) if group == _TRAININGS and name != key[:8] else (name, known):
                 if (group, one) not in self._told:
                     self._told[group, one] = key
                     return one

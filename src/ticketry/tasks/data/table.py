@@ -104,8 +104,14 @@ def read_table(
     lines = _without_missing(lines, columns, kept, path, missing, target)
     named = {index_of(columns, one, path) for one in categories}
     made = [_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in kept]
+    names = tuple(name for names, _, _ in made for name in names)
+    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
+        raise DataError(
+            f"{path}: a column is called {twice!r}, as is a word of another: rename one, or leave it out"
+            " (--option drop=…)"
+        )
     return Table(
-        tuple(name for names, _, _ in made for name in names),
+        names,
         np.concatenate([values for _, values, _ in made], axis=1) if made else np.empty((len(lines), 0)),
         hashlib.sha256(content).hexdigest(),
         {columns[index]: words for index, (_, _, words) in zip(kept, made, strict=True) if words},
@@ -195,6 +201,8 @@ def _column(
     told = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
     if not told:
         raise DataError(f"{path}: column {name!r} has no value: leave it out (--option 'drop={name}')")
+    if is_words and is_target:
+        raise DataError(f"{path}: column {name!r} is the target, which is a number: it cannot be among the categories")
     if not is_words and all(_is_number(cell) for _, cell in told):
         values = [
             nan if _is_missing(cell) else _number(cell, path, line, name)

@@ -26,6 +26,8 @@ from ticketry.tasks.task import Arithmetic, Course, Session
 
 _ROWS, _ROW = 10, 1000
 """A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""
+_FEWEST = 2
+"""Tokens of a split: of one there is none to predict."""
 _LARGEST = 700.0
 """Of a loss, in nats: e to the power of more is no number that fits."""
 
@@ -56,6 +58,12 @@ class Text(Course):
             raise TaskError(f"a text has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
             raise TaskError("perplexity is of the text itself: leave label smoothing away (--recipe.label-smoothing 0)")
+        for split in ("validation", "test"):
+            if (count := len(self._part(split).tokens)) < _FEWEST:
+                raise TaskError(
+                    f"the text's {split} split has {count} token: each but the first is predicted, so give it"
+                    f" {_FEWEST} or more"
+                )
         steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self._carries)
         kind = Rows if self._carries else Pieces
         return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)

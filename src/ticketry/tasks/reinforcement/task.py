@@ -59,6 +59,11 @@ class Acting(Course):
         return {"train": self.learning.memory, "validation": EPISODES, "test": EPISODES}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Learner:
+        """Raises `TaskError` for what a recipe may have and reinforcement learning has not."""
+        if recipe.augment:
+            raise TaskError(f"{self.environment} has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
+        if recipe.label_smoothing:
+            raise TaskError("returns have no labels: leave label smoothing away (--recipe.label-smoothing 0)")
         per_epoch = -(-self.learning.memory // recipe.batch)
         return Learner(
             self.environment,
