@@ -101,6 +101,21 @@ def test_oneshot(lab: Lab, retrain: str, own: int) -> None:
     assert steps(rows[1, "random_prune"]) == [TOTAL if retrain == "finetune" else 10, 0, own]
 
 
+@pytest.mark.parametrize("retrain", ["finetune", "rewind_lr"])
+def test_controls_beside_final_weights_have_the_steps_that_their_rows_tell(lab: Lab, retrain: str) -> None:
+    """A ticket of level 3 has been trained three times behind the dense network, and so are its controls."""
+    controls = ("shuffled", "random_prune", "random_reinit")
+    rows = made(lab, "iterative", levels=3, rewind="25%", retrain=retrain, controls=controls)
+    own = TOTAL - TOTAL // 4
+    for level in (1, 2, 3):
+        assert rows[level, "ticket"]["budget"] == TOTAL + level * own
+        for role in controls:
+            row = rows[level, role]
+            assert (row["steps"], row["budget"]) == (level * own, TOTAL + level * own)
+            assert row["cost"]["sparse"]["steps"] == level * own
+    assert steps(rows[3, "random_prune"]) == [TOTAL, 0, 3 * own]
+
+
 def test_early_with_its_scoring(lab: Lab) -> None:
     rows = made(lab, "early", density=(0.3, 0.1), when="25%", score="snip", iterations=3, batches=2, batch=32)
     for level in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.paths import Paths
 from ticketry.records.run import RunRecord, read_run
 from ticketry.search import Method, method
+from ticketry.search.gating import masks
 from ticketry.search.iterative import Settings
 
 ITERATIVE = method("iterative")
@@ -75,6 +77,59 @@ def test_the_others_go_on_and_all_is_kept(tmp_path: Path, workers: int) -> None:
     whole = tk.run("iterative", controls=["random_prune"], store=tmp_path, workers=workers, **OPTIONS)
     assert whole.record.ended == ""
     assert [one.level for one in whole.record.verdicts] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_density_that_cannot_be_takes_no_other_ticket_away(tmp_path: Path, workers: int) -> None:
+    """Of SNIP at the initialisation of LeNet-300-100 one of the three empties a layer at 0.0009."""
+    with pytest.raises(LayerCollapseError, match=r"^replicate 2 cannot go on: density 0\.0009 would leave no weight"):
+        tk.run(
+            "oneshot",
+            density=(0.5, 0.2, 0.0009),
+            score="snip",
+            when="0",
+            replicates=3,
+            controls=(),
+            recipe={"length": "20it"},
+            workers=workers,
+            store=tmp_path,
+        )
+    record = stored(tmp_path)
+    tickets = {(one.replicate, one.level) for one in record.points if one.role == "ticket"}
+    assert tickets == {(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2)}
+    assert [one.level for one in record.verdicts] == [1, 2]
+
+
+def test_tickets_of_earlier_rounds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = masks.hardened_mask, itertools.count()
+
+    def empty_at_the_third(*args: Any, **named: Any) -> str:
+        if next(calls) == 2:
+            raise LayerCollapseError("no gate of 'fc1.weight' is on", "choose a larger init")
+        return own(*args, **named)
+
+    monkeypatch.setattr(masks, "hardened_mask", empty_at_the_third)
+    with pytest.raises(LayerCollapseError, match="no gate"):
+        tk.run(
+            "continuous",
+            rounds=4,
+            rewind="10%",
+            controls=[],
+            replicates=1,
+            recipe={"length": "20it"},
+            workers=0,
+            store=tmp_path,
+        )
+    assert [one.level for one in stored(tmp_path).points if one.role == "ticket"] == [1, 2]
+
+
+def test_a_replicate_without_any_network_counts_in_verdicts(tmp_path: Path) -> None:
+    with pytest.raises(LayerCollapseError):
+        tk.run(broken(LayerCollapseError("empty", "spare it"), 0), controls=[], store=tmp_path, workers=0, **OPTIONS)
+    record = stored(tmp_path)
+    assert {one.replicate for one in record.points} == {0, 2}
+    assert record.verdicts == ()
+    assert record.verdict_error.startswith("no level has a ticket of each of the 3 replicates")
 
 
 def test_all_that_cannot_go_on_are_named(tmp_path: Path) -> None:

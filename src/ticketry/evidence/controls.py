@@ -22,8 +22,8 @@ from ticketry.evidence.mask_form import WEIGHTS, Form
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
-from ticketry.lab.training.segment import Result, Start
+from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds, behind_control, budget
+from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
@@ -112,12 +112,13 @@ def train_control(
     """Train a control beside a ticket, for exactly as many steps of the same schedule and data order.
 
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
-    the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
-    control goes on from the dense network at that step. Where the ticket's mask moved while it trained (dynamic), the
-    control's stays: it is trained from step 0, for as many steps as the ticket in all. Where the ticket is trained
-    without the channels that its mask removes, so is the control, with a mask of whole channels of its own; where the
-    rows of the ticket's mask are in groups, or its weights in blocks, so are those of the control's, see
-    `stored_control_mask`.
+    the level before are 0 wherever that level's mask was. Such a ticket has been trained once at each level so far, and
+    so is its control, each time in another order of the data, until it has the ticket's `budget`. So are the weights of
+    gradual pruning 0 at its last cut: there the control goes on from the dense network at that step. Where the ticket's
+    mask moved while it trained (dynamic), the control's stays: it is trained from step 0, for as many steps as the
+    ticket in all. Where the ticket is trained without the channels that its mask removes, so is the control, with a
+    mask of whole channels of its own; where the rows of the ticket's mask are in groups, or its weights in blocks, so
+    are those of the control's, see `stored_control_mask`.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
 
     Args:
@@ -211,4 +212,17 @@ def trained_control(
     if chosen.remakes_weights:
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
-    return Trained([lab.train(segment, label=label)], begun, chosen.searched)
+    return Trained(_until_even(lab, segment, found, seeds, label), begun, chosen.searched)
+
+
+def _until_even(lab: Lab, segment: Segment, found: Found, seeds: Seeds, label: str) -> list[Result]:
+    """Trained; where the ticket keeps final weights, again from where that ended until it has the ticket's steps."""
+    trained = [lab.train(segment, label=label)]
+    if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) or not segment.steps:
+        return trained
+    left = budget(found) - behind_control(found) - segment.steps
+    for again in range(1, 1 + left // segment.steps):
+        start, order = Start(state=trained[-1].model), mix(seeds.order, "again", again)
+        onward = replace(segment, start=start, order_seed=order)
+        trained.append(lab.train(onward, label=f"{label} (again)"))
+    return trained

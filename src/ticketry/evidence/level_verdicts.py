@@ -53,8 +53,8 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
     Of a run that ended before all was found only levels that every replicate has reached are judged: of the others
     those replicates are missing whose tickets were the hardest to find.
     """
-    points = _reached_by_all(record.points) if record.ended else record.points
     try:
+        points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
         return structs.replace(record, verdicts=tuple(judge(points, record.task.metric, examples)))
     except UsageError as error:
         budgets = {role: {one.budget for one in record.points if one.role == role} for role in (DENSE, TICKET)}
@@ -62,10 +62,13 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
         return structs.replace(record, verdict_error=f"{error}{advice}")
 
 
-def _reached_by_all(points: Sequence[Point]) -> list[Point]:
-    replicates = {point.replicate for point in points}
+def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
+    """Raises `UsageError` where that are none, or the dense networks alone."""
     reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
-    return [point for point in points if reached[point.level] == len(replicates)]
+    found = [point for point in points if reached[point.level] == replicates]
+    if not any(point.role == TICKET for point in found):
+        raise UsageError(f"no level has a ticket of each of the {replicates} replicates, some of which could not go on")
+    return found
 
 
 def judge(
@@ -105,8 +108,10 @@ def judge(
     def values(rows: Sequence[Point]) -> list[float]:
         return [point.metric(metric.name) for point in rows]
 
+    if not points:
+        raise UsageError("there are no networks to judge")
     dense = row(0, "dense")
-    margin = margin or default_margin(metric.unit, values(dense))
+    margin = default_margin(metric.unit, values(dense)) if margin is None else margin
     made: list[Verdict] = []
     for level in levels:
         rivals = [role for role in roles if (level, role) in present]

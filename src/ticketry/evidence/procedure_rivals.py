@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -33,8 +32,8 @@ from ticketry.evidence.mask_form import WEIGHTS
 from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING
-from ticketry.lab.training.segment import Result, Start
+from ticketry.lab.search_result import behind_control
+from ticketry.lab.training.segment import Result
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
 
@@ -135,7 +134,7 @@ class ProcedureRivals:
             return ""
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
-        begun, own = _behind(one), one.ticket.result.segment.steps
+        begun, own = behind_control(one.ticket), one.ticket.result.segment.steps
         left = one.budget - begun
         if begun == 0 or left == own or (own and left > 0 and left % own == 0):
             return ""
@@ -174,15 +173,8 @@ class ProcedureRivals:
     def _like_the_ticket(self, role: str, one: Replicate) -> Trained:
         """A control trained as the ticket was; of one trained again at each level, as often again."""
         recipe = one.ticket.result.segment.recipe
-        result = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role).trainings[-1]
-        steps, again = _behind(one) + result.segment.steps, 0
-        while steps < one.budget and result.segment.steps:
-            again += 1
-            order = mix(one.seeds.order, "again", again)
-            start = Start(state=result.model)
-            result = self.lab.train(replace(result.segment, start=start, order_seed=order), label=f"{role} (again)")
-            steps += result.segment.steps
-        return Trained(result, steps)
+        trained = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role).trainings
+        return Trained(trained[-1], behind_control(one.ticket) + sum(each.segment.steps for each in trained))
 
     def _rival(self, role: str, one: Replicate) -> Task | None:
         """The task with the network of a role."""
@@ -210,10 +202,3 @@ class ProcedureRivals:
 def _mask(one: Replicate) -> str:
     assert one.ticket.mask is not None
     return one.ticket.mask
-
-
-def _behind(one: Replicate) -> int:
-    """Training steps in the weights that a control like the ticket begins with."""
-    ticket = one.ticket
-    source = ticket.rewound if ticket.retrain in (*REWINDING, GRADUAL, DYNAMIC) else ticket.dense
-    return source.segment.last

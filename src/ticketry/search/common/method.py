@@ -103,9 +103,36 @@ class Replicate:
             shrunk=shrunk,
         )
 
-    def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> list[Found]:
-        """What `member(level, piece)` finds for each piece, with levels from 1 on."""
-        return self.lab.gather([partial(member, level, piece) for level, piece in enumerate(pieces, start=1)])
+    def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> Iterator[Found]:
+        """What `member(level, piece)` finds for each piece, with levels from 1 on; see `together`."""
+
+        def alone(level: int, piece: T) -> Iterator[Found]:
+            yield member(level, piece)
+
+        return self.together([partial(alone, level, piece) for level, piece in enumerate(pieces, start=1)])
+
+    def together(self, members: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
+        """What each member finds, side by side where the lab has workers, in their order.
+
+        Raises:
+            LayerCollapseError, TrainingError: of the first member that cannot go on, after what all have found: one
+                density that empties a layer takes no other's ticket away.
+        """
+        ended: list[tuple[int, TicketryError]] = []
+
+        def one(number: int, member: Callable[[], Iterable[Found]]) -> list[Found]:
+            found = []
+            try:
+                for item in member():
+                    found.append(item)
+            except CANNOT_GO_ON as error:
+                ended.append((number, error))
+            return found
+
+        for found in self.lab.gather([partial(one, *member) for member in enumerate(members)]):
+            yield from found
+        if ended:
+            raise min(ended, key=lambda member: member[0])[1]
 
 
 def on_replicate(

@@ -38,17 +38,13 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
             yield ticket(number, chain, searched)
         return
 
-    def member(position: int, init: float, penalty: float) -> list[Found]:
-        found: list[Found] = []
+    def member(position: int, init: float, penalty: float) -> Iterator[Found]:
         chain: list[Result] = []
         for number in range(1, settings.rounds + 1):
             chain = [*chain, rounds.train(init, penalty, chain)]
-            found.append(ticket(position * settings.rounds + number, chain, chain))
-        return found
+            yield ticket(position * settings.rounds + number, chain, chain)
 
-    members = [partial(member, position, *knobs) for position, knobs in enumerate(settings.members)]
-    for found in replicate.lab.gather(members):
-        yield from found
+    yield from replicate.together(partial(member, position, *knobs) for position, knobs in enumerate(settings.members))
 
 
 def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
