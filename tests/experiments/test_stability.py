@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,3 +113,32 @@ def test_wrong_settings_are_told() -> None:
         Settings(rewinds=("soon",))
     with pytest.raises(UsageError, match="names no rewind step"):
         Settings(rewinds=())
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "told"),
+    [
+        ({"at": (0.2,)}, {}, "the search has no tickets of density 0.2: it has 0.4, 0.1"),
+        (
+            {"rewinds": ("50%",)},
+            {"retrain": "restart"},
+            r"from rewind 50% they are trained otherwise \(retrain restart\)",
+        ),
+        ({"rewinds": ("0", "end")}, {}, r"from rewind end they are trained otherwise \(retrain finetune\)"),
+    ],
+)
+def test_what_could_not_be_told_is_refused_before_the_search(
+    lab: Lab, settings: dict[str, Any], more: dict[str, Any], told: str
+) -> None:
+    run = replace(RUN, settings=replace(RUN.settings, rate=0.9, **more))
+    before = lab.ledger.copy()
+    with pytest.raises(UsageError, match=told):
+        execute_stability(lab, run, Settings(**{"rewinds": ("0",), **settings}))
+    assert lab.ledger.since(before).segments_trained == 0
+
+
+def test_a_density_nearly_as_the_search_has_it(lab: Lab) -> None:
+    """Whoever copies 10.2 % off a table means the ticket of 10 %."""
+    asked = Settings(rewinds=("0",), at=(0.1015,), masks=("none",), points=0, dense=False, layers=False)
+    record, _ = execute_stability(lab, RUN, asked)
+    assert [row.level for row in record.rows] == [2, 2]

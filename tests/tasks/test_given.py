@@ -156,6 +156,12 @@ def test_numbers_of_any_kind_are_metrics(trained: Trained) -> None:
         assert found["rmse"] == pytest.approx(as_they_are, abs=1e-6)
 
 
+def test_a_metric_larger_than_records_have_is_told(trained: Trained) -> None:
+    with pytest.raises(TaskError, match=r"rmse of the task 'line' is 1e\+31 on its validation split"):
+        trained(summary=lambda _: {"rmse": 1e31})
+    assert trained(summary=lambda _: {"rmse": -1e30}) == {"rmse": -1e30}
+
+
 def test_a_loss_of_shape_one_is_a_loss(trained: Trained) -> None:
     assert trained(loss=lambda loss: loss[None]) == trained()
 

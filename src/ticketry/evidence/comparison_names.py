@@ -49,9 +49,17 @@ def network_named(role: str) -> str:
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names themselves; `UsageError` if one is not known, `PluginError` if a package's cannot be used."""
     for name in names:
-        if not is_dense_rival(name):
+        if is_dense_rival(name):
+            _check_dense_rival(name)
+        else:
             CONTROLS.get(name)
     return names
+
+
+def _check_dense_rival(name: str) -> None:
+    _, at, width = name.partition("@")
+    if at:
+        raise UsageError(f"{name}: the width is what is searched for, by the ticket's cost: leave @{width} away")
 
 
 SMALL_DENSE = "small_dense"
@@ -71,7 +79,10 @@ STRUCTURED_RIVALS = ("shuffled", "random_prune")
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
     """Raises `UsageError` for a name that is neither one of `known` nor another control with the ticket's budget."""
     for name in names:
-        if name in known or is_dense_rival(name):
+        if is_dense_rival(name):
+            _check_dense_rival(name)
+            continue
+        if name in known:
             continue
         if name in LONGER or (name not in CONTROLS and ":" not in name):
             longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""

@@ -20,6 +20,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
 from ticketry.evidence.judging.distributions import noncentral, special
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
+from ticketry.evidence.judging.ranges import check_settings
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
 
@@ -184,20 +185,6 @@ def seeds_needed(
         enough = min(2 * enough, MOST_SEEDS)
     found = bisect_left(range(enough), True, lo=fewest, key=reached)
     return found if found < enough or reached(enough) else None
-
-
-def check_settings(
-    margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
-) -> None:
-    """Raises `UsageError` if a setting is out of its range."""
-    if not (isfinite(margin) and margin > 0):
-        raise UsageError(f"a margin of {margin}: it must be above 0, in the metric's unit (0.5 points of accuracy)")
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"a confidence of {confidence}: it must lie between 0.5 and 1 (0.95 means 95 %)")
-    if resolution is not None and not (isfinite(resolution) and resolution > 0):
-        raise UsageError(f"a resolution of {resolution}: it must be above 0 (100 / test examples for % of accuracy)")
-    if least_spread is not None and not (isfinite(least_spread) and least_spread > 0):
-        raise UsageError(f"a least spread of {least_spread}: it must be above 0, in the metric's unit, as the margin")
 
 
 def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:

@@ -9,6 +9,7 @@ from ticketry.choices import check_choices
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls, check_line
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
+from ticketry.evidence.judging.ranges import check_settings
 from ticketry.records.verdict import Claim
 from ticketry.step import Step
 
@@ -58,6 +59,9 @@ class VerifySettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_settings(1.0 if self.margin is None else self.margin, self.confidence, None, self.least_spread)
+        if self.claim == "wins" and self.controls == ("none",):
+            raise UsageError("'wins' needs a control to win against: name controls, or claim 'matches'")
         if self.seeds is None:
             return
         if self.interim != INTERIM:
@@ -111,6 +115,8 @@ class StabilitySettings:
             raise UsageError("rewinds names no rewind step: give some, such as 0,1%,3%")
         for rewind in self.rewinds:
             Step.parse(rewind)
+        for name in ("masks", "splits"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         check_controls(tuple(role for role in self.roles if role))
         if self.points:
             for split in self.splits:

@@ -32,8 +32,9 @@ from ticketry.evidence.judging.interim_analyses import INTERIM as INTERIM
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses as InterimAnalyses
 from ticketry.evidence.judging.more_seeds import more_seeds
 from ticketry.evidence.judging.one_verdict import Verdict as Verdict
+from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.judging.verdict_words import assumptions_of, reasons_of
-from ticketry.evidence.paired_comparisons import Comparison, check_budgets, check_settings, compare
+from ticketry.evidence.paired_comparisons import Comparison, check_budgets, compare
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import Claim
 

@@ -181,7 +181,8 @@ def _decided(
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)
         # One margin for all analyses: or else an earlier one could be answered otherwise when more seeds are there.
-        margin = margin or default_margin(rivals.task.metric.unit, _values(rivals, trained["dense"]))
+        if margin is None:
+            margin = default_margin(rivals.task.metric.unit, _values(rivals, trained["dense"]))
         made = _judged(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)

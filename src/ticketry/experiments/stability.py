@@ -22,17 +22,25 @@ from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.points import OnPoint
 from ticketry.experiments.record_files import written
-from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
+from ticketry.experiments.request import (
+    TOLERANCE,
+    USUAL_CONTROLS,
+    SearchRequest,
+    level_of,
+    named_method,
+    planned_densities,
+    request_of,
+)
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.search_result import Found, Seeds
+from ticketry.lab.search_result import REWINDING, Found, Seeds
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.display import html_table
 from ticketry.records.evidence import Curve, Distances, LayerDistances, Rewind, StabilityRecord, StabilityRow
-from ticketry.records.network import Cost
+from ticketry.records.network import DENSE, TICKET, Cost
 from ticketry.records.run import RunRecord
 from ticketry.report import write_report
 from ticketry.search import Method
@@ -42,6 +50,8 @@ from ticketry.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas
+
+CONTINUE = REWINDING[0]
 
 
 @dataclass(frozen=True)
@@ -137,14 +147,15 @@ def execute_stability(
         raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
     if getattr(run.settings, "budget", ""):
         raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave budget away")
-    began, ledger = time.monotonic(), lab.ledger.copy()
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
+    # Rising, whatever their order was; all from one dense training, which keeps every rewind step on its way.
+    asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
+    levels = _check(run, settings, asked)
+    began, ledger = time.monotonic(), lab.ledger.copy()
     searches: list[RunRecord] = []
     pieces: list[Any] = []
     rewinds: list[Rewind] = []
-    # Rising, whatever their order was; all from one dense training, which keeps every rewind step on its way.
-    asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
     _keep_rewind_points(lab, run, sorted(asked))
     for step in sorted(asked):
         one = replace(run, settings=replace(run.settings, rewind=asked[step]))
@@ -152,8 +163,13 @@ def execute_stability(
         searches.append(searched)
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
-            pieces += list(_pieces(lab, one, settings, replicate, item))
+            if item.mask is None or _is_asked(lab, item, settings, levels):
+                pieces += list(_pieces(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
+    if settings.at and all(row.role == DENSE for row in rows):
+        there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
+        told = ", ".join(f"{one:g}" for one in there)
+        raise UsageError(f"the search has no tickets of the densities in at: it has {told}")
     done = lab.ledger.since(ledger)
     name = record_name(run, settings)
     record = StabilityRecord(
@@ -171,6 +187,24 @@ def execute_stability(
         store=shown(lab.store.paths.root),
     )
     return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
+
+
+def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
+    """The levels of the tickets that are analysed, as far as their densities are known beforehand; empty for all.
+
+    Raises:
+        UsageError: for what could not be told of the tickets, before they are searched for.
+    """
+    for step, text in steps.items():
+        how = getattr(replace(run.settings, rewind=text), "how_retrained", CONTINUE)
+        word = how(run.recipe) if callable(how) else how
+        if word not in REWINDING or (word != CONTINUE and step > 0):
+            raise UsageError(
+                f"stability compares tickets with the dense network over the same steps, and from rewind {text} they"
+                f" are trained otherwise (retrain {word}): give rewind steps before the end, and retrain continue"
+            )
+    planned = planned_densities(run)
+    return {level_of(density, planned, "the search") for density in settings.at} if planned else set()
 
 
 def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
@@ -200,14 +234,20 @@ def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> N
     lab.gather([partial(one, number) for number in range(run.replicates)])
 
 
+def _is_asked(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
+    """Whether a ticket is one of those that are analysed, by its level or, where that was not known, its density."""
+    if levels:
+        return None in levels or found.level in levels
+    assert found.mask is not None
+    density = lab.store.get_mask(found.mask).density
+    return not settings.at or any(abs(density / asked - 1) <= TOLERANCE for asked in settings.at)
+
+
 def _pieces(lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found) -> Iterator[Any]:
     """A function for each row of the record that a found network gives."""
     if found.mask is None:
         if settings.dense:
             yield partial(_row, lab, run, settings, replicate, found, None)
-        return
-    density = lab.store.get_mask(found.mask).density
-    if settings.at and not any(abs(density - asked) <= 1e-3 * asked for asked in settings.at):
         return
     for control in settings.roles:
         yield partial(_row, lab, run, settings, replicate, found, control)

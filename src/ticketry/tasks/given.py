@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ticketry.errors import TaskError, TicketryError
+from ticketry.records.schema import LARGEST
 from ticketry.tasks.task import Split, Splits, Task
 
 _SPLITS: Sequence[str] = ("train", "validation", "test")
@@ -223,9 +224,16 @@ def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
     """Make sure that a trained network can be compared with others.
 
     Raises:
-        TaskError: if what networks are compared by is not finite. Other metrics may be: a loss that overflows.
+        TaskError: if what networks are compared by is not finite, or larger than records have it. Other metrics may be:
+            a loss that overflows.
     """
-    if not math.isfinite(value := metrics[task.metric.name]):
+    value = metrics[task.metric.name]
+    if math.isfinite(value) and abs(value) > LARGEST:
+        raise TaskError(
+            f"{task.metric.name} of the task {task.name!r} is {value:g} on its {split} split: records have numbers up"
+            f" to {LARGEST:g}; give it in a larger unit, or its logarithm"
+        )
+    if not math.isfinite(value):
         raise TaskError(
             f"{task.metric.name} of the task {task.name!r} is {value} on its {split} split after a training whose"
             " losses are finite: no network can be compared by that; see what its summary divides by, or takes a root"

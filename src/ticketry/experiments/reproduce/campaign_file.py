@@ -15,7 +15,7 @@ from msgspec import ValidationError, convert
 
 from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.evidence.paired_comparisons import check_settings
+from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.reproduce.asked_again import check_fresh

@@ -28,8 +28,8 @@ _ROWS, _ROW = 10, 1000
 """A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""
 _FEWEST = 2
 """Tokens of a split: of one there is none to predict."""
-_LARGEST = 700.0
-"""Of a loss, in nats: e to the power of more is no number that fits."""
+_LARGEST = 69.0
+"""Of a loss, in nats: e to the power of more is larger than records have numbers."""
 
 
 class Piece(NamedTuple):
