@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from ticketry.cli.arguments import parse, values_of
 from ticketry.errors import UsageError
@@ -53,6 +54,29 @@ def test_lists_in_every_form(words: list[str]) -> None:
 def test_values_of_options_may_have_commas(words: list[str], options: tuple[str, ...]) -> None:
     assert parse(Arguments, words, prog="test", description="").option == options
     assert tuple(values_of([*words, "--seed", "1"], "--option")) == options
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: Annotated[str, tyro.conf.Positional]
+    density: float = 0.0
+    at: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--density", "10%"],
+        ["--density", "10%", "run"],
+        ["--density=10%", "run"],
+        ["--density", "0.1", "run", "--at", "30%", "0.2"],
+        ["run", "--at", "30%,20%", "--density", "0.1"],
+    ],
+)
+def test_a_density_may_stand_before_a_name(words: list[str]) -> None:
+    found = parse(Named, words, prog="test", description="")
+    assert (found.name, found.density) == ("run", 0.1)
+    assert found.at in ((), (0.3, 0.2))
 
 
 def test_a_list_inside_a_group() -> None:

@@ -12,9 +12,12 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.cli import COMMANDS
+from ticketry.cli import COMMANDS, NAMING
+from ticketry.cli.search import read_arguments
+from ticketry.errors import UsageError
 from ticketry.experiments.run_file import read_run_file
 from ticketry.search import METHODS
+from ticketry.search.iterative import level_densities
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -215,6 +218,31 @@ NO_REPLICATES = ("search", "imp", "--replicates", "0", "--workers", "0")
 )
 def test_wrong_usage_is_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, *words)[0] == 2
+
+
+@pytest.mark.parametrize("command", sorted(NAMING))
+def test_help_in_place_of_a_name_is_code_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ticketry verify $TICKET` with an empty variable has done nothing."""
+    code, out, _ = call(capsys, command)
+    assert code == 2
+    assert f"ticketry {command}" in out
+
+
+def test_what_the_command_line_says_holds_in_place_of_a_run_file(tmp_path: Path) -> None:
+    """How far a search goes is said in several ways, of which the file has one."""
+    file = tmp_path / "run.toml"
+    file.write_text('method = "iterative"\n[settings]\ndensity = 0.5\nrate = 0.3\n')
+
+    def settings(*words: str) -> Any:
+        return read_arguments(["--config", str(file), *words], command="search")[1].settings
+
+    assert settings().density == 0.5
+    assert level_densities(settings("--levels", "2")) == (0.7, 0.49)
+    assert level_densities(settings("--densities", "0.3,0.2")) == (0.3, 0.2)
+    assert level_densities(settings("--sparsity", "0.6"))[-1] == 0.4
+    assert settings("--flops", "0.5").flops == (0.5,)
+    with pytest.raises(UsageError, match="follows from --density: leave --levels away"):
+        settings("--levels", "2", "--density", "0.1")
 
 
 @pytest.mark.parametrize("name", [*METHODS.names(), *METHODS.aliases])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,37 @@ def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: 
                 assert float(line[name]) == pytest.approx(values[name], abs=5e-5)
             else:
                 assert line[name] == "–"
+
+
+def test_the_same_search_from_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cost stands; its tickets are named by where they are seen from, and not at all where they are gone."""
+    words = "search oneshot --task digits --replicates 1 --controls none --recipe.length 4it --workers 0 --store"
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, *words.split(), "one store")
+    assert code == 0
+    assert "next     ticketry list tickets --store 'one store'" in out
+    (file,) = tmp_path.glob("one store/runs/*/run.json")
+    before = json.loads(file.read_text())
+    (inner := tmp_path / "inner").mkdir()
+    monkeypatch.chdir(inner)
+    assert call(capsys, *words.split(), "../one store")[0] == 0
+    after = json.loads(file.read_text())
+    assert before["cost"]["segments_trained"] == 2
+    assert [after[name] for name in ("cost", "date", "command") if name in after] == [
+        before[name] for name in ("cost", "date", "command") if name in before
+    ]
+    tickets = [*words.split()[-1:], "../one store", "--json"]
+    (row,) = json.loads(call(capsys, "list", "tickets", *tickets)[1])
+    assert Path(row["path"], "ticket.json").is_file()
+    shutil.rmtree(row["path"])
+    (row,) = json.loads(call(capsys, "list", "tickets", *tickets)[1])
+    assert row["path"] is None
+    assert call(capsys, "list", "tickets", *tickets[:-1])[1].splitlines()[1].startswith("–")
+    code, _, err = call(capsys, "verify", file.parent.name, "--density", "0.1", *tickets[:-1])
+    assert code == 1
+    assert "was left out of a bundle, or removed; `ticketry search --config" in err
 
 
 def test_what_has_no_docstring_does_not_borrow_one() -> None:

@@ -129,6 +129,20 @@ def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None
     assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fast), SETUP)]
 
 
+def test_a_slow_opponent_alone_makes_no_ticket_faster(runs: list[dict[str, Any]]) -> None:
+    """A ticket that was timed against more engines keeps that ratio, whatever it gains over fewer of them."""
+    fair, easy = benches_of(runs[1], 0.6), benches_of(runs[1], 0.2)
+    for bench in easy:
+        for timed in bench["comparisons"]:
+            timed["times"] = [one for one in timed["times"] if one["sparse"]][:1] + [
+                one for one in timed["times"] if not one["sparse"]
+            ][:1]
+    results = Results(read_run(runs[1]))
+    assert sum(not one["sparse"] for one in fair[0]["comparisons"][0]["times"]) > 1
+    both = timed_points(results, speeds_of([*fair, *easy]), SETUP)
+    assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fair), SETUP)]
+
+
 def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     """Against numpy's interpolation, replicate by replicate, and every faster level."""
     plain, grouped = (Results(read_run(record)) for record in runs[:2])

@@ -5,6 +5,7 @@ torch is imported only once a command needs it, so that help answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
@@ -13,7 +14,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from ticketry.choices import listed
@@ -22,6 +23,8 @@ from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
 # command -> (module, what it does)
+NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce"))
+"""Commands that are told by name what they are about."""
 COMMANDS = {
     "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
@@ -137,10 +140,20 @@ def _dispatch(words: list[str]) -> int:
         )
         return 2
     module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")
-    code: int = module.main(words[1:])
+    if words[1:] or words[0] not in NAMING:
+        code: int = module.main(words[1:])
+    else:
+        code = _without_a_name(module.main)
     if opening := sys.modules.get("ticketry.lab.store.opening"):  # torch is not imported for it
         opening.publish_opened()
     return code
+
+
+def _without_a_name(command: Callable[[Sequence[str]], int]) -> int:
+    """Show a command's help, as wrong usage: in a script the name may have been an empty variable."""
+    with contextlib.suppress(SystemExit):
+        command(["--help"])
+    return 2
 
 
 def _help() -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,9 +25,10 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     Wrong usage ends the process with code 2. Lists may be written with commas (``--densities 0.5,0.2``), with spaces,
     or by giving the flag several times.
     """
-    separated = _gathered(with_places(words), set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set())
+    several = set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set()
+    separated = _gathered(with_places(words), several)
     _check_words(kind, separated, prog)
-    separated = _with_shares(separated)
+    separated = _with_shares(separated, several)
     return tyro.cli(
         kind,
         args=separated,
@@ -132,16 +133,21 @@ def _choices_of(hint: Any) -> tuple[tuple[str, ...], bool]:
     return (typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()), positional
 
 
-def _with_shares(words: Sequence[str]) -> list[str]:
-    """The words with densities as numbers: ``10%`` is 0.1."""
-    found, inside = [], ""
+def _with_shares(words: Sequence[str], several: Container[str]) -> list[str]:
+    """The words with densities as numbers: ``10%`` is 0.1. Flags that are not of `several` values have one."""
+    found, inside, many = [], "", False
     for word in words:
         flag, has_value, value = word.partition("=")
         if _is_flag(word):
             inside = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+            many = flag.replace("_", "-") in several
             found.append(f"{flag}={_shares(inside, value)}" if inside in SHARES and has_value else word)
+            ended = bool(has_value)
         else:
             found.append(_shares(inside, word) if inside in SHARES else word)
+            ended = True
+        if ended and not many:
+            inside = ""
     return found
 
 

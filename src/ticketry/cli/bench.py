@@ -57,7 +57,7 @@ class _Arguments(Printing, ModelOptions, BenchOptions):
 
 def main(words: Sequence[str]) -> int:
     """Time a ticket."""
-    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry bench", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry bench", description=_DESCRIPTION)
     if (arguments.what / "tickets").is_dir():
         return _run(arguments, shlex.join(["ticketry", "bench", *words]))
     record = as_json(measured(arguments, shlex.join(["ticketry", "bench", *words])))

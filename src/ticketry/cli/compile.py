@@ -43,7 +43,7 @@ class _Arguments(Printing, ModelOptions):
 
 def main(words: Sequence[str]) -> int:
     """Compile a ticket."""
-    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry compile", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry compile", description=_DESCRIPTION)
     from ticketry.experiments.model_files import execute_compile
     from ticketry.experiments.ticket_model import source_by
 

@@ -46,7 +46,7 @@ class _Arguments(Printing, CostOptions):
 
 def main(words: Sequence[str]) -> int:
     """Measure costs and write them."""
-    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry cost", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry cost", description=_DESCRIPTION)
     from ticketry.cli.search import task_by
     from ticketry.lab.task_costs import costs_of
 

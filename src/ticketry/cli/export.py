@@ -40,7 +40,7 @@ class _Arguments(Printing, ModelOptions):
 
 def main(words: Sequence[str]) -> int:
     """Export a ticket."""
-    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry export", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry export", description=_DESCRIPTION)
     from ticketry.experiments.model_files import execute_export
     from ticketry.experiments.ticket_model import source_by
 

@@ -21,6 +21,7 @@ from ticketry.lab.remote.address import shown as shown_place
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:
+    from ticketry.records.network import Point
     from ticketry.records.run import RunRecord
 
 _DESCRIPTION = """\
@@ -84,7 +85,7 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[shown(row.get(name, NONE)) for name in names] for row in rows]
+    lines = [[NONE if row.get(name) is None else shown(row[name]) for name in names] for row in rows]
     print("\n".join(aligned([[shown(heads.get(name, name)) for name in names], *lines])))
 
 
@@ -283,7 +284,7 @@ def ago(seconds: float) -> str:
 def _tickets(store: Path) -> list[dict[str, Any]]:
     return [
         {
-            "path": shown_place(point.ticket),
+            "path": _folder_of(store, record, point),
             "weights_remaining": f"{100 * point.density:.2f} %",
             **{name: round(value, 4) if isinstance(value, float) else value for name, value in point.test.items()},
         }
@@ -291,6 +292,17 @@ def _tickets(store: Path) -> list[dict[str, Any]]:
         for point in record.points
         if point.role == "ticket"
     ]
+
+
+def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
+    """Of a ticket in this store, wherever its record was written; None where a bundle left it out."""
+    from ticketry.experiments.points import ticket_folder
+    from ticketry.lab.store.paths import Paths
+
+    if address_of(store):  # whose folders are fetched when they are asked for
+        return shown_place(point.ticket) if point.ticket else None
+    folder = ticket_folder(Paths(store).run(record.name), point.replicate, point.level)
+    return shown_place(str(folder)) if folder.is_dir() else None
 
 
 def records(store: Path) -> list[RunRecord]:

@@ -67,7 +67,7 @@ class _Reproduce(Printing, LabOptions):
 
 def main(words: Sequence[str]) -> int:
     """Carry out one campaign, or all; 1 if a run could not go on that claims wait for."""
-    arguments: Any = parse(_Reproduce, words or ["--help"], prog="ticketry reproduce", description=_DESCRIPTION)
+    arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
     said = options_said(words)
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
     if chosen.get("precision") == "auto":

@@ -122,9 +122,31 @@ def read_arguments(
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
-    check_aims(chosen, options_said(rest))
+    said_here = options_said(rest)
+    check_aims(chosen, said_here)
+    tables = _without_what_is_said(tables, said_here)
     about = description or f"{chosen.title}.\n\n{chosen.description}"
     return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.name}", about)
+
+
+_HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
+"""Settings of which each says in its way how far a search goes."""
+
+
+def _without_what_is_said(tables: dict[str, Any], said: set[str]) -> dict[str, Any]:
+    """A run file's or preset's tables without what says in another way what the command line says.
+
+    Raises:
+        UsageError: for levels beside densities or a budget, from which their number follows.
+    """
+    here = _HOW_FAR & said
+    if "levels" in here and len(here) > 1:
+        other = min(here - {"levels"})
+        raise UsageError(f"how many levels there are follows from --{other}: leave --levels away")
+    if not here or "settings" not in tables:
+        return tables
+    kept = {name: value for name, value in tables["settings"].items() if name not in _HOW_FAR}
+    return {**tables, "settings": kept}
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:

@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     flat: Any = tyro.conf.OmitArgPrefixes
     extra = [("stability", flat[StabilitySettings], dataclasses.field(default=StabilitySettings()))]
     chosen, arguments = read_arguments(
-        words or ["--help"], command="stability", default="iterative", extra=extra, description=_DESCRIPTION
+        words, command="stability", default="iterative", extra=extra, description=_DESCRIPTION
     )
     return _analyse(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
 

@@ -52,7 +52,7 @@ class _Arguments(Printing, ModelOptions, StructureOptions):
 
 def main(words: Sequence[str]) -> int:
     """Structure a ticket."""
-    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry structure", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry structure", description=_DESCRIPTION)
     from ticketry.experiments.structure import give_structure
 
     with saying(arguments.ticket.name) as say:

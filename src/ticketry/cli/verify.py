@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
         ("trust", Annotated[bool, tyro.conf.arg(help=trust_help)], dataclasses.field(default=False)),
     ]
     kind = dataclasses.make_dataclass("Verify", fields, bases=(Printing, LabOptions), frozen=True, kw_only=True)
-    arguments: Any = parse(kind, words or ["--help"], prog="ticketry verify", description=_DESCRIPTION)
+    arguments: Any = parse(kind, words, prog="ticketry verify", description=_DESCRIPTION)
     command = shlex.join(["ticketry", "verify", *words])
     record = _verified(arguments, command)
     if arguments.json:

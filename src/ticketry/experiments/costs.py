@@ -67,7 +67,13 @@ def kept_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
     """An earlier record of the same networks, with what each costs where it does not tell; None if they are others."""
     if earlier.name != record.name:
         return None
-    if [replace(row, phases=None) for row in earlier.points] != [replace(row, phases=None) for row in record.points]:
+    if list(map(_network, earlier.points)) != list(map(_network, record.points)):
         return None
     pairs = zip(earlier.points, record.points, strict=True)
-    return replace(earlier, points=tuple(replace(old, phases=old.phases or new.phases) for old, new in pairs))
+    points = tuple(replace(old, phases=old.phases or new.phases, ticket=new.ticket) for old, new in pairs)
+    return replace(earlier, points=points, store=record.store)
+
+
+def _network(row: Point) -> Point:
+    """Without what it cost and where it lies, which depends on how the store was named."""
+    return replace(row, phases=None, ticket="")

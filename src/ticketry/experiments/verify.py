@@ -15,7 +15,7 @@ from msgspec import convert
 
 from ticketry.core.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.errors import UsageError
+from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.asked_task import made_task, name_of
 from ticketry.evidence.comparison_names import LONGER, RIVALS
 from ticketry.evidence.comparisons import Rivals
@@ -123,6 +123,11 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
     chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
     if address_of(store):
         open_store(store).link.fetch_folder(chosen_folder)
+    if not chosen_folder.is_dir():
+        raise TicketError(
+            f"there is no ticket at {chosen_folder}: it was left out of a bundle, or removed; `ticketry search --config"
+            f" {folder / 'run.toml'} --store {store}` makes the run's tickets again"
+        )
     return chosen_folder
 
 

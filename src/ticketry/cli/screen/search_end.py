@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from ticketry.cli.screen.timing import show
 from ticketry.cli.screen.verification import told
 from ticketry.errors import TrustError
+from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ticketry.records.run import RunRecord
 
 _NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
-_NAME_ONE = "; ticketry verify {} --density D does it for one that you name"
+_NAME_ONE = "; ticketry verify {} --density D{} does it for one that you name"
 
 
 def tell(run: Run, report: Path) -> None:
@@ -43,7 +45,7 @@ def tell(run: Run, report: Path) -> None:
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
         f"again    {_again(folder / 'run.toml', record)}",
-        "next     ticketry list tickets" + (", or in Python:" if tickets else ""),
+        f"next     ticketry list tickets{_beside(record.store)}" + (", or in Python:" if tickets else ""),
         *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
     ]
     print("\n".join(lines))
@@ -53,7 +55,7 @@ def tell(run: Run, report: Path) -> None:
 def tell_more(run: Run, *, verified: bool, timed: bool) -> None:
     """What a verification and a timing found, where they were asked for."""
     if verified:
-        none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name)
+        none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _beside(run.record.store))
         print("\n".join(told(run.verification) if run.verification else [none]))
     if timed and run.timing:
         print()
@@ -73,12 +75,18 @@ def _tickets(run: Run) -> tuple[list[str], str]:
     return found, f"{run.path / 'tickets'} ({folders}; {why})" if found else f"none in a folder ({why})"
 
 
+def _beside(store: str) -> str:
+    """What has to be said to a command that is to look there."""
+    return "" if store == str(LabOptions.store) else f" --store {shlex.quote(store)}"
+
+
 def _again(file: Path, record: RunRecord) -> str:
     """The command that answers from the store what was just trained."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision")}
     said = read_run_file(file)  # of an older version it does not say them
     chosen = "".join(f" --{name} {word}" for name, word in arithmetic.items() if word and name not in said)
-    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file, record.store)}"
+    place, named = shlex.quote(record.store), shlex.quote(str(file))
+    return f"ticketry search --config {named} --store {place}{chosen}{_trust(file, record.store)}"
 
 
 def _trust(file: Path, store: str) -> str:

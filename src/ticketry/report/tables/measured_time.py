@@ -63,7 +63,8 @@ def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) 
     """One a level of which a ticket was timed in that setup, the slowest first.
 
     Each ticket has the time of the fastest form in which it was timed: in sparse kernels, or, of whole channels, as a
-    smaller network in a dense engine. Of one that was timed several times the fastest counts.
+    smaller network in a dense engine. Of one that was timed several times those comparisons count in which the most
+    dense engines were timed, and of them the fastest.
     """
     found = []
     for group in results.of_role(TICKET):
@@ -83,16 +84,22 @@ def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) 
 
 
 def _best(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: Setup) -> Saved | None:
-    """Of the comparisons of a point's ticket in that setup, the one that saves the most."""
-    saved = [
-        one
+    """Of the comparisons of a point's ticket in that setup with the most dense engines, the one that saves the most:
+    a ticket that was also timed beside a slow engine alone is no faster for it."""
+    timings = [
+        timed
         for speed in speeds
         if speed.run == results.run.name and point.ticket and _folder(speed.ticket) == _folder(point.ticket)
         for timed in speed.comparisons
-        if Setup.of(timed) == setup
-        for one in timed.saved
+        if Setup.of(timed) == setup and timed.saved
     ]
+    most = max(map(_dense_engines, timings), default=0)
+    saved = [one for timed in timings if _dense_engines(timed) == most for one in timed.saved]
     return max(saved, key=lambda one: one.saved, default=None)
+
+
+def _dense_engines(timed: Timed) -> int:
+    return sum(one.timed and not one.sparse for one in timed.times)
 
 
 def _folder(path: str) -> str:
