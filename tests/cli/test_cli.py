@@ -14,7 +14,6 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.cli import COMMANDS, NAMING
 from ticketry.cli.search import read_arguments
-from ticketry.errors import UsageError
 from ticketry.experiments.run_file import read_run_file
 from ticketry.search import METHODS
 from ticketry.search.iterative import level_densities
@@ -241,8 +240,6 @@ def test_what_the_command_line_says_holds_in_place_of_a_run_file(tmp_path: Path)
     assert level_densities(settings("--densities", "0.3,0.2")) == (0.3, 0.2)
     assert level_densities(settings("--sparsity", "0.6"))[-1] == 0.4
     assert settings("--flops", "0.5").flops == (0.5,)
-    with pytest.raises(UsageError, match="follows from --density: leave --levels away"):
-        settings("--levels", "2", "--density", "0.1")
 
 
 @pytest.mark.parametrize("name", [*METHODS.names(), *METHODS.aliases])

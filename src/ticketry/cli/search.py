@@ -134,16 +134,8 @@ _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "ti
 
 
 def _without_what_is_said(tables: dict[str, Any], said: set[str]) -> dict[str, Any]:
-    """A run file's or preset's tables without what says in another way what the command line says.
-
-    Raises:
-        UsageError: for levels beside densities or a budget, from which their number follows.
-    """
-    here = _HOW_FAR & said
-    if "levels" in here and len(here) > 1:
-        other = min(here - {"levels"})
-        raise UsageError(f"how many levels there are follows from --{other}: leave --levels away")
-    if not here or "settings" not in tables:
+    """A run file's or preset's tables without what says in another way what the command line says."""
+    if not _HOW_FAR & said or "settings" not in tables:
         return tables
     kept = {name: value for name, value in tables["settings"].items() if name not in _HOW_FAR}
     return {**tables, "settings": kept}

@@ -64,7 +64,7 @@ class Settings(Restructuring, densities.DensitySettings):
         super().__post_init__()
         self.check_budget(trainings="many" if self.at_end else "one")
         retrain_after(self.rewind, self.retrain)
-        if not self.at_end and (self.rewind != "0" or self.retrain):
+        if not self.at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
                 f"cut at step {self.when}, training goes on as it was: leave rewind and retrain away, or cut at the end"
             )

@@ -32,22 +32,24 @@ def built(task: Task) -> nn.Module:
         TaskError: if `Task.build` gives none, or one without parameters, with some that have no shape yet, or whose
             state dict has anything but tensors.
     """
-    model, giver = task.build(), _method(task, "build")
+    model = task.build()
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{giver} gave {_told(model)}: return a torch.nn.Module")
+        raise TaskError(f"{_method(task, 'build')} gave {_told(model)}: return a torch.nn.Module")
+    if why := _unusable(model):
+        raise TaskError(f"{_method(task, 'build')} gave {_told(model)} {why}")
+    return model
+
+
+def _unusable(model: nn.Module) -> str:
+    """Why no lab can train and store it; an empty text if one can."""
     if not any(True for _ in model.parameters()):
-        raise TaskError(f"{giver} gave {_told(model)} without a parameter: there is nothing to train")
+        return "without a parameter: there is nothing to train"
     if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
-        raise TaskError(
-            f"{giver} gave {_told(model)} whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
-        )
+        return f"whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise TaskError(
-                f"{giver} gave {_told(model)} whose state dict has {_told(value)} as {name!r}: states are stored as"
-                " tensors"
-            )
-    return model
+            return f"whose state dict has {_told(value)} as {name!r}: states are stored as tensors"
+    return ""
 
 
 def loaded(task: Task, data: Path | None) -> Splits:
