@@ -71,16 +71,16 @@ def test_full_disk_at_what_is_written_last(
         store, ballast = disk / "store", disk / "ballast"
         shutil.copytree(finished_store, store)
         shutil.rmtree(store / "runs")
-        write = Path.write_bytes
+        opened = Path.open
 
-        def full(path: Path, data: bytes) -> int:
-            if file in path.name and not ballast.exists():
+        def full(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+            if file in path.name and mode == "wb" and not ballast.exists():
                 left = os.statvfs(disk)
                 with open(ballast, "wb") as filled:
                     os.posix_fallocate(filled.fileno(), 0, left.f_bfree * left.f_frsize)
-            return write(path, data)
+            return opened(path, mode, *args, **named)
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "open", full)
         code, out, err = call(capsys, *QUICK, "--store", str(store), "--workers", "0")
         assert (code, out) == (1, "")
         assert re.search("no space (is )?left", err.lower())
