@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.core.pattern import Pattern
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -27,6 +27,9 @@ from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import check_score, prunable, pruned
+
+if TYPE_CHECKING:
+    from ticketry.lab.training.segment import Segment
 
 ABOUT = About(
     paper="Zhu & Gupta 2017",
@@ -62,12 +65,9 @@ class Settings(densities.DensitySettings):
             )
 
 
-@on_replicate
-def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)  # a wrong word is told before the dense network is trained
-    lab, whole = replicate.lab, replicate.whole
-    schedules = [
+def schedules_in(whole: Segment, settings: Settings) -> list[dict[int, float]]:
+    """Of each density from the densest on the cuts in a training: step -> the density from there on."""
+    return [
         cuts_within(
             density,
             begin=settings.begin,
@@ -78,6 +78,14 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         )
         for density in settings.targets
     ]
+
+
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
+    """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    check_score(settings)  # a wrong word is told before the dense network is trained
+    lab, whole = replicate.lab, replicate.whole
+    schedules = schedules_in(whole, settings)
     first, last = min(schedules[0]), max(schedules[0])  # those of all densities have the same steps
     scope = prunable(replicate, settings)
     dense = replicate.dense(first, last)

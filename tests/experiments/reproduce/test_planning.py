@@ -14,6 +14,7 @@ import pytest
 import ticketry as tk
 from made_records import search_record
 from ticketry.core.seeds import mix
+from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce import pace as pace_module
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
@@ -43,6 +44,7 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
         ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
         ("regularised", {"density": [0.5, 0.3], "until": "6it"}, []),
         ("continuous", {"rounds": 2, "rewind": "2it"}, []),
+        ("gradual", {"density": [0.5, 0.3], "begin": "2it", "end": "8it", "frequency": "2it"}, ["shuffled"]),
     ],
 )
 def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
@@ -54,6 +56,18 @@ def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str
         whole.total + work.steps, abs=3
     )  # random_reinit trains to step 3
     assert run.record.cost.segments_trained == pytest.approx(1 + work.trainings, abs=1)
+
+
+def test_gradual_pruning_is_timed_at_the_densities_that_it_goes_through(tmp_path: Path) -> None:
+    """Not at its last one: 5 % is had from the last of many cuts on."""
+    settings = {"density": 0.05, "begin": "2it", "end": "8it", "frequency": "2it"}
+    run = tk.run("gradual", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    whole = dense(tk.Lab(tmp_path, device="cpu"), run.request)
+    cuts = cuts_within(0.05, begin="2it", end="8it", frequency="2it", total=10, per_epoch=whole.per_epoch)
+    assert list(cuts) == [4, 6, 8]
+    mean = sum(2 * density for density in cuts.values()) / 6
+    assert mean_density(run.request, whole) == pytest.approx(mean)
+    assert mean > 0.1
 
 
 def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
@@ -243,7 +257,8 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
     pytest.importorskip("llvmlite")
     (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace('"digits"', '"norms_task:norms"'))
     request = read_campaign(file, "demo", trust=True).runs["single"]
-    assert mean_density(request) == pytest.approx(0.5)
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        assert mean_density(request, dense(lab, request)) == pytest.approx(0.5)
 
     def elsewhere(folder: Path) -> tk.Lab:
         return tk.Lab(folder, device="cpu", precision="fp32")

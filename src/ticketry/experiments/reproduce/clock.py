@@ -164,7 +164,7 @@ class Clock:
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
         smaller = is_structured(request.settings)
-        density = mean_density(request) if smaller or kernels != "dense" else None
+        density = mean_density(request, whole) if smaller or kernels != "dense" else None
         gated = work_of(self._lab, request).gated > 0
         key = digest_of([whole.describe(), kernels, gated, density, smaller])
         if key not in self._pace:

@@ -16,6 +16,8 @@ from ticketry.search.common.structure import Restructuring
 from ticketry.search.concrete import Settings as ConcreteSettings
 from ticketry.search.concrete import mask_steps
 from ticketry.search.gating.settings import CutGates, GateSettings
+from ticketry.search.gradual import Settings as GradualSettings
+from ticketry.search.gradual import schedules_in
 from ticketry.search.iterative import Settings as IterativeSettings
 
 
@@ -70,6 +72,8 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         again = int(stability.dense)
     if structured(request):
         masked += tickets - 1  # the next level goes on from the mask without structure
+    if isinstance(settings, GradualSettings):
+        return _gradual(whole, settings, request.controls_of(tickets))
     found = Work(own * again, again) + _gated(whole.total * rounds, rounds) + Work(masked * own, masked, masked * own)
     if isinstance(settings, ConcreteSettings):
         found += _gated(tickets * mask_steps(settings, whole), tickets)
@@ -78,6 +82,14 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         before = _gated(cut, 1) if isinstance(settings, CutGates) else Work(cut, 1)
         found = before + found.without(Work(masked * cut, 0, masked * cut))
     return found
+
+
+def _gradual(whole: Segment, settings: GradualSettings, controls: int) -> Work:
+    """A training from each cut to the next; controls go on from the last one."""
+    schedules = schedules_in(whole, settings)
+    steps = sum(whole.total - min(schedule) for schedule in schedules)
+    behind = controls * (whole.total - max(schedules[0]))
+    return Work(steps + behind, sum(map(len, schedules)) + controls, steps + behind)
 
 
 def _gated(steps: int, trainings: int) -> Work:
@@ -96,8 +108,14 @@ def chain_of(lab: Lab, request: SearchRequest) -> Work:
     return Work(steps, trained, steps)
 
 
-def mean_density(request: SearchRequest) -> float | None:
-    """Of all networks under a mask that a replicate trains; None if it is not known beforehand."""
+def mean_density(request: SearchRequest, whole: Segment) -> float | None:
+    """Of all networks under a mask that a replicate trains; None if it is not known beforehand.
+
+    Args:
+        whole: the dense training.
+    """
+    if isinstance(request.settings, GradualSettings) and not request.settings.aim:
+        return _mean_of_cuts(whole, request.settings)
     counts = {
         density: 1 + len(request.controls_beside(level, density))
         for density, level in planned_densities(request).items()
@@ -106,6 +124,16 @@ def mean_density(request: SearchRequest) -> float | None:
     if not counts:
         return None
     return sum(density * count for density, count in counts.items()) / sum(counts.values())
+
+
+def _mean_of_cuts(whole: Segment, settings: GradualSettings) -> float:
+    """Over the steps from the first cut on: most are made at a multiple of the last density."""
+    spans = [
+        (density, after - step)
+        for schedule in schedules_in(whole, settings)
+        for (step, density), after in zip(schedule.items(), [*[*schedule][1:], whole.total], strict=True)
+    ]
+    return sum(density * steps for density, steps in spans) / sum(steps for _, steps in spans)
 
 
 def structured(request: SearchRequest) -> bool:
