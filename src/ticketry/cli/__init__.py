@@ -22,9 +22,9 @@ from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
-# command -> (module, what it does)
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce"))
 """Commands that are told by name what they are about."""
+# command -> (module, what it does)
 COMMANDS = {
     "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),

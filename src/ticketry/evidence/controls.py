@@ -22,7 +22,7 @@ from ticketry.evidence.mask_form import WEIGHTS, Form
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds, behind_control, budget
+from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, behind_control, budget
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
@@ -187,7 +187,7 @@ def trained_control(
     rewound, trained, begun = found.rewound, found.dense, None
     if chosen.fresh:
         step = rewound.segment.last
-        source = rewound if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
+        source = rewound if found.retrain in FROM_REWOUND else trained
         fresh = lab.segment(
             untrained(task),
             start=mix(seeds.initialisation, "random_reinit"),
@@ -218,7 +218,7 @@ def trained_control(
 def _until_even(lab: Lab, segment: Segment, found: Found, seeds: Seeds, label: str) -> list[Result]:
     """Trained; where the ticket keeps final weights, again from where that ended until it has the ticket's steps."""
     trained = [lab.train(segment, label=label)]
-    if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) or not segment.steps:
+    if found.retrain in FROM_REWOUND or not segment.steps:
         return trained
     left = budget(found) - behind_control(found) - segment.steps
     for again in range(1, 1 + left // segment.steps):

@@ -176,15 +176,12 @@ class _Controls:
             more.update(density=mask.density, kept=mask.kept)
         ticket = self._points.phases_of(replicate, found)
         phases = control_phases(control_of.searched, found, ticket, trained, control_of.fresh)
+        steps = sum(each.segment.steps for each in trained)
         if len(trained) > 1:
-            more.update(
-                steps=sum(each.segment.steps for each in trained),
-                seconds=round(sum(each.train_seconds for each in trained), 3),
-            )
+            more.update(steps=steps, seconds=round(sum(each.train_seconds for each in trained), 3))
             self._points.count(trained)
         if control in LONGER:
-            steps = sum(each.segment.steps for each in trained)
-            more.update(steps=steps, budget=found.rewound.segment.last + steps, cycles=len(trained))
+            more.update(budget=found.rewound.segment.last + steps, cycles=len(trained))
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def _dense_counts(self, task: Task, ticket: str) -> dict[str, Any]:

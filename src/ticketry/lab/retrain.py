@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ticketry.core.mask import Mask
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, check_retrain
+from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, check_retrain
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
@@ -50,7 +50,7 @@ def retraining(
         GRADUAL: (step, end),
         DYNAMIC: (step, end),
     }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain(retrain)]
-    weights = rewound if retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
+    weights = rewound if retrain in FROM_REWOUND else trained
     start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
     return lab.segment(
         task,

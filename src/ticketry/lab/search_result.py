@@ -26,6 +26,8 @@ GRADUAL = "gradual"
 """How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
 DYNAMIC = "dynamic"
 """How networks are trained whose masks move all the while: once, sparse from step 0 on, see `lab.retrain`."""
+FROM_REWOUND = (*REWINDING, GRADUAL, DYNAMIC)
+"""Of these, those that begin with the weights of the rewind step, as their controls do; the others have final ones."""
 HOW_TRAINED = (*RETRAINS, GRADUAL, DYNAMIC)
 """All that `Found.retrain` may be."""
 Growth = Literal["gradient", "random"]
@@ -186,4 +188,4 @@ def budget(found: Found) -> int:
 def behind_control(found: Found) -> int:
     """Training steps in the weights that a control of a ticket begins with: the rewound ones', or the dense network's
     where the ticket keeps final weights."""
-    return (found.rewound if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else found.dense).segment.last
+    return (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last

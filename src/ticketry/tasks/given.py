@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,7 @@ from ticketry.records.schema import LARGEST
 from ticketry.tasks.task import Split, Splits, Task
 
 _SPLITS: Sequence[str] = ("train", "validation", "test")
-_AS_THEY_ARE = (TicketryError, torch.OutOfMemoryError)
-"""Errors that say enough."""
+T = TypeVar("T")
 
 
 def built(task: Task) -> nn.Module:
@@ -103,12 +102,7 @@ def prepared(task: Task, inputs: Tensor) -> Tensor:
     Raises:
         TaskError: if `Task.prepare` fails, or gives no tensor.
     """
-    try:
-        found = task.prepare(inputs)
-    except _AS_THEY_ARE:
-        raise
-    except Exception as error:
-        raise _failed(task, "prepare", error, inputs) from error
+    found = _called(task, "prepare", task.prepare, inputs)
     if not isinstance(found, Tensor):
         raise TaskError(f"{_method(task, 'prepare')} gave {_told(found)}: return a tensor")
     return found
@@ -120,12 +114,7 @@ def outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Te
     Raises:
         TaskError: if the model fails, or gives no tensor.
     """
-    try:
-        found = model(inputs)
-    except _AS_THEY_ARE:
-        raise
-    except Exception as error:
-        raise _failed(task, "", error, inputs) from error
+    found = _called(task, "", model, inputs)
     if not isinstance(found, Tensor):
         raise TaskError(
             f"the model of the task {task.name!r} gave {_told(found)}: losses and metrics are of one tensor, so build"
@@ -140,16 +129,20 @@ def loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tens
     Raises:
         TaskError: if `Task.loss` fails.
     """
+    return _called(task, "loss", task.loss, outputs, targets, **options)
+
+
+def _called(task: Task, method: str, call: Callable[..., T], *tensors: Tensor, **options: float) -> T:
+    """What a task's own code gives; where it fails the error says where, and with what."""
     try:
-        return task.loss(outputs, targets, **options)
-    except _AS_THEY_ARE:
+        return call(*tensors, **options)
+    except (TicketryError, torch.OutOfMemoryError):  # which say enough
         raise
     except Exception as error:
-        raise _failed(task, "loss", error, outputs, targets) from error
+        raise _failed(task, method, error, *tensors) from error
 
 
 def _failed(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
-    """A task's own code fails with an error that says where, and with what."""
     where = _method(task, method) if method else f"the model of the task {task.name!r}"
     told = " and ".join(f"{_told(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
     alone = " (a single example: where the last batch of an epoch has one, choose another batch)"
@@ -185,12 +178,7 @@ def sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     Raises:
         TaskError: if it fails, or that is no mapping from names to single numbers in tensors.
     """
-    try:
-        sums = task.measure(outputs, targets)
-    except _AS_THEY_ARE:
-        raise
-    except Exception as error:
-        raise _failed(task, "measure", error, outputs, targets) from error
+    sums = _called(task, "measure", task.measure, outputs, targets)
     if not isinstance(sums, Mapping):
         raise TaskError(f"{_method(task, 'measure')} gave {_told(sums)}: return a dict of sums over the batch, by name")
     for name, value in sums.items():

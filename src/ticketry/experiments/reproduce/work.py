@@ -61,6 +61,8 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
     whole = dense(lab, request)
     settings = request.settings
     tickets = request.method.levels(settings) if request.method.levels else 1
+    if isinstance(settings, GradualSettings):
+        return _gradual(whole, settings, request.controls_of(tickets))
     rounds = settings.rounds * len(settings.members) if isinstance(settings, GateSettings) else 0
     own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
     masked = tickets + request.controls_of(tickets)
@@ -72,8 +74,6 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         again = int(stability.dense)
     if structured(request):
         masked += tickets - 1  # the next level goes on from the mask without structure
-    if isinstance(settings, GradualSettings):
-        return _gradual(whole, settings, request.controls_of(tickets))
     found = Work(own * again, again) + _gated(whole.total * rounds, rounds) + Work(masked * own, masked, masked * own)
     if isinstance(settings, ConcreteSettings):
         found += _gated(tickets * mask_steps(settings, whole), tickets)

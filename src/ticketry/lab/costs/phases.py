@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found
+from ticketry.lab.search_result import FROM_REWOUND, Found
 
 if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result
@@ -74,7 +74,7 @@ def control_phases(
         trained: the control's own trainings.
         fresh: the dense training from another initialisation that its first weights come from.
     """
-    from_final = found.retrain not in (*REWINDING, GRADUAL, DYNAMIC)
+    from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound
     if not searched:
         start = fresh or start

@@ -320,8 +320,8 @@ class Loop:
 
     def _check_unsaved(self) -> None:
         """A stopped training would go on with other buffers than these. A cache that has grown says nothing."""
-        for name, buffer in unsaved_buffers(self.model).items() if self._unsaved else ():
-            before = self._unsaved.get(name)
+        for name, buffer in self.model.named_buffers() if self._unsaved else ():
+            before = self._unsaved.get(normal_name(name))
             if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
                 raise TaskError(
                     f"the task {self.task.name}: training changes the buffer {name} of its model, which its state dict"
