@@ -34,8 +34,8 @@ from ticketry.cli import main
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.errors import TicketryError
 from ticketry.experiments.stored.records import damaged
-from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import check
+from ticketry.lab.store.store import Store
 
 
 def quietly(*words: str) -> int:

@@ -41,7 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
 from ticketry.core.devices.parts import part, part_like
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.tasks import catalogue, models

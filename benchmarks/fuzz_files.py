@@ -44,10 +44,10 @@ from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.stored.records import damaged
-from ticketry.lab.store import Store
 from ticketry.lab.store.bundle_file import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import Retraining, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line

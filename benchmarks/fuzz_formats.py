@@ -40,9 +40,9 @@ from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.stored.records import damaged
 from ticketry.integrations import _file as job_file
-from ticketry.lab.store import Store
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check
+from ticketry.lab.store.store import Store
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json

@@ -10,7 +10,7 @@ import torch
 from common import timed
 
 import ticketry as tk
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Segment, Start

@@ -149,7 +149,7 @@ class Parts:
         from ticketry.core.ticket.ticket import Ticket
         from ticketry.evidence import controls
         from ticketry.lab.lab import Lab
-        from ticketry.lab.store import Store
+        from ticketry.lab.store.store import Store
         from ticketry.lab.training import loop
         from ticketry.lab.training.loop import Loop
         from ticketry.lab.training.segment import Segment

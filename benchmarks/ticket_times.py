@@ -25,7 +25,7 @@ from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.bench.workload import Case
 from ticketry.experiments.run_file import toml_tables
-from ticketry.lab.store import open_store
+from ticketry.lab.store.opening import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
 

@@ -14,8 +14,8 @@ from made_records import search_record, verify_record
 from strangers import forged, info_of_digits
 from ticketry.core.ticket.json_values import plain
 from ticketry.errors import TicketryError
-from ticketry.lab.store import NUMERICS, Store, digest_of
 from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.report import write_report
 
 KEY = digest_of({"numerics": NUMERICS})  # of a result whose segment says nothing

@@ -16,8 +16,8 @@ from cli.calling import call
 from made_records import search_record, verify_record
 from samples import sample
 from strangers import Attack, Watch, changed_json, forged, info_of_digits, watch
-from ticketry.lab.store import Store
 from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.store import Store
 
 __all__ = ["watch"]  # a fixture
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,15 @@ def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: 
                 assert float(line[name]) == pytest.approx(values[name], abs=5e-5)
             else:
                 assert line[name] == "–"
+
+
+def test_tickets_are_listed_without_torch(runs: list[Run]) -> None:
+    """They are read from records: loading torch would take ten times as long."""
+    code = "import sys; from ticketry.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    words = ["list", "tickets", "--store", str(runs[0].record.store)]
+    *rows, torch_is_loaded = subprocess.check_output([sys.executable, "-c", code, *words], text=True).splitlines()
+    assert len(rows) == 1 + len(runs)
+    assert torch_is_loaded == "False"
 
 
 def test_the_same_search_from_another_folder(

@@ -28,7 +28,7 @@ from ticketry.lab.aside import trained_aside
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.chosen import default_workers
 from ticketry.lab.runners.underway import Underway
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
 

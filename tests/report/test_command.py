@@ -76,6 +76,22 @@ def test_what_is_meant_must_be_clear(store, capsys, words, code, message):
     assert message in err
 
 
+def test_of_many_runs_a_message_names_the_newest(tmp_path, capsys):
+    (tmp_path / "store.json").write_text("{}")
+    for number in range(40):
+        path = tmp_path / "runs" / f"run-{number:02d}-aa" / "run.json"
+        path.parent.mkdir(parents=True)
+        write_sealed(path, {"environment": {"date": f"2026-11-{number:02d}"}})
+    code, _, err = _call(capsys, "run-1", "--store", tmp_path)
+    assert code == 2
+    assert "'run-1' is the beginning of 10 runs: run-12-aa," in err
+    assert "run-19-aa and 2 older ones; write" in err
+    code, _, err = _call(capsys, "run-07-ab", "--store", tmp_path)
+    assert code == 1
+    assert "no run is called 'run-07-ab'; did you mean run-07-aa" in err
+    assert "run-39-aa and 32 older ones" in err
+
+
 @pytest.mark.parametrize("words", [[], ["--all"]])
 def test_a_store_without_runs(tmp_path, capsys, words):
     (tmp_path / "store.json").write_text("{}")

@@ -53,7 +53,7 @@ def with_places(words: Sequence[str]) -> list[str]:
         elif flag == "--store" and has_value:
             found.append(f"--store={place_of(value)}")
         elif word.partition("://")[0].lower() in SCHEMES and (parts := split_address(word)):
-            from ticketry.lab.store import open_store
+            from ticketry.lab.store.opening import open_store
 
             store, inside = open_store(parts[0]), parts[1]
             store.link.fetch_folder(store.paths.run(inside[1]))

@@ -296,8 +296,7 @@ def _tickets(store: Path) -> list[dict[str, Any]]:
 
 def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
     """Of a ticket in this store, wherever its record was written; None where a bundle left it out."""
-    from ticketry.experiments.points import ticket_folder
-    from ticketry.lab.store.paths import Paths
+    from ticketry.lab.store.paths import Paths, ticket_folder
 
     if address_of(store):  # whose folders are fetched when they are asked for
         return shown_place(point.ticket) if point.ticket else None

@@ -11,11 +11,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
 from ticketry.cli.listing import read_record, run_files
 from ticketry.cli.store import existing
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
+
+_NAMED = 8
+"""Of how many runs a message tells the names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +80,8 @@ def _watch(store: Path, page: Path | None) -> int:
         StoreError: if it cannot be written.
     """
     from ticketry.files import write_atomically
-    from ticketry.lab.store import open_store
     from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.opening import open_store
     from ticketry.records.progress import EVERY, FILE
     from ticketry.report.html.watch_page import render_watch
     from ticketry.report.watching import Watch, write_look
@@ -116,13 +120,20 @@ def _named(known: Sequence[Path], name: str) -> Path:
     matching = [path for path in known if path.parent.name.startswith(name)]
     exact = [path for path in matching if path.parent.name == name]
     if not matching:
-        raise StoreError(f"no run is called {name!r}; there are {', '.join(path.parent.name for path in known)}")
+        near = did_you_mean(name, [path.parent.name for path in known])
+        raise StoreError(f"no run is called {name!r}; {near}there are {_some(known)}")
     if len(exact or matching) > 1:
         raise UsageError(
-            f"{name!r} is the beginning of {len(matching)} runs: {', '.join(path.parent.name for path in matching)}; "
+            f"{name!r} is the beginning of {len(matching)} runs: {_some(matching)}; "
             "write as much as tells them apart, name each, or give --all"
         )
     return (exact or matching)[0]
+
+
+def _some(runs: Sequence[Path]) -> str:
+    """Names of runs, the newest of many: a store may have hundreds."""
+    names = [path.parent.name for path in runs[-_NAMED:]]
+    return ", ".join(names) + (f" and {len(runs) - _NAMED} older ones" if len(runs) > _NAMED else "")
 
 
 def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:

@@ -148,8 +148,8 @@ def existing(folder: Path) -> Path:
 
 def _check(arguments: _Check) -> int:
     from ticketry.experiments.stored.records import damaged
-    from ticketry.lab.store import open_store
     from ticketry.lab.store.maintenance import check, mend_format
+    from ticketry.lab.store.opening import open_store
 
     folder = existing(arguments.store)
     mended = mend_format(folder) if arguments.repair else []
@@ -183,8 +183,8 @@ def _verdict(sound: bool, arguments: _Check) -> str:
 
 
 def _collect(arguments: _Collect) -> int:
-    from ticketry.lab.store import open_store
     from ticketry.lab.store.maintenance import collect
+    from ticketry.lab.store.opening import open_store
 
     store = open_store(existing(arguments.store))
     files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)

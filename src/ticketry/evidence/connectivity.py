@@ -22,7 +22,7 @@ from ticketry.evidence.comparison_names import check_line
 from ticketry.evidence.stability import children
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
-from ticketry.lab.store import NUMERICS, digest_of
+from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuilt

@@ -15,7 +15,7 @@ from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.lab.remote.address import place_of
-from ticketry.lab.store import open_store
+from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.packing import pack as pack_store
 from ticketry.lab.store.unpacking import Unpacked
 from ticketry.lab.store.unpacking import unpack as unpack_store

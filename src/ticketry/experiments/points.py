@@ -25,6 +25,7 @@ from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import check_new, time_of, time_of_dense
 from ticketry.lab.search_result import DYNAMIC, Found, budget
+from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
 from ticketry.records.network import OF_TIME, FirstLayer, Point, Timed, is_dense_rival
@@ -36,11 +37,6 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
 OnPoint = Callable[[Point], None]
-
-
-def ticket_folder(run: Path, replicate: int, level: int) -> Path:
-    """Where a run, which has this folder, keeps a ticket."""
-    return run / "tickets" / f"replicate-{replicate}-level-{level:02d}"
 
 
 class Points:

@@ -14,7 +14,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.experiments.options import LabOptions
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
 from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of

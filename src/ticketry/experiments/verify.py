@@ -30,7 +30,6 @@ from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.logged import log_verification
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.points import ticket_folder
 from ticketry.experiments.procedures import procedure_of, search_of
 from ticketry.experiments.record_files import environment_told, run_of, task_told, written
 from ticketry.experiments.request import SearchRequest, named_task
@@ -39,7 +38,7 @@ from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.opening import existing_store, open_store
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.paths import Paths, ticket_folder
 from ticketry.lab.store.store import digest_of
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point

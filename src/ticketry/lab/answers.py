@@ -22,7 +22,7 @@ from ticketry.core.structure.dependencies.channel_groups import Structure
 from ticketry.errors import TaskError
 from ticketry.lab.costs.mask_cost import Making, Makings, Seen
 from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.store import NUMERICS, Store, digest_of
+from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.training.segment import Result, check_task
 from ticketry.lab.training.state import initial_state, rebuilt

@@ -27,7 +27,7 @@ from ticketry.lab.costs.mask_cost import Seen
 from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import met
 from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Segment
 from ticketry.tasks.task import Task
 

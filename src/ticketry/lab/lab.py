@@ -20,7 +20,8 @@ from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.chosen import chosen
 from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause
 from ticketry.lab.runners.stopping import asked, heeded
-from ticketry.lab.store import digest_of, open_store
+from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.execute import is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels

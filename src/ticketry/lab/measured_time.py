@@ -20,7 +20,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.seeds import generator
 from ticketry.errors import CostError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.records.network import Timed
 from ticketry.tasks.task import Task
 

@@ -16,7 +16,7 @@ from ticketry.lab.costs.mask_cost import Seen
 from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.search_result import Seeds, Structured
-from ticketry.lab.store import NUMERICS, digest_of
+from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuilt
 from ticketry.lab.training.variants.shrunk import FOLLOWED

@@ -89,7 +89,7 @@ def kept_costs(
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """The file of a store with these costs, of this processor where they are seconds; measured if it is not there."""
-    from ticketry.lab.store import open_store
+    from ticketry.lab.store.opening import open_store
 
     file = open_store(store).paths.costs(_name(task, options))
     if not file.exists():
@@ -100,7 +100,7 @@ def kept_costs(
 
 def _name(task: Task, options: CostOptions) -> str:
     from ticketry.engine.bench.machine import PROCESSOR, machine
-    from ticketry.lab.store import digest_of
+    from ticketry.lab.store.store import digest_of
 
     described: dict[str, Any] = {"task": dict(task.key()), "options": vars(options)}
     if options.unit == "seconds":

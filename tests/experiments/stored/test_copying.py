@@ -10,9 +10,8 @@ import pytest
 
 from ticketry.errors import StoreError
 from ticketry.experiments.stored.copying import copy_store
-from ticketry.lab.store import open_store
 from ticketry.lab.store.files import read_sealed, write_sealed
-from ticketry.lab.store.opening import existing_store
+from ticketry.lab.store.opening import existing_store, open_store
 
 KEY = "ab" * 32
 

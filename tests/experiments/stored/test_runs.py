@@ -15,9 +15,9 @@ from ticketry.errors import StoreError
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.run import Run
 from ticketry.experiments.stored.runs import move_store, remove_run, stored_runs, usage_of
-from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.running import is_running, marked_running
+from ticketry.lab.store.store import Store
 
 
 def searched(store: Path, density: float) -> Run:

@@ -11,8 +11,8 @@ import pytest
 import azurite
 from buckets import environment, made_bucket, moto_server
 from ticketry.lab.remote.mirror import Mirror
-from ticketry.lab.store import Store
 from ticketry.lab.store.opening import place_of, remote_at
+from ticketry.lab.store.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from buckets import Faults, environment, free_port, made_bucket
 from ticketry.errors import StoreError
 from ticketry.lab.remote.buckets import Bucket
 from ticketry.lab.remote.patience import Patience
-from ticketry.lab.store import open_store
+from ticketry.lab.store.opening import open_store
 
 
 @pytest.fixture

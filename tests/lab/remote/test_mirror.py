@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.lab.store import Store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.opening import remote_at
+from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32
 Machine = Callable[[str], Store]

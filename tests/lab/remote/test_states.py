@@ -13,8 +13,9 @@ import pytest
 
 from ticketry.lab.remote.lease import known_of, object_of
 from ticketry.lab.remote.objects import Content
-from ticketry.lab.store import Store, parts
+from ticketry.lab.store import parts
 from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32
 Machine = Callable[[str], Store]

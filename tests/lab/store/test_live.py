@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import OutsideError
-from ticketry.lab.store import open_store
 from ticketry.lab.store.live import live_at
 from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.opening import open_store
 
 
 def test_a_driver_and_a_worker(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from flips import KEY, RUN, campaign_values, made
-from ticketry.lab.store import Store
 from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.store import Store
 
 
 def campaign(date: str, **replicates: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.store import open_store
+from ticketry.lab.store.opening import open_store
 
 
 def test_an_address_opens_the_same_store_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

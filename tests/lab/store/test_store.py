@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from ticketry.core.mask import Mask
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.lab.store import FORMAT, Store
-from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_json
 from ticketry.lab.store.maintenance import mend_format
+from ticketry.lab.store.store import FORMAT, Store
+from ticketry.lab.store.store import store as store_module
 
 TRAJECTORY = "ab" * 32
 
@@ -334,7 +334,7 @@ def test_a_partial_beyond_a_shorter_segment_is_kept(store):
 
 HOLDER = """
 import sys
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 store = Store(sys.argv[1])
 for _ in range(2):
     with store.lock(sys.argv[2]):

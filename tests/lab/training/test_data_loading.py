@@ -21,7 +21,7 @@ from ticketry.core.seeds import mix
 from ticketry.errors import DataError, InterruptedTrainingError, RunnerError
 from ticketry.evidence.connectivity import recalibrate_
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import data_loading
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.data_loading import DataOrder

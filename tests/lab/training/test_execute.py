@@ -14,7 +14,7 @@ from torch.nn import functional
 from ticketry.core.prune import prune
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute, is_done
 from ticketry.lab.training.job import Watch

@@ -25,7 +25,7 @@ from ticketry.engine.cpu import target as target_module
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, TrainingError, UsageError
 from ticketry.lab.costs.step_cost import step_flops, step_memory
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch

@@ -24,7 +24,7 @@ from ticketry.errors import (
 from ticketry.evidence import instability, stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch

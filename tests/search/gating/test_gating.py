@@ -16,8 +16,8 @@ from ticketry.core.scope import scope
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import blobs_of, check, collect
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch

@@ -24,8 +24,9 @@ from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.store import Store, open_store
 from ticketry.lab.store.files import write_atomically
+from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start

@@ -20,8 +20,8 @@ from ticketry.experiments.reproduce.work import (
     work_of,
 )
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import digest_of
 from ticketry.lab.store.second_orders import second_order
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Segment
 from ticketry.search.common.scope import is_structured
 

@@ -11,7 +11,7 @@ from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.segment import Segment
 from ticketry.search.gating.gating import Gating
 

@@ -16,8 +16,8 @@ from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY,
 from ticketry.experiments.reproduce.planning import Block
 from ticketry.experiments.reproduce.work import dense
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import digest_of
 from ticketry.lab.store.second_orders import measured_second, second_order
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Segment
 from ticketry.records.campaign import Twin
 from ticketry.records.network import DENSE, Point

@@ -8,8 +8,8 @@ from pathlib import Path
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of
-from ticketry.lab.store import Store
 from ticketry.lab.store.files import is_as_written, read_sealed
+from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import RunRecord, read_run

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from ticketry.choices import listed
 from ticketry.errors import StoreError
 from ticketry.lab.remote.address import address_of, shown
-from ticketry.lab.store import Store, open_store
 from ticketry.lab.store.files import explained, read_sealed, write_sealed
 from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.running import is_running
+from ticketry.lab.store.store import Store
 from ticketry.lab.store.usage import Usage, files_in
 
 State = Literal["done", "half", "running"]

@@ -19,7 +19,7 @@ from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_of, removed_sha
 from ticketry.lab.costs.phases import Phases
 from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.segment import Result, Segment, Start

@@ -19,8 +19,8 @@ from ticketry.lab.runners.frontier import Frontier
 from ticketry.lab.runners.places import Place, needs_of
 from ticketry.lab.runners.request import error_of, read_answer, request_of
 from ticketry.lab.runners.runner import Event, OnEvent, Order
-from ticketry.lab.store import open_store
 from ticketry.lab.store.live import Live, live_at
+from ticketry.lab.store.opening import open_store
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 

@@ -19,7 +19,7 @@ from ticketry import errors
 from ticketry.errors import DataError, RunnerError, StoreError, TicketryError
 from ticketry.lab.environment import processor
 from ticketry.lab.runners.runner import Order
-from ticketry.lab.store import NUMERICS
+from ticketry.lab.store.store import NUMERICS
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment, check_task
 from ticketry.tasks.task import Spec

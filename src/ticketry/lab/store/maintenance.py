@@ -13,10 +13,10 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
-from ticketry.lab.store import Store, parts
+from ticketry.lab.store import parts
 from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.store import DESCRIBED, read_format
+from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
 GRACE_SECONDS = 3600.0
 """What is younger than this may belong to a search that runs now: `collect` leaves it."""

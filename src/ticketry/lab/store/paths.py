@@ -8,6 +8,11 @@ from pathlib import Path
 from ticketry.files import inside, within
 
 
+def ticket_folder(run: Path, replicate: int, level: int) -> Path:
+    """Where a run, which has this folder, keeps a ticket."""
+    return run / "tickets" / f"replicate-{replicate}-level-{level:02d}"
+
+
 class Paths:
     """Where things are in a store's folder. Methods raise `OutsideError` for names and links that lead out of it."""
 
@@ -149,7 +154,11 @@ class Paths:
         return within(self.root, place)
 
     def _there(self, folder: Path, pattern: str) -> Iterator[Path]:
-        return (within(self.root, path) for path in sorted(folder.glob(pattern)))
+        sound = set[Path]()  # links of a folder are followed once, not once for each of thousands of files in it
+        for path in sorted(folder.glob(pattern)):
+            if path.parent not in sound:
+                sound.add(within(self.root, path.parent))
+            yield within(self.root, path) if path.is_symlink() else path
 
     def _inside(self, *names: str) -> Path:
         return inside(self.root, *names)

@@ -23,6 +23,7 @@ class Usage:
         self._lenient = damaged
         self.elsewhere = dict(store.link.files())
         """Path and size of what is in the store, and not in its folder here."""
+        self._places: dict[str, Path | None] = {}
 
     def of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
         """Results, answers and tensors that these records name, with all that gave what they began from."""
@@ -41,8 +42,7 @@ class Usage:
         files |= {path for path, named in self._answers.items() if named & blobs}
         for path in files & self._answers.keys():
             blobs |= self._answers[path]
-        paths = (self.store.paths.blob(blob) for blob in blobs)
-        return files | {path for path in paths if path in self.elsewhere or path.exists()}
+        return files | {path for path in map(self._tensors, blobs) if path}
 
     def within(self, folder: Path) -> list[Path]:
         """All files of the store under a folder."""
@@ -53,6 +53,13 @@ class Usage:
         paths = list(files)
         here = [path for path in paths if path not in self.elsewhere]
         return size_of(here) + sum(self.elsewhere[path] for path in paths if path in self.elsewhere)
+
+    def _tensors(self, digest: str) -> Path | None:
+        """Where tensors lie; None where they are not stored. Runs share most of theirs: each is looked up once."""
+        if digest not in self._places:
+            path = self.store.paths.blob(digest)
+            self._places[digest] = path if path in self.elsewhere or path.exists() else None
+        return self._places[digest]
 
     @cached_property
     def _results(self) -> dict[Path, dict[str, Any]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.ranks.launch import train_in_ranks
 from ticketry.lab.training.remake import lacks_weights, make_again

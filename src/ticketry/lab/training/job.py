@@ -15,8 +15,8 @@ from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
 from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
-from ticketry.lab.store import Store, parts
-from ticketry.lab.store.store import tensors_to_bytes
+from ticketry.lab.store import parts
+from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, rounded
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment

@@ -28,7 +28,7 @@ from ticketry.engine.training.lstm_unit import FEWEST
 from ticketry.engine.training.sparse_training import VERSION, SparseTraining
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
 from ticketry.lab.costs.meters.flops import forward_flops
-from ticketry.lab.store import Store, digest_of
+from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.variant import Variant

@@ -18,7 +18,7 @@ from ticketry.core.seeds import mix
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import followed, in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE

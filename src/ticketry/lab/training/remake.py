@@ -9,7 +9,8 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.runners.stopping import asked
-from ticketry.lab.store import Store, digest_of, open_store
+from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.job import Job, Training, Watch
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment

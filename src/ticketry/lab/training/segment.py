@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ticketry.errors import TaskError, UsageError
-from ticketry.lab.store import NUMERICS, Store, digest_of
+from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.precision import DENSE, FSDP, Arithmetic
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from

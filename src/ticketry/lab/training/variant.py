@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.state import TrainingState
 from ticketry.registry.sources import with_reached

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ticketry.errors import TaskError
-from ticketry.lab.store import digest_of
+from ticketry.lab.store.store import digest_of
 from ticketry.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rank_trainings import apart, deciding, described, task_of, trained
 from ranks_watches import KillAt, StopAt, children
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.data_loading import DataOrder, part
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import OWN

@@ -13,9 +13,10 @@ from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.mirror import Mirror
-from ticketry.lab.store import Store, parts
+from ticketry.lab.store import parts
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.opening import place_of, remote_at
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
 from ticketry.lab.training.ranks.sharded import blocks

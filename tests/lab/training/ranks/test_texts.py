@@ -10,7 +10,7 @@ from rank_trainings import apart, deciding, described, trained
 from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.precision import FSDP
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task

@@ -14,7 +14,7 @@ from ticketry.core.structure import channels, rebuild, shrink_plan
 from ticketry.core.structure.shrinking.shrink import plan_of
 from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store import Store
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch

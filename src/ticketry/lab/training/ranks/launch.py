@@ -27,8 +27,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError
 from ticketry.lab.runners.stopping import asked, deferred, held_back
-from ticketry.lab.store import Store
 from ticketry.lab.store.link import Link
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.ranks import member
 from ticketry.lab.training.ranks.member import Asked, main

@@ -24,9 +24,8 @@ from ticketry.lab.runners.process_guard import (
     portable,
 )
 from ticketry.lab.runners.stopping import leave_to_parent
-from ticketry.lab.store import Store
 from ticketry.lab.store.link import Link
-from ticketry.lab.store.store import tensors_to_bytes
+from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import FSDP, Arithmetic

@@ -19,7 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from ticketry.core.devices.parts import put_back
 from ticketry.core.scope import normal_name
 from ticketry.errors import StoreError
-from ticketry.lab.store import Store, parts
+from ticketry.lab.store import parts
+from ticketry.lab.store.store import Store
 from ticketry.lab.training.optimizer import load_optimizer
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.state import part_of

@@ -23,7 +23,7 @@ from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.core.structure.dependencies.channel_groups import Structure
 from ticketry.core.structure.shrinking.removal_trial import structure_around
 from ticketry.core.structure.shrinking.shrink import plan_of
-from ticketry.lab.store import NUMERICS, Store, digest_of
+from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.state import TrainingState, initial_state, rebuilt
 from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.task import Course, Task
