@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.example_call import call_in_evaluation
-from ticketry.core.process_state import Turns, private_random_state
+from ticketry.core.process_state import Turns, default_dtype, private_random_state
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.state import initial_state
 
@@ -85,10 +85,17 @@ def pruned(midst: Hook) -> object:
     )
 
 
+def made_in_float64(midst: Hook) -> Tensor:
+    with default_dtype(torch.float64):
+        midst()
+        return torch.zeros(3)
+
+
 OTHERS: dict[str, Callable[[Hook], object]] = {
     "made": lambda midst: made(midst, 1),
     "called": lambda midst: call_in_evaluation(Stopping(midst), torch.ones(2, 3)),
     "pruned": pruned,
+    "made in float64": made_in_float64,
 }
 
 
@@ -127,6 +134,13 @@ def test_a_block_may_lie_in_another_and_end_with_an_error() -> None:
     thread.start()
     thread.join(10)
     assert not thread.is_alive(), "the lock was left"
+
+
+def test_the_type_of_tensors_is_as_before_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="size"), default_dtype(torch.float64):
+        assert torch.zeros(3).dtype == torch.float64
+        torch.rand(3) @ torch.rand(4)
+    assert torch.zeros(3).dtype == torch.float32
 
 
 def test_a_thread_knows_how_long_it_has_waited() -> None:

@@ -1,4 +1,5 @@
-"""What belongs to the process, whichever thread uses it: torch's generators, its thread count, `nn.Module` itself.
+"""What belongs to the process, whichever thread uses it: torch's generators, its thread count, `nn.Module` itself, the
+type of tensors that are made without one.
 
 A thread that seeds a generator and draws from it gets other numbers if another thread draws meanwhile, and one that
 restores the thread count changes it for all. torch.fx and torch.export change `nn.Module` itself while they trace, and
@@ -60,3 +61,15 @@ def private_random_state(devices: Iterable[torch.device | int] | None = None) ->
     """
     with ONE_AT_A_TIME, torch.random.fork_rng(devices):
         yield
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that are made without a type get this one, and no other thread computes meanwhile."""
+    with ONE_AT_A_TIME:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

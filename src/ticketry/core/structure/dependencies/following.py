@@ -129,7 +129,7 @@ def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
 
         exits.callback(register_module_forward_pre_hook(enter).remove)
         exits.callback(register_module_forward_hook(leave, always_call=True).remove)
-        exits.enter_context(plain_operations())
+        exits.enter_context(plain_operations(found.model))
         exits.enter_context(_Watch(found))
         exits.enter_context(_WatchAttention(found))
         outputs = run_model(found.model, arguments)
@@ -149,6 +149,9 @@ RULES: dict[str, Rule] = {
 
 LOOKS = ("_local_scalar_dense", "equal")
 """Operations that hand values to the user's code: `if x.sum() > 0`, `x.item()`, `torch.equal`."""
+
+PACKING = ("_pack_padded_sequence", "_pad_packed_sequence")
+"""Operations on sequences and their lengths, in this order, that give both."""
 
 
 def _decides(t: Trace, call: Call) -> ControlFlowError:
@@ -190,7 +193,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif rule is None:
             rule = rules_elementwise.pointwise if torch.Tag.pointwise in func.tags else unknown
         result = rule(t, call)
-        t.provenance.computed(tensors, outputs_of(result))
+        outputs = outputs_of(result)
+        t.provenance.computed(tensors, outputs)
+        if call.name in PACKING:  # how long sequences are depends on no activation
+            t.provenance.computed(tensors[1:], outputs[1:])
         return result
 
 

@@ -6,14 +6,15 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ticketry.core.process_state import private_random_state
+from ticketry.core.process_state import default_dtype, private_random_state
 from ticketry.errors import StructureError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -37,8 +38,11 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the model on the CPU, its floats of this type, without gradients.
 
     Raises:
-        StructureError: if the model holds something that cannot be copied.
+        StructureError: if the model holds something that cannot be copied, or is TorchScript.
     """
+
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise StructureError("TorchScript modules cannot be followed: give the Python modules they were made from")
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
@@ -139,16 +143,44 @@ def fresh(arguments: Arguments) -> Arguments:
 
 
 @contextmanager
-def plain_operations() -> Iterator[None]:
-    """No gradients, no fused transformer layers, and torch's random state as before."""
+def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
+    """No gradients, no fused transformer layers, and torch's random state as before.
+
+    Args:
+        twin: a copy in one type of float, see `twin_of`, in which its code then makes all floats.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), private_random_state([]):
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    dtype = next((one.dtype for one in twin.parameters() if one.dtype in _FLOATS), None) if twin else None
+    with torch.no_grad(), private_random_state([]), ExitStack() as exits:
+        if dtype:
+            exits.enter_context(default_dtype(dtype))
+            exits.enter_context(_OneType(dtype))
+        torch.backends.mha.set_fastpath_enabled(False)
+        exits.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.manual_seed(0)
+        yield
+
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class _OneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Code that names a type of float, `.half()` or `dtype=torch.float32`, gets that of the copy that it runs in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or else torch imports its compiler first, which takes many seconds
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if kwargs and kwargs.get("dtype") in _FLOATS:
+            return func(*args, **{**kwargs, "dtype": self._dtype})
+        return func(*args, **(kwargs or {}))
 
 
 def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:

@@ -67,7 +67,7 @@ def _keeps_nothing(model: nn.Module, arguments: Arguments) -> bool:
     twin = sharing(model).eval()
     before = list(_state(twin))
     try:
-        with plain_operations():
+        with plain_operations(twin):
             run_model(twin, fresh(arguments))
     except StructureError:  # told where the model is tried
         return False

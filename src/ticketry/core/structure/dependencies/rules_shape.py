@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ticketry.core.structure.dependencies.axes import FIXED, Axes, Ids
-from ticketry.core.structure.dependencies.trace import Call, Rule, Trace, merge, unary, unite_pieces, unknown
+from ticketry.core.structure.dependencies.trace import Call, Rule, Trace, merge, set_axes, unary, unite_pieces, unknown
 
 # -- the same elements in another shape -------------------------------------------------------------------------------
 
@@ -269,6 +269,25 @@ def uncolumns(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
     return found
 
 
+def pack(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
+    """`pack_padded_sequence`: of each step the sequences that are still going on, one after another; how many."""
+    axes = t.book.get(call.tensors[0])
+    t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
+    data, sizes = call.run()
+    set_axes(t, [data, sizes], axes.take([-1, *range(2, len(axes.labels))]))
+    return data, sizes
+
+
+def pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
+    """`pad_packed_sequence`, the inverse; what it fills up with may be another value than 0."""
+    axes = t.book.get(call.tensors[0])
+    data, lengths = call.run()
+    padded = axes.take([-1, -1, *range(1, len(axes.labels))])
+    padded.zero = [zero and not call.argument("padding_value") for zero in padded.zero]
+    set_axes(t, [data, lengths], padded)
+    return data, lengths
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
     **dict.fromkeys(("permute", "t", "transpose"), permute),
@@ -284,4 +303,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     "im2col": columns,
     "col2im": uncolumns,
+    "_pack_padded_sequence": pack,
+    "_pad_packed_sequence": pad_packed,
 }

@@ -16,35 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import SHOWN, unwrapped
-from ticketry.core.structure.dependencies.channel_groups import Structure, structure_of
+from ticketry.core.structure.dependencies.channel_groups import Counted, Structure, structure_of
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
     Inputs,
     arguments_of,
-    failing_module,
-    first_line,
-    fresh,
     natural_dtype,
-    plain_operations,
-    run_model,
     sharing,
     twin_of,
 )
 from ticketry.core.structure.dependencies.partial_copies import PartialCopies
 from ticketry.core.structure.dependencies.trace import Site
+from ticketry.core.structure.shrinking.comparison import Problem, compare
 from ticketry.core.structure.shrinking.plan import ShrinkPlan, cut_tensors, module_name, resized
 from ticketry.core.structure.shrinking.selection import Flags, Removed, Sizes, kept_indices
-from ticketry.errors import ControlFlowError, StructureError, UsageError
-
-TOLERANCE = 1e-6
-"""Of the largest output, in float64. Far above what float64 leaves, far below what a wrong channel does; some models
-cast to float32 in between."""
-
-CLOSE = 1e-5
-"""The same in float32; what is further apart is run in float64."""
-
-NEAR = 1e-3
-"""The same in float32, for models that do not run in float64."""
+from ticketry.errors import ControlFlowError, UsageError
 
 
 def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[str] = ()) -> Structure:
@@ -84,7 +70,9 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[st
         choices |= others
         last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settled()
         best = last if last.free > best.free else best
-    return best if dtype == torch.float64 else _tried_exactly(best, scrambled, arguments)
+    if dtype != torch.float64:
+        best = _tried_exactly(best, scrambled, arguments)
+    return _Trial(scrambled, arguments, best).confirmed()
 
 
 def _tried_exactly(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
@@ -142,17 +130,6 @@ _MOST_CHOICES = 2
 """Batch and length aside, a dimension is rarely cut into more than three, as query, key and value of all heads are."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why a model is not the same without some channels."""
-
-    text: str
-    where: str = ""
-    """Name of the module whose code failed."""
-    ran: bool = True
-    """Whether both models ran, and only their outputs differ."""
-
-
 @dataclass
 class _Trial:
     """Groups of one model, each with half of its channels to be removed."""
@@ -164,6 +141,8 @@ class _Trial:
     """Positions of groups that can go together."""
     bad: dict[int, str] = field(default_factory=dict)
     """Position of a group -> why it stays."""
+    training: bool = False
+    """Whether it is tried in training mode too."""
 
     @cached_property
     def half(self) -> dict[int, Flags]:
@@ -182,8 +161,38 @@ class _Trial:
         return Sizes.of(self.twin)
 
     def settled(self) -> Structure:
+        """The groups whose removal the model does not notice in evaluation mode."""
+        self._settle([*self.half])
+        return self.structure.staying(self.bad)
+
+    def confirmed(self) -> Structure:
+        """Of settled groups those whose removal it does not notice in training mode either, where code may run that
+        did not before; attributes that only have a width's number, and are not needed for it, keep it."""
+        self.good = [*self.half]
+        if self.good and self.problem(self.good, training=True, evaluation=False):
+            settled, self.good, self.training = self.good, [], True
+            self._settle(settled)
+        self._leave_alone()
+        return self.structure.staying(self.bad)
+
+    def _leave_alone(self) -> None:
+        """Take no attribute for a width whose number the model can do without, in all modules of a class at once.
+
+        On other inputs it might count something else: the longest text, the pixels that attention sees.
+        """
+        kinds: dict[tuple[type[nn.Module], str], list[Counted]] = {}
+        classes = {name: type(module) for name, module in self.twin.named_modules()}
+        for one in self.structure.counted:
+            if one.guessed and any(unit and unit[0] in self.good for unit in one.units):
+                kinds.setdefault((classes[one.module], one.attribute), []).append(one)
+        for alike in kinds.values():
+            before = self.structure
+            self.structure = replace(before, counted=tuple(one for one in before.counted if one not in alike))
+            if self.problem(self.good, training=True):
+                self.structure = before
+
+    def _settle(self, positions: list[int]) -> None:
         """All groups together; where that fails, the others without those of the module that failed, or by halves."""
-        positions = list(self.half)
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
@@ -196,7 +205,6 @@ class _Trial:
                 self._judge(several[0], problem)
             else:
                 waiting += self._divided(several, problem)
-        return self.structure.staying(self.bad)
 
     def _divided(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
         """Parts to look at, the first last."""
@@ -245,11 +253,21 @@ class _Trial:
         where = f" (in {problem.where})" if problem.where else ""
         self.bad[position] = f"the model is not the same without its channels: {problem.text}{where}"
 
-    def problem(self, positions: Sequence[int]) -> Problem | None:
-        """What is wrong with the model without half of the channels of these groups."""
+    def problem(
+        self, positions: Sequence[int], *, training: bool | None = None, evaluation: bool = True
+    ) -> Problem | None:
+        """What is wrong with the model without half of the channels of these groups.
+
+        Args:
+            training: whether it is tried in training mode (too); by default as the trial says.
+        """
         removed = {position: self.half[position] for position in positions}
         plan = self.sizes.plan(self.structure, removed)
-        return compare(self._masked(removed), self._smaller(plan), self.arguments)
+        masked, small = self._masked(removed), self._smaller(plan)
+        found = compare(masked, small, self.arguments) if evaluation else None
+        if found is None and (self.training if training is None else training):
+            found = compare(masked, small, self.arguments, training=True)
+        return found
 
     def _masked(self, removed: Removed) -> nn.Module:
         """The model with zeros in place of these channels."""
@@ -279,57 +297,7 @@ def smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:
     return resized(sharing(twin, cut_tensors(twin, plan)), plan)
 
 
-# -- two models compared ----------------------------------------------------------------------------------------------
-
-
-def compare(masked: nn.Module, small: nn.Module, arguments: Arguments) -> Problem | None:
-    """How the outputs of a smaller model differ from those of the masked one; None if they do not.
-
-    Both are of one type of float; what differs in float32 by more than that leaves is run again in float64.
-    """
-    try:
-        found, wanted = _outputs(small, arguments), _outputs(masked, arguments)
-    except StructureError as error:
-        cause = error.__cause__
-        where = failing_module(small, cause) if cause else ""
-        return Problem(first_line(cause) if cause and str(cause) else str(error), where, ran=False)
-    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
-        return Problem("its outputs have other shapes")
-    worst, double = _worst(wanted, found), natural_dtype(masked) == torch.float64
-    if not double and (worst > CLOSE or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
-        worst, double = _worst_in_double(masked, small, arguments, worst)
-    return (
-        None
-        if worst <= (TOLERANCE if double else NEAR)
-        else Problem(f"its outputs differ by {worst:.2g} of the largest")
-    )
-
-
-def _worst_in_double(masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float) -> tuple[float, bool]:
-    """The largest difference in float64, and True; the one given, and False, where the models only run in float32."""
-    exact, double = arguments_of(arguments, torch.float64), torch.float64
-    try:
-        return _worst(_outputs(twin_of(masked, double), exact), _outputs(twin_of(small, double), exact)), True
-    except StructureError:
-        return worst, False
-
-
-def _outputs(model: nn.Module, arguments: Arguments) -> list[Tensor]:
-    with plain_operations():
-        return run_model(model, fresh(arguments))
-
-
-def _worst(wanted: list[Tensor], found: list[Tensor]) -> float:
-    return max((_distance(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    if not one.numel():
-        return 0.0
-    same = (one == other) | (one.isnan() & other.isnan())
-    apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
-    finite = one.double().nan_to_num(0.0, 0.0, 0.0).abs().max()
-    return float(apart.max() / torch.clamp(finite, min=1e-12)) if bool(apart.isfinite().all()) else float("inf")
+# -- weights that hide nothing -----------------------------------------------------------------------------------------
 
 
 def _least(parameter: Tensor, spread: float) -> float:

@@ -14,8 +14,9 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import named_parameters, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.dependencies.model_copies import Inputs, arguments_of, natural_dtype, twin_of
+from ticketry.core.structure.shrinking.comparison import Problem, compare
 from ticketry.core.structure.shrinking.plan import ShrinkPlan, rebuild, require_plan
-from ticketry.core.structure.shrinking.removal_trial import Problem, compare, smaller, tried_structure
+from ticketry.core.structure.shrinking.removal_trial import smaller, tried_structure
 from ticketry.core.structure.shrinking.selection import (
     Flags,
     channel_mask,
@@ -32,9 +33,9 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Itera
     """A smaller copy of `model` without the channels that `mask` removes; its outputs are those of the masked model.
 
     The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. It is compared
-    with the masked model on the example inputs, in float64 and evaluation mode, before it is returned. In training
-    mode it is equal too (train it on with `shrink_optimizer`), but for dropout, which draws other random numbers for
-    tensors of another shape.
+    with the masked model on the example inputs, in float64, in evaluation and in training mode, before it is returned
+    (train it on with `shrink_optimizer`); dropout alone draws other random numbers for tensors of another shape. A
+    number among a module's attributes is cut with a width if the model needs it on these inputs, and left alone if not.
 
     Args:
         mask: channel-wise, such as `structure.channels` gives: of each removed channel it removes all coupled weights,
@@ -126,7 +127,8 @@ def _difference(
     masked = twin_of(model, dtype).eval()
     with torch.no_grad():
         mask.apply_(masked)
-    return compare(masked, smaller(masked, found), arguments_of(example_inputs, dtype))
+    small, arguments = smaller(masked, found), arguments_of(example_inputs, dtype)
+    return compare(masked, small, arguments) or compare(masked, small, arguments, training=True)
 
 
 def _not_channel_wise(mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
