@@ -114,7 +114,7 @@ def _outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int =
         with plain_operations(model):
             return run_model(model, fresh(arguments))
     learning = sharing(model).train()  # statistics that move are its own
-    with plain_operations(learning), _WithoutChance():
+    with plain_operations(learning), _WithoutChance():  # type: ignore[no-untyped-call]
         torch.manual_seed(seed)
         return run_model(learning, fresh(arguments))
 
