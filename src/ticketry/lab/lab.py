@@ -58,8 +58,8 @@ class Lab(Answers):
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
         runner: where segments are trained, as ``--on`` says it: a name of `lab.runners`, with details behind a colon
-            (``ray:auto,cpus=1``), another package's, or module:object; or a `concurrent.futures.Executor`, whose workers
-            see the store by the same name. By default in-process, or processes where there are workers.
+            (``ray:auto,cpus=1``), another package's, or module:object; or a `concurrent.futures.Executor`, whose
+            workers see the store by the same name. By default in-process, or processes where there are workers.
         executor: another word for an executor as the runner.
         loggers: what is trained is told to these too: names of `lab.loggers`, another package's, module:object, or
             loggers. What one raises is told once, and stops no training.
