@@ -62,10 +62,19 @@ def test_content_is_flushed_before_it_takes_the_name(tmp_path: Path, monkeypatch
     assert len(seen) == 2
 
 
-def test_who_may_read(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "shared" / "file", b"")
-    write_atomically(tmp_path / "own" / "file", b"", private=True)
-    assert stat.S_IMODE((tmp_path / "shared" / "file").stat().st_mode) == 0o644
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_who_may_read(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "shared" / "file", b"")
+        write_atomically(tmp_path / "own" / "file", b"", private=True)
+        with replacing(tmp_path / "shared" / "exchanged") as place:
+            (tmp_path / "another").touch(0o600)
+            os.replace(tmp_path / "another", place)
+    finally:
+        os.umask(before)
+    for name in ("file", "exchanged"):
+        assert stat.S_IMODE((tmp_path / "shared" / name).stat().st_mode) == 0o666 & ~mask
     assert stat.S_IMODE((tmp_path / "own" / "file").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o700
 

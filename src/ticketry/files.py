@@ -10,8 +10,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -124,7 +124,7 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
     """The name of an empty temporary file beside `target`, to write to in the block; at its end it becomes `target`.
 
     A reader sees the old file or the new one, never a part. If the block raises, the old file stays and the temporary
-    one is gone. What a kill leaves behind is called ``.*.tmp``.
+    one is gone. What a kill leaves behind is called ``.*.tmp``. Who may read it is as the process's umask says.
 
     Args:
         durable: whether the new content is on the disk before it takes the old one's place, so that a power cut leaves
@@ -137,19 +137,25 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
     """
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
+    place = beside(target, private=private)
+    mode = stat.S_IMODE(place.stat().st_mode)
     try:
-        yield Path(name)
+        yield place
         if durable:
-            flush(Path(name))
-        if not private:
-            os.chmod(name, 0o644)  # mkstemp's 0600 would keep what is shared from being read
-        os.replace(name, target)
+            flush(place)
+        os.chmod(place, mode)  # the block may have put another file there
+        os.replace(place, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(place)
         raise
+
+
+def beside(target: Path, *, private: bool = False) -> Path:
+    """A new, empty file beside `target`, called ``.*.tmp``: see `replacing`."""
+    place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+    return place
 
 
 def write_atomically(

@@ -215,9 +215,9 @@ def _usage(arguments: _Usage) -> int:
 
 
 def _move(arguments: _Move) -> int:
-    from ticketry.experiments.stored.runs import move_store
+    from ticketry.experiments.stored.moving import move_store
 
-    target = move_store(existing(arguments.store), arguments.to)
+    target = move_store(arguments.store, arguments.to)
     print(json.dumps({"store": str(target)}) if arguments.json else f"moved to {target}: name it with --store")
     return 0
 

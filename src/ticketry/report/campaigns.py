@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ticketry.records.campaign import CampaignRecord
-from ticketry.records.schema import as_json
 from ticketry.report.tables.claims import (
     CLAIMS,
     METHODS,
@@ -18,7 +17,7 @@ from ticketry.report.tables.claims import (
     side_name,
 )
 from ticketry.report.wording import percent, value
-from ticketry.report.writing import identity_of, write_page
+from ticketry.report.writing import write_page
 
 
 def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
@@ -27,14 +26,9 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
     Raises:
         StoreError: if it cannot be written.
     """
-    made_of = identity_of(as_json(record))
+    from ticketry.report.html.campaign_page import render_campaign  # with matplotlib, which takes long to come
 
-    def draw() -> str:
-        from ticketry.report.html.campaign_page import render_campaign  # with matplotlib, which takes long to come
-
-        return render_campaign(record, made_of)
-
-    return write_page(path, made_of, draw)
+    return write_page(path, render_campaign(record))
 
 
 def markdown(record: CampaignRecord) -> str:

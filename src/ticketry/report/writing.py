@@ -1,20 +1,19 @@
-"""The page as a file: written whole or not at all, and left where it shows the same records already."""
+"""The page as a file: written whole or not at all, with a digest by which damage is known.
+
+A page that is there already is never taken for the report: whoever made a store may have put any page into it, with a
+digest that is right.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ticketry.errors import StoreError, needs
+from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
-from ticketry.records.schema import as_json
 from ticketry.report.subject import subject_of
 
 
@@ -26,7 +25,7 @@ def write_report(
 ) -> Path:
     """Write the page of one run record or several to `path` and return it; whole or not at all.
 
-    The folder is made if it is missing. The same records give the same bytes; a page that shows them already is left.
+    The folder is made if it is missing. The same records give the same bytes.
 
     Args:
         records: a run record (or the JSON values of a `run.json`), or a list of them, which are then compared.
@@ -37,77 +36,36 @@ def write_report(
         UsageError: if there is no run record, or the same run twice.
         StoreError: if a record is malformed, or the file cannot be written.
     """
-    evidence = list(evidence)
-    subject, made_of = subject_of(records, evidence), identity_of(records, evidence)
+    subject = subject_of(records, list(evidence))
+    from ticketry.report.html.page import render  # with matplotlib, which takes long to come
 
-    def drawn() -> str:
-        from ticketry.report.html.page import render  # with matplotlib, which takes long to come
-
-        return render(subject, made_of)
-
-    return write_page(path, made_of, drawn)
+    return write_page(path, render(subject))
 
 
-def write_page(path: Path, made_of: str, draw: Callable[[], str]) -> Path:
-    """Write a page that `draw` makes, unless there is one of the same identity; `StoreError` if it cannot be done."""
-    if has(path, made_of):
-        return path
+def write_page(path: Path, page: str) -> Path:
+    """Write a page in the place of whatever is there; `StoreError` if it cannot be done."""
     try:
-        write_atomically(path, _sealed(draw().encode()))
+        write_atomically(path, _sealed(page.encode()))
     except OSError as error:
         raise StoreError(f"cannot write the report {path}: {error.strerror}; choose another place for it") from error
     return path
 
 
-# -- the same page need not be drawn again, which takes a second: what it is made of stands in it as a digest --------
-
-_HEAD = 4096
-"""Bytes of a page within which its identity stands."""
 _END = b"</html>\n"
 _COMMENT = len("<!--  -->") + 64
 
 
-def identity_of(records: Any, evidence: Sequence[EvidenceValues] = ()) -> str:
-    """SHA-256 (hex) over the records and the code that draws them."""
-    made_of = json.dumps([records, evidence], sort_keys=True, default=as_json)
-    return hashlib.sha256(f"{_code()}{made_of}".encode(errors="surrogatepass")).hexdigest()
-
-
-def has(page: Path, found: str) -> bool:
-    """Whether there is a whole page of this identity."""
+def is_whole(page: Path) -> bool:
+    """Whether a page is as it was written, by whomever."""
     try:
         data = content_of(page)
     except OSError:
         return False
-    return f'content="{found}"'.encode() in data[:_HEAD] and _is_sealed(data)
-
-
-def is_whole(page: Path) -> bool:
-    """Whether a page is as it was written."""
-    try:
-        return _is_sealed(content_of(page))
-    except OSError:
-        return False
+    body = data[: -len(_END) - _COMMENT]
+    return data == _sealed(body + _END)
 
 
 def _sealed(page: bytes) -> bytes:
     """A page with the digest of all of it as a comment before its end."""
     body = page.removesuffix(_END)
     return body + b"<!-- " + hashlib.sha256(body).hexdigest().encode() + b" -->" + _END
-
-
-def _is_sealed(data: bytes) -> bool:
-    body = data[: -len(_END) - _COMMENT]
-    return data == _sealed(body + _END)
-
-
-@cache
-def _code() -> str:
-    """Digest of this package's files and the versions of what draws its figures and fills its templates."""
-    needs("matplotlib", "lab", "a report")
-    folder = Path(__file__).parent
-    digest = hashlib.sha256(f"{version('matplotlib')} {version('jinja2')}".encode())
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".py", ".html", ".js", ".css"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

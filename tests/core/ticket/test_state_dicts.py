@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.ticket.state_dicts import load_state
+from ticketry.core.ticket.state_dicts import load_state, masked
+from ticketry.errors import TicketError
 from ticketry.lab.costs.meters.step import measure_step
 from ticketry.lab.training.state import rebuilt, state_of
 
@@ -89,3 +90,34 @@ def test_a_step_is_measured() -> None:
 
     measure_step(model, loss, x, torch.optim.SGD(model.parameters(), lr=0.1), repeats=1)
     assert same(model, before)
+
+
+_DTYPES = (
+    "bool uint8 int8 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz int16 uint16 float16 bfloat16 int32"
+    " uint32 float32 int64 uint64 float64 complex64 complex128"
+)
+
+
+@pytest.mark.parametrize("name", _DTYPES.split())
+def test_removed_weights_of_any_data_type_are_zero(name: str) -> None:
+    """Bit by bit; and so are those of a tied tensor."""
+    dtype = getattr(torch, name)
+    raw = torch.randint(*((0, 2) if name == "bool" else (1, 127)), (6, 5 * dtype.itemsize), dtype=torch.uint8)
+    kept = torch.rand(6, 5) > 0.5
+    state = {
+        "w": raw.clone().view(dtype),
+        "tied": raw.clone().view(dtype),
+        "other": raw.flip(0).contiguous().view(dtype),
+    }
+    made = masked(state, tk.Mask({"w": kept}))
+    wanted = raw * kept.repeat_interleave(dtype.itemsize, 1)
+    assert torch.equal(made["w"].view(torch.uint8), wanted)
+    assert torch.equal(made["tied"].view(torch.uint8), wanted)
+    assert torch.equal(made["other"].view(torch.uint8), raw.flip(0))
+
+
+def test_a_data_type_without_zero_is_told() -> None:
+    weight = torch.ones(4, 4, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    with pytest.raises(TicketError, match=r"'w' is of torch\.float8_e8m0fnu, which has no 0"):
+        masked({"w": weight}, tk.Mask({"w": torch.eye(4) > 0}))
+    masked({"w": weight}, tk.Mask({"w": torch.ones(4, 4) > 0}))

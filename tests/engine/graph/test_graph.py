@@ -118,6 +118,7 @@ WRONG: dict[str, tuple[Callable[[], Graph], str]] = {
     "argument that is none": (lambda: torch_node([D, [M, {"slice": 3}]]), "is no argument"),
     "argument of infinity": (lambda: torch_node([D, [M, float("inf")]]), "too large"),
     "argument beyond 64 bits": (lambda: torch_node([D, [M, 10**400]]), "too large"),
+    "complex number that is none": (lambda: torch_node([D, [M, {"complex": "1+j"}]]), "is no argument"),
     "unknown data type": (lambda: torch_node([D, [M, {"dtype": "load"}]]), "is no argument"),
     "deep argument": (lambda: torch_node([D, [[[[[[[[[[M]]]]]]]]]]]), "is no argument"),
     "three numbers to multiply": (
@@ -135,6 +136,21 @@ WRONG: dict[str, tuple[Callable[[], Graph], str]] = {
         lambda: replace(small(), signature={"args": [], "kwargs": {}, "names": []}),
         "each of its inputs once",
     ),
+    "value that clears the screen": (
+        lambda: replace(small(), values={**small().values, "\x1b[2J": Value("\x1b[2J", None)}),
+        r"the name '\\x1b\[2J' has characters that cannot be printed",
+    ),
+    "weight that does": (
+        lambda: replace(small(), tensors={**small().tensors, "a\x1b": torch.ones(1)}),
+        "cannot be printed",
+    ),
+    "operation that does": (lambda: with_node(6, op="aten.\x1b"), "cannot be printed"),
+    "note that does": (lambda: replace(small(), notes=("\u202e",)), "cannot be printed"),
+    "output that does": (lambda: replace(small(), outputs={"dict": {"\x1b": "y", "g": "g"}}), "cannot be printed"),
+    "argument that does": (
+        lambda: replace(small(), signature={"args": ["x"], "kwargs": {}, "names": ["\x07"]}),
+        "cannot be printed",
+    ),
     "input of no shape": (lambda: with_value("x", shape=None), "no tensor of a known shape"),
 }
 
@@ -151,6 +167,11 @@ def test_contradictions(name: str) -> None:
     make, message = WRONG[name]
     with pytest.raises(GraphError, match=message):
         make().validate()
+
+
+def test_constants_are_any_text() -> None:
+    signature = {"args": ["x"], "kwargs": {"mode": {"constant": "a\n"}}, "names": ["x"]}
+    replace(small(), signature=signature).validate()
 
 
 def test_deep_output():

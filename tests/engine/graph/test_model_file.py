@@ -21,7 +21,7 @@ from engine.graph.graphs import small
 from interpreter import run
 from ticketry.engine.graph import Graph, Node, Value
 from ticketry.engine.graph.model_file import KIND, dumps, load, loads, save
-from ticketry.errors import ModelFileError
+from ticketry.errors import GraphError, ModelFileError
 
 
 def equal(one: Graph, other: Graph) -> bool:
@@ -161,6 +161,11 @@ def factory(op: str, args: list[Any], shape: Any, **inputs: Any) -> bytes:
         (lambda: factory("aten.zeros.default", [[1 << 30, 1 << 30]], (3,)), "too many"),
         (lambda: factory("aten.arange.default", [1 << 40], None), "too many"),
         (lambda: factory("aten.repeat.default", [{"value": "x"}, [1 << 20, 1 << 10, 9, 1]], None, x=1), "too many"),
+        (lambda: factory("aten.ones.default", [[1 << 31]], None), "too many for these weights and inputs"),
+        (lambda: factory("aten.chunk.default", [{"value": "x"}, 1 << 20, 1], None, x=1), "too many tensors"),
+        (lambda: factory("aten.tensor_split.sections", [{"value": "x"}, 1 << 20], None, x=1), "too many tensors"),
+        (lambda: factory("aten.tensor_split.indices", [{"value": "x"}, [0] * 200_000], None, x=1), "too many tensors"),
+        (lambda: factory("aten.diff.default", [{"value": "x"}, 1 << 20, 1], None, x=1), "too many steps"),
         (lambda: factory("aten.zeros.default", [[4]], (3,)), r"it makes float32 \[4\], not float32 \(3,\)"),
         (lambda: factory("aten.ones.default", [[-4]], None), "torch does not take its arguments"),
         (
@@ -173,6 +178,40 @@ def factory(op: str, args: list[Any], shape: Any, **inputs: Any) -> bytes:
 def test_claims_of_torch_nodes_are_checked_without_memory(data: Any, message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         loads(data())
+
+
+V = {"value": "x"}
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("aten.unbind.int", [{"value": "wide"}, 1]),
+        ("aten.split.Tensor", [{"value": "wide"}, 2, 1]),
+        ("aten.lstm.input", [{"value": "wide"}, [V, V], [V, V], False, 1, 0.0, False, False, True]),
+    ],
+)
+def test_many_tensors_of_one_are_counted_before_they_are_made(op: str, args: list[Any]) -> None:
+    """An axis that is expanded takes no memory; each of its entries as a tensor of its own does."""
+    names = ("wide", "x") if op.startswith("aten.lstm") else ("wide",)
+
+    def loaded(size: int) -> Graph:
+        wide = Node("aten.expand.default", ("x",), "wide", {"args": [V, [-1, size, 3]], "kwargs": {}})
+        many = Node(op, names, "many", {"args": args, "kwargs": {}})
+        values = {"x": Value("x", (None, 1, 3)), "wide": Value("wide", (None, size, 3))}
+        graph = Graph(("x",), "x", (wide, many), {**values, "many": Value("many", None, "list")}, {})
+        return loads(dumps(graph))[0]
+
+    with pytest.raises(ModelFileError, match="too many tensors, or takes too many steps"):
+        loaded(1 << 24)
+    if len(names) == 1:
+        assert loaded(12).nodes[1].op == op
+
+
+@pytest.mark.parametrize("op", ["aten.mul.left_t", "aten.add.str", "aten.select.t", "aten.copy.Dict_str"])
+def test_operations_on_lists_and_texts_are_none_of_a_file(op: str) -> None:
+    with pytest.raises(GraphError, match="makes neither tensors nor numbers"):
+        factory(op, ["a", "b"], None)
 
 
 def test_duplicate_names_and_constants_of_javascript():

@@ -73,6 +73,21 @@ def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) 
     assert copied.known >= 5
 
 
+def test_pages_are_left_out(origin: str, tmp_path: Path) -> None:
+    """They are made anew of the records, and whoever made the store may have put anything into them."""
+    store = open_store(origin)
+    for record in (
+        store.paths.run("a-run") / "report",
+        store.paths.evidences / "verify-1",
+        store.paths.campaigns / "c",
+    ):
+        record.parent.mkdir(exist_ok=True)
+        record.with_suffix(".html").write_text("<script>")
+    copy_store(origin, str(tmp_path / "target"))
+    assert (tmp_path / "target" / "runs" / "a-run" / "run.json").exists()
+    assert not list((tmp_path / "target").rglob("*.html"))
+
+
 def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ticketry.lab.remote.shared_folder import SharedFolder
 

@@ -163,6 +163,7 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     (ticket / "ticket.json").write_text("{}")
     write_sealed(folder / "run.json", {"run": "a-run", "store": address, "points": [{"ticket": str(ticket)}]})
     (folder / "running").touch()
+    (folder / "report.html").touch()
     written: list[str] = []
     real = one.link.remote.replace
     monkeypatch.setattr(one.link.remote, "replace", lambda name, *more: (written.append(name), real(name, *more))[1])
@@ -172,6 +173,7 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     assert len(written) == 2
 
     two = machine("two")
+    real("runs/a-run/report.html", b"a stranger's script")
     two.link.fetch()
     there = two.paths.run("a-run")
     told = read_sealed(there / "run.json")
@@ -180,9 +182,12 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     two.link.fetch_folder(there)
     assert (there / "tickets" / "level-01" / "ticket.json").read_text() == "{}"
     assert not (there / "running").exists()
+    two.link.fetch(everything=True)
+    assert not (there / "report.html").exists()
     two.link.removed([there / "run.json", there / "tickets" / "level-01" / "ticket.json"])
     one.link.fetch()
     assert not folder.joinpath("run.json").exists()
+    assert not folder.joinpath("report.html").exists()
 
 
 def test_check_reads_what_is_there_and_sets_it_aside(machine: Machine) -> None:

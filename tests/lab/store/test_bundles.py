@@ -257,6 +257,7 @@ def _twice(told: dict[str, Any]) -> None:
         (_renamed("blob", "ab" * 32), "its digest is another"),
         (_sized("run", 1 << 40), "would take more than"),
         (_sized("blob", 1 << 40), "would take more than"),
+        (_sized("result", 5 << 20), "would take more than 4 MB once unpacked"),
         (_twice, "a part twice"),
         (_coded("blob", "difference"), "a difference from a part of another size"),
         (_coded("blob", "whole"), "two sizes"),

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ def test_a_failed_write_is_told_and_leaves_the_old_file(tmp_path, monkeypatch, c
 
 
 def test_no_room_for_a_temporary_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "mkstemp", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "open", failing(errno.ENOSPC))
     with pytest.raises(StoreError, match="no space is left there"):
         write_atomically(tmp_path / "file", b"new")
     assert everything(tmp_path) == []

@@ -18,6 +18,7 @@ from ticketry.lab.retrain import retraining
 from ticketry.lab.store import maintenance
 from ticketry.lab.store.files import read_json
 from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect
+from ticketry.lab.store.running import marked_running
 from ticketry.lab.training.segment import Result
 
 REWIND = 6
@@ -246,6 +247,24 @@ def test_tensors_that_are_used_again_become_young(lab, searched):
     lab.store.put_tensors({"a": torch.zeros(5)})
     collect(lab.store)
     assert orphan.exists()
+
+
+@pytest.mark.parametrize("by", ["a lab's training", "a command", "a run"])
+def test_nothing_is_collected_while_something_is_trained(lab, searched, by):
+    """Another store's ticket is named by a result only when the first training is done, however long that takes."""
+    needed, paths = unneeded(lab)[0], lab.store.paths
+    age(paths.root, 100 * GRACE_SECONDS)
+    under_way = {
+        "a lab's training": lambda: lab.store.lock(searched[0].segment.trajectory),
+        "a command": lambda: marked_running(paths.live),
+        "a run": lambda: marked_running(paths.run("imp-x")),
+    }
+    told = "the run imp-x is being carried out" if by == "a run" else "something is being trained"
+    with under_way[by](), pytest.raises(StoreError, match=f"{told} in .*: free space when it has ended"):
+        collect(lab.store)
+    assert needed.exists()
+    assert collect(lab.store)[0] == 5
+    assert not needed.exists()
 
 
 def test_nothing_is_collected_by_a_damaged_record(lab, searched):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ from jinja2 import UndefinedError
 
 from ticketry.errors import StoreError
 from ticketry.experiments.run import run
+from ticketry.records.schema import as_json
 from ticketry.report import write_report
 from ticketry.report.figures import Drawing
 from ticketry.report.figures.style import COLOURS
@@ -19,7 +21,6 @@ from ticketry.report.html import page as page_module
 from ticketry.report.html.blocks import Cell, Part, Row, Table, Text, pairs
 from ticketry.report.html.markup import environment, html, prose
 from ticketry.report.subject import subject_of
-from ticketry.report.writing import identity_of
 
 _VOID = {"meta", "use", "path", "rect", "input"}
 
@@ -62,7 +63,7 @@ _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/
 
 def _page(records, evidence=(), drawn=False):
     """Drawing takes seconds, so pages that are read for their words and tables have a dot for each figure."""
-    made_of = identity_of(records, list(evidence)), drawn
+    made_of = json.dumps([records, list(evidence), drawn], default=as_json)
     if made_of not in _made:
         with pytest.MonkeyPatch.context() as patch:
             if not drawn:

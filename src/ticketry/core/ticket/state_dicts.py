@@ -66,14 +66,28 @@ def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
 
     A tied tensor is there under several names and in the mask under one. All must be masked, or else a plain
     load_state_dict, in which the last name wins, would bring the removed weights back.
+
+    Raises:
+        TicketError: if a removed weight is of a data type that has no 0.
     """
     unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
     for name, kept in mask.items():
         twins = [other for other in unmasked if _same_bits(state[name], state[other])]
         for twin in (name, *twins):
             own = part(state[twin])
-            own.masked_fill_(~part_like(kept, state[twin]).to(own.device), 0)
+            if own.dtype == _WITHOUT_ZERO and not kept.all():
+                raise TicketError(f"{twin!r} is of {own.dtype}, which has no 0: its removed weights cannot be stored")
+            _bits(own).masked_fill_(~part_like(kept, state[twin]).to(own.device), 0)
     return state
+
+
+_WITHOUT_ZERO = getattr(torch, "float8_e8m0fnu", None)
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers, which torch can fill: of float8 and large unsigned integers it cannot."""
+    return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.itemsize in _INTEGERS else tensor
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -2,8 +2,8 @@
 
 A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON, where an object stands
 for what JSON lacks: ``{"value": name}`` an input of the node, ``{"tensor": name}`` a weight of the graph, ``{"dtype":
-name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}``, and ``{"device": "own"}``, the device the
-graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a list.
+name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}``, ``{"complex": "(1+2j)"}``, and ``{"device":
+"own"}``, the device the graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a list.
 
 Graphs come from files. So only the operations in `ALLOWED` are run; of a graph that was captured in this process also
 those that a model brings itself (``NAMESPACE.NAME.OVERLOAD``), as long as they write to none of their arguments.
@@ -86,7 +86,14 @@ def find(op: str, *, trusted: bool = False) -> Any:
     function = getattr(packet, overload)
     if not is_function(function):
         raise GraphError(f"the operation {op[:80]!r} writes to its arguments")
+    if not trusted and not all(str(one.type) in _RESULTS for one in function._schema.returns):
+        raise GraphError(f"the operation {op[:80]!r} makes neither tensors nor numbers")
     return function
+
+
+_RESULTS = ("Tensor", "List[Tensor]", "int", "float", "bool", "number")
+"""What operations in a file may make. Some names stand for one on lists or texts too (``aten.mul.left_t``), which grow
+to any size without a tensor."""
 
 
 def is_portable(op: str) -> bool:
@@ -163,9 +170,16 @@ def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, 
             if kind in ("value", "tensor"):
                 yield kind, content
                 return
-            if content in _CONTENTS.get(kind, ()):
+            if content in _CONTENTS.get(kind, ()) or (kind == "complex" and _is_complex(content)):
                 return
     raise GraphError(f"{where}: {short(value)} is no argument")
+
+
+def _is_complex(text: str) -> bool:
+    try:
+        return str(complex(text)) == text
+    except ValueError:
+        return False
 
 
 _CONTENTS: Mapping[str, Any] = {
@@ -196,8 +210,8 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
             return _Late(lambda inputs: inputs[position])
         if kind == "tensor":
             return tensors[content]
-        if kind == "float":
-            return float(content)
+        if kind in ("float", "complex"):
+            return complex(content) if kind == "complex" else float(content)
         return torch.device(device) if kind == "device" else getattr(torch, content)
 
     args = [resolve(value) for value in node.attrs["args"]]

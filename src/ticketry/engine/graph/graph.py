@@ -101,9 +101,12 @@ class Graph:
         Raises:
             GraphError: for an unknown operation, a name used before its definition or defined twice, weights that are
                 absent or of a wrong shape, a shape that does not follow from those of the inputs, an attribute of a
-                wrong type or size.
+                wrong type or size; in a file also for a name that cannot be printed.
         """
         _check_counts(self)
+        if not trusted:
+            named = (text for one in self.nodes for text in (one.op, one.output, *one.weights))
+            _check_printable([*self.values, *self.tensors, *self.notes, *named])
         types = DTYPES | UNFILED if trusted else DTYPES
         for name, value in self.values.items():
             _check_value(name, value, types)
@@ -125,6 +128,8 @@ class Graph:
         if len(known) != len(self.values):
             raise GraphError(f"no node makes the value {next(iter(set(self.values) - known))[:80]!r}")
         _check_signature(self)
+        if not trusted:
+            _check_printable(_texts([self.outputs, self.signature]))
         return self
 
 
@@ -206,6 +211,26 @@ def _check_counts(graph: Graph) -> None:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise GraphError(f"{short(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
+
+
+def _check_printable(names: Iterable[str]) -> None:
+    """Names are shown as they are, in tables and errors: those of a stranger's file must not move the cursor."""
+    for name in names:
+        if not name.isprintable():
+            raise GraphError(f"the name {short(name)} has characters that cannot be printed: give the part another one")
+
+
+def _texts(tree: Json) -> Iterator[str]:
+    """Names and keys in a tree of values, or in a list or dictionary of such; no constants."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for key, part in tree.items():
+            yield key
+            yield from () if key == "constant" else _texts(part)
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _texts(part)
 
 
 def _check_value(name: str, value: Value, types: frozenset[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.remote.address import checked_url, is_url
@@ -78,8 +79,8 @@ def _is_same(there: Remote, name: str, data: bytes) -> bool:
 
 
 def _is_told(name: str) -> bool:
-    """Whether it is part of a run, or a record: pages can be made anew."""
-    return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith((".html", ".md"))
+    """Whether it is part of a run, or a record: texts about campaigns can be made anew."""
+    return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
 def _record_of(name: str) -> str:
@@ -102,7 +103,8 @@ def _wanted(here: Remote) -> Iterator[Listed]:
 
 def _is_copied(one: Listed) -> bool:
     parts = one.name.split("/")
-    return not is_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
+    plain = not is_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
+    return plain and not one.name.endswith(".html")  # pages: made anew of the records that are copied
 
 
 def _is_record(name: str) -> bool:
@@ -128,10 +130,15 @@ def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
     """A record with its store's new address in place of the old one; anything else as it is."""
     if not _is_record(name):
         return data
-    values = unsealed(data, name)
-    old = values["store"] if isinstance(values.get("store"), str) and values["store"] else origin
-    new = checked_url(target) if is_url(target) else target
-    moved = moved_inside(values, old, new)
-    if moved.get("store") == old:
-        moved["store"] = new
-    return sealed_bytes(moved)
+    values, new = unsealed(data, name), checked_url(target) if is_url(target) else target
+    return sealed_bytes(renamed(values, () if values.get("store") else (origin,), new))
+
+
+def renamed(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
+    """A record with its store's new place instead of the old one, which it tells itself, and of these."""
+    told = values.get("store")
+    own = [told] if told and isinstance(told, str) else []
+    moved = values
+    for old in dict.fromkeys((*own, *places)):
+        moved = moved_inside(moved, old, new)
+    return {**moved, "store": new} if own else moved

@@ -1,4 +1,4 @@
-"""The runs of a store as a user looks after them: size, age and state; removing one; moving the store."""
+"""The runs of a store as a user looks after them: size, age and state; and removing one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from ticketry.choices import listed
 from ticketry.errors import StoreError
-from ticketry.lab.remote.address import address_of, shown
-from ticketry.lab.store.files import explained, read_sealed, write_sealed
+from ticketry.lab.remote.address import shown
+from ticketry.lab.store.files import explained
 from ticketry.lab.store.maintenance import collect
 from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.running import is_running
+from ticketry.lab.store.running import is_running, under_way
 from ticketry.lab.store.store import Store
 from ticketry.lab.store.usage import Usage, files_in
 
@@ -114,12 +114,8 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     known = [one for one in named if one]
     if name not in known:
         raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {listed(name, known) or 'none'}")
-    if running := [one for one in known if is_running(store.paths.run(one))]:
-        raise StoreError(f"the run {running[0]} is being carried out in {shown(root)}: remove runs when it has ended")
-    if is_running(store.paths.live):
-        raise StoreError(f"something is being trained in {shown(root)}: remove runs when it has ended")
-    if training := store.link.busy():
-        raise StoreError(f"{training} is under way on another machine: remove runs when it has ended")
+    if what := under_way(store):
+        raise StoreError(f"{what}: remove runs when it has ended")
     usage = Usage(store)
     others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
@@ -139,48 +135,6 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         shutil.rmtree(folder)
     files, freed = collect(store)
     return Removed(name, len(doomed) + files, size + freed)
-
-
-def move_store(root: Path, target: Path) -> Path:
-    """Move a store to a folder that is not there yet, and let its records name the new place.
-
-    Raises:
-        StoreError: if something is there, a run of the store is being carried out, or it cannot be moved.
-    """
-    if url := address_of(root):
-        raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
-    store = Store(root)
-    if running := [one for one in _records(store) if one and is_running(store.paths.run(one))]:
-        raise StoreError(f"the run {running[0]} is being carried out in {root}: move the store when it has ended")
-    if is_running(store.paths.live):
-        raise StoreError(f"something is being trained in {root}: move the store when it has ended")
-    if target.exists():
-        raise StoreError(f"{target} is there already: name a folder that is not")
-    if target.absolute().resolve().is_relative_to(root.absolute().resolve()):
-        raise StoreError(f"{target} lies in the store itself: name a folder outside of it")
-    with explained(target, "write"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(root, target)
-    moved = Store(target).paths
-    for path in [*moved.run_records(), *moved.evidence_records(), *moved.campaign_records()]:
-        values = read_sealed(path) or {}
-        renamed = _renamed(values, str(root), str(target))
-        if renamed != values:
-            write_sealed(path, renamed)
-    return target
-
-
-def _renamed(value: Any, old: str, new: str) -> Any:
-    """A value of JSON with the store's place, and what lies in it, at the new one."""
-    match value:
-        case str():
-            inside = value == old or value.startswith(f"{old}/")
-            return new + value[len(old) :] if inside else value
-        case list():
-            return [_renamed(one, old, new) for one in value]
-        case dict():
-            return {name: _renamed(one, old, new) for name, one in value.items()}
-    return value
 
 
 def usage_of(root: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Runs, evidence and campaigns of a shared store: what is told of trainings, and changes as commands write it again.
 
 Published when a command ends, records last, so that whoever finds a run's record finds its tickets. Records name files
-of the store: here by the mirror's folder, there by the store's address.
+of the store: here by the mirror's folder, there by the store's address. Pages stay where they were made: of the same
+records each machine makes its own, and runs no script of another's.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Records:
         for folder in _FOLDERS:
             for path in sorted((self._paths.root / folder).rglob("*")):
                 names = path.relative_to(self._paths.root).parts
-                plain = path.is_file() and not path.is_symlink() and not is_mark(path.name)
+                plain = path.is_file() and not path.is_symlink() and not is_mark(path.name) and not _is_page(path.name)
                 if plain and not any(name.startswith(".") for name in names):
                     yield path
 
@@ -70,8 +71,8 @@ class Records:
                 if _is_record(name) and self._is_newer(one, index):
                     self._get(name, index, one)
             for name in [name for name in index if name not in there]:
-                with contextlib.suppress(FileNotFoundError):
-                    (self._paths.root / name).unlink()
+                for path in (self._paths.root / name, _page_of(self._paths.root / name)):
+                    path.unlink(missing_ok=True)
                 del index[name]
             for folder in sorted((self._paths.root / "runs").glob("*/"), reverse=True):
                 for inner in sorted(folder.rglob("*/"), reverse=True):
@@ -103,7 +104,7 @@ class Records:
         return known is None or known["there"] != one.version or not (self._paths.root / one.name).exists()
 
     def _get(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
-        found = self._remote.read(name)
+        found = None if _is_page(name) else self._remote.read(name)
         if found is None:
             return
         path = inside(self._paths.root, *name.split("/"))
@@ -163,6 +164,15 @@ def _is_record(name: str) -> bool:
     if folder == "runs":
         return rest.count("/") == 1 and rest.endswith(("/run.json", "/run.toml"))
     return rest.count("/") == 0 and rest.endswith((".json", ".toml", ".md"))
+
+
+def _is_page(name: str) -> bool:
+    return name.endswith(".html")
+
+
+def _page_of(record: Path) -> Path:
+    """Where the page of a run, of evidence or of a campaign would lie."""
+    return record.with_name("report.html") if record.name == "run.json" else record.with_suffix(".html")
 
 
 def _mark(path: Path) -> list[int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, flush, inside, within
+from ticketry.files import beside, content_of, flush, inside, within
 from ticketry.lab.remote.objects import Content, Listed, Remote
 from ticketry.lab.remote.patience import PATIENT, PassingError, Patience
 
@@ -186,17 +186,14 @@ def _is_numbered(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[str]:
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A file beside `path` with the data, on the disk; gone afterwards, if it still has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    place = beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        yield name
+        place.write_bytes(data)
+        flush(place)
+        yield place
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            place.unlink()

@@ -38,8 +38,11 @@ _LEVEL = 6
 _CHUNK = 1 << 20
 _LARGEST_LIST = 256 << 20
 _LARGEST_RECORD = 64 << 20
+_MOST_SWOLLEN, _PLAIN_RECORD = 30, 4 << 20
+"""A record may be so many times as large as its part of the file, or so many bytes if that is more: what is read of
+JSON takes twenty times its bytes. The records of a store are up to 18 times as large."""
 _MOST_INFLATED, _AT_LEAST = 100, 64 << 20
-"""Records may be so many times as large as the file, or so many bytes if that is more."""
+"""Records and masks together may be so many times as large as the file, or so many bytes if that is more."""
 
 Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
 Coding = Literal["whole", "zlib", "difference"]
@@ -130,6 +133,8 @@ def _coded(parts: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
     for kind, name, read, whole in parts:
         data = read()
         coding, packed = ("whole", data) if whole else _shortest(data, before)
+        if kind != "blob" and len(data) > _largest_record(len(packed)):
+            coding, packed = "whole", data
         before = b"" if coding == "whole" else data  # as who reads it knows it
         told = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
         yield msgspec.convert({**told, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
@@ -142,6 +147,11 @@ def _shortest(data: bytes, before: bytes) -> tuple[Coding, bytes]:
         other = zlib.compress(difference(data, before), _LEVEL)
         found = ("difference", other) if len(other) < len(found[1]) else found
     return found if len(data) <= _MOST_INFLATED * len(found[1]) else ("whole", data)
+
+
+def _largest_record(packed: int) -> int:
+    """Bytes that a record may have which takes so many in the file."""
+    return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
 
 
 class Bundle:
@@ -219,9 +229,11 @@ class Bundle:
         if any(part.size != part.packed for part in parts if not part.compressed):
             raise self._wrong("its list tells two sizes of a file of tensors")
         most = max(_AT_LEAST, _MOST_INFLATED * size)
-        largest = max((part.size for part in compressed if part.kind != "blob"), default=0)
-        if largest > _LARGEST_RECORD or sum(part.size for part in compressed) > most:
+        if sum(part.size for part in compressed) > most:
             raise self._wrong(f"its records and masks would take more than {most >> 20} MB once unpacked")
+        for part in compressed:
+            if part.kind != "blob" and part.size > (limit := _largest_record(part.packed)):
+                raise self._wrong(f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked")
 
     def _content(self, part: Part, data: bytes, before: bytes) -> bytes:
         if part.compressed:

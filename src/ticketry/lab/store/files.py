@@ -53,22 +53,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is no such file; `StoreError` if it is damaged."""
     try:
         with explained(path, "read"):
-            text = files.content_of(path, most=_LARGEST).decode()
+            data = files.content_of(path, most=_LARGEST)
     except StoreError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return None
         raise
-    except UnicodeDecodeError:
-        text = ""
-    try:
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # half of a letter, which nothing could write or compare
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    value = _object_in(data)
+    if value is None:
         raise StoreError(f"{path} is damaged (not a JSON object): run `ticketry store check --repair`")
     return value
+
+
+def _object_in(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in the bytes; None if they hold none, or one with half of a letter in it."""
+    try:
+        value = json.loads(data.decode())
+        if b"\\ud" in data.lower():  # half of a letter, which nothing could write or compare
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 _SEAL = "sha256"
@@ -121,12 +125,7 @@ def unsealed(data: bytes, what: str) -> dict[str, Any]:
     Raises:
         StoreError: if they are not; `what` says of what.
     """
-    try:
-        record = json.loads(data)
-        whole = isinstance(record, dict) and data == _bytes_of(record)
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole or record.pop(_SEAL, None) != digest_of(record):
+    record = _object_in(data)
+    if record is None or data != _bytes_of(record) or record.pop(_SEAL, None) != digest_of(record):
         raise StoreError(f"{what} is damaged or forged: it is no record with its digest")
-    found: dict[str, Any] = record
-    return found
+    return record

@@ -16,10 +16,11 @@ from ticketry.files import file_digest
 from ticketry.lab.store import parts
 from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
 from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.running import under_way
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
 GRACE_SECONDS = 3600.0
-"""What is younger than this may belong to a search that runs now: `collect` leaves it."""
+"""What is younger than this may belong to what begins now, or is between two trainings: `collect` leaves it."""
 
 
 @dataclass
@@ -114,7 +115,14 @@ def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
 
 
 def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
-    """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed."""
+    """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed.
+
+    Raises:
+        StoreError: if a record is damaged, or something is carried out in the store: its tensors are named by a result
+            only once that is there, which may take longer than any time of grace.
+    """
+    if what := under_way(store):
+        raise StoreError(f"{what}: free space when it has ended")
     store.link.fetch(results=True)
     needed: set[str] = set()
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:

@@ -27,6 +27,8 @@ class Paths:
         self.evidences = root / "evidence"
         self.campaigns = root / "campaigns"
         self.live = root / "live"
+        self.moving = root / "moving.json"
+        """Which store is being moved to here, as long as it is."""
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -46,6 +48,10 @@ class Paths:
 
     def lock(self, trajectory: str) -> Path:
         return self._inside("results", trajectory[:2], trajectory, "lock")
+
+    def locks(self) -> Iterator[Path]:
+        """The lock of each trajectory that was ever trained here; who trains one holds its."""
+        return self._there(self.results, "*/*/lock")
 
     def partial_pattern(self, trajectory: str) -> str:
         return f"{trajectory}-*.safetensors"

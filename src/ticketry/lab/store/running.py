@@ -1,12 +1,21 @@
-"""Marks of runs that are carried out now: files in a run's folder, each locked by a process as long as it does so."""
+"""What is carried out in a store now. Marks of runs: files in a run's folder, each locked by a process as long as it
+carries the run out; and the locks of trainings."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
+
+from ticketry.files import within
+from ticketry.lab.remote.address import shown
+from ticketry.lab.store.files import explained
+
+if TYPE_CHECKING:  # a store reads records of others, which are told from marks
+    from ticketry.lab.store.store import Store
 
 _MARK, _MOST = "running", 64
 
@@ -39,6 +48,20 @@ def marked_running(folder: Path) -> Iterator[None]:
 def is_running(folder: Path) -> bool:
     """Whether a process carries out the run of a folder."""
     return any(is_mark(one.name) and _is_held(one) for one in folder.glob(f"{_MARK}*"))
+
+
+def under_way(store: Store) -> str:
+    """What is carried out or trained in a store now, in words; empty if nothing is."""
+    paths, place = store.paths, shown(store.paths.root)
+    with explained(paths.root, "look for trainings in"):
+        for folder in sorted(paths.runs.glob("*")):
+            if is_running(paths.run(folder.name)):
+                return f"the run {folder.name} is being carried out in {place}"
+        # A command marks the store; anybody's own loop, with a lab of its own, holds the lock of what it trains.
+        if is_running(within(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
+            return f"something is being trained in {place}"
+    training = store.link.busy()
+    return training and f"{training} is under way on another machine"
 
 
 def _marks(folder: Path) -> Iterator[Path]:

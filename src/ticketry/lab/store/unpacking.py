@@ -59,13 +59,13 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
             path = _place(store.paths, part)
             if part.kind == "blob":
                 store.link.wanted(path)
+            if part.kind == "run":
+                _write_run_file(path, data)
             if not path.exists():
                 write_atomically(path, data)
                 new += 1
                 if part.kind in ("blob", "result", "memo"):  # the others are published together, below
                     store.link.written(path)
-                if part.kind == "run":
-                    write_atomically(path.with_name("run.toml"), unsealed(data, "run")["config"].encode())
                 continue
             found = met(part.kind, part.name, path.read_bytes(), data) if part.kind != "blob" else Met(taken=False)
             if found.taken:
@@ -80,6 +80,14 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
         store.link.publish()
     left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
     return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
+
+
+def _write_run_file(record: Path, data: bytes) -> None:
+    """Write the file that repeats a run, if the record is not there or lacks it: before the record, so that a run that
+    is there has it, wherever this is ended."""
+    file = record.with_name("run.toml")
+    if not record.exists() or (not file.exists() and record.read_bytes() == data):
+        write_atomically(file, unsealed(data, "run")["config"].encode())
 
 
 def _check_versions(contents: Contents, bundle: Path) -> None:

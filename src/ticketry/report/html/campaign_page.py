@@ -15,7 +15,7 @@ from ticketry.report.wording import NONE, percent, value
 _FIGURE = "claims"
 
 
-def render_campaign(record: CampaignRecord, made_of: str = "") -> str:
+def render_campaign(record: CampaignRecord) -> str:
     """The whole document. The same record gives the same bytes."""
     place = Place()
     sections = [_claims(record, place), _methods(record), _runs(record), _made(record)]
@@ -27,7 +27,7 @@ def render_campaign(record: CampaignRecord, made_of: str = "") -> str:
         "name": record.name,
         "lead": [Text(line, "lead" if number == 0 else "remark") for number, line in enumerate(facts(record))],
     }
-    return document(sections, head, made_of)
+    return document(sections, head)
 
 
 def _claims(record: CampaignRecord, place: Place) -> Section:

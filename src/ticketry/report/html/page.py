@@ -46,24 +46,23 @@ _MOST_SAVED = 3
 """Tickets that were timed, each with a section of its own."""
 
 
-def render(subject: Subject, made_of: str = "") -> str:
-    """The whole document, with the identity of what it is made of. The same records give the same bytes."""
+def render(subject: Subject) -> str:
+    """The whole document. The same records give the same bytes."""
     several, place = len(subject.runs) > 1, Place()
     sections = list(_several(subject, place) if several else _single(subject, place))
     head = _head_of_several(subject) if several else _head(subject)
-    return document([section for section in sections if section is not None], head, made_of)
+    return document([section for section in sections if section is not None], head)
 
 
-def document(sections: Sequence[Section], head: Mapping[str, object], made_of: str = "") -> str:
+def document(sections: Sequence[Section], head: Mapping[str, object]) -> str:
     """A page of these sections.
 
     Args:
         head: title, eyebrow, heading, facts, name and lead.
-        made_of: the identity of what it is made of.
     """
     script = _script(_has_packed(sections))
     fixed = {"script": script, "style": style(), "policy": _policy(script)}
-    return environment().get_template("page.html").render(sections=sections, made_of=made_of, **head, **fixed)
+    return environment().get_template("page.html").render(sections=sections, **head, **fixed)
 
 
 def _single(subject: Subject, place: Place) -> Iterator[Section | None]:

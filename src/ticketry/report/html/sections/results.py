@@ -8,7 +8,7 @@ from ticketry.records.network import TICKET
 from ticketry.records.verdict import Task
 from ticketry.report.figures import METRIC_BY_DENSITY, Drawing
 from ticketry.report.html.blocks import Cell, Folded, Part, Place, Row, Section, Table
-from ticketry.report.tables.observation import observe
+from ticketry.report.tables.observation import margin_of, observe
 from ticketry.report.tables.results import Group, Results, Split, Summary
 from ticketry.report.tables.rows import summary_rows
 from ticketry.report.wording import NONE, Style, better, metric_label, percent, role_name, sparsity, summary_label
@@ -120,6 +120,10 @@ def _table_caption(results: Results, split: Split) -> str:
     ]
     if any(len(group.points) < results.replicates for role in results.roles for group in results.of_role(role)):
         sentences[0] += ", or over as many as n or the number in brackets says"
-    if split == "test" and observe(results).level is not None:
-        sentences.append("Marked: the sparsest level that matches, see the top of the page")
+    if split == "test" and results.dense is not None and observe(results).level is not None:
+        _, margin = margin_of(results, results.dense)
+        above = " and better than every control" if results.rivals else ""
+        sentences.append(
+            f"Marked: the sparsest level whose mean is within {margin} of dense{above}, which is no verdict"
+        )
     return ". ".join(sentences) + "."
