@@ -144,6 +144,9 @@ def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytes
     for wrong in (["--densities", "0.1"], ["--replicates", "0"]):
         code, out, err = call(capsys, *words, *wrong)
         assert (code, out) == (2, ""), wrong
+        code, out, named = call(capsys, "bench", run.name, *words[2:], *wrong, "--store", str(store))
+        assert (code, out) == (2, ""), wrong
+        assert run.name in named
 
 
 @pytest.mark.slow
@@ -268,6 +271,7 @@ def test_export_of_a_channel_wise_ticket(
         (["export", "{ticket}", "-o", "{folder}"], 2, "is a folder"),
         (["export", "{ticket}", "--shrink", "yes", "-o", "{folder}/m.onnx"], 1, "not channel-wise"),
         (["export", "{ticket}", "--format", "tflite"], 2, "tflite"),
+        (["export", "{ticket}", "--format", "onnx", "-o", "{folder}/m.pt2"], 2, "named as pt2"),
         (["bench", "nowhere"], 1, "nowhere"),
         (["bench", "{ticket}", "--against", "tensorrt"], 2, "no dense engine 'tensorrt'"),
         (["bench", "{ticket}", "--threads", "999"], 2, "cores, not 999"),

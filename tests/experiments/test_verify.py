@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+import ticketry as tk
+from cli.calling import call
 from norms_task import NormsTask
 from ticketry.cli.screen.verification import told
+from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings as Settings
+from ticketry.experiments.record_files import named_run
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.experiments.verify import execute_verify, sparsest_winner
@@ -123,3 +127,26 @@ def test_a_network_without_a_name_is_told_by_its_class(lab: Lab) -> None:
     assert told(record)[1].split(",")[0].strip() == "Sequential on norms"
     older = replace(record, task=replace(record.task, model=""))  # of a store that has none
     assert told(older)[1].split(",")[0].strip() == "norms"
+
+
+def test_a_run_is_meant_by_its_folder_or_its_name_and_a_word_that_is_neither_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Path(".ticketry")
+    for name in ("iterative-digits-12345678", "oneshot-digits-87654321"):
+        (store / "runs" / name).mkdir(parents=True)
+        (store / "runs" / name / "run.json").write_text("{}")
+    Path("there").mkdir()
+    folder = store / "runs" / "iterative-digits-12345678"
+    assert named_run(folder, store) == named_run(Path(folder.name), store) == folder
+    assert named_run(Path("there"), store) is named_run(store / "runs" / "none", store) is None
+    with pytest.raises(TicketError, match=r"no ticket nope here.* no run of that name in \.ticketry$"):
+        named_run(Path("nope"), store)
+    near = r"name in \.ticketry; did you mean oneshot-digits-87654321\?"
+    with pytest.raises(TicketError, match=near):
+        tk.verify("oneshot-digits-87654320")
+    for command in ("verify", "bench"):
+        code, out, err = call(capsys, command, "oneshot-digits-87654320")
+        assert (code, out) == (1, "")
+        assert "did you mean oneshot-digits-87654321?" in " ".join(err.split())

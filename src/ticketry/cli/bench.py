@@ -40,7 +40,8 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(Printing, ModelOptions, BenchOptions):
     what: Annotated[Path, tyro.conf.Positional]
-    """The folder of a ticket, or a model file that `ticketry compile` made of one; or the folder of a run."""
+    """The folder of a ticket, or a model file that `ticketry compile` made of one; or a run, by its folder or its name
+    in the store."""
     replicates: int = 1
     """Of a run: time the tickets of so many of its replicates, the first ones."""
     ticket: Path | None = None
@@ -58,9 +59,13 @@ class _Arguments(Printing, ModelOptions, BenchOptions):
 def main(words: Sequence[str]) -> int:
     """Time a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry bench", description=_DESCRIPTION)
-    if (arguments.what / "tickets").is_dir():
-        return _run(arguments, shlex.join(["ticketry", "bench", *words]))
-    record = as_json(measured(arguments, shlex.join(["ticketry", "bench", *words])))
+    from ticketry.experiments.record_files import named_run
+
+    command = shlex.join(["ticketry", "bench", *words])
+    is_run = (arguments.what / "tickets").is_dir()  # also one that has not ended, without a record
+    if run := arguments.what if is_run else named_run(arguments.what, arguments.store):
+        return _run(dataclasses.replace(arguments, what=run), command)
+    record = as_json(measured(arguments, command))
     figures = _drawn(record, arguments.figure) if arguments.figure else []
     if arguments.output:
         _write(arguments.output, json.dumps(record, indent=1) + "\n")

@@ -109,7 +109,7 @@ def tickets_of(run: Path, replicates: int) -> list[Path]:
     Raises:
         UsageError: if there are none, or a folder among them is no ticket of a run.
     """
-    found = sorted((run / "tickets").iterdir(), key=_place_of)
+    found = sorted((run / "tickets").glob("*"), key=_place_of)
     found = [ticket for ticket in found if _place_of(ticket)[1] < replicates]
     if not found:
         raise UsageError(f"{run} has no tickets of its first {replicates} replicates")

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from ticketry.errors import StoreError
+from ticketry.choices import did_you_mean
+from ticketry.errors import StoreError, TicketError
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
@@ -90,6 +91,29 @@ def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result]
 def now() -> str:
     """The present, for records."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def named_run(named: Path, store: Path) -> Path | None:
+    """The folder of the run that is meant, by that folder or by its name in the store; None for any other path.
+
+    Raises:
+        TicketError: for a word that is no path here, and no run's name: it tells the nearest.
+    """
+    if (named / "run.json").is_file():
+        return named
+    name = str(named)
+    if named.name != name:  # a path, whether anything is there or not
+        return None
+    paths = Paths(store)
+    if (paths.run(name) / "run.json").is_file():
+        return paths.run(name)
+    if named.exists():
+        return None
+    near = did_you_mean(name, [file.parent.name for file in paths.run_records()]).rstrip()
+    raise TicketError(
+        f"there is no ticket {name} here, which is a folder with a ticket.json, and no run of that name in"
+        f" {store}{near and f'; {near}'}"
+    )
 
 
 def run_of(store: Path, ticket: Path) -> str:

@@ -258,5 +258,5 @@ def named_method(method: str | Method) -> Method:
 
 
 def named_task(task: str | Task) -> Task:
-    """The task that is meant; `TaskError` for a name that is not known."""
-    return catalogue.get(task) if isinstance(task, str) else task
+    """The task that is meant; `TaskError` for a name that is not known, see `catalogue.asked`."""
+    return catalogue.asked(task)

@@ -31,14 +31,14 @@ from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.logged import log_verification
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.procedures import procedure_of, search_of
-from ticketry.experiments.record_files import environment_told, run_of, task_told, written
+from ticketry.experiments.record_files import environment_told, named_run, run_of, task_told, written
 from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.opening import existing_store, open_store
-from ticketry.lab.store.paths import Paths, ticket_folder
+from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.store.store import digest_of
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
@@ -103,11 +103,12 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
 
     Raises:
         UsageError: if a run has no such ticket, or a density is asked of a single ticket.
+        TicketError: for a word that is no path here, and no run's name in the store.
     """
     path = Path(named)
     if address_of(store):
         existing_store(store)
-    folder = path if (path / "run.json").is_file() else _run_called(str(named), store)
+    folder = named_run(path, store)
     if folder is None:
         if density is not None:
             raise UsageError(f"{path} is no run, so that it has no tickets to choose from by density: name its run")
@@ -128,14 +129,6 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
             f" {folder / 'run.toml'} --store {store}` makes the run's tickets again"
         )
     return chosen_folder
-
-
-def _run_called(name: str, store: Path) -> Path | None:
-    """The folder of a run of the store; None if there is none of this name."""
-    if not name or Path(name).name != name:
-        return None
-    folder = Paths(store).run(name)
-    return folder if (folder / "run.json").is_file() else None
 
 
 def verify_ticket(

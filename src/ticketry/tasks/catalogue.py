@@ -119,6 +119,17 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
     return make(Spec(name, model, tuple(sorted((key, str(value)) for key, value in (options or {}).items()))))
 
 
+def asked(task: str | Task) -> Task:
+    """The task that is meant: of that name, or the object, which gets a key and a name where it has none of its own.
+
+    Raises:
+        TaskError: as `get`; or if no name and options make the object again, see `task_object.remade`.
+    """
+    from ticketry.tasks.task_object import remade
+
+    return get(task) if isinstance(task, str) else remade(task, get)
+
+
 def make(spec: Spec) -> Task:
     """The task that `get` made from the same request; its `spec` is this one. The request is a user's own.
 

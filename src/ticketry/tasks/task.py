@@ -128,10 +128,15 @@ class Task:
     def key(self) -> Mapping[str, object]:
         """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
 
-        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options. In
-        others it is a `TaskError` not to have one.
+        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options; nor
+        does an object that is given to `tk.run` or a search, see `catalogue.asked`. Else it is a `TaskError` not to
+        have one.
         """
-        raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
+        kind = type(self)
+        raise TaskError(
+            f"the task {kind.__name__} has no key(), which tells its numbers from another's: name it"
+            f' tk.task("{kind.__module__}:{kind.__qualname__}", options={{…}}), which has one, or write key()'
+        )
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
         """The options that make the task as replicate `number` (from 0) has it; none where all have the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,7 +37,7 @@ def check_search(
     *,
     settings: Any = None,
     densities: Sequence[float] | None = None,
-    task: Task | None = None,
+    task: str | Task | None = None,
     recipe: Recipe | None = None,
 ) -> list[Found]:
     """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
@@ -49,18 +50,21 @@ def check_search(
     - Interrupted in the middle of a training of each kind (dense, masked, with a variant of one's own) and run again,
       it goes on: the same bits, and no finished segment trained twice.
     - The test split is never looked at.
+    - A ticket whose mask needs no ticket before it names in `searched` what it needs. Of a method with a setting
+      `density` of several fractions that is seen: a ticket that has the same mask where no other is asked for.
 
     Args:
         method: a name, or what `Method.of` takes: a module with `Settings` and `search`, for one.
         folder: an empty folder for stores.
         settings: the method's settings; its defaults if left out.
         densities: the density of each ticket, if the method promises them.
-        task, recipe: other than digits and its recipe, cut to 60 steps.
+        task: other than digits, as a name or an object.
+        recipe: other than the task's, cut to 60 steps.
 
     Raises:
         AssertionError: saying which promise is broken.
     """
-    trial = _Trial(method, settings, task or catalogue.get("digits"), recipe)
+    trial = _Trial(method, settings, catalogue.asked(task or "digits"), recipe)
     with Lab(folder / "first") as lab, _checked_at_every_step():
         found = trial.run(lab)
         _check_levels(lab, found, densities)
@@ -68,6 +72,7 @@ def check_search(
             _check_start(lab, ticket)
             _check_end(lab, ticket)
         trained, middles = lab.ledger.segments_trained, _of_each_kind(lab)
+        _check_searched(lab, trial, found)
     bits = _bits(found)
     if _bits(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
         require(_bits(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
@@ -91,9 +96,10 @@ class _Trial:
         self.task = task
         self.recipe = recipe or task.recipe.changed(length=_QUICK)
 
-    def run(self, lab: Lab, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
+    def run(self, lab: Lab, seeds: Seeds | None = None, task: Task | None = None, settings: Any = None) -> list[Found]:
         """What the first replicate finds."""
-        return list(self.method.search(lab, task or self.task, self.recipe, self.settings, seeds or Seeds()))
+        own = self.settings if settings is None else settings
+        return list(self.method.search(lab, task or self.task, self.recipe, own, seeds or Seeds()))
 
     def in_new_lab(self, folder: Path, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
         with Lab(folder) as lab:
@@ -177,6 +183,24 @@ def _check_end(lab: Lab, ticket: Found) -> None:
     state = lab.state(ticket.result)
     for name, kept in lab.store.get_mask(ticket.mask).items():
         require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
+
+
+def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
+    """Without `searched` all tickets before one are charged to it, as those of iterative pruning: so it is told of a
+    ticket of the sparsest density that has the same mask alone and behind a denser one."""
+    asked = getattr(trial.settings, "density", None)
+    if found[-1].searched or not (isinstance(asked, tuple) and asked and all(isinstance(one, float) for one in asked)):
+        return
+    last = min(asked)
+    denser = [one for one in asked if one > last] or [math.sqrt(last)]
+    alone, behind = (
+        trial.run(lab, settings=replace(trial.settings, density=(*more, last)))[-1] for more in ([], denser)
+    )
+    require(
+        behind.mask != alone.mask or behind.level == alone.level,
+        f"the ticket of density {last:g} names in `searched` the trainings that its mask comes from, such as"
+        " searched=(dense,): it needs none of the tickets before it, whose trainings would count as its search",
+    )
 
 
 def _check_resume(

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.sparse_training.hold import hold
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.errors import TicketError
+from ticketry.errors import TicketError, UsageError
 
 INFO = {
     "method": "iterative",
@@ -333,3 +334,19 @@ class TestText:
     def test_any_info_can_be_described(self, info):
         ticket = Ticket(Mask({"w": torch.zeros(2)}), {"w": torch.ones(2)}, info)
         assert "0 of 2 prunable weights kept" in ticket.describe()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"start": nn.Linear(4, 3)}, r"start= is a state dict, such as model\.state_dict\(\) .*, not a Linear"),
+        ({"trained": nn.Linear(4, 3)}, "trained= is a state dict, .* not a Linear"),
+        ({"info": "one-shot"}, 'info= is a dict of plain values, such as {"method": "one-shot"}, not a str'),
+        ({"mask": nn.Linear(4, 3)}, "mask= is a tk.Mask, not a Linear"),
+    ],
+)
+def test_a_part_of_another_kind_is_told_by_its_name(parts: dict[str, Any], message: str) -> None:
+    layer = nn.Linear(4, 3)
+    given: dict[str, Any] = {"mask": prune(layer, 0.5), "start": layer.state_dict(), "info": {}}
+    with pytest.raises(UsageError, match=message):
+        Ticket(**{**given, **parts})

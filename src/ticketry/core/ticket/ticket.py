@@ -29,7 +29,7 @@ from ticketry.core.ticket.state_dicts import (
 )
 from ticketry.core.ticket.text import describe, facts_of, model_card
 from ticketry.core.ticket.together import any_in_parts, save_together
-from ticketry.errors import MaskError, TicketError
+from ticketry.errors import MaskError, TicketError, UsageError
 
 
 class Ticket:
@@ -75,11 +75,16 @@ class Ticket:
         """Make a ticket of its parts.
 
         Raises:
+            UsageError: if the mask is no `Mask`, a state is no state dict (but a model, say), or `info` is no mapping.
             TicketError: if the states do not agree with the mask or with each other in names and shapes, hold anything
                 but dense tensors, or `info` holds what JSON cannot.
         """
         self.path: Path | None = None
         require_mask(mask)
+        _require_mapping("start", start, "a state dict, such as model.state_dict() gives early in training")
+        _require_mapping("info", info, 'a dict of plain values, such as {"method": "one-shot"}')
+        if trained is not None:
+            _require_mapping("trained", trained, "a state dict, such as model.state_dict() gives after training")
         self.mask = mask.to("cpu")
         self.start = state_copy(start, "start")
         self.info: dict[str, Any] = plain(dict(info), "info")
@@ -319,3 +324,9 @@ class Ticket:
             state_for(model, self.trained)
             beside[CONFIG] = config_of(model)
         return upload(repo_id, self.save, beside, private=private, endpoint=endpoint, token=token, message=message)
+
+
+def _require_mapping(name: str, given: object, what: str) -> None:
+    """Make sure that the argument `name` is a mapping; `UsageError` says what it is."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{name}= is {what}, not a {type(given).__name__}")

@@ -270,7 +270,7 @@ class Method(Generic[S]):
     def __call__(
         self,
         lab: Lab,
-        task: Task,
+        task: str | Task,
         settings: S | None = None,
         *,
         recipe: Recipe | None = None,
@@ -283,7 +283,7 @@ class Method(Generic[S]):
 
         Args:
             lab: where to train.
-            task: what to train.
+            task: what to train, or its name.
             settings: the method's `Settings`; its defaults if left out.
             recipe: the task's own if left out.
             replicates: how many times, with other seeds, and other data where a task has several splits.
@@ -298,9 +298,10 @@ class Method(Generic[S]):
             UsageError: for less than one replicate, or a method that does not yield what a search does.
             LayerCollapseError, TrainingError: if a replicate cannot go on; after the others have ended too.
         """
-        from ticketry.tasks.catalogue import of_replicate
+        from ticketry.tasks.catalogue import asked, of_replicate
 
         check_replicates(replicates)
+        task = asked(task)
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings
         tasks = [of_replicate(task, number) for number in range(replicates)]
