@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mappin
         flush(folder)
         if target.exists():  # damaged, or nobody would have trained up to here again
             shutil.rmtree(target)
-        os.chmod(folder, 0o755)
+        os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))  # whoever may read the others
         os.rename(folder, target)
         flush(target.parent)
     drop(paths, trajectory, step - 1)
