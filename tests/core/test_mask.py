@@ -161,6 +161,20 @@ def test_a_mask_cannot_be_assigned_to():
         mask["a"] = torch.zeros(2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+def test_a_mask_stays_as_it_is_when_its_tensors_are_written_to(dtype):
+    given = torch.tensor([[1, 0], [0, 1]]).to(dtype)
+    mask = Mask({"weight": given})
+    given[0, 1] = 1
+    assert (mask.kept, int(mask["weight"].sum())) == (2, 2)
+    assert mask.digest == Mask({"weight": torch.eye(2)}).digest
+
+
+def test_tensors_that_nobody_else_has_are_taken_as_they_are():
+    own = torch.tensor([True, False])
+    assert Mask({"weight": own}, copy=False)["weight"].data_ptr() == own.data_ptr()
+
+
 def test_a_mask_survives_pickling_and_copying():
     mask = Mask({"a": torch.tensor([1, 0]), "b": torch.ones(2, 2)})
     assert pickle.loads(pickle.dumps(mask)) == mask

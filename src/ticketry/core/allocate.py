@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.costs.least import check_least, check_within
+from ticketry.core.devices.selection import Ranking
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
@@ -108,19 +110,60 @@ def allocate(
 
     if pattern.blocks_of_rows:
         return allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
-    flat = _candidates(scores, within)
-    available = {name: len(positions) for name, (_, positions) in flat.items()}
-    counts = shares(available)
-    rest = {name: values for name, (values, _) in flat.items() if name not in counts}
-    counts |= global_counts(rest, kept - sum(counts.values()))
-    with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
-    if not least and not all(with_weights.values()):
-        enough = _enough(flat, with_weights, kept, total, shares)
-        # Shares of layers are rounded, so that a little less may do by luck; one ranking only ever gains.
-        raise collapsed(with_weights, wanted, enough, lowest=distribution == "global" and not half_rate)
-    counts |= with_at_least(with_weights, available, least, wanted)
-    chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
-    return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
+    ranking = Ranking({name: score.detach().cpu() for name, score in scores.items()}, within)
+    # Shares of layers are rounded, so that a little less may do by luck; one ranking only ever gains.
+    return allocate_ranked(
+        ranking, scores, wanted, kept, shares, least, lowest=distribution == "global" and not half_rate
+    )
+
+
+def allocate_ranked(
+    ranking: Ranking,
+    tensors: Mapping[str, Tensor],
+    density: float,
+    kept: int,
+    shares: Callable[[Mapping[str, int], int], dict[str, int]],
+    least: int,
+    *,
+    lowest: bool,
+) -> Mask:
+    """The mask of single weights that keeps the `kept` highest of a ranking.
+
+    Args:
+        tensors: what is ranked, for its shapes.
+        density: what was asked for, for messages.
+        shares: how many weights each layer keeps, of those that one ranking does not decide on: see `layer_shares`.
+        least: weights that each layer keeps at least; 0 makes an empty one an error.
+        lowest: whether more weights never empty a layer.
+
+    Raises:
+        LayerCollapseError: if a layer would be left empty.
+    """
+    available = {name: ranking.available(name) for name in tensors}
+    counts = shares(available, kept)
+    together = [name for name in tensors if name not in counts]
+    chosen = _ranked_together(ranking, together, kept - sum(counts.values()))
+    counts |= {name: int(each.sum()) for name, each in chosen.items()}
+    filled = {name: counts[name] for name, tensor in tensors.items() if tensor.numel()}
+    if not least and not all(filled.values()):
+        total = sum(tensor.numel() for tensor in tensors.values())
+        raise collapsed(filled, density, _enough(ranking, available, filled, kept, total, shares), lowest=lowest)
+    for name, count in with_at_least(filled, available, least, density).items():
+        if name not in chosen or count != counts[name]:
+            chosen[name] = ranking.kept(name, ranking.cut([name], count))[0]
+    for name in tensors.keys() - filled.keys():
+        chosen[name] = torch.zeros(tensors[name].shape, dtype=torch.bool)
+    return Mask({name: chosen[name] for name in tensors}, copy=False)
+
+
+def _ranked_together(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
+    """name -> what is kept of it, of the `count` highest of all of them."""
+    chosen = {}
+    cut = ranking.cut(names, count)
+    for name in names:
+        chosen[name], taken = ranking.kept(name, cut)
+        cut = replace(cut, at_threshold=cut.at_threshold - taken)
+    return chosen
 
 
 def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
@@ -164,24 +207,12 @@ def _of_m(
         _check_numbers(name, score)
         among = None if within is None else within[name].cpu()
         chosen[name] = best_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
-    return Mask(chosen)
+    return Mask(chosen, copy=False)
 
 
 def _check_numbers(name: str, score: Tensor) -> None:
     if score.is_floating_point() and bool(torch.isnan(score.detach()).any()):
         raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
-
-
-def _candidates(scores: Mapping[str, Tensor], within: Mask | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """name -> (scores of the candidates, their flat positions), both 1-d on the CPU."""
-    flat = {}
-    for name, score in scores.items():
-        values = score.detach().cpu().flatten()
-        _check_numbers(name, values)
-        mask = torch.ones(len(values), dtype=torch.bool) if within is None else within[name].cpu().flatten()
-        positions = mask.nonzero().flatten()
-        flat[name] = values[positions].double(), positions
-    return flat
 
 
 def layer_shares(
@@ -271,7 +302,8 @@ def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *
 
 
 def _enough(
-    flat: Mapping[str, tuple[Tensor, Tensor]],
+    ranking: Ranking,
+    available: Mapping[str, int],
     filled: Iterable[str],
     kept: int,
     total: int,
@@ -281,9 +313,10 @@ def _enough(
 
     The lowest one where it does so because all above do. None if there is none, as where a layer has no candidates.
     """
-    available = {name: len(positions) for name, (_, positions) in flat.items()}
-    ranked = {name: values for name, (values, _) in flat.items() if name not in shares(available, kept)}
-    needed = _count_to_reach_all(ranked) if all(available[name] for name in filled) else total + 1
+    if not all(available[name] for name in filled):
+        return None
+    fixed = shares(available, kept)
+    needed = ranking.count_to_reach([name for name in available if name not in fixed])
 
     def suffices(count: int) -> bool:
         try:
@@ -300,19 +333,6 @@ def _enough(
         low, high = (low, middle) if suffices(middle) else (middle, high)
     rounded = Context(prec=4, rounding=ROUND_CEILING).divide(Decimal(high), Decimal(total))
     return float(rounded) if suffices(kept_elements(float(rounded), total)) else high / total
-
-
-def _count_to_reach_all(values: Mapping[str, Tensor]) -> int:
-    """How many of the largest have at least one of each layer that has any, ties going to the earlier ones."""
-    found, before = 0, 0
-    everything = torch.cat([torch.empty(0, dtype=torch.float64), *values.values()])
-    for part in values.values():
-        if len(part):
-            best = part.max()
-            first = before + int((part == best).nonzero()[0, 0])
-            found = max(found, int((everything > best).sum() + (everything[:first] == best).sum()) + 1)
-        before += len(part)
-    return found
 
 
 def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
@@ -342,9 +362,3 @@ def largest(values: Tensor, count: int) -> Tensor:
     tied = (values == threshold).nonzero().flatten()
     chosen[tied[: count - int(chosen.sum())]] = True
     return chosen
-
-
-def _scatter(score: Tensor, positions: Tensor, chosen: Tensor) -> Tensor:
-    mask = torch.zeros(score.numel(), dtype=torch.bool)
-    mask[positions[chosen]] = True
-    return mask.reshape(score.shape)

@@ -72,7 +72,7 @@ def allocate_blocks(
     counts |= _ranked(ranked, wanted - _weights(layers, counts))
     with_weights = {name: layers[name] for name, score in scores.items() if score.numel()}
     counts |= _with_at_least(with_weights, counts, wanted, least)
-    return Mask({name: layer.mask(counts[name]) for name, layer in layers.items()})
+    return Mask({name: layer.mask(counts[name]) for name, layer in layers.items()}, copy=False)
 
 
 def all_within_a_block(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -26,6 +27,11 @@ class Mask(Mapping[str, Tensor]):
     Masks of the same tensors combine with ``&``, ``|``, ``^`` and ``~`` and compare with ``==``. Names are
     normalised, so that a mask made on a compiled or data-parallel model fits the plain one.
 
+    Args:
+        tensors: bool, or numbers 0 and 1.
+        copy: whether the mask gets tensors of its own, so that it stays as it is when something is written to these.
+            Without, boolean ones are taken as they are: for those that nobody else has.
+
     Raises:
         MaskError: if a tensor holds anything but 0 and 1, or two names are one after normalising.
 
@@ -46,13 +52,13 @@ class Mask(Mapping[str, Tensor]):
 
     __slots__ = ("_digest", "_kept", "_tensors")
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, copy: bool = True) -> None:
         checked: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             short = normal_name(name)
             if short in checked:
                 raise MaskError(f"two tensors of the mask are called {short!r}")
-            checked[short] = _boolean(short, tensor)
+            checked[short] = _boolean(short, tensor, copy)
         if not checked:
             raise MaskError("a mask needs at least one tensor")
         if not sum(tensor.numel() for tensor in checked.values()):
@@ -73,7 +79,7 @@ class Mask(Mapping[str, Tensor]):
             1.0
         """
         known = shapes.shapes if isinstance(shapes, Scope) else shapes
-        return cls({name: torch.ones(shape, dtype=torch.bool) for name, shape in known.items()})
+        return cls({name: torch.ones(shape, dtype=torch.bool) for name, shape in known.items()}, copy=False)
 
     # -- a mapping -----------------------------------------------------------------------------------------------
 
@@ -147,7 +153,7 @@ class Mask(Mapping[str, Tensor]):
         return self._combine(other, torch.logical_xor)
 
     def __invert__(self) -> Mask:
-        return Mask({name: ~tensor for name, tensor in self._tensors.items()})
+        return Mask({name: ~tensor for name, tensor in self._tensors.items()}, copy=False)
 
     def __le__(self, other: Mask) -> bool:
         """Whether everything that this mask keeps is kept by the other too."""
@@ -176,7 +182,7 @@ class Mask(Mapping[str, Tensor]):
             >>> mask["weight"].device, mask.digest == tk.Mask.ones({"weight": (2, 3)}).digest
             (device(type='cpu'), True)
         """
-        return Mask({name: tensor.to(device) for name, tensor in self._tensors.items()})
+        return Mask({name: tensor.to(device) for name, tensor in self._tensors.items()}, copy=False)
 
     @property
     def digest(self) -> str:
@@ -225,8 +231,8 @@ class Mask(Mapping[str, Tensor]):
         total = ("all layers", "", self.kept, self.total, self.density)
         return html_table("Mask", ("layer", "shape", "kept", "of", "density"), [total, *rows])
 
-    def __reduce__(self) -> tuple[type[Mask], tuple[dict[str, Tensor]]]:
-        return Mask, (dict(self._tensors),)
+    def __reduce__(self) -> tuple[Callable[..., Mask], tuple[dict[str, Tensor]]]:
+        return partial(Mask, copy=False), (dict(self._tensors),)
 
     def _combine(self, other: Mask, operation: Callable[[Tensor, Tensor], Tensor]) -> Mask:
         if not isinstance(other, Mask):
@@ -234,7 +240,8 @@ class Mask(Mapping[str, Tensor]):
         if self.shapes != other.shapes:
             different = sorted(set(self.shapes.items()) ^ set(other.shapes.items()))[0][0]
             raise MaskError(f"masks of different tensors cannot be combined: they differ in {different!r}")
-        return Mask({name: operation(tensor, other[name].to(tensor.device)) for name, tensor in self._tensors.items()})
+        combined = {name: operation(own, other[name].to(own.device)) for name, own in self._tensors.items()}
+        return Mask(combined, copy=False)
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
@@ -247,7 +254,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     for index, (name, tensor) in enumerate(mask.items()):
         order = torch.randperm(tensor.numel(), generator=generator(seed, "shuffled", index))
         permuted[name] = tensor.cpu().flatten()[order].reshape(tensor.shape)
-    return Mask(permuted)
+    return Mask(permuted, copy=False)
 
 
 def require_mask(mask: object, name: str = "mask") -> None:
@@ -266,11 +273,11 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     return bits, json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}, separators=(",", ":"))
 
 
-def _boolean(name: str, tensor: Tensor) -> Tensor:
+def _boolean(name: str, tensor: Tensor, copy: bool) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise MaskError(f"mask {name!r}: a tensor is needed, not {type(tensor).__name__}")
     if tensor.dtype == torch.bool:
-        return tensor.detach()
+        return tensor.detach().clone() if copy else tensor.detach()
     as_bool = tensor.detach() == 1
     if not bool(torch.logical_or(as_bool, tensor.detach() == 0).all()):
         raise MaskError(f"mask {name!r} holds values other than 0 and 1")

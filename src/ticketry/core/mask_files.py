@@ -35,7 +35,8 @@ def unpack(bits: Tensor, layout: str) -> Mask:
         raise MaskError(f"the mask's bits are {tuple(bits.shape)} {bits.dtype}, but its layout has {total} elements")
     flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
     parts = torch.split(flat, [prod(shape) for shape in shapes.values()])
-    return Mask({name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+    tensors = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return Mask(tensors, copy=False)
 
 
 def to_bytes(mask: Mask) -> bytes:

@@ -159,3 +159,21 @@ def test_wrappers_do_not_matter(wrap):
     slimming = [tk.structure.channels(model, x, 0.6, score="slimming") for model in (net, wrap(net))]
     assert synflow[0] == synflow[1]
     assert slimming[0] == slimming[1]
+
+
+@pytest.mark.parametrize("kind", ["snip", "taylor", "fisher", "grasp", "crop"])
+def test_sparse_gradients_of_an_embedding_score_as_dense_ones(kind):
+    batches = [(torch.tensor([[0, 3], [3, 5]]), torch.tensor([0, 1])), (torch.tensor([[2, 0]]), torch.tensor([1]))]
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(8, 2))
+        found.append(score.get(kind)(model, scope(model, embeddings=True), batches=batches, loss=loss))
+    dense, sparse = found
+    assert dense["0.weight"][[0, 2, 3, 5]].any()
+    assert not sparse["0.weight"][[1, 4, 6]].any(), "rows that no batch has"
+    torch.testing.assert_close(sparse, dense)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
@@ -245,7 +246,62 @@ def test_norms_of_your_own_are_passed_by_when_named():
     exactly(found["0.weight"].sum(), found["2.weight"].sum())
 
 
+class Thrifty(nn.Module):
+    """Two layers of which the first computes its activations again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5, bias=False)
+        self.last = nn.Linear(5, 2, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = checkpoint(lambda x: functional.relu(self.first(x)).square(), inputs, use_reentrant=False)
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activation_checkpoints_compute_with_the_same_weights_again(dtype):
+    torch.manual_seed(7)
+    model = Thrifty().to(dtype)
+    first, last = (layer.weight.detach().double().abs() for layer in (model.first, model.last))
+    hidden = first.sum(1)
+    found = synflow(model, scope(model), batches=[torch.zeros(1, 4, dtype=dtype)])
+    exactly(found["first.weight"], first * (2 * hidden * last.sum(0))[:, None])
+    exactly(found["last.weight"], last * hidden.square())
+
+
+class OwnFloats(nn.Module):
+    """Makes tensors in its forward pass: a first hidden state and a matrix without a type, or one of float32."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.cell = nn.RNNCell(3, 4, bias=False, nonlinearity="relu")
+        self.dtype = dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.cell(inputs, torch.ones(len(inputs), 4)) @ torch.eye(4, dtype=self.dtype)
+
+
+def test_tensors_that_a_model_makes_without_a_type_are_float64():
+    model = OwnFloats(None)
+    weights = {name: weight.detach().double().abs() for name, weight in model.named_parameters()}
+    found = synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
+    exactly({f"cell.{name.split('.')[-1]}": values for name, values in found.items()}, weights)
+    assert torch.get_default_dtype() == torch.float32
+
+
 class TestRefused:
+    def test_a_model_that_insists_on_its_type(self):
+        model = OwnFloats(torch.float32)
+        with pytest.raises(ScoreError, match=r"in float64, and there torch says: .*same dtype.*x\.new_zeros"):
+            synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
+        assert torch.get_default_dtype() == torch.float32
+
+    def test_an_error_of_the_model_is_its_own(self):
+        model = chain(2, 2)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            synflow(model, scope(model), batches=ones(3))
+
     def test_without_a_batch(self):
         model = chain(2, 2)
         with pytest.raises(UsageError, match="needs the shape of the inputs"):

@@ -349,16 +349,28 @@ class TestModels:
             held.check(own)
         assert_same(model, other)
 
-    def test_a_compiled_step(self):
+    @pytest.mark.parametrize("model_too", ["no", "whole", "a layer"])
+    @pytest.mark.parametrize("whole_step", [False, pytest.param(True, marks=pytest.mark.slow)])
+    def test_a_compiled_step(self, model_too, whole_step):
+        """The optimiser's step, or that of the whole training; the model that is held may be compiled as well."""
+        torch.compiler.reset()
         model, other, mask = pair()
         by_hand, own = momentum(other.parameters()), momentum(model.parameters())
         train_by_hand(other, mask, by_hand)
-        compiled = torch.compile(own.step, backend="eager")
-        with hold(model, mask) as held:
+        called = torch.compile(model, backend="eager") if model_too == "whole" else model
+        if model_too == "a layer":
+            model.first = torch.compile(model.first, backend="eager")
+
+        def step_by(inputs: torch.Tensor) -> None:
+            own.zero_grad()
+            nn.functional.cross_entropy(called(inputs), torch.arange(16) % 4).backward()
+            step_of_it()
+
+        step_of_it = own.step if whole_step else torch.compile(own.step, backend="eager")
+        stepping = torch.compile(step_by, backend="eager") if whole_step else step_by
+        with hold(called, mask) as held:
             for step in range(STEPS):
-                own.zero_grad()
-                loss(model, step).backward()
-                compiled()
+                stepping(batch(step))
             held.check(own)
         assert_same(model, other)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from ticketry.core.allocate import check_enough, collapsed, layer_shares, with_at_least
+from ticketry.core.allocate import allocate_ranked, check_enough, layer_shares
 from ticketry.core.devices.parts import is_spread, require_usable
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.mask import Mask
@@ -51,28 +49,13 @@ def largest_magnitudes(
     total = sum(parameter.numel() for parameter in parameters.values())
     kept = kept_elements(density, total)
     check_enough(kept, total, total if within is None else within.kept, density)
-    ranking = Ranking(dict(parameters), None if within is None else dict(within))
-    available = {name: ranking.available(name) for name in parameters}
-    counts = layer_shares(parameters, available, kept, distribution, half_rate)
-    together = [name for name in parameters if name not in counts]
-    chosen = _ranked_together(ranking, together, kept - sum(counts.values()))
-    counts |= {name: int(each.sum()) for name, each in chosen.items()}
-    filled = {name: counts[name] for name, parameter in parameters.items() if parameter.numel()}
-    least = max(keep_at_least, 1 if collapse == "keep" else 0)
-    if not least and not all(filled.values()):
-        raise collapsed(filled, density, None, lowest=False)
-    for name, count in with_at_least(filled, available, least, density).items():
-        if name not in chosen or count != counts[name]:
-            chosen[name] = ranking.kept(name, ranking.cut([name], count))[0]
-    empty = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items() if name not in filled}
-    return Mask({name: (chosen | empty)[name] for name in parameters})
-
-
-def _ranked_together(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
-    """name -> what is kept of it, of the `count` largest of all of them."""
-    chosen = {}
-    cut = ranking.cut(names, count)
-    for name in names:
-        chosen[name], taken = ranking.kept(name, cut)
-        cut = replace(cut, at_threshold=cut.at_threshold - taken)
-    return chosen
+    ranking = Ranking(parameters, within, magnitudes=True)
+    return allocate_ranked(
+        ranking,
+        parameters,
+        density,
+        kept,
+        lambda available, amount: layer_shares(parameters, available, amount, distribution, half_rate),
+        max(keep_at_least, 1 if collapse == "keep" else 0),
+        lowest=distribution == "global" and not half_rate,
+    )

@@ -333,7 +333,9 @@ def _gradients(
     # autograd.grad leaves nothing in .grad. None: the value does not depend on that weight.
     with _naming_the_operation():
         found = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
-    return dict(zip(weights, found, strict=True))
+    # Sparse are those of embeddings that ask for it; scores are of all their rows.
+    dense = [each.to_dense() if each is not None and each.is_sparse else each for each in found]
+    return dict(zip(weights, dense, strict=True))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

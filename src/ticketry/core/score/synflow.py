@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ticketry.core.mask import Mask, require_mask
+from ticketry.core.process_state import default_dtype
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
 from ticketry.core.score._measure import called, checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
@@ -35,8 +37,9 @@ def synflow(
     Meant for networks of linear layers, pooling and ReLU, in which the scores of each layer add up to R.
 
     Norms are passed by (their input is their output) and dropout is off. Everything is computed in float64, on copies:
-    R grows by the size of the weights from layer to layer and overflows float32. An embedding is fed with a 1 for each
-    of its rows, whatever the indices.
+    R grows by the size of the weights from layer to layer and overflows float32. Tensors that the model makes without a
+    type, such as a first hidden state, are float64 too. An embedding is fed with a 1 for each of its rows, whatever the
+    indices.
 
     Args:
         batches: the first one tells the inputs' shapes, no value in it is used. With a loss, it is what the loss hands
@@ -51,7 +54,7 @@ def synflow(
     Raises:
         UsageError: without a batch, for an `at` that is no mask, if the loss does not call the model, or for a norm's
             parameter in scope.
-        ScoreError: if all scores are 0 or one is not finite.
+        ScoreError: if all scores are 0 or one is not finite; if the model does not compute in float64.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -70,14 +73,48 @@ def synflow(
         args, kwargs = _ones(_inputs(model, batches, loss))
         inner = unwrapped(model)  # functional_call takes no nn.DataParallel
         tensors, leaves = _absolute(inner, at)
-        output = _sum(functional_call(inner, tensors, args, kwargs))
-        wanted = {name: leaves[id(weight)] for name, weight in weights.items()}
-        found = torch.autograd.grad(output, list(wanted.values()), allow_unused=True) if output.requires_grad else ()
+        wanted = [leaves[id(weight)] for weight in weights.values()]
+        with default_dtype(torch.float64), _naming_the_type():
+            found = functional_call(_Flow(inner), tensors, (wanted, args, kwargs))
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
             scores[name] = weight.detach().double().abs() * gradient
     return checked("synflow", scores)
+
+
+class _Flow(nn.Module):
+    """What a model returns, added up, and differentiated.
+
+    In one call, in which the model has other tensors in the places of its own: a checkpoint of activations calls a part
+    of it again in the backward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, wanted: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor | None, ...]:
+        total = _sum(self.model(*args, **kwargs))
+        return torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else ()
+
+
+@contextmanager
+def _naming_the_type() -> Iterator[None]:
+    """What torch says of types that do not go together, as an error that tells where they come from."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).split("\n")[0]
+        if not re.search("dtype|scalar type|double|float", said, re.IGNORECASE):
+            raise
+        raise ScoreError(
+            f"synflow calls the model in float64, and there torch says: {said}. The model makes or keeps a tensor of a"
+            " type of its own: give it the type of the inputs (dtype=x.dtype, x.new_zeros) or make it a buffer; or take"
+            " a score that computes in the model's type"
+        ) from error
 
 
 class _Reached(Exception):
@@ -124,17 +161,17 @@ def _ones(value: Any) -> Any:
 
 
 def _absolute(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Tensors for a call of the model in float64, and those that stand for its parameters, by the parameters' id."""
+    """Tensors for a call of `_Flow` in float64, and those that stand for the model's parameters, by their id."""
     leaves = {}
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
         if at is not None and normal_name(name) in at:
             absolute *= at[normal_name(name)].to(absolute.device)
-        tensors[name] = leaves[id(parameter)] = absolute.requires_grad_(True)
+        tensors[f"model.{name}"] = leaves[id(parameter)] = absolute.requires_grad_(True)
     for name, buffer in model.named_buffers():
         # Not the absolute value: a buffer may be a mask of attention, with -inf in it.
-        tensors[name] = buffer.double() if buffer.is_floating_point() else buffer.clone()
+        tensors[f"model.{name}"] = buffer.double() if buffer.is_floating_point() else buffer.clone()
     return tensors, leaves
 
 

@@ -41,7 +41,8 @@ def moved(
                 raise MaskError(f"{what} have no tensor {name!r} of the shape {shape}, which the mask is of")
             if bool(torch.isnan(tensors[name]).any()):
                 raise MaskError(f"the {what} of {name!r} are not all numbers (NaN)")
-    return Mask({name: _moved(kept, weights[name].abs(), growth[name], share, regrow) for name, kept in mask.items()})
+    moved = {name: _moved(kept, weights[name].abs(), growth[name], share, regrow) for name, kept in mask.items()}
+    return Mask(moved, copy=False)
 
 
 def _moved(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, regrow: bool) -> Tensor:

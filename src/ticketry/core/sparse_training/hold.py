@@ -82,9 +82,11 @@ class Hold:
         self.mask_gradients()  # those of a backward pass before the mask came
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         if hooks:
+            # A compiled step calls them as they are: they look at a model's modules, which may be compiled as well.
+            before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
             self._handles = [
-                register_optimizer_step_pre_hook(self._before_step),
-                register_optimizer_step_post_hook(self._after_step),
+                register_optimizer_step_pre_hook(before),
+                register_optimizer_step_post_hook(after),
                 register_module_parameter_registration_hook(self._registered),
                 register_module_module_registration_hook(self._registered),
             ]
