@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.export import export
+from ticketry.engine.export import export, format_of
 from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
 from ticketry.tasks import models
 from ticketry.tasks.models import language
@@ -262,3 +262,17 @@ def test_language_models_take_any_batch(tmp_path: Path, name: str) -> None:
     tokens = torch.randint(20, (3, 8))
     made = export(model, None, tokens, tmp_path / "m.pt2", format="pt2")
     assert [one.batch for one in made.checks] == [1, 2, 5]
+
+
+def test_the_ending_says_the_format(tmp_path: Path) -> None:
+    net, x = nn.Linear(6, 3), torch.randn(2, 6)
+    made = export(net, None, x, tmp_path / "m.PT2")
+    assert made.format == "pt2"
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(made.path).module()(x), net(x))
+    for name, wanted in (("m.onnx", "onnx"), ("m", "onnx"), ("m.pt2", "pt2")):
+        assert format_of(Path(name), None) == format_of(Path(name), wanted) == wanted
+    assert format_of(Path("m.bin"), "pt2") == "pt2"
+    with pytest.raises(UsageError, match="named as pt2, and onnx was asked for"):
+        export(net, None, x, tmp_path / "other.pt2", format="onnx")
+    assert not (tmp_path / "other.pt2").exists()

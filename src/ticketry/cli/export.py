@@ -28,8 +28,8 @@ examples:
 class _Arguments(Printing, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
-    format: Literal["onnx", "pt2"] = "onnx"
-    """onnx, or pt2: an archive of torch.export."""
+    format: Literal["onnx", "pt2"] | None = None
+    """onnx, or pt2: an archive of torch.export. By default what the ending of --output says, else onnx."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file; else the ticket's name with the format's ending, in this folder."""
     shrink: Literal["auto", "yes", "no"] = "auto"
@@ -41,15 +41,17 @@ class _Arguments(Printing, ModelOptions):
 def main(words: Sequence[str]) -> int:
     """Export a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry export", description=_DESCRIPTION)
+    from ticketry.engine.export import FORMATS, format_of
     from ticketry.experiments.model_files import execute_export
     from ticketry.experiments.ticket_model import source_by
 
-    output = output_file(arguments.output, arguments.ticket, arguments.format)
+    output = output_file(arguments.output, arguments.ticket, arguments.format or FORMATS[0])
+    format = format_of(output, arguments.format)
     with saying(f"exporting {arguments.ticket.name}"):
         record = execute_export(
             source_by(arguments, arguments.ticket),
             output,
-            format=arguments.format,
+            format=format,
             shrink={"auto": None, "yes": True, "no": False}[arguments.shrink],
             batch=arguments.batch,
             command=["ticketry", "export", *words],

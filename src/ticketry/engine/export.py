@@ -86,7 +86,7 @@ def export(
     example_inputs: Inputs,
     path: str | os.PathLike[str],
     *,
-    format: str = "onnx",
+    format: str | None = None,
     shrink: bool | None = None,
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
@@ -97,26 +97,26 @@ def export(
         model: dense; it is exported in evaluation mode, from a copy.
         mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
         example_inputs: a tensor, or a tuple of the model's arguments, the batch first.
-        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export).
+        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
+            of the path's ending, or ONNX.
         shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
             channel-wise and removes any.
         batch: the only batch size that the file is to take; None lets it take any.
         facts: metadata for the file, beside what ticketry says of itself.
 
     Raises:
-        UsageError: for an unknown format.
+        UsageError: for an unknown format, or another one than the path's ending says.
         MissingExtraError: without the libraries of the format.
         MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
         StructureError: if the model cannot be shrunk though that was asked for.
         EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
     """
-    if format not in FORMATS:
-        raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
+    target = Path(path)
+    format = format_of(target, format)
     if format == "onnx" and find_spec("onnxruntime") is None:
         raise MissingExtraError("onnxruntime", "onnx", "checking what was exported")
     if batch is not None and batch < 1:
         raise UsageError(f"a batch has at least one example, not {batch}")
-    target = Path(path)
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
     masked = own_copy(unwrapped(model))
@@ -152,6 +152,23 @@ def export(
         runtime=runtime,
         checks=checks,
     )
+
+
+def format_of(path: Path, format: str | None) -> str:
+    """The format of a file: the one that is asked for, else that of its ending, else ONNX.
+
+    Raises:
+        UsageError: for an unknown format, or another one than the ending says.
+    """
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
+    ending = path.suffix.lower().removeprefix(".")
+    named = ending if ending in FORMATS else None
+    if format and named and format != named:
+        raise UsageError(
+            f"{path} is named as {named}, and {format} was asked for: name another file, or format={named!r}"
+        )
+    return format or named or FORMATS[0]
 
 
 def _shrunk(model: nn.Module, mask: Mask, inputs: tuple[Any, ...], shrink: bool | None) -> tuple[nn.Module, str]:

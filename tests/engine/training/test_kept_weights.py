@@ -229,6 +229,7 @@ def test_tensors_that_are_written_late(layout: torch.memory_format) -> None:
     assert not model.get_parameter(name)[~mask[name]].any()
     trained(fast, optimizer, 1)
     assert current()
+    fast.release()
     assert not model._state_dict_pre_hooks
 
 

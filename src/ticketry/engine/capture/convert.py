@@ -200,6 +200,8 @@ def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
 def _argument(arg: Any, where: str) -> Json:
     if isinstance(arg, float) and not math.isfinite(arg):
         return {"float": str(arg)}
+    if isinstance(arg, complex):
+        return {"complex": str(arg)}
     if arg is None or isinstance(arg, (bool, int, float, str)):
         return arg
     if isinstance(arg, torch.dtype):

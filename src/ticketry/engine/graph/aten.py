@@ -3,7 +3,8 @@
 A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON, where an object stands
 for what JSON lacks: ``{"value": name}`` an input of the node, ``{"tensor": name}`` a weight of the graph, ``{"dtype":
 name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}``, ``{"complex": "(1+2j)"}``, and ``{"device":
-"own"}``, the device the graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a list.
+"own"}``, the device the graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a
+list.
 
 Graphs come from files. So only the operations in `ALLOWED` are run; of a graph that was captured in this process also
 those that a model brings itself (``NAMESPACE.NAME.OVERLOAD``), as long as they write to none of their arguments.

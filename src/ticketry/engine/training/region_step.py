@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.once import first_derivative_only
-from ticketry.core.sparse_training._held import mark_masked
+from ticketry.core.sparse_training._held import HeldParameter, mark_masked
 from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes.geometry import FLOAT
@@ -19,6 +19,7 @@ from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.call import Call
 from ticketry.engine.training.emission.region import planned
 from ticketry.engine.training.gradient_memory import GradientMemory
+from ticketry.engine.training.kept_weights import accumulate
 from ticketry.engine.training.nodes import Region, Shape
 from ticketry.engine.training.plan import Plan
 from ticketry.errors import EngineError
@@ -52,7 +53,7 @@ class RegionStep:
         kept: Mapping[str, Array],
         library: Library,
         masks: Mapping[str, Tensor] | None = None,
-        rows: Mapping[str, Tensor] | None = None,
+        rows: Mapping[str, nn.Parameter] | None = None,
         *,
         half: bool = False,
     ) -> None:
@@ -82,6 +83,18 @@ class RegionStep:
         """The region's parameters by module and name, rows in the place of weights that have one."""
         named = dict(zip(self.region.parameters, parameters, strict=True))
         return {key: self.rows.get(key[0], one) if key[1] == "weight" else one for key, one in named.items()}
+
+    def given(self, module: str, made: Tensor, weight: Tensor) -> Tensor | None:
+        """What autograd gets of a weight's gradient: none where a row has taken it."""
+        if module in self.rows:
+            if not _has_hooks(weight):
+                accumulate(self.rows[module], made)
+                return None
+            # A whole one, which reaches the row when these hooks have seen it.
+            made = weight.new_zeros(weight.shape).masked_scatter_(self.masks[module], made)
+        if module in self.masks:
+            mark_masked(made, self.masks[module])
+        return made
 
     def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> Plan:
         """The plan for inputs of these shapes, made when it is first needed."""
@@ -162,23 +175,21 @@ class _Function(torch.autograd.Function):
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
             found.append(plan.store(call, key, shape).to(dtype) if key in plan.moves else None)
+        weights = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
             if made is not None and name[1] == "weight":
-                if name[0] in ctx.step.rows:
-                    _give(made, ctx.step.rows[name[0]])
-                    made = None
-                elif name[0] in ctx.step.masks:
-                    mark_masked(made, ctx.step.masks[name[0]])
+                made = ctx.step.given(name[0], made, weights[name])
             found.append(made)
         call.close()
         return None, None, *found
 
 
-def _give(made: Tensor, row: Tensor) -> None:
-    """Add a gradient to that of a row. Rows are in no graph: another mask changes their size."""
-    row.grad = made if row.grad is None else row.grad + made
+def _has_hooks(weight: Tensor) -> bool:
+    """Whether somebody beside the one who holds the mask sees a weight's gradient, or changes it."""
+    hooks = (weight._backward_hooks or {}).values()
+    return any(not isinstance(getattr(hook, "__self__", None), HeldParameter) for hook in hooks)
 
 
 def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:

@@ -153,14 +153,14 @@ class SparseTraining(nn.Module):
         held = None if mask is None else Hold(model, mask, hooks=self._hooks)
         if self._hold is not None:
             self._hold.release()
-        self._hold, self.mask = held, mask
+        self._hold, self.mask, self._modules_seen = held, mask, [*model.modules()]
         masks = {} if mask is None else masks_of_layers(model, mask)
         self._context.kept, self._context.masks = kept_of(masks), masks
         if self._weights is not None:
-            self._weights.take(masks)
+            self._weights.take(dict(model.named_modules()), masks)
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
-        before = {unit.name: unit for unit in self._units}
-        self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
+        before = {(unit.name, unit.module): unit for unit in self._units}
+        self._units = [before.get((unit.name, unit.module), unit) for unit in units_of(model, self._context)]
         self._context.recurrent = {} if mask is None else masks_of_lstms(model, by_parameter(model, mask))
         self._lstms = lstm_units(model, self._context)
         self._seconds = {}
@@ -178,9 +178,10 @@ class SparseTraining(nn.Module):
         """`kept_parameters` with their names, those of the model's; `EngineError` without a mask."""
         if self.mask is None:
             raise EngineError("without a mask all weights are kept: train parameters() themselves")
+        self._begin()
         if self._weights is None:
-            masks = self._context.masks
-            self._weights = KeptWeights(dict(self._model[0].named_modules()), masks, self._context.library)
+            masks, model = self._context.masks, self._model[0]
+            self._weights = KeptWeights(dict(model.named_modules()), masks, self._context.library, stored=[self, model])
             self._context.rows, self._context.weights = self._weights.parameters, self._weights
             self._forget()
         rows = {id(row.dense): row.parameter for row in self._weights.rows.values()}
@@ -193,11 +194,13 @@ class SparseTraining(nn.Module):
         Of these each is a row of numbers, in the order of the weights that are kept. Given to an optimiser in the place
         of `parameters`, they make gradients, the optimiser's state and its steps as small as what is kept; optimisers
         that move every weight by itself (SGD, the Adam family) do what they do with dense ones. The model has their
-        numbers after each step of any optimiser, and before each call; its own tensors get no gradients then. Ask for
-        them once the model's state is loaded, and clip them, not `parameters`. `update` lets them follow a mask.
+        numbers after each step of any optimiser, and before each call; its own tensors get no gradients then. Clip
+        them, not `parameters`. What takes the place of a tensor (a load with ``assign=True``, a rebuilt layer) has its
+        row from the next call or step on. `update` lets them follow a mask.
 
         Raises:
-            EngineError: there is no mask.
+            EngineError: there is no mask. At a call or a step: weights have another shape, type or device, or are tied
+                otherwise than before; a hook waits for the gradient that a tensor of the model does not get.
         """
         return [parameter for _, parameter in self.named_kept_parameters()]
 
@@ -220,7 +223,7 @@ class SparseTraining(nn.Module):
         """
         self.kept_parameters()
         assert self._weights is not None
-        with self._weights.written_late([self, self._model[0]]):
+        with self._weights.written_late():
             yield
 
     def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -259,14 +262,16 @@ class SparseTraining(nn.Module):
 
     def release(self) -> None:
         """Stop holding the mask; `kept_parameters` have nothing to do with the model any more."""
-        if self._weights is not None:
-            self._weights.settle()
-            self._weights.release()
-            self._weights, self._context.weights, self._context.rows = None, None, {}
-            self._forget()
+        weights, self._weights, self._context.weights, self._context.rows = self._weights, None, None, {}
         if self._hold is not None:
             self._hold.release()
             self._hold = None
+        if weights is not None:
+            self._forget()
+            try:
+                weights.settle()
+            finally:
+                weights.release()
 
     def train(self, mode: bool = True) -> Self:
         self._model[0].train(mode)
@@ -276,9 +281,16 @@ class SparseTraining(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._eager(*args, **kwargs)
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _begin(self) -> None:
+        """Before a call: layers may have been rebuilt, and rows or tensors changed."""
+        released = self._hold is None and self.mask is not None
+        if not released and [*self._model[0].modules()] != self._modules_seen:
+            self.update(self.mask)
         if self._weights is not None:
             self._weights.begin()
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin()
         if (call := self._units[0].direct(args, kwargs)) is not None:
             return call()
         with running(self._all):
@@ -290,8 +302,7 @@ class SparseTraining(nn.Module):
 
         So `model.read(tokens)`, within `with fast.running():`, computes in kernels.
         """
-        if self._weights is not None:
-            self._weights.begin()
+        self._begin()
         with running(self._all):
             yield
 

@@ -44,7 +44,7 @@ class Context:
     """The same as the mask's tensors."""
     recurrent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Of each LSTM under the mask, by its name, the mask's tensors by names of its parameters."""
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, nn.Parameter] = field(default_factory=dict)
     """Of those whose kept weights are parameters of their own, these."""
     weights: KeptWeights | None = None
     """What keeps such rows and the model's tensors together, where there are rows."""

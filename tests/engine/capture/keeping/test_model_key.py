@@ -197,6 +197,16 @@ class Environment(nn.Module):
         return x + len(os.environ)
 
 
+class Threads(nn.Module):
+    def forward(self, x):
+        return x * torch.get_num_threads()
+
+
+class Backend(nn.Module):
+    def forward(self, x):
+        return x * (2 if torch.backends.cuda.matmul.allow_tf32 else 3)
+
+
 class Hidden(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +219,7 @@ class Hidden(nn.Module):
 def test_what_cannot_be_told_apart_has_no_key():
     hooked = nn.Linear(4, 4)
     hooked.register_forward_hook(lambda module, args, output: output + 1)
-    for model in (Evaluating(), Environment(), Hidden(), hooked, nn.Sequential(hooked)):
+    for model in (Evaluating(), Environment(), Threads(), Backend(), Hidden(), hooked, nn.Sequential(hooked)):
         with pytest.raises(UnknownError):
             key(model)
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)

@@ -45,7 +45,11 @@ _BY_NAME = (
 _TYPING = (types.GenericAlias, types.UnionType)
 _WRAPPED = (staticmethod, classmethod)
 _UNREADABLE = frozenset(
-    {"eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "environ", "getenv"}
+    {
+        *("eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "environ", "getenv"),
+        # Settings of torch beside those of `_state`: with another one a model may go another way.
+        *("backends", "get_num_threads", "get_num_interop_threads", "get_float32_matmul_precision"),
+    }
 )
 _BY_ANY_NAME = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller", "__getattribute__"})
 """What code looks things up with by names that it may put together itself."""
