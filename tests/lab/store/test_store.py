@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from ticketry.core.mask import Mask
 from ticketry.errors import DamagedBlobError, StoreError
+from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_json
 from ticketry.lab.store.maintenance import mend_format
 from ticketry.lab.store.store import FORMAT, Store
-from ticketry.lab.store.store import store as store_module
 
 TRAJECTORY = "ab" * 32
 

@@ -75,7 +75,7 @@ def synflow(
         tensors, leaves = _absolute(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
         with default_dtype(torch.float64), _naming_the_type():
-            found = functional_call(_Flow(inner), tensors, (wanted, args, kwargs))
+            found = functional_call(_Flow(inner, wanted), tensors, args, kwargs)
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
@@ -90,15 +90,14 @@ class _Flow(nn.Module):
     of it again in the backward pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wanted: Sequence[Tensor]) -> None:
         super().__init__()
         self.model = model
+        self.wanted = wanted  # no arguments: torch's counter of FLOPs waits for gradients of those, and grad makes none
 
-    def forward(
-        self, wanted: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor | None, ...]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         total = _sum(self.model(*args, **kwargs))
-        return torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else ()
+        return torch.autograd.grad(total, self.wanted, allow_unused=True) if total.requires_grad else ()
 
 
 @contextmanager
