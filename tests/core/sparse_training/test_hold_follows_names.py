@@ -12,6 +12,7 @@ from torch import nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
+from ticketry.core.sparse_training import _registrations
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import HoldError
 
@@ -206,21 +207,21 @@ def test_other_models_may_be_rebuilt():
 
 
 def test_nothing_is_left_behind():
+    """Two hooks of torch stay, which tell whoever listens: torch fails where one goes while it goes through them."""
     from torch.nn.modules import module as hooks
 
-    def everywhere() -> list[set[int]]:
-        return [
-            set(hooks._global_forward_pre_hooks),
-            set(hooks._global_parameter_registration_hooks),
-            set(hooks._global_module_registration_hooks),
-        ]
+    def everywhere() -> list[set[object]]:
+        return [set(hooks._global_forward_pre_hooks), set(_registrations._listening)]
 
     model, before = network(), everywhere()
     held = hold(model, prune(model, 0.3))
+    stay = [set(hooks._global_parameter_registration_hooks), set(hooks._global_module_registration_hooks)]
     assigned(model)
     assert all(now > then for now, then in zip(everywhere(), before, strict=True))
     held.release()
     assert everywhere() == before
+    assert stay == [set(hooks._global_parameter_registration_hooks), set(hooks._global_module_registration_hooks)]
+    assert all(stay)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
