@@ -111,10 +111,7 @@ def allocate(
     if pattern.blocks_of_rows:
         return allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
     ranking = Ranking({name: score.detach().cpu() for name, score in scores.items()}, within)
-    # Shares of layers are rounded, so that a little less may do by luck; one ranking only ever gains.
-    return allocate_ranked(
-        ranking, scores, wanted, kept, shares, least, lowest=distribution == "global" and not half_rate
-    )
+    return allocate_ranked(ranking, scores, wanted, kept, shares, least)
 
 
 def allocate_ranked(
@@ -124,8 +121,6 @@ def allocate_ranked(
     kept: int,
     shares: Callable[[Mapping[str, int], int], dict[str, int]],
     least: int,
-    *,
-    lowest: bool,
 ) -> Mask:
     """The mask of single weights that keeps the `kept` highest of a ranking.
 
@@ -134,7 +129,6 @@ def allocate_ranked(
         density: what was asked for, for messages.
         shares: how many weights each layer keeps, of those that one ranking does not decide on: see `layer_shares`.
         least: weights that each layer keeps at least; 0 makes an empty one an error.
-        lowest: whether more weights never empty a layer.
 
     Raises:
         LayerCollapseError: if a layer would be left empty.
@@ -142,6 +136,7 @@ def allocate_ranked(
     available = {name: ranking.available(name) for name in tensors}
     counts = shares(available, kept)
     together = [name for name in tensors if name not in counts]
+    lowest = not counts  # shares are rounded, so that a little less may do by luck; one ranking only ever gains
     chosen = _ranked_together(ranking, together, kept - sum(counts.values()))
     counts |= {name: int(each.sum()) for name, each in chosen.items()}
     filled = {name: counts[name] for name, tensor in tensors.items() if tensor.numel()}

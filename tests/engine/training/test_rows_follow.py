@@ -12,30 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.mask import Mask
+from engine.training.test_kept_weights import data, mask_of, network
 from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.errors import EngineError
-
-
-def data(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(20, 3, 6, 6, generator=generator), torch.randint(0, 10, (20,), generator=generator)
-
-
-def network() -> nn.Module:
-    """With a layer that runs in torch under a mask of random weights: a linear layer with two fifths of its weights."""
-    torch.manual_seed(3)
-    return nn.Sequential(
-        *(nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
-        *(nn.Conv2d(12, 20, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(1)),
-        *(nn.Tanhshrink(), nn.Linear(180, 10)),
-    ).train()
-
-
-def mask_of(model: nn.Module) -> Mask:
-    whole = tk.prune(model, density=0.2, score="random", seed=0)
-    linear = tk.prune(model, density=0.4, score="random", seed=0)
-    return Mask({name: linear[name] if name.startswith("7") else one for name, one in whole.items()})
 
 
 def trained(fast: SparseTraining, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -57,5 +57,4 @@ def largest_magnitudes(
         kept,
         lambda available, amount: layer_shares(parameters, available, amount, distribution, half_rate),
         max(keep_at_least, 1 if collapse == "keep" else 0),
-        lowest=distribution == "global" and not half_rate,
     )

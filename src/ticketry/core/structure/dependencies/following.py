@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ticketry.core.scope import normal_name
 from ticketry.core.structure.dependencies import rules_elementwise, rules_layer, rules_part, rules_shape
 from ticketry.core.structure.dependencies.axes import Axes, Provenance
-from ticketry.core.structure.dependencies.model_copies import Arguments, fresh, plain_operations, run_model, sharing
+from ticketry.core.structure.dependencies.model_copies import (
+    Arguments,
+    EagerMode,
+    fresh,
+    plain_operations,
+    run_model,
+    sharing,
+)
 from ticketry.core.structure.dependencies.trace import NO_CHANNEL, Call, Rule, Site, Trace, outputs_of, unknown
 from ticketry.errors import ControlFlowError, StructureError
 
@@ -166,12 +172,8 @@ def _decides(t: Trace, call: Call) -> ControlFlowError:
     )
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(EagerMode):
     """Applies the rules to every operation of a run."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or else torch imports its compiler first, which takes many seconds
 
     def __init__(self, found: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

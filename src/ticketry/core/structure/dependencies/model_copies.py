@@ -164,16 +164,20 @@ def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class _OneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode in which a model runs uncompiled."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or else torch imports its compiler first, which takes many seconds
+
+
+class _OneType(EagerMode):
     """Code that names a type of float, `.half()` or `dtype=torch.float32`, gets that of the copy that it runs in."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._dtype = dtype
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or else torch imports its compiler first, which takes many seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
+    EagerMode,
     arguments_of,
     failing_module,
     first_line,
@@ -138,12 +138,8 @@ def _distance(one: Tensor, other: Tensor) -> float:
 # -- without chance ---------------------------------------------------------------------------------------------------
 
 
-class _WithoutChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _WithoutChance(EagerMode):  # type: ignore[no-untyped-call]
     """Dropout keeps all, and noise is the middle of its range: tensors of two shapes would be drawn differently."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or else torch imports its compiler first, which takes many seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
