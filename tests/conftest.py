@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("SIGQUIT", "SIGHUP"):
     if hasattr(signal, _name):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
+
+# No power is cut during tests, and a disk that discards what it frees takes milliseconds for each file that is flushed.
+os.fsync = lambda descriptor: None
 
 LONGEST = (
     "tests/report/html/test_page.py",
@@ -60,19 +62,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
+def pytest_collection_finish() -> None:
+    """Collecting garbage looks at what tests make, not each time at all that was imported for them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data sets go to one folder for the whole session, relative store folders nowhere near the checkout."""
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path_factory.getbasetemp().parent / "ticketry-cache"))
-
-
-@pytest.fixture
-def quick_collection() -> Iterator[None]:
-    """Collecting garbage looks at what is made from here on, not at all that the process has imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,15 @@ def mix(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def seed_torch(seed: int) -> None:
+    """`torch.manual_seed`, but on a machine that has only a CPU without the stack trace that it notes there, each time
+    and for good, for devices not yet in use."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator of its own, seeded by `mix`."""
     return torch.Generator().manual_seed(mix(*parts))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.process_state import private_random_state
+from ticketry.core.seeds import seed_torch
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain
 from ticketry.engine.example_inputs import at_batch, difference, outputs_of
@@ -102,7 +103,7 @@ def _outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
     """The tensors that a call gives, with the same random numbers each time."""
     given = given.map(torch.clone)
     with torch.no_grad(), plain(), private_random_state([]):
-        torch.manual_seed(0)
+        seed_torch(0)
         made = outputs_of(call(*given.args, **given.kwargs))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 

@@ -14,6 +14,7 @@ from torch import nn
 from ticketry.core.costs.cost_model import spread_of
 from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import scope
+from ticketry.core.seeds import seed_torch
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
@@ -149,7 +150,7 @@ def _samples(
     for name, design in designs.items():
         say(f"timing the network {name!r}")
         with private_random_state([]):
-            torch.manual_seed(0)
+            seed_torch(0)
             model = design.make().eval()
             example = torch.randn(2, *design.shape)
         graph, shapes = capture(model, None, example), scope(model).shapes

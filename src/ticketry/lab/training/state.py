@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
-from ticketry.core.seeds import mix
+from ticketry.core.seeds import mix, seed_torch
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.tasks.given import built
 from ticketry.tasks.task import Task
@@ -35,7 +34,7 @@ class TrainingState:
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
     """Weights and buffers of a fresh model: a pure function of the task and the seed."""
     with private_random_state():
-        torch.manual_seed(mix(seed, "initialisation"))
+        seed_torch(mix(seed, "initialisation"))
         return state_of(built(task))
 
 
@@ -43,7 +42,7 @@ def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the task with the given weights and buffers. What it draws that no state dict has, such as random
     features in a buffer that is not persistent, is the same every time."""
     with private_random_state():
-        torch.manual_seed(mix(0, "rebuilt"))
+        seed_torch(mix(0, "rebuilt"))
         model = built(task)
     load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model

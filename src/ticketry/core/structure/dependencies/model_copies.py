@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.core.process_state import default_dtype, private_random_state
+from ticketry.core.seeds import seed_torch
 from ticketry.errors import StructureError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -157,7 +158,7 @@ def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
             exits.enter_context(_OneType(dtype))
         torch.backends.mha.set_fastpath_enabled(False)
         exits.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.manual_seed(0)
+        seed_torch(0)
         yield
 
 

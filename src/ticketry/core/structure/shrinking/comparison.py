@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.seeds import seed_torch
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
     EagerMode,
@@ -115,7 +116,7 @@ def _outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int =
             return run_model(model, fresh(arguments))
     learning = sharing(model).train()  # statistics that move are its own
     with plain_operations(learning), _WithoutChance():  # type: ignore[no-untyped-call]
-        torch.manual_seed(seed)
+        seed_torch(seed)
         return run_model(learning, fresh(arguments))
 
 
