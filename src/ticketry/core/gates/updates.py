@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Protocol
 
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
+
+from ticketry.core.sparse_training._steps import Stepping
 
 
 class Told(Protocol):
@@ -16,18 +18,23 @@ class Told(Protocol):
         """Called after the step."""
 
 
-_living: weakref.WeakSet[Told] = weakref.WeakSet()
+_guard = threading.Lock()
+_living: tuple[weakref.ref[Told], ...] = ()
+"""Never changed, but replaced: other threads go through it."""
+_hearing: list[Stepping] = []
 
 
 def tell_of_updates(told: Told) -> None:
     """Call `_note_update` after each step of any optimiser, for as long as the object lives."""
-    # One hook for all, which stays: gates may be collected while torch goes through its hooks, and nothing may be
-    # taken out of them then.
-    if _tell not in _global_optimizer_post_hooks.values():
-        register_optimizer_step_post_hook(_tell)
-    _living.add(told)
+    global _living
+    with _guard:
+        if not _hearing:
+            _hearing.append(Stepping(after=_tell))
+        _living = (*(one for one in _living if one() is not None), weakref.ref(told))
 
 
 def _tell(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for told in _living:
-        told._note_update(optimizer)
+    for one in _living:
+        told = one()
+        if told is not None:
+            told._note_update(optimizer)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.parts import is_spread, part, part_like, put_back, require_one_mask, require_usable
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.core.sparse_training._registrations import Listening
+from ticketry.core.sparse_training._steps import Stepping
 from ticketry.errors import HoldError
 
 # Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
@@ -77,15 +77,11 @@ class Hold:
         self._orphans = Orphans()
         self._before_forward: torch.utils.hooks.RemovableHandle | None = None
         self.mask_gradients()  # those of a backward pass before the mask came
-        self._handles: list[torch.utils.hooks.RemovableHandle | Listening] = []
+        self._handles: list[Stepping | Listening] = []
         if hooks:
             # A compiled step calls them as they are: they look at a model's modules, which may be compiled as well.
             before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
-            self._handles = [
-                register_optimizer_step_pre_hook(before),
-                register_optimizer_step_post_hook(after),
-                Listening(self._registered),
-            ]
+            self._handles = [Stepping(before=before, after=after), Listening(self._registered)]
 
     # -- for a loop of one's own -----------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
+from ticketry.core.sparse_training._steps import Stepping
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.packing import Copy
@@ -203,10 +204,7 @@ class KeptWeights:
         """Whether tensors follow when they are `needed`, and not after each step."""
         self._number()
         self._link()
-        self._handles = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._handles: list[Stepping | RemovableHandle] = [Stepping(before=self._before_step, after=self._after_step)]
         settling = _Settling(self.settle)
         for module in stored:
             self._handles.append(module.register_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
