@@ -211,7 +211,7 @@ def test_nothing_is_left_behind():
     from torch.nn.modules import module as hooks
 
     def everywhere() -> list[set[object]]:
-        return [set(hooks._global_forward_pre_hooks), set(_registrations._listening)]
+        return [set(hooks._global_forward_pre_hooks), set(_registrations._listening.present)]
 
     model, before = network(), everywhere()
     held = hold(model, prune(model, 0.3))
