@@ -317,14 +317,14 @@ class KeptWeights:
             if number is not None and self._each[number].moved:
                 self._each[number].write(self._session, number)
 
-    def _before_step(self, optimizer: Optimizer, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """What was loaded since the backward pass is what the step changes."""
         if self._stepped_by(optimizer):
             self._follow()
             for row in self._each:
                 row.read()
 
-    def _after_step(self, optimizer: Optimizer, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         for number, row in self._stepped_by(optimizer):
             self._optimizers.add(optimizer)
             if self.late:
