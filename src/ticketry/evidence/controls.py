@@ -15,14 +15,15 @@ from ticketry.core.mask import Mask
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
-from ticketry.evidence.control import Drawing
+from ticketry.evidence.control import Control, Drawing
+from ticketry.evidence.control_steps import begins_after, obstacle
 from ticketry.evidence.cyclic import train_cycles
 from ticketry.evidence.equal_cost import train_dense_of_cost
 from ticketry.evidence.mask_form import WEIGHTS, Form
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, behind_control, budget
+from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, budget
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
@@ -113,7 +114,8 @@ def train_control(
 
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
     the level before are 0 wherever that level's mask was. Such a ticket has been trained once at each level so far, and
-    so is its control, each time in another order of the data, until it has the ticket's `budget`. So are the weights of
+    so is its control, each time in another order of the data, until it has the ticket's `budget`: the last time, where
+    less is left than a whole training, over the end of the schedule alone. So are the weights of
     gradual pruning 0 at its last cut: there the control goes on from the dense network at that step. Where the ticket's
     mask moved while it trained (dynamic), the control's stays: it is trained from step 0, for as many steps as the
     ticket in all. Where the ticket is trained without the channels that its mask removes, so is the control, with a
@@ -132,7 +134,7 @@ def train_control(
         label: what to call it in progress events.
 
     Raises:
-        UsageError: for an unknown control, or one that is not defined for this ticket.
+        UsageError: for an unknown control, or one that is not defined for this ticket, or cannot have its steps.
         TrainingError: if a loss is no longer a number.
 
     Examples:
@@ -154,10 +156,17 @@ class Trained:
 
     trainings: list[Result]
     """Each from where the one before it ended."""
+    begun: int = 0
+    """Training steps in the weights that the first of them begins with."""
     fresh: Result | None = None
-    """The dense training from another initialisation that its first weights come from."""
+    """The dense training that its first weights come from, where the search has it not."""
     searched: bool = True
     """See `Control.searched`."""
+
+    @property
+    def budget(self) -> int:
+        """Training steps since initialisation that are in its weights."""
+        return self.begun + sum(each.segment.steps for each in self.trainings)
 
 
 def control_trainings(
@@ -183,28 +192,19 @@ def trained_control(
     if chosen.changes_mask:
         mask = stored_control_mask(lab, task, control, ticket, seeds, Form.of_found(found))
     if control in LONGER:
-        return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label))
-    rewound, trained, begun = found.rewound, found.dense, None
-    if chosen.fresh:
-        step = rewound.segment.last
-        source = rewound if found.retrain in FROM_REWOUND else trained
-        fresh = lab.segment(
-            untrained(task),
-            start=mix(seeds.initialisation, "random_reinit"),
-            last=source.segment.last,
-            order_seed=seeds.order,
-            recipe=source.segment.recipe,
-        )
-        begun = trained = lab.train(fresh, keep=(step,), label=f"{label} (fresh start)")
-        rewound = lab.at(trained, step)
+        return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label), found.rewound.segment.last)
+    steps = begins_after(found)
+    if steps is None:
+        raise UsageError(f"the control {control} is not defined for this ticket: {obstacle(control, found)}")
+    begun, fresh = _begun(lab, task, chosen, found, steps, seeds, label)
     segment = retraining(
         lab,
         task,
         recipe,
         retrain=found.retrain,
         mask=mask,
-        rewound=rewound,
-        trained=trained,
+        rewound=begun if found.retrain in FROM_REWOUND else found.rewound,
+        trained=begun,
         order_seed=seeds.order,
         shrunk=shrunk,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
@@ -212,17 +212,35 @@ def trained_control(
     if chosen.remakes_weights:
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
-    return Trained(_until_even(lab, segment, found, seeds, label), begun, chosen.searched)
+    return Trained(_until_even(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched)
 
 
-def _until_even(lab: Lab, segment: Segment, found: Found, seeds: Seeds, label: str) -> list[Result]:
-    """Trained; where the ticket keeps final weights, again from where that ended until it has the ticket's steps."""
-    trained = [lab.train(segment, label=label)]
-    if found.retrain in FROM_REWOUND or not segment.steps:
-        return trained
-    left = budget(found) - behind_control(found) - segment.steps
-    for again in range(1, 1 + left // segment.steps):
-        start, order = Start(state=trained[-1].model), mix(seeds.order, "again", again)
-        onward = replace(segment, start=start, order_seed=order)
+def _begun(
+    lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
+) -> tuple[Result, Result | None]:
+    """The state of `steps` steps that a control begins with, and the dense training that it is from, if the search has
+    none."""
+    state = found.rewound if found.retrain in FROM_REWOUND else found.dense
+    searched = state.segment.last == steps
+    if searched and not chosen.fresh:
+        return state, None
+    dense = lab.segment(
+        untrained(task) if chosen.fresh else task,
+        start=mix(seeds.initialisation, "random_reinit") if chosen.fresh else seeds.initialisation,
+        last=steps,
+        order_seed=seeds.order,
+        recipe=(state if searched else found.result).segment.recipe,
+    )
+    trained = lab.train(dense, keep=(steps,), label=f"{label} ({'fresh' if chosen.fresh else 'dense'} start)")
+    return lab.at(trained, steps), trained
+
+
+def _until_even(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
+    """Trained, and again from where that ended until there are so many steps; the last time over the end alone."""
+    trained, left = [lab.train(segment, label=label)], steps - segment.steps
+    while left > 0:
+        start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))
+        onward = replace(segment, start=start, order_seed=order, first=max(segment.first, segment.last - left))
         trained.append(lab.train(onward, label=f"{label} (again)"))
+        left -= onward.steps
     return trained

@@ -25,6 +25,7 @@ from ticketry.evidence.comparison_names import (
     check_rivals,
 )
 from ticketry.evidence.comparisons import Trained, narrower, no_narrower
+from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.dense_references import Reference, train_for
 from ticketry.evidence.equal_cost import dense_of_cost
@@ -32,7 +33,6 @@ from ticketry.evidence.mask_form import WEIGHTS
 from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
-from ticketry.lab.search_result import behind_control
 from ticketry.lab.training.segment import Result
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
@@ -104,7 +104,7 @@ class ProcedureRivals:
         if judged != planned:
             values = [float(one.dense.result.metrics["test"][metric]) for _, one in sorted(self.replicates.items())]
             shown.append((Reference("dense_by_recipe", planned, "one training by the recipe, with every seed"), values))
-        if first.cost not in (judged, planned):
+        if not self.subject.bounded and first.cost not in (judged, planned):  # a budget's cost is that of the recipe's
             note = f"the {first.cost:,} steps of the whole search, {first.cost / planned:.1f} trainings by the recipe"
             reference = Reference("dense_at_cost", first.cost, note)
             pieces = [
@@ -130,15 +130,9 @@ class ProcedureRivals:
                 if one.form.kind == WEIGHTS.kind
                 else f"draws masks of single weights, and these are of {one.form.kind}"
             )
-        if is_dense_rival(role):
-            return ""
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
-        begun, own = behind_control(one.ticket), one.ticket.result.segment.steps
-        left = one.budget - begun
-        if begun == 0 or left == own or (own and left > 0 and left % own == 0):
-            return ""
-        return f"trained as a ticket, {own:,} steps at a time after {begun:,}, it never has a ticket's {one.budget:,}"
+        return obstacle(role, one.ticket)
 
     def _train(self, role: str, one: Replicate) -> Trained:
         if role == "ticket":
@@ -160,9 +154,9 @@ class ProcedureRivals:
         return self._like_the_ticket(role, one)
 
     def _dense_steps(self, one: Replicate) -> int:
-        if self._settings.dense_at == "cost":
-            return one.cost
-        return one.dense.result.segment.steps if self.subject.bounded else one.budget
+        if self.subject.bounded:
+            return one.dense.result.segment.steps
+        return one.cost if self._settings.dense_at == "cost" else one.budget
 
     def _dense(self, one: Replicate, steps: int, label: str) -> Result:
         return train_for(self.lab, one.task, self.subject.recipe, steps, one.seeds, label=label)
@@ -173,8 +167,8 @@ class ProcedureRivals:
     def _like_the_ticket(self, role: str, one: Replicate) -> Trained:
         """A control trained as the ticket was; of one trained again at each level, as often again."""
         recipe = one.ticket.result.segment.recipe
-        trained = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role).trainings
-        return Trained(trained[-1], behind_control(one.ticket) + sum(each.segment.steps for each in trained))
+        made = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role)
+        return Trained(made.trainings[-1], made.budget)
 
     def _rival(self, role: str, one: Replicate) -> Task | None:
         """The task with the network of a role."""

@@ -183,9 +183,3 @@ def budget(found: Found) -> int:
     if found.retrain in REWINDING:
         return found.rewound.segment.last + steps
     return found.dense.segment.steps + found.level * steps
-
-
-def behind_control(found: Found) -> int:
-    """Training steps in the weights that a control of a ticket begins with: the rewound ones', or the dense network's
-    where the ticket keeps final weights."""
-    return (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last

@@ -16,7 +16,7 @@ seeds; nothing here imports NumPy or SciPy when it is imported.
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ticketry.evidence.judging.distributions import special
 
@@ -34,6 +34,28 @@ _ORDER = 2.5758
 _MOST_CORRELATION = 0.9
 
 
+class Sample(NamedTuple):
+    """What of differences the tests go by: arrays of shape (...), of differences of shape (..., n)."""
+
+    n: int
+    mean: Any
+    sd: Any
+    skew: Any
+    """`skewness`."""
+    larger: Any
+    """`inflation`."""
+
+
+def sample_of(differences: Any) -> Sample:
+    """Of at least two differences along the last axis."""
+    import numpy as np
+
+    values = np.asarray(differences, dtype=np.float64)
+    n = values.shape[-1]
+    larger = inflation(correlation(values), n)
+    return Sample(n, values.mean(axis=-1), values.std(axis=-1, ddof=1), skewness(values), larger)
+
+
 def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, Any]:
     """p-values of H0: mean <= null and of H0: mean >= null.
 
@@ -48,19 +70,23 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
-    n = values.shape[-1]
-    if n < LEAST_SEEDS:
+    if values.shape[-1] < LEAST_SEEDS:
         return np.ones(values.shape[:-1]), np.ones(values.shape[:-1])
-    seen, larger = values.std(axis=-1, ddof=1), inflation(correlation(values), n)
-    distance = values.mean(axis=-1) - null
-    statistic = distance / (np.maximum(seen * larger, least_spread) / sqrt(n))
-    corrected = np.where(seen > least_spread, hall(statistic, skewness(values), n), statistic)
-    stdtr = special().stdtr
-    students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
-    ordered = np.where(larger > 1, seen * larger, 0.0)
-    collapse = [unseen_collapse(side * distance, n, least_spread, ordered) for side in (1, -1)]
-    above, below = (np.maximum(*both) for both in zip(students, collapse, strict=True))
-    return above, below
+    sample = sample_of(values)
+    return p_guarded(sample, null, least_spread, 1), p_guarded(sample, null, least_spread, -1)
+
+
+def p_guarded(sample: Sample, null: float, least_spread: float, side: Literal[1, -1]) -> Any:
+    """Of `guarded` the first p-value, or that of the other side (-1), of at least `LEAST_SEEDS` differences."""
+    import numpy as np
+
+    n, distance = sample.n, sample.mean - null
+    statistic = distance / (np.maximum(sample.sd * sample.larger, least_spread) / sqrt(n))
+    corrected = np.where(sample.sd > least_spread, hall(statistic, sample.skew, n), statistic)
+    nearer = np.minimum(statistic, corrected) if side == 1 else np.maximum(statistic, corrected)
+    students = special().stdtr(n - 1, -side * nearer)
+    ordered = np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
+    return np.maximum(students, unseen_collapse(side * distance, n, least_spread, ordered))
 
 
 def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0.0) -> Any:

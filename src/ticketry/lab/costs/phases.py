@@ -72,7 +72,7 @@ def control_phases(
         searched: whether there is anything in the control of what the search found.
         ticket: of the ticket `found`.
         trained: the control's own trainings.
-        fresh: the dense training from another initialisation that its first weights come from.
+        fresh: the dense training that its first weights come from, where the search has it not.
     """
     from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound
