@@ -26,7 +26,7 @@ from common import Row, main, parser
 from scipy.stats import multivariate_normal, norm
 
 from ticketry.evidence.judging.guarded_tests import guarded
-from ticketry.evidence.paired_comparisons import one_sided
+from ticketry.evidence.judging.paired_comparisons import one_sided
 from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 4000, 200, 10

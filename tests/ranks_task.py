@@ -84,6 +84,36 @@ class Shuffled(Pictures):
         return 0.5 * (inputs + inputs[torch.randperm(len(inputs), generator=generator)])
 
 
+class _Sequences(nn.Module):
+    """Rows of pixels [n, 12, 6] as words."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.TransformerEncoderLayer(6, 2, 16, dropout=0.3, batch_first=kind != "words first")
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        words = inputs.flatten(1, 2)
+        if self.kind == "weights":
+            return F.linear(words.mean(1), F.dropout(self.layer.linear1.weight, 0.3, self.training))[:, :5]
+        found = self.layer(words.transpose(0, 1)).transpose(0, 1) if self.kind == "words first" else self.layer(words)
+        return self.last(found.mean(1))  # type: ignore[no-any-return]
+
+
+class Sequence(Pictures):
+    """With a transformer that has examples or words first, or with weights that are dropped."""
+
+    name = "sequence"
+
+    def __init__(self, **options: str) -> None:
+        super().__init__(**options)
+        self.kind = options["kind"]
+
+    def build(self) -> nn.Module:
+        return _Sequences(self.kind).to(self.wide)
+
+
 class Diverging(Pictures):
     """Whose loss is no number from the start."""
 

@@ -254,6 +254,7 @@ ENTRIES = (
     *("task", "task.name", "task.key", "task.key.model", "task.spec", "task.spec.name", "task.spec.model"),
     *("task.spec.options", "recipe", "recipe.lr", "recipe.length", "recipe.batch", "recipe.milestones", "seeds"),
     *("seeds.order", "seeds.mask", "segment", "segment.first", "segment.last", "segment.shrunk", "retrain"),
+    "segment.variants",
     *("rewind_step", "settings", "settings.pattern", "structure", "structure.kind", "method", "replicate", "level"),
     *("search_steps", "metric", "value", "parameters"),
 )

@@ -13,8 +13,10 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from made_records import search_record
 from ticketry.cli.listing import summary
 from ticketry.experiments.run import Run
+from ticketry.lab.store.files import write_sealed
 
 
 def searched(store: Path, task: str | tk.Task, **more: object) -> Run:
@@ -50,9 +52,22 @@ def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: 
         assert line["weights left"] == f"{100 * run.tickets[0].density:.2f} %"
         for name in head[2:]:
             if name in values:
-                assert float(line[name]) == pytest.approx(values[name], abs=5e-5)
+                assert float(line[name]) == pytest.approx(values[name], abs=5e-5, rel=0)
             else:
                 assert line[name] == "–"
+
+
+def test_small_errors_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = search_record(levels=1, replicates=1, controls=(), metric=("mse", "", False))
+    for point in record["points"]:
+        point["test"] = {"mse": 8.33712345678e-08}
+    file = tmp_path / "runs" / record["run"] / "run.json"
+    file.parent.mkdir(parents=True)
+    write_sealed(file, record)
+    (tmp_path / "store.json").write_text("{}")
+    words = ["list", "tickets", "--store", str(tmp_path)]
+    assert json.loads(call(capsys, *words, "--json")[1])[0]["mse"] == 8.33712345678e-08
+    assert call(capsys, *words)[1].split()[-1] == "8.33712e-08"
 
 
 def test_tickets_are_listed_without_torch(runs: list[Run]) -> None:

@@ -153,6 +153,15 @@ def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) 
     assert found.budgets["ticket"] == found.budgets["erk"] == found.budgets["shuffled"] < TOTAL
 
 
+@pytest.mark.parametrize("dense_at", ["budget", "cost"])
+def test_a_budget_of_flops_costs_what_the_dense_training_does(lab: tk.Lab, dense_at: Any) -> None:
+    """The ticket has many more steps, which are no cost to compare with."""
+    settings = VerifySettings(seeds=1, controls=("none",), dense_at=dense_at)
+    found = verify_procedure(procedure(lab, "gradual", bounded=True, density=(0.2,), budget="flops"), settings)
+    assert found.budgets["dense"] == TOTAL < found.budgets["ticket"]
+    assert not found.references
+
+
 def test_a_control_of_what_is_trained_again_at_each_level_is_trained_as_often(lab: tk.Lab) -> None:
     again = procedure(lab, "iterative", level=2, densities=(0.5, 0.2), retrain="rewind_lr", rewind="50%")
     found = verify_procedure(again, VerifySettings(seeds=1, controls=("shuffled",), references=False))

@@ -18,7 +18,7 @@ from scipy import stats
 from samples import sample
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
-from ticketry.evidence.paired_comparisons import MOST_SEEDS, check_budgets, compare, seeds_needed
+from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, check_budgets, compare, seeds_needed
 from ticketry.evidence.verdict import InterimAnalyses, Verdict, decide_after, holm, holm_verdicts, verdict
 
 SLEEP = (1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4)
@@ -104,6 +104,22 @@ def test_equal_differences_take_the_resolution_as_their_spread() -> None:
     assert unknown.spread is None
     assert unknown.p_superior == unknown.p_inferior == 1
     assert "do the seeds take effect" in unknown.note
+
+
+def test_equal_differences_without_a_resolution_are_tested_by_the_least_spread() -> None:
+    """As differences whose spread goes towards 0 are; their interval would have no width, and is none."""
+    ticket, other = [500.0] * 10, [500.0] * 10
+    flat, nearly = (
+        compare(values, other, margin=5.0, least_spread=5.0) for values in (ticket, [*ticket[1:], 500 - 1e-6])
+    )
+    assert flat.p_noninferior == pytest.approx(slow_p(np.zeros(10), -5.0, 5.0)[0])
+    assert flat.p_noninferior == pytest.approx(nearly.p_noninferior, rel=1e-5)
+    assert (flat.low, flat.high, flat.spread) == (None, None, 0.0)
+    assert flat.p_superior == flat.p_worse == pytest.approx(nearly.p_superior, rel=1e-5)
+    assert verdict([9.0] * 10, other, claim="matches", margin=5.0).outcome == "loses"
+    assert verdict(ticket, other, {"shuffled": [480.0] * 10}, margin=5.0).outcome == "wins"
+    assert decide_after([9.0] * 3, other[:3], interim=InterimAnalyses(), claim="matches", margin=5.0).outcome == "loses"
+    assert compare(ticket, other, margin=5.0).p_noninferior == 1
 
 
 def test_a_spread_below_the_resolution_is_raised_to_it_and_said() -> None:

@@ -17,7 +17,7 @@ import ticketry as tk
 from samples import sample
 from ticketry.cli import main
 from ticketry.errors import LayerCollapseError, TrainingError
-from ticketry.evidence.level_verdicts import judge
+from ticketry.evidence.judging.level_verdicts import judge
 from ticketry.experiments.reproduce import planning
 from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.lab.lab import Lab
@@ -175,7 +175,8 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(LayerCollapseError):
         tk.run(broken(LayerCollapseError("empty"), 2), controls=[], store=tmp_path, workers=0, **OPTIONS)
     record = stored(tmp_path)
-    block = SimpleNamespace(request=lambda campaign: record, first=0, last=record.replicates)
+    request = SimpleNamespace(as_stored=lambda paths: record)
+    block = SimpleNamespace(request=lambda campaign: request, first=0, last=record.replicates)
     campaign: Any = SimpleNamespace(
         plans={"run": None},
         precisions={"run": record.environment["precision"]},

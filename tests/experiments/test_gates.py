@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from cli.calling import call
 from ticketry.errors import UsageError
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.search_result import Seeds
+from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report.tables.costs import cost_points
@@ -75,6 +77,27 @@ def test_every_round_is_told(made: dict[str, Any]) -> None:
         assert len(row["histogram"]) == 20
         assert sum(row["histogram"]) == made["task"]["prunable"]
         assert sum(row["histogram"][10:]) == pytest.approx(ticket["kept"], abs=row["ties"])
+
+
+def test_a_control_that_cannot_have_its_tickets_steps_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rounds", "2", "--retrain", "none", "--gate-lr", "10", "--controls", "shuffled,cyclic"]
+    short = ["--recipe.length", "6it", "--rewind", "1it", "--replicates", "1", "--workers", "0"]
+    code, out, _ = call(capsys, "search", "continuous", "--task", "digits", *words, *short, "--store", str(tmp_path))
+    assert code == 0
+    why = "trained as a ticket, 0 steps after 6, it never has a ticket's 12"
+    assert f"left out shuffled at level 2: {why}" in out
+    record = read_run(read_sealed(next(tmp_path.glob("runs/*/run.json"))))
+    rows = {(point.level, point.role): point.budget for point in record.points}
+    assert {row: steps for row, steps in rows.items() if row[1] != "cyclic"} == {
+        (0, "dense"): 6,
+        (1, "ticket"): 6,
+        (1, "shuffled"): 6,
+        (2, "ticket"): 12,
+    }
+    assert (2, "cyclic") in rows
+    assert [(one.level, one.role, one.why) for one in record.left_out] == [(2, "shuffled", why)]
 
 
 def test_the_figure_of_cost_has_each_ticket_at_its_own(made: dict[str, Any]) -> None:

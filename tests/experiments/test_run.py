@@ -49,6 +49,13 @@ def test_it_is_what_the_command_line_writes(run: Run, store: Path, capsys: pytes
     assert printed["run"] == run.name
     assert printed["tickets"] == json.loads(json.dumps(run.as_json()["tickets"]))
     assert printed["cost"] == as_json(run.record.cost)
+    assert printed["verdicts"] == as_json(run.record)["verdicts"]
+    assert [one["level"] for one in printed["verdicts"]] == [1, 2]
+    points = [point for point in run.record.points if point.role == "shuffled"]
+    assert [
+        (one["role"], one["replicate"], one["level"], one["value"], one["density"]) for one in printed["controls"]
+    ] == [("shuffled", one.replicate, one.level, one.metric("accuracy"), one.density) for one in points]
+    assert len(points) == 4
 
 
 def test_a_task_may_be_an_object_and_what_is_done_comes_from_the_store(run: Run, store: Path) -> None:

@@ -16,7 +16,7 @@ import ticketry as tk
 from samples import sample
 from ticketry.core.gates import KINDS
 from ticketry.core.sealed_files import sealed
-from ticketry.errors import MaskError, MissingExtraError, TicketryError, UsageError
+from ticketry.errors import HoldError, MaskError, MissingExtraError, TicketryError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import check_surroundings
 from ticketry.integrations._jobs import Gating, Holding, Pruning
@@ -166,6 +166,27 @@ def test_nothing_is_left_on_the_model() -> None:
         job.release()
         assert not any(module._forward_pre_hooks for module in model.modules())
         assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_the_end_looks_at_removed_weights_and_lets_go_all_the_same() -> None:
+    model = network()
+    for job in (Holding(tk.prune(model, density=0.5)), Pruning(0.5, {"distribution": "layerwise"})):
+        job.begin(model, total=4)
+        job.after_update(4)
+        nn.init.ones_(model[0].weight)
+        with pytest.raises(HoldError, match=r"pruned weights of '0\.weight' are not 0"):
+            job.end()
+        assert job.mask.density < 0.6
+        assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_before_the_first_cut_pruning_does_not_act() -> None:
+    job = Pruning(0.5, {"begin": "2it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
+    job.begin(network(), total=6)
+    assert not job._acts()
+    job.after_update(3)
+    assert job._acts()
+    job.release()
 
 
 def test_gates_end_in_the_hard_network() -> None:

@@ -62,6 +62,9 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(task.prepare(data.inputs[:count]), data.targets[:count]), batch_size=BATCH)
 
 
+CPU = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
 def fit(
     folder: Path, loader: DataLoader, callbacks: list[Any], module: Any = None, ckpt: Any = None, **settings: Any
 ) -> Any:
@@ -71,10 +74,7 @@ def fit(
             "max_epochs": EPOCHS,
             "accumulate_grad_batches": ACCUMULATE,
             "gradient_clip_val": CLIP,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
+            **CPU,
             "default_root_dir": folder,
             "callbacks": [*callbacks, Watch(callbacks[0]), kept(folder)],
             **settings,
@@ -314,8 +314,10 @@ def test_what_is_refused(tmp_path: Path, loader: DataLoader) -> None:
             fit(tmp_path, loader, [callback], Digits(optimizers=2), accumulate_grad_batches=1, gradient_clip_val=None)
     with pytest.raises(UsageError, match="no end that is known"):
         fit(tmp_path, loader, [GradualCallback(0.1)], max_epochs=-1)
-    with pytest.raises(UsageError, match="not begun"):
+    with pytest.raises(UsageError, match=r"not begun in this process.*ddp_fork.*take strategy='ddp'"):
         _ = GatesCallback().mask
+    with pytest.raises(UsageError, match=r"no ticket yet.*ddp_fork.*take strategy='ddp'"):
+        HoldCallback(mask).ticket(Digits().state_dict())
 
 
 def test_another_mask_is_told(tmp_path: Path, loader: DataLoader) -> None:
@@ -352,6 +354,34 @@ def test_weights_from_elsewhere_are_told(tmp_path: Path, loader: DataLoader) -> 
     callback = HoldCallback(tk.prune(Digits(), density=0.3))
     with pytest.raises((HoldError, AssertionError)):
         fit(tmp_path, loader, [callback, Meddle()], max_epochs=1)
+
+
+@pytest.mark.parametrize("name", ["gradual", "gates"])
+def test_averages_with_earlier_masks_are_refused(tmp_path: Path, loader: DataLoader, name: str) -> None:
+    made = L.pytorch.callbacks
+    newer = [made.EMAWeightAveraging()] if hasattr(made, "EMAWeightAveraging") else []  # of Lightning 2.6
+    for average in (made.StochasticWeightAveraging(1e-2), *newer):
+        with pytest.raises(UsageError, match=f"{type(average).__name__} would bring back removed weights"):
+            fit(tmp_path, loader, [CALLBACKS[name](), average])
+
+
+def test_beside_hold_averages_keep_the_mask(tmp_path: Path, loader: DataLoader) -> None:
+    callback = HoldCallback(tk.prune(Digits(), density=0.3))
+    module, average = Digits(), L.pytorch.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1)
+    L.Trainer(**CPU, default_root_dir=tmp_path, max_epochs=3, callbacks=[callback, average]).fit(module, loader)
+    for key, parameter in callback.mask.parameters(module).items():
+        assert not parameter.detach()[~callback.mask[key]].any()
+
+
+@pytest.mark.parametrize("name", ["hold", "gradual"])
+def test_what_the_last_callback_writes_is_told(tmp_path: Path, loader: DataLoader, name: str) -> None:
+    class Meddle(L.Callback):
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            nn.init.ones_(module.net[1].weight)
+
+    callback = CALLBACKS[name]()
+    with pytest.raises(HoldError, match=r"pruned weights of 'net\.1\.weight' are not 0"):
+        fit(tmp_path, loader, [callback, Meddle()])
 
 
 def test_the_example(tmp_path: Path, loader: DataLoader, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 import ticketry as tk
 from samples import sample
-from ticketry.errors import TicketryError, UsageError
+from ticketry.errors import HoldError, TicketryError, UsageError
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install 'ticketry[transformers]'"
@@ -141,10 +142,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str) ->
     """With dropout, accumulation, clipping, weight decay and a schedule; the power fails two steps after a save."""
     whole, first, second = (CALLBACKS[name]() for _ in range(3))
     undisturbed = train(tmp_path / "whole", whole, network(0.1))
+    model = network(0.1)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(tmp_path / "parts", first, network(0.1), others=[Stop()])
+        train(tmp_path / "parts", first, model, others=[Stop()])
     checkpoint = tmp_path / "parts" / "checkpoint-10"
-    resumed = train(tmp_path / "parts", second, network(0.1), resume=str(checkpoint))
+    resumed = train(tmp_path / "parts", second, model, resume=str(checkpoint))
     assert same(resumed, undisturbed)
     assert second.mask == whole.mask
     assert 0 < whole.mask.density < 0.98
@@ -265,6 +267,91 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for callback in (GradualCallback(0.1), GatesCallback()):
         with pytest.raises(UsageError, match="load_best_model_at_end"):
             train(tmp_path, callback, load_best_model_at_end=True, eval_strategy="no", save_strategy="no")
+
+
+BROKEN_OFF = {
+    "hold": lambda: HoldCallback(tk.prune(network(), density=0.2, score="random", seed=3)),
+    "gates": GatesCallback,
+}
+
+
+@pytest.mark.parametrize(("left", "name"), sample([("hold", "hold"), ("gates", "gates"), ("hold", "gradual")], 1))
+def test_after_a_training_that_broke_off_another_is_as_on_a_fresh_model(tmp_path: Path, left: str, name: str) -> None:
+    """Two callbacks at once then; and the exception, with all that it has seen, is still there."""
+    model, start = network(), network().state_dict()
+    with pytest.raises(RuntimeError, match="power cut") as _:
+        train(tmp_path, BROKEN_OFF[left](), model, others=[Stop()], save_strategy="no")
+    model.load_state_dict(start)
+    results = []
+    for one in (model, network()):
+        other = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=4))
+        callback = CALLBACKS[name]()
+        others = [] if name == "gates" else [other]
+        results.append((train(tmp_path, callback, one, others=others, save_strategy="no"), callback.mask))
+        for key, parameter in [*other.mask.parameters(one).items()] if others else []:
+            assert not parameter.detach()[~other.mask[key]].any()
+    assert same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+@pytest.mark.parametrize("left", BROKEN_OFF)
+def test_a_plain_loop_after_a_training_that_broke_off(tmp_path: Path, left: str) -> None:
+    for released in (True, False):
+        model, start, callback = network(), network().state_dict(), BROKEN_OFF[left]()
+        with pytest.raises(RuntimeError, match="power cut") as _:
+            train(tmp_path, callback, model, others=[Stop()], save_strategy="no")
+        model.load_state_dict(start)
+        if released:
+            callback.release()
+            callback.release()
+        else:
+            with pytest.raises(HoldError, match="a training of this model broke off"):
+                one_step(model)
+            model.load_state_dict(start)
+        assert same(one_step(model), one_step(network()))
+
+
+def one_step(model: Any) -> Any:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer.zero_grad()
+    words = torch.stack([each["input_ids"] for each in sentences()[:4]])
+    model(input_ids=words, labels=words).loss.backward()
+    optimizer.step()
+    return model
+
+
+def test_what_a_training_that_still_runs_has_on_its_model_stays(tmp_path: Path) -> None:
+    """One within another, on a part of the model, which breaks off and is begun again."""
+    outer = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=4))
+
+    class Within(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+            if state.global_step == 2:
+                for others in ([Stop()], []):
+                    inner = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=5))
+                    made = transformers.Trainer(
+                        model,
+                        arguments(tmp_path, save_strategy="no"),
+                        train_dataset=sentences(),
+                        callbacks=[inner, *others],
+                    )
+                    with contextlib.suppress(RuntimeError):
+                        made.train()
+                    for mask in (inner.mask, outer.mask):
+                        for name, parameter in mask.parameters(model).items():
+                            assert not parameter.detach()[~mask[name]].any()
+
+    train(tmp_path, outer, others=[Within()], save_strategy="no")
+
+
+def test_a_training_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path, HoldCallback(tk.prune(network(), density=0.5)), others=[Stop()])
+    (tmp_path / "checkpoint-10" / "ticketry-hold.safetensors").unlink()
+    with pytest.raises(TicketryError, match="is missing"):
+        train(tmp_path, HoldCallback(tk.prune(network(), density=0.5)), model, resume=True)
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
 
 
 def test_the_example(tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,24 @@ def test_one_point_has_one_label(runs: list[dict[str, Any]]) -> None:
     assert len([text for text in texts if text.endswith(" %")]) == len(panels)
 
 
+@pytest.mark.parametrize("replicates", [2, 3])
+def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -> None:
+    """Student's t by SciPy; from three replicates on the panel has room for all of them."""
+    run = copy.deepcopy(runs[0])
+    run["points"] = [point for point in run["points"] if point["replicate"] < replicates]
+    subject = subject_of([run], benches_of(run, 0.6))
+    (indices,) = subject.by_task.values()
+    axes = metric_by_time(panels_of(subject, indices)).axes[0]
+    drawn = {tuple(line.get_ydata()) for line in axes.lines if len(set(line.get_xdata())) == 1}
+    for level in range(1, 7):
+        values = [p["test"]["accuracy"] for p in run["points"] if p["role"] == "ticket" and p["level"] == level]
+        assert len(values) == replicates
+        ends = stats.t.interval(0.95, replicates - 1, fmean(values), stdev(values) / replicates**0.5)
+        assert any(bar == pytest.approx(ends) for bar in drawn)
+        low, high = axes.get_ylim()
+        assert replicates == 2 or low < ends[0] < ends[1] < high
+
+
 def test_channels_share_axes_with_weights(runs: list[dict[str, Any]]) -> None:
     """Masks of channels are of norms too; but a network without its largest layer is another denominator."""
     for more, together in ((0.015, True), (0.1, False)):

@@ -45,6 +45,22 @@ def test_decimals_show_two_digits_of_the_spread(make_record, sd, decimals):
     assert _style(make_record, sd).decimals == decimals
 
 
+@pytest.mark.parametrize(
+    ("means", "sd", "told"),
+    [
+        ((4.349e-06, 8.337e-08), 3.1e-08, ["4.349e−6 ± 3.1e−8", "8.3e−8 ± 3.1e−8"]),
+        ((4.349e-06, 8.337e-08), 1.5e-06, ["4.3e−6 ± 1.5e−6", "8.3e−8 ± 1.5e−6"]),  # two digits at least
+        ((8.337e-08, 0.0), None, ["8.337e−8", "0.00000000000"]),
+        ((0.02, 0.019), 2.1e-07, ["0.02000000 ± 2.1e−7", "0.01900000 ± 2.1e−7"]),
+        ((0.0031, 0.0036), 0.0002, ["0.00310 ± 0.00020", "0.00360 ± 0.00020"]),
+        ((98.1, 97.9), 3e-08, ["98.100000 ± 0.000000", "97.900000 ± 0.000000"]),  # not the digits of rounding
+    ],
+)
+def test_small_numbers_are_not_zero(means, sd, told):
+    summaries = [Summary(mean, sd, 3) for mean in means]
+    assert [Style.fitting(summaries, "").summary(one) for one in summaries] == told
+
+
 def test_decimals_without_a_spread(make_record):
     assert _style(make_record, 0.0).decimals == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,45 @@ def test_a_metric_larger_than_records_have_is_told(trained: Trained) -> None:
     with pytest.raises(TaskError, match=r"rmse of the task 'line' is 1e\+31 on its validation split"):
         trained(summary=lambda _: {"rmse": 1e31})
     assert trained(summary=lambda _: {"rmse": -1e30}) == {"rmse": -1e30}
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+def test_what_is_not_finite_beside_the_metric_is_null(trained: Trained) -> None:
+    found = trained(summary=lambda metrics: {**metrics, "perplexity": INF, "spread": NAN, "bias": -INF, "mae": 2.0})
+    assert found == {**trained(), "perplexity": None, "spread": None, "bias": None, "mae": 2.0}
+
+
+class Overflowing(Line):
+    def summary(self, sums: Any, count: int) -> Any:
+        return {**super().summary(sums, count), "perplexity": INF}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_search_whose_further_metrics_are_not_finite(
+    tmp_path: Path, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are JSON; older stores have results with Infinity, which is none, and which no ticket can tell."""
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    def go() -> Any:
+        return tk.run("iterative", Overflowing(), levels=1, replicates=1, controls=(), workers=0, store=tmp_path)
+
+    if older:
+        with monkeypatch.context() as before:
+            before.setattr("ticketry.lab.training.loop.finite", dict)
+            with tk.Lab(tmp_path) as lab:
+                lab.train(lab.segment(Overflowing(), start=0))
+    run = go()
+    assert [point.test["perplexity"] for point in run.record.points] == [None, None]
+    assert run.tickets[0].load().info["metrics"]["test"]["perplexity"] is None
+    files = [run.path / "run.json"] if older else list(tmp_path.rglob("*.json"))
+    for file in files:
+        json.loads(file.read_text(), parse_constant=refused)
+    assert go().now["segments_trained"] == 0
 
 
 def test_a_loss_of_shape_one_is_a_loss(trained: Trained) -> None:

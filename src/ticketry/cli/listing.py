@@ -85,8 +85,15 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[NONE if row.get(name) is None else shown(row[name]) for name in names] for row in rows]
+    lines = [[NONE if (value := row.get(name)) is None else _cell(value) for name in names] for row in rows]
     print("\n".join(aligned([[shown(heads.get(name, name)) for name in names], *lines])))
+
+
+def _cell(value: object) -> str:
+    """Of numbers four decimals; of those below 1 six digits, however small they are."""
+    if isinstance(value, float):
+        return str(round(value, 4)) if abs(value) >= 1 else f"{value:.6g}"
+    return shown(value)
 
 
 def shown(value: object) -> str:
@@ -286,7 +293,7 @@ def _tickets(store: Path) -> list[dict[str, Any]]:
         {
             "path": _folder_of(store, record, point),
             "weights_remaining": f"{100 * point.density:.2f} %",
-            **{name: round(value, 4) if isinstance(value, float) else value for name, value in point.test.items()},
+            **point.test,
         }
         for record in (records(store) if _is_there(store) else [])
         for point in record.points

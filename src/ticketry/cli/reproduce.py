@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import options_said, parse
+from ticketry.cli.arguments import parse
 from ticketry.cli.options import Printing
 from ticketry.errors import UsageError
 from ticketry.experiments.options import LabOptions
@@ -61,6 +61,11 @@ class _Reproduce(Printing, LabOptions):
     compare: bits on the same kind of machine, else whether they lie inside the interval of one more replicate."""
     draw: int = 0
     """Seed of that drawing."""
+    precision: Literal["", "fp32", "bf16"] = ""  # type: ignore[assignment]
+    """fp32 or bf16, one on all machines; by default what the file says."""
+    kernels: Literal["", "auto", "dense", "sparse"] = ""  # type: ignore[assignment]
+    """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps; by default what the
+    file says."""
     trust: bool = False
     """Use whatever your file names: code of that name is imported and run, files and folders are opened."""
 
@@ -68,10 +73,8 @@ class _Reproduce(Printing, LabOptions):
 def main(words: Sequence[str]) -> int:
     """Carry out one campaign, or all; 1 if a run could not go on that claims wait for."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
-    said = options_said(words)
-    chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
-    if chosen.get("precision") == "auto":
-        raise UsageError("a campaign is of one precision on all machines: choose fp32 or bf16")
+    chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
+    arguments = dataclasses.replace(arguments, precision=LabOptions.precision, kernels=LabOptions.kernels)
     if arguments.check:
         return _check(arguments, chosen)
     outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
@@ -183,6 +186,8 @@ def told(outcome: Outcome, width: int | None = None) -> list[str]:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
     lines += [*facts(record)[:3], *_plan_told(outcome)]
     lines += [f"failed   {run}: {why}" for run, why in outcome.failed.items()]
+    stuck = [claim for claim in record.claims if claim.unknown and claim.name in outcome.wanted]
+    lines += [f"unknown  {claim.name}: {claim.unknown}; no more replicates decide it" for claim in stuck]
     if outcome.stopped:
         lines.append(f"stopped  {outcome.stopped}")
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]

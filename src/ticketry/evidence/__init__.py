@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ticketry.evidence.connectivity import barrier, instability
     from ticketry.evidence.control import Control
     from ticketry.evidence.controls import train_control
-    from ticketry.evidence.paired_comparisons import compare
+    from ticketry.evidence.judging.paired_comparisons import compare
     from ticketry.evidence.procedure import Procedure
     from ticketry.evidence.settings import VerifySettings
     from ticketry.evidence.verification import verify, verify_procedure
@@ -28,7 +28,7 @@ _PUBLIC = {
     "Procedure": "ticketry.evidence.procedure",
     "VerifySettings": "ticketry.evidence.settings",
     "barrier": "ticketry.evidence.connectivity",
-    "compare": "ticketry.evidence.paired_comparisons",
+    "compare": "ticketry.evidence.judging.paired_comparisons",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
     "verify": "ticketry.evidence.verification",

@@ -2,7 +2,9 @@
 
 All of them, the ticket too, are trained over the same steps of one schedule under one data order a seed. The dense
 network and the controls with the ticket's weights start where it starts; those with other weights are first trained
-densely, from a fresh initialisation, up to the step that the ticket's start is from.
+densely, from a fresh initialisation, up to the step that the ticket's start is from. Whatever else than its mask acted
+on the ticket while it trained acts on it and on the controls again; dense networks are trained by the recipe alone, as
+a search's are.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
+from ticketry.lab.training.variant import under_mask
 from ticketry.records.network import DENSE_RIVALS, is_dense_rival
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
@@ -101,12 +104,11 @@ class Rivals:
         segment = lab.segment(
             task,
             start=start,
-            mask=mask,
             first=subject.first,
             last=subject.last,
             order_seed=seeds.order,
             recipe=subject.recipe,
-            shrunk=subject.shrunk and mask is not None,
+            variants=() if mask is None else under_mask(subject.variants, mask),
         )
         return Trained(lab.train(segment, label=role), subject.step + segment.steps)
 

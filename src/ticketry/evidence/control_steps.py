@@ -1,10 +1,14 @@
-"""The training steps of a control: what it begins with, and when it cannot come to its ticket's. Needs no torch."""
+"""The training steps of a control: what it begins with, and when it cannot be trained as its ticket. Needs no torch."""
 
 from __future__ import annotations
 
-from ticketry.evidence.comparison_names import LONGER
+from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
 from ticketry.records.network import is_dense_rival
+
+_NO_MASK = "0" * 64
+"""A digest that no mask has."""
 
 
 def begins_after(found: Found) -> int | None:
@@ -25,9 +29,24 @@ def begins_after(found: Found) -> int | None:
 
 
 def obstacle(control: str, found: Found) -> str:
-    """Why a control cannot be trained for as many steps as a ticket; an empty text if it can, or is not meant to."""
-    if control in LONGER or is_dense_rival(control) or begins_after(found) is not None:
+    """Why a control cannot be trained as a ticket is, for as many steps; empty if it can, or is not meant to."""
+    if is_dense_rival(control):
+        return ""
+    if CONTROLS.get(control).changes_mask and (why := bound(found)):
+        return why
+    if control in LONGER or begins_after(found) is not None:
         return ""
     begun = (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last
     own = found.result.segment.steps
     return f"trained as a ticket, {own:,} steps after {begun:,}, it never has a ticket's {budget(found):,}"
+
+
+def bound(found: Found) -> str:
+    """Why no network with another mask can be trained as a ticket is; an empty text if one can."""
+    assert found.mask is not None
+    for one in found.result.segment.variants:
+        try:
+            one.under(_NO_MASK, instead_of=found.mask)
+        except UsageError as error:
+            return str(error)
+    return ""

@@ -25,6 +25,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, budget
 from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.variant import under_mask
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
@@ -118,8 +119,9 @@ def train_control(
     less is left than a whole training, over the end of the schedule alone. So are the weights of
     gradual pruning 0 at its last cut: there the control goes on from the dense network at that step. Where the ticket's
     mask moved while it trained (dynamic), the control's stays: it is trained from step 0, for as many steps as the
-    ticket in all. Where the ticket is trained without the channels that its mask removes, so is the control, with a
-    mask of whole channels of its own; where the rows of the ticket's mask are in groups, or its weights in blocks, so
+    ticket in all. Whatever acts on the ticket while it trains acts on the control too, see `Variant.under`: where the
+    ticket is trained without the channels that its mask removes, so is the control, with a mask of whole channels of
+    its own; where the rows of the ticket's mask are in groups, or its weights in blocks, so
     are those of the control's, see `stored_control_mask`.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
 
@@ -187,7 +189,6 @@ def trained_control(
         return Trained([rival], fresh=rival, searched=False)
     ticket = found.mask
     chosen = CONTROLS.get(control)
-    shrunk = found.result.segment.whole_channels
     mask = ticket
     if chosen.changes_mask:
         mask = stored_control_mask(lab, task, control, ticket, seeds, Form.of_found(found))
@@ -202,12 +203,12 @@ def trained_control(
         task,
         recipe,
         retrain=found.retrain,
-        mask=mask,
+        mask=None,
         rewound=begun if found.retrain in FROM_REWOUND else found.rewound,
         trained=begun,
         order_seed=seeds.order,
-        shrunk=shrunk,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
+        variants=under_mask(found.result.segment.variants, mask),
     )
     if chosen.remakes_weights:
         assert segment.start.state is not None

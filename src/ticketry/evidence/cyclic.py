@@ -25,6 +25,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, spent
 from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.variant import under_mask
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -60,10 +61,10 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
         task,
         recipe,
         retrain=retrain,
-        mask=mask,
+        mask=None,
         rewound=found.rewound,
         trained=found.rewound,
         order_seed=seeds.order,
-        shrunk=found.result.segment.whole_channels,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
+        variants=under_mask(found.result.segment.variants, mask),
     )

@@ -6,6 +6,7 @@ in principle take fewer operations. Both are shown beside a verdict; neither dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result
+from ticketry.lab.training.variant import Variant
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
@@ -58,17 +60,17 @@ def train_reference(subject: Subject, reference: Reference, seeds: Seeds) -> Res
 
 
 def train_for(
-    lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, mask: str | None = None, label: str = ""
+    lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
     """Train from the initialisation for so many steps: by the recipe, or by its whole schedule stretched or squeezed.
 
     Args:
-        mask: digest of a stored mask that is held all the while; without one the network is dense.
+        variants: what acts on the network, such as a mask that is held all the while; without them it is dense.
     """
     per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
         recipe = stretched(recipe, per_epoch, steps)
-    segment = lab.segment(task, start=seeds.initialisation, mask=mask, order_seed=seeds.order, recipe=recipe)
+    segment = lab.segment(task, start=seeds.initialisation, variants=variants, order_seed=seeds.order, recipe=recipe)
     return lab.train(segment, label=label)
 
 

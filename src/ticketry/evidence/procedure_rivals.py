@@ -2,7 +2,8 @@
 
 - ``dense``: the network of the same initialisation, trained for as many steps as are in the ticket's weights.
 - A control that is one of a ticket's too, such as ``shuffled``, is trained as the ticket was once its mask was known.
-- ``uniform``, ``erk``: a random mask that nothing was searched for, held from the initialisation to the end.
+- ``uniform``, ``erk``: a random mask that nothing was searched for, held from the initialisation to the end, with
+  whatever else acts on the ticket while it trains.
 - ``small_dense``: a narrower network with no more parameters than the ticket.
 """
 
@@ -25,7 +26,7 @@ from ticketry.evidence.comparison_names import (
     check_rivals,
 )
 from ticketry.evidence.comparisons import Trained, narrower, no_narrower
-from ticketry.evidence.control_steps import obstacle
+from ticketry.evidence.control_steps import bound, obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.dense_references import Reference, train_for
 from ticketry.evidence.equal_cost import dense_of_cost
@@ -34,6 +35,7 @@ from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.training.segment import Result
+from ticketry.lab.training.variant import Variant, under_mask
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
 
@@ -125,11 +127,9 @@ class ProcedureRivals:
     def _obstacle(self, role: str, one: Replicate) -> str:
         """Why there is no such control; an empty text if there is one."""
         if role in STATIC:
-            return (
-                ""
-                if one.form.kind == WEIGHTS.kind
-                else f"draws masks of single weights, and these are of {one.form.kind}"
-            )
+            if one.form.kind != WEIGHTS.kind:
+                return f"draws masks of single weights, and these are of {one.form.kind}"
+            return bound(one.ticket)
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
         return obstacle(role, one.ticket)
@@ -146,7 +146,8 @@ class ProcedureRivals:
                 mask = random_of_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
             else:
                 mask = random_mask(ticket, seed, role)
-            return Trained(self._for_budget(one, one.task, role, self.lab.store.put_mask(mask)), one.budget)
+            variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
+            return Trained(self._for_budget(one, one.task, role, variants), one.budget)
         if role == SMALL_DENSE or is_dense_rival(role):
             task = self._rival(role, one)
             assert task is not None
@@ -161,8 +162,8 @@ class ProcedureRivals:
     def _dense(self, one: Replicate, steps: int, label: str) -> Result:
         return train_for(self.lab, one.task, self.subject.recipe, steps, one.seeds, label=label)
 
-    def _for_budget(self, one: Replicate, task: Task, role: str, mask: str | None = None) -> Result:
-        return train_for(self.lab, task, self.subject.recipe, one.budget, one.seeds, mask=mask, label=role)
+    def _for_budget(self, one: Replicate, task: Task, role: str, variants: Sequence[Variant] = ()) -> Result:
+        return train_for(self.lab, task, self.subject.recipe, one.budget, one.seeds, variants=variants, label=role)
 
     def _like_the_ticket(self, role: str, one: Replicate) -> Trained:
         """A control trained as the ticket was; of one trained again at each level, as often again."""

@@ -17,8 +17,10 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry.evidence.asked_task import made_task, name_of
 from ticketry.evidence.mask_form import WEIGHTS, Form
+from ticketry.evidence.told_variants import told_variants
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
+from ticketry.lab.training.variant import Variant
 from ticketry.records.ticket import AskedTask, Retraining, read_info
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task, written_key
@@ -47,8 +49,8 @@ class Subject:
     info: Mapping[str, Any]
     parameters: int
     """Of the dense network."""
-    shrunk: bool = False
-    """Whether its network is trained without the channels that its mask removes."""
+    variants: tuple[Variant, ...]
+    """What acts on the network while it trains: the mask, and whatever the method has added."""
     form: Form = WEIGHTS
     """Of its mask, and of the controls'."""
 
@@ -77,7 +79,8 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 
     Raises:
         TicketError: if the ticket does not tell how it was trained, or is of another model or task.
-        TrustError: if it names a task or network that is not built in, or a place of this machine.
+        TrustError: if it names a task or network that is not built in, or a place of this machine, or was trained with
+            a variant of training whose module nobody has imported here.
         UsageError: if it keeps trained weights, see `begins_anew`: then there is no start to go from.
     """
     info = ticket.info
@@ -117,7 +120,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         seeds=convert(structs.asdict(told.seeds), Seeds),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        shrunk=told.segment.shrunk,
+        variants=told_variants(lab, told, ticket.mask, name_of(ticket)),
         form=form,
     )
 

@@ -1,6 +1,6 @@
 """The verdict: is a ticket as good as the dense network, and is it better than every control?
 
-Two questions over paired seeds (`evidence.paired_comparisons`), each answered "yes", "no" or "undecided":
+Two questions over paired seeds (`evidence.judging.paired_comparisons`), each answered "yes", "no" or "undecided":
 
 - *as good as dense*: worse than the dense network by less than the margin. "no" if it is shown to be worse by more;
 - *better than every control*: "no" if it is shown to be worse than one. This is the lottery ticket hypothesis: *these*
@@ -32,9 +32,9 @@ from ticketry.evidence.judging.interim_analyses import INTERIM as INTERIM
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses as InterimAnalyses
 from ticketry.evidence.judging.more_seeds import more_seeds
 from ticketry.evidence.judging.one_verdict import Verdict as Verdict
+from ticketry.evidence.judging.paired_comparisons import Comparison, check_budgets, compare
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.judging.verdict_words import assumptions_of, reasons_of
-from ticketry.evidence.paired_comparisons import Comparison, check_budgets, compare
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import Claim
 
@@ -348,9 +348,6 @@ def _not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, 
 def _worded(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
     """The verdict with what it asks for and with its words."""
     following = interim.after(made.n) if interim is not None and not made.decided else None
-    last = 1.0 if interim is None else interim.alphas(1.0)[interim.last]
-    more = 0 if made.decided else more_seeds(made, (1 - made.confidence) * last / verdicts)
-    if more and following is not None:
-        more = max(more, following - made.n)
+    more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
     return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made))

@@ -3,8 +3,8 @@
 Two kinds of claim. One is about *a ticket*, its mask and its start: seeds differ in the data order (and augmentation)
 of its training, and in whatever is random in a control. It may be chosen by any rule, for its verdict comes from fresh
 seeds. The other is about *a procedure*, a method with its settings: the whole search is repeated from fresh seeds, so
-that everything differs (`evidence.procedure`). A run's own verdicts (`evidence.level_verdicts`) are about its procedure
-too, over replicates that its settings and its level may have been chosen by.
+that everything differs (`evidence.procedure`). A run's own verdicts (`evidence.judging.level_verdicts`) are about its
+procedure too, over replicates that its settings and its level may have been chosen by.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, Protocol
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparisons import Rivals, Trained
 from ticketry.evidence.dense_references import Reference
-from ticketry.evidence.level_verdicts import default_margin, judgement, resolution
-from ticketry.evidence.paired_comparisons import Comparison, check_budgets, compare
+from ticketry.evidence.judging.level_verdicts import default_margin, judgement, resolution
+from ticketry.evidence.judging.paired_comparisons import Comparison, check_budgets, compare
 from ticketry.evidence.procedure import Procedure
 from ticketry.evidence.procedure_rivals import ProcedureRivals
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
-from ticketry.records.evidence import LeftOut, Network, Noise
+from ticketry.records.evidence import Network, Noise
 from ticketry.records.evidence import Reference as ReferenceTold
-from ticketry.records.verdict import About
+from ticketry.records.verdict import About, LeftOut
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3

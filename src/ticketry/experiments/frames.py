@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from ticketry.core.pattern import share_of
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.records.network import Point
+from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure
 
@@ -166,6 +167,26 @@ def tickets_json(
             **({"structure": _structure_json(point.structure)} if point.structure else {}),
         }
         for point, one in zip(points, tickets, strict=True)
+    ]
+
+
+def controls_json(record: RunRecord) -> list[dict[str, Any]]:
+    """The networks beside a run's tickets, as ``ticketry search --json`` prints them, by replicate and level."""
+    metric = record.task.metric.name
+    return [
+        {
+            "role": point.role,
+            "level": point.level,
+            "replicate": point.replicate,
+            "density": point.density,
+            "metric": metric,
+            "value": point.metric(metric),
+            "validation_value": point.metric(metric, "validation"),
+            "steps": point.steps,
+            "budget": point.budget,
+        }
+        for point in record.points
+        if point.role not in (DENSE, TICKET)
     ]
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError, needs
@@ -56,6 +56,11 @@ class LabOptions:
     log: tuple[str, ...] = ()
     """Dashboards that are told what is trained: trackio, wandb, mlflow, tensorboard, others of `ticketry list loggers`,
     or none."""
+
+    @property
+    def together(self) -> dict[str, Any]:
+        """In how many threads, and on how many devices and in which way, each network is trained."""
+        return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
         if self.on and self.workers is not None:
@@ -179,10 +184,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             workers=workers,
             device=options.device,
             precision=options.precision,
-            threads=options.threads,
-            devices=options.devices,
-            parallel=options.parallel,
-            norms=options.norms,
+            **options.together,
             kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,

@@ -54,6 +54,8 @@ class Points:
         self.rows: list[Point] = []
         self.segments: dict[str, Result] = {}
         self.rounds = Rounds()
+        self.left_out: dict[tuple[int, str], str] = {}
+        """By level and name, why there is no such control."""
         self.searched: dict[str, Result] = {}
         """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
         self.gradients = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +18,9 @@ from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, unusual
 from ticketry.lab.training.segment import Result
+from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json, read
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
@@ -75,17 +76,58 @@ def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result]
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **environment(),
+        **_arithmetic_told(lab, arithmetic),
+        "workers": lab.workers,
+        "on": lab.on,
+        **({"kernels_used": used} if used else {}),
+        "date": now(),
+    }
+
+
+def _arithmetic_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
+    return {
         "device": arithmetic.device,
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         **({"devices": arithmetic.ranks, "norms": arithmetic.norms or "none"} if arithmetic.ranks > 1 else {}),
         **({"parallel": arithmetic.parallel} if arithmetic.parallel else {}),
-        "workers": lab.workers,
-        "on": lab.on,
         "kernels": lab.kernels.asked,
-        **({"kernels_used": used} if used else {}),
-        "date": now(),
     }
+
+
+_DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "parallel", "kernels")
+
+
+def warn_of_another(file: Path, lab: Lab, task: Task) -> None:
+    """Say, before anything is trained, that a run was trained otherwise before: what has other bits now is replaced.
+
+    Its name tells neither device nor kernels, whose words stand for what a machine has; names of older versions told
+    nothing of the arithmetic.
+    """
+    earlier = earlier_record(file, RunRecord)
+    if earlier is None or not earlier.environment:
+        return
+    before, here = earlier.environment, _arithmetic_told(lab, lab.arithmetic(task))
+    if here["kernels"] == DENSE and before.get("kernels_used") == [DENSE]:
+        before = {**before, "kernels": DENSE}  # whatever was asked for, none were used
+    changed = [name for name in _DECIDING if before.get(name) != here.get(name)]
+    if changed:
+        was, will = (", ".join(f"{name} {one.get(name, 1)}" for name in changed) for one in (before, here))
+        _log.warning(
+            "the run %s is in the store, trained with %s, and is trained with %s now: what has other bits then takes"
+            " the place of its tickets, record and report. To keep both, give one of them another store",
+            *(earlier.name, was, will),
+        )
+
+
+def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
+    """Whether there is a record of a run in this arithmetic, see `precision.unusual`."""
+    earlier = earlier_record(file, RunRecord)
+    told = earlier.environment if earlier else {}
+    if told.get("norms") == "none":  # of a network without any: whatever was asked for
+        told = {**told, "norms": unusual_words.get("norms", SYNCHRONISED)}
+    words = {name: told[name] for name in ("precision", "devices", "norms", "parallel") if name in told}
+    return bool(words) and unusual(**words, threads=told.get("threads_per_segment", 1)) == unusual_words
 
 
 def now() -> str:

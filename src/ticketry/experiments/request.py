@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ticketry import search
 from ticketry.core.pattern import check_density, share_of
@@ -13,6 +13,7 @@ from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.experiments.options import LabOptions
+from ticketry.experiments.record_files import is_trained_in
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
@@ -27,6 +28,10 @@ from ticketry.search.iterative import level_densities
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
+
+if TYPE_CHECKING:
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.store.paths import Paths
 
 LATER = {
     "keep_at_least": 0,
@@ -61,6 +66,8 @@ class SearchRequest:
     controls: tuple[str, ...] = ()
     control_densities: tuple[float, ...] = ()
     """Of the tickets that have controls; empty if all have."""
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
+    """What of the lab's is not usual, see `in_lab`: other bits are another run, with a name of its own."""
 
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
@@ -79,6 +86,18 @@ class SearchRequest:
             check_density(density)
             if planned:
                 level_of(density, planned, "the search")
+
+    def in_lab(self, lab: Lab) -> SearchRequest:
+        """As that lab trains it, with the name that it has there."""
+        chosen = lab.unusual(self.task)
+        return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).as_stored(lab.store.paths)
+
+    def as_stored(self, paths: Paths) -> SearchRequest:
+        """With the name that a store has it by: those of older versions told nothing of the arithmetic."""
+        if not self.arithmetic:
+            return self
+        plain = replace(self, arithmetic={})
+        return plain if is_trained_in(paths.run(plain.name) / "run.json", self.arithmetic) else self
 
     def controls_beside(self, level: int | None, density: float) -> tuple[str, ...]:
         """The controls that are trained beside tickets of a level, by which they are known where it is planned: its
@@ -131,7 +150,8 @@ class SearchRequest:
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
         if by_value(self.settings):
             settings["by_value"] = True  # runs of the time when such budgets were spent by magnitudes keep their names
-        return self.describe() | {"settings": settings}
+        chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
+        return self.describe() | {"settings": settings} | chosen
 
     def describe(self) -> dict[str, Any]:
         """As JSON values; densities of controls and sources are left out where they say nothing."""

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.frames import RunTicket, frame_of, taking, tickets_json
+from ticketry.experiments.frames import RunTicket, controls_json, frame_of, taking, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_profile
@@ -267,8 +267,9 @@ class Run:
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
         tickets = tickets_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
-        ended = {"ended": self.record.ended} if self.record.ended else {}
-        return {"tickets": tickets, **{key: values[key] for key in keys}, **ended, "now": dict(self.now)}
+        judged = {"controls": controls_json(self.record), "verdicts": values.get("verdicts", [])}
+        said = {key: values[key] for key in ("verdict_error", "left_out", "ended") if values.get(key)}
+        return {"tickets": tickets, **judged, **{key: values[key] for key in keys}, **said, "now": dict(self.now)}
 
     @property
     def _points(self) -> list[Point]:
@@ -386,6 +387,7 @@ def carry_out(
     from ticketry.experiments.search import execute
 
     with opened(options, request.task, on_event) as lab:
+        request = request.in_lab(lab)
         record = execute(lab, request, command=command, on_point=on_point, energy=energy, on_ended=on_ended)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return Run(request, record, options, done, command, tuple(lab.dashboards.where()))

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import TicketryError
 from ticketry.evidence.comparison_names import LONGER
+from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
-from ticketry.evidence.level_verdicts import with_verdicts
+from ticketry.evidence.judging.level_verdicts import with_verdicts
 from ticketry.experiments.costs import kept_record, run_cost, with_costs
 from ticketry.experiments.points import OnPoint, Points
-from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told
+from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told, warn_of_another
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.stored.telling import Telling
@@ -29,9 +30,8 @@ from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.running import marked_running
-from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.records.network import TICKET, Point, is_dense_rival
-from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
+from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
 from ticketry.search.common.scope import Scored, score_of
 from ticketry.tasks.task import Task
@@ -68,7 +68,9 @@ def execute(
             ticket was found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
+    run = run.in_lab(lab)
     folder = lab.store.paths.run(run.name)
+    warn_of_another(folder / "run.json", lab, run.task)
     telling = Telling(lab, run)
 
     def point_found(point: Point) -> None:
@@ -145,9 +147,15 @@ class _Controls:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Train all controls of a ticket; `counts` are its density, weights kept and budget, which are theirs too."""
+        """Train all controls of a ticket that can have its steps.
+
+        Args:
+            counts: its density and the number of weights kept, which are theirs too.
+        """
         for control in self._run.controls_beside(found.level, counts["density"]):
-            if self._pool is None:
+            if why := obstacle(control, found):
+                self._points.left_out[found.level, control] = why
+            elif self._pool is None:
                 self._train(control, replicate, found, counts)
             else:
                 self._futures.append(self._pool.submit(self._train, control, replicate, found, counts))
@@ -165,7 +173,7 @@ class _Controls:
                 run.seeds.replicate(replicate),
                 label=f"level {found.level} {control}",
             )
-        more, trained = dict(counts), control_of.trainings
+        more, trained = {**counts, "budget": control_of.budget}, control_of.trainings
         last = trained[-1].segment
         if is_dense_rival(control):
             more.update(self._dense_counts(last.task, found.mask))
@@ -176,12 +184,12 @@ class _Controls:
             more.update(density=mask.density, kept=mask.kept)
         ticket = self._points.phases_of(replicate, found)
         phases = control_phases(control_of.searched, found, ticket, trained, control_of.fresh)
-        steps = sum(each.segment.steps for each in trained)
         if len(trained) > 1:
+            steps = sum(each.segment.steps for each in trained)
             more.update(steps=steps, seconds=round(sum(each.train_seconds for each in trained), 3))
             self._points.count(trained)
         if control in LONGER:
-            more.update(budget=found.rewound.segment.last + steps, cycles=len(trained))
+            more.update(cycles=len(trained))
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def _dense_counts(self, task: Task, ticket: str) -> dict[str, Any]:
@@ -244,10 +252,9 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     )
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
-    chosen: dict[str, Any] = {"precision": arithmetic.precision, "kernels": lab.kernels.asked}
-    if arithmetic.ranks > 1:
-        chosen |= {"devices": arithmetic.ranks, "norms": arithmetic.norms or SYNCHRONISED}
-        chosen |= {"parallel": arithmetic.parallel} if arithmetic.parallel else {}
+    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.unusual(run.task)}
+    if lab.device != "auto" or arithmetic.device != "cpu":  # else a run of any machine without a GPU
+        chosen["device"] = arithmetic.device
     if lab.asked:
         chosen["on"] = lab.asked
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
@@ -270,6 +277,7 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         ),
         environment=environment_told(lab, arithmetic, points.segments.values()),
         rounds=points.rounds.rows(),
+        left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
         config=run_file(run.describe(), run.task.spec, chosen),
         store=shown(lab.store.paths.root),
     )

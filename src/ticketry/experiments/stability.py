@@ -147,6 +147,7 @@ def execute_stability(
         raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
     if getattr(run.settings, "budget", ""):
         raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave budget away")
+    run = run.in_lab(lab)
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
     # Rising, whatever their order was; all from one dense training, which keeps every rewind step on its way.

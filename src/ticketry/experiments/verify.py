@@ -19,10 +19,11 @@ from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.asked_task import made_task, name_of
 from ticketry.evidence.comparison_names import LONGER, RIVALS
 from ticketry.evidence.comparisons import Rivals
-from ticketry.evidence.level_verdicts import default_margin, resolution
+from ticketry.evidence.judging.level_verdicts import default_margin, resolution
 from ticketry.evidence.procedure_rivals import ProcedureRivals
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import begins_anew
+from ticketry.evidence.told_variants import import_variants
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
@@ -168,14 +169,21 @@ def execute_verify(
     Args:
         task: of the ticket, where it is not to be made by the name that is written in it.
         search: that found it, where it is at hand; otherwise the ticket tells it.
-        trust: of whatever the ticket names as its search.
+        trust: of whatever the ticket names as its search, or as what acted on it while it trained.
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
     about = settings.about or suited_claim(ticket)
     searched = None if about == "ticket" else search or search_of(ticket, task, trust=trust, store=lab.store.paths.root)
     level = int(ticket.info["level"]) if searched else 0
-    name = _procedure_name(searched, level, settings) if searched else _ticket_name(ticket.info, settings)
+    if searched:
+        searched = searched.in_lab(lab)
+        name = _procedure_name(searched, level, settings)
+    else:
+        if trust:
+            import_variants(ticket)
+        task = task or made_task(ticket)
+        name = _ticket_name(ticket.info, settings, lab.unusual(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
     with lab.dashboards.whole(name, "verification", config, by_label=True) as run:
         if searched is None:
@@ -209,10 +217,11 @@ def suited_claim(ticket: Ticket) -> About:
     return "ticket" if begins_anew(read_info(Retraining, ticket.info, name_of(ticket))) else "procedure"
 
 
-def _ticket_name(info: Mapping[str, Any], settings: VerifySettings) -> str:
+def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
     asked = {**vars(settings), "controls": settings.controls or RIVALS}
     described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
-    return _name({"ticket": info.get("segment"), **described})
+    chosen = {"arithmetic": dict(arithmetic)} if arithmetic else {}
+    return _name({"ticket": info.get("segment"), **described, **chosen})
 
 
 def _ticket_told(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:

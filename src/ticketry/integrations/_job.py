@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
+from ticketry.core.sparse_training._left import Kept, release_left
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import UsageError
 
@@ -30,16 +31,23 @@ class Job:
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
+        self._kept: Kept | None = None
 
     @property
     def mask(self) -> Mask:
         """What is kept now."""
         raise NotImplementedError
 
-    def begin(self, model: nn.Module, total: int) -> None:
-        """The model is where it will train, for `total` steps in all; a checkpoint may be loaded already, or later."""
+    def begin(self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None) -> None:
+        """The model is where it will train, for `total` steps in all; a checkpoint may be loaded already, or later.
+
+        `runs` is whether this training still runs: of a trainer that does not tell where one breaks off.
+        """
         self.release()
+        release_left(model)
         self.model = model
+        if runs is not None:
+            self._kept = Kept(model, self.name, runs=runs, acts=self._acts, release=self.release)
         self._attach(model, total)
         if self._loaded is not None:
             loaded, self._loaded = self._loaded, None
@@ -70,16 +78,30 @@ class Job:
     def release(self) -> None:
         """Take everything off the model, as it is."""
         self.model = None
+        if self._kept is not None:
+            self._kept.remove()
+            self._kept = None
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: nested dicts (with text as keys) and lists of tensors and plain values."""
         raise NotImplementedError
+
+    def _acts(self) -> bool:
+        """Whether a step of the model is another than without this, as things are now."""
+        return True
 
     def _attach(self, model: nn.Module, total: int) -> None:
         raise NotImplementedError
 
     def _load(self, state: Mapping[str, Any]) -> None:
         raise NotImplementedError
+
+
+NOT_HERE = (
+    "where a trainer forks or spawns its processes (Lightning's ddp_fork, ddp_spawn, ddp_notebook), the callbacks that"
+    " were called are in those: take strategy='ddp', or the mask from a checkpoint"
+)
+"""Why nothing may be known after a training."""
 
 
 class Owner:
@@ -105,9 +127,16 @@ class Owner:
             TicketError: if `start` is not of the model (or of the part of it that is pruned).
         """
         if self._trained is None:
-            raise UsageError("there is no ticket yet: train first")
+            raise UsageError(f"there is no ticket yet: train first, in this process; {NOT_HERE}")
         state = self._trained.state_dict()
         return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
+
+    def release(self) -> None:
+        """Take mask or gates off the model after a training that broke off; the weights stay as they are.
+
+        After one that ended there is nothing left to take off, and this is no error.
+        """
+        self.job.release()
 
 
 def part_of(model: nn.Module, module: str) -> nn.Module:

@@ -16,7 +16,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import Gradual, Schedule, gradual
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.errors import MaskError, UsageError
-from ticketry.integrations._job import Job
+from ticketry.integrations._job import NOT_HERE, Job
 from ticketry.integrations._kernels import Kernels
 
 T = TypeVar("T")
@@ -46,10 +46,11 @@ class Holding(Job):
         self._kernels.leave()
 
     def end(self) -> None:
-        held = self._hold
-        self.release()
-        if held:
-            held.check()
+        try:
+            if self._hold:
+                self._hold.check()
+        finally:
+            self.release()
 
     def release(self) -> None:
         super().release()
@@ -106,9 +107,10 @@ class Pruning(Job):
             pruning.step()
 
     def end(self) -> None:
-        pruning = _begun(self._gradual)
-        self.release()
-        pruning.check()
+        try:
+            _begun(self._gradual).check()  # before it is let go of: after that it knows nothing to look for
+        finally:
+            self.release()
 
     def release(self) -> None:
         super().release()
@@ -118,6 +120,9 @@ class Pruning(Job):
 
     def state(self) -> dict[str, Any]:
         return self._gradual.state_dict() if self._gradual else {}
+
+    def _acts(self) -> bool:
+        return self._kernels.sparse or self.mask.kept < self.mask.total
 
     def _attach(self, model: nn.Module, total: int) -> None:
         self._gradual, self._fresh = gradual(model, self._density, steps=total, **self._options), True
@@ -236,5 +241,5 @@ def _paper_optimizer(gates: list[nn.Parameter]) -> Optimizer:
 
 def _begun(thing: T | None) -> T:
     if thing is None:
-        raise UsageError("training has not begun, so that there is nothing to tell")
+        raise UsageError(f"training has not begun in this process, so that there is nothing to tell; {NOT_HERE}")
     return thing

@@ -26,11 +26,16 @@ from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
 from ticketry.integrations._kernels import Kernels
 
 try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 except ImportError as error:
     raise MissingExtraError("lightning", "lightning", "a callback for Lightning") from error
 
 __all__ = ["GatesCallback", "GradualCallback", "HoldCallback"]
+
+# The second is younger than the oldest Lightning that this works with.
+_AVERAGING = tuple(
+    getattr(callbacks, name) for name in ("StochasticWeightAveraging", "WeightAveraging") if hasattr(callbacks, name)
+)
 
 
 class _JobCallback(Owner, Callback):
@@ -40,6 +45,7 @@ class _JobCallback(Owner, Callback):
         super().__init__()
         self.job = job
         self._module = module
+        self._went_on = False
 
     @property
     def state_key(self) -> str:
@@ -47,10 +53,13 @@ class _JobCallback(Owner, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_surroundings(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
+        self._check_averages(trainer)
+        self._went_on = False
         self._trained = part_of(pl_module, self._module)
         self.job.begin(self._trained, _steps(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._went_on = True
         self.job.go_on(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -64,14 +73,13 @@ class _JobCallback(Owner, Callback):
     ) -> None:
         self.job.after_update(trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.job.end()
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From a checkpoint of a complete training Lightning trains nothing, and calls neither start nor end."""
-        if self.job.model is not None:
+        """After `on_train_end` of all callbacks, where some write weights: what they wrote is looked at too."""
+        if self.job.model is None:
+            return
+        if not self._went_on:  # from a checkpoint of a complete training Lightning trains nothing, and does not say so
             self.job.go_on(trainer.global_step)
-            self.job.end()
+        self.job.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.job.release()
@@ -81,6 +89,16 @@ class _JobCallback(Owner, Callback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.job.load(state_dict)
+
+    def _check_averages(self, trainer: Trainer) -> None:
+        if not self.job.one_optimizer:
+            return  # the mask that it holds is the same all along, and so is that of an average
+        for other in trainer.callbacks:
+            if isinstance(other, _AVERAGING):
+                raise UsageError(
+                    f"{type(other).__name__} would bring back removed weights, from steps before the last mask of"
+                    f" {self.job.name}: leave it out, or average while HoldCallback trains with that mask"
+                )
 
 
 class HoldCallback(_JobCallback):
@@ -163,6 +181,10 @@ class GatesCallback(_JobCallback):
         """
         super().__init__(Gating(penalty, optimizer, options), module)
         self.job: Gating
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gates come off here, so that the module is the hard network wherever training is over."""
+        self.job.end()
 
     @property
     def gates(self) -> Gates:

@@ -11,7 +11,11 @@ batches that are accumulated count once.
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from typing_extensions import Unpack
@@ -53,10 +57,14 @@ class _JobCallback(Owner, TrainerCallback):
                 " leave it out"
             )
         self._trained = part_of(more["model"], self._module)
-        self.job.begin(self._trained, state.max_steps)
-        if state.global_step:
-            self.job.load(read(self._folder(args, state) / self._file))
-        self.job.go_on(state.global_step)
+        try:
+            self.job.begin(self._trained, state.max_steps, _runs(state))
+            if state.global_step:
+                self.job.load(read(self._folder(args, state) / self._file))
+            self.job.go_on(state.global_step)
+        except BaseException:
+            self.job.release()
+            raise
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         self.job.before_step(state.global_step)
@@ -180,3 +188,30 @@ class GatesCallback(_JobCallback):
     def gates(self) -> Gates:
         """To look at: densities, histogram, temperature."""
         return self.job.gates
+
+
+def _runs(state: TrainerState) -> Callable[[], bool]:
+    """Whether the `train` of this state still runs: the Trainer calls no callback when an exception ends it.
+
+    It is looked for among the calls that are under way in all threads: objects live on in tracebacks. Each `train` has
+    its own state. Where no `train` is found, somebody else calls the callbacks: then it is never said to be over.
+    """
+    known = weakref.ref(state)
+
+    def runs() -> bool:
+        return any(_trains(frame, known()) for top in sys._current_frames().values() for frame in _outwards(top))
+
+    return runs if runs() else lambda: True
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _trains(frame: FrameType, state: TrainerState | None) -> bool:
+    """Whether this is the call of a trainer's `train`, at this state."""
+    if state is None or frame.f_code.co_name != "train":
+        return False
+    return getattr(frame.f_locals.get("self"), "__dict__", {}).get("state") is state

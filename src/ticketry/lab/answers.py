@@ -23,7 +23,8 @@ from ticketry.errors import TaskError
 from ticketry.lab.costs.mask_cost import Making, Makings, Seen
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
-from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic, unusual
+from ticketry.lab.training.ranks.check import check_parts, stirred
 from ticketry.lab.training.segment import Result, check_task
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import course_of
@@ -74,19 +75,36 @@ class Answers:
             self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)
         return self._arithmetic[key]
 
+    @property
+    def device(self) -> str:
+        """The one that was asked for: cpu, cuda or auto."""
+        return str(self._choices["device"])
+
+    def unusual(self, task: Task) -> dict[str, Any]:
+        """What of the arithmetic is part of a run's name, see `precision.unusual`."""
+        precision, threads, ranks, norms, parallel = (
+            self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
+        )
+        if precision == "auto":
+            precision = self.arithmetic(task).precision
+        return unusual(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
+
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
         """Raise `TaskError` for a task whose batches cannot be cut among so many ranks. Remembered."""
         check_task(task.name, task.spec)
 
         def found() -> dict[str, str]:
+            course, model, last = self.course(task), stirred(self.model(task)), self.per_epoch(task, recipe) - 1
             try:
-                self.course(task).check_cut(self.model(task), recipe, ranks)
+                course.check_cut(model, recipe, ranks)
+                check_parts(task.name, course, model, recipe, sorted({0, last}), ranks)
             except TaskError as error:
                 return {"why": str(error)}
             return {"why": ""}
 
         deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
-        if why := self.store.remembered("cut", digest_of({**deciding, "ranks": ranks, "rules": 2}), found)["why"]:
+        deciding |= {"augment": list(recipe.augment), "ranks": ranks, "rules": 3}
+        if why := self.store.remembered("cut", digest_of(deciding), found)["why"]:
             raise TaskError(why)
 
     # -- states and masks --------------------------------------------------------------------------------------------

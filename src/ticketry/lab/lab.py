@@ -29,7 +29,7 @@ from ticketry.lab.training.precision import DDP, SYNCHRONISED
 from ticketry.lab.training.ranks.machine import check_machine
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
-from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.segment import Segment, Start, finite
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants.held_mask import HeldMask
 from ticketry.lab.training.variants.shrunk import Shrunk
@@ -386,7 +386,7 @@ class Lab(Answers):
             segment=segment,
             model=record["model"],
             training=record["training"],
-            metrics=record["metrics"] or {},
+            metrics=finite(record["metrics"] or {}),
             train_seconds=record["cost"]["train_seconds"],
             variants=record["variants"],
             record=record,

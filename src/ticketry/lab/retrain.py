@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ticketry.core.mask import Mask
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, check_retrain
 from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.variant import Variant
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -16,14 +19,18 @@ def retraining(
     recipe: Recipe,
     *,
     retrain: str,
-    mask: Mask | str,
+    mask: Mask | str | None,
     rewound: Result,
     trained: Result,
     order_seed: int,
     shrunk: bool = False,
     entered: int | None = None,
+    variants: Sequence[Variant] = (),
 ) -> Segment:
     """The segment that trains a ticket; `shrunk` is whether without the channels that its mask removes.
+
+    `variants` are what else acts on the network. Its controls are trained with them too. Where one of them holds the
+    mask, `mask` is None.
 
     With k the step of `rewound` and T the length of the schedule, `retrain` is one of
 
@@ -61,4 +68,5 @@ def retraining(
         order_seed=order_seed,
         recipe=recipe,
         shrunk=shrunk,
+        variants=variants,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -70,6 +71,8 @@ class Claim(Part, frozen=True, kw_only=True):
     more: Count | None = None
     """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many, or if none
     were judged (`n` is 0), so that nothing is known."""
+    unknown: str = ""
+    """What was not measured, so that no further replicate can decide it; empty if it may be decided, or is."""
     seconds: NotNegative = 0.0
     """Training of both sides' runs, those that other claims rest on too."""
     noise: tuple[Number, ...] = ()
@@ -132,7 +135,7 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     planned_took_processor: NotNegative | None = None
     """… and taken, by the blocks for which both are known."""
     seconds: NotNegative = 0.0
-    """All blocks took, also those that were trained elsewhere or before they were asked for."""
+    """Searches of all blocks took, also those that were made elsewhere or before they were asked for; without A/A."""
     failed: str = ""
     """Why it could not go on, when the campaign was last carried out; empty if it did, or was not needed."""
 
@@ -229,10 +232,20 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def questions(self) -> tuple[int, int]:
-        """Those decided, and all: a claim and the one that asks it again are one question, which either decides."""
+        """Those decided, and all: a claim and the one that asks it again are one question, which either decides.
+
+        Each asking is a test of its own, at its family's alpha: a question that is asked k times is confirmed falsely
+        with at most k times alpha, and refuted falsely with at most as much (union bound).
+        """
         asked = {claim.name: claim.again for claim in self.claims}
         decided = {_first_asked(claim.name, asked) for claim in self.claims if claim.found != "undecided"}
         return len(decided), sum(not claim.again for claim in self.claims)
+
+    @property
+    def asked_most(self) -> int:
+        """How many times the question was asked that was asked most often; 0 without claims."""
+        asked = {claim.name: claim.again for claim in self.claims}
+        return max(Counter(_first_asked(claim.name, asked) for claim in self.claims).values(), default=0)
 
 
 def _first_asked(name: str, again: Mapping[str, str]) -> str:

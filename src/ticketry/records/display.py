@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import floor, log10
 
 Cell = str | int | float | None
+
+_MOST_DECIMALS, _SMALL = 6, 1e-4
+"""Where more decimals are asked for, what is nearer to 0 than that has an exponent."""
+
+
+def number_text(value: float, decimals: int, *, sign: bool = False) -> str:
+    """A number with so many decimals; a small one up to the same place with an exponent, two digits at least: 8.3e-8.
+
+    Args:
+        sign: whether there is a plus too.
+    """
+    plus = "+" if sign else ""
+    if decimals <= _MOST_DECIMALS or not 0 < abs(value) < _SMALL:
+        return f"{value:{plus}.{decimals}f}"
+    behind = max(decimals + floor(log10(abs(value))), 1)
+    digits, _, exponent = f"{value:{plus}.{behind}e}".partition("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()) -> str:

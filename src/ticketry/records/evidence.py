@@ -11,7 +11,7 @@ from ticketry.errors import StoreError
 from ticketry.records.network import Cost
 from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Role, check_format, fault, measured, read
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
-from ticketry.records.verdict import Experiment, Judgement, MeanDifference, Task
+from ticketry.records.verdict import Experiment, Judgement, LeftOut, MeanDifference, Task
 
 FORMAT: Final = 1
 _ADVICE = "Make it again with the command that wrote it; what is in the store is not trained again"
@@ -49,13 +49,6 @@ class Noise(MeanDifference, frozen=True, kw_only=True):
     n: Count
     values: tuple[Number, ...] = ()
     """Of the ticket under the other seeds."""
-
-
-class LeftOut(Part, frozen=True):
-    """A control that is not defined for a ticket."""
-
-    role: str
-    why: str
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):

@@ -11,7 +11,7 @@ from msgspec.structs import force_setattr
 from ticketry.errors import StoreError
 from ticketry.records.network import Cost, Point, check_metric
 from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, check_format, fault, read
-from ticketry.records.verdict import Experiment, LevelVerdict
+from ticketry.records.verdict import Experiment, LeftOut, LevelVerdict
 
 FORMAT: Final = 1
 _ADVICE = "Repeat the run to write the record anew; what is in the store is not trained again"
@@ -61,6 +61,12 @@ class Round(Part, frozen=True, kw_only=True):
         return float((self.soft_validation if soft else self.validation)[name])
 
 
+class LeftOutAtLevel(LeftOut, frozen=True):
+    """A control that is not defined for the tickets of a level."""
+
+    level: Count
+
+
 class ScheduleSteps(Part, frozen=True, omit_defaults=True):
     """Steps of the training schedule."""
 
@@ -94,6 +100,8 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
     """Why there are no verdicts; empty if that is not told."""
+    left_out: tuple[LeftOutAtLevel, ...] = ()
+    """Controls that were asked for and could not be trained for as long as the tickets."""
     rounds: tuple[Round, ...] = ()
     """The trainings with gates that masks come from, where there are any."""
     ended: str = ""

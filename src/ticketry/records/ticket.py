@@ -50,6 +50,8 @@ class Trained(Part, frozen=True):
     first: Count
     last: Count
     shrunk: bool = False
+    variants: tuple[dict[str, Any], ...] = ()
+    """What acted on the network, see `lab.training.variant`. Some tickets of before lack it."""
 
     def __post_init__(self) -> None:
         if self.last < self.first:

@@ -56,6 +56,13 @@ class Experiment(Part, frozen=True, kw_only=True):
     store: str = ""
 
 
+class LeftOut(Part, frozen=True):
+    """A control that is not defined for a ticket."""
+
+    role: str
+    why: str
+
+
 class Diagnosis(Part, frozen=True, kw_only=True):
     """What paired differences tell against the assumptions of their test, in the order of seeds."""
 
@@ -132,7 +139,7 @@ class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
     p_not_better: Number | Lacking = None  # type: ignore[assignment]
     more_seeds: Count | None = None
     """About how many more would decide with a probability of 80 %, if the means and spreads stay what they are; 0 if it
-    is decided, None if more than `evidence.paired_comparisons.MOST_SEEDS` would be needed in all."""
+    is decided, None if more than `evidence.judging.paired_comparisons.MOST_SEEDS` would be needed in all."""
     reasons: tuple[str, ...] = ()
     """Why, in words, with what the differences tell against the assumptions."""
     assumptions: tuple[str, ...] = ()

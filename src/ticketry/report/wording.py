@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ticketry.records.display import number_text
 from ticketry.records.metric import Metric
 from ticketry.report.tables.results import Results, Split, Summary
 
@@ -50,18 +51,17 @@ class Style:
 
     @classmethod
     def fitting(cls, summaries: Sequence[Summary], unit: str) -> Style:
-        """The same for any summaries."""
+        """The same for any summaries: at most seven digits of the largest mean, or six decimals where it is above 1."""
         spreads = [summary.sd for summary in summaries if summary.sd]
-        if spreads:
-            digits, size = 2, statistics.median(spreads)
-        else:
-            digits, size = 4, max((abs(summary.mean) for summary in summaries), default=1.0)
+        largest = max((abs(summary.mean) for summary in summaries), default=1.0)
+        digits, size = (2, statistics.median(spreads)) if spreads else (4, largest)
         decimals = digits - 1 - math.floor(math.log10(size)) if size > 0 else 2
-        return cls(min(max(decimals, 0), 6), unit)
+        most = 6 - math.floor(math.log10(largest)) if 0 < largest < 1 else 6
+        return cls(min(max(decimals, 0), most), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
-        """A number with a true minus; `sign` asks for a plus as well."""
-        text = f"{value:{'+' if sign else ''}.{self.decimals}f}"
+        """A number with a true minus, a small one as `number_text` has it; `sign` asks for a plus as well."""
+        text = number_text(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)

@@ -110,7 +110,11 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     lab, scope = replicate.lab, prunable(replicate, settings)
     full, retrain = replicate.whole, settings.how_retrained
     kept = full.at(settings.rewind, "rewind")
-    needed = kept + mask_steps(settings, full) + own_steps(retrain, kept, full.total)
+
+    def needed(whole: Segment, settings: Settings) -> int:
+        step = whole.at(settings.rewind, "rewind")
+        return step + mask_steps(settings, whole) + own_steps(retrain, step, whole.total)
+
     own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
     whole = own.whole
     plan = [(share, _gating(replicate, scope, settings, share)) for share in settings.targets]

@@ -135,10 +135,15 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     retrain = settings.how_retrained
     check_rates(retrain, replicate.recipe.schedule)
     prunable(replicate, settings)  # so is a budget that cannot be met
-    full = replicate.whole
-    needed = full.total + settings.tickets() * own_steps(retrain, full.at(settings.rewind, "rewind"), full.total)
+
+    def needed(whole: Segment, settings: Settings) -> int:
+        tickets = settings.tickets() * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        return whole.total + tickets
+
     own, settings = compressed(replicate, settings, needed, ("rewind",))
-    dense = own.dense(own.whole.at(settings.rewind, "rewind"), retrain=retrain, ahead=needed - full.total)
+    whole = own.whole
+    ahead = needed(whole, settings) - whole.total
+    dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain, ahead=ahead)
     yield compared(replicate, dense)
     tickets = _Tickets(own, settings, dense)
     yield from tickets.structured() if settings.structuring else tickets.plain()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
@@ -32,6 +33,9 @@ from ticketry.search.common.scope import check_score, prunable, pruned, shrinks
 from ticketry.search.common.structure import Restructuring, check_structure_score, given
 from ticketry.step import Step
 from ticketry.tasks.recipe import TO_ZERO, Recipe
+
+if TYPE_CHECKING:
+    from ticketry.lab.training.segment import Segment
 
 ABOUT = About(
     paper="Han et al. 2015; Renda et al. 2020",
@@ -93,7 +97,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         return
     retrain = settings.how_retrained(recipe)
     check_rates(retrain, recipe.schedule)
-    needed = full.total + own_steps(retrain, full.at(settings.rewind, "rewind"), full.total)
+
+    def needed(whole: Segment, settings: Settings) -> int:
+        return whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+
     own, settings = compressed(replicate, settings, needed, ("rewind",))
     step = own.whole.at(settings.rewind, "rewind")
     begun = own.dense(step, retrain=retrain)

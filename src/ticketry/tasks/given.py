@@ -214,8 +214,8 @@ def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
     """Make sure that a trained network can be compared with others.
 
     Raises:
-        TaskError: if what networks are compared by is not finite, or larger than records have it. Other metrics may be:
-            a loss that overflows.
+        TaskError: if what networks are compared by is not finite, or larger than records have it. Other metrics may be
+            (a loss that overflows), and are null then, see `segment.finite`.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
 import torch
@@ -22,8 +23,10 @@ def check_score(
 ) -> None:
     """Check that a score keeps its contract on a model (by default a small convolutional network with norms).
 
-    A tensor of finite numbers for each parameter in scope and no other, in its shape; the same for the same seed; the
-    model as before: weights, buffers, gradients and mode; and usable by `prune` at any density.
+    A tensor of real numbers, infinite ones too, for each parameter in scope and no other, in its shape; the same for
+    the same seed; all as before: the values of weights and buffers, the objects that are parameters,
+    which of them are trained, gradients, modes, hooks, random numbers, and whether gradients are taken; and usable by
+    `prune` at any density.
 
     Raises:
         AssertionError: saying which promise is broken.
@@ -32,16 +35,20 @@ def check_score(
     model = _small_network() if model is None else model
     known = scope_of(model)
     kept = None if batches is None else list(batches)
-    before, modes = _state(model), [module.training for module in model.modules()]
-    first = function(model, known, batches=kept, loss=loss, seed=0)
+    with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it is; and again afterwards, whatever the score does
+        before, values = _as_it_is(model), _state(model)
+        first = function(model, known, batches=kept, loss=loss, seed=0)
+        after = _as_it_is(model)
+    for what, found in before.items():
+        require(after[what] == found, f"a score leaves as before: {what}")
+    _require_same(values, _state(model), "a score leaves weights, buffers and gradients as they were")
     require(list(first) == list(known), f"a score names the parameters in scope, in order: {list(known)}")
     for name, tensor in first.items():
-        require(tuple(tensor.shape) == known.shapes[name], f"the score of {name!r} has its parameter's shape")
-        require(bool(torch.isfinite(tensor).all()), f"the score of {name!r} is finite")
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+        require(shape == known.shapes[name], f"the score of {name!r} is a tensor of its parameter's shape")
+        real = not tensor.is_complex() and not bool(tensor.isnan().any())
+        require(real, f"the score of {name!r} is of real numbers, none of them NaN")
         require(not tensor.requires_grad, f"the score of {name!r} is detached from the graph")
-    _require_same(before, _state(model), "a score leaves weights and buffers as they were")
-    require(modes == [module.training for module in model.modules()], "a score leaves each module's mode as it was")
-    require(all(p.grad is None for p in model.parameters()), "a score leaves no gradients behind")
     _require_same(first, function(model, known, batches=kept, loss=loss, seed=0), "the same seed, the same scores")
     for density in (1.0, 0.5, 0.2):
         mask = prune(model, density, score=function, batches=kept, loss=loss, collapse="keep")
@@ -49,14 +56,37 @@ def check_score(
 
 
 def _small_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 5, 10)
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 5, 10)
+        )
+
+
+def _as_it_is(model: nn.Module) -> dict[str, object]:
+    """All that a score could change beside values, by what the promise calls it."""
+    parameters, modules = dict(model.named_parameters()), list(model.modules())
+    return {
+        "the objects that are parameters": {name: id(one) for name, one in parameters.items()},
+        "which parameters are trained": {name: one.requires_grad for name, one in parameters.items()},
+        "each module's mode": [module.training for module in modules],
+        "the hooks of modules": [_hooks(module) for module in modules],
+        "the hooks of parameters": {name: _hooks(one) for name, one in parameters.items()},
+        "torch's random state": torch.get_rng_state().tolist(),
+        "Python's random state": random.getstate(),
+        "whether gradients are taken": torch.is_grad_enabled(),
+    }
+
+
+def _hooks(of: nn.Module | nn.Parameter) -> dict[str, list[int]]:
+    found = {name: getattr(of, name, None) for name in dir(of) if name.endswith("_hooks")}
+    return {name: list(hooks) for name, hooks in found.items() if isinstance(hooks, dict) and hooks}
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return values | {f"{name}.grad": gradient for name, gradient in gradients.items()}
 
 
 def _require_same(one: dict[str, Tensor], other: dict[str, Tensor], promise: str) -> None:

@@ -16,10 +16,12 @@ from torch import nn
 
 from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
+from ticketry.errors import UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.variant import under_mask
 from ticketry.search import Method
 from ticketry.search import method as method_called
 from ticketry.tasks import catalogue
@@ -44,6 +46,7 @@ def check_search(
 
     - The dense network comes first, then tickets of rising level, each trained under its mask; densities are as asked,
       to the element.
+    - Its controls can be trained as a ticket is, with whatever acts on it, under another mask.
     - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
     - Pruned weights are exactly 0 at every step, optimiser state included.
     - The same seeds give the same bits; other seeds give others.
@@ -147,11 +150,21 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
     for item in found:
         require(item.result.segment.mask == item.mask, f"level {item.level} is trained under the mask that it has")
         require(item.retrain in HOW_TRAINED, f"level {item.level} says how it is retrained")
+    for item in found[1:]:
+        _check_controls(item)
     masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
         kept = [mask.kept for mask in masks]
         wanted = [kept_elements(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
         require(kept == wanted, f"densities are as asked: {wanted} weights, not {kept}")
+
+
+def _check_controls(ticket: Found) -> None:
+    """Controls are trained as it was, under another mask."""
+    try:
+        under_mask(ticket.result.segment.variants, "0" * 64)
+    except UsageError as error:
+        require(False, f"level {ticket.level} can be trained under another mask, as its controls are: {error}")
 
 
 def _check_start(lab: Lab, ticket: Found) -> None:

@@ -14,7 +14,7 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.core.score._asked import asked_of_some
 from ticketry.core.structure import channels
-from ticketry.errors import ScoreError
+from ticketry.errors import ScoreError, UsageError
 
 
 def network() -> nn.Module:
@@ -117,3 +117,45 @@ def test_a_score_of_channels_may_be_of_norms_alone():
             asked_of_some(lambda *_, found=wrong, **__: found, model, chosen)
     with pytest.raises(ScoreError, match=r"shape \(3,\) for '1.weight'"):
         asked_of_some(lambda *_, **__: {"1.weight": torch.ones(3)}, model, chosen)
+
+
+# -- what is called as a score is, before it is called -----------------------------------------------------------------
+
+
+class Magnitude:
+    """A score that is an object."""
+
+    def __call__(self, model, scope, *, batches=None, loss=None, seed=0):
+        return magnitudes(model, scope)
+
+
+def without_seed(model, scope, *, batches=None, loss=None):
+    return magnitudes(model, scope)
+
+
+def only_by_place(model, scope, batches, loss, seed, /):
+    return magnitudes(model, scope)
+
+
+def test_a_class_in_place_of_its_object_is_refused():
+    said = r"the class Magnitude, and a score is .* such as Magnitude\(\)"
+    with pytest.raises(UsageError, match=f"'Magnitude' of {__name__} cannot be used: .*{said}"):
+        prune(network(), 0.5, score=Magnitude)
+    with pytest.raises(UsageError, match=f"score '{__name__}:Magnitude' is not known: .*{said}"):
+        scores.get(f"{__name__}:Magnitude")
+    assert prune(network(), 0.5, score=Magnitude()) == prune(network(), 0.5)
+
+
+@pytest.mark.parametrize("wrong", [without_seed, only_by_place])
+def test_a_score_that_takes_other_arguments_is_refused_before_it_is_called(wrong):
+    said = r"it takes \(model, scope.* and is called as score\(model, scope, batches=None, loss=None, seed=0\)"
+    for asked_for in (wrong, f"{__name__}:{wrong.__name__}"):
+        with pytest.raises(UsageError, match=said):
+            scores.get(asked_for)
+
+
+def test_whatever_takes_a_scores_arguments_may_be_one():
+    bound = partial(scores.magnitude, seed=1)
+    for one in (Magnitude(), lambda model, scope, **_: None, bound, scores.inverted("snip")):
+        assert scores.get(one) is one
+    assert scores.get(max) is max  # whose arguments nobody knows

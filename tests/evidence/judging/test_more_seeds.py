@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from math import inf
 
 import numpy as np
+import pytest
 
-from ticketry.evidence.paired_comparisons import seeds_needed
-from ticketry.evidence.verdict import verdict
+from ticketry.evidence.judging.guarded_tests import guarded
+from ticketry.evidence.judging.paired_comparisons import seeds_needed
+from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 TICKET = [88.1, 88.1, 88.3, 88.2, 88.6]
 LEVEL = [88.2, 88.5, 88.2, 88.0, 88.8]
@@ -75,11 +77,34 @@ def test_seeds_of_parents_are_counted_in_seeds() -> None:
     assert made.more_seeds == 2 * needed(TICKET, LEVEL, 0.5) - 10
 
 
-def test_at_least_one_more_is_asked_for() -> None:
-    """Sixty equal differences have no spread, so that nothing is decided; a spread of 0.8 margins needed fewer."""
-    ticket = np.linspace(88, 89, 60)
-    made = verdict(ticket.tolist(), (ticket - 0.25).tolist(), claim="matches")
-    assert (made.outcome, made.more_seeds) == ("undecided", 1)
+def test_equal_differences_are_taken_as_they_are_and_need_no_spread_that_is_assumed() -> None:
+    """Of three returns that are all 500 a match is not sure; as many as the test itself asks for decide it."""
+    enough = next(n for n in range(3, 100) if guarded([0.0] * n, -5.0, 5.0)[0] <= 0.05)
+    made = verdict([500.0] * 3, [500.0] * 3, claim="matches", margin=5.0)
+    assert (made.outcome, made.more_seeds) == ("undecided", enough - 3)
+    assert not any("assumed" in reason for reason in made.reasons)
+    decided = verdict([500.0] * enough, [500.0] * enough, claim="matches", margin=5.0)
+    assert (decided.outcome, decided.more_seeds) == ("matches", 0)
+
+
+@pytest.mark.parametrize("n", [3, 5, 7, 10])
+def test_seeds_of_a_plan_are_counted_to_an_analysis_that_shows_it_by_its_own_share(n: int) -> None:
+    """Drawn anew: in four of five samples that analysis rejects by itself, and none before it does."""
+    plan = InterimAnalyses()
+    gap = np.resize([0.4, -0.4, -0.9, 0.1], n)
+    ticket = np.linspace(88, 89, n)
+    made = verdict(ticket.tolist(), (ticket - gap).tolist(), claim="matches", interim=plan)
+    assert (made.outcome, made.more_seeds is None) == ("undecided", False)
+    at, shares = n + (made.more_seeds or 0), plan.alphas(0.05)
+    assert at in plan.at or at > plan.last
+    assert power_of(at, gap.mean() + 0.5, gap.std(ddof=1), shares.get(at, shares[plan.last])) > 0.78
+    before = [one for one in plan.at if n < one < at]
+    assert all(power_of(one, gap.mean() + 0.5, gap.std(ddof=1), shares[one]) < 0.82 for one in before)
+
+
+def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
+    drawn = np.random.default_rng(1).normal(distance, spread, (5000, n))
+    return float((guarded(drawn, 0.0, 0.5)[0] <= alpha).mean())
 
 
 def test_without_a_spread_one_of_four_fifths_of_the_margin_is_assumed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from slow_p_values import slow_p
-from ticketry.evidence.paired_comparisons import MOST_SEEDS, seeds_needed
+from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, seeds_needed
 from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 DENSE = [88.3, 87.8, 88.7, 88.1, 88.4, 88.2, 88.0, 88.5]
@@ -47,6 +47,21 @@ def test_numbers_as_they_are_read() -> None:
     assert verdict(NEAR, DENSE, claim="matches").reasons[1] == (
         "ticket - dense: +0.08 [-0.02, +0.17] over 8 seeds; within 0.5 of it with p = 0.007"
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (1.0, "+0.08 [-0.02, +0.17] over 8 seeds; within 0.5 of it"),
+        (0.02, "+0.00 [-0.00, +0.00] over 8 seeds; within 0.01 of it"),  # two decimals can tell such a margin
+        (0.001, "+0.00008 [-0.00002, +0.00017] over 8 seeds; within 0.0005 of it"),
+        (1e-7, "+7.5e-9 [-2.2e-9, +1.7e-8] over 8 seeds; within 5e-08 of it"),
+    ],
+)
+def test_a_margin_finer_than_two_decimals_is_told_with_more(size: float, told: str) -> None:
+    near, dense = ([size * value for value in values] for values in (NEAR, DENSE))
+    found = verdict(near, dense, claim="matches", margin=0.5 * size, unit="mm")
+    assert f"ticket - dense: {told} with p = 0.007" in found.reasons
 
 
 def test_controls_that_are_not_beaten_are_named_with_the_answers() -> None:
@@ -122,8 +137,7 @@ def next_steps(reasons: Sequence[str], controls: Mapping[str, object]) -> tuple[
 
 def test_a_single_seed_says_what_it_assumes() -> None:
     found = verdict([88.9], [88.2], {"shuffled": [87.0]}, interim=InterimAnalyses((2, 40)))
-    needed = seeds_needed(0.5, 0.4, 0.05 * (1 - (2 / 40) ** 3), least_spread=0.5)
-    assert needed is not None
+    assert (seeds_needed(0.5, 0.4, 0.05 * (1 - (2 / 40) ** 3), least_spread=0.5) or 41) < 40  # between two analyses
     assert found.reasons == (
         "as good as dense: undecided; better than every control: undecided (not shown to beat shuffled)",
         "ticket - dense: +0.70 over 1 seed; within 0.5 of it with p = 1",
@@ -132,8 +146,7 @@ def test_a_single_seed_says_what_it_assumes() -> None:
         "shuffled: one seed has no spread, so nothing can be decided",
         "no decision is planned at 1 seed",
         "next interim analysis at 2 seeds",
-        f"likely to decide: about {needed - 1} more seeds, for a true difference of 0 to dense and a spread of 0.4"
-        " (assumed)",
+        "likely to decide: about 39 more seeds, for a true difference of 0 to dense and a spread of 0.4 (assumed)",
     )
 
 
@@ -143,10 +156,12 @@ def test_the_spread_that_is_assumed_goes_with_the_margin() -> None:
 
 
 @pytest.mark.parametrize("flat", ["dense", "shuffled"])
-def test_one_spread_that_is_not_known_is_enough_to_assume_one(flat: str) -> None:
+def test_equal_differences_are_said_and_no_spread_is_assumed(flat: str) -> None:
     others = {"dense": DENSE[:4], "shuffled": FAR[:4]} | {flat: [value - 0.25 for value in SCATTERED]}
     reasons = verdict(SCATTERED, others["dense"], {"shuffled": others["shuffled"]}).reasons
-    assert "a spread of 0.4 (assumed)" in reasons[-1]
+    told = "all differences are equal, which is no proof of certainty (do the seeds take effect?): no interval; tested"
+    assert f"{flat}: {told} as if they spread by 0.5" in reasons
+    assert not any("assumed" in reason for reason in reasons)
 
 
 def test_an_estimate_from_spreads_that_are_known_assumes_nothing() -> None:

@@ -96,6 +96,8 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert beat.difference == pytest.approx(sum(a - b for a, b in zip(beat.a.values, beat.b.values, strict=True)) / 3)
     assert (cheaper.found, cheaper.difference) == ("refuted", -40.0)  # 40 steps more, with no spread at all
     assert {(row.role, row.n) for row in done.table} == {("dense", 3), ("ticket", 3), ("random_prune", 3)}
+    assert done.steps_trained == 3 * 40 * 4, "dense in two orders, ticket, control"
+    assert done.steps_alone == 3 * 40 * (4 + 3), "the second claim has no control"
     out = capsys.readouterr().out
     assert "beat-random" in out
     assert "confirmed" in out
@@ -217,6 +219,14 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "store" / "results").exists(), "something was trained"
 
 
+def test_precision_and_kernels_are_the_files_unless_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    told = " ".join(call(capsys, "reproduce", "--help")[1].replace("│", " ").split())
+    assert "--precision {fp32,bf16} fp32 or bf16, one on all machines; by default what the file says. -" in told
+    assert "only what a mask keeps; by default what the file says. -" in told
+    code, _, err = call(capsys, "reproduce", "early", "--precision", "auto")
+    assert (code, "'auto' is not known: fp32, bf16" in err) == (2, True)
+
+
 def test_runs_of_one_campaign_may_be_trained_in_two_precisions(tmp_path: Path) -> None:
     file, store = tmp_path / "small.toml", tmp_path / "store"
     narrow = OTHERS.replace('task = "digits"', 'base = "narrow"')
@@ -332,6 +342,7 @@ margin = 5
     assert len(worse.noise) == 3
     assert lab.ledger.segments_trained == 0
     assert done.segments_trained == 3 * 4, "dense, ticket and both again"
+    assert done.steps_alone == 3 * 40 * (4 + 4 + 3), "far, barrier, worse: the last without the ticket again"
 
     # again, and elsewhere without weights: nothing is trained
     capsys.readouterr()

@@ -99,6 +99,15 @@ def test_what_is_found(value: float, same_bits: bool, same_machine: bool, found:
     assert alone.found == ("same bits" if same_bits else "outside")
 
 
+def test_numbers_have_the_decimals_of_their_spread() -> None:
+    values = (8.1e-8, 8.9e-8, 8.3e-8)
+    row = Row("run", 0, 1, "ticket", 0.1, "key", values[0], values)
+    low, high = interval(values) or (0.0, 0.0)
+    told = Checked(row, 8.2e-8, (low, high), False, False).cells()
+    assert told[4:6] == ["8.10e−8", "8.20e−8"]
+    assert [float(end.replace("−", "-")) for end in told[6].split(" to ")] == pytest.approx([low, high], rel=0.01)
+
+
 def test_the_interval_is_of_one_more_replicate() -> None:
     values = [91.0, 91.4, 90.8, 91.1]
     expected = stats.t.interval(0.95, 3, loc=fmean(values), scale=stdev(values) * (1 + 1 / 4) ** 0.5)

@@ -15,7 +15,7 @@ from a_claim import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.evidence.paired_comparisons import compare, seeds_needed
+from ticketry.evidence.judging.paired_comparisons import compare, seeds_needed
 from ticketry.experiments.reproduce.deciding import decide
 from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
 from ticketry.experiments.reproduce.planning import Block, missing
@@ -290,6 +290,27 @@ def test_values_between_0_and_1_are_no_mistake_of_a_claim(metric: str, unit: str
     }
     claim = replace(CLAIM, metric=metric, unit=unit, margin=margin, higher_is_better=False)
     assert decide([claim], records, {})[0].n == 5
+
+
+def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() -> None:
+    """The fourth has no FLOPs: three are judged, and there is no next analysis, which would have to pass it over."""
+    plan = InterimAnalyses((3, 5))
+    few, many = (costing(name, A[:3], flops=flops) for name, flops in (("one", 1e9), ("other", 1.0000000004e9)))
+    records = {"one": [few], "other": [many]}
+    done = {"one": 1, "other": 1}
+    claim = replace(CLAIM, metric="flops", unit="FLOPs", higher_is_better=False, margin=1.0, plan=plan)
+    before = decide([claim], records, {})
+    assert list(missing(before, done)) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5)]
+    after = decide([claim], {"one": [few, block(A[3:])], "other": [many, costing("other", B[3:], flops=2e9)]}, {})
+    told = after[0].told(0.0)
+    assert (told.found, told.n, told.unknown) == (
+        "undecided",
+        3,
+        "no flops is known of the ticket of one in replicate 4",
+    )
+    assert missing(after, {"one": 2, "other": 2}) == missing(after, done) == {}
+    decided = decide([replace(claim, above=-1e6)], {"one": [few, block(A[3:])], "other": [many, block(B[3:])]}, {})
+    assert (decided[0].found, decided[0].told(0.0).unknown) == ("confirmed", "")
 
 
 def test_a_network_that_a_record_lacks_is_told() -> None:

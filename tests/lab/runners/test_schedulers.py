@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from lab.runners import elsewhere, slurm_here
 from ticketry.errors import InterruptedTrainingError, RunnerError
 from ticketry.lab.lab import Lab
+from ticketry.lab.runners import dask_tasks
+from ticketry.lab.runners.chosen import place_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -140,6 +143,25 @@ def test_a_job_that_is_pre_empted_goes_back_into_the_queue(on: str, here: Lab, t
     assert len(told.killed) == 1
     assert "lost" not in told.kinds, "submitit has put it back"
     assert lab.ledger.steps_trained < 4000
+
+
+def test_dasks_workers_of_this_machine_may_start_processes() -> None:
+    """Which read examples, or are ranks; so may the one that comes in the place of a lost one."""
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ticketry[dask]'")
+    import dask
+
+    tasks = dask_tasks._Tasks(place_of("dask:local,workers=1"))
+    try:
+        before = tasks._client.submit(_is_daemon, pure=False).result(timeout=60)
+        tasks._client.restart()
+        assert [before, tasks._client.submit(_is_daemon, pure=False).result(timeout=60)] == [False, False]
+    finally:
+        tasks.close()
+    assert dask.config.get("distributed.worker.daemon")
+
+
+def _is_daemon() -> bool:
+    return multiprocessing.current_process().daemon
 
 
 def test_a_stuck_job_of_this_machine_is_ended_with_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

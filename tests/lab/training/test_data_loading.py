@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -316,6 +317,14 @@ def test_reads_only_a_few_batches_ahead(workers: int) -> None:
         assert reader.asked <= step + 1 + 2 * workers
     batches.close()
     assert not readers()
+
+
+def test_a_daemon_reads_in_its_own_process(monkeypatch, caplog) -> None:
+    """As workers of Dask are: Python lets them start none."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    assert [int(inputs) for inputs, _ in rows_from(Counting(2), [7, 3, 5])] == [14, 6, 10]
+    assert not readers()
+    assert "DASK_DISTRIBUTED__WORKER__DAEMON=False" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,15 +6,16 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from made_records import with_verdicts
 from ticketry.records.metric import Metric
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
-from ticketry.report.figures.axes import Scale, density_axis, ticks
+from ticketry.report.figures.axes import Scale, density_axis, log_axis, ticks
 from ticketry.report.figures.metric_by_density import near_dense, whole_range
 from ticketry.report.figures.panels import panels, settle
 from ticketry.report.html.blocks import Place
@@ -23,6 +24,7 @@ from ticketry.report.html.sections.verdicts import verdicts_section
 from ticketry.report.tables.results import Results, Summary
 
 PERPLEXITY = Metric("perplexity", "", False, "log")
+_AXES = Figure().subplots()
 
 
 def test_what_has_no_logarithm_lies_on_a_linear_axis() -> None:
@@ -60,6 +62,21 @@ def test_ticks_are_few_round_numbers_in_the_range(low: float, ratio: float, most
     assert all(low <= tick <= low * ratio for tick in found)
     if ratio > 10:
         assert len(found) >= 2
+
+
+@given(low=st.floats(min_value=1e-3, max_value=1e6), ratio=st.floats(min_value=1.25, max_value=1e6))
+@settings(deadline=None)
+def test_two_labels_of_a_logarithmic_axis_differ(low: float, ratio: float) -> None:
+    """One alone says nothing of the others' distance."""
+    places = log_axis(_AXES, "y", low, low * ratio)
+    assert all(low <= place <= low * ratio for place in places)
+    assert len({_AXES.yaxis.get_major_formatter()(place) for place in places}) == len(places) >= 2
+
+
+def test_between_50_and_200_steps_are_three_ticks() -> None:
+    assert log_axis(_AXES, "y", 57 / 1.12, 171 * 1.12) == [70, 100, 150]
+    assert log_axis(_AXES, "y", 171 * 1.12, 57 / 1.12) == [150, 100, 70]
+    assert log_axis(_AXES, "y", 8, 60) == [10, 20, 50]
 
 
 def test_familiar_ticks() -> None:

@@ -1,12 +1,16 @@
-"""Lines through points of cost."""
+"""The metric over costs: lines through points, bars, and names beside them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ticketry.report.figures.costs import lines_of
+from ticketry.report.figures.costs import lines_of, metric_by_spent
+from ticketry.report.subject import series_of, subject_of
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,21 @@ def test_no_line_goes_back_and_forth(steps: list[float], lines: list[list[float]
     assert [
         [point.steps for point in line] for line in lines_of([At(step) for step in steps], lambda point: point.steps)
     ] == lines
+
+
+def test_levels_that_stand_above_each_other_have_no_names() -> None:
+    """All need as much memory: a name beside one point could as well be the next one's."""
+    record = json.loads((Path(__file__).parents[1] / "data" / "early_runs.json").read_text())[0]
+    for step in (0.1, 0.0):
+        for point in record["points"]:
+            for phase in point["cost"].values():
+                phase["memory"] = round(1e6 * (1.2 + step * point["level"])) if point["level"] else 1_000_000
+        named = _names_over_memory(record)
+        assert named[0] == "dense"
+        assert (len(named) > 1) is (step > 0)
+
+
+def _names_over_memory(record: dict[str, Any]) -> list[str]:
+    axes = metric_by_spent(series_of(subject_of([record]), [0])).axes[2]
+    assert axes.get_xlabel().startswith("memory")
+    return [text.get_text() for text in axes.texts]

@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from browsers import NEEDS_BROWSER, launched, listened_to
+from report.made_campaign import claim, record
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
+from ticketry.report.html.campaign_page import render_campaign
 
 pytestmark = NEEDS_BROWSER
 
@@ -24,6 +26,12 @@ svg => {
     a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom).map(([two]) => [one, two]));
   return {outside: outside.map(([text]) => text), clashes, count: boxes.length};
 }
+"""
+
+_SCROLLED = """
+[...document.querySelectorAll(".scroll, pre")].filter(
+  one => one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight + 1
+).map(one => one.textContent.slice(0, 80))
 """
 
 
@@ -131,6 +139,19 @@ def _assert_nothing_touches(page, width):
 def test_no_text_of_a_figure_touches_another(opened):
     page, width, _ = opened
     _assert_nothing_touches(page, width)
+
+
+def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, report):
+    """A4 with Chromium's margins is 718 pixels wide."""
+    page, heard, _ = _open(browser, report, 718)
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert page.locator(".filters").is_visible()
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('table, pre')].every(one => one.scrollWidth <= 718)")
+    assert page.evaluate(_SCROLLED) == []
+    assert not page.locator(".filters").is_visible()
+    page.context.close()
+    assert heard == []
 
 
 @pytest.mark.slow
@@ -286,3 +307,14 @@ def _is_drawing(text):
 def _is_table(text):
     assert text.startswith("run,role,level,density,n,statistic,mean,sd,low,high\n")
     assert len(text.splitlines()) == 2 + 9 * 4
+
+
+def test_a_campaign_page_fits_a_phone(browser, tmp_path):
+    """Its digests are 64 letters long, without a place to break."""
+    path = tmp_path / "campaign.html"
+    path.write_text(render_campaign(record(claim("better", "undecided"))), encoding="utf-8")
+    page, heard, _ = _open(browser, path, 400)
+    assert page.locator("li", has_text="0" * 64).is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.context.close()
+    assert heard == []

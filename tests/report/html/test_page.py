@@ -314,6 +314,23 @@ def test_why_there_is_no_verdict(make_record):
     assert "No verdict could be made: budgets differ" in text
 
 
+def test_controls_that_a_level_does_not_have_are_told_beside_verdicts_and_where_there_are_none(
+    make_record, full_record
+):
+    told = {"left_out": [{"role": "shuffled", "why": "it has too few steps", "level": 4}]}
+    for record in (full_record, {**make_record(levels=1), "verdict_error": "budgets differ"}):
+        text = "".join(_Reader(_page({**record, **told})).text)
+        assert "shuffled masks, level 4" in text
+        assert "it has too few steps" in text
+
+
+def test_the_verdicts_of_a_search_with_a_budget_say_what_the_dense_network_is(full_record):
+    text = "".join(_Reader(_page(full_record)).text)
+    bounded = {**full_record, "settings": {**full_record["settings"], "budget": "steps"}}
+    words = "has the budget of one training by the recipe"
+    assert (words in text, words in "".join(_Reader(_page(bounded)).text)) == (False, True)
+
+
 def test_a_verification_tells_everything(make_record, make_verify):
     whole = {**make_verify(noise=False), "name": "verify-whole", "about": "procedure", "replicate": None}
     text = "".join(_Reader(_page(make_record(levels=1), [make_verify(), whole])).text).replace(

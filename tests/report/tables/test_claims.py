@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from report.made_campaign import Found, claim, record
-from ticketry.report.tables.claims import facts
+from ticketry.report.tables.claims import facts, more_needed
 
 
 @pytest.mark.parametrize(
@@ -20,9 +21,24 @@ from ticketry.report.tables.claims import facts
 def test_a_claim_and_the_one_that_asks_it_again_are_one_question(first: Found, second: Found, decided: int) -> None:
     made = record(claim("x", first), claim("y", "confirmed"), claim("z", "undecided"), claim("x-again", second, "x"))
     assert made.questions == (decided, 3)
+    assert f" One asks another again, on fresh replicates: of 3 questions {decided} are decided." in facts(made)[0]
+
+
+def test_beside_questions_stands_how_often_they_err() -> None:
+    """By as many times alpha as the question was asked that was asked most often."""
+    third = claim("x-third", "refuted", "x-again")
+    made = record(claim("x", "undecided"), claim("y", "confirmed"), claim("x-again", "undecided", "x"), third)
     assert facts(made)[0].endswith(
-        f" One asks another again, on fresh replicates: of 3 questions {decided} are decided."
+        "of 2 questions 2 are decided. Each asking is a test of its own, so that a question that is asked k times (here"
+        " up to 3) errs with at most k times alpha, for confirmed and for refuted."
     )
+
+
+def test_what_was_not_measured_is_said_and_asks_for_no_replicates() -> None:
+    why = "no memory is known of the ticket of a in replicate 4"
+    stuck = replace(claim("x", "undecided"), unknown=why, n=3, more=7)
+    assert facts(record(stuck))[-1] == f"No more replicates decide x: {why}."
+    assert more_needed(stuck) == "–"
 
 
 def test_where_nothing_is_asked_again_only_claims_are_counted() -> None:

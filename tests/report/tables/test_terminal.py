@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from ticketry.report import moment_lines, summary_lines, summary_table
 
 def _rendered(record, width=160):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(summary_table(record))
+    console.print(summary_table(record, width))
     return console.file.getvalue()
 
 
@@ -61,6 +62,22 @@ def test_rich_table_says_the_same(make_record):
     for line in summary_lines(record)[2:]:
         for cell in line.split("  "):
             assert cell.strip() in text
+
+
+@pytest.mark.parametrize("width", range(28, 100, 3))
+def test_a_narrow_terminal_gets_fewer_columns_and_no_cut_number(make_record, width):
+    record = make_record(levels=3, replicates=3)
+    record["points"] = [one for one in record["points"] if (one["role"], one["replicate"]) != ("shuffled", 1)]
+    text = _rendered(record, width)
+    header, *rows = (re.split(r"  +", line.strip()) for line in summary_lines(record)[1:])
+    table, _, gone = (" ".join(part.split()) for part in text.partition("no room for: "))
+    left_out = gone.split(", ") if gone else []
+    assert header[2] not in left_out, "tickets stay"
+    assert left_out == [name for name in header if name in left_out], "in the order of the table"
+    assert max(map(len, text.splitlines())) <= width
+    for row in rows:
+        assert " ".join(cell for name, cell in zip(header, row, strict=True) if name not in left_out) in table
+    assert bool(left_out) == (width < len(_rendered(record).splitlines()[-1]))
 
 
 def test_markup_and_control_codes_stay_text(make_record):

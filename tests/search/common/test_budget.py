@@ -13,8 +13,12 @@ from ticketry.errors import UsageError
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.optimizer import learning_rate
+from ticketry.lab.training.segment import Segment
 from ticketry.records.schema import as_json
+from ticketry.search.common.budget import compressed
+from ticketry.search.common.method import Replicate
 from ticketry.tasks.recipe import Recipe
 
 TOTAL = 60
@@ -66,7 +70,7 @@ def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     controls = ("shuffled", "random_reinit") if name in ("iterative", "concrete") else ()
     rows = made(lab, name, settings | {"budget": "steps"}, controls=controls)
     ticket = [row for row in rows if row["role"] == "ticket"][-1]
-    assert TOTAL - rounding < whole(ticket, "steps") <= TOTAL + 1
+    assert TOTAL - rounding < whole(ticket, "steps") <= TOTAL
     # Controls are trained as the ticket is, by the schedule in which it was.
     assert {row["steps"] for row in rows if row["level"] == ticket["level"]} == {ticket["steps"]}
     info = tk.Ticket.load(ticket["ticket"]).info
@@ -144,6 +148,36 @@ def test_too_few_steps(lab: Lab) -> None:
     settings = tk.search.iterative.Settings(levels=20, budget="steps")
     with pytest.raises(UsageError, match="10 steps are too few for 21 trainings"):
         tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="10it"))
+
+
+def _sum(total: int, levels: int, rewind: int, length: int) -> int:
+    """Steps of the dense network and of all levels, from a rewind step rounded half up."""
+    return length + levels * (length - (2 * rewind * length + total) // (2 * total))
+
+
+@pytest.mark.parametrize(
+    ("total", "levels", "rewind"), [(20, 4, 5), (20, 10, 2), (100, 20, 6), (1000, 14, 40), (20, 2, 7), (60, 3, 6)]
+)
+def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, levels: int, rewind: int) -> None:
+    """The longest schedule is taken that is no longer than the exact one and fits: the same one where that fits."""
+    settings = tk.search.iterative.Settings(levels=levels, rewind=f"{rewind}it", budget="steps")
+
+    def needed(whole: Segment, settings: tk.search.iterative.Settings) -> int:
+        return whole.total + settings.tickets() * (whole.total - whole.at(settings.rewind))
+
+    whole = Replicate(lab, TASK, RECIPE.changed(length=f"{total}it"), Seeds())
+    own, scaled = compressed(whole, settings, needed, ("rewind",))
+    exact = total * total // (total + levels * (total - rewind))
+    fitting = [length for length in range(1, exact + 1) if _sum(total, levels, rewind, length) <= total]
+    assert own.whole.total == max(fitting)
+    assert needed(own.whole, scaled) == _sum(total, levels, rewind, max(fitting)) <= total
+
+
+def test_a_sum_that_was_a_step_more_is_so_no_longer(lab: Lab) -> None:
+    settings = tk.search.iterative.Settings(levels=4, rewind="5it", budget="steps")
+    dense, *tickets = tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="20it"))[0]
+    assert dense.result.segment.steps == 20
+    assert tickets[0].dense.segment.steps + sum(each.result.segment.steps for each in tickets) <= 20
 
 
 @pytest.mark.parametrize("length", [5, 100, 250])

@@ -61,7 +61,7 @@ class Live(Progress):
         active = self._underway.active()
         parts: list[RenderableType] = [head]
         if any(point.role == "dense" for point in points):
-            parts.append(summary_table(preliminary_record(self._run, points)))
+            parts.append(summary_table(preliminary_record(self._run, points), self._console.width))
         if active:
             parts.append(bars(active))
         return Group(*parts)

@@ -57,7 +57,7 @@ class Progress:
             self._rich.console.print(line, markup=False, highlight=False)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:  # on which rich draws nothing
             self._rich = Live(
                 get_renderable=self._picture,
                 console=self._console,

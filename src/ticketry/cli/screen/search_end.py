@@ -31,7 +31,7 @@ def tell(run: Run, report: Path) -> None:
 
     console, record, folder = Console(), run.record, run.path
     if console.is_terminal:
-        console.print(summary_table(record))
+        console.print(summary_table(record, console.width))
         console.print(verdict_line(record), markup=False, highlight=False)
     else:  # rich would cut the table to 80 columns
         print("\n".join([*summary_lines(record), "", verdict_line(record)]))
@@ -40,6 +40,7 @@ def tell(run: Run, report: Path) -> None:
     tickets, where = _tickets(run)
     lines = [
         "",
+        *(f"left out {one.role} at level {one.level}: {one.why}" for one in record.left_out),
         *(f"pruned   {line}" for line in moment_lines(record)),
         f"tickets  {where}",
         f"report   {report}",
@@ -82,9 +83,15 @@ def _beside(store: str) -> str:
 
 def _again(file: Path, record: RunRecord) -> str:
     """The command that answers from the store what was just trained."""
-    arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision")}
+    arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
+    arithmetic["threads"] = record.environment.get("threads_per_segment")
+    left_out = {"device": "cpu", "threads": 1}  # by a run file too
     said = read_run_file(file)  # of an older version it does not say them
-    chosen = "".join(f" --{name} {word}" for name, word in arithmetic.items() if word and name not in said)
+    chosen = "".join(
+        f" --{name} {word}"
+        for name, word in arithmetic.items()
+        if word and name not in said and word != left_out.get(name)
+    )
     place, named = shlex.quote(record.store), shlex.quote(str(file))
     return f"ticketry search --config {named} --store {place}{chosen}{_trust(file, record.store)}"
 

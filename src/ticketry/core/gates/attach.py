@@ -19,6 +19,7 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
+from ticketry.core.sparse_training._left import release_left
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 
@@ -147,6 +148,7 @@ def check_model(model: nn.Module, init: float) -> None:
 
 def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
     """Make sure that gates can be put on these parameters. Raises what `attach` does."""
+    release_left(model)
     taken = gated_parameters(model)
     for name, parameter in parameters.items():
         if id(parameter) in taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import pkgutil
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
-from ticketry.core.score._asked import asked
+from ticketry.core.score._asked import asked, called
 from ticketry.core.score._protocol import ABOUT, About, Score
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
@@ -20,9 +21,27 @@ from ticketry.registry import Registry
 _FILES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
 
 
+_GIVEN: dict[str, Any] = {"batches": None, "loss": None, "seed": 0}
+
+
 def _function(name: str, found: Any) -> Score:
+    """What can be called as a score is, looked at before a training waits for it."""
     if not callable(found):
         raise UsageError(f"it is a {type(found).__name__}, and a score is a function")
+    if isinstance(found, type):
+        raise UsageError(
+            f"it is the class {found.__qualname__}, and a score is a function, or an object that can be called as one:"
+            f" name an object, such as {found.__qualname__}()"
+        )
+    try:
+        own = inspect.signature(found)
+    except (TypeError, ValueError):  # of what is not written in Python nobody knows before it is called
+        return cast(Score, found)
+    try:
+        own.bind("model", "scope", **_GIVEN)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value}" for key, value in _GIVEN.items())
+        raise UsageError(f"it takes {own} and is called as score(model, scope, {given}): {error}") from None
     return cast(Score, found)
 
 
@@ -49,7 +68,8 @@ def names() -> tuple[str, ...]:
 
 
 def get(score: str | Score) -> Score:
-    """The score called so, or the function itself; `UsageError` if there is none of that name.
+    """The score called so, or the function itself; `UsageError` if there is none of that name, or it takes other
+    arguments than a score's.
 
     Args:
         score: its name, with ``inverted:`` or ``shuffled:`` before it for a control; or a function.
@@ -63,7 +83,10 @@ def get(score: str | Score) -> Score:
         ticketry.errors.UsageError: score 'magnitud' is not known: crop, fisher, grasp, grasp200, kfac, ...
     """
     if callable(score):
-        return score
+        try:
+            return _function("", score)
+        except UsageError as error:
+            raise UsageError(f"{called(score)} cannot be used: {error}") from None
     control, plain = split_control(score)
     if control:
         return CONTROLS[control](plain)

@@ -19,6 +19,7 @@ from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
+from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import MaskError, UsageError
@@ -75,6 +76,7 @@ class Gradual:
         self._check_least()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
+        release_left(model)
 
     def _check_least(self) -> None:
         """Tell more weights to keep than the last density has, before anything is trained; raises as `prune`."""

@@ -8,16 +8,11 @@ from ticketry.errors import needs
 
 
 def special() -> Any:
-    """`scipy.special`, with the distribution functions of Student, the normal and the beta, and their inverses."""
+    """`scipy.special`, with the distribution functions of Student, the normal and the beta, and their inverses.
+
+    `scipy.stats` takes several times as long to import.
+    """
     needs("scipy", "lab", "a verdict")
     import scipy.special
 
     return scipy.special
-
-
-def noncentral() -> Any:
-    """`scipy.stats.nct`, Student's t where the mean is not 0."""
-    needs("scipy", "lab", "a verdict")
-    from scipy.stats import nct
-
-    return nct

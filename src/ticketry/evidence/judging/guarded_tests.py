@@ -16,7 +16,7 @@ seeds; nothing here imports NumPy or SciPy when it is imported.
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ticketry.evidence.judging.distributions import special
 
@@ -70,23 +70,34 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
-    if values.shape[-1] < LEAST_SEEDS:
+    n = values.shape[-1]
+    if n < LEAST_SEEDS:
         return np.ones(values.shape[:-1]), np.ones(values.shape[:-1])
-    sample = sample_of(values)
-    return p_guarded(sample, null, least_spread, 1), p_guarded(sample, null, least_spread, -1)
+    distance, (statistic, corrected), ordered = _seen(sample_of(values), null, least_spread)
+    stdtr = special().stdtr
+    students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
+    collapse = [unseen_collapse(side * distance, n, least_spread, ordered) for side in (1, -1)]
+    above, below = (np.maximum(*both) for both in zip(students, collapse, strict=True))
+    return above, below
 
 
-def p_guarded(sample: Sample, null: float, least_spread: float, side: Literal[1, -1]) -> Any:
-    """Of `guarded` the first p-value, or that of the other side (-1), of at least `LEAST_SEEDS` differences."""
+def shown_above(sample: Sample, least_spread: float, alpha: float) -> Any:
+    """Whether the first p-value of `guarded`, of H0: mean <= 0, is at most alpha; quicker than to reckon it."""
     import numpy as np
 
-    n, distance = sample.n, sample.mean - null
-    statistic = distance / (np.maximum(sample.sd * sample.larger, least_spread) / sqrt(n))
-    corrected = np.where(sample.sd > least_spread, hall(statistic, sample.skew, n), statistic)
-    nearer = np.minimum(statistic, corrected) if side == 1 else np.maximum(statistic, corrected)
-    students = special().stdtr(n - 1, -side * nearer)
-    ordered = np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
-    return np.maximum(students, unseen_collapse(side * distance, n, least_spread, ordered))
+    distance, both, ordered = _seen(sample, 0.0, least_spread)
+    enough = special().stdtrit(sample.n - 1, 1 - alpha)
+    return (np.minimum(*both) >= enough) & (distance >= collapse_edge(sample.n, alpha, least_spread, ordered))
+
+
+def _seen(sample: Sample, null: float, least_spread: float) -> tuple[Any, tuple[Any, Any], Any]:
+    """The distance from the null hypothesis, t and that without skewness, and the spread of what hangs together."""
+    import numpy as np
+
+    distance = sample.mean - null
+    statistic = distance / (np.maximum(sample.sd * sample.larger, least_spread) / sqrt(sample.n))
+    corrected = np.where(sample.sd > least_spread, hall(statistic, sample.skew, sample.n), statistic)
+    return distance, (statistic, corrected), np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
 
 
 def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0.0) -> Any:
@@ -110,15 +121,15 @@ def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0
     return ((1 - rates) ** n * special().ndtr(-short / error)).max(axis=-1)
 
 
-def collapse_edge(n: int, alpha: float, least_spread: float) -> float:
+def collapse_edge(n: int, alpha: float, least_spread: float, ordered: Any = 0.0) -> Any:
     """The distance at which `unseen_collapse` is alpha: a mean must be so far from the null hypothesis."""
     import numpy as np
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     unseen = (1 - rates) ** n
-    below = special().ndtri(np.minimum(alpha / unseen, 1.0))
-    edges = rates * UNSEEN_FALL * least_spread - below * least_spread / sqrt(n)
-    return float(edges[alpha < unseen].max())
+    rates, below = rates[alpha < unseen], special().ndtri(alpha / unseen[alpha < unseen])
+    error = np.maximum(ordered, least_spread)[..., None] / sqrt(n)
+    return (rates * UNSEEN_FALL * least_spread - below * error).max(axis=-1)
 
 
 def hall(statistic: Any, skew: Any, n: int) -> Any:

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from math import inf
 
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.one_verdict import Verdict
-from ticketry.evidence.paired_comparisons import Comparison, seeds_needed
+from ticketry.evidence.judging.paired_comparisons import Comparison, seeds_needed
 
 ASSUMED_SPREAD = 0.8
 """Standard deviation of paired differences, in margins, where no spread is known: 0.4 points at a margin of 0.5, as
 seen with LeNet-300-100 on Fashion-MNIST (docs/results)."""
 
 
-def more_seeds(made: Verdict, alpha: float) -> int | None:
-    """Seeds that are likely to be still missing for what is not answered, by a test at `alpha` at the end."""
+def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:
+    """Seeds that are likely to be still missing for what is not answered.
+
+    Args:
+        alpha: of all analyses together.
+        interim: those that are planned, each with its share of alpha. Up to the plan's end seeds are counted to an
+            analysis, for between two of them nothing is decided; beyond it to one test with the last one's share.
+    """
     dense, rivals = made.dense, list(made.controls.values()) if made.claim == "wins" else []
+    each, ahead = made.n / made.groups, _ahead(made.n, interim)
+
+    def needed(one: Comparison, distance: float, spread: float | None = None, part: float = 1.0) -> float:
+        spread = (one.spread or 0.0) if spread is None else spread
+        seeds = inf
+        for at, share in ahead.items():
+            found = seeds_needed(distance, spread, alpha * part * share, least_spread=one.least_spread)
+            seeds = inf if found is None else round(found * each)
+            if seeds <= at:
+                return at
+        return seeds
+
     if dense.spread is None or any(one.spread is None for one in rivals):
-        planned = seeds_needed(dense.margin, ASSUMED_SPREAD * dense.margin, alpha, least_spread=dense.least_spread)
-        return None if planned is None else max(1, planned - made.n)
+        enough = needed(dense, dense.margin, ASSUMED_SPREAD * dense.margin)
+    else:
+        open_still, worse = made.as_good_as_dense == "undecided", needed(dense, -dense.mean - dense.margin)
+        parts = [min(needed(dense, dense.mean + dense.margin), worse)] if open_still else []
+        if rivals and made.better_than_controls == "undecided":
+            refuted = min(needed(one, -one.mean, part=1 / len(rivals)) for one in rivals)
+            parts.append(min(max(needed(one, one.mean) for one in rivals), refuted))
+        enough = min(max(parts), worse if open_still else inf)
+    return None if enough == inf else max(1, int(enough) - made.n)
 
-    def needed(one: Comparison, distance: float, share: float = 1.0) -> float:
-        found = seeds_needed(distance, one.spread or 0.0, alpha * share, least_spread=one.least_spread)
-        return inf if found is None else found
 
-    open_still, worse = made.as_good_as_dense == "undecided", needed(dense, -dense.mean - dense.margin)
-    parts = [min(needed(dense, dense.mean + dense.margin), worse)] if open_still else []
-    if rivals and made.better_than_controls == "undecided":
-        refuted = min(needed(one, -one.mean, 1 / len(rivals)) for one in rivals)
-        parts.append(min(max(needed(one, one.mean) for one in rivals), refuted))
-    enough = min(max(parts), worse if open_still else inf)
-    return None if enough == inf else max(1, round(enough * made.n / made.groups) - made.n)
+def _ahead(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
+    """The analyses after n seeds with their shares of alpha; the last one's where there is none, all without a plan."""
+    shares = {0: 1.0} if interim is None else interim.alphas(1.0)
+    last = max(shares)
+    return {at: share for at, share in shares.items() if at > n or at == last}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn
 
-from ticketry.evidence.paired_comparisons import Comparison
+from ticketry.evidence.judging.paired_comparisons import Comparison
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import Judged, Outcome
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from math import floor, log10
+
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, UNSEEN_FALL, UNSEEN_RATE
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.more_seeds import ASSUMED_SPREAD
 from ticketry.evidence.judging.one_verdict import Verdict
-from ticketry.evidence.paired_comparisons import MOST_SEEDS
-from ticketry.records.display import answers_text
+from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, Comparison
+from ticketry.records.display import answers_text, number_text
 from ticketry.records.network import DENSE
+
+_FINER = 0.01
+"""A margin below it is finer than two decimals, which is how points of accuracy are told."""
 
 
 def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """The answers, a line a comparison, what is unusual, and what an undecided verdict asks for."""
     lines = [answers_text(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
     for name, one in {DENSE: made.dense, **made.controls}.items():
-        interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
-        told = f"{one.mean:+.2f}{interval} over {_over(made)}"
+        told = f"{_difference(one)} over {_over(made)}"
         lines.append(f"ticket - {name}: {told}; {wanted} it with p = {one.p_of(name):.2g}")
         lines += [one.note] if one.note else []
         lines += one.diagnosis.reasons if one.diagnosis else ()
@@ -27,6 +31,16 @@ def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...
     elif 1 < made.n < LEAST_SEEDS:
         lines.append(f"fewer than {LEAST_SEEDS} seeds decide nothing")
     return (*lines, *_what_next(made, interim))
+
+
+def _difference(one: Comparison) -> str:
+    """``+0.30 [+0.12, +0.48]``: the mean and its interval, if it has one."""
+    decimals = 2 if one.margin >= _FINER else 1 - floor(log10(one.margin))
+
+    def told(value: float) -> str:
+        return number_text(value, decimals, sign=True)
+
+    return told(one.mean) + ("" if one.low is None or one.high is None else f" [{told(one.low)}, {told(one.high)}]")
 
 
 def assumptions_of(made: Verdict) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from ticketry.errors import TicketryError, UsageError
-from ticketry.evidence.level_verdicts import resolution
+from ticketry.evidence.judging.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told
 from ticketry.experiments.reproduce.campaign_file import Campaign
@@ -99,8 +99,8 @@ def reproduce(
 ) -> Outcome:
     """Decide the claims of a campaign. Everything that was trained before, for whatever, is taken from the store.
 
-    Blocks of replicates that are done in their run's precision are taken as they are, whatever kernels they were
-    trained in: the record tells. New ones are trained in those of this machine.
+    Blocks of replicates that are done in their run's precision, and by as many threads and devices, are taken as they
+    are, whatever kernels they were trained in: the record tells. New ones are trained in those of this machine.
 
     A run that cannot go on (a layer left empty, a loss that is no number) stops no other: claims that rest on it stay
     undecided, and the record tells why.
@@ -116,7 +116,7 @@ def reproduce(
         UsageError: for a claim that the campaign has not.
         TicketryError: for whatever makes training impossible.
     """
-    wanted = _chosen(campaign, tuple(only))
+    wanted, campaign = _chosen(campaign, tuple(only)), replace(campaign, together=options.together)
     with opened(options, None, on_event) as lab:
         # Where networks are trained on this machine, steps can be timed in a folder of their own.
         here = lab.on in (PROCESSES, IN_PROCESS)
@@ -237,7 +237,7 @@ class _Work:
 
     def _most(self, decisions: list[Decision]) -> float:
         """Seconds of all blocks that are left to those that are not decided."""
-        runs = {run for one in decisions if one.found == "undecided" for run in one.claim.runs}
+        runs = {run for one in decisions if one.waits for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks(run)[self._done.counts[run] :]]
         counted = set[str]()
         return sum(self._estimate(block, counted) for block in left if block.run not in self._failed)
@@ -333,7 +333,7 @@ class _Work:
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
             steps_trained=sum(one.steps_trained or 0 for one in costs) + sum(one.trained * one.steps for one in twins),
-            steps_alone=steps_alone(decisions, self._done.runs),
+            steps_alone=steps_alone(decisions, self._done.runs, campaign.runs),
             environment=environment,
             command=self._command,
             config=campaign.text,

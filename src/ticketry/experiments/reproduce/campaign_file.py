@@ -66,6 +66,8 @@ class Campaign:
     claims: tuple[Hypothesis, ...]
     stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
     """Of the runs whose networks are also trained with a second order of the data: what is measured of both."""
+    together: Mapping[str, Any] = field(default_factory=dict)
+    """Of the lab that trains it, see `LabOptions.together`."""
 
     @property
     def sha256(self) -> str:

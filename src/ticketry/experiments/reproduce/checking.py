@@ -31,7 +31,8 @@ from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.report.tables.claims import markdown_table
-from ticketry.report.wording import percent, role_name
+from ticketry.report.tables.results import summarise
+from ticketry.report.wording import Style, percent, role_name
 from ticketry.tasks.task import Task, written_key
 
 Found = Literal["same bits", "inside", "outside"]
@@ -94,9 +95,10 @@ class Checked:
     def cells(self) -> list[str]:
         """A row of `ROWS`."""
         row = self.row
-        interval = "–" if self.interval is None else f"{self.interval[0]:.2f} to {self.interval[1]:.2f}"
+        style = Style.fitting([summarise(row.others)], "")
+        interval = "–" if self.interval is None else " to ".join(map(style.number, self.interval))
         named = [row.run, role_name(row.role), str(row.replicate + 1), percent(row.density)]
-        return [*named, f"{row.value:.2f}", f"{self.value:.2f}", interval, self.found]
+        return [*named, style.number(row.value), style.number(self.value), interval, self.found]
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -125,7 +127,7 @@ def check(
     """
     if count < 1:
         raise UsageError(f"{count} rows to check: give at least 1")
-    store = open_store(options.store)
+    store, campaign = open_store(options.store), replace(campaign, together=options.together)
     store.link.fetch(results=True)
     rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:

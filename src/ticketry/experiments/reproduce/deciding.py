@@ -38,6 +38,8 @@ class Decision:
     b: tuple[float, ...]
     verdict: Verdict | None
     """None before the first planned analysis."""
+    unknown: str = ""
+    """What its next analysis would need and no training can give: a replicate without the claim's metric."""
 
     @property
     def found(self) -> Found:
@@ -47,6 +49,11 @@ class Decision:
     def n(self) -> int:
         """Replicates that were judged."""
         return 0 if self.verdict is None else self.verdict.n
+
+    @property
+    def waits(self) -> bool:
+        """Whether more replicates may decide it."""
+        return self.found == "undecided" and not self.unknown
 
     def told(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> told.Claim:
         """As it stands in the record.
@@ -76,6 +83,7 @@ class Decision:
             p_confirmed=made.p_as_good if made else 1.0,
             p_refuted=made.p_loses if made else 1.0,
             more=made.more_seeds if made else None,
+            unknown="" if self.found != "undecided" else self.unknown,
             seconds=seconds,
             noise=tuple(noise),
             noise_missing=noise_missing,
@@ -106,7 +114,7 @@ def decide(
         plans = [made[index].claim.plan for index in members]
         for index, verdict in zip(members, holm_verdicts(judged, plans), strict=True):
             one = made[index]
-            made[index] = Decision(one.claim, one.a, one.b, verdict if one.verdict is not None else None)
+            made[index] = dataclasses.replace(one, verdict=verdict if one.verdict is not None else None)
     return made
 
 
@@ -128,14 +136,23 @@ def _judged(
         for side, own, other in ((claim.a, a, b), (claim.b, b, a))
     )
     # What was not measured, or is not finite, decides nothing.
-    known = next((n for n, pair in enumerate(zip(a, b, strict=False)) if not all(map(isfinite, pair))), len(a))
-    a, b = a[:known], b[:known]
-    at = max((n for n in claim.plan.at if n <= min(len(a), len(b))), default=0)
+    n, unknown = _known(claim, a, b)
+    a, b = a[:n], b[:n]
+    at = max((planned for planned in claim.plan.at if planned <= n), default=0)
     verdict = None
     if at:
         step = _steps_of(claim, resolution)
         verdict = _verdict(claim, a[:at], b[:at], step)
-    return Decision(claim, a, b, verdict)
+    return Decision(claim, a, b, verdict, unknown)
+
+
+def _known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
+    """How many replicates are known of both sides; and what is not known of the next one, if it was trained."""
+    for n, values in enumerate(zip(a, b, strict=False)):
+        for side, value in zip((claim.a, claim.b), values, strict=True):
+            if not isfinite(value):
+                return n, f"no {claim.metric} is known of the {side.role} of {side.run} in replicate {n + 1}"
+    return min(len(a), len(b)), ""
 
 
 def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:

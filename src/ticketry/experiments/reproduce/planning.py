@@ -12,6 +12,7 @@ from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.store.paths import Paths
+from ticketry.lab.training.precision import unusual
 from ticketry.records.network import DENSE
 from ticketry.records.run import RunRecord
 
@@ -28,8 +29,9 @@ class Block:
 
     def request(self, campaign: Campaign) -> SearchRequest:
         """What to search for: replicates with seeds of their own."""
-        one = campaign.runs[self.run]
-        return replace(one, replicates=self.last - self.first, seeds=one.seeds.replicate(self.first))
+        one, chosen = campaign.runs[self.run], unusual(precision=campaign.precisions[self.run], **campaign.together)
+        count, seeds = self.last - self.first, one.seeds.replicate(self.first)
+        return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
@@ -41,7 +43,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Those of a run that a store has in its precision, from the first up to one that is missing."""
     for block in blocks_of(run, campaign.plans[run]):
-        file = paths.run(block.request(campaign).name) / "run.json"
+        file = paths.run(block.request(campaign).as_stored(paths).name) / "run.json"
         found = earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
@@ -67,14 +69,15 @@ def _lacking(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """The next blocks that undecided claims wait for, with the claims: what most of them need comes first.
+    """The next blocks that undecided claims wait for, with the claims: what most of them need comes first. A claim that
+    no further replicate can decide (`Decision.unknown`) waits for none.
 
     Args:
         done: blocks of each run that are done.
     """
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
-        if one.found != "undecided":
+        if not one.waits:
             continue
         runs = one.claim.runs
         plan = one.claim.plan

@@ -2,59 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.reproduce.hypothesis import STABILITY, Side
-from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.experiments.reproduce.work import plain
+from ticketry.experiments.request import SearchRequest
+from ticketry.records.network import DENSE, TICKET, Phases, Point, is_dense_rival
 from ticketry.records.run import RunRecord
+from ticketry.search.common.budget import STRETCHED
+from ticketry.search.gating.settings import GateSettings
+from ticketry.search.iterative import Settings as IterativeSettings
+
+_Name = tuple[object, ...]
+_Parts = Counter[_Name]
+"""Steps by training. Networks that share a training have it under one name, some of them only its beginning: of
+several the union (``|``) has the longest."""
 
 
-def steps_alone(decisions: Iterable[Decision], done: Mapping[str, Sequence[RunRecord]]) -> int:
+def steps_alone(
+    decisions: Iterable[Decision], done: Mapping[str, Sequence[RunRecord]], runs: Mapping[str, SearchRequest]
+) -> int:
     """Training steps of all networks that each claim rests on, their searches included, added up over claims.
 
-    Within a claim nothing is counted twice: both sides have one dense network, and a control has its ticket's search. A
-    claim has the replicates by which it is judged, and of each the dense network in a second order too.
+    Of a search these are the dense network, in both orders of the data, and all tickets up to the one that is
+    compared; of controls that one alone. A claim has the replicates by which it is judged. Within it nothing is counted
+    twice: runs have one dense network, a control has its ticket's search, and tickets that differ in structure alone
+    have the search without.
     """
-    return sum(_of_claim(one, done) for one in decisions if one.n)
+    return sum(_of_claim(one, done, runs).total() for one in decisions)
 
 
-def _of_claim(decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> int:
-    claim = decision.claim
-    sides = [side for side in (claim.a, claim.b) if side.value is None]
-    found = 0
+def _of_claim(decision: Decision, done: Mapping[str, Sequence[RunRecord]], runs: Mapping[str, SearchRequest]) -> _Parts:
+    claim, found = decision.claim, _Parts()
     for replicate in range(decision.n):
-        points = [_point(side, replicate, done[side.run]) for side in sides]
-        found += _union(points, one_run=len(claim.runs) == 1)
-        if claim.metric in STABILITY:
-            found += sum(point.steps or 0 for point in points)  # once more, in a second order
-        else:
-            found += _point(Side(claim.runs[0], DENSE, 0), replicate, done[claim.runs[0]]).steps or 0
+        parts = _Parts()
+        for name in claim.runs:
+            made = _Replicate.of(name, runs[name], replicate, done[name])
+            parts |= made.dense()
+            for side in (claim.a, claim.b):
+                if (side.run, side.value) == (name, None):
+                    parts |= made.needed(side, again=claim.metric in STABILITY)
+        found.update({(replicate, *name): steps for name, steps in parts.items()})
     return found
 
 
-def _union(points: Sequence[Point], *, one_run: bool) -> int:
-    phases = [point.phases for point in points if point.phases is not None]
-    whole = sum(one.whole.steps for one in phases)
-    if len(phases) < 2:
-        return whole
-    shared = min(one.dense.steps for one in phases)
-    if one_run:
-        shared += min(one.search.steps for one in phases)
-    return whole - shared
+@dataclass(frozen=True)
+class _Replicate:
+    """What a run trained of one replicate."""
 
+    run: str
+    request: SearchRequest
+    last: int
+    """Level of the tickets that a claim means which names none."""
+    points: Mapping[tuple[str, int], Point]
+    """By role and level."""
 
-def _point(side: Side, replicate: int, blocks: Sequence[RunRecord]) -> Point:
-    for record in blocks:
-        if replicate >= record.replicates:
+    @classmethod
+    def of(cls, run: str, request: SearchRequest, replicate: int, blocks: Sequence[RunRecord]) -> _Replicate:
+        """Of a run's blocks, in order."""
+        for record in blocks:
+            if replicate < record.replicates:
+                own = {(one.role, one.level): one for one in record.points if one.replicate == replicate}
+                last = max((one.level for one in record.points if one.role == TICKET), default=0)
+                return cls(run, request, last, own)
             replicate -= record.replicates
-            continue
-        level = side.level
-        if level is None:
-            level = max(point.level for point in record.points if point.role == TICKET)
-        wanted = (replicate, 0 if side.role == DENSE else level, side.role)
-        # Of stability another mask than the run's controls has no point: its ticket stands for it.
-        of_ticket = (*wanted[:2], TICKET)
-        found = {(point.replicate, point.level, point.role): point for point in record.points}
-        return found[wanted] if wanted in found else found[of_ticket]
-    raise AssertionError("a claim is judged by replicates that are done")
+        raise AssertionError("a claim is judged by replicates that are done")
+
+    def dense(self) -> _Parts:
+        """The dense network in both orders of the data, with which a campaign begins whatever it compares."""
+        whole = self.points[DENSE, 0]
+        return _Parts({("dense", whole.key): whole.steps or 0, ("second order", whole.key): whole.steps or 0})
+
+    def needed(self, side: Side, *, again: bool) -> _Parts:
+        """Everything else that one side of a claim takes.
+
+        Args:
+            again: with its network's own training in a second order.
+        """
+        level, parts = self.last if side.level is None else side.level, _Parts()
+        for role, at in self._networks(side.role, level):
+            point = self._point(role, at)
+            ticket = self._ticket_of(point)
+            if point.phases is not None and ticket.phases is not None:
+                parts |= self._dense_of(role, point.phases, ticket.phases) | self._masked(role, point, point.phases)
+        if again:
+            own = self.points[DENSE, 0] if side.role == DENSE else self._point(side.role, level)
+            parts |= _Parts({("second order", self.run, side.role, level): own.steps or 0})
+        return parts
+
+    def _networks(self, role: str, level: int) -> Iterator[tuple[str, int]]:
+        yield from ((TICKET, at) for name, at in self.points if name == TICKET and at <= level)
+        if role not in (DENSE, TICKET):
+            yield role, level
+
+    def _point(self, role: str, level: int) -> Point:
+        """Of stability another mask than the controls of the run has none: its ticket stands for it."""
+        return next(self.points[name, level] for name in (role, TICKET) if (name, level) in self.points)
+
+    def _ticket_of(self, point: Point) -> Point:
+        """That a control is of."""
+        return self.points.get((TICKET, point.level), point)
+
+    def _dense_of(self, role: str, phases: Phases, of_ticket: Phases) -> _Parts:
+        """Training without any mask: that of the dense network, unless the search has a shorter schedule."""
+        compressed = getattr(self.request.settings, "budget", "") == "steps"
+        begins = self.run if compressed and self.request.method.name not in STRETCHED else self.points[DENSE, 0].key
+        # A control may have a fresh start of its own beside its ticket's, and another network has nothing else.
+        begun = 0 if is_dense_rival(role) else min(phases.dense.steps, of_ticket.dense.steps)
+        return _Parts({("dense", begins): begun, ("fresh", self.run, role): phases.dense.steps - begun})
+
+    def _masked(self, role: str, point: Point, phases: Phases) -> _Parts:
+        """Training with masks: the search, and the network's own."""
+        search, own = phases.search.steps, phases.sparse.steps
+        if isinstance(self.request.settings, IterativeSettings):  # a level goes on from the one before
+            chain = ("chain", self.points[DENSE, 0].key, repr(plain(self.request).settings))
+            if role == TICKET and point.structure is None:  # it is one of them
+                return _Parts({chain: search + own})
+            return _Parts({chain: search, (self.run, role, point.level): own})
+        return _Parts({("search", self.run, *self._search_of(point)): search, (self.run, role, point.level): own})
+
+    def _search_of(self, point: Point) -> _Name:
+        """Which of a run's searches a network is from: each density has its own, but a round of gates goes on from the
+        one before."""
+        settings, ticket = self.request.settings, self._ticket_of(point)
+        if isinstance(settings, GateSettings):
+            return (ticket.init, ticket.penalty) if len(settings.members) > 1 else ()
+        return (point.level,)

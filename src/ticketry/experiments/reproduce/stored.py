@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from ticketry.errors import NotStoredError
+from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.request import SearchRequest
@@ -66,6 +67,8 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list
         there.append(found.result.segment)
         there.extend(result.segment for result in found.searched if result.segment.variant(Gating))
         for control in request.controls_beside(found.level, lab.store.get_mask(found.mask).density):
+            if obstacle(control, found):
+                continue
             try:
                 made = trained_control(
                     lab, request.task, found.result.segment.recipe, control, found, request.seeds, label=control

@@ -18,6 +18,7 @@ from ticketry.experiments.reproduce.work import dense
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.second_orders import measured_second, second_order
 from ticketry.lab.store.store import digest_of
+from ticketry.lab.training.precision import unusual
 from ticketry.lab.training.segment import Segment
 from ticketry.records.campaign import Twin
 from ticketry.records.network import DENSE, Point
@@ -127,8 +128,8 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
 
 
 def _what(campaign: Campaign, run: str) -> str:
-    """What a run's dense networks are: a digest of task, recipe, seeds and precision."""
+    """What a run's dense networks are: a digest of task, recipe, seeds and arithmetic."""
     request = campaign.runs[run]
-    return digest_of(
-        [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), campaign.precisions[run]]
-    )
+    precision, together = campaign.precisions[run], unusual(precision="fp32", **campaign.together)
+    told = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
+    return digest_of([*told, together] if together else told)

@@ -87,7 +87,10 @@ class Dashboards:
             return
         run = Logged(group, name, kind, {**(config or {}), **_described(result)})
         last = {
-            f"{split}/{metric}": value for split, found in result.metrics.items() for metric, value in found.items()
+            f"{split}/{metric}": value
+            for split, found in result.metrics.items()
+            for metric, value in found.items()
+            if value is not None
         }
         last |= {"train_seconds": result.train_seconds, **(values or {})}
         with self._guard:  # runs of several threads one after another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,14 +20,16 @@ from ticketry.lab.runners.runner import OnEvent
 LOCAL = "local"
 _AHEAD = 2
 _ROOM_SECONDS = 2.0
-_QUIET = {
+_LOCAL = {
+    "distributed.worker.daemon": False,
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.memory.monitor-interval": "500ms",
 }
-"""Of workers of this machine. By default they look at something every 10, 20, 100 and 500 ms, in a thread that takes
-turns with the one that trains: a training of short steps took a tenth longer (`benchmarks/runners.py`)."""
+"""Of workers of this machine. Daemons could start no processes that read examples, and no ranks. By default workers
+look at something every 10, 20, 100 and 500 ms, in a thread that takes turns with the one that trains: a training of
+short steps took a tenth longer (`benchmarks/runners.py`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,21 +79,24 @@ class _Tasks:
         import distributed
 
         self._place, self._cluster = place, None
+        self._configured = contextlib.ExitStack()
         try:
             if place.address == LOCAL:
-                with dask.config.set(_QUIET):
-                    self._cluster = distributed.LocalCluster(
-                        n_workers=place.count("workers", default_workers()),
-                        threads_per_worker=1,
-                        processes=True,
-                        dashboard_address=None,
-                        memory_limit=place.bytes() or "auto",
-                    )
+                # As long as they live: a lost worker is started anew.
+                self._configured.enter_context(dask.config.set(_LOCAL))
+                self._cluster = distributed.LocalCluster(
+                    n_workers=place.count("workers", default_workers()),
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    memory_limit=place.bytes() or "auto",
+                )
                 self._client = distributed.Client(self._cluster)
             else:
                 check_answers(place.address.rpartition("://")[2], "Dask's scheduler")
                 self._client = distributed.Client(place.address, timeout=CONNECT_SECONDS)
         except OSError as error:
+            self._configured.close()
             raise RunnerError(f"Dask's scheduler {place.address} does not answer as one: {error!s:.300}") from error
         self._logger = logging.getLogger("distributed.client")
         self._logger.addFilter(self._is_to_be_told)
@@ -156,3 +162,4 @@ class _Tasks:
         self._logger.removeFilter(self._is_to_be_told)
         if self._cluster is not None:
             self._cluster.close()
+        self._configured.close()

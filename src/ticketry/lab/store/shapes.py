@@ -23,7 +23,7 @@ class Trained(msgspec.Struct):
     model: Digest
     training: Digest | None
     variants: dict[str, Digest]
-    metrics: dict[str, dict[str, float]] | None
+    metrics: dict[str, dict[str, float | None]] | None
     cost: _Cost
 
 

@@ -5,6 +5,7 @@ The order of the data is a pure function of (seed, epoch), so that any step's ba
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import traceback
 import warnings
@@ -96,6 +97,8 @@ def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int =
     window = reader.window if isinstance(reader, Sharded) else 1
     return DataOrder(seed, len(split), batch, shards=shards, window=window, rank=rank, world=world)
 
+
+_log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Stored inputs and targets, on the device."""
@@ -201,6 +204,12 @@ def _streamed(
 
 def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
     """What each request returns, in order, or what it raises as a TicketryError."""
+    if workers and multiprocessing.current_process().daemon:
+        _log.warning(
+            "this process may start none of its own, so that it reads examples itself, beside its training: the bits"
+            " are the same, and steps take longer (workers of Dask that may: DASK_DISTRIBUTED__WORKER__DAEMON=False)"
+        )
+        workers = 0
     if not workers:
         yield from map(_Requests().__getitem__, requests)
         return

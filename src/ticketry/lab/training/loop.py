@@ -24,7 +24,7 @@ from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optim
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.replays import Replays, are_alike
-from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.segment import Segment, finite
 from ticketry.lab.training.state import TrainingState, rebuilt, state_of, unsaved_buffers
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
@@ -353,7 +353,7 @@ class Loop:
             metrics = evaluate(self.task, self._course, model, split, arithmetic)
             given.comparable(self.task, metrics, split)
             found[split] = {name: rounded(value) for name, value in metrics.items()}
-        return found
+        return finite(found)
 
 
 def _has(effect: Effect, method: str) -> bool:

@@ -27,8 +27,11 @@ class Trainable(Protocol):
 
 
 def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
-    """The recipe's optimiser over all parameters, in the fused form (one call a step for all of them)."""
+    """The recipe's optimiser over all parameters, fused where torch can (one call a step for all of them)."""
     parameters = list(model.parameters())
+    unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_spread, parameters)))
+    # Of complex parameters torch has no fused form, nor SGD of parameters in parts.
+    form = {"foreach": True} if unfused else {"fused": True}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -36,12 +39,11 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
-            # Of parameters in parts torch has no fused form.
-            **({"foreach": True} if any(map(is_spread, parameters)) else {"fused": True}),
+            **form,
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     betas = (recipe.momentum, recipe.beta2)
-    return kind(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+    return kind(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, **form)
 
 
 def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:

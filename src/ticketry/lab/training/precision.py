@@ -92,6 +92,19 @@ class Arithmetic:
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def unusual(
+    *, precision: str, threads: int = 1, devices: int = 1, norms: str = SYNCHRONISED, parallel: str = DDP
+) -> dict[str, Any]:
+    """What of the choices is no usual one, so that a run's name tells it: nothing for fp32 in one thread on one device.
+
+    Of device and kernels names say nothing: the words stand for what a machine has.
+    """
+    usual = {"precision": "fp32", "threads": 1, "devices": 1, "norms": SYNCHRONISED, "parallel": DDP}
+    told = {"precision": precision, "threads": threads, "devices": devices}
+    told |= {"norms": norms, "parallel": parallel} if devices > 1 else {}
+    return {name: word for name, word in told.items() if word != usual[name]}
+
+
 @contextlib.contextmanager
 def denormals_as_zero() -> Iterator[None]:
     """Numbers below 1.2e-38 count as zero in this thread, as far as the processor can do that.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -211,9 +212,18 @@ class Result:
     """Digest of the weights and buffers."""
     training: str | None
     """Digest of the optimiser's state, where it is kept."""
-    metrics: dict[str, dict[str, float]]
-    """validation and test -> metric -> value; searches look at validation only."""
+    metrics: dict[str, dict[str, Any]]
+    """validation and test -> metric -> value; searches look at validation only. Of metrics beside the task's own None
+    stands for what is not finite."""
     train_seconds: float
     variants: Mapping[str, str]
     """Digest of what each variant of training leaves beside the weights, by its name; see `Effect.lasting`."""
     record: dict[str, Any] = field(repr=False, compare=False)
+
+
+def finite(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Metrics with None, JSON's null, for what is not finite: JSON has no infinity, and nothing is compared by it."""
+    return {
+        split: {name: None if value is None or not math.isfinite(value) else value for name, value in found.items()}
+        for split, found in metrics.items()
+    }

@@ -28,7 +28,7 @@ from ticketry.tasks.task import Course, Session, Split, Splits, Task
 
 _FEW = 2
 """Examples that a network is followed on."""
-_MEAN_OF, _EQUAL = 4, 1e-4
+_MEAN_OF, _EQUAL = 16, 1e-4
 """Examples on which it is looked at whether a loss is their mean, and how far it may be from it, relatively."""
 
 
@@ -115,23 +115,38 @@ class Supervised(Course):
 
     @torch.no_grad()
     def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
-        """See on a few examples that the loss of a batch is the mean of those of its parts."""
-        rows = torch.arange(min(_MEAN_OF, len(self.splits.train)))
+        """See on a few examples that the loss of a batch is the mean of those of its parts, wherever it is cut."""
+        rows = _different(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
-        outputs = given.outputs(self.task, model.eval(), given.prepared(self.task, inputs))
+        outputs = forward(self.task, model.eval(), inputs, Arithmetic())
 
         def loss(rows: slice) -> float:
             return float(given.loss(self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing))
 
-        whole, first, others = loss(slice(None)), loss(slice(1)), loss(slice(1, None))
-        parts = (first + (len(rows) - 1) * others) / len(rows)
-        if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # never for what is not finite
-            raise TaskError(
-                f"the loss of {self.task.name} is no mean over the examples of a batch ({whole:g} for {len(rows)}"
-                f" examples, {parts:g} from its parts), so that several devices, each with a part of the batch, would"
-                " train something else: train it on one (--devices 1), or divide by the number of examples in its loss"
-            )
+        count, whole = len(rows), loss(slice(None))
+        for cut in sorted({1, count // 4, count // 2, count - 1} & set(range(1, count))):
+            first, others = loss(slice(cut)), loss(slice(cut, None))
+            parts = (cut * first + (count - cut) * others) / count
+            if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # never for what is not finite
+                raise TaskError(
+                    f"the loss of {self.task.name} is no mean over the examples of a batch ({whole:g} for {count}"
+                    f" examples, {parts:g} from its parts), so that several devices, each with a part of the batch,"
+                    " would train something else: train it on one (--devices 1), or divide by the number of examples in"
+                    " its loss"
+                )
+
+
+def _different(targets: Tensor, count: int) -> Tensor:
+    """So many rows (or all), with as many different targets as there are among so many, in the order of targets."""
+    told = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
+    order = told.argsort(stable=True)
+    alike = torch.unique_consecutive(told[order], return_counts=True)[1]
+    nth = torch.arange(len(order)) - (alike.cumsum(0) - alike).repeat_interleave(alike)  # of its target
+    places = nth.argsort(stable=True)[: max(count, len(alike))]
+    count = min(count, len(places))
+    places = places[torch.arange(count) * len(places) // count]
+    return order[places.sort().values]
 
 
 class SupervisedSession(Session):

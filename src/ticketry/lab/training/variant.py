@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -35,7 +35,7 @@ from ticketry.registry.sources import with_reached
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
-Metrics = dict[str, dict[str, float]]
+Metrics = dict[str, dict[str, Any]]
 """Split -> metric -> value."""
 Own = TypeVar("Own", bound="Variant")
 
@@ -147,6 +147,23 @@ class Variant:
     def conflict(self, other: Variant) -> str | None:
         """Why it cannot be trained beside another, or None if it can. Asked of either."""
         return None
+
+    def under(self: Own, mask: str, *, instead_of: str) -> Own:
+        """What does the same to a network with another stored mask, as a control of a ticket is trained: the digest of
+        the one stands in all fields that had the other's.
+
+        Raises:
+            UsageError: if it needs the mask in some other way. A subclass that does overrides this.
+        """
+        names = [each.name for each in fields(self)]  # type: ignore[arg-type]
+        held = {name: mask for name in names if getattr(self, name) == instead_of}
+        made = replace(self, **held) if held else self  # type: ignore[type-var]
+        if instead_of in made.blobs():
+            raise UsageError(
+                f"the variant of training {self.name!r} needs the mask {instead_of[:12]} that it was made for, and no"
+                " field of it is that mask's digest alone: let its method `under` say what it is under another mask"
+            )
+        return made
 
     # -- at work -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +303,17 @@ def ordered(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
     return found
 
 
+def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
+    """Variants of a training with another stored mask in place of the one by which they remove weights.
+
+    Raises:
+        UsageError: see `Variant.under`.
+    """
+    known = tuple(variants)
+    before = next((digest for one in known if (digest := one.masked_by()) is not None), None)
+    return known if before in (None, mask) else tuple(one.under(mask, instead_of=before) for one in known)
+
+
 def variant_from(described: Mapping[str, Any]) -> Variant:
     """The inverse of `Variant.identity` and `describe` together, after JSON, for classes that are imported.
 
@@ -294,8 +322,8 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
     """
     values = dict(described)
     source = values.get("source")
+    found = _KNOWN.get(_known_as(described))
     name, *place = [values.pop(key) for key in ("variant", "place") if key in values]
-    found = _KNOWN.get(json.dumps([name, *place]))
     if found is None:
         where = f" of {place[0]}" if place else ""
         raise UsageError(
@@ -309,6 +337,15 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
             f"the source of the variant of training {name!r} is no longer that of this segment: run it anew"
         )
     return made
+
+
+def is_known(described: Mapping[str, Any]) -> bool:
+    """Whether the class of a variant that was described is imported here."""
+    return _known_as(described) in _KNOWN
+
+
+def _known_as(described: Mapping[str, Any]) -> str:
+    return json.dumps([described[key] for key in ("variant", "place") if key in described])
 
 
 def _place(cls: type) -> list[str]:

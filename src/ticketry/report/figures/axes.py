@@ -81,13 +81,17 @@ def log_axis(
 ) -> list[float]:
     """A logarithmic axis between two limits with ticks at 1, 2, 5, 10, …; over many decades at 1, 10, 100 … alone.
 
+    Where fewer than two of them lie between the limits there are others: nothing can be read from one.
+
     Returns:
         the places of the ticks.
     """
     axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
     lowest, highest = sorted((low, high))
-    ticks = [digit * 10.0**power for power in range(-9, 16) for digit in (1, 2, 5)]
-    inside = [tick for tick in ticks if lowest <= tick <= highest] or [math.sqrt(low * high)]
+    familiar = [digit * 10.0**power for power in range(-9, 16) for digit in (1, 2, 5)]
+    inside = [tick for tick in familiar if lowest <= tick <= highest]
+    if len(inside) < 2:
+        inside = ticks(lowest, highest, 6)
     if len(inside) > 9:
         inside = [tick for tick in inside if f"{tick:.0e}".startswith("1")]
     if low > high:

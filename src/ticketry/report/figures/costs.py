@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET
 from ticketry.report.figures.axes import Scale, density_axis, label_places, log_axis, tick_label
-from ticketry.report.figures.metric_by_density import limits_of, low_high
+from ticketry.report.figures.metric_by_density import limits_of
 from ticketry.report.figures.panels import legend, name_points, panels, run_handles, settle
 from ticketry.report.figures.style import COLOURS, run_look
 from ticketry.report.subject import Series
@@ -130,9 +130,18 @@ def _finished(figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], 
         return figure
     settle(figure)
     for each, panel in zip(axes, shown, strict=True):
-        dense = [(*curve.dense, "dense", COLOURS["muted"]) for curve in panel.curves if curve.dense]
-        name_points(each, dense + [(*named, COLOURS["muted"]) for curve in panel.curves for named in _names(curve)])
+        named = [(*curve.dense, "dense", COLOURS["muted"]) for curve in panel.curves if curve.dense]
+        if not _in_a_column(each, panel):
+            named += [(*name, COLOURS["muted"]) for curve in panel.curves for name in _names(curve)]
+        name_points(each, named)
     return figure
+
+
+def _in_a_column(axes: Axes, panel: CostPanel) -> bool:
+    """Whether all points stand above each other: a name beside one would be read as that of the next."""
+    spots = [spot for curve in panel.curves for spot in curve.spots]
+    across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
+    return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
 
 
 def _names(curve: Curve) -> list[tuple[float, float, str]]:
@@ -310,6 +319,8 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
 
 _ONE_STEP = 0.05
 """Of a share of time: the axis begins below the fastest call by so much, and ends as far above the slowest."""
+_ROOM_SD = 2.5
+"""Standard deviations that the metric's axis has room for: whole intervals from three replicates on."""
 
 
 def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
@@ -329,7 +340,7 @@ def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
         for panel in timed
     ]
     groups = [point.group for panel in timed for _, points in panel.curves for point in points]
-    limits = limits_of([*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06)
+    limits = limits_of([*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06, _ROOM_SD)
     metric = series[0].results.run.task.metric
     figure, axes = _drawn(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
@@ -352,7 +363,7 @@ def _timed_curve(one: Series, points: Sequence[TimedPoint]) -> Curve:
             point.metric.mean,
             f"{tick_label(point.group.density)} %" if point in (points[0], points[-1]) else "",
             costs=(point.low, point.high),
-            metrics=low_high(point.metric),
+            metrics=point.metric.interval,
             size=6.2,
         )
         for point in points

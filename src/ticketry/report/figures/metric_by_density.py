@@ -22,6 +22,7 @@ from ticketry.report.wording import role_name, short_metric
 _WORTH_A_PANEL = 0.5
 """The share of the whole range below which the better networks get a panel of their own."""
 _MOST_SD = 1.5
+"""As far from a mean as axes make room for its interval: that of two replicates would leave none for lines."""
 _ROOM = 0.04
 X_NAME = "weights remaining, % of the prunable ones (log scale)"
 
@@ -51,7 +52,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def whole_range(results: Results) -> tuple[float, float]:
-    """Limits of the y axis that show every mean with its band, as far as `low_high` goes."""
+    """Limits of the y axis that show every mean with its band, as far as axes make room for it."""
     groups = [group for role in results.roles for group in results.of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 
@@ -84,21 +85,23 @@ def near_dense(results: Results) -> tuple[float, float] | None:
     return (low, high) if 0 < scale.place(high) - scale.place(low) < worth else None
 
 
-def _edges(group: Group, scale: Scale) -> tuple[float, float]:
-    low, high = low_high(group.metric())
+def _edges(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
+    low, high = _with_room(group.metric(), most_sd)
     return scale.shown(low, group.metric()), high
 
 
-def low_high(summary: Summary) -> tuple[float, float]:
-    """The interval of a mean as far as axes make room for it: that of two replicates would leave none for lines."""
+def _with_room(summary: Summary, most_sd: float) -> tuple[float, float]:
+    """The part of a mean's interval that axes make room for; what is drawn is the whole."""
     low, high = summary.interval or (summary.mean, summary.mean)
-    most = _MOST_SD * (summary.sd or 0)
+    most = most_sd * (summary.sd or 0)
     return max(low, summary.mean - most), min(high, summary.mean + most)
 
 
-def limits_of(groups: Iterable[Group], scale: Scale, room: float = 0.05) -> tuple[float, float]:
-    """Limits that show every mean with its band as far as `low_high` goes."""
-    edges = [_edges(group, scale) for group in groups]
+def limits_of(
+    groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
+) -> tuple[float, float]:
+    """Limits that show every mean with its interval, of which no more than so many standard deviations."""
+    edges = [_edges(group, scale, most_sd) for group in groups]
     return scale.padded(min(low for low, _ in edges), max(high for _, high in edges), room)
 
 

@@ -88,7 +88,11 @@ def _methods(record: CampaignRecord) -> Section:
 
 def _runs(record: CampaignRecord) -> Section:
     rows = [Row(cells[0], cells[1:]) for cells in run_rows(record)]
-    table = Table("table-runs", "What was searched, and how long it was planned to take and took.", RUNS, rows)
+    caption = (
+        "What was searched, and how long it was planned to take and took: here with A/A and whatever else it takes to "
+        "tell what was found; searches by themselves, also those that were not made here."
+    )
+    table = Table("table-runs", caption, RUNS, rows)
     settings = pairs(*((run.name, {**run.settings, **run.recipe}) for run in record.runs))
     return Section("runs", "Runs", [table, Folded("Settings and recipes", [settings])])
 

@@ -17,7 +17,7 @@ CLAIMS = (
 LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
 """Of these, what a table that is too wide does without, in this order."""
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
-RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "took in all", "trained in")
+RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "searches took", "trained in")
 
 
 _LEAST = 2
@@ -70,13 +70,14 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
 
 
 def more_needed(claim: Claim) -> str:
-    """How many more replicates would likely decide a claim; nothing is known of that before any were judged.
+    """How many more replicates would likely decide a claim; nothing is known of that before any were judged, nor where
+    the next cannot be.
 
     At its limit it gets no more: then how many fresh ones would decide a claim that asks it again.
     """
     if claim.found != "undecided":
         return "none"
-    if not claim.n:
+    if not claim.n or claim.unknown:
         return NONE
     if claim.more is None:
         return "too many"
@@ -169,17 +170,23 @@ def facts(record: CampaignRecord) -> list[str]:
     lines.append(f"The campaign's file {when}: SHA-256 {first.sha256}.")
     lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
     lines += [f"The run {run.name} could not go on: {run.failed}." for run in record.runs if run.failed]
+    lines += [f"No more replicates decide {one.name}: {one.unknown}." for one in record.claims if one.unknown]
     return lines
 
 
 def _asked_again(record: CampaignRecord) -> str:
-    """What is decided where a claim and the one that asks it again count once; nothing where there is none."""
+    """What is decided where a claim and the one that asks it again count once, and how often that errs; nothing where
+    none asks again."""
     decided, questions = record.questions
     count = len(record.claims) - questions
     if not count:
         return ""
     asks = "One asks another" if count == 1 else f"{count} ask others"
-    return f" {asks} again, on fresh replicates: of {questions} questions {decided} are decided."
+    return (
+        f" {asks} again, on fresh replicates: of {questions} questions {decided} are decided. Each asking is a test of"
+        f" its own, so that a question that is asked k times (here up to {record.asked_most}) errs with at most k times"
+        " alpha, for confirmed and for refuted."
+    )
 
 
 def _method_cells(row: MethodRow, style: Style) -> list[str]:

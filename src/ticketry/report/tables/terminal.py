@@ -46,8 +46,11 @@ def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
     return _title(results), *_cells(results)
 
 
-def summary_table(record: RunValues) -> Table:
+def summary_table(record: RunValues, width: int | None = None) -> Table:
     """The table of `summary_lines` for a rich console.
+
+    Args:
+        width: of the console. Columns without which the others fit are left out, and named below: no number is cut.
 
     Raises:
         StoreError: if the record is malformed.
@@ -63,12 +66,30 @@ def summary_table(record: RunValues) -> Table:
     if (place := header.index(_WEIGHTS)) > 1:
         for row in (header, *rows):
             del row[place]
+    header, rows, gone = _fitting(header, rows, width)
     table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in header:
-        table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True, overflow="fold")
+        table.add_column(Text(name.replace(" ", "\n")), justify="right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
+    if gone:
+        table.caption, table.caption_justify = Text(f"no room for: {', '.join(gone)}"), "left"
     return table
+
+
+def _fitting(
+    header: list[str], rows: list[list[str]], width: int | None
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header, rows, and the columns that are left out of both: of controls the last ones, then the dense network's."""
+    every = header
+    for name in (*reversed(header[header.index("tickets") + 1 : -1]), header[-1]):
+        cells = zip(*rows, strict=True)
+        widths = [max(map(len, (*title.split(), *column))) for title, column in zip(header, cells, strict=True)]
+        if width is None or sum(widths) + len(widths) - 1 <= width:
+            break
+        at = header.index(name)
+        header, *rows = [[*row[:at], *row[at + 1 :]] for row in (header, *rows)]
+    return header, rows, [name for name in every if name not in header]
 
 
 def moment_lines(record: RunValues) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
@@ -61,25 +62,36 @@ def own_steps(retrain: str, step: int, total: int) -> int:
 
 
 def compressed(
-    replicate: Replicate, settings: AnySettings, steps: Fraction | int, points: tuple[str, ...]
+    replicate: Replicate,
+    settings: AnySettings,
+    needed: Callable[[Segment, AnySettings], int],
+    points: tuple[str, ...],
 ) -> tuple[Replicate, AnySettings]:
     """What a search of several trainings trains by, to keep the budget ``steps``; as it is without that budget.
 
-    The schedule gets the length T * T / steps, rounded down to whole iterations; whatever lies in it keeps its share.
+    The schedule gets the length T * T / steps, rounded down to whole iterations; whatever lies in it keeps its share,
+    in whole iterations too. Where their rounding makes the sum more than T, the length is that much less.
 
     Args:
-        steps: of everything that the sparsest ticket needs, by the recipe and the settings as they are.
+        needed: steps of everything that the sparsest ticket needs, by the dense training of a schedule and the settings
+            that go with it.
         points: names of the settings that are steps of the schedule.
     """
+    total, steps = replicate.whole.total, needed(replicate.whole, settings)  # a rewind step at the end is told here
     if settings.budget != "steps":
         return replicate, settings
-    per_epoch, total = replicate.whole.per_epoch, replicate.whole.total
-    length = floor(Fraction(total * total) / steps)
-    if length < 1:
-        raise UsageError(
-            f"with budget steps {total} steps are too few for {float(steps / total):.3g} trainings of them"
-        )
-    factor = Fraction(length, total)
+    for length in range(total * total // steps, 0, -1):
+        own, scaled = _of_length(replicate, settings, length, points)
+        if needed(own.whole, scaled) <= total:
+            return own, scaled
+    raise UsageError(f"with budget steps {total} steps are too few for {steps / total:.3g} trainings of them")
+
+
+def _of_length(
+    replicate: Replicate, settings: AnySettings, length: int, points: tuple[str, ...]
+) -> tuple[Replicate, AnySettings]:
+    """By a schedule of so many iterations, whose `points` keep their share of it."""
+    per_epoch, factor = replicate.whole.per_epoch, Fraction(length, replicate.whole.total)
     scaled: Any = {
         name: str(Step.parse(getattr(settings, name)).scaled(factor, per_epoch=per_epoch)) for name in points
     }

@@ -15,7 +15,7 @@ from ticketry.search.gating.rounds import Rounds, steered
 from ticketry.search.gating.settings import GateSettings
 
 if TYPE_CHECKING:
-    from ticketry.lab.training.segment import Result
+    from ticketry.lab.training.segment import Result, Segment
 
 
 @on_replicate
@@ -23,9 +23,11 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
     """One replicate: the dense network, to compare with; then for each s0 and penalty a ticket a round."""
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
-    whole = replicate.whole
-    step = whole.at(settings.rewind, "rewind")
-    needed = settings.rounds * whole.total + own_steps(retrain, step, whole.total)
+    step = replicate.whole.at(settings.rewind, "rewind")
+
+    def needed(whole: Segment, settings: GateSettings) -> int:
+        return settings.rounds * whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+
     rounds = Rounds(*compressed(replicate, settings, needed, ("rewind",)))
     dense = replicate.dense(step, retrain=retrain)
     yield dense

@@ -8,13 +8,13 @@ they are functions of the step and of an example's place in the whole batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ticketry.core.structure.dependencies.model_copies import EagerMode
 from ticketry.errors import TrainingError
 from ticketry.tasks.ranks import PartOfBatch
 
@@ -35,12 +35,13 @@ _IN_PLACE = {
 }
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Draws(EagerMode):  # type: ignore[no-untyped-call]
     """In this block, what is drawn for each example of a part is what it would be in the whole batch.
 
     Drawn for each example is what has a first axis of as many entries as there are examples in the part, or of a
     multiple of them (patches or tokens of examples one after the other). Anything else is drawn once for the batch, the
-    same in all processes.
+    same in all processes. Shapes do not tell that for certain: `ranks.check` looks whether it
+    holds, before a training.
 
     Raises:
         TrainingError: for numbers of a kind that cannot be cut so (a random order of the batch).
@@ -54,7 +55,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if not _is_random(func):
+        if not is_drawn(func, args, given):
             return func(*args, **given)
         name = func.overloadpacket.__name__
         if name in _IN_PLACE:
@@ -65,8 +66,6 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._of_size(func, args, given)
         if name == "native_dropout":
             return self._dropout(func, *args)
-        if "attention" in name and not _dropped(func, args, given):
-            return func(*args, **given)
         raise TrainingError(
             f"the network or its augmentation draws random numbers by torch's {name}, which cannot be cut among several"
             " devices: train it on one (--devices 1)"
@@ -121,6 +120,11 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
+def is_drawn(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
+    """Whether an operation of torch draws random numbers, called with these arguments."""
+    return _is_random(func) and ("attention" not in func.overloadpacket.__name__ or _dropped(func, args, given) > 0)
+
+
 @functools.lru_cache(maxsize=1024)
 def _is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
@@ -141,7 +145,7 @@ def _like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return laid.permute([axes.index(axis) for axis in range(tensor.dim())])
 
 
-def _dropped(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> float:
+def _dropped(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
     """The share that fused attention drops."""
     names = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}

@@ -25,9 +25,13 @@ from ticketry.report.wording import (
     percent,
     ratio,
     short_count,
+    shortened,
     summary_label,
     times,
 )
+
+_LONGEST = 28
+"""Letters of a method's name: those of a module's path would push the numbers out of sight."""
 
 
 def _run(label: str, index: int) -> Cell:
@@ -61,7 +65,7 @@ def _summary_cells(results: Results, with_task: bool) -> list[str]:
     seconds, trained, asked = (cost.get(key) for key in ("train_seconds", "segments_trained", "segments_asked"))
     return [
         *([run.task.title] if with_task else []),
-        run.method,
+        shortened(run.method, _LONGEST),
         rewind_of(results) or NONE,
         str(len(results.levels)),
         str(results.replicates),

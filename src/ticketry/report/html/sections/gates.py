@@ -9,12 +9,12 @@ from ticketry.report.figures import DENSITY_OVER_TRAINING, GATE_HISTOGRAMS, Draw
 from ticketry.report.html.blocks import Folded, Place, Row, Section, Table
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import path_rows, round_rows
-from ticketry.report.wording import MINUS, metric_label, percent
+from ticketry.report.wording import MINUS, Style, metric_label, percent
 
 
 def gates_section(results: Results, drawings: Mapping[str, Drawing], place: Place) -> Section | None:
     """Two figures and a table of all rounds; None where the record has none."""
-    rounds, metric = results.run.rounds, results.run.task.metric
+    rounds, metric, style = results.run.rounds, results.run.task.metric, Style.of(results, "validation")
     if DENSITY_OVER_TRAINING not in drawings:
         return None
     path = (
@@ -31,7 +31,7 @@ def gates_section(results: Results, drawings: Mapping[str, Drawing], place: Plac
         "with gates rounded, and with gates as they are."
     )
     head = ["replicate", "ticket", "round", "s0", "λ", "steps", "gates on, %", "hard", "soft", "mask is used"]
-    table = Table(place.id("table-rounds"), caption, head, [_row(one, metric.name) for one in rounds])
+    table = Table(place.id("table-rounds"), caption, head, [_row(one, metric.name, style) for one in rounds])
     blocks = [
         place.figure(drawings, DENSITY_OVER_TRAINING, path, path_rows(results)),
         place.figure(drawings, GATE_HISTOGRAMS, ends, round_rows([results])),
@@ -40,7 +40,7 @@ def gates_section(results: Results, drawings: Mapping[str, Drawing], place: Plac
     return Section(place.id("gates"), "Gates", blocks)
 
 
-def _row(one: Round, metric: str) -> Row:
+def _row(one: Round, metric: str, style: Style) -> Row:
     return Row(
         str(one.replicate),
         [
@@ -50,8 +50,8 @@ def _row(one: Round, metric: str) -> Row:
             f"{one.penalty:.3g}".replace("-", MINUS),
             f"{one.steps:,}",
             percent(one.density) if one.density else "0",
-            f"{one.metric(metric, soft=False):.2f}",
-            f"{one.metric(metric, soft=True):.2f}",
+            style.number(one.metric(metric, soft=False)),
+            style.number(one.metric(metric, soft=True)),
             "yes" if one.used else "no",
         ],
     )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ticketry.records.speed import BenchRecord, Saved, SpeedLayer, SpeedRecord, Timed
+from ticketry.records.speed import BenchRecord, EngineTime, Saved, SpeedLayer, SpeedRecord, Timed
 from ticketry.report.figures import METRIC_BY_TIME, TIME_BY_DENSITY, TIME_BY_ENGINE, Drawing
 from ticketry.report.html.blocks import Byline, Cell, Facts, Folded, Place, Row, Section, Table, Text, made_by
 from ticketry.report.subject import Series
 from ticketry.report.tables.measured_time import AtEqualTime, Compared, Panel, TimedPoint, compared_panels
 from ticketry.report.tables.rows import curve_rows, speed_rows, time_rows
 from ticketry.report.wording import MINUS, NONE, Style, better, metric_label, percent
+
+_CLOSE = 0.01
+"""Of a share of time: a ratio of medians so far beyond what was saved is no contradiction that anybody sees."""
+_STEADY = 2
+"""Times its first quartile, where the third one of a steady engine's time lies at most."""
 
 # -- of one ticket -----------------------------------------------------------------------------------------------------
 
@@ -23,8 +28,8 @@ def saved_section(speed: SpeedRecord, drawings: Mapping[str, Drawing], place: Pl
     sure = min((saved.confidence for timed in speed.comparisons for saved in timed.saved), default=0.0)
     engines = (
         "Median time of a call; thin lines: quartiles over rounds. All engines ran in turns in one process, on the same"
-        " cores, after their outputs were compared with eager torch. Dark grey: the fastest dense engine. What is saved"
-        f" is the median of the rounds' ratios, with an interval of {percent(sure, 0)} % by ranks. "
+        " cores, after their outputs were compared with eager torch. The strongest grey: the fastest dense engine. What"
+        f" is saved is the median of the rounds' ratios, with an interval of {percent(sure, 0)} % by ranks. "
     )
     pattern = speed.curves[0].pattern if speed.curves else ""
     curves = (
@@ -35,6 +40,7 @@ def saved_section(speed: SpeedRecord, drawings: Mapping[str, Drawing], place: Pl
         Byline([fact for fact in facts if fact.strip(" on")], speed.run or speed.ticket),
         Text(_sentence(speed), "lead") if speed.comparisons else None,
         Facts([*map(_batch_fact, speed.comparisons), *_sizes(speed)]),
+        Text(unsteady, "note") if (unsteady := _unsteady(speed)) else None,
         place.figure(drawings, TIME_BY_ENGINE, engines, speed_rows([speed])),
         _engines(speed, place),
         _layers(speed, place),
@@ -45,14 +51,62 @@ def saved_section(speed: SpeedRecord, drawings: Mapping[str, Drawing], place: Pl
 
 
 def _sentence(speed: SpeedRecord) -> str:
-    parts = []
+    """What a call takes where that is known, then where no difference was shown: the interval has 0."""
+    takes, unknown = [], []
     for timed in speed.comparisons:
-        if (best := _best(timed)) is not None:
-            verb = "less" if best.saved >= 0 else "more"
-            parts.append(f"{abs(100 * best.saved):.0f} % {verb} at batch {timed.batch} (against {best.against})")
-    if not parts:
+        if (best := _best(timed)) is None:
+            continue
+        at = f"at batch {timed.batch} ("
+        if best.low <= 0 <= best.high:
+            unknown.append(f"{at}saved: {_range(best)}; against {best.against})")
+        else:
+            takes.append(f"{_less(best.saved)} {at}against {best.against})")
+    shown = [f"a call takes {', '.join(takes)}"] if takes else []
+    shown += [f"no difference is shown {', '.join(unknown)}"] if unknown else []
+    if not shown:
         return "Nothing was compared."
-    return f"Against the fastest dense engine in the same rounds, a call takes {', '.join(parts)}."
+    return f"Against the fastest dense engine in the same rounds, {'; '.join(shown)}."
+
+
+def _less(saved: float) -> str:
+    return f"{abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'}"
+
+
+def _range(best: Saved) -> str:
+    return f"{100 * best.low:.1f} to {100 * best.high:.1f} %".replace("-", MINUS)
+
+
+def _unsteady(speed: SpeedRecord) -> str:
+    """What to think of numbers that disagree, as they do beside other work on the machine; empty where none do."""
+    apart = {timed.batch: _less(saved) for timed in speed.comparisons if (saved := _otherwise(timed)) is not None}
+    batches = [str(timed.batch) for timed in speed.comparisons if timed.batch in apart or _varied(timed)]
+    if not batches:
+        return ""
+    medians = ", ".join(f"{less} at batch {batch}" for batch, less in apart.items())
+    return (
+        f"Times varied much (batch {', '.join(batches)}), as beside other work on the machine. What is saved is the"
+        " median of ratios within rounds, which then need not agree with the medians of figure and table"
+        f"{f', by which a call takes {medians}' if medians else ''}. Measure again on an idle machine."
+    )
+
+
+def _otherwise(timed: Timed) -> float | None:
+    """What is saved by the medians of both times; None where that is within the interval, or as good as."""
+    best, seconds = _best(timed), [row.seconds for row in _both(timed) if row.seconds is not None]
+    if best is None or len(seconds) < 2:
+        return None
+    saved = 1 - seconds[0] / seconds[1]
+    return None if best.low - _CLOSE <= saved <= best.high + _CLOSE else saved
+
+
+def _varied(timed: Timed) -> bool:
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _both(timed))
+
+
+def _both(timed: Timed) -> list[EngineTime]:
+    """The sparse engine's times, and those of the dense one that it is compared with."""
+    best, rows = _best(timed), {row.engine: row for row in timed.times}
+    return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
 def _best(timed: Timed) -> Saved | None:
@@ -64,8 +118,8 @@ def _batch_fact(timed: Timed) -> tuple[str, str, str]:
     best = _best(timed)
     if best is None:
         return f"Batch {timed.batch}", NONE, "not compared"
-    detail = f"{100 * best.low:.1f} to {100 * best.high:.1f} %; against {best.against}"
-    return f"Time saved, batch {timed.batch}", f"{100 * best.saved:.1f} %", detail
+    number = f"{100 * best.saved:.1f} %".replace("-", MINUS)
+    return f"Time saved, batch {timed.batch}", number, f"{_range(best)}; against {best.against}"
 
 
 def _sizes(speed: SpeedRecord) -> list[tuple[str, str, str]]:
@@ -133,10 +187,11 @@ def timed_section(
         return None
     metric = panels[0].curves[0][0].results.run.task.metric
     hows = dict.fromkeys(panel.setup.how for panel in panels)
+    kind = "bootstrap" if metric.summary == "iqm" else "t"
     caption = (
         f"Test {metric_label(metric)} ({better(metric)}) against the time of a call beside the fastest dense engine's"
-        f" in the same rounds ({'; '.join(hows)}): up and to the left is better. Thin bars: 95 % t intervals over"
-        " replicates (of two replicates, as far as 1.5 standard deviations), and the intervals of the measured time."
+        f" in the same rounds ({'; '.join(hows)}): up and to the left is better. Thin bars: 95 % {kind} intervals over"
+        " replicates (those of two may reach beyond the panel), and the intervals of the measured time."
         " Grey square and lines: the dense network in the fastest dense engine. Beside points: weights remaining. "
     )
     compared = compared_panels(panels, speeds)

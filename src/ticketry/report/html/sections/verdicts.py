@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import DENSE
+from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.verdict import About, Judgement, LevelVerdict
 from ticketry.report.figures import FOREST, SEEDS, Drawing
@@ -46,7 +47,7 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
         if not run.verdict_error:
             return None
         text = Text(f"No verdict could be made: {run.verdict_error}", "remark")
-        return Section(place.id("verdicts"), "Verdicts", [text])
+        return Section(place.id("verdicts"), "Verdicts", [text, _left_out(run)])
     style, most = Style.of(results), max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
     controls, longer = [one.role for one in most.comparisons if one.role != DENSE], [one.role for one in most.beside]
     # Differences are positive where tickets are better: of what is better when less, it is they that are taken away.
@@ -76,9 +77,16 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
         [
             Table(place.id("table-verdicts"), _verdicts_caption(results, most), head, rows, "verdicts"),
             Folded("Why, level by level", [Notes(reasons)]) if reasons else None,
+            _left_out(run),
             _assumed(most, style, place),
         ],
     )
+
+
+def _left_out(run: RunRecord) -> Notes | None:
+    """Controls that levels do not have, and why."""
+    notes = [(f"{role_name(one.role)}, level {one.level}", one.why, "") for one in run.left_out]
+    return Notes(notes, "Left out") if notes else None
 
 
 def _answered(verdicts: Sequence[LevelVerdict]) -> bool:
@@ -121,6 +129,8 @@ def _verdicts_caption(results: Results, most: LevelVerdict) -> str:
         "as dense, and loses where it is shown not to be. "
         f"It is about {most.claims_of}, the search with its settings at that density: what its next ticket will do."
     )
+    if results.run.settings.get("budget"):
+        text += " The whole search has the budget of one training by the recipe, which the dense network is."
     if most.beside:
         text += " Shown only: networks trained for as long as the whole search, that no verdict rests on."
     return text

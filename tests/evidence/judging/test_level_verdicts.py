@@ -10,7 +10,7 @@ from scipy.stats import ttest_1samp
 
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
-from ticketry.evidence.level_verdicts import default_margin, judge, with_verdicts
+from ticketry.evidence.judging.level_verdicts import default_margin, judge, with_verdicts
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 from ticketry.records.run import RunRecord
@@ -113,9 +113,31 @@ def test_unequal_budgets_a_missing_replicate_and_nan_are_told() -> None:
     lacking = [one for one in rows() if (one.level, one.role, one.replicate) != (2, "shuffled", 3)]
     with pytest.raises(UsageError, match="level 2 has not a shuffled for each of the 10 replicates"):
         judge(lacking, METRIC, examples=10_000)
+    assert told(rows(budget=90)).verdict_error.startswith("unequal budgets")
+
+
+def told(points: list[Point], budget: str = "") -> RunRecord:
     task = Task("digits", "lenet-300-100", METRIC, 20, 10)
-    record = RunRecord(format=1, name="run", method="iterative", task=task, points=tuple(rows(budget=90)))
-    assert with_verdicts(record, 10_000).verdict_error.startswith("unequal budgets")
+    settings = {"budget": budget}
+    record = RunRecord(format=1, name="run", method="iterative", task=task, settings=settings, points=tuple(points))
+    return with_verdicts(record, 10_000)
+
+
+@pytest.mark.parametrize("steps", [20, 300])
+def test_with_a_budget_of_the_search_the_dense_network_is_judged_with_its_own_steps(steps: int) -> None:
+    """Their steps are fewer under a budget of steps, more under one of FLOPs; controls are checked all the same."""
+    even = [one if one.role == "dense" else replace(one, budget=steps) for one in rows()]
+    assert told(even, "steps").verdicts == tuple(judge(rows(), METRIC, examples=10_000))
+    other = [replace(one, budget=30) if one.role == "shuffled" else one for one in even]
+    error = told(other, "steps").verdict_error
+    assert (error.startswith("unequal budgets (ticket:"), "ticketry verify" in error) == (True, False)
+
+
+@pytest.mark.parametrize(("steps", "advised"), [(90, False), (110, True)])
+def test_equal_budgets_are_advised_where_tickets_have_more(steps: int, advised: bool) -> None:
+    error = told([one if one.role == "dense" else replace(one, budget=steps) for one in rows()]).verdict_error
+    assert error.startswith("unequal budgets (dense: 100 steps;")
+    assert ("Weights of the search are in these tickets" in error) == advised
 
 
 def test_one_replicate_is_undecided_and_says_how_many_more() -> None:

@@ -2,6 +2,8 @@
 
 A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: what its next
 ticket will do. Replicates that have the same dense network count as one. `evidence.verify` is about one ticket.
+Networks have equally many steps. Only where a budget was set for the whole search the dense network is one training of
+the recipe, as dear as the search, and has not the steps of tickets and controls.
 Controls with another budget, `names.LONGER`, have no part in a verdict: how the tickets stand to them is told beside
 it, with their steps.
 """
@@ -9,14 +11,14 @@ it, with their steps.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec import convert, structs
 
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER
-from ticketry.evidence.paired_comparisons import Comparison, compare
+from ticketry.evidence.judging.paired_comparisons import Comparison, compare
 from ticketry.evidence.verdict import Verdict, holm_verdicts, verdict
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
@@ -53,13 +55,20 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
     Of a run that ended before all was found only levels that every replicate has reached are judged: of the others
     those replicates are missing whose tickets were the hardest to find.
     """
+    bounded = bool(record.settings.get("budget"))
     try:
         points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
-        return structs.replace(record, verdicts=tuple(judge(points, record.task.metric, examples)))
+        found = judge(points, record.task.metric, examples, uneven=(DENSE,) if bounded else ())
+        return structs.replace(record, verdicts=tuple(found))
     except UsageError as error:
-        budgets = {role: {one.budget for one in record.points if one.role == role} for role in (DENSE, TICKET)}
-        advice = "" if budgets[DENSE] >= budgets[TICKET] else f". {_AT_EQUAL_BUDGETS}"
+        more = not bounded and _most(record.points, TICKET) > _most(record.points, DENSE)
+        advice = f". {_AT_EQUAL_BUDGETS}" if more else ""
         return structs.replace(record, verdict_error=f"{error}{advice}")
+
+
+def _most(points: Sequence[Point], role: str) -> int:
+    """Steps in the weights of the network of a role that has the most."""
+    return max((point.budget or 0 for point in points if point.role == role), default=0)
 
 
 def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
@@ -79,6 +88,7 @@ def judge(
     claim: Claim | None = None,
     margin: float | None = None,
     confidence: float = 0.95,
+    uneven: Collection[str] = (),
 ) -> list[LevelVerdict]:
     """A verdict for each level of a run's points, densest first, corrected for their number.
 
@@ -87,10 +97,11 @@ def judge(
         examples: of the test split.
         claim: by default "wins" for levels that have controls, else "matches".
         margin: see `default_margin`.
+        uneven: roles that have other steps than the tickets by design.
 
     Raises:
-        UsageError: if networks of one level (but those of `names.LONGER`) were trained for different numbers of steps,
-            a value is not a number, or a level lacks a replicate.
+        UsageError: if networks of one level (but `uneven` ones and those of `names.LONGER`) were trained for different
+            numbers of steps, a value is not a number, or a level lacks a replicate.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
     replicates = sorted({point.replicate for point in points})
@@ -126,7 +137,7 @@ def judge(
                 confidence=confidence,
                 higher_is_better=metric.higher_is_better,
                 resolution=resolution(metric.unit, examples),
-                steps=_budgets({DENSE: dense, **rows}),
+                steps=_budgets({role: of for role, of in {DENSE: dense, **rows}.items() if role not in uneven}),
                 parents=_parents(dense),
                 unit=metric.unit,
             )

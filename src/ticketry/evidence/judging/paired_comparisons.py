@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from math import isfinite, sqrt
 from typing import Any
 
@@ -18,8 +18,9 @@ from msgspec.structs import replace
 
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
-from ticketry.evidence.judging.distributions import noncentral, special
+from ticketry.evidence.judging.distributions import special
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
+from ticketry.evidence.judging.power import SIMULATED, guarded_power
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
@@ -39,7 +40,8 @@ class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     n: int
     """Seeds."""
     spread: float | None = None
-    """The standard deviation that was reckoned with: `sd`, but not below the resolution; None if there is none."""
+    """The standard deviation of the interval: `sd`, but not below the resolution; 0 for equal differences without one,
+    which have no interval; None where nothing was tested."""
     margin: float
     confidence: float
     p_noninferior: float = 1.0
@@ -90,8 +92,9 @@ def compare(
         higher_is_better: False for a loss or an error.
         resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. The spread is
             never taken to be below it, so that equal differences do not pass for perfect certainty.
-        least_spread: in the metric's unit, for the tests of `guarded_tests`; plain t tests without one. The interval is
-            the t interval of the spread that was seen in any case.
+        least_spread: in the metric's unit, for the tests of `guarded_tests`; plain t tests without one, by which equal
+            differences without a resolution show nothing. The interval is the t interval of the spread that was seen in
+            any case.
         name: what the other network is called in messages.
 
     Raises:
@@ -106,7 +109,7 @@ def compare(
     differences = _differences(ticket, other, higher_is_better, name)
     n, mean, sd = len(differences), *_moments(differences)
     scale = max(abs(value) for value in (*ticket, *other))
-    spread, note = _spread(sd, scale, resolution, name)
+    spread, note = _spread(sd, scale, resolution, least_spread, name)
     found = Comparison(
         n=n,
         mean=mean,
@@ -128,12 +131,12 @@ def compare(
 
     p_noninferior, p_inferior = p_values(-margin)
     p_superior, p_worse = p_values(0.0)
-    half = _half_width(spread, n, confidence)
+    half = _half_width(spread, n, confidence) if spread else None
     return replace(
         found,
         spread=spread,
-        low=mean - half,
-        high=mean + half,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
         p_noninferior=float(p_noninferior),
         p_superior=float(p_superior),
         p_inferior=float(p_inferior),
@@ -150,34 +153,41 @@ def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
     return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
 
 
+@cache
 def seeds_needed(
     distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
 ) -> int | None:
-    """The fewest seeds with which a one-sided test at `alpha` rejects with probability `power`.
+    """The fewest seeds with which a one-sided test at `alpha` rejects normal differences with probability `power`.
 
     Args:
         distance: how far beyond the null hypothesis the true mean is taken to be.
-        spread: the standard deviation of the differences, above 0.
+        spread: the standard deviation of the differences, above 0; with a least spread also 0.
         alpha: the level of the test.
-        power: by the noncentral t distribution.
-        least_spread: of the tests of `guarded_tests`, for normal differences: each of them alone has that power. A
-            plain t test without one.
+        power: by the noncentral t distribution; with a least spread by simulation too, up to `SIMULATED` seeds.
+        least_spread: of the tests of `guarded_tests`. A plain t test without one.
 
     Returns:
         None if the distance is not positive or more than `MOST_SEEDS` would be needed.
     """
-    ndtr, stdtrit, nct = special().ndtr, special().stdtrit, noncentral()
+    ndtri, stdtrit, nctdtr = special().ndtri, special().stdtrit, special().nctdtr
     if distance <= 0:
         return None
 
-    def reached(n: int) -> bool:
+    def by_parts(n: int) -> bool:
+        """Whether each of the test's parts alone has that power."""
         error = spread / sqrt(n)
-        if least_spread is not None and ndtr((distance - collapse_edge(n, alpha, least_spread)) / error) < power:
+        lift = float(ndtri(power)) * error
+        if least_spread is not None and distance - collapse_edge(n, alpha, least_spread) < lift:
             return False
         enough = float(stdtrit(n - 1, 1 - alpha))
         if least_spread is None or spread >= least_spread:
-            return bool(nct.sf(enough, n - 1, distance / error) >= power)
-        return bool(ndtr((distance - enough * least_spread / sqrt(n)) / error) >= power)
+            return bool(1 - nctdtr(n - 1, distance / error, enough) >= power)
+        return distance - enough * least_spread / sqrt(n) >= lift
+
+    def reached(n: int) -> bool:
+        if not by_parts(n):  # then all together lack it too
+            return False
+        return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= power
 
     fewest = 2 if least_spread is None else LEAST_SEEDS
     enough = fewest  # doubled until it is enough: a large noncentrality, where SciPy's series fails, is never asked for
@@ -227,7 +237,9 @@ def _moments(differences: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _spread(sd: float | None, scale: float, resolution: float | None, name: str) -> tuple[float | None, str]:
+def _spread(
+    sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
+) -> tuple[float | None, str]:
     """The spread to reckon with, and what to say about it."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
@@ -235,12 +247,15 @@ def _spread(sd: float | None, scale: float, resolution: float | None, name: str)
     if resolution is not None and sd < resolution:
         seen = "all differences are equal" if flat else f"their spread of {sd:.2g} is below the metric's resolution"
         return resolution, f"{name}: {seen}; a spread of {resolution:.2g}, the resolution, is taken instead"
-    if flat:
+    if not flat:
+        return sd, ""
+    equal = f"{name}: all differences are equal, which is no proof of certainty"
+    if least_spread is None:
         return None, (
-            f"{name}: all differences are equal, which is no proof of certainty: nothing is decided"
+            f"{equal}: nothing is decided"
             " (do the seeds take effect? the metric's resolution, if given, is taken as the spread)"
         )
-    return sd, ""
+    return 0.0, f"{equal} (do the seeds take effect?): no interval; tested as if they spread by {least_spread:g}"
 
 
 def _half_width(spread: float, n: int, confidence: float) -> float:

@@ -1,0 +1,121 @@
+"""What trainings that broke off left on a model goes before anything new; what others still use stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.sparse_training._left import Kept
+from ticketry.errors import HoldError
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+class Training:
+    """Holds a mask, as a callback does of a trainer that does not tell where it breaks off."""
+
+    def __init__(self, model: nn.Module, mask: tk.Mask, *, acts: bool = True) -> None:
+        self.runs, self.held = True, tk.hold(model, mask)
+        self.kept = Kept(model, "hold", runs=lambda: self.runs, acts=lambda: acts, release=self.release)
+
+    def release(self) -> None:
+        self.held.release()
+        self.kept.remove()
+
+
+def steps(model: nn.Module, count: int = 3) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    inputs = torch.linspace(-1, 1, 30).reshape(5, 6)
+    for _ in range(count):
+        optimizer.zero_grad()
+        (model(inputs) - 1).square().mean().backward()
+        optimizer.step()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def require_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def with_hold(model: nn.Module) -> dict[str, torch.Tensor]:
+    with tk.hold(model, tk.prune(model, density=0.5, score="random", seed=4)):
+        return steps(model)
+
+
+def with_gradual(model: nn.Module) -> dict[str, torch.Tensor]:
+    with tk.gradual(model, density=0.5, steps=6, begin="2it", end="3it", frequency="1it") as pruning:
+        steps(model, 2)
+        for _ in range(6):
+            pruning.step()
+        return steps(model)
+
+
+def with_gates(model: nn.Module) -> dict[str, torch.Tensor]:
+    gates = tk.gates.attach(model, init=1.0)
+    found = steps(model)
+    gates.detach()
+    return found
+
+
+@pytest.mark.parametrize("train", [with_hold, with_gradual, with_gates])
+def test_what_comes_next_trains_as_on_a_fresh_model(train: Callable[[nn.Module], dict[str, torch.Tensor]]) -> None:
+    model, start = network(), network().state_dict()
+    training = Training(model, tk.prune(model, density=0.3))
+    training.runs = False
+    model.load_state_dict(start)
+    require_equal(train(model), train(network()))
+
+
+def test_a_training_that_still_runs_keeps_its_mask() -> None:
+    """Two at once, on purpose: both masks hold, whether the second comes for the model or for a part of it."""
+    for part in ("", "0"):
+        model = network()
+        first = tk.prune(model, density=0.6, score="random", seed=1)
+        training = Training(model, first)
+        inner = model.get_submodule(part)
+        second = tk.prune(inner, density=0.6, score="random", seed=2)
+        with tk.hold(inner, second):
+            steps(model)
+            training.held.check()
+        training.release()
+
+
+def test_other_models_keep_what_was_left_on_them() -> None:
+    one, other = network(), network()
+    training = Training(one, tk.prune(one, density=0.3))
+    training.runs = False
+    with_hold(other)
+    assert one[0].weight._backward_hooks
+    wrapper = nn.ModuleList([other, one[0]])  # which shares a layer
+    with tk.hold(wrapper, tk.prune(wrapper, density=0.5)):
+        pass
+    assert not one[0].weight._backward_hooks
+    assert not one[2].weight._backward_hooks
+
+
+def test_a_loop_that_does_not_ask_is_told_once() -> None:
+    model, start = network(), network().state_dict()
+    training = Training(model, tk.prune(model, density=0.3))
+    steps(model)  # as the trainer does it
+    training.runs = False
+    steps(network())  # another model
+    with pytest.raises(HoldError, match=r"broke off, and what its callback put on it \(hold\).*callback\.release\(\)"):
+        steps(model)
+    model.load_state_dict(start)
+    require_equal(steps(model), steps(network()))
+
+
+def test_what_does_not_act_is_taken_off_without_a_word() -> None:
+    model = network()
+    training = Training(model, tk.Mask.ones(tk.scope(model)), acts=False)
+    training.runs = False
+    steps(model)
+    assert not model[0].weight._backward_hooks
