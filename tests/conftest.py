@@ -74,6 +74,13 @@ def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path_factory.getbasetemp().parent / "ticketry-cache"))
 
 
+@pytest.fixture
+def quick_collection() -> None:
+    """Collecting garbage looks at what is made from here on, not at what earlier tests left either."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store for the tests of a file that look at what was trained: what several of them ask for is trained once."""

@@ -53,7 +53,7 @@ class Run:
         >>> run.costs[0]["steps"]  # of the dense network's: its own training, and the one that its mask comes from
         2.0
         >>> [verdict.level for verdict in run.verdicts], sorted(run.as_json())[:3]
-        ([1, 2], ['cost', 'environment', 'method'])
+        ([1, 2], ['controls', 'cost', 'environment'])
         >>> settings = tk.evidence.VerifySettings(seeds=3, controls=("shuffled",), noise=False, references=False)
         >>> len(run.verify(settings, density=0.64).networks)
         3

@@ -121,6 +121,7 @@ class _Interrupted:
         return self
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_wherever_the_caller_is_interrupted_all_jobs_run_or_none() -> None:
     """They wait for each other: did only some begin, those would wait for ever."""
     number, seen = 0, set()

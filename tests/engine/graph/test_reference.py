@@ -262,6 +262,7 @@ def test_a_graph_runs_in_any_precision(precision: str | None) -> None:
     assert made[0] is made.logits
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_values_are_freed_after_their_last_use():
     import gc
     import weakref

@@ -41,7 +41,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 
 
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
-    """Those of a run that a store has in its precision, from the first up to one that is missing."""
+    """Those of a run that a store has in its arithmetic, from the first up to one that is missing."""
     for block in blocks_of(run, campaign.plans[run]):
         file = paths.run(block.request(campaign).as_stored(paths).name) / "run.json"
         found = earlier_record(file, RunRecord)
