@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
 from ticketry.records.network import is_dense_rival
-
-_NO_MASK = "0" * 64
-"""A digest that no mask has."""
 
 
 def begins_after(found: Found) -> int | None:
@@ -32,21 +28,12 @@ def obstacle(control: str, found: Found) -> str:
     """Why a control cannot be trained as a ticket is, for as many steps; empty if it can, or is not meant to."""
     if is_dense_rival(control):
         return ""
-    if CONTROLS.get(control).changes_mask and (why := bound(found)):
+    from ticketry.lab.training.variant import bound_to_mask
+
+    if CONTROLS.get(control).changes_mask and (why := bound_to_mask(found.result.segment.variants)):
         return why
     if control in LONGER or begins_after(found) is not None:
         return ""
     begun = (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last
     own = found.result.segment.steps
     return f"trained as a ticket, {own:,} steps after {begun:,}, it never has a ticket's {budget(found):,}"
-
-
-def bound(found: Found) -> str:
-    """Why no network with another mask can be trained as a ticket is; an empty text if one can."""
-    assert found.mask is not None
-    for one in found.result.segment.variants:
-        try:
-            one.under(_NO_MASK, instead_of=found.mask)
-        except UsageError as error:
-            return str(error)
-    return ""

@@ -26,7 +26,7 @@ from ticketry.evidence.comparison_names import (
     check_rivals,
 )
 from ticketry.evidence.comparisons import Trained, narrower, no_narrower
-from ticketry.evidence.control_steps import bound, obstacle
+from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.dense_references import Reference, train_for
 from ticketry.evidence.equal_cost import dense_of_cost
@@ -35,7 +35,7 @@ from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.training.segment import Result
-from ticketry.lab.training.variant import Variant, under_mask
+from ticketry.lab.training.variant import Variant, bound_to_mask, under_mask
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
 
@@ -129,7 +129,7 @@ class ProcedureRivals:
         if role in STATIC:
             if one.form.kind != WEIGHTS.kind:
                 return f"draws masks of single weights, and these are of {one.form.kind}"
-            return bound(one.ticket)
+            return bound_to_mask(one.ticket.result.segment.variants)
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
         return obstacle(role, one.ticket)

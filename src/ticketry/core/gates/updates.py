@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import Protocol
 
 from torch.optim import Optimizer
 
+from ticketry.core.sparse_training._listeners import Listeners
 from ticketry.core.sparse_training._steps import Stepping
 
 
@@ -18,23 +18,19 @@ class Told(Protocol):
         """Called after the step."""
 
 
-_guard = threading.Lock()
-_living: tuple[weakref.ref[Told], ...] = ()
-"""Never changed, but replaced: other threads go through it."""
-_hearing: list[Stepping] = []
-
-
 def tell_of_updates(told: Told) -> None:
     """Call `_note_update` after each step of any optimiser, for as long as the object lives."""
-    global _living
-    with _guard:
-        if not _hearing:
-            _hearing.append(Stepping(after=_tell))
-        _living = (*(one for one in _living if one() is not None), weakref.ref(told))
+    for one in _living.present:
+        if one() is None:
+            _living.remove(one)
+    _living.add(weakref.ref(told))
 
 
 def _tell(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for one in _living:
+    for one in _living.present:
         told = one()
         if told is not None:
             told._note_update(optimizer)
+
+
+_living = Listeners["weakref.ref[Told]"](lambda: Stepping(after=_tell))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
-from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.stability import record_name
 from ticketry.lab.store.paths import Paths
 from ticketry.records.evidence import StabilityRecord
@@ -46,11 +45,8 @@ class Done:
                     grown.append(name)
         return grown
 
-    def _request(self, block: Block) -> SearchRequest:
-        return block.request(self._campaign).as_stored(self._paths)
-
     def _file(self, block: Block) -> bool:
-        return (self._paths.run(self._request(block).name) / "run.json").exists()
+        return (self._paths.run(block.stored(self._campaign, self._paths).name) / "run.json").exists()
 
     def _read(self, run: str) -> None:
         pairs = list(self._blocks(run))
@@ -63,7 +59,7 @@ class Done:
         for block, found in blocks_done(self._campaign, run, self._paths):
             analysed = None
             if settings is not None:
-                name = record_name(self._request(block), settings)
+                name = record_name(block.stored(self._campaign, self._paths), settings)
                 analysed = earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
                     return

@@ -33,6 +33,10 @@ class Block:
         count, seeds = self.last - self.first, one.seeds.replicate(self.first)
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
+    def stored(self, campaign: Campaign, paths: Paths) -> SearchRequest:
+        """The same with the name that a store has it by."""
+        return self.request(campaign).as_stored(paths)
+
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
     """All blocks of a run, up to the limit."""
@@ -43,7 +47,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Those of a run that a store has in its arithmetic, from the first up to one that is missing."""
     for block in blocks_of(run, campaign.plans[run]):
-        file = paths.run(block.request(campaign).as_stored(paths).name) / "run.json"
+        file = paths.run(block.stored(campaign, paths).name) / "run.json"
         found = earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return

@@ -314,6 +314,19 @@ def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
     return known if before in (None, mask) else tuple(one.under(mask, instead_of=before) for one in known)
 
 
+def bound_to_mask(variants: Iterable[Variant]) -> str:
+    """Why no network with another mask can be trained with these variants; an empty text if one can."""
+    try:
+        under_mask(variants, _NO_MASK)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+_NO_MASK = "0" * 64
+"""A digest that no mask has."""
+
+
 def variant_from(described: Mapping[str, Any]) -> Variant:
     """The inverse of `Variant.identity` and `describe` together, after JSON, for classes that are imported.
 
