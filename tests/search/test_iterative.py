@@ -122,6 +122,28 @@ def test_wrong_words_are_told(tmp_path: Path, wrong: dict[str, object]) -> None:
         run(lab, **{"densities": (0.5,), **wrong})
 
 
+@pytest.mark.parametrize(
+    ("twice", "said"),
+    [
+        ({"levels": 3, "density": 0.1}, "density stands in place of levels"),
+        ({"levels": 3, "time": 0.5}, "time stands in place of levels"),
+        ({"rate": 0.5, "levels": 2, "densities": (0.5,)}, "densities stands in place of rate and levels"),
+    ],
+)
+def test_how_far_it_goes_is_said_once(tmp_path: Path, twice: dict[str, object], said: str) -> None:
+    """Else eleven levels were trained where three were asked for."""
+    with pytest.raises(UsageError, match=said):
+        tk.run("iterative", store=tmp_path, **twice)
+    assert not tmp_path.joinpath("results").exists()
+
+
+def test_what_is_none_is_not_said(tmp_path: Path) -> None:
+    run = tk.run(
+        "iterative", levels=1, density=None, replicates=1, controls=(), recipe=QUICK, workers=0, store=tmp_path
+    )
+    assert [ticket.density for ticket in run.tickets] == pytest.approx([0.8], abs=1e-4)
+
+
 def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
     """On a network with buffers: a level starts with the statistics of the rewind step, not with the trained ones."""
     task = _TinyConv()

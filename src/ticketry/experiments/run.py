@@ -345,7 +345,7 @@ def run(
     """
     method = named_method(method)
     what = f"run({method.name!r}, …)"
-    check_aims(method, options)
+    check_aims(method, (name for name, value in options.items() if value is not None))
     settings, lab_options, more = settings_of(options, method.Settings, LabOptions, _More, what=what)
     request = request_of(
         method,

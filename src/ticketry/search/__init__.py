@@ -113,10 +113,22 @@ def method(name: str) -> Method[Any]:
     return METHODS.get(name)
 
 
-def check_aims(chosen: Method[Any], names: Iterable[str]) -> None:
-    """Raises `UsageError` for a budget that is asked of a method that has none; it says which methods can."""
+def check_aims(chosen: Method[Any], said: Iterable[str]) -> None:
+    """Raises `UsageError` for settings that somebody gave and that would be taken no notice of.
+
+    That is a budget asked of a method that has none (it says which methods can), and how far a search goes said twice,
+    such as levels beside the density of the last one: `Settings.instead_of`, if a method has it.
+
+    Args:
+        chosen: the method.
+        said: names of the settings that were given, with whatever value.
+    """
+    names = set(said)
+    for name, others in getattr(chosen.Settings, "instead_of", {}).items():
+        if name in names and (twice := [other for other in others if other in names]):
+            raise UsageError(f"{name} stands in place of {' and '.join(twice)}: give one of them")
     known = {field.name for field in fields(chosen.Settings)}
-    if missing := [name for name in names if name in COUNTED and name not in known]:
+    if missing := [name for name in COUNTED if name in names and name not in known]:
         able = [name for name in METHODS.built_in if issubclass(METHODS.get(name).Settings, Aimed)]
         raise UsageError(
             f"{chosen.name} cannot aim at {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
@@ -70,6 +70,12 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
     finetune (final weights, last learning rate; the default with rewind end), none (final weights as they are)."""
+
+    instead_of: ClassVar[dict[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("density", "sparsity", "flops", "time", "bytes"), ("levels",)),
+        "densities": ("rate", "levels"),
+    }
+    """Settings, and those of which no notice is taken beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
