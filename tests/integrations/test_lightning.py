@@ -373,7 +373,7 @@ def test_beside_hold_averages_keep_the_mask(tmp_path: Path, loader: DataLoader) 
         assert not parameter.detach()[~callback.mask[key]].any()
 
 
-@pytest.mark.parametrize("name", ["hold", "gradual"])
+@pytest.mark.parametrize("name", ["hold", "gradual", "gates"])
 def test_what_the_last_callback_writes_is_told(tmp_path: Path, loader: DataLoader, name: str) -> None:
     class Meddle(L.Callback):
         def on_train_end(self, trainer: Any, module: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import Gradual, Schedule, gradual
 from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.errors import MaskError, UsageError
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry.integrations._job import NOT_HERE, Job
 from ticketry.integrations._kernels import Kernels
 
@@ -147,6 +148,7 @@ class Gating(Job):
         self._total = 0
         self._gates: Gates | None = None
         self._optimizer: Optimizer | None = None
+        self._hard: Hold | None = None
         self._fresh = True
 
     @property
@@ -185,7 +187,26 @@ class Gating(Job):
         self.gates.anneal(1.0)
         self.release(apply=True)
 
+    def end_and_watch(self) -> None:
+        """`end`, and `check` looks at what others write from here on; only where that is called."""
+        model = self.model
+        self.end()
+        if model is not None:
+            with suppress(LayerCollapseError):  # told where the mask is asked for
+                self._hard = hold(model, self.mask)
+
+    def check(self) -> None:
+        """Make sure that nobody has written removed weights since `end_and_watch`: `HoldError` if one is not 0."""
+        try:
+            if self._hard:
+                self._hard.check()
+        finally:
+            self.release()
+
     def release(self, *, apply: bool = False) -> None:
+        if self._hard:
+            self._hard.release()
+            self._hard = None
         attached = self.model is not None
         super().release()
         if attached and self._gates:

@@ -184,7 +184,11 @@ class GatesCallback(_JobCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gates come off here, so that the module is the hard network wherever training is over."""
-        self.job.end()
+        self.job.end_and_watch()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        self.job.check()
 
     @property
     def gates(self) -> Gates:
