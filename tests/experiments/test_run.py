@@ -133,13 +133,27 @@ def test_a_frame_of_pandas_or_the_name_of_what_is_missing(run: Run, monkeypatch:
         ({"energy": "guess"}, "energy is 'guess', which cannot be"),
         ({"rewind": "soon"}, "'soon' is not a point in training"),
         ({"controls": ["best"]}, "control 'best' is not known"),
+        ({"task": tk.task("digits"), "model": "lenet-5"}, "in place of the network of a task by name"),
         ({"recipe": {"lenght": "2ep"}}, "recipe: unknown setting 'lenght'"),
     ],
 )
 def test_what_cannot_be_is_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        tk.run("iterative", task="digits", store=tmp_path / "store", **{"workers": 0, **options})
+        tk.run("iterative", store=tmp_path / "store", **{"workers": 0, **options})
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_another_network_by_name(tmp_path: Path) -> None:
+    """As --model of the command line."""
+    common: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "2it"}, "workers": 0}
+    found = tk.run("iterative", "digits", model="mlp-20", levels=1, store=tmp_path / "a", **common)
+    as_before = tk.run("iterative", tk.task("digits", model="mlp-20"), levels=1, store=tmp_path / "b", **common)
+    assert found.record.task.model == "mlp-20"
+    assert found.record.name == as_before.record.name
+    stable = tk.stability(
+        "iterative", "digits", model="mlp-20", levels=1, store=tmp_path / "a", rewinds=("0",), **common
+    )
+    assert stable.record.task.model == "mlp-20"
 
 
 def test_other_functions_tell_what_they_take() -> None:

@@ -240,6 +240,7 @@ def request_of(
     task: str | Task,
     settings: Any,
     *,
+    model: str | None = None,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
     control_densities: float | str | Iterable[float | str] = (),
@@ -249,12 +250,13 @@ def request_of(
     """A request in the words of the command line.
 
     Args:
+        model: another network than that of the task, which is a name then.
         controls: one or several; none, or nothing, for none.
         control_densities: of the tickets that have controls; all have if nothing is given.
         seeds: of the first replicate; one number for all three.
         recipe: what differs from the task's own, by name; or a whole recipe.
     """
-    task = named_task(task)
+    task = named_task(task, model)
     named = (controls,) if isinstance(controls, str) else tuple(controls)
     return SearchRequest(
         method=named_method(method),
@@ -277,6 +279,15 @@ def named_method(method: str | Method) -> Method:
     return search.method(method) if isinstance(method, str) else method
 
 
-def named_task(task: str | Task) -> Task:
-    """The task that is meant; `TaskError` for a name that is not known, see `catalogue.asked`."""
-    return catalogue.asked(task)
+def named_task(task: str | Task, model: str | None = None) -> Task:
+    """The task that is meant, with another network if one is named.
+
+    Raises:
+        TaskError: for a name that is not known, see `catalogue.asked`.
+        UsageError: for another network than that of a task which is an object, and has its own.
+    """
+    if model is None:
+        return catalogue.asked(task)
+    if isinstance(task, str):
+        return catalogue.get(task, model=model)
+    raise UsageError(f"model={model!r} stands in place of the network of a task by name; {task.name} is made already")

@@ -303,6 +303,7 @@ def run(
     method: str | Method,
     task: str | Task = "digits",
     *,
+    model: str | None = None,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
     control_densities: float | str | Iterable[float | str] = (),
@@ -318,6 +319,7 @@ def run(
     Args:
         method: a name of ``ticketry list methods``, or package.module:object.
         task: a name of ``ticketry list tasks``, package.module:object, or a task.
+        model: another network than that of the task, which is a name then: see ``ticketry list models``.
         replicates: how many times, each with other seeds.
         controls: networks that should lose, trained beside each ticket; none for an empty list.
         control_densities: train them beside tickets of these densities alone; the others are judged beside the dense
@@ -351,6 +353,7 @@ def run(
         method,
         task,
         settings,
+        model=model,
         replicates=replicates,
         controls=controls,
         control_densities=control_densities,

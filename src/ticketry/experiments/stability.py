@@ -88,6 +88,7 @@ def stability(
     method: str | Method = "iterative",
     task: str | Task = "digits",
     *,
+    model: str | None = None,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
     seeds: int | Seeds = 0,
@@ -97,7 +98,7 @@ def stability(
     """How stable are tickets to pruning and to data order, along rewind steps: what ``ticketry stability`` does.
 
     Args:
-        method, task, replicates, controls, seeds, recipe: see `run`.
+        method, task, model, replicates, controls, seeds, recipe: see `run`.
         options: the fields of `StabilitySettings` (``rewinds``, ``at``, ``points`` …), of the method's `Settings`, and
             of `LabOptions`.
 
@@ -113,7 +114,9 @@ def stability(
     method = named_method(method)
     kinds = (StabilitySettings, method.Settings, LabOptions)
     asked, settings, lab = settings_of(options, *kinds, what=f"stability({method.name!r}, …)")
-    request = request_of(method, task, settings, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe)
+    request = request_of(
+        method, task, settings, model=model, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe
+    )
     return analyse(request, asked, lab)
 
 
