@@ -25,7 +25,7 @@ class Packed:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
         >>> packed = tk.store.pack(run.name, "results.tkz")
         >>> packed.runs, sorted(packed.as_json())
-        (1, ['bytes', 'path', 'results', 'runs', 'weights'])
+        (1, ['bytes', 'masks', 'path', 'results', 'runs', 'weights'])
     """
 
     path: Path
@@ -38,6 +38,8 @@ class Packed:
     """Trained networks."""
     weights: bool
     """Whether weights are in it."""
+    masks: bool = True
+    """Whether masks are, and what each network trained under one gave."""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -50,6 +52,7 @@ def pack(
     *,
     store: str | Path = ".ticketry",
     weights: bool = False,
+    masks: bool = True,
 ) -> Packed:
     """Write the results of runs (masks, records, metrics) as one file: what ``ticketry store pack`` does.
 
@@ -59,9 +62,12 @@ def pack(
         path: the file.
         weights: whether the weights go with it. Without them a mask takes one bit a weight and the dense weights are
             trained again where a search goes on from it.
+        masks: whether the masks go with it. Without them verdicts, tables and reports are the same elsewhere, and
+            campaigns go on; a ticket is trained again with all that it came from. It is for methods that cut dozens of
+            times (RigL, gradual pruning), whose masks take more than all else.
 
     Raises:
-        StoreError: for a run or campaign that is not there, and whatever is damaged.
+        StoreError: for a run or campaign that is not there, for weights without masks, and whatever is damaged.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -73,9 +79,9 @@ def pack(
     target = Path(path)
     opened = open_store(store)
     opened.link.fetch(results=True)
-    contents = pack_store(opened, names, target, weights=weights)
+    contents = pack_store(opened, names, target, weights=weights, masks=masks)
     results = sum(part.kind == "result" for part in contents.parts)
-    return Packed(target, target.stat().st_size, len(contents.runs), results, weights)
+    return Packed(target, target.stat().st_size, len(contents.runs), results, weights, masks)
 
 
 def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:

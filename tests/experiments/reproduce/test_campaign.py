@@ -115,16 +115,21 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "| beat-random | confirmed |" in text
     assert main(["store", "check", "--store", str(store)]) == 0
 
-    # moved without weights: all is told there, and nothing is trained
-    bundle = tk.store.pack((), tmp_path / "all.tkz", store=store)
-    assert bundle.bytes < 300_000
-    tk.store.unpack(bundle.path, store=tmp_path / "elsewhere")
-    moved = record_of(tmp_path / "elsewhere")
-    assert moved.claims == record_of(store).claims
-    capsys.readouterr()
-    code, out, _ = call(capsys, *words[:3], str(tmp_path / "elsewhere"), *words[4:], "--json")
-    assert code == 0
-    assert [claim["found"] for claim in json.loads(out)[0]["claims"]] == ["confirmed", "refuted"]
+    # moved without weights, or without masks too: all is told there, and nothing is trained
+    sizes = []
+    for masks in (True, False):
+        elsewhere = tmp_path / f"elsewhere-{masks}"
+        bundle = tk.store.pack((), tmp_path / "all.tkz", store=store, masks=masks)
+        sizes.append(bundle.bytes)
+        tk.store.unpack(bundle.path, store=elsewhere)
+        assert record_of(elsewhere).claims == record_of(store).claims
+        capsys.readouterr()
+        code, out, err = call(capsys, *words[:3], str(elsewhere), *words[4:], "--json")
+        assert code == 0
+        assert "trained," not in err
+        assert [claim["found"] for claim in json.loads(out)[0]["claims"]] == ["confirmed", "refuted"]
+        assert main(["store", "check", "--store", str(elsewhere)]) == 0
+    assert sizes[1] < sizes[0] < 300_000
 
     # changed after its runs: that is told
     file.write_text(SMALL.replace("margin = 5", "margin = 4"))

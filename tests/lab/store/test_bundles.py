@@ -65,6 +65,26 @@ def test_masks_and_records_without_weights_are_a_small_part(searched: tuple[Path
     assert large.bytes > 4 * weights * small.results
 
 
+def test_without_masks_records_tell_and_tickets_are_trained_again(searched: tuple[Path, str], tmp_path: Path) -> None:
+    store, name = searched
+    whole = tk.store.pack(name, tmp_path / "whole.tkz", store=store).bytes
+    for names in (name, ()):
+        packed = tk.store.pack(names, tmp_path / "records.tkz", store=store, masks=False)
+        # dense: at the rewind step and at the end, and what the control starts from
+        assert (packed.runs, packed.results, packed.masks) == (1, 3, False)
+        assert packed.bytes < whole / 2
+    elsewhere = tmp_path / "elsewhere"
+    tk.store.unpack(packed.path, store=elsewhere)
+    assert not list(elsewhere.glob("blobs/*/*"))
+    before = tk.run("iterative", store=store, levels=2, **SEARCH)
+    again = tk.run("iterative", store=elsewhere, levels=2, **SEARCH)
+    assert again.now["segments_trained"] == 4  # two tickets and their controls, and what they start from
+    assert [row.test for row in again.record.points] == [row.test for row in before.record.points]
+    assert main(["store", "check", "--store", str(elsewhere)]) == 0
+    with pytest.raises(StoreError, match="leave masks in, or weights out"):
+        tk.store.pack(name, tmp_path / "none.tkz", store=store, masks=False, weights=True)
+
+
 def test_bundles_of_version_1_are_read(searched: tuple[Path, str], tmp_path: Path) -> None:
     """Whose masks lie in the file as they are."""
     store, name = searched

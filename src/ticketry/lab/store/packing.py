@@ -31,18 +31,22 @@ _OF_MASKS = ("masks", "plans")
 """Kinds of answers that tell which mask was made."""
 
 
-def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = False) -> Contents:
+def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = False, masks: bool = True) -> Contents:
     """Write a bundle of runs, with the evidence that is about them; without names, of all that is in the store.
 
     Args:
         names: of runs, and of campaigns with their scale (``stabilizing-cpu``), which stand for all of their runs.
         target: the file.
         weights: whether the weights go with it: some hundred times as large.
+        masks: whether masks go with it, and what each network trained under one gave. Else the records alone tell of
+            those, and there are results of dense networks.
 
     Raises:
-        StoreError: for a name that is not there, and whatever is damaged.
+        StoreError: for a name that is not there, for weights without masks, and whatever is damaged.
     """
-    chosen = _Chosen(store, tuple(names))
+    if weights and not masks:
+        raise StoreError("weights go with the masks that they were trained under: leave masks in, or weights out")
+    chosen = _Chosen(store, tuple(names), masks)
     return write_bundle(
         target,
         list(chosen.sources(weights)),
@@ -63,6 +67,7 @@ def outputs(record: Mapping[str, Any]) -> set[str]:
 class _Chosen:
     store: Store
     names: tuple[str, ...]
+    masks: bool = True
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +79,8 @@ class _Chosen:
             self._follow({trajectory for trajectory, _ in keys})
         else:
             self._follow({path.parent.name for path in self.store.paths.result_files()})
+        if not self.masks:  # what is left starts from an initialisation: dense networks, in both orders of the data
+            self.results = {key: record for key, record in self.results.items() if not record["segment"].get("blobs")}
 
     def sources(self, weights: bool) -> Iterator[Source]:
         """The parts, in the order in which they are to be unpacked: what is needed before what needs it."""
@@ -202,7 +209,7 @@ class _Chosen:
             kind = path.parent.parent.name
             if kind in ("sizes", "prices") and path.stem in tasks:
                 yield path, kind, set()
-            if kind in _OF_MASKS and (known := self.store.memo(kind, path.stem)):
+            if self.masks and kind in _OF_MASKS and (known := self.store.memo(kind, path.stem)):
                 blobs = {known[name] for name in ("mask", "plan") if name in known}
                 if not self.names or blobs & masks:
                     yield path, kind, blobs
