@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Decide what papers claim. A campaign is a file: runs, and claims that one network is better than another by more than a
-bound. It is checked as a whole, then the searches that decide most claims go first, and replicates are added by planned
-interim analyses until each claim is confirmed, refuted, or undecided at the limit. What the store has is not trained
-again. A page tells claim by claim what was found. Precision and kernels are those that the file says, unless they are
-given here.
+bound. It is checked as a whole, then the searches that decide most claims an hour go first, and replicates are added
+by planned interim analyses until each claim is confirmed, refuted, or undecided at the limit. What the store has is
+not trained again. A page tells claim by claim what was found. Precision and kernels are those that the file says,
+unless they are given here.
 
 examples:
   ticketry reproduce stabilizing

@@ -18,7 +18,7 @@ from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.paired_comparisons import compare, seeds_needed
 from ticketry.experiments.reproduce.deciding import decide
 from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
-from ticketry.experiments.reproduce.planning import Block, missing
+from ticketry.experiments.reproduce.planning import Block, in_turn, missing
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
@@ -168,6 +168,25 @@ def test_what_most_undecided_claims_need_comes_first() -> None:
         Block("one", 1, 3, 5),
         Block("other", 1, 3, 5),
     ]
+
+
+def test_what_decides_most_claims_an_hour_comes_first() -> None:
+    shared, one, other, alone = (Block(name, 0, 0, 3) for name in ("shared", "one", "other", "alone"))
+    waiting = {shared: ("a", "b", "c"), one: ("a", "b"), other: ("c",), alone: ("d",)}
+
+    def order(**hours: float) -> list[Block]:
+        found = in_turn(waiting, lambda blocks: sum(hours[block.run] for block in blocks))
+        assert found == waiting
+        return list(found)
+
+    # two claims in four hours; then one more in an hour; then one in three
+    assert order(shared=3, one=1, other=1, alone=3) == [shared, one, other, alone]
+    # one in an hour goes before two in four; what many need is not first where it takes long
+    assert order(shared=3, one=1, other=1, alone=1) == [alone, shared, one, other]
+    # what waits for a block that is carried out anyhow is cheap afterwards
+    assert order(shared=9, one=1, other=30, alone=4) == [alone, shared, one, other]
+    assert order(shared=9, one=30, other=1, alone=4) == [alone, shared, other, one]
+    assert order(shared=0, one=0, other=0, alone=0)[-1] == alone
 
 
 def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -22,7 +22,7 @@ from ticketry.experiments.reproduce.deciding import Decision, decide
 from ticketry.experiments.reproduce.done import Done
 from ticketry.experiments.reproduce.method_table import method_table
 from ticketry.experiments.reproduce.pace import Elsewhere
-from ticketry.experiments.reproduce.planning import Block, blocks_of, missing
+from ticketry.experiments.reproduce.planning import Block, blocks_of, in_turn, missing
 from ticketry.experiments.reproduce.provenance import trained_on, versions
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
@@ -173,6 +173,7 @@ class _Work:
             if not waiting:
                 return ""
             known = dict(self._failed)
+            waiting = in_turn(waiting, self._seconds)
             planned, most = self._plan(waiting), self._most(open_ones)
             if self._failed != known:
                 continue
@@ -208,11 +209,18 @@ class _Work:
 
     def _estimate(self, block: Block, counted: set[str] | None = None) -> float:
         """Seconds. To tell what of a block is stored its first masks may be drawn, which a run may not survive."""
+        if block.run in self._failed:
+            return 0.0
         try:
             return self._clock.estimate(block, counted)
         except CANNOT_GO_ON as error:
             self._fails(block, error)
             return 0.0
+
+    def _seconds(self, blocks: Sequence[Block]) -> float:
+        """What they take one after the other: what several share is counted once."""
+        counted = set[str]()
+        return sum(self._estimate(block, counted) for block in blocks)
 
     def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
         """What comes next, one after the other: what several share is counted once."""
@@ -239,8 +247,7 @@ class _Work:
         """Seconds of all blocks that are left to those that are not decided."""
         runs = {run for one in decisions if one.waits for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks(run)[self._done.counts[run] :]]
-        counted = set[str]()
-        return sum(self._estimate(block, counted) for block in left if block.run not in self._failed)
+        return self._seconds(left)
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.shared(block)

@@ -1,9 +1,10 @@
-"""What of a campaign is missing, and what decides most claims first."""
+"""What of a campaign is missing, and what comes first: that by which most claims an hour can be decided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ticketry.errors import StoreError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
@@ -91,3 +92,33 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
                 waiting.setdefault(blocks_of(run, plan)[behind], []).append(one.claim.name)
     ranked = sorted(waiting, key=lambda block: (-len(waiting[block]), block.index, block.run))
     return {block: tuple(waiting[block]) for block in ranked}
+
+
+def in_turn(
+    waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
+) -> dict[Block, tuple[str, ...]]:
+    """The same blocks, in the order in which the most claims a second can be looked at again, turn by turn.
+
+    A claim can be when all that it waits for is done: a turn is of the blocks of one claim, and counts all claims that
+    wait for nothing else.
+
+    Args:
+        waiting: blocks, and the claims that wait for each; see `missing`.
+        seconds: what blocks take one after the other.
+    """
+    needed: dict[str, tuple[Block, ...]] = {}
+    for block, claims in waiting.items():
+        for claim in claims:
+            needed[claim] = (*needed.get(claim, ()), block)
+    order: dict[Block, tuple[str, ...]] = {}
+    take = cache(seconds)
+    while needed:
+        turns = {
+            blocks: sum(other <= set(blocks) for other in map(set, needed.values()))
+            for blocks in dict.fromkeys(needed.values())
+        }
+        best = max(turns, key=lambda blocks: turns[blocks] / max(take(blocks), 1e-3))
+        order |= {block: waiting[block] for block in best}
+        left = {claim: tuple(block for block in blocks if block not in order) for claim, blocks in needed.items()}
+        needed = {claim: blocks for claim, blocks in left.items() if blocks}
+    return order
