@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from ticketry.core.computed_weights import computed_weights
+from ticketry.core.devices.parts import require_model
 from ticketry.errors import ScopeError, UsageError
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -130,6 +131,7 @@ def scope(
             ...
         ticketry.errors.ScopeError: spare='fc*' matches no parameter; they are 0.weight, 0.bias, 1.weight, ...
     """
+    require_model(model)
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _owners(model)
     spared = _spared(model, owners, spare, first_conv=first_conv, output=output)
@@ -208,6 +210,7 @@ def normal_name(name: str) -> str:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of torch.compile and of data-parallel training."""
+    require_model(model)
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -222,7 +225,9 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises:
         ScopeError: if two parameters would have one name.
+        UsageError: if it is no model.
     """
+    require_model(model)
     return {name: owner.parameter for name, owner in _owners(model).items()}
 
 

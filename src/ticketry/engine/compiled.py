@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.devices.parts import require_model
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.process_state import private_random_state
 from ticketry.core.structure.dependencies.model_copies import copied
@@ -99,6 +100,7 @@ def compile(
     """
     if mask is not None:
         require_mask(mask)
+    require_model(model)
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
     if example_inputs is None:

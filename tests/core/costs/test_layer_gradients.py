@@ -133,6 +133,82 @@ def test_what_multiplies_in_another_way_is_named() -> None:
         output_change(model, tk.scope(model), x)
 
 
+class Autoencoder(nn.Module):
+    """Its decoder is the encoder's weight, transposed; or a layer of its own."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(4, 6, bias=False) if own else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.encoder(x))
+        return self.decoder(hidden) if self.decoder else F.linear(hidden, self.encoder.weight.t())
+
+
+def test_a_weight_whose_transpose_is_another_layers_counts_in_both() -> None:
+    torch.manual_seed(0)
+    tied, written, x = Autoencoder(False), Autoencoder(True), torch.randn(10, 6)
+    written.encoder.load_state_dict(tied.encoder.state_dict())
+    assert written.decoder is not None
+    written.decoder.weight.data = tied.encoder.weight.data.t().clone()
+    kfac = tk.score.kfac
+    for found, wanted in (
+        (output_change(tied, tk.scope(tied), x), output_change(written, tk.scope(written), x)),
+        *[[kfac(each, tk.scope(each), batches=[(x,)], loss=loss) for each in (tied, written)]],
+    ):
+        both = wanted["encoder.weight"] + wanted["decoder.weight"].t()
+        torch.testing.assert_close(found["encoder.weight"], both, rtol=1e-5, atol=1e-12)
+
+
+class OtherUse(nn.Module):
+    """A layer that is never called, or is and has its weight used once more, by another function."""
+
+    def __init__(self, how: str, called: bool) -> None:
+        super().__init__()
+        self.how, self.called = how, called
+        self.first = nn.Conv2d(3, 3, 3, padding=1) if how == "conv2d" else nn.Linear(5, 5)
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight
+        if self.called:
+            x = torch.tanh(self.first(x))
+        if self.how == "einsum":
+            x = torch.einsum("...i,oi->...o", x, weight)
+        elif self.how == "matmul":
+            x = torch.matmul(x, weight.t())
+        else:
+            x = F.conv2d(x, weight, self.first.bias, padding=1)
+        return self.last(torch.tanh(x))
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("how", ["einsum", "matmul", "conv2d"])
+def test_a_layers_weight_that_is_used_in_another_way_is_not_taken_for_worthless(how: str, called: bool) -> None:
+    torch.manual_seed(0)
+    model, x = OtherUse(how, called), torch.randn(4, 3, 5, 5)
+    said = rf"what first\.weight does to an output is not known: the model uses it in '{how}'.*spare it.*such as fisher"
+    with pytest.raises(UsageError, match=said):
+        tk.score.kfac(model, tk.scope(model), batches=[(x,)], loss=loss)
+    with pytest.raises(UsageError, match=said):
+        output_change(model, tk.scope(model), x)
+    spared = tk.scope(model, spare=["first"])
+    assert float(tk.score.kfac(model, spared, batches=[(x,)], loss=loss)["last.weight"].sum()) > 0
+
+
+def test_a_penalty_on_weights_in_the_loss_is_no_use_of_them_by_the_model() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Embedding(7, 5), nn.Tanh(), nn.Linear(5, 7)), torch.arange(7)
+    model[2].weight = model[0].weight  # looked up as well, which is no product
+
+    def penalised(model: nn.Module, batch: Any) -> Tensor:
+        return loss(model, batch) + sum(weight.square().sum() for weight in model.parameters())
+
+    plain, found = (tk.score.kfac(model, tk.scope(model), batches=[(x,)], loss=each) for each in (loss, penalised))
+    assert float(plain["0.weight"].min()) > 0
+    torch.testing.assert_close(found, plain)
+
+
 def test_weights_that_no_product_is_seen_of_have_no_kfac() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:

@@ -59,8 +59,16 @@ def test_left_out_of_the_example_it_is_the_default(tmp_path):
     check(model, fast, X)
     check(model, fast, X, scale=3.0, bias=None, limit=float("inf"), double=True)
     for name, value in {"scale": None, "limit": None, "double": None, "bias": 1.0, "names": None}.items():
-        with pytest.raises(EngineError, match=f"'{name}' was not given when the model was captured"):
+        with pytest.raises(EngineError, match=f"'{name}' was not given when the model was captured: compile it with"):
             fast(X, **{name: value})
+
+
+def test_inputs_of_another_shape_are_told_what_to_do():
+    fast = tk.compile(nn.Linear(4, 3), None, torch.randn(2, 5, 4))
+    with pytest.raises(
+        EngineError, match=r"\['batch', 5, 4\]: for others compile the model with example inputs like them"
+    ):
+        fast(torch.randn(2, 6, 4))
 
 
 def test_the_default_that_the_example_has_may_be_left_out():

@@ -10,8 +10,9 @@ One backward pass tells it for each example apart, where gradients of weights ar
 a transposed convolution meets each place of the input once, and so as many places of its outputs: that share of the
 sum.
 
-Layers are linear ones and convolutions, and whatever else multiplies by a weight, or by some of its rows, with torch's
-`linear`: attention, a last layer that shares its weight with another.
+Layers are linear ones and convolutions, and whatever else multiplies by a weight, by some of its rows or by its
+transpose, with torch's `linear`: attention, a last layer that shares its weight with another, a decoder that has the
+encoder's. What the model does with a weight in any other way is not known, and an error: it would count for nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ticketry.errors import UsageError
 
 
 class Call:
@@ -80,10 +84,14 @@ class Call:
 
 @contextmanager
 def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, list[Call]]]:
-    """The calls of the layers whose weights these are, in a block; empty for weights that no layer is called with."""
+    """The calls of the layers whose weights these are, in a block; empty for weights that no layer is called with.
+
+    Raises:
+        UsageError: in the block, if a call of `model` uses one of them by another function than its layer or `linear`.
+    """
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[Call]] = {name: [] for name in parameters}
-    inside, layers = set[str](), set[str]()
+    inside = set[str]()
 
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         inside.add(name)
@@ -99,20 +107,28 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
             if name is not None and has_factors(module):
-                layers.add(name)
                 undone.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 undone.callback(module.register_forward_hook(partial(watch, name), with_kwargs=True).remove)
-        if layers != set(parameters) or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
-            undone.enter_context(_Products(names, calls, inside))
+        products = undone.enter_context(_Products(names, calls, inside))
+        undone.callback(model.register_forward_pre_hook(products.enter).remove)
+        undone.callback(model.register_forward_hook(products.leave, always_call=True).remove)
         yield calls
 
 
 class _Products(TorchFunctionMode):
-    """Watches torch's `linear` with a weight, or with some of its rows, where no layer of its own does it."""
+    """Watches torch's `linear` with a weight, some of its rows or its transpose, where no layer of its own does it."""
 
     def __init__(self, names: Mapping[int, str], calls: Mapping[str, list[Call]], inside: Set[str]) -> None:
         super().__init__()
         self._names, self._calls, self._inside = names, calls, inside
+        self._depth = 0
+
+    def enter(self, model: nn.Module, args: object) -> None:
+        """From here on the model computes; a loss may use weights in any way, for a penalty on them."""
+        self._depth += 1
+
+    def leave(self, model: nn.Module, args: object, output: object) -> None:
+        self._depth -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -120,23 +136,52 @@ class _Products(TorchFunctionMode):
             with self:  # its own products are to be seen
                 return _attention(*args, **kwargs)
         output = func(*args, **kwargs)
-        if func is not F.linear:
-            return output
-        x: Tensor = args[0] if args else kwargs["input"]
-        weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
-        name, first = self._rows(weight)
-        if not name or name in self._inside:
-            return output
-        self._calls[name].append(Call(x, output, first=first, layer=False))
-        return output + self._calls[name][-1].moved
+        if func is F.linear:
+            x: Tensor = args[0] if args else kwargs["input"]
+            weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
+            name, first, transposed = self._rows(weight)
+            if name and name not in self._inside:
+                self._calls[name].append(Call(x, output, first=first, layer=False, transposed=transposed))
+                return output + self._calls[name][-1].moved
+            if name:
+                return output
+        if self._depth and torch.is_grad_enabled() and func not in _HARMLESS:
+            self._refuse_others(func, (args, kwargs), output)
+        return output
 
-    def _rows(self, weight: Tensor) -> tuple[str, int]:
-        """Of which parameter a tensor is some of the rows, and the first of these; ("", 0) if of none."""
+    def _rows(self, weight: Tensor) -> tuple[str, int, bool]:
+        """Of which parameter a tensor is some of the rows, the first of these, and whether it is all of it, transposed;
+        ("", 0, False) if of none."""
         whole = weight if weight._base is None else weight._base
         name = self._names.get(id(whole), "")
-        if not name or whole.dim() != 2 or weight.stride() != whole.stride() or weight.shape[1] != whole.shape[1]:
-            return "", 0
-        return name, (weight.storage_offset() - whole.storage_offset()) // max(1, whole.stride(0))
+        if not name or whole.dim() != 2 or weight.dim() != 2:
+            return "", 0, False
+        if weight.stride() == whole.stride() and weight.shape[1] == whole.shape[1]:
+            return name, (weight.storage_offset() - whole.storage_offset()) // max(1, whole.stride(0)), False
+        if weight.stride() == whole.stride()[::-1] and weight.shape == whole.shape[::-1]:
+            return name, 0, True
+        return "", 0, False
+
+    def _refuse_others(self, func: Any, given: object, output: object) -> None:
+        """Raise UsageError if real numbers are computed of a weight here; views of it are looked at where they go."""
+        made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        for leaf in tree_leaves(given) if made else ():
+            if not isinstance(leaf, Tensor):
+                continue
+            whole = leaf if leaf._base is None else leaf._base
+            name = self._names.get(id(whole), "")
+            if name and name not in self._inside and not all(each is whole or each._base is whole for each in made):
+                raise UsageError(
+                    f"what {name} does to an output is not known: the model uses it in"
+                    f" {getattr(func, '__name__', func)!r}, and not by calling its linear layer or convolution, or by"
+                    " torch's linear; spare it in the scope, or give another score (score=), such as fisher"
+                )
+
+
+_HARMLESS = frozenset(
+    {F.embedding, torch.embedding, F.embedding_bag, torch.embedding_bag, Tensor.detach, Tensor.data.__get__}
+)
+"""What is not a product with a weight: looking up rows of one that a last layer shares; copies without a gradient."""
 
 
 _attention = FunctionType(

@@ -32,8 +32,8 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
     tensors of numbers that the model returns count alike. Memory: what gradients of activations need, not of weights.
 
     Raises:
-        UsageError: for a weight of another layer than a linear or a convolution, one that the call does not use, or one
-            from which no gradient reaches an output.
+        UsageError: for a weight of another layer than a linear or a convolution, one that the call does not use or
+            uses in another way, or one from which no gradient reaches an output.
     """
     parameters = scope.parameters(model)
     with torch.inference_mode(False), frozen_parameters(model), watched(model, parameters) as calls:

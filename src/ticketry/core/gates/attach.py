@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ticketry.core.computed_weights import require_removed
-from ticketry.core.devices.parts import is_spread
+from ticketry.core.devices.parts import is_spread, require_model
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gate_kind import Kind
@@ -138,6 +138,7 @@ def attach(
 
 def check_model(model: nn.Module, init: float) -> None:
     """Raises `UsageError` for what no gates can be put on, and for an s0 out of range."""
+    require_model(model)
     if not -LARGEST_INIT <= init <= LARGEST_INIT:
         raise UsageError(
             f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"

@@ -46,7 +46,8 @@ def kfac(
         at: see `ticketry.score`.
 
     Raises:
-        UsageError: without batches or loss, or for a parameter that is no weight of a linear layer or a convolution.
+        UsageError: without batches or loss, for a parameter that is no weight of a linear layer or a convolution, or
+            for one that the model uses in another way than by calling that layer or torch's `linear`.
         ScoreError: if all scores are 0 or one is not finite.
 
     Examples:

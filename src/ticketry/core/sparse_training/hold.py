@@ -12,7 +12,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from ticketry.core.computed_weights import computed_weights
-from ticketry.core.devices.parts import is_spread, part, part_like, put_back, require_one_mask, require_usable
+from ticketry.core.devices.parts import (
+    is_spread,
+    part,
+    part_like,
+    put_back,
+    require_model,
+    require_one_mask,
+    require_usable,
+)
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.core.sparse_training._left import release_left
@@ -62,6 +70,7 @@ class Hold:
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
         require_mask(mask)
+        require_model(model)
         release_left(model)
         self._mask, self._hooks = mask, hooks
         put_back(model)

@@ -104,7 +104,8 @@ class Call:
             if len(given) != len(shape) or given[dynamic:] != shape[dynamic:] or tensor.dtype != dtype:
                 raise EngineError(
                     f"{label} is {dtype_name(tensor.dtype)} {list(given)}, but the network was captured for"
-                    f" {dtype_name(dtype)} {['batch' if size is None else size for size in shape]}"
+                    f" {dtype_name(dtype)} {['batch' if size is None else size for size in shape]}: for others compile"
+                    " the model with example inputs like them"
                 )
             if dynamic:
                 batch = given[0] if batch is None else batch
@@ -142,7 +143,10 @@ class Call:
             _match(wanted.pop(name), value, found)
         for name, tree in wanted.items():
             if not (isinstance(tree, dict) and "constant" in tree):
-                raise EngineError(f"the argument {name!r} is missing")
+                raise EngineError(
+                    f"the argument {name!r} is missing: the model was captured with it; for calls without it compile"
+                    " the model without it"
+                )
             if name in self._defaults:
                 raise EngineError(
                     f"the argument {name!r} is left out, but the model was captured with {tree['constant']!r}, which is"
@@ -154,7 +158,10 @@ class Call:
         """Of an argument that was not given when the model was captured: it has to be its default."""
         default = self._defaults.get(name, {"constant": None})
         if default is None or not is_constant(default["constant"], value):
-            raise EngineError(f"the argument {name!r} was not given when the model was captured: capture it with it")
+            raise EngineError(
+                f"the argument {name!r} was not given when the model was captured: compile it with example inputs"
+                f" that have it, tk.compile(model, mask, {{…, {name!r}: …}})"
+            )
 
 
 def is_constant(constant: Any, value: Any) -> bool:

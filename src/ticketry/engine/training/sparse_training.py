@@ -13,6 +13,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ticketry.choices import check_choice
+from ticketry.core.devices.parts import require_model
 from ticketry.core.mask import Mask
 from ticketry.core.process_state import private_random_state
 from ticketry.core.sparse_training.hold import Hold
@@ -111,6 +112,7 @@ class SparseTraining(nn.Module):
         hooks: bool = True,
     ) -> None:
         super().__init__()
+        require_model(model)
         check_choice("precision", precision, PRECISIONS)
         self._hooks, self.precision = hooks, precision
         for name, parameter in model.named_parameters():
