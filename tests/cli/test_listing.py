@@ -15,8 +15,18 @@ import ticketry as tk
 from cli.calling import call
 from made_records import search_record
 from ticketry.cli.listing import summary
+from ticketry.evidence.comparison_names import (
+    LONGER,
+    PROCEDURE_RIVALS,
+    RIVALS,
+    SMALL_DENSE,
+    STATIC,
+    check_controls,
+    check_rivals,
+)
 from ticketry.experiments.run import Run
 from ticketry.lab.store.files import write_sealed
+from ticketry.records.network import DENSE_RIVALS
 
 
 def searched(store: Path, task: str | tk.Task, **more: object) -> Run:
@@ -125,3 +135,15 @@ def test_what_has_no_docstring_does_not_borrow_one() -> None:
         pass
 
     assert [summary(found) for found in (Own, Silent)] == ["Trains on my cluster, three jobs at a time", ""]
+
+
+def test_controls_are_all_that_an_option_can_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of searches, tickets and procedures: dense networks of equal cost were in no list."""
+    code, out, _ = call(capsys, "list", "controls", "--json")
+    names = [row["name"] for row in json.loads(out)]
+    assert code == 0
+    assert len(names) == len(set(names))
+    assert {*names} >= {*RIVALS, *PROCEDURE_RIVALS, *LONGER, *DENSE_RIVALS}
+    for name in names:
+        known = (*RIVALS, *PROCEDURE_RIVALS)
+        check_controls((name,)) if name not in (SMALL_DENSE, *STATIC) else check_rivals((name,), known)

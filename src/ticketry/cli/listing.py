@@ -219,6 +219,14 @@ def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]
     return rows
 
 
+def _controls(store: Path) -> list[dict[str, Any]]:
+    from ticketry.evidence.comparison_names import MORE_CONTROLS
+    from ticketry.registry import BUILT_IN
+
+    more = [{"name": name, "from": BUILT_IN, "description": told} for name, told in MORE_CONTROLS.items()]
+    return [*_registered("ticketry.evidence", "CONTROLS")(store), *more]
+
+
 def summary(found: object) -> str:
     """The first paragraph of its own docstring: what a class inherits says nothing of it."""
     told = inspect.cleandoc(getattr(found, "__doc__", None) or "")
@@ -354,7 +362,7 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "models": _models,
     "scores": _scores,
     "gates": _registered("ticketry.core.gates", "KINDS"),
-    "controls": _registered("ticketry.evidence", "CONTROLS"),
+    "controls": _controls,
     "runners": _registered("ticketry.lab.runners.runner", "RUNNERS"),
     "loggers": _registered("ticketry.lab.loggers.logger", "LOGGERS"),
     "presets": _presets,

@@ -227,6 +227,9 @@ def prune(
             iterations must begin at N/M or below. Of a model in parts only magnitude, unstructured, in one cut.
         ScoreError: if the scores say nothing, or are not real numbers in the shapes of the parameters in scope.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
+        MaskError: if `within` does not fit the model, or keeps fewer weights than are asked for.
+        ScopeError: see `ticketry.scope`.
+        CostError, EngineError, MissingExtraError: of time and bytes, see `ticketry.cost.model`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
@@ -291,7 +294,7 @@ def prune(
         return METERS.get("engine")(request)
     _refuse_costs(cost, structure)
     if example_inputs is not None:
-        raise UsageError("example_inputs are for flops, time and bytes: leave them out")
+        raise UsageError("example_inputs are for flops, time and bytes: give one of these, or leave them out")
     if density is None and sparsity is None and not pattern.m:
         raise UsageError(
             "give either density= (fraction kept) or sparsity= (fraction removed), or a budget in their place: flops=,"

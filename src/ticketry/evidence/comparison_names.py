@@ -91,6 +91,17 @@ def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> Non
         CONTROLS.get(name)
 
 
+MORE_CONTROLS = {
+    "dense_of_flops": "The narrowest dense network with no fewer multiplications than the ticket (another kind of"
+    " network: dense_of_flops:NETWORK)",
+    "dense_of_time": "The narrowest dense network whose measured call takes no less time, of tickets found by --time"
+    " (or dense_of_time:NETWORK)",
+    SMALL_DENSE: "Of ticketry verify: a narrower dense network with no more parameters than the ticket",
+    "uniform": "Of verify --about procedure: a random mask, all layers equally dense, from the initialisation on",
+    "erk": "Of verify --about procedure: the same with the layers' densities of Erdos-Renyi-Kernel",
+}
+"""What ``--controls`` can name besides `CONTROLS`, and what each is, for lists."""
+
 SPLITS = ("train", "validation", "test")
 
 

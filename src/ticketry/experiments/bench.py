@@ -64,6 +64,8 @@ def bench(
     Raises:
         UsageError: for an argument that is not known, or cannot be.
         EngineError: if a dense engine that is asked for is not to be had, or outputs are not equal.
+        TicketError: if there is no such ticket, or it is damaged.
+        TrustError: if it names a task or network that is not built in, or a place of this machine.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

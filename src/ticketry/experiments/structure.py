@@ -54,6 +54,8 @@ def restructure(
     Raises:
         UsageError: for an argument that is not known, or cannot be.
         StructureError, MaskError, LayerCollapseError: see `structure.refill`, `regroup`, `n_m`, `channels`.
+        TicketError: if there is no such ticket, or it is damaged.
+        TrustError: if it names a task or network that is not built in, or a place of this machine.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

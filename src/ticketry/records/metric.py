@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
+from ticketry.choices import check_choice
+
+SCALES = ("linear", "log")
 Over = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean nor iqm"})]
 
 
 @dataclass(frozen=True, init=False)
 class Metric:
     """The number by which networks are compared: accuracy in % if nothing else is said. A record has to say it.
+
+    Raises:
+        UsageError: for a scale or a summary that is none.
 
     Examples:
         >>> metric = tk.Metric("perplexity", unit="", higher_is_better=False)
@@ -42,6 +48,8 @@ class Metric:
         scale: str = "linear",
         summary: Over = "mean",
     ) -> None:
+        check_choice("metric: scale", scale, SCALES)
+        check_choice("metric: summary", summary, get_args(get_args(Over)[0]))
         for field, value in zip(self.__dataclass_fields__, (name, unit, higher_is_better, scale, summary), strict=True):
             object.__setattr__(self, field, value)
 

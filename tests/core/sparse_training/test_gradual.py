@@ -239,6 +239,18 @@ def test_wrong_states_and_words():
         gradual(model, 0.3, steps=STEPS, collapse="ignore")
 
 
+@pytest.mark.parametrize("score", ["snip", "kfac", "synflow", "inverted:snip", tk.score.snip])
+def test_a_score_that_needs_data_is_refused_before_anything_is_trained(score):
+    """And not at the first cut, a quarter of the training later."""
+    with pytest.raises(UsageError, match=r"no data for a score, and .*(snip|kfac|synflow).* needs some"):
+        gradual(case()[0], 0.3, steps=STEPS, score=score)
+
+
+@pytest.mark.parametrize("score", ["random", "shuffled:magnitude", lambda model, scope, **_: scope.parameters(model)])
+def test_a_score_without_data_is_taken(score):
+    gradual(case()[0], 0.3, steps=STEPS, score=score)
+
+
 def test_layer_collapse_is_told():
     model, _ = case()
     pruning = gradual(model, 0.001, steps=STEPS, **CUTS)

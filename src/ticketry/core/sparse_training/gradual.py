@@ -18,7 +18,9 @@ from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check
 from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import Score, get
+from ticketry.core.score import About, Score, get
+from ticketry.core.score._asked import called
+from ticketry.core.score._protocol import ABOUT
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -70,7 +72,7 @@ class Gradual:
         self._choice: Choice = {
             **choice,
             "scope": scope,
-            "score": get(choice.get("score", "magnitude")),
+            "score": _without_data(choice.get("score", "magnitude")),
             "pattern": _of_any_density(choice.get("pattern", "unstructured")),
         }
         self._check_least()
@@ -205,8 +207,9 @@ def gradual(
             that needs data.
 
     Raises:
-        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which
-            has no mask of the densities on the way.
+        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, a score that needs data,
+            or a pattern N:M, which has no mask of the densities on the way.
+        ScopeError: see `scope`.
         LayerCollapseError: for a `keep_at_least` that the density does not pay for.
 
     Examples:
@@ -228,6 +231,17 @@ def gradual(
     """
     cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
     return Gradual(model, cuts, steps=steps, **choice)
+
+
+def _without_data(score: str | Score) -> Score:
+    """The score itself; `UsageError` if it needs data, which would else be told at the first cut only."""
+    found = get(score)
+    if getattr(found, ABOUT, About()).data in ("yes", "shapes"):
+        raise UsageError(
+            f"gradual pruning has no data for a score, and {called(found)} needs some: take magnitude, or another"
+            " that `ticketry list scores` names as without data"
+        )
+    return found
 
 
 def _of_any_density(pattern: str | Pattern) -> Pattern:
