@@ -93,9 +93,10 @@ def test_ended_on_the_way_the_store_is_sound(store: Path, monkeypatch: pytest.Mo
                 raise KeyboardInterrupt
         unlink(path, missing_ok=missing_ok)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", ended)
-        remove_run(store, first.name)
+        with pytest.raises(KeyboardInterrupt):
+            remove_run(store, first.name)
     assert check(Store(store)).sound
     assert [ticket.value for ticket in searched(store, 0.5).tickets] == metrics
     remove_run(store, first.name)
