@@ -26,12 +26,15 @@ OF_A_STORE = (
     "list tickets --store {0}",
     "store check --store {0}",
     "store gc --store {0} --grace-seconds 0",
+    "store pack --store {0} -o {1}/packed.tkz",
+    "store copy {0} {1}/copied",
     "store check --store {0} --repair",
 )
 OF_RECORDS = ("report --store {0} --figures",)
 WHOLE = ("report --all --store {0} --export {1}/files --output {1}/page.html",)
 """Commands that read a store which they did not make: those of all of it, of its records, and what takes longest."""
 
+KEY, CLEAR = "ab" * 32, "\x1b[2Jcleared"
 NAMES = [
     "../../../evil",
     "..",
@@ -141,6 +144,30 @@ def _content(place: str, data: bytes) -> Attack:
     return attack
 
 
+def _named(name: str) -> Attack:
+    """A file of that name, beside one of its kind if the store has any."""
+
+    def attack(store: Path) -> None:
+        place = store.joinpath(*name.split("/"))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(next(store.glob("results/*/*/*.json")).read_bytes())
+
+    return attack
+
+
+def _nested(place: str, depth: int) -> Attack:
+    """A record that can be read, and is nested so deeply that whoever walks it breaks off."""
+
+    def attack(store: Path) -> None:
+        with changed_json(next(store.glob(place))) as record:
+            value: list[Any] = []
+            for _ in range(depth):
+                value = [value]
+            record["more"] = value
+
+    return attack
+
+
 def _digest_that_is_a_path(store: Path) -> None:
     with changed_json(next(store.glob("results/*/*/*.json"))) as record:
         record["model"] = "../../../../outside/secret"
@@ -165,6 +192,11 @@ STORES: dict[str, Attack] = {
        for place in PLACES_OF_A_STORE},
     **{f"{place} is no object": _content(place, b"[1, 2]") for place in PLACES_OF_A_STORE},
     **{f"{place} is empty": _content(place, b"") for place in PLACES_OF_A_STORE},
+    **{f"a file is called {name!r}": _named(name) for name in
+       (f"blobs/ab/{CLEAR}.safetensors", f"evidence/{CLEAR}.json", f"memo/{CLEAR}/ab/x.json", f"campaigns/{CLEAR}.json",
+        f"runs/{CLEAR}/run.json", "runs/\u202eab/run.json", f"results/ab/{KEY}/²²².json", f"results/ab/{KEY}/x.json")},
+    **{f"{place} is nested {depth} deep": _nested(place, depth) for depth in (150, 400) for place in
+       ("runs/*/run.json", "evidence/*.json", "results/*/*/*.json")},
     "a digest is a path": _digest_that_is_a_path,
 }  # fmt: skip
 

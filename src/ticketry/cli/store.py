@@ -168,13 +168,18 @@ def _check(arguments: _Check) -> int:
     else:
         for title, paths in (("damaged", health.damaged), ("needs what is damaged or gone", health.missing)):
             for path in paths:
-                print(f"{title}: {path}")
+                print(f"{title}: {_printable(path)}")
         print(f"{health.blobs} files of tensors and {health.results} results: {_verdict(health.sound, arguments)}")
         if health.leftover:
             print(
                 f"{len(health.leftover)} leftovers of interrupted writes (harmless; `ticketry store gc` removes them)"
             )
     return 0 if health.sound or arguments.repair else 1
+
+
+def _printable(path: Path) -> str:
+    """A name of which nothing can steer a terminal: who made the store may have named it."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _verdict(sound: bool, arguments: _Check) -> str:

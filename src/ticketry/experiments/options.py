@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError, needs
+from ticketry.files import within
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -193,7 +194,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications say what belongs together
             lab.store.link.fetch()
-            with marked_running(lab.store.paths.live):  # who removes runs, or moves the store, waits
+            live = within(lab.store.paths.root, lab.store.paths.live)
+            with marked_running(live):  # who removes runs, or moves the store, waits
                 yield lab
             lab.store.link.publish()
     finally:

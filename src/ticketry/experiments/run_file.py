@@ -88,7 +88,7 @@ def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the {what} {path} is not TOML: {error}") from None
+        raise UsageError(f"the {what} {path} is not TOML: {error!s:.200}") from None
     except RecursionError:
         raise UsageError(f"the {what} {path} is not TOML: it is nested too deeply") from None
 

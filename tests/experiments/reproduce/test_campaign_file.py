@@ -351,11 +351,15 @@ def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
         ('task = "digits"', 'task = "imagefolder"\noptions = { path = "/" }'),
         ('controls = ["shuffled"]', 'controls = ["os:system"]'),
         ("densities = [0.3, 0.1] }", 'densities = [0.3, 0.1], score = "os:system" }'),
+        ("points = 5 }", 'points = 5, masks = ["os:system"] }'),
+        ("points = 5 }", 'points = 5, masks = "shuffled,os:system" }'),
+        ("kernels =", 'stability = { masks = ["none", "os:system"] }\nkernels ='),
     ],
 )
 def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> None:
+    text = GOOD.replace(before, after, 1).replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
     with pytest.raises(TrustError, match="--trust"):
-        read_campaign(written(tmp_path, GOOD.replace(before, after, 1)), "demo")
+        read_campaign(written(tmp_path, text), "demo")
 
 
 AGAIN = """

@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import ticketry as tk
 from ticketry.errors import StoreError
 from ticketry.experiments.stored.copying import copy_store
+from ticketry.lab.remote.objects import Content
+from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.maintenance import collect
 from ticketry.lab.store.opening import existing_store, open_store
 
 KEY = "ab" * 32
@@ -114,6 +119,55 @@ def test_a_damaged_file_is_not_copied(origin: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="do not match"):
         copy_store(origin, str(tmp_path / "target"))
     assert not list((tmp_path / "target").glob("blobs/*/*"))
+
+
+def test_a_damaged_ticket_is_not_copied(tmp_path: Path) -> None:
+    mask = tk.Mask({"w": torch.ones(3, dtype=torch.bool)})
+    ticket = tk.Ticket(mask, {"w": torch.ones(3)}, {}, trained={"w": torch.ones(3)})
+    origin = open_store(tmp_path / "origin").paths
+    folder = ticket.save(origin.run("a-run") / "tickets" / "level-01")
+    assert copy_store(str(origin.root), str(tmp_path / "sound")).files == 4
+    for name in ("mask", "start", "model"):
+        path = folder / f"{name}.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(StoreError, match=rf"level-01/{name}\.safetensors is damaged"):
+            copy_store(str(origin.root), str(tmp_path / name))
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("described", ['{"format": 1, "kind": "ticketry.store"}', '{"format": 99}', "[]", "half"])
+def test_a_store_of_another_format_is_not_copied(origin: str, tmp_path: Path, described: str) -> None:
+    """It would stand there under the number of this one."""
+    (Path(origin) / "store.json").write_text(described)
+    with pytest.raises(StoreError, match=r"has the store format .*, this ticketry copies 2"):
+        copy_store(origin, str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_names_with_an_at_sign_are_copied(origin: str, tmp_path: Path) -> None:
+    """A campaign is called as its file is."""
+    name = "my@campaign-demo"
+    write_sealed(open_store(origin).paths.campaign(name), {"name": name})
+    copy_store(origin, str(tmp_path / "target"))
+    assert read_sealed(open_store(tmp_path / "target").paths.campaign(name)) == {"name": name}
+
+
+def test_nothing_is_deleted_while_it_is_copied(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, told = open_store(tmp_path / "target"), []
+
+    def read(folder: SharedFolder, name: str) -> Content | None:
+        if folder.root == Path(origin) and name != "store.json":
+            with pytest.raises(StoreError, match="free space when it has ended"):
+                collect(target, grace_seconds=0)
+            told.append(name)
+        return real(folder, name)
+
+    real = SharedFolder.read
+    monkeypatch.setattr(SharedFolder, "read", read)
+    copy_store(origin, str(tmp_path / "target"))
+    assert told
+    collect(target, grace_seconds=0)
 
 
 def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from ticketry.experiments.stored.runs import remove_run, stored_runs, usage_of
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.running import is_running, marked_running
 from ticketry.lab.store.store import Store
+from ticketry.lab.store.usage import Usage
 
 
 def searched(store: Path, density: float) -> Run:
@@ -73,6 +77,50 @@ def test_the_last_run_takes_all_with_it(store: Path) -> None:
     assert names(store) == []
     assert not list(Store(store).paths.blob_files())
     assert not list(Store(store).paths.result_files())
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_ended_on_the_way_the_store_is_sound(store: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """After so many files that the run's results and weights are among; then the search is made again, or removed."""
+    first, _ = stored_runs(store)
+    metrics = [ticket.value for ticket in searched(store, 0.5).tickets]
+    left, unlink = [after], Path.unlink
+
+    def ended(path: Path, missing_ok: bool = False) -> None:
+        if {"results", "memo", "blobs"} & set(path.parts):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", ended)
+        with pytest.raises(KeyboardInterrupt):
+            remove_run(store, first.name)
+    assert check(Store(store)).sound
+    assert [ticket.value for ticket in searched(store, 0.5).tickets] == metrics
+    remove_run(store, first.name)
+    assert check(Store(store)).sound
+    assert len(names(store)) == 1
+
+
+def test_a_run_that_begins_while_another_is_measured_is_left_alone(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stored_runs(store)
+    before = on_disk(store)
+    with contextlib.ExitStack() as began:
+
+        def of(self: Usage, records: Iterable[Mapping[str, Any]]) -> set[Path]:
+            began.enter_context(marked_running(Store(store).paths.run(second.name)))
+            return real(self, records)
+
+        real = Usage.of
+        monkeypatch.setattr(Usage, "of", of)
+        with pytest.raises(StoreError, match=f"the run {second.name} is being carried out"):
+            remove_run(store, first.name)
+    assert on_disk(store) == before
+    assert names(store) == [first.name, second.name]
 
 
 def test_while_a_command_trains_no_run_is_removed_and_no_store_moved(store: Path) -> None:

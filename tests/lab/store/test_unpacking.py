@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ticketry.errors import StoreError
 from ticketry.lab.store import bundle_file, unpacking
 from ticketry.lab.store.bundle_file import Bundle, Source, write_bundle
 from ticketry.lab.store.files import read_sealed, sealed_bytes, unsealed
+from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,32 @@ def test_ended_beside_a_run_it_goes_on_to_the_same(
         for root in (tmp_path / "mine", tmp_path / "whole")
     )
     assert mine == whole
+
+
+def test_nothing_is_deleted_while_it_is_unpacked(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old tensors that nothing names yet, as after an unpacking that was ended, are young once they are looked at."""
+    bundle, mine = tk.store.pack((), tmp_path / "all.tkz", store=store, weights=True).path, Store(tmp_path / "mine")
+    with Bundle(bundle) as opened:
+        for part, data in opened.parts():
+            if part.kind == "blob":
+                mine.put_bytes(data)
+    blobs = list(mine.paths.blob_files())
+    for path in blobs:
+        os.utime(path, (0, 0))
+    write, told = unpacking.write_atomically, []
+
+    def meanwhile(path: Path, data: bytes) -> None:
+        with pytest.raises(StoreError, match="something is being trained"):
+            collect(mine, grace_seconds=0)
+        told.append(path)
+        write(path, data)
+
+    monkeypatch.setattr(unpacking, "write_atomically", meanwhile)
+    tk.store.unpack(bundle, store=mine.paths.root)
+    assert told
+    assert blobs
+    assert min(path.stat().st_mtime for path in blobs) > 0, "a gc that began before leaves them"
+    assert check(mine).sound
 
 
 def test_the_file_of_a_run_that_is_missing_is_written(store: Path, tmp_path: Path) -> None:

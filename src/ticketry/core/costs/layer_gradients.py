@@ -179,7 +179,10 @@ class _Products(TorchFunctionMode):
 
 
 _HARMLESS = frozenset(
-    {F.embedding, torch.embedding, F.embedding_bag, torch.embedding_bag, Tensor.detach, Tensor.data.__get__}
+    (
+        *(F.embedding, torch.embedding, F.embedding_bag, torch.embedding_bag, Tensor.detach),
+        Tensor.data.__get__,  # type: ignore[attr-defined]
+    )
 )
 """What is not a product with a weight: looking up rows of one that a last layer shares; copies without a gradient."""
 

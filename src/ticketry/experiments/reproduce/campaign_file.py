@@ -162,14 +162,15 @@ class _Reading:
         model, options = run.model or base.model, {**base.options, **run.options}
         settings, recipe = {**base.settings, **run.settings}, {**base.recipe, **run.recipe}
         controls, beside = run.controls or base.controls, run.control_densities or base.control_densities
+        masks = {**base.stability, **run.stability}.get("masks", [])  # controls too, whose names stand for code
         if not method:
             raise self._wrong(place, "method is missing")
 
         def made() -> SearchRequest:
-            named = {"method": method, "task": task, "controls": list(controls), "options": options}
             if not self._trust:
-                told = {"model": model} if model else {}
-                check_trust({**named, **told, "settings": settings}, None, of=f"the campaign {self.path}: {place}")
+                code = [*controls, *(masks if isinstance(masks, list) else [masks])]
+                named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
+                check_trust({**named, "controls": code}, None, of=f"the campaign {self.path}: {place}")
             found = named_method(method)
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):

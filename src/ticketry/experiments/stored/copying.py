@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ticketry.errors import StoreError
+from ticketry.files import within
 from ticketry.lab.remote.address import checked_url, is_url
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import moved_inside
 from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import sealed_bytes, unsealed
 from ticketry.lab.store.opening import open_store, remote_at
-from ticketry.lab.store.running import is_mark
+from ticketry.lab.store.running import is_mark, marked_running
+from ticketry.lab.store.store import FORMAT
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
 """Folders that are copied: what is named before what names it. Leases, states on the way and what a repair set aside
@@ -45,11 +48,22 @@ def copy_store(origin: str, target: str) -> Copied:
         StoreError: if there is no store, one file does not match its digest, or one cannot be read or written.
     """
     here, there = _objects(origin), _objects(target)
-    if here.read("store.json") is None:
+    if (described := here.read("store.json")) is None:
         raise StoreError(f"there is no store at {origin}")
+    if (number := _object(described.data).get("format")) != FORMAT:
+        raise StoreError(
+            f"the store at {origin} has the store format {str(number)[:20]!r}, this ticketry copies {FORMAT}: use the"
+            " ticketry that made it, or, if its store.json is damaged, `ticketry store check --repair`"
+        )
     if here.address == there.address:
         raise StoreError(f"{target} is the very store that is to be copied")
-    open_store(target)
+    store = open_store(target)
+    live = within(store.paths.root, store.paths.live)
+    with marked_running(live):  # nothing is deleted meanwhile that what is copied names
+        return _copied(here, there, origin, target)
+
+
+def _copied(here: Remote, there: Remote, origin: str, target: str) -> Copied:
     known = {one.name: one for one in there.list()}
     files = size = skipped = 0
     wanted = list(_wanted(here))
@@ -116,7 +130,8 @@ def _checked(here: Remote, one: Listed) -> bytes:
     if found is None:
         raise StoreError(f"{here.address}/{one.name} went away while it was copied: run the same command again")
     folder = one.name.partition("/")[0]
-    if folder == "blobs" and hashlib.sha256(found.data).hexdigest() != Path(one.name).stem:
+    wanted = Path(one.name).stem if folder == "blobs" else _digest_by_ticket(here, one.name)
+    if wanted and hashlib.sha256(found.data).hexdigest() != wanted:
         raise StoreError(
             f"{here.address}/{one.name} is damaged: its contents do not match its digest. Run `ticketry store check"
             " --repair` there first"
@@ -124,6 +139,27 @@ def _checked(here: Remote, one: Listed) -> bytes:
     if folder in _SEALED or _is_record(one.name):
         unsealed(found.data, f"{here.address}/{one.name}")
     return found.data
+
+
+def _digest_by_ticket(here: Remote, name: str) -> str | None:
+    """What a ticket tells of the file beside its ticket.json; None of any other file."""
+    run, _, place = name.partition("/tickets/")
+    ticket, _, file = place.partition("/")
+    if not run.startswith("runs/") or file in ("", "ticket.json"):
+        return None
+    manifest = here.read(f"{run}/tickets/{ticket}/ticket.json")
+    fact = _object(_object(manifest.data if manifest else b"").get("files")).get(file)
+    told = _object(fact).get("sha256")
+    return told if isinstance(told, str) else None
+
+
+def _object(value: object) -> dict[str, Any]:
+    """A JSON object, also as bytes; empty if it is none."""
+    try:
+        found = json.loads(value) if isinstance(value, bytes) else value
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:

@@ -126,9 +126,13 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     size = usage.bytes_of(doomed)
     if dry_run:
         return Removed(name, len(doomed), size)
-    # The record goes last: if this is ended on the way, the same command goes on.
-    store.link.removed([*sorted(doomed - inside), *sorted(inside, key=lambda path: path.name == "run.json")])
-    for path in sorted(doomed - inside):
+    # Results go before the weights that they name, so that the store is sound wherever this is ended; the record goes
+    # last, so that the same command goes on.
+    outside = sorted(doomed - inside, key=lambda path: (path.is_relative_to(store.paths.blobs), path))
+    if what := under_way(store):  # begun while all results were read
+        raise StoreError(f"{what}: remove runs when it has ended")
+    store.link.removed([*outside, *sorted(inside, key=lambda path: path.name == "run.json")])
+    for path in outside:
         with explained(path, "delete"):
             path.unlink(missing_ok=True)
     with explained(folder, "delete"):

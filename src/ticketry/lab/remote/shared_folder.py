@@ -118,7 +118,9 @@ class SharedFolder:
                     continue
                 about, name = within(self.root, path).stat(), path.relative_to(self.root).as_posix()
                 mark = f"{about.st_size}-{about.st_mtime_ns}"
-                one = Listed(name.partition("@")[0], about.st_size, mark, about.st_mtime)
+                one = Listed(
+                    name.partition("@")[0] if _is_numbered(name) else name, about.st_size, mark, about.st_mtime
+                )
                 if one.name not in newest or newest[one.name].modified <= one.modified:
                     newest[one.name] = one  # of those with numbers
         yield from newest.values()

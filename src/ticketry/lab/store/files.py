@@ -16,6 +16,8 @@ from ticketry.errors import StoreError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LARGEST = 1 << 30
 """Bytes of a JSON file."""
+_DEEPEST = 100
+"""How deeply a JSON value may be nested."""
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -72,7 +74,18 @@ def _object_in(data: bytes) -> dict[str, Any] | None:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not _is_deep(value, data) else None
+
+
+def _is_deep(value: object, data: bytes) -> bool:
+    """Whether a value of these bytes is nested more deeply than a record can be, so that walking it would break off."""
+    if data.count(b"[") + data.count(b"{") <= _DEEPEST:
+        return False
+    level = [value]
+    for _ in range(_DEEPEST):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for part in parts for one in part]
+    return bool(level)
 
 
 _SEAL = "sha256"

@@ -183,7 +183,7 @@ class _Chosen:
     def _makers(self) -> dict[str, tuple[str, int]]:
         """Digest of weights -> the first result of the store that gave them."""
         found: dict[str, tuple[str, int]] = {}
-        for path in self.store.paths.result_files():
+        for path in filter(lambda path: path.stem.isdecimal(), self.store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
             for digest in outputs(
                 self.store.trained(trajectory, step) or {"model": "", "training": "", "variants": {}}

@@ -271,7 +271,7 @@ class Store:
         """The steps at which a trajectory has results, in order."""
         self.link.trajectory(trajectory)
         folder = self.paths.trajectory(trajectory)
-        return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+        return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
 
     # -- checkpoints inside a segment --------------------------------------------------------------------------------
 

@@ -3,19 +3,23 @@ campaigns that tell less, and results without metrics."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
+from ticketry.files import within
 from ticketry.lab.store.bundle_file import Bundle, Contents, Part
 from ticketry.lab.store.files import digest_of, unsealed, write_atomically
 from ticketry.lab.store.meeting import Met, met
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.running import marked_running
 from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
-from ticketry.lab.store.store import FORMAT, NUMERICS
+from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 
 
 @dataclass(frozen=True)
@@ -53,31 +57,41 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
         store.link.fetch(results=True)
-        new, unchanged = 0, list[Path]()
-        renewed, differing, apart = list[Path](), list[Path](), list[str]()
-        for part, data in opened.parts():
-            path = _place(store.paths, part)
-            if part.kind == "blob":
-                store.link.wanted(path)
-            if part.kind == "run":
-                _write_run_file(path, data)
-            if not path.exists():
-                write_atomically(path, data)
-                new += 1
-                if part.kind in ("blob", "result", "memo"):  # the others are published together, below
-                    store.link.written(path)
-                continue
-            found = met(part.kind, part.name, path.read_bytes(), data) if part.kind != "blob" else Met(taken=False)
-            if found.taken:
-                write_atomically(path, data)
-                if part.kind == "result":
-                    store.link.written(path, replace=True)
-            (renewed if found.taken else unchanged).append(path)
-            if found.lost == "numbers":
-                differing.append(path)
-            elif found.lost:
-                apart.append(part.name[0])
-        store.link.publish()
+        live = within(store.paths.root, store.paths.live)
+        with marked_running(live):  # nothing is deleted meanwhile that what is unpacked names
+            return _added(opened, store)
+
+
+def _added(opened: Bundle, store: Store) -> Unpacked:
+    new, unchanged = 0, list[Path]()
+    renewed, differing, apart = list[Path](), list[Path](), list[str]()
+    for part, data in opened.parts():
+        path = _place(store.paths, part)
+        if part.kind == "blob":
+            store.link.wanted(path)
+        if part.kind == "run":
+            _write_run_file(path, data)
+        if part.kind == "blob" and path.exists():
+            with contextlib.suppress(OSError):  # another user's
+                os.utime(path)  # tells a `store gc` that runs now that it is in use again
+            store.link.kept(path)
+        if not path.exists():
+            write_atomically(path, data)
+            new += 1
+            if part.kind in ("blob", "result", "memo"):  # the others are published together, below
+                store.link.written(path)
+            continue
+        found = met(part.kind, part.name, path.read_bytes(), data) if part.kind != "blob" else Met(taken=False)
+        if found.taken:
+            write_atomically(path, data)
+            if part.kind == "result":
+                store.link.written(path, replace=True)
+        (renewed if found.taken else unchanged).append(path)
+        if found.lost == "numbers":
+            differing.append(path)
+        elif found.lost:
+            apart.append(part.name[0])
+    store.link.publish()
     left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
     return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
 
