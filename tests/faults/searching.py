@@ -19,8 +19,9 @@ import pytest
 from a_text import written
 from ticketry.cli import main
 
+ITERATIVE, HOW_FAR = ("search", "iterative", "--task", "digits"), ("--rate", "0.5", "--levels", "2")
 QUICK = [
-    *("search", "iterative", "--task", "digits", "--rate", "0.5", "--levels", "2", "--rewind", "10%"),
+    *(*ITERATIVE, *HOW_FAR, "--rewind", "10%"),
     *("--replicates", "2", "--controls", "shuffled", "random_reinit", "--recipe.length", "300it"),
     *("--checkpoint-seconds", "0.05", "--json"),
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cli.calling import call
-from faults.searching import QUICK, Search, assert_same, searched_here, small_disk
+from faults.searching import HOW_FAR, ITERATIVE, QUICK, Search, assert_same, searched_here, small_disk
 from samples import sample
 from ticketry.cli import main
 
@@ -144,7 +144,8 @@ def test_bad_input_is_told_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, told: str
 ) -> None:
     store = tmp_path / "store"
-    found, out, err = call(capsys, *QUICK, "--store", str(store), "--workers", "0", *words)
+    quick = QUICK if "--densities" not in words else [*ITERATIVE, *QUICK[len(ITERATIVE) + len(HOW_FAR) :]]
+    found, out, err = call(capsys, *quick, "--store", str(store), "--workers", "0", *words)
     assert (found, out) == (code, "")
     assert told in err
     assert "Traceback" not in err
