@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError, needs
-from ticketry.files import within
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -163,7 +162,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     from ticketry.lab.lab import Lab
     from ticketry.lab.runners.chosen import default_workers
     from ticketry.lab.runners.process_guard import keep_freed_memory
-    from ticketry.lab.store.running import marked_running
+    from ticketry.lab.store.running import marked_in_use
     from ticketry.lab.training.segment import check_task
 
     at_once = options.devices * options.threads if options.devices > 1 else 1
@@ -194,8 +193,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications say what belongs together
             lab.store.link.fetch()
-            live = within(lab.store.paths.root, lab.store.paths.live)
-            with marked_running(live):  # who removes runs, or moves the store, waits
+            with marked_in_use(lab.store.paths):
                 yield lab
             lab.store.link.publish()
     finally:

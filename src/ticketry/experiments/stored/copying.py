@@ -10,14 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import within
 from ticketry.lab.remote.address import checked_url, is_url
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import moved_inside
 from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import sealed_bytes, unsealed
 from ticketry.lab.store.opening import open_store, remote_at
-from ticketry.lab.store.running import is_mark, marked_running
+from ticketry.lab.store.running import is_mark, marked_in_use
 from ticketry.lab.store.store import FORMAT
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
@@ -58,8 +57,7 @@ def copy_store(origin: str, target: str) -> Copied:
     if here.address == there.address:
         raise StoreError(f"{target} is the very store that is to be copied")
     store = open_store(target)
-    live = within(store.paths.root, store.paths.live)
-    with marked_running(live):  # nothing is deleted meanwhile that what is copied names
+    with marked_in_use(store.paths):  # nothing is deleted meanwhile that what is copied names
         return _copied(here, there, origin, target)
 
 

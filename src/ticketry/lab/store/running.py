@@ -15,6 +15,7 @@ from ticketry.lab.remote.address import shown
 from ticketry.lab.store.files import explained
 
 if TYPE_CHECKING:  # a store reads records of others, which are told from marks
+    from ticketry.lab.store.paths import Paths
     from ticketry.lab.store.store import Store
 
 _MARK, _MOST = "running", 64
@@ -43,6 +44,11 @@ def marked_running(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
             folder.rmdir()  # where the run came to nothing
+
+
+def marked_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
+    """Marks a store as one in which something is carried out: who removes runs, or moves the store, waits."""
+    return marked_running(within(paths.root, paths.live))
 
 
 def is_running(folder: Path) -> bool:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import within
 from ticketry.lab.store.bundle_file import Bundle, Contents, Part
 from ticketry.lab.store.files import digest_of, unsealed, write_atomically
 from ticketry.lab.store.meeting import Met, met
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.running import marked_running
+from ticketry.lab.store.running import marked_in_use
 from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 
@@ -57,8 +56,7 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
         store.link.fetch(results=True)
-        live = within(store.paths.root, store.paths.live)
-        with marked_running(live):  # nothing is deleted meanwhile that what is unpacked names
+        with marked_in_use(store.paths):  # nothing is deleted meanwhile that what is unpacked names
             return _added(opened, store)
 
 
