@@ -73,6 +73,14 @@ def test_without_a_budget_every_way_to_say_one_is_named():
     assert prune(nn.Linear(4, 2), pattern="2:4").density == 0.5, "N:M says it"
 
 
+@pytest.mark.parametrize("given", [{"batches": []}, {"loss": nn.functional.mse_loss}], ids=["batches", "loss"])
+def test_data_for_no_score_is_refused_rather_than_not_looked_at(given):
+    model = nn.Linear(4, 2)
+    with pytest.raises(UsageError, match="without a score, magnitudes decide"):
+        prune(model, 0.5, **given)
+    assert prune(model, 0.5, score="magnitude", **given) == prune(model, 0.5), "who names a score may try all of them alike"
+
+
 def test_masks_do_not_fit_another_model(build):
     with pytest.raises(MaskError):
         prune(

@@ -219,12 +219,13 @@ def prune(
         schedule: densities on the way, exponential or halving: see `iterate.densities`.
         regrow: whether weights removed on the way may return (FORCE; de Jorge et al. 2021), or only those still kept
             are candidates.
-        batches, loss, seed: what the score needs, if it needs any. Several iterations, and scores with second
-            derivatives, keep the batches in memory.
+        batches, loss, seed: what the score needs, if it needs any (magnitude, the default, does not). Several
+            iterations, and scores with second derivatives, keep the batches in memory.
 
     Raises:
-        UsageError: for a request that cannot be meant, or a score that lacks batches or loss. With N:M several
-            iterations must begin at N/M or below. Of a model in parts only magnitude, unstructured, in one cut.
+        UsageError: for a request that cannot be meant, a score that lacks batches or loss, or these beside a density and
+            no score. With N:M several iterations must begin at N/M or below. Of a model in parts only magnitude,
+            unstructured, in one cut.
         ScoreError: if the scores say nothing, or are not real numbers in the shapes of the parameters in scope.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
         MaskError: if `within` does not fit the model, or keeps fewer weights than are asked for.
@@ -299,6 +300,11 @@ def prune(
         raise UsageError(
             "give either density= (fraction kept) or sparsity= (fraction removed), or a budget in their place: flops=,"
             " time= or bytes="
+        )
+    if score is None and (batches is not None or loss is not None):
+        raise UsageError(
+            "without a score, magnitudes decide, and they look at no batches and no loss: name the score that is meant,"
+            " such as score='snip', or leave batches and loss out"
         )
     wanted = pattern.check_density(density, sparsity)
     if any_spread(scope.parameters(model)):
