@@ -207,7 +207,7 @@ def test_the_store_itself_is_sound(watch: Watch, capsys: pytest.CaptureFixture[s
         assert call(capsys, *shlex.split(command.format(store, watch.folder)))[0] == 0, command
 
 
-@pytest.mark.parametrize("name", sample(STORES, list(STORES)[::3]))
+@pytest.mark.parametrize("name", sample(STORES, list(STORES)[::5]))
 def test_a_store_of_a_strangers(watch: Watch, capsys: pytest.CaptureFixture[str], name: str) -> None:
     outside = watch.folder / "outside"
     outside.mkdir()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
 import pytest
 
 from ticketry.cli import main
@@ -15,3 +18,12 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         code = int(end.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def printed(*words: str) -> str:
+    """Standard output of a command that must succeed; for fixtures, which have no `capsys`."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(list(words))
+    assert code == 0, err.getvalue()
+    return out.getvalue()

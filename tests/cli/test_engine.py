@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ticketry as tk
-from cli.calling import call
+from cli.calling import call, printed
 from ticketry.engine.cpu.target import target
 from ticketry.lab.store.files import read_sealed
 from ticketry.tasks.models import build
@@ -27,8 +27,7 @@ FAST = ["--batch", "1,16", "--rounds", "2", "--against", "eager,onnxruntime"]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine") / "store"
-    command = [sys.executable, "-m", "ticketry", "search", "imp", *QUICK, "--controls", "none", "--store", str(folder)]
-    subprocess.run(command, capture_output=True, check=True)
+    printed("search", "imp", *QUICK, "--controls", "none", "--store", str(folder))
     return folder
 
 

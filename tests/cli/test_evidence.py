@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from msgspec import convert
 
 import ticketry as tk
-from cli.calling import call
+from cli.calling import call, printed
 from made_records import verify_record
 from ticketry.cli.screen.verification import told
 from ticketry.records.evidence import VerifyRecord
@@ -26,9 +24,8 @@ SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--worker
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     store = tmp_path_factory.mktemp("evidence") / "store"
-    command = [sys.executable, "-m", "ticketry", "search", "imp", *SEARCH, "--replicates", "2", "--store", str(store)]
-    done = subprocess.run([*command, "--verify", "--json"], capture_output=True, text=True, check=True)
-    return store, json.loads(done.stdout)
+    words = ["search", "imp", *SEARCH, "--replicates", "2", "--store", str(store), "--verify", "--json"]
+    return store, json.loads(printed(*words))
 
 
 def test_a_search_verifies_its_sparsest_winner(searched: tuple[Path, dict[str, Any]]) -> None:

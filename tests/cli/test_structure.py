@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import ticketry as tk
-from cli.calling import call
+from cli.calling import call, printed
 from ticketry.core.structure import coverage, n_m, refill, regroup
 
 QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
@@ -20,8 +18,7 @@ QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("structure") / "store"
-    command = [sys.executable, "-m", "ticketry", "search", "imp", *QUICK, "--controls", "none", "--store", str(folder)]
-    subprocess.run([*command, "--rewind", "3it"], capture_output=True, check=True)
+    printed("search", "imp", *QUICK, "--controls", "none", "--rewind", "3it", "--store", str(folder))
     return folder
 
 

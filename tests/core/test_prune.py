@@ -78,7 +78,9 @@ def test_data_for_no_score_is_refused_rather_than_not_looked_at(given):
     model = nn.Linear(4, 2)
     with pytest.raises(UsageError, match="without a score, magnitudes decide"):
         prune(model, 0.5, **given)
-    assert prune(model, 0.5, score="magnitude", **given) == prune(model, 0.5), "who names a score may try all of them alike"
+    assert prune(model, 0.5, score="magnitude", **given) == prune(model, 0.5), (
+        "a score that is named may be one of many"
+    )
 
 
 def test_masks_do_not_fit_another_model(build):

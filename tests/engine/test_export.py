@@ -52,7 +52,7 @@ class Fixed(nn.Module):
         return x.view(2, 3, 16, 16).mean((2, 3)) if x.shape[0] == 2 else x.new_zeros(x.shape[0], 3)
 
 
-@pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
+@pytest.mark.parametrize("format", sample(["onnx", "pt2"], 1))
 def test_a_masked_model(model: nn.Module, tmp_path: Path, format: str) -> None:
     mask = tk.prune(model, density=0.2, score="magnitude")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -133,7 +133,7 @@ def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> N
         ran(tmp_path / "m.onnx", X)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
 def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str) -> None:
     with pytest.raises(EngineError, match="for that alone"):
         export(Fixed(), None, X, tmp_path / f"m.{format}", format=format)
@@ -193,10 +193,12 @@ class Around(nn.Module):
         return made[: len(xs[0])] if self.way == "len" else made
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("way", ["names", "len"])
+@pytest.mark.parametrize(
+    ("way", "format"),
+    sample([("len", "onnx"), ("names", "pt2"), ("names", "onnx"), ("len", "pt2")], [("names", "pt2")]),
+)
 def test_any_batch_of_arguments_without_names_and_of_a_model_that_asks_for_their_length(
-    tmp_path: Path, format: str, way: str
+    tmp_path: Path, way: str, format: str
 ) -> None:
     torch.manual_seed(0)
     model, x = Around(way).eval(), torch.randn(5, 6)

@@ -206,7 +206,7 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
     ("method", "words"),
     [
         ("iterative", {"levels": 2}),
-        ("gradual", {}),
+        pytest.param("gradual", {}, marks=pytest.mark.slow),
         pytest.param("dynamic", {"frequency": "5it"}, marks=pytest.mark.slow),
     ],
 )

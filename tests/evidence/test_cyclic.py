@@ -159,6 +159,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return as_json(execute(lab, run))
 
 
+@pytest.mark.slow
 def test_rows_tell_their_own_steps(record: dict[str, Any]) -> None:
     rows = {(point["role"], point["level"]): point for point in record["points"] if point["replicate"] == 0}
     for level in (1, 2):
@@ -187,6 +188,7 @@ def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
         assert beside["steps"] == T + verdict["level"] * (T - K)
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_with_a_word(record: dict[str, Any], tmp_path: Path) -> None:
     page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "minus cyclic training (shown only)" in page

@@ -253,6 +253,7 @@ def test_what_has_no_stability_is_refused_before_training(searched):
 # -- public names ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_public_names_stay_what_they_are_whatever_is_imported_first():
     measures = ["barrier", "compare", "distance", "holm", "instability", "stability"]
     assert dir(tk.evidence) == [

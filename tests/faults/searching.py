@@ -122,10 +122,10 @@ class Search:
 
 
 def searched_here(store: Path, *words: str, quick: Sequence[str] = QUICK) -> dict[str, Any]:
-    """The JSON of a search in this process, which nothing disturbs."""
+    """The JSON of a search in this process, which nothing disturbs: so it needs no checkpoints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main([*quick, "--store", str(store), "--workers", "0", *words]) == 0
+        assert main([*quick, "--store", str(store), "--workers", "0", "--checkpoint-seconds", "60", *words]) == 0
     found: dict[str, Any] = json.loads(out.getvalue())
     return found
 

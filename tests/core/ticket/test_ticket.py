@@ -149,6 +149,7 @@ class TestBytes:
         for name in ("ticket.json", "mask.safetensors", "start.safetensors", "model.safetensors"):
             assert (first / name).read_bytes() == (second / name).read_bytes() == (third / name).read_bytes()
 
+    @pytest.mark.slow
     def test_in_another_process_too(self, tmp_path):
         code = (
             "import sys, torch\n"

@@ -74,6 +74,7 @@ def test_single_weights_save_nothing_and_rows_do(costs: tk.cost.CostModel) -> No
     assert layer.curves["rows:64"].at(0.05) < 0.6 * layer.dense
 
 
+@pytest.mark.slow
 def test_a_mask_for_a_time_there(costs: tk.cost.CostModel, images: torch.Tensor) -> None:
     model = small()
     budget = 0.8 * costs.dense

@@ -38,6 +38,7 @@ def test_tk_compile_hands_models_on_a_gpu_over(monkeypatch):
     assert tk.compile(model, None, x, threads=3, precision="bf16") == ((model, None, x), options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
 def test_the_benchmark_says_that_there_is_no_gpu():
     script = Path(__file__).parents[3] / "benchmarks" / "engine_gpu.py"

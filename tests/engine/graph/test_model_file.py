@@ -300,7 +300,7 @@ def test_other_operations_of_torch_are_told_apart_from_the_models_own(tmp_path: 
         fast.save(tmp_path / "model.tk")
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_hostile_files(count: int) -> None:
     """In a process of its own, with a limit of memory and of time for each file: a crash or hang ends that process."""
     tests = Path(__file__).parents[2]

@@ -114,6 +114,7 @@ def test_the_interval_is_of_one_more_replicate() -> None:
     assert interval(values) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_librarys_own_variants_are_known() -> None:
     """In a process that has imported nothing else, as a command has not."""
     code = (

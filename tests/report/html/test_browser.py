@@ -46,20 +46,24 @@ _REPORTS = ["everything"]
 _MORE_REPORTS = ["fifty layers", "three layers", "no controls", "in progress", "perplexity"]
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, full_record, make_verify, make_stability):
+    path = tmp_path_factory.mktemp("everything") / "report.html"
+    return write_report(full_record, path, evidence=[make_verify(), make_stability()])
+
+
 @pytest.fixture(scope="module", params=[*_REPORTS, *(pytest.param(name, marks=_SLOW) for name in _MORE_REPORTS)])
-def report(
-    request, tmp_path_factory, make_record, many_layers, partial_record, full_record, make_verify, make_stability
-):
+def report(request, tmp_path_factory, make_record, many_layers, partial_record):
+    if request.param == "everything":
+        return request.getfixturevalue("everything")
     record = {
         "three layers": lambda: make_record(),
         "fifty layers": lambda: make_record(levels=12, shapes=many_layers),
         "no controls": lambda: make_record(levels=5, replicates=1, controls=()),
         "in progress": lambda: partial_record,
         "perplexity": lambda: make_record(metric=("perplexity", "", False)),
-        "everything": lambda: full_record,
     }[request.param]()
-    evidence = [make_verify(), make_stability()] if request.param == "everything" else []
-    return write_report(record, tmp_path_factory.mktemp("report") / "report.html", evidence=evidence)
+    return write_report(record, tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +75,16 @@ def comparison(tmp_path_factory, rewind_runs, many_layers, make_record):
     ]
     runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot-" + "a-very-long-name-" * 6, "cifar10"
     path = write_report(runs, tmp_path_factory.mktemp("comparison") / "report.html")
-    count = sum(len(run["points"]) for run in runs)
-    return path, count
+    return path, sum(len(run["points"]) for run in runs)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, rewind_runs, make_record):
+    """The same of runs with few networks, which are drawn in a moment."""
+    runs = [*rewind_runs, make_record(levels=2, replicates=2, controls=("shuffled", "random_prune"))]
+    runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot", "cifar10"
+    path = write_report(runs, tmp_path_factory.mktemp("few") / "report.html")
+    return path, sum(len(run["points"]) for run in runs)
 
 
 def _open(browser, path, width=1400, scheme="light"):
@@ -195,6 +207,7 @@ def test_moments_and_costs_fit(browser, early, width, scheme):
     assert asked == [early.as_uri()]
 
 
+@pytest.mark.slow
 def test_tables_by_method_sort_each_by_itself(browser, early):
     page, heard, _ = _open(browser, early)
     tables = page.locator("table.methods")
@@ -221,8 +234,8 @@ def _column(page, name):
     )
 
 
-def test_the_table_sorts_by_mouse_and_keyboard(browser, comparison):
-    page, heard, _ = _open(browser, comparison[0])
+def test_the_table_sorts_by_mouse_and_keyboard(browser, few):
+    page, heard, _ = _open(browser, few[0])
     before = _column(page, "test")
     head = page.locator("table.networks th", has_text="test")
     head.get_by_role("button").click()
@@ -241,8 +254,8 @@ def test_the_table_sorts_by_mouse_and_keyboard(browser, comparison):
     assert heard == []
 
 
-def test_the_table_filters_by_words_and_role(browser, comparison):
-    path, count = comparison
+def test_the_table_filters_by_words_and_role(browser, few):
+    path, count = few
     page, heard, _ = _open(browser, path)
     shown = page.locator(".filters output")
     assert shown.text_content() == f"{count:,} of {count:,}"
@@ -285,9 +298,8 @@ def test_a_link_to_a_run_opens_it(browser, comparison):
     assert heard == []
 
 
-def test_figures_and_their_data_can_be_saved(browser, tmp_path, full_record):
-    path = write_report(full_record, tmp_path / "report.html")
-    page, heard, _ = _open(browser, path, scheme="dark")
+def test_figures_and_their_data_can_be_saved(browser, tmp_path, everything):
+    page, heard, _ = _open(browser, everything, scheme="dark")
     for kind, check in (("SVG", _is_drawing), ("CSV", _is_table)):
         with page.expect_download() as caught:
             page.locator("#metric-by-density .downloads a", has_text=kind).click()

@@ -65,8 +65,8 @@ def test_equal_to_the_masked_model(name: str) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["resnet-20-8", "separable", "lstm-tied", "norms"])
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", sample(["separable", "lstm-tied", "norms", "resnet-20-8"], 3))
+@pytest.mark.parametrize("kind", sample(["sgd", "adamw", "adam"], 2))
 def test_training_goes_on_as_that_of_the_masked_model(name: str, kind: str) -> None:
     model, x = case(name)
     optimizer = {

@@ -207,6 +207,7 @@ def test_a_fixed_batch_asks_no_questions():
     assert graph.notes == ("the number of examples is fixed: it was asked for",)
 
 
+@pytest.mark.slow
 def test_no_compiler_of_torch_is_loaded():
     code = """
 import sys, torch
