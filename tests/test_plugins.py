@@ -207,7 +207,7 @@ ONESHOT = ("--density", "0.3", "--rewind", "0", "--retrain", "continue")
 @pytest.mark.parametrize(
     "words",
     [
-        ("oneshot", "--score", "lottery_extras.lamp:lamp", *ONESHOT),
+        pytest.param(("oneshot", "--score", "lottery_extras.lamp:lamp", *ONESHOT), marks=pytest.mark.slow),
         ("lottery_extras.movement:search", "--density", "0.3"),
         pytest.param(("oneshot", "--score", "lamp", *ONESHOT), marks=pytest.mark.slow),
         pytest.param(
