@@ -223,8 +223,8 @@ def prune(
             iterations, and scores with second derivatives, keep the batches in memory.
 
     Raises:
-        UsageError: for a request that cannot be meant, a score that lacks batches or loss, or these beside a density and
-            no score. With N:M several iterations must begin at N/M or below. Of a model in parts only magnitude,
+        UsageError: for a request that cannot be meant, a score that lacks batches or loss, or these beside a density
+            and no score. With N:M several iterations must begin at N/M or below. Of a model in parts only magnitude,
             unstructured, in one cut.
         ScoreError: if the scores say nothing, or are not real numbers in the shapes of the parameters in scope.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
