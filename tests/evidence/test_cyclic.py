@@ -159,7 +159,6 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return as_json(execute(lab, run))
 
 
-@pytest.mark.slow
 def test_rows_tell_their_own_steps(record: dict[str, Any]) -> None:
     rows = {(point["role"], point["level"]): point for point in record["points"] if point["replicate"] == 0}
     for level in (1, 2):

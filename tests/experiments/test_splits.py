@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 import ticketry as tk
+from cli.calling import printed
 from ticketry.cli import main
 from ticketry.experiments.run_file import read_run_file
 from ticketry.tasks import catalogue
@@ -37,9 +36,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         "0",
         "--json",
     ]
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(["search", "oneshot", *words, *more, *again, "--store", str(tmp_path / "store")]) == 0
-    return path, json.loads(out.getvalue())
+    return path, json.loads(printed("search", "oneshot", *words, *more, *again, "--store", str(tmp_path / "store")))
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from a_text import written
-from ticketry.cli import main
+from cli.calling import printed
 
 ITERATIVE, HOW_FAR = ("search", "iterative", "--task", "digits"), ("--rate", "0.5", "--levels", "2")
 QUICK = [
@@ -123,10 +122,8 @@ class Search:
 
 def searched_here(store: Path, *words: str, quick: Sequence[str] = QUICK) -> dict[str, Any]:
     """The JSON of a search in this process, which nothing disturbs: so it needs no checkpoints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main([*quick, "--store", str(store), "--workers", "0", "--checkpoint-seconds", "60", *words]) == 0
-    found: dict[str, Any] = json.loads(out.getvalue())
+    undisturbed = ("--store", str(store), "--workers", "0", "--checkpoint-seconds", "60")
+    found: dict[str, Any] = json.loads(printed(*quick, *undisturbed, *words))
     return found
 
 

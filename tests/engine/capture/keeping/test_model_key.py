@@ -260,7 +260,8 @@ def test_the_key_is_the_same_in_another_process(tmp_path, monkeypatch):
         torch.manual_seed(0)
         print(key_of(somebody.Net().eval(), ((torch.zeros(2, 4),), {})))
     """
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    seed = "0" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, check=True
     )
