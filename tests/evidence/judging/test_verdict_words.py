@@ -194,8 +194,8 @@ def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
     assert beyond.more_seeds > 1
     assert next_steps(beyond.reasons, {"shuffled": control}) == (
         "next interim analysis at 4 seeds",
-        f"likely to decide: about {beyond.more_seeds} more seeds, beyond the plan's 4: that takes a new plan and new"
-        " seeds",
+        f"likely to decide: about {beyond.more_seeds} more seeds, beyond the plan's 4: that takes a new plan of"
+        f" {3 + beyond.more_seeds} fresh seeds",
     )
     assert next_steps(within.reasons, {"shuffled": control}) == (
         "next interim analysis at 900 seeds",

@@ -73,7 +73,8 @@ def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
     if made.dense.spread is None or any(one.spread is None for one in made.controls.values()):
         guess = f", for a true difference of 0 to dense and a spread of {ASSUMED_SPREAD * made.margin:g} (assumed)"
     beyond = interim is not None and made.n + made.more_seeds > interim.last
-    limit = f", beyond the plan's {interim.last}: that takes a new plan and new seeds" if interim and beyond else ""
+    fresh = f"a new plan of {made.n + made.more_seeds} fresh seeds"  # those that have been seen count no more
+    limit = f", beyond the plan's {interim.last}: that takes {fresh}" if interim and beyond else ""
     return [*lines, f"likely to decide: about {_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
 
 
