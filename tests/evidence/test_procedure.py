@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,6 +108,13 @@ def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: V
         assert found["ticket"].result.segment.start == found["shuffled"].result.segment.start
         begun.append(seeds.initialisation)
     assert len(set(begun)) == 2
+
+
+def test_seeds_that_were_judged_can_be_passed_over(lab: tk.Lab, oneshot: Verification) -> None:
+    later = verify_procedure(procedure(lab, "oneshot", density=(0.1,)), replace(TWO, seeds=1, after=1))
+    assert {role: values[:1] for role, values in later.values.items()} == {
+        role: values[1:] for role, values in oneshot.values.items()
+    }
 
 
 def test_controls_keep_what_they_say(lab: tk.Lab, oneshot: Verification) -> None:

@@ -21,6 +21,7 @@ from ticketry.evidence.settings import StabilitySettings, VerifySettings
         ({"claim": "wins", "controls": ("none",)}, "'wins' needs a control"),
         ({"seeds": 0}, "give at least 1"),
         ({"seeds": 3, "interim": (2, 3)}, "either interim or seeds"),
+        ({"after": -1}, "after -1 seeds: give the number of seeds that are passed over"),
     ],
 )
 def test_before_anything_is_trained(settings: dict[str, Any], told: str) -> None:

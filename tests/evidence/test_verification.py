@@ -115,6 +115,19 @@ def test_seeds_are_those_of_no_search_and_of_no_second_purpose(lab: Lab, ticket:
     assert not set(orders) & {Seeds().replicate(n).order for n in range(1000)}
 
 
+def test_seeds_that_were_judged_can_be_passed_over(lab: Lab, ticket: Ticket) -> None:
+    """The limit of a plan is not moved by its own seeds: those after them are other ones, of A/A too."""
+    first, later = (
+        verify(lab, ticket, VerifySettings(controls=("none",), seeds=2, after=after, references=False))
+        for after in (0, 2)
+    )
+    four = verify(lab, ticket, VerifySettings(controls=("none",), seeds=4, references=False))
+    assert [*first.values["ticket"], *later.values["ticket"]] == four.values["ticket"]
+    assert [*first.values["dense"], *later.values["dense"]] == four.values["dense"]
+    assert [*first.again, *later.again] == four.again
+    assert len(set(four.values["ticket"])) > 1
+
+
 def test_the_noise_floor_is_ticket_minus_ticket(made: Verification) -> None:
     assert made.noise is not None
     pairs = zip(made.values["ticket"], made.again, strict=True)

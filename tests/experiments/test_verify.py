@@ -62,6 +62,10 @@ def test_a_record_is_written_and_nothing_is_done_twice(lab: Lab, run: dict[str, 
     assert other["name"] != record["name"]
     assert other["claim"] == "matches"
     assert other["cost"]["segments_trained"] == 0  # the ticket and the dense network are there
+    later = as_json(execute_verify(lab, ticket, dataclasses.replace(QUICK, after=1)))
+    assert (record["after"], later["after"]) == (0, 1)
+    assert later["name"] != record["name"]  # both are told
+    assert [one["values"][0] for one in later["networks"]] == [one["values"][1] for one in record["networks"]]
 
 
 def test_a_ticket_from_elsewhere_has_no_run(lab: Lab, run: dict[str, Any], tmp_path: Path) -> None:

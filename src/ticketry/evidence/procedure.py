@@ -75,6 +75,8 @@ class Procedure:
     """Of the run's first replicate, which fresh ones are made from."""
     bounded: bool = False
     """Whether the settings bound what the whole search may cost, to one dense training by the recipe."""
+    after: int = 0
+    """Fresh seeds that are passed over, see `VerifySettings.after`, which takes its place."""
 
     @property
     def task(self) -> Task:
@@ -87,7 +89,7 @@ class Procedure:
             number: of the repetition, from 0.
         """
         own = self.seeds
-        return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", number))
+        return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
     def replicate(self, number: int) -> Replicate:
         """Search from fresh seeds, no further than is needed.
@@ -98,7 +100,7 @@ class Procedure:
         Raises:
             UsageError: if there is no ticket of the level.
         """
-        task, seeds, found = self.task_of(number), self.fresh_seeds(number), []
+        task, seeds, found = self.task_of(self.after + number), self.fresh_seeds(number), []
         for one in self.search(self.lab, task, self.recipe, self.settings, seeds):
             found.append(one)
             if one.level == self.level:

@@ -51,6 +51,9 @@ class VerifySettings:
     """Interim analyses: numbers of seeds at which to judge. The last is the limit; earlier ones are paid for."""
     seeds: int | None = None
     """So many seeds, judged once, without interim analyses."""
+    after: int = 0
+    """Fresh seeds that are passed over: those by which an earlier verification was judged, whose plan or settings were
+    not these. A plan's end that is moved once its seeds have been seen errs more often than it says."""
     noise: bool = True
     """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it. Of a
     procedure there is none: it would be as many searches again."""
@@ -62,6 +65,8 @@ class VerifySettings:
         check_settings(1.0 if self.margin is None else self.margin, self.confidence, None, self.least_spread)
         if self.claim == "wins" and self.controls == ("none",):
             raise UsageError("'wins' needs a control to win against: name controls, or claim 'matches'")
+        if self.after < 0:
+            raise UsageError(f"after {self.after} seeds: give the number of seeds that are passed over, at least 0")
         if self.seeds is None:
             return
         if self.interim != INTERIM:

@@ -53,6 +53,8 @@ class Subject:
     """What acts on the network while it trains: the mask, and whatever the method has added."""
     form: Form = WEIGHTS
     """Of its mask, and of the controls'."""
+    after: int = 0
+    """Fresh seeds that are passed over, see `VerifySettings.after`."""
 
     @property
     def remaining(self) -> int:
@@ -66,7 +68,7 @@ class Subject:
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
         """Seeds that no search has used: those of seed number `number` of a verification."""
-        return Seeds.of(mix(self.seeds.order, purpose, number))
+        return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
 
 
 def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:

@@ -350,4 +350,4 @@ def _worded(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -
     following = interim.after(made.n) if interim is not None and not made.decided else None
     more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
-    return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made))
+    return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made, interim))

@@ -10,7 +10,7 @@ procedure too, over replicates that its settings and its level may have been cho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -129,7 +129,7 @@ def verify(
         3
     """
     settings = settings or VerifySettings()
-    rivals = Rivals(subject(lab, ticket, task), settings)
+    rivals = Rivals(replace(subject(lab, ticket, task), after=settings.after), settings)
     made, trained = _decided(rivals, settings, on_interim)
     again = _again(rivals, made.n) if settings.noise else []
     noise = _minus_itself(rivals, _values(rivals, trained["ticket"])[: made.n], again, made) if again else None
@@ -168,7 +168,7 @@ def verify_procedure(
         3
     """
     settings = settings or VerifySettings()
-    rivals = ProcedureRivals(procedure, settings)
+    rivals = ProcedureRivals(replace(procedure, after=settings.after), settings)
     made, trained = _decided(rivals, settings, on_interim)
     return _verification("procedure", rivals, settings, made, trained)
 

@@ -42,6 +42,7 @@ class VerifyKeywords(LabKeywords, total=False):
     confidence: float
     interim: int | Sequence[int]
     seeds: int | None
+    after: int
     noise: bool
     references: bool
 

@@ -199,6 +199,7 @@ def execute_verify(
             run=run_of(root, Path(path)),
             resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
             interim=() if settings.seeds is not None else settings.interim,
+            after=settings.after,
             **told,
             **made.told(),
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
@@ -218,7 +219,7 @@ def suited_claim(ticket: Ticket) -> About:
 
 
 def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
-    asked = {**vars(settings), "controls": settings.controls or RIVALS}
+    asked = {**_asked(settings), "controls": settings.controls or RIVALS}
     described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
     chosen = {"arithmetic": dict(arithmetic)} if arithmetic else {}
     return _name({"ticket": info.get("segment"), **described, **chosen})
@@ -245,7 +246,12 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
         if name not in ("replicates", "controls", "control_densities", "sources")
     }
     described |= {"sources": search.procedure_sources} if search.procedure_sources else {}
-    return _name({"procedure": described, "level": level, **vars(settings)})
+    return _name({"procedure": described, "level": level, **_asked(settings)})
+
+
+def _asked(settings: VerifySettings) -> dict[str, Any]:
+    """The settings by name; a later one is there if it is asked for, so that records keep their names."""
+    return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
 def _procedure_told(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:

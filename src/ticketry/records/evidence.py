@@ -83,6 +83,8 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
     """The smallest step of the metric, where it is known."""
     interim: tuple[Count, ...] = ()
     """Numbers of seeds at which a decision was planned."""
+    after: Count = 0
+    """Fresh seeds that were passed over, which an earlier verification was judged by."""
     networks: tuple[Network, ...]
     noise: Noise | None = None
     references: tuple[Reference, ...] = ()

@@ -129,7 +129,7 @@ def points(metric: Metric) -> str:
 def summary_label(metric: Metric) -> str:
     """What a number over replicates is, in words."""
     if metric.summary == "iqm":
-        return "interquartile mean [95 % bootstrap interval]"
+        return "interquartile mean [95 % interval]"
     return "mean ± standard deviation"
 
 

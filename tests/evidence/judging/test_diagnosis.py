@@ -77,3 +77,10 @@ def test_skewed_differences_are_told_with_their_skewness() -> None:
     assert found.reasons == (
         f"dense: differences are skewed ({skew:+.1f}), so that their mean is less certain than it seems",
     )
+
+
+def test_differences_of_rounding_hang_together_in_no_order() -> None:
+    noise = [1e-14 * (number // 5) for number in range(10)]
+    found = told(*noise, least=0.5)
+    assert (found.skewness, found.correlation, found.reasons) == (0, 0, ())
+    assert told(*(1e12 * value for value in noise), least=0.5).correlation > 0.5

@@ -57,6 +57,18 @@ def test_rows_are_judged_like_lists_and_two_seeds_not_at_all() -> None:
     assert guarded([5.0, 5.1], 0.0, 0.1) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("unit", [1e-60, 1e-9, 1e3, 1e60])
+def test_the_unit_of_a_metric_changes_nothing(unit: float) -> None:
+    """A loss may be of 1e-9: its squares and cubes are no rounding, though those of differences near 1 would be."""
+    skewed = -np.random.default_rng(8).exponential(1, (200, 7))
+    hanging = np.cumsum(np.random.default_rng(9).normal(size=(200, 7)), axis=1)
+    for rows in (skewed, hanging):
+        expected = np.array(guarded(rows, -1.0, 0.05))
+        assert np.array(guarded(unit * rows, -unit, 0.05 * unit)) == pytest.approx(expected, rel=1e-6)
+        assert skewness(unit * rows) == pytest.approx(skewness(rows))
+        assert correlation(unit * rows) == pytest.approx(correlation(rows))
+
+
 # -- an unseen collapse ------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +144,7 @@ def test_an_order_that_is_plain_makes_the_error_larger() -> None:
         assert told is not None
         assert "hang together in their order" in " ".join(told.reasons)
     assert correlation([2.0, 2.0, 2.0]) == 0
+    assert skewness([90.1 - 90.0] * 9 + [90.2 - 90.1]) == correlation([0.1] * 10) == 0  # equal but for rounding
 
 
 # -- diagnosis ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, seeds_neede
 from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 DENSE = [88.3, 87.8, 88.7, 88.1, 88.4, 88.2, 88.0, 88.5]
+SETTLED = "their number was settled before they were seen: judged again whenever some are added, they err more often"
 NEAR = [88.4, 88.0, 88.6, 88.2, 88.5, 88.3, 88.2, 88.4]
 FAR = [86.9, 86.6, 87.2, 86.7, 87.3, 86.8, 87.0, 86.5]
 SCATTERED = [88.9, 87.3, 88.5, 88.0]
@@ -194,8 +195,8 @@ def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
     assert beyond.more_seeds > 1
     assert next_steps(beyond.reasons, {"shuffled": control}) == (
         "next interim analysis at 4 seeds",
-        f"likely to decide: about {beyond.more_seeds} more seeds, beyond the plan's 4: that takes a new plan and new"
-        " seeds",
+        f"likely to decide: about {beyond.more_seeds} more seeds, beyond the plan's 4: that takes a new plan of"
+        f" {3 + beyond.more_seeds} fresh seeds",
     )
     assert next_steps(within.reasons, {"shuffled": control}) == (
         "next interim analysis at 900 seeds",
@@ -233,7 +234,12 @@ def test_what_a_verdict_assumes() -> None:
         "the spread of seeds is not believed to be below 0.25",
         "up to 5 % of seeds may fall 1.25 short of the others without having been seen",
         "none of 8 collapsed: a rate of up to 31 % is not excluded (at 95 %)",
+        SETTLED,
     )
+
+
+def test_only_a_plan_allows_for_seeds_that_are_added() -> None:
+    assert SETTLED not in verdict(NEAR[:5], DENSE[:5], claim="matches", interim=InterimAnalyses((5, 8))).assumptions
 
 
 def test_seeds_that_collapsed_are_counted() -> None:
@@ -255,4 +261,5 @@ def test_two_seeds_tell_of_no_collapse() -> None:
         "seeds share no randomness",
         "the spread of seeds is not believed to be below 0.5",
         "up to 5 % of seeds may fall 2.5 short of the others without having been seen",
+        SETTLED,
     )

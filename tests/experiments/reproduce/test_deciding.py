@@ -247,6 +247,17 @@ def test_a_barrier_against_a_number(heights: list[float], found: str) -> None:
     assert decide([other_way], {}, {}, stable)[0].found == opposite[found]
 
 
+def test_a_barrier_is_that_of_the_test_split_in_whatever_order_splits_are_told() -> None:
+    test, train = analysis([0.1, 0.3, 0.2, 0.0, 0.1], [1] * 5), Curve("train", 0, 9.0, (0.0, 0.5, 1.0), (0.0, 9.0, 0.0))
+    for first in (True, False):
+        rows = [part(row, barriers=(train, *row.barriers) if first else (*row.barriers, train)) for row in test.rows]
+        judged = decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(rows))]})[0]
+        assert judged.found == "confirmed"
+        assert judged.a == (0.1, 0.3, 0.2, 0.0, 0.1)
+    alone = [part(row, barriers=(train,)) for row in test.rows]
+    assert decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(alone))]})[0].a == (9.0,) * 5
+
+
 def test_distances_are_better_the_lower() -> None:
     stable = {"one": [analysis([0] * 5, [3, 4, 3, 4, 3])], "other": [analysis([0] * 5, [9, 8, 9, 9, 8])]}
     order = replace(CLAIM, metric="order-distance", higher_is_better=False)

@@ -104,6 +104,21 @@ def test_a_ratio_is_paired_by_replicate() -> None:
     assert found.interval[1] / found.interval[0] < alone.interval[1] / alone.interval[0]
 
 
+def test_a_ratio_by_what_falls_short_nowhere_is_a_bound() -> None:
+    """Tickets that still match at the cheapest level may match below it: they may need less than they are seen to."""
+    falls = run([[s, -0.5 + s, -2.0 + s] for s in (-0.1, 0.0, 0.1)], shares=[0.4, 0.2, 0.1])
+    holds = run([[s, s, s] for s in (-0.1, 0.0, 0.1)], shares=[0.8, 0.6, 0.4], name="two")
+    least = least_cost(holds, TIME, 0.5)
+    assert least is not None
+    assert (least.value, least.words, least.interval) == (pytest.approx(0.4), "at most ", None)
+    low, high = least_cost_ratio(falls, holds, TIME, 0.5), least_cost_ratio(holds, falls, TIME, 0.5)
+    assert low is not None
+    assert high is not None
+    assert (low.value, low.words, low.interval) == (pytest.approx(0.5), "at least ", None)
+    assert (high.value, high.words, high.interval) == (pytest.approx(2.0), "at most ", None)
+    assert least_cost_ratio(holds, holds, TIME, 0.5) is None
+
+
 def test_other_seeds_make_no_ratio_and_two_replicates_no_interval() -> None:
     one = run([[0.0, -1.0, -2.0]] * 2)
     other = run([[0.0, -1.0, -2.0]] * 2, name="two", seeds={**one.run.seeds, "master": 77})

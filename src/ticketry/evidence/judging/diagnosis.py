@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from ticketry.evidence.judging.distributions import special
-from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, correlation, inflation, skewness
+from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, ROUNDING, correlation, inflation, skewness
 from ticketry.records.verdict import Diagnosis as Found
 
 _FAR = 3.0
@@ -37,6 +37,8 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
     if n < LEAST_SEEDS:
         return None
     values = np.asarray(differences, dtype=np.float64)
+    if np.ptp(values) <= ROUNDING * least_spread:  # differences of rounding, about 0, hang together in any order
+        values = np.zeros(n)
     gaps = values - np.median(values)
     far = _FAR * max(_MAD * float(np.median(np.abs(gaps))), least_spread)
     low, high = (tuple(int(seed) + 1 for seed in np.flatnonzero(side * gaps > far)) for side in (-1, 1))

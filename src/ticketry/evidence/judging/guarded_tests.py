@@ -28,6 +28,8 @@ UNSEEN_FALL = 5.0
 """How far below the others such a seed falls, in least spreads."""
 LEAST_SEEDS = 3
 """Fewer decide nothing."""
+ROUNDING = 1e-9
+"""A spread below this share of the values is the floating point's, not the networks'."""
 _RATES = 26
 _ORDER = 2.5758
 """Normal quantile of a two-sided 1 %, beyond which an order is taken to be seen."""
@@ -150,8 +152,8 @@ def skewness(differences: Any) -> Any:
     n = values.shape[-1]
     if n < 3:
         return np.zeros(values.shape[:-1])
-    centred = values - values.mean(axis=-1, keepdims=True)
-    spread = values.std(axis=-1, ddof=1)
+    centred = _centred(values)
+    spread = centred.std(axis=-1, ddof=1)
     third = n / ((n - 1) * (n - 2)) * (centred**3).sum(axis=-1)
     return _ratio(third, spread**3)
 
@@ -160,8 +162,7 @@ def correlation(differences: Any) -> Any:
     """Of each difference with the next (lag 1), in the order of seeds; 0 for equal values."""
     import numpy as np
 
-    values = np.asarray(differences, dtype=np.float64)
-    centred = values - values.mean(axis=-1, keepdims=True)
+    centred = _centred(np.asarray(differences, dtype=np.float64))
     return _ratio((centred[..., 1:] * centred[..., :-1]).sum(axis=-1), (centred**2).sum(axis=-1))
 
 
@@ -179,9 +180,19 @@ def inflation(found: Any, n: int) -> Any:
     return np.where(shown, np.sqrt((1 + size) / (1 - size)), 1.0)
 
 
-def _ratio(one: Any, two: Any) -> Any:
-    """One divided by the other; 0 where the latter is as good as 0."""
+def _centred(values: Any) -> Any:
+    """What is left of values without their mean, in units of the largest: then squares and cubes of no unit vanish, be
+    it of a loss of 1e-9, nor overflow. 0 where rounding alone tells values apart."""
     import numpy as np
 
-    tiny = two <= 1e-24
-    return np.where(tiny, 0.0, one / np.where(tiny, 1.0, two))
+    gaps = values - values.mean(axis=-1, keepdims=True)
+    largest = np.abs(gaps).max(axis=-1, keepdims=True)
+    equal = largest <= ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
+    return np.where(equal, 0.0, gaps / np.where(equal, 1.0, largest))
+
+
+def _ratio(one: Any, two: Any) -> Any:
+    """One divided by the other; 0 where the latter is 0."""
+    import numpy as np
+
+    return np.where(two == 0, 0.0, one / np.where(two == 0, 1.0, two))

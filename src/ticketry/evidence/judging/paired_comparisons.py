@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
 from ticketry.evidence.judging.distributions import special
-from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
+from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, ROUNDING, collapse_edge, guarded
 from ticketry.evidence.judging.power import SIMULATED, guarded_power
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.records.network import DENSE
@@ -27,8 +27,6 @@ from ticketry.records.verdict import MeanDifference
 
 MOST_SEEDS = 1000
 """Beyond this many seeds, the estimate of how many are needed gives up."""
-_ROUNDING = 1e-9
-"""A spread below this share of the values is the floating point's, not the networks'."""
 
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
@@ -243,7 +241,7 @@ def _spread(
     """The spread to reckon with, and what to say about it."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
-    flat = sd <= _ROUNDING * scale
+    flat = sd <= ROUNDING * scale
     if resolution is not None and sd < resolution:
         seen = "all differences are equal" if flat else f"their spread of {sd:.2g} is below the metric's resolution"
         return resolution, f"{name}: {seen}; a spread of {resolution:.2g}, the resolution, is taken instead"

@@ -12,6 +12,7 @@ from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, Comparison
 from ticketry.records.display import answers_text, number_text
 from ticketry.records.network import DENSE
 
+_SETTLED = "their number was settled before they were seen: judged again whenever some are added, they err more often"
 _FINER = 0.01
 """A margin below it is finer than two decimals, which is how points of accuracy are told."""
 
@@ -43,7 +44,7 @@ def _difference(one: Comparison) -> str:
     return told(one.mean) + ("" if one.low is None or one.high is None else f" [{told(one.low)}, {told(one.high)}]")
 
 
-def assumptions_of(made: Verdict) -> tuple[str, ...]:
+def assumptions_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """What the p-values rest on, and the rate of collapse that the seeds do not exclude."""
     least = made.dense.least_spread or 0.0
     own = "seeds share no randomness" if made.groups == made.n else f"{_parents(made.groups)} share no randomness"
@@ -56,7 +57,7 @@ def assumptions_of(made: Verdict) -> tuple[str, ...]:
     if found := made.dense.diagnosis:
         seen = f"{len(found.low)} of {made.groups}" if found.low else f"none of {made.groups}"
         lines.append(f"{seen} collapsed: a rate of up to {100 * found.collapse_rate:.0f} % is not excluded (at 95 %)")
-    return tuple(lines)
+    return (*lines, *([_SETTLED] if interim is None else []))
 
 
 def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
@@ -73,7 +74,8 @@ def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
     if made.dense.spread is None or any(one.spread is None for one in made.controls.values()):
         guess = f", for a true difference of 0 to dense and a spread of {ASSUMED_SPREAD * made.margin:g} (assumed)"
     beyond = interim is not None and made.n + made.more_seeds > interim.last
-    limit = f", beyond the plan's {interim.last}: that takes a new plan and new seeds" if interim and beyond else ""
+    fresh = f"a new plan of {made.n + made.more_seeds} fresh seeds"  # those that have been seen count no more
+    limit = f", beyond the plan's {interim.last}: that takes {fresh}" if interim and beyond else ""
     return [*lines, f"likely to decide: about {_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
 
 

@@ -18,9 +18,17 @@ class LeastCost:
 
     value: float
     interval: tuple[float, float] | None
-    """Of 95 %: jackknife over replicates, Student's t on the logarithm; None for fewer than three."""
+    """Of 95 %: jackknife over replicates, Student's t on the logarithm; None for fewer than three, and of a bound, for
+    where no level falls short replicates differ in nothing."""
     reached: bool
     """Whether a level falls short: otherwise the value is the cost of the cheapest, and the least may be lower."""
+    at_least: bool = False
+    """Of a ratio that is not reached, whether it may be higher: it is by a run that falls short at no level."""
+
+    @property
+    def words(self) -> str:
+        """What goes before the value of a bound."""
+        return "" if self.reached else "at least " if self.at_least else "at most "
 
 
 @dataclass(frozen=True)
@@ -58,15 +66,20 @@ def least_cost(results: Results, measure: Measure, margin: float) -> LeastCost |
     if curve is None:
         return None
     (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.least(some, margin))
-    whole = None if ends is None else (ends[0], min(1.0, ends[1]))  # at the cost of the dense network there is no doubt
-    return LeastCost(math.exp(value), whole, reached)
+    if ends is None or not reached:
+        return LeastCost(math.exp(value), None, reached)
+    # at the cost of the dense network there is no doubt
+    return LeastCost(math.exp(value), (ends[0], min(1.0, ends[1])), reached)
 
 
 def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: float) -> LeastCost | None:
     """The least cost of one run by that of another, over the replicates that both have.
 
+    Where one of them falls short at no level the ratio is a bound; where none does it may be anything.
+
     Returns:
-        None where one of them has none, or they are not from the same seeds by the same recipe.
+        None where one of them has none, both fall short at no level, or they are not from the same seeds by the same
+        recipe.
     """
     first, second = _curve(one, measure), _curve(other, measure)
     if first is None or second is None or (one.run.seeds, one.run.recipe) != (other.run.seeds, other.run.recipe):
@@ -79,8 +92,11 @@ def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: flo
         (above, fell), (below, also) = first.least(replicates, margin), second.least(replicates, margin)
         return above - below, fell and also
 
+    fell, also = (curve.least(shared, margin)[1] for curve in (first, second))
+    if not fell and not also:
+        return None
     (value, reached), ends = _jackknife(shared, ratio)
-    return LeastCost(math.exp(value), ends, reached)
+    return LeastCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
 
 
 def _curve(results: Results, measure: Measure) -> _Curve | None:

@@ -103,7 +103,7 @@ def bands(*runs: Results) -> str:
     counts = sorted({len(group.points) for group in groups})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     if any(results.run.task.metric.summary == "iqm" for results in runs):
-        return f"interquartile mean over replicates ({n}); bands: its 95 % bootstrap interval"
+        return f"interquartile mean over replicates ({n}); bands: its 95 % interval"
     return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
 
 

@@ -110,8 +110,10 @@ def _spreads(runs: Sequence[Results]) -> list[tuple[str, str]]:
                 "interquartile mean [ , ]",
                 "The mean of the replicates' values without the lowest and the highest quarter, and the 95 % interval "
                 "of it by the percentile bootstrap over replicates (10,000 draws), which is the band in figures over "
-                "density: values that differ widely between seeds are summed up so. Differences to dense, and "
-                "verdicts, are of plain means.",
+                "density: values that differ widely between seeds are summed up so. Of two or three replicates "
+                "nothing is left out, and the interval is Student's. With four to seven the bootstrap's is too "
+                "narrow: in simulations it held the truth 80 to 94 % of the time. Differences to dense, and verdicts, "
+                "are of plain means.",
             )
         )
     return entries

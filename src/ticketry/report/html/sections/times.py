@@ -187,10 +187,10 @@ def timed_section(
         return None
     metric = panels[0].curves[0][0].results.run.task.metric
     hows = dict.fromkeys(panel.setup.how for panel in panels)
-    kind = "bootstrap" if metric.summary == "iqm" else "t"
+    kind = "" if metric.summary == "iqm" else "t "
     caption = (
         f"Test {metric_label(metric)} ({better(metric)}) against the time of a call beside the fastest dense engine's"
-        f" in the same rounds ({'; '.join(hows)}): up and to the left is better. Thin bars: 95 % {kind} intervals over"
+        f" in the same rounds ({'; '.join(hows)}): up and to the left is better. Thin bars: 95 % {kind}intervals over"
         " replicates (those of two may reach beyond the panel), and the intervals of the measured time."
         " Grey square and lines: the dense network in the fastest dense engine. Beside points: weights remaining. "
     )

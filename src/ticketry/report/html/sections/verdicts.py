@@ -201,6 +201,7 @@ def _facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
         number = f"± {style.number(noise.sd)}{points(verify.task.metric)}"
         remark = f"the same ticket, other seeds; sd of {noise.n} differences"
     analyses = f"interim analyses planned at {', '.join(map(str, verify.interim))} seeds" if verify.interim else ""
+    passed = f"the first {verify.after} fresh ones passed over" if verify.after else ""
     answers = [
         ("As good as dense", verify.as_good_as_dense, verify.p_as_good, "worse by less than the margin"),
         ("Better than every control", verify.better_than_controls, verify.p_better, _not_beaten(verify)),
@@ -214,7 +215,7 @@ def _facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
             if word is not None
         ),
         (f"Claim: {verify.claim}", p_value(verify.p), f"at {percent(verify.confidence, 0)} % confidence"),
-        ("Seeds", str(verify.n), analyses),
+        ("Seeds", str(verify.n), "; ".join(filter(None, (analyses, passed)))),
         ("Likely more seeds", seeds_text(verify), "to decide with a probability of 80 %"),
         *([("Noise floor (A/A)", number, remark)] if verify.about == "ticket" else []),
     ]
