@@ -23,6 +23,7 @@ from ticketry.report.tables.masks import drawn_level
 from ticketry.report.tables.measured_time import (
     Setup,
     at_equal_time,
+    compared_panels,
     granularity,
     panels_of,
     series_names,
@@ -176,6 +177,27 @@ def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]
         assert made.interval == pytest.approx((made.mean - half, made.mean + half))
         compared += 1
     assert compared == len(found) == 4
+
+
+@pytest.mark.parametrize("which", ["recipe", "seeds"])
+def test_only_like_is_compared_with_like(
+    runs: list[dict[str, Any]], evidence: list[dict[str, Any]], which: str
+) -> None:
+    """An unstructured run by another recipe or from other seeds is no partner, wherever it stands."""
+    other = copy.deepcopy(runs[0])
+    other["run"] = "other"
+    other[which] = other.get(which, {}) | ({"length": "9ep"} if which == "recipe" else {"initialisation": 77})
+    benches = [*evidence, *benches_of(other, 0.9)]
+
+    def compared(*records: dict[str, Any]) -> dict[str, Any]:
+        subject = subject_of(records, benches)
+        made = compared_panels(panels_of(subject, range(len(records))), subject.speeds)
+        return {name: found for (setup, name), found in made.items() if setup == SETUP}
+
+    name = runs[1]["run"]
+    assert compared(other, runs[1]) == {}
+    assert list(compared(other, runs[1], runs[0])) == [name]
+    assert compared(other, runs[1], runs[0])[name].keys() == compared(runs[0], runs[1])[name].keys()
 
 
 def test_less_may_be_better() -> None:

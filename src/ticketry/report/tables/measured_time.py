@@ -123,9 +123,13 @@ Compared = Mapping[tuple[Setup, str], Mapping[int, AtEqualTime]]
 """By setup and name of a run, for each of its levels."""
 
 
-def unstructured(runs: Sequence[Results]) -> Results | None:
-    """The first run whose masks have no structure."""
-    return next((results for results in runs if granularity(results) == UNSTRUCTURED), None)
+def unstructured(results: Results, runs: Sequence[Results]) -> Results | None:
+    """The first run whose masks have no structure, from the same seeds by the same recipe: others' replicates make no
+    pairs, and what longer training is worth is not structure's."""
+    same = (results.run.seeds, results.run.recipe)
+    return next(
+        (one for one in runs if (one.run.seeds, one.run.recipe) == same and granularity(one) == UNSTRUCTURED), None
+    )
 
 
 def at_equal_time(
@@ -233,9 +237,9 @@ def compared_panels(panels: Sequence[Panel], speeds: Sequence[SpeedRecord]) -> C
     """What the tickets with structure have over those without, of each panel that has both."""
     found: dict[tuple[Setup, str], Mapping[int, AtEqualTime]] = {}
     for panel in panels:
-        base = unstructured([one.results for one, _ in panel.curves])
-        for one, _ in panel.curves:
-            if base is not None and granularity(one.results) != UNSTRUCTURED:
-                name = one.results.run.name
-                found[panel.setup, name] = at_equal_time(one.results, base, speeds, panel.setup)
+        runs = [one.results for one, _ in panel.curves]
+        for results in runs:
+            base = unstructured(results, runs)
+            if base is not None and granularity(results) != UNSTRUCTURED:
+                found[panel.setup, results.run.name] = at_equal_time(results, base, speeds, panel.setup)
     return found
