@@ -78,6 +78,7 @@ class Gradual:
         self._check_least()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
+        self._left_behind = False  # whether a copy was made of one that holds weights, which a copy does not
         release_left(model)
 
     def _check_least(self) -> None:
@@ -103,7 +104,9 @@ class Gradual:
 
         Raises:
             LayerCollapseError: if a layer would be left without weights.
+            UsageError: of a copy that holds no weights.
         """
+        self._require_hold()
         self.done += 1
         if self.done not in self.cuts:
             return False
@@ -115,6 +118,7 @@ class Gradual:
 
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Make sure that removed weights are exactly 0; `HoldError` if not. See `Hold.check`."""
+        self._require_hold()
         if self._hold:
             self._hold.check(optimizer)
 
@@ -144,9 +148,22 @@ class Gradual:
         self.done = int(state["done"])
         if mask.kept == mask.total:
             self.release()
-            self._mask = mask
+            self._mask, self._left_behind = mask, False
         else:
             self._keep(mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
+        return {**self.__dict__, "_hold": None, "_left_behind": self._left_behind or self._hold is not None}
+
+    def _require_hold(self) -> None:
+        """A copy's model would train as a dense one does between two cuts, and nobody would be told."""
+        if self._left_behind:
+            raise UsageError(
+                "this is a copy of gradual pruning, and copies hold no weights: let it hold those of its model,"
+                " copy.load_state_dict(copy.state_dict()), or make one on the model that you train, and give it that"
+                " state"
+            )
 
     # -- a block ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +193,7 @@ class Gradual:
 
     def _keep(self, mask: Mask) -> None:
         self.release()
-        self._mask = mask
+        self._mask, self._left_behind = mask, False
         self._hold = hold(self._model, mask)
 
 
