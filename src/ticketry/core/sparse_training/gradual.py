@@ -179,14 +179,21 @@ class Gradual:
             return
         if held:
             held.check()
-        *_, (last, density) = self.cuts.items()
-        if self.done < last:
+        if told := self.left_early():
             warnings.warn(
-                f"gradual pruning is left at density {self._mask.density:.4g} and not {density:g}: {self.done:,} steps"
-                f" were made of steps={self.steps:,}, and the last cut is at step {last:,}; call step() after each step"
-                " of the optimiser, and give as many steps= as there are",
+                f"{told}; call step() after each step of the optimiser, and give as many steps= as there are",
                 stacklevel=2,
             )
+
+    def left_early(self) -> str:
+        """What to say of a training that ends now, before the last cut; an empty text of one that ends behind it."""
+        *_, (last, density) = self.cuts.items()
+        if self.done >= last:
+            return ""
+        return (
+            f"gradual pruning is left at density {self._mask.density:.4g} and not {density:g}: {self.done:,} steps were"
+            f" made of steps={self.steps:,}, and the last cut is at step {last:,}"
+        )
 
     def __repr__(self) -> str:
         return f"Gradual(step {self.done}, density {self._mask.density:.4g}, to be {list(self.cuts.values())[-1]:g})"
