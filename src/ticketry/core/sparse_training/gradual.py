@@ -18,9 +18,9 @@ from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check
 from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import About, Score, get
+from ticketry.core.score import Score, get
 from ticketry.core.score._asked import called
-from ticketry.core.score._protocol import ABOUT
+from ticketry.core.score._protocol import facts
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -260,7 +260,7 @@ def gradual(
 def _without_data(score: str | Score) -> Score:
     """The score itself; `UsageError` if it needs data, which would else be told at the first cut only."""
     found = get(score)
-    if getattr(found, ABOUT, About()).data in ("yes", "shapes"):
+    if facts(found).data in ("yes", "shapes"):
         raise UsageError(
             f"gradual pruning has no data for a score, and {called(found)} needs some: take magnitude, or another"
             " that `ticketry list scores` names as without data"
