@@ -186,6 +186,25 @@ def test_make():
     assert shapes.get("math:e") == "math:e: 2.72"
 
 
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [("raise OSError('no disk')", "OSError: no disk"), ("raise SystemExit(3)", "SystemExit: 3"), ("self.x", "Attribu")],
+)
+def test_what_raises_while_it_is_made_is_named_and_disturbs_nothing(site, caplog, fails, reason):
+    """As a control does, whose class is called when it is asked for."""
+    (site / "made.py").write_text(
+        f"class Bad:\n    def __init__(self):\n        {fails}\n\nclass Good:\n    corners = 4\n"
+    )
+    install(site, "made-shapes", {"bad": "made:Bad", "good": "made:Good"})
+    shapes = Registry[Any]("shape", "ticketry.shapes", {}, make=lambda name, found: found())
+    with pytest.raises(PluginError, match=rf"'bad' of the package made-shapes 1\.2 cannot be used: .* made: {reason}"):
+        shapes.get("bad")
+    with pytest.raises(UsageError, match=rf"shape 'made:Bad' is not known: it cannot be made: {reason}"):
+        shapes.get("made:Bad")
+    assert list(shapes.usable()) == ["good"]
+    assert "made-shapes 1.2" in caplog.text
+
+
 def test_did_you_mean():
     assert did_you_mean("ResNet20", ["resnet-20", "vgg-16"]) == "did you mean resnet-20? "
     assert did_you_mean("transformer", ["resnet-20"]) == ""

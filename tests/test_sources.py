@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def by_hand(folder: Path, *reached: str) -> str:
     return hashlib.sha256(whole).hexdigest()
 
 
+def forget(*beginnings: str) -> None:
+    """As in another process, in which no module of such a name is loaded."""
+    for name in [name for name in sys.modules if name.startswith(beginnings)]:
+        del sys.modules[name]
+
+
 def test_of_a_folder_it_is_of_what_lies_beside_the_package_too(own: Path) -> None:
     assert source_digest("mine.score:score") == by_hand(own, "beside.py", *REACHED)
 
@@ -60,8 +67,34 @@ def test_of_an_installed_package_it_is_not_of_others(own: Path) -> None:
 def test_a_change_is_seen_where_it_is_reached(own: Path, name: str) -> None:
     before = source_digest("mine.score:score")
     (own / name).write_text((own / name).read_text() + "# changed\n")
+    forget("mine", "beside")
     changed = source_digest("mine.score:score") != before
     assert changed == (name in {"mine/score.py", "beside.py", *REACHED})
+
+
+@pytest.mark.parametrize("name", ["mine.score", "mine.sums", "mine.late"])
+def test_a_module_that_is_loaded_stays_what_it_is_until_it_is_loaded_again(own: Path, name: str, caplog) -> None:
+    """As in a notebook: what runs is the source before the edit, and is not to be kept as what nobody has run."""
+    before = source_digest("mine.score:score")
+    module, file = importlib.import_module(name), own / f"{name.replace('.', '/')}.py"
+    assert source_digest("mine.score:score") == before
+    file.write_text(file.read_text() + "# changed\n")
+    assert source_digest("mine.score:score") == source_digest("mine.score:score") == before
+    assert [f"{file} was edited" in told.getMessage() for told in caplog.records] == [True]
+    importlib.reload(module)
+    assert source_digest("mine.score:score") != before
+
+
+def test_a_variant_of_training_is_the_class_that_was_made(site: Path) -> None:
+    file = site / "my_own_variant.py"
+    file.write_text(VARIANT.replace("from my_sums import total\n", ""))
+    import my_own_variant
+
+    before = my_own_variant.Own.identity()
+    file.write_text(file.read_text() + "# changed\n")
+    assert my_own_variant.Own.identity() == before
+    importlib.reload(my_own_variant)
+    assert my_own_variant.Own.identity() != before
 
 
 def test_what_is_loaded_plays_no_part(own: Path) -> None:
@@ -119,5 +152,6 @@ def test_scores_tasks_and_variants_of_training_are_others_by_what_they_import(si
     before = told()
     assert before == told()
     (site / "my_sums.py").write_text("total = 2\n")
+    forget("my_")
     after = told()
     assert all(one != other for one, other in zip(before, after, strict=True))

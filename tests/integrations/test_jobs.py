@@ -189,6 +189,23 @@ def test_before_the_first_cut_pruning_does_not_act() -> None:
     job.release()
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_training_that_ends_before_the_last_cut_warns(steps: int, recwarn: pytest.WarningsRecorder) -> None:
+    """Such as one that was stopped early: its mask is not of the density that was asked for."""
+    job = Pruning(0.5, {"begin": "1it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
+    job.begin(network(), total=6)
+    job.after_update(steps)
+    job.end()
+    told = [str(one.message) for one in recwarn if "gradual pruning is left" in str(one.message)]
+    if steps == 3:
+        (text,) = told
+        assert f"at density {job.mask.density:.4g} and not 0.5: 3 steps were made of steps=6" in text
+        assert "last cut is at step 4: the trainer was stopped early" in text
+    else:
+        assert not told
+        assert job.mask.kept == 28
+
+
 def test_gates_end_in_the_hard_network() -> None:
     model, job = network(), gating(penalty=0.0, init=0.0, optimizer=partial(torch.optim.SGD, lr=5.0))
     weights = {name: value.clone() for name, value in model.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -21,6 +22,11 @@ from ticketry.integrations._job import NOT_HERE, Job
 from ticketry.integrations._kernels import Kernels
 
 T = TypeVar("T")
+_OTHER_STEPS = (
+    "the trainer was stopped early (EarlyStopping, a limit of time), or its loop takes fewer steps of the optimiser"
+    " than it told beforehand (manual optimisation that accumulates gradients): let pruning end earlier (end=), or give"
+    " the trainer the true number of steps (max_steps)"
+)
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
@@ -108,10 +114,13 @@ class Pruning(Job):
             pruning.step()
 
     def end(self) -> None:
+        pruning = _begun(self._gradual)
         try:
-            _begun(self._gradual).check()  # before it is let go of: after that it knows nothing to look for
+            pruning.check()  # before it is let go of: after that it knows nothing to look for
         finally:
             self.release()
+        if told := pruning.left_early():
+            warnings.warn(f"{told}: {_OTHER_STEPS}", stacklevel=2)
 
     def release(self) -> None:
         super().release()

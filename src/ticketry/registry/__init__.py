@@ -183,7 +183,12 @@ class Registry(Generic[T]):
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
-        made: T = self._make(name, found) if self._make else found
+        try:
+            made: T = self._make(name, found) if self._make else found
+        except TicketryError:
+            raise
+        except (Exception, SystemExit) as error:  # another's class may do anything at all when it is made
+            raise UsageError(f"it cannot be made: {type(error).__name__}: {error}") from error
         return made
 
     def _offers(self) -> dict[str, list[_Offer]]:

@@ -2,14 +2,16 @@
 
 Seen are the module itself and what it reaches by import statements, those in functions too: other modules of its
 package, and of the folder that it is imported from. Not seen are other packages that are installed, modules that are
-imported by a name made at run time, the ``__init__`` of packages on the way, and files that it reads. What is loaded at
-the moment plays no part, so that a digest is the same in every process.
+imported by a name made at run time, the ``__init__`` of packages on the way, and files that it reads. Which of them are
+loaded at the moment plays no part, so that a digest is the same in every process. But a module that is loaded goes on
+as it was when its file is edited, as in a notebook: its source is then the one that runs, see `source_of_module`.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from types import ModuleType
 
 from ticketry.errors import UsageError
 from ticketry.registry.loading import load
+
+_log = logging.getLogger(__name__)
 
 
 def source_digest(target: str, *objects: object) -> str:
@@ -51,7 +55,7 @@ def _digest(modules: Iterable[str]) -> str:
         file = _source_file(name)
         if file is None:
             raise UsageError(f"{name} has no source file, without which its results have no key")
-        found.update(file.read_bytes())
+        found.update(source_of_module(name, file))
     return with_reached(found, modules).hexdigest()
 
 
@@ -59,8 +63,38 @@ def with_reached(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
     """A digest of modules, with the names and the source of those that they reach; as it is where they reach none."""
     for name, file in sorted(_reached(modules).items()):
         found.update(f"\0{name}\0".encode())
-        found.update(file.read_bytes())
+        found.update(source_of_module(name, file))
     return found
+
+
+_seen: dict[tuple[str, Path], tuple[object, bytes]] = {}
+"""Of each module and its file: what it was loaded as when its source was first read (None if it was not), and that."""
+
+
+def source_of_module(name: str, file: Path) -> bytes:
+    """The source that a module has in this process: of the file, or what it was before it was edited under a module
+    that is loaded and has not been loaded again. That is told, once an edit: else results of the code that runs would
+    be kept as those of code that nobody has run, and every later process would take them for its own.
+    """
+    source = file.read_bytes()
+    module = sys.modules.get(name)
+    loaded = getattr(module, "__spec__", None) or module  # a reload makes another spec
+    before, known = _seen.get((name, file)) or (loaded, source)
+    if loaded is None or (before is not None and before is not loaded) or known == source:
+        _seen[name, file] = loaded, source
+        return source
+    _seen[name, file] = loaded, known
+    _tell_of_an_edit(name, file, hashlib.sha256(source).hexdigest())
+    return known
+
+
+@lru_cache(maxsize=256)
+def _tell_of_an_edit(name: str, file: Path, source: str) -> None:
+    _log.warning(
+        "%s was edited after this process had loaded %s: what runs is the source before, and so results are kept under"
+        " it; importlib.reload, or a new process, takes the new one",
+        *(file, name),
+    )
 
 
 def _source_file(module: str) -> Path | None:
@@ -105,7 +139,7 @@ def _reached(modules: Iterable[str]) -> dict[str, Path]:
     seen, waiting = {found.file: found for found in begun}, list(begun)
     while waiting:
         module = waiting.pop()
-        for names in _imports(module.file.read_bytes(), module.package):
+        for names in _imports(source_of_module(module.name, module.file), module.package):
             found = next((one for name in names if (one := module.sibling(name))), None)
             if found and found.file not in seen:
                 seen[found.file] = found

@@ -295,6 +295,26 @@ def test_settings_that_cannot_be_meant(make):
         make()
 
 
+class Needy(Kind):
+    name = "needy"
+
+    def __init__(self, width):
+        self.width = width
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Needy, "an object of a kind's class, not the class Needy: call it"),
+        (None, "not a NoneType"),
+        (f"{__name__}:Needy", "cannot be made by its name alone: .*missing 1 required positional argument: 'width'"),
+    ],
+)
+def test_what_is_no_kind_is_told(kind, told):
+    with pytest.raises(UsageError, match=told):
+        tk.gates.attach(nn.Linear(3, 2), kind=kind)
+
+
 def test_a_kind_of_ones_own(build):
     class Halves(Kind):
         """Gates of 0.5 everywhere."""

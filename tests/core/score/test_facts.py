@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import ticketry as tk
 from ticketry.core import score
 from ticketry.core.scope import scope
 from ticketry.core.score._registry import about
@@ -122,3 +123,17 @@ def test_a_function_of_ones_own_says_nothing_of_itself():
 
     assert about(mine) == score.About()
     assert score.About() == score.About(paper="not said", data="not said", order=None, channels="summed")
+
+
+def test_an_attribute_of_that_name_for_another_purpose_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a list of all scores would end at it."""
+
+    def mine(model: Any, scope: Any, *, batches: Any = None, loss: Any = None, seed: int = 0) -> Any:
+        return {name: weight.detach().abs() for name, weight in scope.parameters(model).items()}
+
+    mine.about = "a text of my own"  # type: ignore[attr-defined]
+    monkeypatch.setattr(score.SCORES, "_make", None)
+    monkeypatch.setitem(score.SCORES._made, "magnitude", mine)
+    assert about("magnitude") == score.About()
+    pruning = tk.gradual(torch.nn.Linear(4, 4), 0.5, steps=10, score=mine)
+    assert pruning.done == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import partial
 
 import numpy as np
@@ -145,6 +146,34 @@ def test_an_earlier_state_takes_a_later_mask_back():
     pruning.load_state_dict(dense)
     assert (pruning.mask.density, pruning.done) == (1, 0)
     assert all(not parameter._backward_hooks for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_is_told_that_it_holds_nothing_and_goes_on_from_its_state(copied):
+    """Or its model would train as a dense one does to the next cut, or to the end behind the last."""
+    model, batches = case()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    pruning = gradual(model, 0.2, steps=STEPS, **CUTS)
+
+    def train(model, optimizer, pruning, batches):
+        for batch in batches:
+            one_step(model, optimizer, batch)
+            pruning.step()
+
+    train(model, optimizer, copied(pruning), [])  # before the first cut there is nothing to hold
+    train(model, optimizer, pruning, batches[:15])
+    twin, own, other = copied((model, optimizer, pruning))
+    for use in (lambda: other.step(), lambda: other.check(own), lambda: copied(other).step()):
+        with pytest.raises(
+            UsageError, match=r"copies hold no weights: .*copy\.load_state_dict\(copy\.state_dict\(\)\)"
+        ):
+            use()
+    assert other.done == 15
+    other.load_state_dict(other.state_dict())
+    for one in ((model, optimizer, pruning), (twin, own, other)):
+        train(*one, batches[15:])
+        one[2].check(one[1])
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
 def test_a_layer_that_is_emptied_on_the_way_or_kept():

@@ -65,6 +65,35 @@ def test_what_fails_is_told_once_and_stops_nothing(
     assert [one["finished"] for one in whole.runs.values()] == [True] * 3
 
 
+class Nowhere(Recorded):
+    def where(self) -> str:
+        raise RuntimeError("no page yet")
+
+
+class Forgetful(Recorded):
+    def start(self, run: Logged) -> bool:
+        super().start(run)
+        return None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("logger", "why"),
+    [
+        (Nowhere, "RuntimeError: no page yet"),
+        (Forgetful, "UsageError: start gave None: it returns True, or False for a run that is there already"),
+    ],
+)
+def test_what_fails_before_and_after_the_numbers_is_told_too(
+    logger: type[Recorded], why: str, tmp_path: Path, points: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tk.Lab(tmp_path / "store", loggers=[logger(), Recorded()]) as lab:
+        assert lab.train(lab.segment(points, start=0), label="dense").metrics
+        lab.dashboards.close()
+        assert lab.dashboards.where() == lab.dashboards.where() == ["in memory"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"nothing more is logged to {logger.__name__}, which failed (training goes on): {why}")
+
+
 def test_what_cannot_be_made_is_told_and_stops_nothing(
     tmp_path: Path, points: Task, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

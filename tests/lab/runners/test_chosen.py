@@ -30,6 +30,26 @@ def test_words() -> None:
     assert place_of("my.module:Runner") == Place("my.module:Runner")
 
 
+def makes_nothing(workers: int, on_event: Any) -> Any:
+    return workers
+
+
+class OfOne:
+    def __init__(self, workers: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("makes_nothing", "3, which the runner .*makes_nothing makes, is no runner: it has no submit"),
+        ("OfOne", r"the runner .*OfOne is not made of \(workers, on_event\), nor \(…, place\): too many"),
+    ],
+)
+def test_ones_own_that_is_no_runner(name: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        chosen(f"{__name__}:{name}", 3).make(lambda event: None)
+
+
 def test_what_a_training_takes() -> None:
     assert needs_of(Place("ray"), 2, "cpu").cpus == 2
     assert needs_of(Place("ray"), 1, "cuda").gpus == 1

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import own_runner
+import ticketry as tk
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners import remote, remote_worker
@@ -114,6 +116,25 @@ def test_the_runner_of_the_page_gives_the_same_bits(tmp_path, lab, digits):
         found = other.train(other.segment(digits, start=0, recipe=recipe))
         assert other.ledger.steps_trained == 20
     assert (found.model, found.metrics) == (wanted.model, wanted.metrics)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ones_own_is_sent_as_many_as_its_cluster_has_room_for(tmp_path, digits, monkeypatch, workers):
+    """Without a number of workers too: the cluster says how many there are."""
+    both = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(own_runner.MyCluster, "room", lambda self: 2)
+    monkeypatch.setattr(own_runner, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(2))
+
+    def working(request):
+        both.wait()  # a training that is sent alone waits in vain
+        return remote_worker.work(request)
+
+    monkeypatch.setattr(own_runner, "work", working)
+    with Lab(tmp_path / "store", device="cpu", runner="own_runner:Mine", workers=workers) as lab:
+        settings = tk.search.oneshot.Settings(density=(0.5,))
+        recipe = digits.recipe.changed(length="10it")
+        found = tk.search.oneshot(lab, digits, settings, recipe=recipe, replicates=2)
+    assert [len(one) for one in found] == [2, 2]
 
 
 def test_a_lost_worker_is_replaced(away, lab, digits):

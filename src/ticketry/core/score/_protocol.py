@@ -113,3 +113,10 @@ def described(about: About) -> Callable[[F], F]:
 
 ABOUT = "about"
 """The attribute of a score that holds its facts."""
+
+
+def facts(score: object) -> About:
+    """What a score tells of itself; of one that tells nothing, or has an attribute of that name for another purpose,
+    that nothing is said."""
+    found = getattr(score, ABOUT, None)
+    return found if isinstance(found, About) else About()

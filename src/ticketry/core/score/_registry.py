@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
 from ticketry.core.score._asked import asked, called
-from ticketry.core.score._protocol import ABOUT, About, Score
+from ticketry.core.score._protocol import About, Score, facts
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
@@ -132,8 +132,7 @@ def about(name: str) -> About:
         >>> tk.score.about("grasp").paper, tk.score.about("grasp").order
         ('Wang et al. 2020', 2)
     """
-    found: About = getattr(get(name), ABOUT, About())
-    return found
+    return facts(get(name))
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------

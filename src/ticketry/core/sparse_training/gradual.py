@@ -18,9 +18,9 @@ from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check
 from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import About, Score, get
+from ticketry.core.score import Score, get
 from ticketry.core.score._asked import called
-from ticketry.core.score._protocol import ABOUT
+from ticketry.core.score._protocol import facts
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -78,6 +78,7 @@ class Gradual:
         self._check_least()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
+        self._left_behind = False  # whether a copy was made of one that holds weights, which a copy does not
         release_left(model)
 
     def _check_least(self) -> None:
@@ -103,7 +104,9 @@ class Gradual:
 
         Raises:
             LayerCollapseError: if a layer would be left without weights.
+            UsageError: of a copy that holds no weights.
         """
+        self._require_hold()
         self.done += 1
         if self.done not in self.cuts:
             return False
@@ -115,6 +118,7 @@ class Gradual:
 
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Make sure that removed weights are exactly 0; `HoldError` if not. See `Hold.check`."""
+        self._require_hold()
         if self._hold:
             self._hold.check(optimizer)
 
@@ -144,9 +148,22 @@ class Gradual:
         self.done = int(state["done"])
         if mask.kept == mask.total:
             self.release()
-            self._mask = mask
+            self._mask, self._left_behind = mask, False
         else:
             self._keep(mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
+        return {**self.__dict__, "_hold": None, "_left_behind": self._left_behind or self._hold is not None}
+
+    def _require_hold(self) -> None:
+        """A copy's model would train as a dense one does between two cuts, and nobody would be told."""
+        if self._left_behind:
+            raise UsageError(
+                "this is a copy of gradual pruning, and copies hold no weights: let it hold those of its model,"
+                " copy.load_state_dict(copy.state_dict()), or make one on the model that you train, and give it that"
+                " state"
+            )
 
     # -- a block ---------------------------------------------------------------------------------------------------
 
@@ -162,21 +179,28 @@ class Gradual:
             return
         if held:
             held.check()
-        *_, (last, density) = self.cuts.items()
-        if self.done < last:
+        if told := self.left_early():
             warnings.warn(
-                f"gradual pruning is left at density {self._mask.density:.4g} and not {density:g}: {self.done:,} steps"
-                f" were made of steps={self.steps:,}, and the last cut is at step {last:,}; call step() after each step"
-                " of the optimiser, and give as many steps= as there are",
+                f"{told}; call step() after each step of the optimiser, and give as many steps= as there are",
                 stacklevel=2,
             )
+
+    def left_early(self) -> str:
+        """What to say of a training that ends now, before the last cut; an empty text of one that ends behind it."""
+        *_, (last, density) = self.cuts.items()
+        if self.done >= last:
+            return ""
+        return (
+            f"gradual pruning is left at density {self._mask.density:.4g} and not {density:g}: {self.done:,} steps were"
+            f" made of steps={self.steps:,}, and the last cut is at step {last:,}"
+        )
 
     def __repr__(self) -> str:
         return f"Gradual(step {self.done}, density {self._mask.density:.4g}, to be {list(self.cuts.values())[-1]:g})"
 
     def _keep(self, mask: Mask) -> None:
         self.release()
-        self._mask = mask
+        self._mask, self._left_behind = mask, False
         self._hold = hold(self._model, mask)
 
 
@@ -236,7 +260,7 @@ def gradual(
 def _without_data(score: str | Score) -> Score:
     """The score itself; `UsageError` if it needs data, which would else be told at the first cut only."""
     found = get(score)
-    if getattr(found, ABOUT, About()).data in ("yes", "shapes"):
+    if facts(found).data in ("yes", "shapes"):
         raise UsageError(
             f"gradual pruning has no data for a score, and {called(found)} needs some: take magnitude, or another"
             " that `ticketry list scores` names as without data"

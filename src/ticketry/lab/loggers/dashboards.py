@@ -133,7 +133,7 @@ class Dashboards:
 
     def where(self) -> list[str]:
         """How to look at what was logged, a line for each logger that has not failed."""
-        return [one.logger.where() for one in self._loggers if not one.failed]
+        return [told for one in self._loggers if (told := self._heard(one, lambda logger: logger.where()))]
 
     def close(self, seconds: float = 120.0) -> None:
         """Wait until all is told, but no longer than this."""
@@ -186,18 +186,34 @@ class Dashboards:
                     self._told_to(one, *waiting)
 
     def _told_to(self, one: _Listener, run: Logged, call: _Call | None) -> None:
+        if call is None:
+            begun = self._heard(one, lambda logger: logger.start(run))
+            if begun is None and not one.failed:
+                self._heard(one, _began_with_nothing)
+            if not begun:
+                one.finished_before.add(run.id)
+        elif run.id not in one.finished_before:
+            self._heard(one, call)
+
+    @staticmethod
+    def _heard(one: _Listener, call: _Call) -> Any:
+        """What a logger answers; None of one that fails, which is told, or has failed before."""
+        if one.failed:
+            return None
         try:
-            if call is None:
-                if not one.logger.start(run):
-                    one.finished_before.add(run.id)
-            elif run.id not in one.finished_before:
-                call(one.logger)
+            return call(one.logger)
         except (Exception, SystemExit) as error:  # another's library may do anything at all
             one.failed = True
             _log.warning(
                 "nothing more is logged to %s, which failed (training goes on): %s: %s",
                 *(one.name, type(error).__name__, error),
             )
+            return None
+
+
+def _began_with_nothing(logger: Logger) -> None:
+    """Or whoever forgets to return something would see no more of a run, and not know why."""
+    raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
 
 
 def _made(logger: str | Logger, store: Path) -> _Listener | None:

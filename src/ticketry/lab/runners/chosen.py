@@ -56,7 +56,10 @@ def chosen(runner: str | Executor, workers: int) -> Chosen:
         check(place)
         return Chosen(place.name, MANY, True, functools.partial(found, MANY, place=place))
     more = {"place": place} if _takes_details(found) else {}
-    return Chosen(place.name, workers, False, functools.partial(found, workers, **more))
+    make = functools.partial(_made, place.name, functools.partial(found, workers, **more))
+    if _is_a_cluster(found):  # whose `room` says how many train at once, where nobody else does
+        return Chosen(place.name, workers or MANY, True, make)
+    return Chosen(place.name, workers, False, make)
 
 
 def place_of(text: str) -> Place:
@@ -64,6 +67,24 @@ def place_of(text: str) -> Place:
     name, _, details = text.partition(":")
     own = name in RUNNERS.built_in or (name in RUNNERS and _takes_details(RUNNERS.get(name)))
     return Place.of(name, details) if own else Place(text)
+
+
+def _is_a_cluster(found: MakeRunner) -> bool:
+    from ticketry.lab.runners.remote import Remote
+
+    return isinstance(found, type) and issubclass(found, Remote)
+
+
+def _made(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent) -> Runner:
+    """Another's runner; `UsageError` if it cannot be made so, or is none."""
+    try:
+        inspect.signature(make).bind(on_event)
+    except TypeError as error:
+        raise UsageError(f"the runner {name} is not made of (workers, on_event), nor (…, place): {error}") from None
+    runner = make(on_event)
+    if missing := [part for part in ("submit", "stop", "close") if not hasattr(runner, part)]:
+        raise UsageError(f"{runner!r:.80}, which the runner {name} makes, is no runner: it has no {missing[0]}")
+    return runner
 
 
 def _takes_details(make: MakeRunner) -> bool:

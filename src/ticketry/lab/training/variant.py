@@ -18,10 +18,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from functools import cache, cached_property
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -130,8 +130,7 @@ class Variant:
         """What tells it from other variants in keys: outside the library its place and the digest of its source too."""
         told = {"variant": cls.name}
         for place in _place(cls):
-            source = inspect.getsource(inspect.getmodule(cls) or cls)
-            whole = with_reached(hashlib.sha256(source.encode()), [cls.__module__])
+            whole = with_reached(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
             told |= {"place": place, "source": whole.hexdigest()}
         return told
 
@@ -355,6 +354,13 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 def is_known(described: Mapping[str, Any]) -> bool:
     """Whether the class of a variant that was described is imported here."""
     return _known_as(described) in _KNOWN
+
+
+@cache
+def _source(cls: Hashable) -> bytes:
+    """Of the module that made the class: read once, for an edit of the file does not change a class that is there."""
+    assert isinstance(cls, type)
+    return inspect.getsource(inspect.getmodule(cls) or cls).encode()
 
 
 def _known_as(described: Mapping[str, Any]) -> str:

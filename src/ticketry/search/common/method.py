@@ -241,7 +241,8 @@ class Method(Generic[S]):
             found: a module, a class or a function.
 
         Raises:
-            UsageError: if it lacks a part of a method, or its settings are no dataclass or one has no default.
+            UsageError: if it lacks a part of a method, its settings are no dataclass or one has no default, or its
+                search takes other arguments.
         """
         if isinstance(found, Method):
             return replace(found, name=name)
@@ -255,15 +256,18 @@ class Method(Generic[S]):
             raise UsageError(f"{what} is no search method: its Settings are no dataclass")
         if bare := [one.name for one in fields(settings) if one.init and one.default is one.default_factory is MISSING]:
             raise UsageError(f"{what} is no search method: its setting {bare[0]!r} has no default")
+        search: Any = found if isinstance(found, FunctionType) else getattr(module, "search")  # noqa: B009
+        _check_call(search, what)
+        told = getattr(module, "ABOUT", None)
         title, _, description = inspect.cleandoc(module.__doc__ or what).partition("\n")
         return cls(
             name,
             title.rstrip("."),
             description.strip(),
             cast(type[Any], settings),
-            found if isinstance(found, FunctionType) else getattr(module, "search"),  # noqa: B009
+            search,
             getattr(module, "levels", None) or getattr(settings, "tickets", None),
-            getattr(module, "ABOUT", About()),
+            told if isinstance(told, About) else About(),
             module.__name__ if isinstance(module, ModuleType) else getattr(module, "__module__", ""),
         )
 
@@ -324,6 +328,19 @@ class Method(Generic[S]):
                 raise error
             on_ended(error)
         return all_found
+
+
+def _check_call(search: Any, what: str) -> None:
+    """Refuse a search that does not take what it is called with, before anything is trained."""
+    given = ("lab", "task", "recipe", "settings", "seeds")
+    try:
+        inspect.signature(search, follow_wrapped=False).bind(*given)
+    except TypeError as error:
+        raise UsageError(
+            f"{what} is no search method: its search is called as search({', '.join(given)}): {error}"
+        ) from None
+    except ValueError:  # of what is not written in Python nobody knows before it is called
+        return
 
 
 def _as_far_as_it_goes(

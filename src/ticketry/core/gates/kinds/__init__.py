@@ -32,13 +32,20 @@ KINDS: Registry[type[Kind]] = Registry(
 """name -> class. Those of other packages are found by entry points of the group ``ticketry.gates``."""
 
 
-def kind_of(kind: str | Kind, **settings: object) -> Kind:
-    """The kind of a name, with those of the settings that are fields of it; `UsageError` if it is not known.
+def kind_of(kind: object, **settings: object) -> Kind:
+    """The kind of a name, with those of the settings that are fields of it; `UsageError` if it is not known, or cannot
+    be made.
 
     A kind that is made already is given back as it is.
     """
     if isinstance(kind, Kind):
         return kind
+    if not isinstance(kind, str):
+        told = f"the class {kind.__name__}: call it" if isinstance(kind, type) else f"a {type(kind).__name__}"
+        raise UsageError(f"kind= is a name ({', '.join(KINDS.built_in)}, …) or an object of a kind's class, not {told}")
     found = KINDS.get(kind)
     own = getattr(found, "__dataclass_fields__", {})
-    return found(**{name: value for name, value in settings.items() if name in own})
+    try:
+        return found(**{name: value for name, value in settings.items() if name in own})
+    except TypeError as error:
+        raise UsageError(f"the kind of gates {kind!r} cannot be made by its name alone: {error}") from error
