@@ -30,6 +30,9 @@ TOKENS = 16
 _PLANS = 8
 """For inputs of other shapes that are kept."""
 
+_SHAPES = 256
+"""Of inputs of which it is kept whether they fit."""
+
 MOST_THREADS = 8
 """That share an operation: they wait for one another after each, and small ones have few parts."""
 
@@ -60,6 +63,8 @@ class RegionStep:
         self.region, self.masks, self.rows, self.half = region, masks or {}, rows or {}, half
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
+        self._fitting: dict[tuple[torch.Size, ...], bool] = {}
+        """Shapes of inputs but for the number of images -> whether they fit."""
         self.seconds: dict[str, float] | None = None
         """Of operations by their labels, where they are asked for, see `Session.seconds`."""
         self._memory = GradientMemory()
@@ -72,6 +77,28 @@ class RegionStep:
             _require(tensor, "an input", half=self.half)
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
+
+    def fits(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether the region does with inputs of these shapes what its graph does.
+
+        A graph is of one shape, and its region is used for others: there the model may broadcast a sum, read pixels
+        as features, or refuse what comes in.
+        """
+        if self.region.tokens:
+            return len({tensor.shape[:-1] for tensor in inputs}) == 1
+        shapes = tuple(tensor.shape[1:] for tensor in inputs)
+        if shapes not in self._fitting:
+            if len(self._fitting) >= _SHAPES:
+                self._fitting.clear()
+            self._fitting[shapes] = self._region_fits(inputs)
+        return self._fitting[shapes] and len({len(tensor) for tensor in inputs}) == 1
+
+    def _region_fits(self, inputs: Sequence[Tensor]) -> bool:
+        try:
+            self.region.shapes(dict(zip(self.region.inputs, map(_shape, inputs), strict=True)))
+        except EngineError:
+            return False
+        return True
 
     def dense_parameters(self) -> Iterator[Tensor]:
         """Parameters that it reads as they are, and not as rows."""
