@@ -92,3 +92,23 @@ def test_kept_weights_of_images_of_another_size() -> None:
             optimizer.step()
     for one, other in zip(fast.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Shared(nn.Module):
+    """A norm that torch computes first, before there is anything for kernels, and that is called in a region again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.norm(x)))
+
+
+def test_a_norm_in_torch_and_in_kernels_in_one_call() -> None:
+    """Autograd keeps the statistics of torch's call; kernels update them, as torch does, without its objection."""
+    fast, twin = trained(Shared(), 8)
+    for _ in range(2):
+        agree(fast, twin, torch.randn(16, 3, 8, 8))
+    for one, other in zip(fast.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
