@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import ticketry as tk
 from ticketry.engine.training.sparse_training import SparseTraining
@@ -112,3 +113,13 @@ def test_a_norm_in_torch_and_in_kernels_in_one_call() -> None:
         agree(fast, twin, torch.randn(16, 3, 8, 8))
     for one, other in zip(fast.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints(reentrant: bool) -> None:
+    fast, twin = trained(nn.Sequential(nn.Conv2d(3, 16, 3), nn.SiLU(), nn.Conv2d(16, 8, 3)), 8)
+    x = torch.randn(16, 3, 8, 8, requires_grad=True)
+    checkpoint(fast, x, use_reentrant=reentrant).square().mean().backward()
+    twin(x).square().mean().backward()
+    for one, other in zip(fast.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)

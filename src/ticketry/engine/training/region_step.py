@@ -193,8 +193,9 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan, call = ctx.plan, ctx.call
         call.require_open("a layer")
-        # By way of autograd, which notices where a weight was changed in between.
-        call.parameters = ctx.step.named(ctx.saved_tensors)
+        # By way of autograd, which notices where a weight was changed in between. A checkpoint gives them once.
+        saved = ctx.saved_tensors
+        call.parameters = ctx.step.named(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
             plan.load(call, f"load gradient {name}", _filled(gradient.float(), plan, name))
         plan.run("backward", call)
@@ -202,7 +203,7 @@ class _Function(torch.autograd.Function):
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
             found.append(plan.store(call, key, shape).to(dtype) if key in plan.moves else None)
-        weights = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
+        weights = dict(zip(plan.region.parameters, saved, strict=True))
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
