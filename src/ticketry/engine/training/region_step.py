@@ -241,7 +241,7 @@ def _shape(tensor: Tensor) -> Shape:
 
 def _filled(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     """The tensor, contiguous, with images or tokens of zeros behind its own."""
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:
         return tensor
