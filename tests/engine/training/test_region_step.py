@@ -385,3 +385,13 @@ def test_inputs_that_kernels_cannot_read() -> None:
         step([torch.randn(8, 5)])
     with pytest.raises(EngineError, match="images x channels"):
         step([torch.randn(8, 4, 2)])
+
+
+def test_tensors_that_are_read_negated() -> None:
+    """Inputs and gradients whose numbers in memory have the other sign: imaginary parts of conjugates."""
+    step, model = _linear_step()
+    x, gradient = torch.randn(8, 4), torch.randn(8, 3)
+    (made,) = step([torch._neg_view(x).requires_grad_()])
+    torch.testing.assert_close(made.flatten(1), model(-x))
+    made.flatten(1).backward(torch._neg_view(gradient))
+    torch.testing.assert_close(model[0].weight.grad, gradient.t() @ x)

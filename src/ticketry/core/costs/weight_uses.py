@@ -51,7 +51,8 @@ def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_input
     finally:
         for handle in handles:
             handle.remove()
-    return {name: max(by_layers[name], by_products[name]) for name in parameters}
+    sizes = {name: max(1, parameter.numel()) for name, parameter in parameters.items()}
+    return {name: max(by_layers[name], by_products[name] // sizes[name]) for name in parameters}
 
 
 @contextmanager
@@ -66,11 +67,12 @@ def _in_parts() -> Iterator[None]:
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what products with parameters, or views of them, take for each of their weights."""
+    """Adds up the multiplications of products with parameters, or parts of them: attention reads keys and values by a
+    part of one weight and queries by another."""
 
     def __init__(self, parameters: Mapping[str, Tensor], found: dict[str, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._found, self._sizes = found, {name: max(1, one.numel()) for name, one in parameters.items()}
+        self._found = found
         places = sorted((_place(one), one.nbytes, name) for name, one in parameters.items())
         self._places = [place for place in places if place[0]]
 
@@ -79,13 +81,13 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation = func.overloadpacket.__name__
         if operation == "convolution" and (name := self._name(args[1])):
             x, weight, transposed = args[0], args[1], bool(args[6])
-            self._found[name] += (x if transposed else made).numel() // int(weight.shape[0])
+            self._found[name] += (x if transposed else made).numel() * weight[0].numel()
         elif operation in _PRODUCTS:
             one, other = (args[place] for place in _PRODUCTS[operation])
             multiplications = one.numel() * (int(other.shape[-1]) if other.dim() > 1 else 1)
             for factor in (one, other):
                 if name := self._name(factor):
-                    self._found[name] += multiplications // self._sizes[name]
+                    self._found[name] += multiplications
         return made
 
     def _name(self, tensor: Any) -> str | None:

@@ -26,6 +26,7 @@ _OPERATORS: Mapping[Any, str] = {
     torch.sym_min: "min",
     torch.sym_int: "int",
     torch.sym_float: "float",
+    torch.sym_sqrt: "sqrt",  # what torch.export makes of math.sqrt
     math.trunc: "int",
 }
 

@@ -48,6 +48,19 @@ def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *numbers: _number(function(*map(_number, numbers)))
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    """Raised in floats first: of a file's numbers whole ones could take any time, and all memory."""
+    try:
+        near = math.pow(base, exponent)
+    except (OverflowError, ValueError) as error:
+        raise GraphError(f"{short(base)} ** {short(exponent)} is no number that sizes are computed with") from error
+    return base**exponent if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 else near
+
+
+def _root(value: Any) -> float:
+    return float(_power(value, 0.5))
+
+
 def _entry(sequence: Any, index: int) -> Any:
     if not isinstance(sequence, (list, tuple)) or type(index) is not int:
         raise GraphError(f"no entry can be taken from {type(sequence).__name__}")
@@ -60,6 +73,8 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
         for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
     },
     "neg": (1, _of_numbers(operator.neg)),
+    "pow": (2, _of_numbers(_power)),
+    "sqrt": (1, _of_numbers(_root)),
     "max": (2, _of_numbers(max)),
     "min": (2, _of_numbers(min)),
     "int": (1, _of_numbers(int)),

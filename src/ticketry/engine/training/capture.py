@@ -92,7 +92,9 @@ class Part:
     def region(self) -> Region:
         """With what others read as outputs."""
         names = dict.fromkeys(self.members[node] for node in self.outputs)
-        return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens))
+        values = () if self.tokens else (self.inputs | self.members).items()
+        flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
+        return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens, flat))
 
 
 def capture(

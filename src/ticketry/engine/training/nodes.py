@@ -131,6 +131,9 @@ class Region:
     nodes: tuple[Node, ...]
     tokens: bool = False
     """Whether values are tokens x features, with any dimensions before the last, and not images x channels (x …)."""
+    flat: frozenset[str] = frozenset()
+    """Values that were images x channels for the model when its graph was made, with one pixel here. With images of
+    another size there may be more of them, which the model would read as features, or refuse."""
 
     @cached_property
     def parameters(self) -> list[tuple[str, str]]:
@@ -157,6 +160,9 @@ class Region:
         found = dict(inputs)
         for node in self.nodes:
             found[node.y] = _shape(node, [found[name] for name in node.reads])
+        for name in self.flat & found.keys():
+            if found[name][1:] != (1, 1):
+                raise EngineError(f"{name}: {found[name][1:]} pixels of each channel, where one is needed")
         return found
 
 

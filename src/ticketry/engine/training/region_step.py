@@ -30,6 +30,9 @@ TOKENS = 16
 _PLANS = 8
 """For inputs of other shapes that are kept."""
 
+_SHAPES = 256
+"""Of inputs of which it is kept whether they fit."""
+
 MOST_THREADS = 8
 """That share an operation: they wait for one another after each, and small ones have few parts."""
 
@@ -60,6 +63,8 @@ class RegionStep:
         self.region, self.masks, self.rows, self.half = region, masks or {}, rows or {}, half
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
+        self._fitting: dict[tuple[torch.Size, ...], bool] = {}
+        """Shapes of inputs but for the number of images -> whether they fit."""
         self.seconds: dict[str, float] | None = None
         """Of operations by their labels, where they are asked for, see `Session.seconds`."""
         self._memory = GradientMemory()
@@ -72,6 +77,28 @@ class RegionStep:
             _require(tensor, "an input", half=self.half)
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
+
+    def fits(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether the region does with inputs of these shapes what its graph does.
+
+        A graph is of one shape, and its region is used for others: there the model may broadcast a sum, read pixels
+        as features, or refuse what comes in.
+        """
+        if self.region.tokens:
+            return len({tensor.shape[:-1] for tensor in inputs}) == 1
+        shapes = tuple(tensor.shape[1:] for tensor in inputs)
+        if shapes not in self._fitting:
+            if len(self._fitting) >= _SHAPES:
+                self._fitting.clear()
+            self._fitting[shapes] = self._region_fits(inputs)
+        return self._fitting[shapes] and len({len(tensor) for tensor in inputs}) == 1
+
+    def _region_fits(self, inputs: Sequence[Tensor]) -> bool:
+        try:
+            self.region.shapes(dict(zip(self.region.inputs, map(_shape, inputs), strict=True)))
+        except EngineError:
+            return False
+        return True
 
     def dense_parameters(self) -> Iterator[Tensor]:
         """Parameters that it reads as they are, and not as rows."""
@@ -166,8 +193,9 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan, call = ctx.plan, ctx.call
         call.require_open("a layer")
-        # By way of autograd, which notices where a weight was changed in between.
-        call.parameters = ctx.step.named(ctx.saved_tensors)
+        # By way of autograd, which notices where a weight was changed in between. A checkpoint gives them once.
+        saved = ctx.saved_tensors
+        call.parameters = ctx.step.named(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
             plan.load(call, f"load gradient {name}", _filled(gradient.float(), plan, name))
         plan.run("backward", call)
@@ -175,7 +203,7 @@ class _Function(torch.autograd.Function):
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
             found.append(plan.store(call, key, shape).to(dtype) if key in plan.moves else None)
-        weights = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
+        weights = dict(zip(plan.region.parameters, saved, strict=True))
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
@@ -213,7 +241,7 @@ def _shape(tensor: Tensor) -> Shape:
 
 def _filled(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     """The tensor, contiguous, with images or tokens of zeros behind its own."""
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:
         return tensor

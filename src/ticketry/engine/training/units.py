@@ -288,9 +288,14 @@ class _Walk:
         raise AssertionError("a graph ends with its output")
 
     def _region(self, part: Part) -> None:
-        step = self._steps[id(part)]
+        step, inputs = self._steps[id(part)], [self._values[node] for node in part.inputs]
+        if not step.fits(inputs):
+            for node in self._captured.graph.nodes:
+                if node in part.members:
+                    self._values[node] = self._node(node)
+            return
         self._unit.context.reads(step.dense_parameters())
-        made = step([self._values[node] for node in part.inputs])
+        made = step(inputs)
         named = dict(zip(step.region.outputs, made, strict=True))
         for node in part.outputs:
             value: Tensor = named[part.members[node]]

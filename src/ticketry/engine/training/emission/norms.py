@@ -89,7 +89,8 @@ def _track(module: Any, mean: Array, variance: Array) -> None:
     if share is None:
         share = 1 / float(module.num_batches_tracked)
     for running, new in ((module.running_mean, mean), (module.running_var, variance)):
-        running.lerp_(torch.from_numpy(new).to(running.dtype), share)
+        # As torch does it, without a new version: autograd keeps these of calls of the same norm that ran in torch.
+        running.data.lerp_(torch.from_numpy(new).to(running.dtype), share)
 
 
 def backward(node: Norm, plan: Plan, gradients: Gradients) -> None:
