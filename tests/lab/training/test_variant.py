@@ -103,6 +103,16 @@ def test_a_variant_of_ones_own_is_told_by_its_place_and_its_source() -> None:
     assert HeldMask.identity() == {"variant": "held_mask"}
 
 
+def test_one_without_a_source_is_told_so() -> None:
+    """As at a prompt and in a notebook, where classes are of a module that has no file."""
+    typed: dict[str, Any] = {"__name__": "__main__", "Variant": Variant}
+    exec("class Typed(Variant):\n    name = 'typed'\n", typed)
+    Typed = typed["Typed"]
+    Typed.__module__ = "made_at_a_prompt"
+    with pytest.raises(UsageError, match=r"made_at_a_prompt:Typed has no source file.*in a module of your own"):
+        Typed.identity()
+
+
 def test_a_variant_comes_back_from_its_description() -> None:
     described = {**Noise.identity(), **Noise(scale=0.5).describe()}
     assert variant_from(json.loads(json.dumps(described))) == Noise(scale=0.5)

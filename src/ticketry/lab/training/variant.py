@@ -360,7 +360,13 @@ def is_known(described: Mapping[str, Any]) -> bool:
 def _source(cls: Hashable) -> bytes:
     """Of the module that made the class: read once, for an edit of the file does not change a class that is there."""
     assert isinstance(cls, type)
-    return inspect.getsource(inspect.getmodule(cls) or cls).encode()
+    try:
+        return inspect.getsource(inspect.getmodule(cls) or cls).encode()
+    except (OSError, TypeError):  # of what was typed at a prompt or in a notebook
+        raise UsageError(
+            f"{cls.__module__}:{cls.__qualname__} has no source file, without which its results have no key: define it"
+            " in a module of your own, and import it"
+        ) from None
 
 
 def _known_as(described: Mapping[str, Any]) -> str:
