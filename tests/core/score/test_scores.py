@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,7 @@ def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
     before = score.source_of("scores_of_mine:signed")
     with (tmp_path / "scores_of_mine.py").open("a") as file:
         file.write("# changed\n")
+    del sys.modules["scores_of_mine"]  # as in another process: what is loaded stays what it is
     assert score.source_of("scores_of_mine:signed") != before
     for wrong in ("scores_of_mine:number", "scores_of_mine:absent", "no_such_module:signed"):
         with pytest.raises(UsageError, match=rf"^score '{wrong}' is not known"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -79,4 +80,5 @@ def test_gates_of_a_kind_of_ones_own_have_a_key_of_its_source(tmp_path, monkeypa
     assert Gating.from_description(json.loads(json.dumps(told))) == gating
     assert "source" not in Gating(scope=("fc.weight",)).describe()
     (tmp_path / "kind_of_mine.py").write_text(code + "# changed\n")
+    del sys.modules["kind_of_mine"]  # as in another process: what is loaded stays what it is
     assert gating.describe() != told
