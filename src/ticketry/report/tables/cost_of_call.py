@@ -151,8 +151,7 @@ def at_equal_cost(results: Results, point: CostPoint, runs: Sequence[Results], m
     """
     metric, found = results.run.task.metric, list[CostPoint]()
     for other in runs:
-        same = (other.run.seeds, other.run.recipe) == (results.run.seeds, results.run.recipe)
-        for role in other.roles if other is results or same else ():
+        for role in other.roles if results.pairs_with(other) else ():
             if is_dense_rival(role):
                 beside = other is results and role.partition(":")[0] == measure.rival
                 found += [

@@ -82,7 +82,7 @@ def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: flo
         recipe.
     """
     first, second = _curve(one, measure), _curve(other, measure)
-    if first is None or second is None or (one.run.seeds, one.run.recipe) != (other.run.seeds, other.run.recipe):
+    if first is None or second is None or not one.pairs_with(other):
         return None
     shared = sorted(first.replicates & second.replicates)
     if not shared:

@@ -126,10 +126,7 @@ Compared = Mapping[tuple[Setup, str], Mapping[int, AtEqualTime]]
 def unstructured(results: Results, runs: Sequence[Results]) -> Results | None:
     """The first run whose masks have no structure, from the same seeds by the same recipe: others' replicates make no
     pairs, and what longer training is worth is not structure's."""
-    same = (results.run.seeds, results.run.recipe)
-    return next(
-        (one for one in runs if (one.run.seeds, one.run.recipe) == same and granularity(one) == UNSTRUCTURED), None
-    )
+    return next((one for one in runs if results.pairs_with(one) and granularity(one) == UNSTRUCTURED), None)
 
 
 def at_equal_time(

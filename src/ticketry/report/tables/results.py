@@ -94,6 +94,10 @@ class Results:
             members.setdefault((point.level, point.role), {})[point.replicate] = point
         self._groups = {key: Group(*key, points, run.task.metric) for key, points in sorted(members.items())}
 
+    def pairs_with(self, other: Results) -> bool:
+        """Whether replicates of a number are from the same seeds by the same recipe in both."""
+        return (self.run.seeds, self.run.recipe) == (other.run.seeds, other.run.recipe)
+
     @property
     def replicates(self) -> int:
         return len({point.replicate for point in self.run.points})
