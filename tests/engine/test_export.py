@@ -124,6 +124,28 @@ def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
     assert len(made.checks) == 3
 
 
+class Masked(nn.Module):
+    """Scores, of which a mask that is an input hides some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.score(x) + mask
+
+
+def test_infinities_in_inputs_and_outputs(tmp_path: Path) -> None:
+    mask = torch.zeros(3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), float("-inf"))
+    assert len(export(Masked(), None, (torch.randn(3, 6), mask), tmp_path / "m.pt2").checks) == 3
+    broken = Masked()
+    with torch.no_grad():
+        broken.score.bias[0] = float("nan")
+    with pytest.raises(EngineError, match="the model itself gives NaN"):
+        export(broken, None, (torch.randn(3, 6), mask), tmp_path / "n.pt2")
+    assert not (tmp_path / "n.pt2").exists()
+
+
 @pytest.mark.slow
 def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> None:
     made = export(model, None, X, tmp_path / "m.onnx", batch=3)
