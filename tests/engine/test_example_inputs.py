@@ -43,6 +43,12 @@ def test_the_difference_is_relative_in_norm() -> None:
         difference([], [exact])
 
 
+def test_both_parts_of_complex_numbers_count() -> None:
+    exact = torch.tensor([3 + 4j, 0j])
+    assert difference([exact.conj()], [exact]) == pytest.approx(8 / 5)
+    assert difference([exact.conj().conj()], [exact]) == 0
+
+
 def test_infinities_that_are_the_same_do_not_differ() -> None:
     masked = torch.tensor([3.0, float("-inf"), 4.0])
     assert difference([masked], [masked]) == 0

@@ -163,6 +163,28 @@ def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str
     assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
 
 
+class Recurrent(nn.Module):
+    """Its second input has the batch in the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(6, 4, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        made: tuple[Tensor, Tensor] = self.layer(x, state)
+        return made
+
+
+@pytest.mark.parametrize("examples", [2, 3])
+def test_a_model_that_takes_no_other_batch_of_its_first_axis_is_told(tmp_path: Path, examples: int) -> None:
+    inputs = torch.randn(examples, 5, 6), torch.zeros(1, examples, 4)
+    mask = tk.prune(Recurrent(), 0.5)
+    with pytest.raises(EngineError, match="for that alone"):
+        export(Recurrent(), mask, inputs, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+    assert export(Recurrent(), mask, inputs, tmp_path / "m.pt2", batch=examples).checks
+
+
 @pytest.mark.slow
 def test_what_differs_from_its_source_is_not_written(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +207,9 @@ def test_what_differs_from_its_source_is_not_written(
 
 
 def test_errors(model: nn.Module, tmp_path: Path) -> None:
+    for given in ([X], {"x": X}, X.numpy()):
+        with pytest.raises(UsageError, match=r"in their order, not a (list|dict|ndarray)"):
+            export(model, None, given, tmp_path / "m.onnx")  # type: ignore[arg-type]
     mask = tk.prune(model, density=0.2, score="magnitude")
     with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):
         export(model, mask, X, tmp_path / "m", format="tflite")

@@ -78,7 +78,7 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
-        made, exact = one.double(), other.double()
+        made, exact = (_real(tensor).double() for tensor in (one, other))
         if exact.isnan().any():
             raise EngineError(
                 "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
@@ -89,3 +89,8 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         error = float((made - exact).norm() / (exact.norm() or 1.0))
         worst = max(worst, error) if error == error else float("inf")
     return worst
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers, which `double` would take the first of."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
