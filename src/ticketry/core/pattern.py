@@ -31,14 +31,14 @@ SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at
 ``10%``."""
 
 
-def share_of(value: float | str) -> float:
+def share_of(value: object) -> float:
     """A share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
 
     Raises:
         UsageError: for what is neither a number nor a percentage.
     """
-    if isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        return value
+    if not isinstance(value, bool) and isinstance(value, Real | Decimal):
+        return value  # type: ignore[return-value]
     if isinstance(value, str):
         text = value.strip()
         with suppress(ValueError, ArithmeticError):

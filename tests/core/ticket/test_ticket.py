@@ -139,7 +139,6 @@ class TestTied:
         model = Ticket(mask, ticket.start, {}).apply(build("lstm", seed=9).model)
         assert not model.encoder.weight.detach()[~mask["decoder.weight"]].any()
 
-
     def test_two_tensors_are_not_put_into_one(self, build):
         """The last name would win, and the other tensor be lost without a word."""
         ticket, _ = trained_ticket(build, "lstm")
