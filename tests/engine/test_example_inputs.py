@@ -36,7 +36,31 @@ def test_the_difference_is_relative_in_norm() -> None:
     assert difference([torch.tensor([0.25, 0.0])], [torch.zeros(2)]) == pytest.approx(0.25)
     for odd in (float("nan"), float("inf")):
         assert difference([torch.tensor([odd, 4.0])], [exact]) == float("inf")
+        assert difference([exact], [torch.tensor([3.0, float("-inf")])]) == float("inf")
     with pytest.raises(EngineError, match="shapes"):
         difference([exact.view(1, 2)], [exact])
     with pytest.raises(EngineError, match="shapes"):
         difference([], [exact])
+
+
+def test_both_parts_of_complex_numbers_count() -> None:
+    exact = torch.tensor([3 + 4j, 0j])
+    assert difference([exact.conj()], [exact]) == pytest.approx(8 / 5)
+    assert difference([exact.conj().conj()], [exact]) == 0
+
+
+def test_infinities_that_are_the_same_do_not_differ() -> None:
+    masked = torch.tensor([3.0, float("-inf"), 4.0])
+    assert difference([masked], [masked]) == 0
+    assert difference([masked + torch.tensor([0.0, 0.0, 0.05])], [masked]) == pytest.approx(0.01, rel=1e-4)
+    assert difference([-masked], [masked]) == float("inf")
+    with pytest.raises(EngineError, match="the model itself gives NaN"):
+        difference([masked], [torch.tensor([3.0, float("nan"), 4.0])])
+
+
+def test_a_mask_of_infinities_stays_one_and_the_rest_has_noise() -> None:
+    mask = torch.zeros(2, 3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf"))
+    made = at_batch(mask + 0.1 * torch.randn(2, 3, 3), 4)[0]
+    assert torch.equal(made.isinf(), (mask[:1] < 0).expand(4, 3, 3))
+    assert not made.isnan().any()
+    assert 0 < float(made[made.isfinite()].std()) < 1

@@ -124,6 +124,28 @@ def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
     assert len(made.checks) == 3
 
 
+class Masked(nn.Module):
+    """Scores, of which a mask that is an input hides some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.score(x) + mask
+
+
+def test_infinities_in_inputs_and_outputs(tmp_path: Path) -> None:
+    mask = torch.zeros(3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), float("-inf"))
+    assert len(export(Masked(), None, (torch.randn(3, 6), mask), tmp_path / "m.pt2").checks) == 3
+    broken = Masked()
+    with torch.no_grad():
+        broken.score.bias[0] = float("nan")
+    with pytest.raises(EngineError, match="the model itself gives NaN"):
+        export(broken, None, (torch.randn(3, 6), mask), tmp_path / "n.pt2")
+    assert not (tmp_path / "n.pt2").exists()
+
+
 @pytest.mark.slow
 def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> None:
     made = export(model, None, X, tmp_path / "m.onnx", batch=3)
@@ -139,6 +161,28 @@ def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str
         export(Fixed(), None, X, tmp_path / f"m.{format}", format=format)
     assert not list(tmp_path.iterdir())
     assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
+
+
+class Recurrent(nn.Module):
+    """Its second input has the batch in the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(6, 4, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        made: tuple[Tensor, Tensor] = self.layer(x, state)
+        return made
+
+
+@pytest.mark.parametrize("examples", [2, 3])
+def test_a_model_that_takes_no_other_batch_of_its_first_axis_is_told(tmp_path: Path, examples: int) -> None:
+    inputs = torch.randn(examples, 5, 6), torch.zeros(1, examples, 4)
+    mask = tk.prune(Recurrent(), 0.5)
+    with pytest.raises(EngineError, match="for that alone"):
+        export(Recurrent(), mask, inputs, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+    assert export(Recurrent(), mask, inputs, tmp_path / "m.pt2", batch=examples).checks
 
 
 @pytest.mark.slow
@@ -163,6 +207,9 @@ def test_what_differs_from_its_source_is_not_written(
 
 
 def test_errors(model: nn.Module, tmp_path: Path) -> None:
+    for given in ([X], {"x": X}, X.numpy()):
+        with pytest.raises(UsageError, match=r"in their order, not a (list|dict|ndarray)"):
+            export(model, None, given, tmp_path / "m.onnx")  # type: ignore[arg-type]
     mask = tk.prune(model, density=0.2, score="magnitude")
     with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):
         export(model, mask, X, tmp_path / "m", format="tflite")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ticketry.choices import check_choice
@@ -29,20 +31,20 @@ SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at
 ``10%``."""
 
 
-def share_of(value: float | str) -> float:
+def share_of(value: object) -> float:
     """A share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
 
     Raises:
-        UsageError: for a text that is neither a number nor a percentage.
+        UsageError: for what is neither a number nor a percentage.
     """
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    try:
-        # Of decimals: 64.3 / 100 as floats is not 0.643.
-        return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
-    except (ValueError, ArithmeticError):
-        raise UsageError(f"{value!r:.60} is no share: write it as 0.1 or as 10%") from None
+    if not isinstance(value, bool) and isinstance(value, Real | Decimal):
+        return value  # type: ignore[return-value]
+    if isinstance(value, str):
+        text = value.strip()
+        with suppress(ValueError, ArithmeticError):
+            # Of decimals: 64.3 / 100 as floats is not 0.643.
+            return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
+    raise UsageError(f"{value!r:.60} is no share: write it as 0.1 or as 10%")
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:

@@ -51,7 +51,8 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...]:
         rows = leaf[torch.arange(batch) % examples].contiguous()
         if not leaf.is_floating_point():
             return rows
-        spread = float(leaf.std()) if leaf.numel() > 1 else 1.0
+        finite = leaf[leaf.isfinite()]  # masks of attention hold -inf
+        spread = float(finite.std()) if finite.numel() > 1 else 1.0
         return rows + 0.5 * spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
 
     whole: tuple[Any, ...] = tree_unflatten([made(leaf) for leaf in leaves], spec)
@@ -66,17 +67,30 @@ def outputs_of(made: Any) -> list[Tensor]:
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Relative error of outputs: the largest, over the tensors, of norm(found - expected) / norm(expected).
 
-    Infinite where something is not a finite number. A tensor that should be 0 throughout is compared with 1.
+    Infinities have to be the same; the error is infinite where they are not, or where NaN was found. A tensor that
+    should be 0 throughout is compared with 1.
 
     Raises:
-        EngineError: if count or shapes are not the same.
+        EngineError: if count or shapes are not the same, or NaN is expected: nothing can be compared with that.
     """
     shapes = [tuple(tensor.shape) for tensor in found], [tuple(tensor.shape) for tensor in expected]
     if shapes[0] != shapes[1]:
         raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
-        exact = other.double()
-        error = float((one.double() - exact).norm() / (exact.norm() or 1.0))
+        made, exact = (_real(tensor).double() for tensor in (one, other))
+        if exact.isnan().any():
+            raise EngineError(
+                "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
+                " at its buffers and at the example inputs"
+            )
+        same = exact.isinf() & (made == exact)
+        made, exact = made.masked_fill(same, 0), exact.masked_fill(same, 0)
+        error = float((made - exact).norm() / (exact.norm() or 1.0))
         worst = max(worst, error) if error == error else float("inf")
     return worst
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers, which `double` would take the first of."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

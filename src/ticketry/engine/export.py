@@ -111,6 +111,11 @@ def export(
         StructureError: if the model cannot be shrunk though that was asked for.
         EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
     """
+    if not isinstance(example_inputs, Tensor | tuple):
+        raise UsageError(
+            "example_inputs of an export is a tensor, or a tuple of the model's arguments in their order, not a"
+            f" {type(example_inputs).__name__}"
+        )
     target = Path(path)
     format = format_of(target, format)
     if format == "onnx" and find_spec("onnxruntime") is None:
@@ -271,8 +276,14 @@ def _checked(
     found = []
     for number, batch in enumerate(batches):
         inputs = at_batch(example_inputs, batch, seed=_SEED + 1 + number)
-        with torch.no_grad():
-            expected = outputs_of(source(*inputs))
+        try:
+            with torch.no_grad():
+                expected = outputs_of(source(*inputs))
+        except Exception as error:  # of the model's own code
+            raise EngineError(
+                f"{type(source).__name__} itself does not take a batch of {batch}, in the first axis of its inputs:"
+                f" {first_line(error)}; {_FIXED}"
+            ) from error
         try:
             made = list(run(*inputs))
         except Exception as error:  # of any runtime

@@ -177,6 +177,24 @@ def test_layers_that_a_batch_does_not_use_are_worth_nothing() -> None:
     assert float(found["idle.weight"].abs().sum()) == 0 < float(found["used.weight"].min())
 
 
+def test_an_expert_that_no_example_is_sent_to_is_worth_nothing() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = x.new_zeros(len(x), 4)
+            for number, expert in enumerate(self.experts):
+                sent = (x[:, 0] > 9).long() == number
+                made[sent] = expert(x[sent])
+            return made
+
+    model = Routed().double()
+    found = tk.score.kfac(model, scope(model), batches=[drawn(4, 6)], loss=loss)
+    assert float(found["experts.1.weight"].abs().sum()) == 0 < float(found["experts.0.weight"].min())
+
+
 def test_gradients_whose_squares_are_no_floats_count() -> None:
     """Of a network that is sure of all it sees, as after training, the loss and its gradients are tiny."""
     model = linear().float()

@@ -330,3 +330,31 @@ class TestRefused:
         empty = Mask({name: torch.zeros(shape) for name, shape in scope(model).shapes.items()})
         with pytest.raises(ScoreError, match="is 0 for every weight"):
             synflow(model, scope(model), batches=ones(3), at=empty)
+
+
+class Shared(nn.Module):
+    """A layer and a norm that have two names each, and one matrix in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.again = self.first
+        self.norm = nn.BatchNorm1d(3)
+        self.layers = nn.ModuleList([self.first, self.norm])
+        self.last = nn.Linear(3, 3, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.again(self.norm(self.first(inputs))))
+
+
+def test_a_model_with_a_layer_under_two_names_keeps_its_tensors():
+    model = Shared()
+    before = {name: (id(tensor), tensor.dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
+    weight = model.first.weight.detach().double().abs().requires_grad_(True)
+    (torch.ones(1, 3).double() @ torch.linalg.matrix_power(weight.t(), 3)).sum().backward()
+
+    found = synflow(model, scope(model), batches=ones(3))
+
+    assert {name: (id(tensor), tensor.dtype) for name, tensor in model.state_dict(keep_vars=True).items()} == before
+    exactly(found, {"first.weight": (weight * weight.grad).detach()})

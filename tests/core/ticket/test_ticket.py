@@ -139,6 +139,17 @@ class TestTied:
         model = Ticket(mask, ticket.start, {}).apply(build("lstm", seed=9).model)
         assert not model.encoder.weight.detach()[~mask["decoder.weight"]].any()
 
+    def test_two_tensors_are_not_put_into_one(self, build):
+        """The last name would win, and the other tensor be lost without a word."""
+        ticket, _ = trained_ticket(build, "lstm")
+        state = {name: tensor.clone() for name, tensor in ticket.start.items()}
+        state["encoder.weight"][0, 0] += 1
+        model = build("lstm", seed=9).model
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(TicketError, match=r"'encoder\.weight' and 'decoder\.weight' are one tensor in"):
+            Ticket(ticket.mask, state, {}).apply(model)
+        assert same_state(model.state_dict(), before)
+
 
 class TestBytes:
     def test_the_same_ticket_gives_the_same_bytes(self, build, tmp_path):

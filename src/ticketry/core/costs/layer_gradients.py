@@ -231,6 +231,8 @@ def _places(values: Tensor, channel: int) -> int:
 def _by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
     """float64 [channels], on the processor: sums or means of the squares."""
     others = [axis for axis in range(-values.dim(), 0) if axis != channel]
+    if not values.numel():  # of an expert that no example was sent to
+        return torch.zeros(values.shape[channel], dtype=torch.float64)
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # or small numbers have squares of 0
     norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest

@@ -75,7 +75,7 @@ def synflow(
         tensors, leaves = _absolute(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
         with default_dtype(torch.float64), _naming_the_type():
-            found = functional_call(_Flow(inner, wanted), tensors, args, kwargs)
+            found = functional_call(_Flow(inner, wanted), tensors, args, kwargs, tie_weights=False)
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
@@ -161,16 +161,23 @@ def _ones(value: Any) -> Any:
 
 def _absolute(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     """Tensors for a call of `_Flow` in float64, and those that stand for the model's parameters, by their id."""
-    leaves = {}
-    tensors: dict[str, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
         if at is not None and normal_name(name) in at:
             absolute *= at[normal_name(name)].to(absolute.device)
-        tensors[f"model.{name}"] = leaves[id(parameter)] = absolute.requires_grad_(True)
-    for name, buffer in model.named_buffers():
-        # Not the absolute value: a buffer may be a mask of attention, with -inf in it.
-        tensors[f"model.{name}"] = buffer.double() if buffer.is_floating_point() else buffer.clone()
+        leaves[id(parameter)] = absolute.requires_grad_(True)
+    # Not the absolute value: a buffer may be a mask of attention, with -inf in it.
+    buffers = {id(each): each.double() if each.is_floating_point() else each.clone() for each in model.buffers()}
+    given = leaves | buffers
+    # Each place once, under one name: of a place that it is told twice (of a module that has two names) torch puts back
+    # what it was told first.
+    tensors = {
+        ".".join(part for part in ("model", prefix, local) if part): given[id(tensor)]
+        for prefix, module in model.named_modules()
+        for local, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     return tensors, leaves
 
 

@@ -107,7 +107,8 @@ def _same_in_all(one: Tensor, other: Tensor) -> bool:
 
 
 def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names that `model` uses. A tensor that is tied may be there under one name only."""
+    """`state` under the names that `model` uses. A tensor that is tied may be there under one name only, or under
+    several with the same values."""
     own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is the same object under all its names
     short = {name: normal_name(name) for name in own}
     by_tensor = {id(tensor): state[short[name]] for name, tensor in own.items() if short[name] in state}
@@ -118,7 +119,14 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
         said = [text.format(", ".join(map(repr, names[:4]))) for text, names in parts if names]
         raise TicketError(f"the ticket does not fit: {type(model).__name__} {' and '.join(said)}")
     filled = {name: state.get(short[name], by_tensor[id(tensor)]) for name, tensor in own.items()}
+    last = {id(tensor): name for name, tensor in own.items()}
     for name, tensor in own.items():
+        twin = last[id(tensor)]
+        if filled[twin] is not filled[name] and not _same_bits(filled[twin], filled[name]):
+            raise TicketError(
+                f"the ticket does not fit: {short[name]!r} and {short[twin]!r} are one tensor in"
+                f" {type(model).__name__} (tied), but two in the ticket, with other values"
+            )
         if is_spread(filled[name]) and not is_spread(tensor):
             raise TicketError(
                 f"the ticket's states lie in parts on several devices, and {type(model).__name__} does not: save the"

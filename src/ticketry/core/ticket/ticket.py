@@ -122,8 +122,8 @@ class Ticket:
             which: ``start`` (where the ticket's training starts) or ``trained``.
 
         Raises:
-            TicketError: if `model` lacks a tensor of the ticket, has one more, or has it in another shape; or if the
-                ticket was never trained.
+            TicketError: if `model` lacks a tensor of the ticket, has one more, has it in another shape, or ties two
+                that differ in the ticket; or if the ticket was never trained.
         """
         if which not in ("start", "trained"):
             raise TicketError(f"a ticket has the states start and trained, not {which!r}")
