@@ -17,6 +17,7 @@ from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch,
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.channel_gates import attach_channels
 from ticketry.core.gates.kinds import KINDS, kind_of
+from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.core.scope import Scope, named_parameters
@@ -37,6 +38,7 @@ from ticketry.tasks.recipe import Optimizer, Recipe
 _LOOKS = 100
 _BINS = 20
 """Of the histogram of gates in a record."""
+_TEMPERATURE = BinaryConcrete.temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,8 @@ class Gating(Variant):
     network's outputs from those that it has without gates, see `search.gating.objective`."""
     density: float | None = None
     """What the expected density is steered to by `core.gates.Balance`; None leaves it to the penalty."""
-    temperature: float = 2 / 3
-    """Of a binary-concrete draw."""
+    temperature: float = _TEMPERATURE
+    """Of the draws of a kind that has one; the default stands for the kind's own."""
     structured: bool = False
     """One gate for each coupled channel that the parameters in scope make, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
@@ -120,12 +122,14 @@ class Gating(Variant):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
         if (self.earlier is None) != (self.reset is None):
             raise UsageError("gates that go on from those of an earlier round say how they are reset, no others")
-        self.make_kind()
+        # A kind that has a temperature has its own, where none is given: the default is no other than theirs.
+        object.__setattr__(self, "temperature", float(getattr(self.make_kind(), "temperature", self.temperature)))
         self.recipe(Recipe())
 
     def make_kind(self) -> Kind:
         """The kind of gate, with its settings; `UsageError` for a temperature out of range."""
-        return kind_of(self.kind, final=self.final, temperature=self.temperature)
+        given = {} if self.temperature == _TEMPERATURE else {"temperature": self.temperature}
+        return kind_of(self.kind, final=self.final, **given)
 
     def describe(self) -> dict[str, Any]:
         source = KINDS.source(self.kind)  # a kind of one's own may change
