@@ -152,6 +152,11 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
     barriers: tuple[Curve, ...]
     layers: tuple[LayerDistances, ...] = ()
 
+    @property
+    def barrier(self) -> Curve | None:
+        """Of several the one that is drawn and judged: on the test split, with recomputed statistics if any are."""
+        return max(self.barriers, key=lambda curve: (curve.split == "test", curve.recalibrated), default=None)
+
 
 class Rewind(Part, frozen=True):
     """A step that was rewound to, and the run that did so."""

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TicketryError, UsageError
 from ticketry.registry.loading import import_from_here, load, resolve
-from ticketry.registry.sources import defining_source, source_digest
+from ticketry.registry.sources import defining_source, reached_modules, source_digest
 
 __all__ = [
     "BUILT_IN",
@@ -37,6 +37,7 @@ __all__ = [
     "import_from_here",
     "is_offered",
     "load",
+    "reached_modules",
     "resolve",
     "source_digest",
 ]

@@ -42,6 +42,16 @@ def defining_source(*objects: object) -> str:
     return _digest(modules) if (modules := {name for name in _defining(*objects) if _source_file(name)}) else ""
 
 
+def reached_modules(target: str) -> set[str]:
+    """The modules of what ``module:object`` names, and those that they reach by import statements.
+
+    Raises:
+        UsageError: if the module cannot be imported.
+    """
+    modules = {target.partition(":")[0]} | _defining(load(target))
+    return modules | _reached(modules).keys()
+
+
 def _defining(*objects: object) -> set[str]:
     """The modules that define objects, without those of this library."""
     modules = {one.__name__ for one in objects if isinstance(one, ModuleType)}

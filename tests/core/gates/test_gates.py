@@ -322,6 +322,10 @@ class TestState:
             g.load_state_dict(small(kind="stochastic")[1].state_dict())
         with pytest.raises(MaskError, match="lacks gates, hard"):
             g.load_state_dict({k: v for k, v in g.state_dict().items() if k not in ("gates", "hard")})
+        other = small(kind=tk.gates.Continuous(final=500.0))[1]
+        other.anneal(0.5)
+        with pytest.raises(MaskError, match=r"inverse temperature 22\.3607 at progress 0\.5, where .* have 14\.1421"):
+            g.load_state_dict(other.state_dict())
 
     def test_gates_are_not_copied(self):
         with pytest.raises(UsageError, match="attach gates to the copy"):

@@ -301,6 +301,11 @@ class Needy(Kind):
     def __init__(self, width):
         self.width = width
 
+    def gate(self, logits, moment, uniform):
+        return logits / self.width
+
+    test_gate = open = gate
+
 
 @pytest.mark.parametrize(
     ("kind", "told"),
@@ -313,6 +318,36 @@ class Needy(Kind):
 def test_what_is_no_kind_is_told(kind, told):
     with pytest.raises(UsageError, match=told):
         tk.gates.attach(nn.Linear(3, 2), kind=kind)
+
+
+class Half(Kind):
+    """No name, and half of what a kind has to say."""
+
+    def gate(self, logits, moment, uniform):
+        return torch.sigmoid(logits)
+
+
+class Flat(Half):
+    name = "flat"
+
+    def test_gate(self, logits, moment):
+        return torch.sigmoid(logits).mean()
+
+    def open(self, logits, moment):
+        return torch.sigmoid(logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Half, r"the kind of gates Half lacks test_gate\(\), open\(\), name, a word"),
+        (Flat, r"test_gate\(\) of the gates 'flat' gives \[\] for s of shape \[3, 2\]"),
+    ],
+)
+def test_a_kind_that_does_not_say_all_that_it_has_to_is_told_before_a_step(kind, told):
+    for named in (kind(), f"{__name__}:{kind.__name__}"):
+        with pytest.raises(UsageError, match=told):
+            tk.gates.attach(nn.Linear(3, 2), kind=named)
 
 
 def test_a_kind_of_ones_own(build):

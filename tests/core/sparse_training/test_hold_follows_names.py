@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.sparse_training import _registrations
 from ticketry.core.sparse_training.hold import hold
-from ticketry.errors import HoldError
+from ticketry.errors import HoldError, UsageError
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -237,6 +237,30 @@ def test_copies_are_free(copied):
     assert all(parameter[~mask[name]].any() for name, parameter in mask.parameters(twin).items())
     buffer = io.BytesIO()
     torch.save(twin.state_dict(), buffer)
+
+
+class Holding(nn.Module):
+    """A module that keeps what it holds its part by."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.held = hold(self.net, prune(self.net, 0.3, distribution="layerwise"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_what_holds_says_that_it_holds_nothing(copied):
+    """Its model is free, and nobody would be told; a pickle was an AttributeError of weak references."""
+    model = Holding()
+    twin = copied(model)
+    assert torch.equal(*(next(each.net.parameters()) for each in (model, twin)))
+    twin.held.release()
+    for use in (twin.held.check, twin.held.mask_gradients, twin.held.mask_weights, twin.held.__enter__):
+        with pytest.raises(UsageError, match=r"copies hold no weights: hold .*tk\.hold\(model, mask\)"):
+            use()
+    train(model.net, sgd(model.net))
+    model.held.check()
+    model.held.release()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

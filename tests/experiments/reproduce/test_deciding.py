@@ -254,6 +254,9 @@ def test_a_barrier_is_that_of_the_test_split_in_whatever_order_splits_are_told()
         judged = decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(rows))]})[0]
         assert judged.found == "confirmed"
         assert judged.a == (0.1, 0.3, 0.2, 0.0, 0.1)
+    bare = Curve("test", 0, 9.0, (0.0, 0.5, 1.0), (0.0, 9.0, 0.0))  # recomputed statistics go first, as on pages
+    both = [part(row, barriers=(bare, part(row.barriers[0], recalibrated=20))) for row in test.rows]
+    assert decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(both))]})[0].a == (0.1, 0.3, 0.2, 0.0, 0.1)
     alone = [part(row, barriers=(train,)) for row in test.rows]
     assert decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(alone))]})[0].a == (9.0,) * 5
 

@@ -53,6 +53,17 @@ def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
     assert found == {"store": shared, "ticket": str(seen.paths.run("a-run") / "tickets" / "level-01")}
 
 
+def test_a_run_file_that_was_changed_is_told(origin: str, tmp_path: Path) -> None:
+    """As `store check` does: it would repeat another run than the one that it lies beside."""
+    run = Path(origin) / "runs" / "a-run"
+    write_sealed(run / "run.json", {"store": origin, "config": "method = 'oneshot'\n"})
+    (run / "run.toml").write_text("method = 'oneshot'\n")
+    assert copy_store(origin, str(tmp_path / "one")).files == 5
+    (run / "run.toml").write_text("method = 'early'\n")
+    with pytest.raises(StoreError, match=r"runs/a-run/run\.toml is damaged: .*store check --repair"):
+        copy_store(origin, str(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) -> None:
     """Another machine's run of the same name, done or under way: none of its files becomes the origin's."""

@@ -20,9 +20,11 @@ from ticketry.lab.costs.step_cost import Costs, scoring_flops, step_flops, step_
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
 from ticketry.lab.training.segment import Segment
+from ticketry.records.metric import Metric
 from ticketry.search.gating.gating import Gating
+from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Classification, Split, Splits, Task
+from ticketry.tasks.task import Classification, Course, Session, Split, Splits, Task
 
 LAYERS = {"fc1.weight": 64 * 300, "fc2.weight": 300 * 100, "fc3.weight": 100 * 10}
 PASSES = {"fc1.weight": 2, "fc2.weight": 3, "fc3.weight": 3}
@@ -43,8 +45,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def digits() -> Task:
-    from ticketry.tasks import catalogue
-
     return catalogue.get("digits")
 
 
@@ -66,6 +66,46 @@ def test_flops_of_lenet(lab: Lab, digits: Task, batch: int, density: float) -> N
 def test_a_batch_is_no_larger_than_the_training_set(lab: Lab, digits: Task) -> None:
     examples = lab.sizes(digits)["train"]
     assert step_flops(lab, segment(lab, digits, batch=10 * examples))[0] == by_hand(examples)
+
+
+class Draws(Course):
+    """A step learns from five rows, whatever the batch."""
+
+    def sizes(self) -> dict[str, int]:
+        return {"train": 100, "validation": 5, "test": 5}
+
+    def session(self, recipe: Recipe, seed: int, arithmetic: Any) -> Session:
+        return FiveRows()
+
+
+class FiveRows(Session):
+    def loss(self, model: nn.Module, batch: int) -> torch.Tensor:
+        outputs: torch.Tensor = model(torch.ones(5, 4))
+        return outputs.sum()
+
+
+class OfFive(Task):
+    metric = Metric("reward", unit="", higher_is_better=True)
+    name = "of five"
+    recipe = Recipe(length="4it", batch=50)
+
+    def key(self) -> dict[str, object]:
+        return {"name": "of five of test_costs"}
+
+    def build(self) -> nn.Module:
+        return nn.Linear(4, 3)
+
+    def course(self, data: Path | None = None) -> Course:
+        return Draws()
+
+    def example(self, count: int, data: Path | None = None) -> torch.Tensor:
+        return torch.ones(count, 4)
+
+
+def test_steps_of_a_course_of_ones_own_are_not_taken_to_go_by_the_batch(lab: Lab) -> None:
+    named = catalogue.get(f"{__name__}:OfFive")
+    for task, batch in (OfFive(), 50), (OfFive(), 10), (named, 50):
+        assert step_flops(lab, segment(lab, task, batch=batch))[0] == 2 * 2 * 5 * 4 * 3  # forward and back
 
 
 class Pictures(Classification):

@@ -94,6 +94,18 @@ def test_other_numbers_are_told_and_other_times_are_not(
     assert tk.store.unpack(bundle, store=store).differing == ((store / name,) if said else ())
 
 
+def test_a_store_that_was_moved_tells_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths alone differ, and the weights that the bundle left out are there: there is nothing to say."""
+    store = made(tmp_path / "store")
+    ticket = str(store / "runs" / RUN / "tickets" / "level-01")
+    _changed(store / "runs" / RUN / "run.json", lambda run: run.update(store=str(store)))
+    _changed(store / "runs" / RUN / "run.json", lambda run: run["points"][0].update(ticket=ticket))
+    bundle = tk.store.pack((), tmp_path / "all.tkz", store=store).path
+    assert call(capsys, "store", "mv", str(tmp_path / "moved"), "--store", str(store))[0] == 0
+    code, out, _ = call(capsys, "store", "unpack", str(bundle), "--store", str(tmp_path / "moved"))
+    assert (code, len(out.splitlines())) == (0, 1), out
+
+
 def test_metrics_that_the_store_lacks_are_taken(tmp_path: Path) -> None:
     store = made(tmp_path / "store")
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path

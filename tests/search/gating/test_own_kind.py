@@ -15,6 +15,7 @@ from installed import site
 from ticketry.errors import UsageError
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating
+from ticketry.search.gating.rounds import _Moves
 
 __all__ = ["site"]  # a fixture
 
@@ -26,9 +27,11 @@ import ticketry as tk
 
 @dataclass(frozen=True)
 class Steep(tk.gates.Kind):
-    """Gates clip(s + 1/2, 0, 1)."""
+    """Gates clip(s + 1/2, 0, 1), on where s is above 1/4."""
 
     name = "steep"
+    threshold = 0.25
+    temperature: float = 0.1
 
     def gate(self, logits, moment, uniform):
         return (logits + 0.5).clamp(0, 1)
@@ -58,6 +61,30 @@ def test_they_come_back_from_their_description(kind: str) -> None:
     own, built_in = Gating(scope=("fc.weight",), kind=kind), Gating(scope=("fc.weight",))
     assert variant_from(described(own)) == own
     assert variant_from(described(built_in)) == built_in
+
+
+def test_they_have_the_temperature_of_their_kind_unless_one_is_given(kind: str) -> None:
+    """It was that of concrete gates, whatever the kind said, as no search has a setting for it."""
+    own = Gating(scope=("fc.weight",), kind=kind)
+    assert own.temperature == own.make_kind().temperature == 0.1  # type: ignore[attr-defined]
+    given = Gating(scope=("fc.weight",), kind=kind, temperature=0.5)
+    assert given.make_kind().temperature == 0.5  # type: ignore[attr-defined]
+    assert variant_from(described(given)) == given
+    assert Gating(scope=("fc.weight",), kind="binary-concrete").temperature == 2 / 3
+
+
+def test_s0_is_found_beside_the_threshold_of_their_kind(kind: str, tmp_path: Path) -> None:
+    """Gates of which one ended where s0 has to begin for a share to stay on: it was looked for beside 0."""
+    with tk.Lab(tmp_path / "store", workers=0) as lab:
+        task = tk.task("digits")
+        names = tuple(tk.scope(task.build()))
+        gating = Gating(scope=names, kind=kind, penalty=1e-3, init=0.3, lr=1.0)
+        segment = lab.segment(task, start=0, recipe=task.recipe.changed(length="20it"), variants=(gating,))
+        result = lab.train(segment)
+        tensors = lab.store.get_tensors(result.variants["gates"])
+        ends = torch.cat([tensors[f"s/{name}"].flatten() for name in sorted(names)])
+        init = _Moves(lab, result, None).init_for(0.3)
+    assert float((ends - 0.3 + init >= 0.25 - 1e-6).float().mean()) == pytest.approx(0.3, abs=0.01)
 
 
 def test_of_a_kind_whose_source_has_changed_they_are_others(kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_a_file_of_the_library_tokenizers(file: Path) -> None:
     other = file.with_name("other.json")
     other.write_text(file.read_text().replace("net", "set"))
     assert Tokenizer(other).describe() != tokenizer.describe()
+
+
+def test_a_vocabulary_that_leaves_numbers_out_has_room_for_the_largest(file: Path) -> None:
+    """Networks have an entry for each number below the size; it was the count of tokens."""
+    gaps = file.with_name("gaps.json")
+    gaps.write_text(re.sub(r'"net": *2', '"net": 7', file.read_text()))
+    assert Tokenizer(gaps).encode(b"a dense net", "it").tolist() == [1, 0, 7]
+    assert Tokenizer(gaps).size == 8
 
 
 def test_what_is_no_tokenizer(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

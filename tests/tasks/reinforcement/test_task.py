@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +106,46 @@ def course(**changes: Any) -> Acting:
     found = catalogue.get("gym:CartPole-v1", options={name: str(value) for name, value in changes.items()}).course()
     assert isinstance(found, Acting)
     return found
+
+
+WORLD = """
+import gymnasium
+import numpy as np
+
+
+class Walk(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    reward = 1.0
+
+
+gymnasium.register("Walk-v0", Walk, max_episode_steps=5)
+"""
+
+
+def test_the_source_of_an_environment_of_ones_own_is_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a change of its rewards a search was answered by what had been trained before."""
+    monkeypatch.chdir(tmp_path)  # whose modules can be named
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "world_of_mine.py").write_text(WORLD)
+    task = catalogue.get("gym:world_of_mine:Walk-v0")
+    try:
+        before = task.key()
+        assert before == catalogue.get("gym:Walk-v0").key() | {
+            name: before[name] for name in ("name", "environment", "source")
+        }
+        (tmp_path / "world_of_mine.py").write_text(WORLD.replace("1.0", "2.0"))
+        del gymnasium.registry["Walk-v0"]
+        importlib.reload(sys.modules["world_of_mine"])
+        assert {name for name in before if before[name] != task.key()[name]} == {"source"}
+    finally:
+        del gymnasium.registry["Walk-v0"], sys.modules["world_of_mine"]
+    for name in ("gym:CartPole-v1", "cartpole"):
+        assert "source" not in catalogue.get(name).key()
+    with pytest.raises(TaskError, match=r"no_such_world:Walk-v0 cannot be made: .*no_such_world"):
+        catalogue.get("gym:no_such_world:Walk-v0").key()
 
 
 @pytest.mark.parametrize("repeat", [1, 3])

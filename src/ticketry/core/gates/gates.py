@@ -300,9 +300,9 @@ class Gates:
         """Go on from a state; the tensors s stay the same objects, so that an optimiser goes on with them.
 
         Raises:
-            MaskError: if it is of gates of another kind or of other weights.
+            MaskError: if it is of gates of another kind, of other temperatures or of other weights.
         """
-        check_state(state, self.state_dict())
+        check_state(state, self.state_dict(), self.kind)
         for name, logits in self.named_parameters():
             logits.copy_(state["gates"][name])
         self.init, self.seed, self.round = state["init"], state["seed"], state["round"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.gates.gate_kind import Moment
+from ticketry.core.gates.gate_kind import Kind, Moment
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse
 from ticketry.core.seeds import generator
@@ -43,16 +44,21 @@ def uniform_like(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
     return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
 
-def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """See that gates with the state `own` can go on from `state`.
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
+    """See that gates of this kind, with the state `own`, can go on from `state`.
 
     Raises:
-        MaskError: if it is of gates of another kind or of other weights.
+        MaskError: if it is of gates of another kind, of other temperatures or of other weights.
     """
     if missing := own.keys() - state.keys():
         raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
     if state["kind"] != own["kind"]:
         raise MaskError(f"the state is of {state['kind']} gates, and these are {own['kind']}")
+    if not math.isclose(state["beta"], beta := kind.inverse_temperature(state["progress"]), rel_tol=1e-6):
+        raise MaskError(
+            f"the state has the inverse temperature {state['beta']:g} at progress {state['progress']:g}, where these"
+            f" gates have {beta:g}: attach them with the same settings of their kind (final)"
+        )
     if _shapes(state) != _shapes(own):
         raise MaskError("the state is of gates on other weights: attach them to the same model and scope")
 

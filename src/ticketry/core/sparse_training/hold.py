@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, 
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training._registrations import Listening
 from ticketry.core.sparse_training._steps import Stepping
-from ticketry.errors import HoldError
+from ticketry.errors import HoldError, UsageError
 
 # Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
 # momentum and weight decay, the Adam family, … . For any other, the weights are masked again after each step.
@@ -72,7 +73,7 @@ class Hold:
         require_mask(mask)
         require_model(model)
         release_left(model)
-        self._mask, self._hooks = mask, hooks
+        self._mask, self._hooks, self._left_behind = mask, hooks, False
         put_back(model)
         parameters = mask.parameters(model)
         require_usable(parameters)
@@ -99,11 +100,13 @@ class Hold:
     @property
     def tensors(self) -> list[Tensor]:
         """The mask as it is held in memory: 0 and 1 in the type of the weights."""
+        self._require_original()
         return [held.kept for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to 0, before clipping and stepping."""
+        self._require_original()
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
         if dense:
@@ -118,6 +121,7 @@ class Hold:
 
         L-BFGS keeps pairs of steps and gradients, whose products it uses: with those of another network it starts anew.
         """
+        self._require_original()
         mask_history(optimizer, self._held)
         for held in self._held.values():
             for tensor in states_of(optimizer, held.parameter):
@@ -126,6 +130,7 @@ class Hold:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set removed weights to 0."""
+        self._require_original()
         parameters: list[Tensor] = [part(held.parameter) for held in self._held.values()]
         kept = [held.kept_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
         torch._foreach_mul_(parameters, kept)
@@ -139,6 +144,7 @@ class Hold:
             HoldError: naming the parameter, how many of its weights are not 0, and the largest; or that the model has
                 no such parameter any more.
         """
+        self._require_original()
         put_back(self._places.model)
         for name, parameter in self._places.parameters().items():
             removed = self._removed(name, parameter)
@@ -157,6 +163,7 @@ class Hold:
             held.let_go()
 
     def __enter__(self) -> Hold:
+        self._require_original()
         return self
 
     def __exit__(
@@ -166,6 +173,18 @@ class Hold:
         if kind is None:
             self.check()
             self._orphans.require_none()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
+        return {"_left_behind": True, "_held": {}, "_handles": [], "_before_forward": None}
+
+    def _require_original(self) -> None:
+        """A copy holds nothing, and its model would train as a dense one does."""
+        if self._left_behind:
+            raise UsageError(
+                "this is a copy of a held mask, and copies hold no weights: hold the mask on the copied model, with"
+                " tk.hold(model, mask)"
+            )
 
     # -- optimisers ------------------------------------------------------------------------------------------------
 

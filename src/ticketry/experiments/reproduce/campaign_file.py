@@ -11,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import ValidationError, convert
-
 from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.ranges import check_settings
@@ -28,6 +26,7 @@ from ticketry.experiments.reproduce.campaign_tables import (
     Precision,
     RunTable,
     SideTable,
+    file_table,
 )
 from ticketry.experiments.reproduce.campaign_tables import Scale as Scale
 from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, VALUE, Hypothesis, Side
@@ -101,7 +100,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
     if place is path and not path.exists() and path.suffix != ".toml":
         raise UsageError(f"there is no campaign {path}: choose one of {', '.join(own)}, or name a file")
     text, tables = toml_tables(place, "campaign")
-    made = _Reading(place, _converted(tables, place), scale, trust or place is not path)
+    made = _Reading(place, file_table(tables, place), scale, trust or place is not path)
     return Campaign(
         name=place.stem,
         title=made.file.title,
@@ -115,15 +114,6 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         stability=made.stability,
         claims=made.claims(),
     )
-
-
-def _converted(tables: Mapping[str, Any], path: Path) -> FileTable:
-    try:
-        return convert(tables, FileTable)
-    except ValidationError as error:
-        told, _, place = str(error).partition(" - at `")
-        where = place.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".") or "the whole"
-        raise UsageError(f"the campaign {path}: {where.replace('[...]', '')} cannot be what it is: {told}") from None
 
 
 class _Reading:
@@ -182,7 +172,7 @@ class _Reading:
                 own,
                 replicates=1,
                 controls=controls,
-                control_densities=[self._density(place, one) or 0.0 for one in beside] if controls else (),
+                control_densities=[self._density(one) or 0.0 for one in beside] if controls else (),
                 seeds=Seeds.of(_SEED).replicate(base.first_replicate),
                 recipe=recipe,
             )
@@ -203,7 +193,7 @@ class _Reading:
                 raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
             planned = planned_densities(self.runs[name])
             at = asked.get("at", [])
-            named = [self._density(place, one) for one in (at if isinstance(at, list) else [at])]
+            named = [self._density(one) for one in (at if isinstance(at, list) else [at])]
             if wrong := [one for one in named if not isinstance(one, float) or not 0 < one <= 1]:
                 raise UsageError(f"at names densities, not {wrong[0]!r:.60}")
             levels = [level_of(one or 0.0, planned, f"the run {name}") for one in named]
@@ -245,7 +235,7 @@ class _Reading:
             place = f"claims.{name}"
             asked = claim.density if isinstance(claim.density, tuple) else (claim.density,)
             for density in asked:
-                found = self._density(place, density)
+                found = self._explained(place, partial(self._density, density))
                 told = name if len(asked) == 1 else f"{name} at {100 * (found or 1):g} %"
                 if told in seen:
                     raise self._wrong(place, f"there are two claims called {told!r}")
@@ -264,14 +254,12 @@ class _Reading:
             raise self._wrong(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
         return found[0].name
 
-    def _density(self, place: str, density: float | str | None) -> float | None:
+    def _density(self, density: float | str | None) -> float | None:
         if not isinstance(density, str):
             return density
         if density not in self._scale.densities:
             known = ", ".join(self._scale.densities) or "none"
-            raise self._wrong(
-                place, f"density {density!r} is none of scales.{self._scale_name}.densities, which are {known}"
-            )
+            raise UsageError(f"density {density!r} is none of scales.{self._scale_name}.densities, which are {known}")
         return self._scale.densities[density]
 
     def _claim(self, name: str, claim: ClaimTable, density: float | None) -> Hypothesis:
@@ -328,7 +316,7 @@ class _Reading:
                 raise UsageError(f"a side is a run or a number, not {side.run or side.role} and {side.value:g}")
             return Side("", VALUE, None, side.value)
         if side.density is not None:
-            density = self._density("claims", side.density)
+            density = self._density(side.density)
         if metric in STABILITY:
             return self._stable_side(side, density, metric)
         if side.run not in self.runs:

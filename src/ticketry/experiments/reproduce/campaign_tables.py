@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, ValidationError, convert
 
+from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import INTERIM
 from ticketry.records.network import TICKET
 from ticketry.records.schema import Density, Number
@@ -99,3 +102,35 @@ class FileTable(Struct, forbid_unknown_fields=True):
     scales: dict[Scale, ScaleTable]
     claims: dict[str, ClaimTable]
     paper: str = ""
+
+
+_NAMED: dict[str, type[Struct]] = {
+    "claims": ClaimTable,
+    "scales": ScaleTable,
+    "runs": RunTable,
+    "bases": OtherBaseTable,
+}
+"""Of tables by name, what each is."""
+
+
+def file_table(tables: Mapping[str, Any], path: Path) -> FileTable:
+    """A campaign file by type; `UsageError` for what is of another one, with the file and the key."""
+    try:
+        return convert(tables, FileTable)
+    except ValidationError as error:
+        place, told = _fault(tables, error)
+        raise UsageError(f"the campaign {path}: {place or 'the whole'} cannot be what it is: {told}") from None
+
+
+def _fault(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
+    """The key that an error is of, and what it says. msgspec leaves names of tables away: they are tried in turn."""
+    told, _, path = str(error).partition(" - at `")
+    place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    named, _, _ = place.partition("[...]")
+    for name, table in tables[named].items() if named in _NAMED and named != place else ():
+        try:
+            convert(table, _NAMED[named])
+        except ValidationError as inner:
+            within, told = _fault(table, inner)
+            return f"{named}.{name}{within and '.'}{within}", told
+    return place.replace("[...]", ""), told

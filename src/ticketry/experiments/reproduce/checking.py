@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -30,9 +30,12 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.variant import is_known
+from ticketry.registry import load, reached_modules
 from ticketry.report.tables.claims import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
+from ticketry.search import METHODS
 from ticketry.tasks.task import Task, written_key
 
 Found = Literal["same bits", "inside", "outside"]
@@ -133,7 +136,7 @@ def check(
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
-    sources = Sources(store)
+    sources = Sources(store, _own_modules(campaign))
     found = []
     for module in VARIANTS:
         import_module(module)
@@ -149,6 +152,13 @@ def check(
             text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
             write_atomically(text, ("\n".join(lines) + "\n").encode())  # row by row: each may take an hour
     return found
+
+
+def _own_modules(campaign: Campaign) -> set[str]:
+    """Those that the campaign's methods of one's own reach, which are imported when these search. What else a store
+    names is never imported."""
+    own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
+    return set().union(*(reached_modules(METHODS.target(name)) for name in own))
 
 
 def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
@@ -201,8 +211,9 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 class Sources:
     """What a campaign's store tells of its trainings."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, modules: Container[str] = ()) -> None:
+        """`modules`: of one's own, which may be imported for variants of training that they define."""
+        self._store, self._modules = store, modules
 
     def record(self, trajectory: str, step: int) -> dict[str, Any]:
         """The result; `StoreError` if it is not there."""
@@ -210,6 +221,15 @@ class Sources:
         if found is None:
             raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
         return found
+
+    def segment(self, trajectory: str, step: int) -> dict[str, Any]:
+        """What the result is of; the classes of its variants of training are then known, as far as they may be."""
+        described = dict(self.record(trajectory, step)["segment"])
+        for each in described["variants"]:
+            place = str(each.get("place", ""))
+            if not is_known(each) and place.partition(":")[0] in self._modules:
+                load(place)
+        return described
 
     def blob(self, digest: str) -> bytes | None:
         """A file of the store; None if it is not there (weights that a bundle left out)."""
@@ -257,7 +277,7 @@ def _outputs(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *, measure: bool) -> Result:
-    described = dict(sources.record(trajectory, step)["segment"])
+    described = sources.segment(trajectory, step)
     blobs: Iterable[str] = described.pop("blobs", ())
     segment = Segment.from_description({**described, "last": step}, task)
     if segment.arithmetic.kernels != DENSE_KERNELS:

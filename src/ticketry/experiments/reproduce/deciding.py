@@ -197,8 +197,8 @@ def _stabilities(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord
 
 def _stability(metric: str, row: StabilityRow) -> float:
     if metric == "barrier":
-        # Of several splits that of the test examples, as in reports, in whatever order they were asked for.
-        return max(row.barriers, key=lambda curve: curve.split == "test").height
+        assert row.barrier is not None  # checked with the file
+        return row.barrier.height
     apart = row.data_order if metric == "order-distance" else row.pruning
     assert apart is not None  # checked with the file
     return apart.l2

@@ -128,7 +128,7 @@ def _checked(here: Remote, one: Listed) -> bytes:
     if found is None:
         raise StoreError(f"{here.address}/{one.name} went away while it was copied: run the same command again")
     folder = one.name.partition("/")[0]
-    wanted = Path(one.name).stem if folder == "blobs" else _digest_by_ticket(here, one.name)
+    wanted = Path(one.name).stem if folder == "blobs" else _digest_by_record(here, one.name)
     if wanted and hashlib.sha256(found.data).hexdigest() != wanted:
         raise StoreError(
             f"{here.address}/{one.name} is damaged: its contents do not match its digest. Run `ticketry store check"
@@ -139,8 +139,12 @@ def _checked(here: Remote, one: Listed) -> bytes:
     return found.data
 
 
-def _digest_by_ticket(here: Remote, name: str) -> str | None:
-    """What a ticket tells of the file beside its ticket.json; None of any other file."""
+def _digest_by_record(here: Remote, name: str) -> str | None:
+    """What a ticket tells of the file beside its ticket.json, and a run's record of its run file; None of others."""
+    if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
+        record = here.read(name.removesuffix("toml") + "json")
+        config = _object(record.data if record else b"").get("config")
+        return hashlib.sha256(config.encode(errors="replace")).hexdigest() if isinstance(config, str) else None
     run, _, place = name.partition("/tickets/")
     ticket, _, file = place.partition("/")
     if not run.startswith("runs/") or file in ("", "ticket.json"):

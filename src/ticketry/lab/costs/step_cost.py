@@ -25,6 +25,7 @@ from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.state import TrainingState, initial_state
 from ticketry.tasks.task import Task
+from ticketry.tasks.user_task import OwnTask
 
 _LOG = logging.getLogger(__name__)
 _FEW = 2
@@ -38,20 +39,23 @@ _PACE = ("length", "schedule", "milestones", "gamma", "warmup", "lr")
 def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     """FLOPs of a training step, forward and backward, as they are computed and if removed weights took none.
 
-    Remembered: counted on two examples and scaled to a whole batch; all masks of one network share one count.
+    Remembered: counted on two examples and scaled to a whole batch; all masks of one network share one count. Of a
+    course of one's own a whole batch is counted.
 
     Raises:
         TicketryError: if the task's data cannot be loaded, for what is not remembered.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
-    described = {
+    whole = {} if _goes_by_examples(segment.task) else {"batch": examples}
+    described: dict[str, Any] = {
+        **whole,
         "task": dict(segment.task.key()),
         "variants": {one.name: told for one in segment.variants if (told := one.decides_flops()) is not None},
     }
 
     def counted() -> dict[str, Any]:
         deciding = tuple(one for one in segment.variants if one.name in described["variants"])
-        loop = _loop(lab, replace(segment, variants=deciding), _FEW)
+        loop = _loop(lab, replace(segment, variants=deciding), whole.get("batch", _FEW))
         found = loop.flops()
         return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": _listed(found)}
 
@@ -225,6 +229,13 @@ def _sum(parts: Iterable[float | None]) -> float | None:
             return None
         found += part
     return found
+
+
+def _goes_by_examples(task: Task) -> bool:
+    """Whether a step's work is proportional to the recipe's batch, which nobody says of a course of one's own: it may
+    act for so many episodes, or read pieces that are as long as the longest in the batch."""
+    own = type(task.inner if isinstance(task, OwnTask) else task)
+    return own.course is Task.course or own.__module__.partition(".")[0] == "ticketry"
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

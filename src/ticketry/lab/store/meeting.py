@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from ticketry.errors import StoreError
+from ticketry.lab.remote.records import moved_inside
 from ticketry.lab.store.bundle_file import Kind
 from ticketry.lab.store.files import unsealed
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
@@ -42,7 +43,7 @@ def met(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Met:
         return Met(same and mine is None and other is not None, "" if same else "numbers")
     if kind == "result":
         ours, theirs = {**ours, "metrics": mine}, {**theirs, "metrics": other}
-    return Met(taken=False, lost="" if _found(ours) == _found(theirs) else "numbers")
+    return Met(taken=False, lost="" if _found(ours) == _found(_placed(theirs, ours)) else "numbers")
 
 
 def _values(data: bytes) -> dict[str, Any] | None:
@@ -50,6 +51,15 @@ def _values(data: bytes) -> dict[str, Any] | None:
         return unsealed(data, "the store's")
     except StoreError:
         return None
+
+
+def _placed(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """A record with paths as in another's store: one that was moved or copied tells of its tickets in another place."""
+    old, new = values.get("store"), beside.get("store")
+    if not (isinstance(old, str) and isinstance(new, str) and old):
+        return values
+    moved: dict[str, Any] = moved_inside(values, old, new)
+    return moved
 
 
 def _found(value: Any) -> Any:

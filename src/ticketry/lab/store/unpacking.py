@@ -33,7 +33,7 @@ class Unpacked:
     differing: tuple[Path, ...]
     """Of those, the ones of which the bundle tells other numbers."""
     left_out: int
-    """States whose weights are not in the bundle: they are trained again when they are needed."""
+    """States whose weights are neither in the bundle nor in the store: they are trained again when they are needed."""
     renewed: tuple[Path, ...] = ()
     """Files that it had and that tell more in the bundle: records of campaigns with more replicates, metrics."""
     apart: tuple[str, ...] = ()
@@ -90,7 +90,8 @@ def _added(opened: Bundle, store: Store) -> Unpacked:
         elif found.lost:
             apart.append(part.name[0])
     store.link.publish()
-    left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
+    named = [part.name[1] for part in opened.contents.parts if part.kind == "memo" and part.name[0] == "left-out"]
+    left_out = sum(not store.has(digest) for digest in named)
     return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
 
 

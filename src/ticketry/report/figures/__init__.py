@@ -13,7 +13,7 @@ from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME, told_measures
 from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
-from ticketry.report.tables.evidence import main_curve, quantities
+from ticketry.report.tables.evidence import quantities
 from ticketry.report.tables.masks import drawn_level, pictures
 from ticketry.report.tables.measured_time import Panel
 from ticketry.report.tables.results import Results, layer_profiles
@@ -125,7 +125,7 @@ def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
     """The panels over rewind steps, and the curves of the barriers where there are any."""
-    curves = [row for row in study.rows if main_curve(row)]
+    curves = [row for row in study.rows if row.barrier]
     return _made(
         (STABILITY, quantities(study) and study, stability_panels), (BARRIERS, curves and study, barrier_curves)
     )

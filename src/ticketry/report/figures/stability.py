@@ -22,7 +22,6 @@ from ticketry.report.tables.evidence import (
     Reader,
     at_density,
     densities,
-    main_curve,
     quantities,
     roles,
     sparsest,
@@ -58,7 +57,7 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
     steps = sorted({row.step for row in rows})
     columns = 2 if narrow else len(steps) if len(steps) <= 5 else min(5, -(-len(steps) // 2))
     figure, grid = panels(len(steps), narrow, 160 if narrow else 185, (columns, columns), sharey=True)
-    errors = [e for row in rows for curve in [main_curve(row)] if curve for e in curve.errors if not math.isnan(e)]
+    errors = [e for row in rows for curve in [row.barrier] if curve for e in curve.errors if not math.isnan(e)]
     low, high = (min(errors), max(errors)) if errors else (0.0, 1.0)
     room = 0.06 * (high - low) or 1.0
     for axes, step in zip(grid, steps, strict=True):
@@ -106,7 +105,7 @@ def _draw_line(
 def _draw_curve(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     """The mean over replicates, and each of them as a thin line."""
     look = {name: look_of(role)[name] for name in ("color", "linestyle")}
-    curves = [curve for row in rows if (curve := main_curve(row)) is not None]
+    curves = [curve for row in rows if (curve := row.barrier) is not None]
     if not curves:
         return
     if len(curves) > 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow, VerifyRecord
+from ticketry.records.evidence import Distances, StabilityRecord, StabilityRow, VerifyRecord
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.verdict import Difference
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
@@ -47,13 +47,8 @@ def network_name(role: str) -> str:
 
 def barrier_height(row: StabilityRow) -> float | None:
     """The height on the test split."""
-    curve = main_curve(row)
+    curve = row.barrier
     return None if curve is None or math.isnan(curve.height) else curve.height
-
-
-def main_curve(row: StabilityRow) -> Curve | None:
-    """The barrier that is drawn: on the test split if there is one, with statistics recomputed if that was done."""
-    return max(row.barriers, key=lambda curve: (curve.split == "test", curve.recalibrated), default=None)
 
 
 def densities(study: StabilityRecord) -> list[float]:
@@ -83,7 +78,7 @@ def sparsest(study: StabilityRecord) -> StabilityRecord:
     """What the curves are drawn from: the sparsest level and the dense network, one barrier each."""
     levels = densities(study)
     rows = at_density(study, levels[-1]) if levels else study.rows
-    kept = [structs.replace(row, barriers=(curve,) if (curve := main_curve(row)) else ()) for row in rows]
+    kept = [structs.replace(row, barriers=(curve,) if (curve := row.barrier) else ()) for row in rows]
     return structs.replace(study, rows=tuple(kept))
 
 

@@ -17,6 +17,7 @@ from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch,
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.channel_gates import attach_channels
 from ticketry.core.gates.kinds import KINDS, kind_of
+from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.core.scope import Scope, named_parameters
@@ -33,8 +34,7 @@ from ticketry.search.gating.objective import check_scores, divergence
 from ticketry.search.gating.settings import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
 
-# How often, in a whole schedule, the gates that are on are counted.
-_LOOKS = 100
+_LOOKS = 100  # How often, in a whole schedule, the gates that are on are counted.
 _BINS = 20
 """Of the histogram of gates in a record."""
 
@@ -79,15 +79,14 @@ class Gating(Variant):
     seed: int = 0
     """Of the kinds that draw."""
     frozen: bool = False
-    """Train the gates alone: weights and buffers stay as they start. The network is in eval mode, but batch norm
-    normalises by the batch at hand."""
+    """Train the gates alone: weights and buffers stay as they start. The mode is eval, but norms are of the batch."""
     objective: Objective = "loss"
-    """What falls: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence of the
-    network's outputs from those that it has without gates, see `search.gating.objective`."""
+    """What falls: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence of its
+    outputs from those without gates, see `search.gating.objective`."""
     density: float | None = None
     """What the expected density is steered to by `core.gates.Balance`; None leaves it to the penalty."""
-    temperature: float = 2 / 3
-    """Of a binary-concrete draw."""
+    temperature: float = BinaryConcrete.temperature
+    """Of the draws of a kind that has one; the default stands for the kind's own."""
     structured: bool = False
     """One gate for each coupled channel that the parameters in scope make, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
@@ -120,12 +119,14 @@ class Gating(Variant):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
         if (self.earlier is None) != (self.reset is None):
             raise UsageError("gates that go on from those of an earlier round say how they are reset, no others")
-        self.make_kind()
+        # Where none is given, a kind has its own temperature.
+        object.__setattr__(self, "temperature", float(getattr(self.make_kind(), "temperature", self.temperature)))
         self.recipe(Recipe())
 
     def make_kind(self) -> Kind:
         """The kind of gate, with its settings; `UsageError` for a temperature out of range."""
-        return kind_of(self.kind, final=self.final, temperature=self.temperature)
+        own = self.temperature == BinaryConcrete.temperature
+        return kind_of(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
     def describe(self) -> dict[str, Any]:
         source = KINDS.source(self.kind)  # a kind of one's own may change

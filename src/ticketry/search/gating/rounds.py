@@ -8,8 +8,9 @@ D: the second try is a guess of the same kind, further ones are extrapolated in 
 between the nearest s0 on either side, or in the middle after two tries on one side. An earlier round is tried again
 only if it leaves less than D: a large s0 keeps nearly all that it left.
 
-Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
-that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
+Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about their
+kind's threshold (0 of most), so that density jumps there; a density inside the jump is not found, and the error says to
+begin with another s0.
 
 Under a budget of tickets (`--flops`, `--time`, `--bytes`) the same is done with the share of its costs that hard gates
 leave in place of the density; the last ticket then spends the budget, see `search.gating.charging`.
@@ -78,6 +79,11 @@ class Rounds:
         keep = () if chain else (self.step,)
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
+
+    @property
+    def threshold(self) -> float:
+        """Above which s leave their gates on."""
+        return self._gating.make_kind().threshold
 
     def left(self, result: Result) -> float:
         """What the gates of a round leave: the density; under a budget of tickets the share of its costs."""
@@ -149,11 +155,12 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
             way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
-    what = rounds.settings.aim or "density"
+    what, border = rounds.settings.aim or "density", rounds.threshold
     raise TrainingError(
         f"no s0 found whose {what} is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
-        f" (the last: s0 {tried[-1][0]:.4g}, {what} {found:.4g}): begin with another init, such as -0.05 (density"
-        " jumps at 0, where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
+        f" (the last: s0 {tried[-1][0]:.4g}, {what} {found:.4g}): begin with another init, such as"
+        f" {border - 0.05:.4g} (density jumps at {border:.4g}, where gates without a gradient go on or off together),"
+        " train longer, or with a larger gate_lr"
     )
 
 
@@ -182,10 +189,11 @@ class _Moves:
 
         from ticketry.search.gating.gating import gating_of
 
-        ends = _logits(lab, result)
-        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > 0
-        self._moves = torch.sort(ends[began] - gating_of(result.segment).init, descending=True).values
-        self._returned = int((ends[~began] > 0).sum())
+        gating = gating_of(result.segment)
+        ends, self._threshold = _logits(lab, result), gating.make_kind().threshold
+        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > self._threshold
+        self._moves = torch.sort(ends[began] - gating.init, descending=True).values
+        self._returned = int((ends[~began] > self._threshold).sum())
 
     @property
     def typical(self) -> float:
@@ -193,7 +201,7 @@ class _Moves:
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 
     def init_for(self, share: float) -> float:
-        """The s0 from which as many gates would have ended above 0 as are to be kept, had each moved as it did.
+        """The s0 from which as many gates would have ended on as are to be kept, had each moved as it did.
 
         Gates that were off before and came back would have come back all the same.
 
@@ -201,7 +209,7 @@ class _Moves:
             share: of those that were on before, how many are to be on after.
         """
         wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
-        return -float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
+        return self._threshold - float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
 
 
 def _logits(lab: Lab, result: Result) -> torch.Tensor:

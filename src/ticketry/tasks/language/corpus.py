@@ -156,7 +156,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        return int(self._made.get_vocab_size())
+        return _numbers_of(self.path)
 
     def encode(self, content: bytes, where: str) -> Tensor:
         numbers = self._made.encode(content.decode("utf-8"), add_special_tokens=False).ids
@@ -187,6 +187,12 @@ def _tokenizer(path: Path) -> Any:
         return Library.from_str(_read(path).decode("utf-8"))
     except Exception as error:  # the library raises plain exceptions
         raise DataError(f"{path} is no file of the library tokenizers: {error}") from None
+
+
+@lru_cache(maxsize=4)
+def _numbers_of(path: Path) -> int:
+    """How many numbers tokens have: one's own vocabulary may leave some out, and then it has fewer tokens."""
+    return max(_tokenizer(path).get_vocab().values(), default=-1) + 1
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,9 @@ number of its episode, which its seed is made of, and the actions; put back, the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ticketry.core.seeds import mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
+from ticketry.registry import defining_source, import_from_here
 from ticketry.tasks.reinforcement.facts import EXTRA
 
 if TYPE_CHECKING:
@@ -178,6 +181,8 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
         import gymnasium
     except ImportError as error:
         raise MissingExtraError("gymnasium", EXTRA, f"the environment {name}") from error
+    if ":" in name:  # module:NAME, which Gymnasium imports
+        import_from_here()
     try:
         world = gymnasium.make(name, disable_env_checker=True)
     except gymnasium.error.Error as error:
@@ -185,6 +190,8 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
         if missing.lower() in _IN_EXTRA:
             raise MissingExtraError(missing, EXTRA, f"the environment {name}") from error
         raise TaskError(f"the environment {name} cannot be made: {error}") from error
+    except Exception as error:  # another's module or class may do anything at all
+        raise TaskError(f"the environment {name} cannot be made: {type(error).__name__}: {error}") from error
     seen, actions = world.observation_space, world.action_space
     if not isinstance(seen, gymnasium.spaces.Box) or not isinstance(actions, gymnasium.spaces.Discrete):
         raise TaskError(
@@ -215,3 +222,24 @@ def sizes_of(name: str) -> tuple[int, int]:
     """How many numbers there are to see, and how many actions; raises what `made` does."""
     world = made(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
+
+
+def source_of(name: str) -> str:
+    """A digest of the source of an environment that is not Gymnasium's own, for keys (see `registry.sources`); else "".
+
+    Of what is wrapped around it those wrappers count that are not Gymnasium's, and of ``module:NAME`` the module, which
+    says how the environment is made. Raises what `made` does.
+    """
+    return defining_source(*outside) if (outside := _outside(name)) else ""
+
+
+@lru_cache(maxsize=64)
+def _outside(name: str) -> tuple[object, ...]:
+    world: Any = made(name)
+    module, colon, _ = name.partition(":")
+    found: list[object] = [sys.modules[module]] if colon else []
+    while world is not None:
+        if type(world).__module__.partition(".")[0] != "gymnasium":
+            found.append(type(world))
+        world = None if world is world.unwrapped else world.env
+    return tuple(found)

@@ -18,7 +18,7 @@ from ticketry.records.metric import Metric
 from ticketry.tasks import models
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.reinforcement.environments import Environments, Numbers, sizes_of
+from ticketry.tasks.reinforcement.environments import Environments, Numbers, sizes_of, source_of
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.reinforcement.q_learning import Learner, Memory, difference, step_into
 from ticketry.tasks.task import Arithmetic, Course, Spec, Task
@@ -159,15 +159,21 @@ class Reinforcement(Task):
     spec: Spec | None = None
 
     def key(self) -> Mapping[str, object]:
-        """With the version of Gymnasium, which decides what its environments do."""
+        """With the version of Gymnasium, which decides what its environments do, and the source of those of others."""
         return {
             "name": self.name,
             "version": VERSION,
             "environment": self.environment,
             "library": f"gymnasium {_version(self.environment)}",
+            **self._source,
             "learning": asdict(self.learning),
             **models.identity(self.model),
         }
+
+    @property
+    def _source(self) -> Mapping[str, str]:
+        own = "" if self.name in ENVIRONMENTS else source_of(self.environment)
+        return {"source": own} if own else {}
 
     def build(self) -> nn.Module:
         shape, choices = self._shapes

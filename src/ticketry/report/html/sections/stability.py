@@ -10,7 +10,7 @@ from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
 from ticketry.report.figures import BARRIERS, STABILITY, Drawing
 from ticketry.report.html.blocks import Byline, Cell, Folded, Place, Row, Section, Table, made_by
-from ticketry.report.tables.evidence import at_density, densities, main_curve, sparsest
+from ticketry.report.tables.evidence import at_density, densities, sparsest
 from ticketry.report.tables.rows import barrier_rows, stability_rows
 from ticketry.report.wording import NONE, metric_label, percent
 
@@ -46,7 +46,7 @@ def _caption(study: StabilityRecord) -> str:
 
 
 def _curve_caption(study: StabilityRecord) -> str:
-    curve = next((found for row in study.rows if (found := main_curve(row)) is not None), None)
+    curve = next((found for row in study.rows if (found := row.barrier) is not None), None)
     if curve is None:
         return ""
     batches = curve.recalibrated
