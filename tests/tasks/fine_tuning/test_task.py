@@ -179,7 +179,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("gradual", {**D, "frequency": "4it", "structured": True}),
 ]
 ALL: list[tuple[str, dict[str, Any]]] = [
-    ("continuous", {"init": (0.02,), "rounds": 1}),
+    ("continuous", {"init": (0.02,), "rounds": 1, "rewind": "1ep"}),
     ("early", {**D, **K, "when": "0", "score": "crop"}),
     ("early", {**D, "every": "2it", "structured": True}),
     ("iterative", {"densities": (0.5,), "structured": True}),
