@@ -20,6 +20,7 @@ from ticketry.experiments.reproduce import pace as pace_module
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.pace import Pace, measured
+from ticketry.experiments.reproduce.pace import _evaluated as evaluated
 from ticketry.experiments.reproduce.pace import _timed as timed
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
 from ticketry.experiments.reproduce.stored import Stored, stored_work
@@ -302,10 +303,10 @@ def test_of_whole_channels_smaller_networks_are_timed(tmp_path: Path, monkeypatc
         opened.append(tk.Lab(folder, device="cpu", precision="fp32"))
         return opened[-1]
 
-    def seconds(_: tk.Lab, whole: Sequence[Segment], __: Callable[..., object]) -> tuple[float, float]:
+    def seconds(_: tk.Lab, whole: Sequence[Segment], __: Callable[..., object]) -> tuple[float, float, float]:
         masks = [opened[-1].store.get_mask(one.mask) for one in whole[0].variants if isinstance(one, Shrunk)]
         timed.append(math.prod(mask.density for mask in masks))
-        return timed[-1], 0.0
+        return timed[-1], 0.0, 0.0
 
     monkeypatch.setattr(pace_module, "_timed", seconds)
     with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
@@ -382,10 +383,31 @@ def test_what_pieces_take_once_is_no_part_of_a_step(
 
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         whole = replace(dense(lab, campaign.runs["single"]), last=4000, total=4000)
-        seconds, beside = timed(lab, [whole, whole], train)
+        seconds, beside, _ = timed(lab, [whole, whole], train)
     assert seconds == pytest.approx(step)
     assert beside == pytest.approx(once + 0.25)
     assert sum(took for _, took in taken) < 8
+
+
+def test_texts_are_evaluated_a_batch_of_many_tokens_at_a_time(tmp_path: Path) -> None:
+    """Ten rows of 35 tokens, not ten tokens."""
+    store = tmp_path / "store"
+    (tmp_path / "text.txt").write_text("All work and no play. " * 2000)
+    task, asked = f"text:{tmp_path / 'text.txt'}", ASKED | {"recipe": {"length": "2it", "batch": 10}}
+    request = tk.run("oneshot", task, model="lstm-tied@0.1", density=0.5, controls=[], store=store, **asked).request
+    with tk.Lab(store, device="cpu") as lab:
+        sizes = lab.sizes(request.task)
+        batches = (sizes["validation"] + sizes["test"]) / (10 * request.task.time)
+        assert evaluated(lab, dense(lab, request)) == pytest.approx(batches, rel=0.02)
+
+
+def test_between_two_cuts_no_metrics_are_measured(tmp_path: Path) -> None:
+    """Of two densities with three cuts each, the last stretch of each alone."""
+    settings = {"density": [0.5, 0.05], "begin": "2it", "end": "8it", "frequency": "2it"}
+    run = tk.run("gradual", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    work = work_of(tk.Lab(tmp_path, device="cpu"), run.request)
+    assert (work.trainings, work.unmeasured) == (6, 4)
+    assert Pace(0.0, 5.0, evaluation=4.0).seconds(work) == 6 * 1.0 + 2 * 4.0
 
 
 def without_dense(record: dict[str, Any]) -> None:

@@ -58,12 +58,15 @@ class Pace:
     trains in torch too."""
     processor: float | None = None
     """Seconds of processors' time a second of a training; None if it is not known."""
+    evaluation: float = 0.0
+    """Of `training`, what metrics take."""
 
     def seconds(self, work: Work) -> float:
         """Of all of it, one training after the other."""
         masked, gated = (self.step if one is None else one for one in (self.masked_step, self.gated_step))
         plain = work.steps - work.masked - work.gated
-        return plain * self.step + work.masked * masked + work.gated * gated + work.trainings * self.training
+        beside = work.trainings * self.training - min(work.unmeasured, work.trainings) * self.evaluation
+        return plain * self.step + work.masked * masked + work.gated * gated + beside
 
 
 def measured(
@@ -94,7 +97,8 @@ def measured(
     """
     if elsewhere is None:
         with lab.training_in(kernels, precision):
-            return Pace(*_timed(lab, [dense(lab, request)], _in_store(lab)))
+            step, training, evaluation = _timed(lab, [dense(lab, request)], _in_store(lab))
+            return Pace(step, training, evaluation=evaluation)
     with (
         tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder,
         elsewhere(Path(folder)) as other,
@@ -108,17 +112,18 @@ def measured(
             return done
 
         whole = [dense(other, request, replicate) for replicate in range(side_by_side)]
-        step, training = _timed(other, whole, train)
-        trainings, masked_step, gated_step = [training], None, None
+        step, *beside = _timed(other, whole, train)
+        trainings, masked_step, gated_step = [beside], None, None
         if density is not None and (masked := _masked(other, request, whole, density)):
-            masked_step, training = _timed(other, masked, train)
-            trainings.append(training)
+            masked_step, *beside = _timed(other, masked, train)
+            trainings.append(beside)
         if gated and whole[0].arithmetic.kernels != DENSE:
             with other.training_in(DENSE, precision):
                 bare = [dense(other, request, replicate) for replicate in range(side_by_side)]
-            gated_step, training = _timed(other, bare, train)
-            trainings.append(training)
-        return Pace(step, max(trainings), masked_step, gated_step, _processor(took))
+            gated_step, *beside = _timed(other, bare, train)
+            trainings.append(beside)
+        training, evaluation = max(trainings)
+        return Pace(step, training, masked_step, gated_step, _processor(took), evaluation)
 
 
 def _processor(took: Sequence[Timed]) -> float | None:
@@ -168,8 +173,8 @@ def _channels(lab: Lab, request: SearchRequest, density: float) -> Mask:
     return channels(model, lambda: lab.structure(request.task), density, distribution="uniform")
 
 
-def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, float]:
-    """Seconds of a step, and of a training beside its steps.
+def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, float, float]:
+    """Seconds of a step, of a training beside its steps, and what of that metrics take.
 
     Pieces of the trainings are timed, each twice as long as the one before. What every piece takes once (kernels that
     are got ready) is the same in all of them: so the difference of two tells what steps take.
@@ -189,11 +194,16 @@ def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, fl
         pieces.append((then - at, took))
         at = then
     step, once = _by_pieces(pieces)
-    examples = sum(lab.sizes(whole[0].task)[split] for split in ("validation", "test"))
-    evaluation = _FORWARD * step * examples / whole[0].recipe.batch
+    evaluation = _FORWARD * step * _evaluated(lab, whole[0])
     if evaluation < _LONG_EVALUATION:
-        return step, once + piece(at, measure=True)[1]
-    return step, once + beside + evaluation
+        evaluation = max(piece(at, measure=True)[1] - beside, 0.0)
+    return step, once + beside + evaluation, evaluation
+
+
+def _evaluated(lab: Lab, whole: Segment) -> float:
+    """Batches that metrics take, as large as those of training. Of a text each has many tokens: its examples."""
+    sizes = lab.sizes(whole.task)
+    return whole.per_epoch * (sizes["validation"] + sizes["test"]) / max(sizes["train"], 1)
 
 
 def _enough(pieces: Sequence[tuple[int, float]]) -> bool:

@@ -31,6 +31,8 @@ class Work:
     """Of the steps, those of networks that hold a mask, which sparse kernels may make faster."""
     gated: int = 0
     """Of the steps, those of networks with gates, which train in torch."""
+    unmeasured: int = 0
+    """Of the trainings, those that another goes on from at once, so that no metrics are measured after them."""
 
     def without(self, other: Work) -> Work:
         """What is left of it."""
@@ -85,11 +87,11 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
 
 
 def _gradual(whole: Segment, settings: GradualSettings, controls: int) -> Work:
-    """A training from each cut to the next; controls go on from the last one."""
+    """A training from each cut to the next, of which the last is measured; controls go on from the last one."""
     schedules = schedules_in(whole, settings)
     steps = sum(whole.total - min(schedule) for schedule in schedules)
-    behind = controls * (whole.total - max(schedules[0]))
-    return Work(steps + behind, sum(map(len, schedules)) + controls, steps + behind)
+    behind, trainings = controls * (whole.total - max(schedules[0])), sum(map(len, schedules))
+    return Work(steps + behind, trainings + controls, steps + behind, unmeasured=trainings - len(schedules))
 
 
 def _gated(steps: int, trainings: int) -> Work:
