@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,50 @@ def test_a_vocabulary_that_leaves_numbers_out_has_room_for_the_largest(file: Pat
     gaps.write_text(re.sub(r'"net": *2', '"net": 7', file.read_text()))
     assert Tokenizer(gaps).encode(b"a dense net", "it").tolist() == [1, 0, 7]
     assert Tokenizer(gaps).size == 8
+
+
+def pairs(tmp_path: Path, *, splits: str = "Whitespace", **options: Any) -> Tokenizer:
+    """Byte pairs of the letters a, b and the word ab; options are the model's."""
+    library = pytest.importorskip("tokenizers")
+    end = options.get("end_of_word_suffix") or ""
+    words = dict.fromkeys(["a", "b", "a" + end, "b" + end, "ab" + end, *options.pop("more", [])])
+    made = library.Tokenizer(
+        library.models.BPE({word: number for number, word in enumerate(words)}, [("a", "b" + end)], **options)
+    )
+    made.pre_tokenizer = getattr(library.pre_tokenizers, splits)()
+    made.add_special_tokens(["<eos>"])
+    file = tmp_path / f"{len([*tmp_path.iterdir()])}.json"  # a file is read once a process
+    made.save(str(file))
+    return Tokenizer(file)
+
+
+@pytest.mark.parametrize("text", ["ab a c b", "ab abcé", "ab é<eos>"])
+def test_letters_without_a_token_are_not_left_out_in_silence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"0\.json leaves out some of '(c|abcé|é)' in the test text"):
+        pairs(tmp_path).encode(text.encode(), "the test text")
+    unknown = pairs(tmp_path, unk_token="?", more=["?"])
+    assert unknown.encode(text.encode(), "it").tolist().count(3) == len(re.findall("[cé]", text))
+
+
+@pytest.mark.parametrize("options", [{}, {"end_of_word_suffix": "</w>"}, {"unk_token": "?", "more": ["?"]}])
+def test_a_text_that_byte_pairs_know_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    made = pairs(tmp_path, **options)
+    assert len(made.encode(b"ab a<eos>\nb ba", "it")) == 6
+
+
+def test_bytes_in_pairs_know_every_text(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    every = library.pre_tokenizers.ByteLevel.alphabet()
+    made = pairs(tmp_path, splits="ByteLevel", more=every)
+    assert len(made.encode("aé\n\t☃".encode(), "it")) == 1 + 1 + 2 + 2 + 3  # a blank before, as GPT-2 has it
+
+
+def test_words_without_a_token_are_told(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.WordLevel({"a": 0}))
+    made.save(str(tmp_path / "words.json"))
+    with pytest.raises(DataError, match=r"words\.json cannot read the test text \(.*UNK.*\): give it a token"):
+        Tokenizer(tmp_path / "words.json").encode(b"b", "the test text")
 
 
 def test_what_is_no_tokenizer(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -159,9 +160,20 @@ class Tokenizer:
         return _numbers_of(self.path)
 
     def encode(self, content: bytes, where: str) -> Tensor:
-        numbers = self._made.encode(content.decode("utf-8"), add_special_tokens=False).ids
+        text = content.decode("utf-8")
+        try:
+            numbers = self._made.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises plain exceptions
+            raise DataError(
+                f"the tokenizer {self.path} cannot read {where} ({error}): give it a token for what it does not know"
+            ) from None
         if not numbers:
             raise DataError(f"the tokenizer {self.path} makes no tokens of {where}")
+        if (lost := _left_out(self._made, text)) is not None:
+            raise DataError(
+                f"the tokenizer {self.path} leaves out some of {lost!r} in {where}, for which it has no token: train it"
+                " on that text too, or give it an unk_token or byte_fallback"
+            )
         return torch.tensor(numbers, dtype=torch.int32)
 
     def describe(self) -> dict[str, object]:
@@ -193,6 +205,29 @@ def _tokenizer(path: Path) -> Any:
 def _numbers_of(path: Path) -> int:
     """How many numbers tokens have: one's own vocabulary may leave some out, and then it has fewer tokens."""
     return max(_tokenizer(path).get_vocab().values(), default=-1) + 1
+
+
+def _left_out(tokenizer: Any, text: str) -> str | None:
+    """A piece of the text of which byte pairs leave something out, as they do in silence where they have no token for
+    it, nor one for what is unknown. Other kinds of models refuse it.
+    """
+    model = tokenizer.model
+    if type(model).__name__ != "BPE" or model.unk_token is not None or model.byte_fallback:
+        return None
+    seen = set[str]()
+    added = "|".join(re.escape(one.content) for one in tokenizer.get_added_tokens_decoder().values())
+    for part in re.split(added, text) if added else [text]:  # those are found before anything else is looked at
+        for line in part.splitlines(keepends=True):
+            plain = line if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(line)
+            if tokenizer.pre_tokenizer is None:
+                seen.add(plain)
+            else:
+                seen.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain))
+    for piece in sorted(seen):
+        spans = (token.offsets for token in model.tokenize(piece))
+        if sum(end - begin for begin, end in spans) < len(piece.encode()):
+            return piece
+    return None
 
 
 def _read(path: Path) -> bytes:
