@@ -555,6 +555,12 @@ def test_bad_input_is_refused_in_words(change: dict[str, Any], message: str) -> 
         verdict(**(request | change))
 
 
+def test_more_seeds_than_were_planned_are_not_judged() -> None:
+    """Nor left out: nobody planned what the last one says."""
+    with pytest.raises(UsageError, match="4 seeds, but the plan ends at 3"):
+        decide_after([88.0] * 4, [88.0, 88.1, 88.2, 88.3], claim="matches", interim=InterimAnalyses((2, 3)))
+
+
 def test_equal_budgets_pass() -> None:
     check_budgets({"ticket": [100, 100], "dense": [100, 100], "shuffled": [100, 100]})
     check_budgets({})

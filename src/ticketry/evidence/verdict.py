@@ -89,11 +89,7 @@ def verdict(
     """
     check_budgets(steps or {})
     rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
-    n = len(ticket)
-    if interim is not None and n > interim.last:
-        raise UsageError(
-            f"{n} seeds, but the plan ends at {interim.last}: judge the first {interim.last}, or plan anew"
-        )
+    _check_planned(len(ticket), interim)
     return _worded(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
@@ -129,6 +125,7 @@ def decide_after(
     """
     rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
+    _check_planned(n, interim)
     made: Verdict | None = None
     for count in (*(at for at in interim.at if at < n), n):
         if count < n:  # or else unequal numbers of values would be told late
@@ -140,6 +137,13 @@ def decide_after(
             break
     assert made is not None
     return _worded(made, interim)
+
+
+def _check_planned(seeds: int, interim: InterimAnalyses | None) -> None:
+    if interim is not None and seeds > interim.last:
+        raise UsageError(
+            f"{seeds} seeds, but the plan ends at {interim.last}: judge the first {interim.last}, or plan anew"
+        )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
