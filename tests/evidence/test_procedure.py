@@ -12,6 +12,7 @@ import ticketry as tk
 from ticketry.core.seeds import mix
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
+from ticketry.evidence import procedure_rivals
 from ticketry.evidence.comparisons import Rivals
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.procedure import Procedure
@@ -185,6 +186,20 @@ def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
     assert set(found.values) == {"ticket", "dense", "erk"}
     assert f"it never has a ticket's {2 * TOTAL}" in found.left_out["shuffled"]
     assert set(found.budgets.values()) == {2 * TOTAL}
+
+
+def test_a_control_that_one_seed_has_none_of_is_left_out_of_all(lab: tk.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ticket of one seed may keep so few weights that no narrower network has as few: it was unequal values."""
+    there = procedure_rivals.ProcedureRivals._narrower
+    monkeypatch.setattr(
+        procedure_rivals.ProcedureRivals,
+        "_narrower",
+        lambda self, one: None if one.seeds == fresh(1) else there(self, one),
+    )
+    settings = replace(TWO, controls=("shuffled", "small_dense"))
+    found = verify_procedure(procedure(lab, "oneshot", density=(0.1,)), settings)
+    assert set(found.values) == set(found.budgets) == {"ticket", "dense", "shuffled"}
+    assert "narrower" in found.left_out["small_dense"]
 
 
 def test_a_level_that_is_not_found_is_told(lab: tk.Lab) -> None:

@@ -52,7 +52,7 @@ class ProcedureRivals:
         check_rivals(settings.rivals(()), (*RIVALS, *STATIC))
         self.subject, self.lab = procedure, procedure.lab
         self.left_out: dict[str, str] = {}
-        """Controls that are not defined here, and why."""
+        """Controls that some seed has none of, and why: they are left out of all."""
         self.replicates: dict[int, Replicate] = {}
         """By number of the seed."""
         self._settings = settings
@@ -120,7 +120,8 @@ class ProcedureRivals:
 
     def _controls(self, one: Replicate) -> list[str]:
         suited = PROCEDURE_RIVALS if one.form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
-        wanted = {role: self._obstacle(role, one) for role in self._settings.rivals(suited)}
+        asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
+        wanted = {role: self._obstacle(role, one) for role in asked}
         self.left_out |= {role: why for role, why in wanted.items() if why}
         return [role for role, why in wanted.items() if not why]
 

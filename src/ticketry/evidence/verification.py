@@ -202,6 +202,8 @@ def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) 
     for found in rivals.lab.gather([partial(one, number) for number in missing]):
         for role, result in found.items():
             trained.setdefault(role, []).append(result)
+    for role in rivals.left_out:  # a later seed may have none of what earlier ones had
+        trained.pop(role, None)
 
 
 def _judged(
