@@ -25,7 +25,7 @@ CLAIM = a_claim(Side("one", "ticket", 2), Side("one", "dense", 0), InterimAnalys
 
 RUNS = {
     name: request_of("iterative", "digits", Settings(levels=levels, rewind=rewind))
-    for name, levels, rewind in (("one", 2, "0"), ("same", 2, "0"), ("other", 2, "3%"))
+    for name, levels, rewind in (("one", 2, "0"), ("same", 2, "0"), ("longer", 3, "0"), ("other", 2, "3%"))
 }
 
 
@@ -59,6 +59,7 @@ def run_of_two_levels() -> RunRecord:
         ({"b": Side("other", "ticket", 1)}, 100 + 90 + 90 + 90),  # another run, the same dense network
         ({"b": Side("other", "ticket", 2)}, 100 + 2 * (90 + 90)),
         ({"b": Side("same", "ticket", 2)}, 100 + 90 + 90),  # another name of the same search
+        ({"b": Side("longer", "ticket", 2)}, 100 + 90 + 90),  # which has the same first levels
         ({"b": Side("one", "ticket", 1)}, 100 + 90 + 90),  # the second level goes on from the first
         ({"b": Side("one", "random_reinit", 2)}, 100 + 90 + 90 + 90 + 10),
         ({"a": Side("one", "dense", 0), "b": Side("", "number", None, value=50.0)}, 100),

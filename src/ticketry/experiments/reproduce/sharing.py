@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.reproduce.hypothesis import STABILITY, Side
@@ -118,7 +118,8 @@ class _Replicate:
         """Training with masks: the search, and the network's own."""
         search, own = phases.search.steps, phases.sparse.steps
         if isinstance(self.request.settings, IterativeSettings):  # a level goes on from the one before
-            chain = ("chain", self.points[DENSE, 0].key, repr(plain(self.request).settings))
+            alike = replace(plain(self.request).settings, levels=1)  # whose first levels are the same, however many
+            chain = ("chain", self.points[DENSE, 0].key, repr(alike))
             if role == TICKET and point.structure is None:  # it is one of them
                 return _Parts({chain: search + own})
             return _Parts({chain: search, (self.run, role, point.level): own})
