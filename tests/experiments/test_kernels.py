@@ -12,6 +12,7 @@ import pytest
 import ticketry as tk
 from ticketry.cli import main
 from ticketry.engine.cpu.target import target
+from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.kernels import kernels_here
 
@@ -41,6 +42,16 @@ def test_a_search_and_its_controls(tmp_path: Path) -> None:
         run = tk.run("iterative", **asked, kernels=kernels, store=store)
         assert run.record.environment.get("kernels", "dense") == kernels
         assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", kernels_here()])
+
+
+def test_a_verification_tells_its_kernels(tmp_path: Path) -> None:
+    """Of all its networks: the dense one trains in torch."""
+    asked = {**ASKED, "kernels": "sparse", "store": tmp_path, "controls": []}
+    run = tk.run("iterative", task="norms_task:norms", replicates=1, **asked)
+    settings = VerifySettings(controls=("shuffled",), seeds=2, noise=False, references=False)
+    made = run.verify(settings, density=0.216)
+    assert made is not None
+    assert made.environment["kernels_used"] == ["dense", kernels_here()]
 
 
 def test_masks_that_move(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
+from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import Network, Noise
 from ticketry.records.evidence import Reference as ReferenceTold
 from ticketry.records.verdict import About, LeftOut
@@ -75,6 +76,8 @@ class Verification:
     left_out: Mapping[str, str]
     """Controls that are not defined here, and why."""
     compared: Rivals | ProcedureRivals = field(repr=False)
+    trained: Sequence[Result] = field(repr=False, default=())
+    """Its networks, of every role and seed."""
 
     def told(self) -> dict[str, Any]:
         """As fields of a `VerifyRecord`: those that evidence knows."""
@@ -252,6 +255,7 @@ def _verification(
         references=rivals.references(min(REFERENCE_SEEDS, made.n)) if settings.references else [],
         left_out=rivals.left_out,
         compared=rivals,
+        trained=[one.result for found in trained.values() for one in found],
     )
 
 

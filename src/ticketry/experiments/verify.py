@@ -203,7 +203,7 @@ def execute_verify(
             **told,
             **made.told(),
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
-            environment=environment_told(lab, lab.arithmetic(made.compared.task)),
+            environment=environment_told(lab, lab.arithmetic(made.compared.task), made.trained),
             command=command,
             store=shown(root),
         )
