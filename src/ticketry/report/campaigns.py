@@ -9,6 +9,7 @@ from ticketry.report.tables.claims import (
     CLAIMS,
     METHODS,
     RUNS,
+    TURNED,
     claim_cells,
     facts,
     markdown_table,
@@ -37,7 +38,8 @@ def markdown(record: CampaignRecord) -> str:
     lines += [f"{record.paper}."] if record.paper else []
     lines += ["", *(f"- {fact}" for fact in facts(record)), "", "## Claims", ""]
     lines += markdown_table(CLAIMS, [claim_cells(claim) for claim in record.claims])
-    lines += ["", "A is better than B by more than the bound: corrected for interim analyses and within families.", ""]
+    lines += ["", "A is better than B by more than the bound: corrected for interim analyses and within families."]
+    lines += [f"{TURNED}.", ""]
     lines += [
         "sd: of the differences, and of each side over seeds. A/A: dense networks in a second order minus themselves.",
         "",

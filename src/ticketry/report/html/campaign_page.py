@@ -9,7 +9,17 @@ from ticketry.report.figures import drawn
 from ticketry.report.figures.claims import claims_figure
 from ticketry.report.html.blocks import Cell, Code, Folded, Items, Notes, Place, Row, Section, Table, Text, pairs
 from ticketry.report.html.page import document
-from ticketry.report.tables.claims import CLAIMS, METHODS, RUNS, claim_cells, facts, method_rows, run_rows, side_name
+from ticketry.report.tables.claims import (
+    CLAIMS,
+    METHODS,
+    RUNS,
+    TURNED,
+    claim_cells,
+    facts,
+    method_rows,
+    run_rows,
+    side_name,
+)
 from ticketry.report.wording import NONE, percent, value
 
 _FIGURE = "claims"
@@ -35,10 +45,10 @@ def _claims(record: CampaignRecord, place: Place) -> Section:
     drawings = drawn({_FIGURE: partial(claims_figure, shown)} if shown else {})
     rows = [_claim_row(claim) for claim in record.claims]
     caption = (
-        "Every claim is that A is better than B by more than its bound. Verdicts are corrected for interim analyses and"
-        " within families (Holm); intervals are of the difference alone. Spreads are standard deviations of"
-        " the differences, and of each side over seeds; A/A is what dense networks differ by from themselves, trained"
-        " with another order of the data."
+        f"Every claim is that A is better than B by more than its bound. {TURNED}."
+        " Verdicts are corrected for interim analyses and within families (Holm); intervals are of the difference"
+        " alone. Spreads are standard deviations of the differences, and of each side over seeds; A/A is what"
+        " dense networks differ by from themselves, trained with another order of the data."
     )
     asking = {claim.again: claim for claim in record.claims if claim.again}
     notes = [(claim.name, _told(claim, asking.get(claim.name)), claim.found) for claim in record.claims]

@@ -14,11 +14,11 @@ CLAIMS = (
     *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
     "training",
 )
+TURNED = "Differences are turned so that above 0 A is the better one, as where its perplexity is lower"
 LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
 """Of these, what a table that is too wide does without, in this order."""
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
 RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "searches took", "trained in")
-
 
 _LEAST = 2
 """Values that have a spread."""
