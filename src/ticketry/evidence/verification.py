@@ -76,7 +76,7 @@ class Verification:
     left_out: Mapping[str, str]
     """Controls that are not defined here, and why."""
     compared: Rivals | ProcedureRivals = field(repr=False)
-    trained: Sequence[Result] = field(repr=False, default=())
+    trained: Sequence[Result] = field(repr=False)
     """Its networks, of every role and seed."""
 
     def told(self) -> dict[str, Any]:
