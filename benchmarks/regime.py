@@ -29,9 +29,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         recipe: dict[str, Any] = {"batch": arguments.batch} if arguments.batch else {}
         if arguments.plain:
             recipe["augment"] = ()
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         # by seeds, then by lengths: a run that is stopped has whole seeds
         found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}
-        wanted = [(seed, length) for seed in range(arguments.seeds) for length in arguments.length]
+        wanted = [(seed, length) for seed in seeds for length in arguments.length]
         if arguments.workers:
             with lab_of(arguments, arguments.workers) as lab:
                 lab.train_many([segment_of(lab, task, *each, recipe) for each in wanted])
@@ -103,6 +104,7 @@ if __name__ == "__main__":
     options.add_argument("--plain", action="store_true", help="examples as they are, without flips and crops")
     options.add_argument("--length", nargs="+", default=["4000it", "8000it", "16000it"])
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--first-seed", type=int, default=0, help="20000 is the first of campaigns")
     options.add_argument("--kernels", default="dense")
     options.add_argument("--device", default="cpu")
     options.add_argument("--precision", default="fp32")
