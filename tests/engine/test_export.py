@@ -135,6 +135,47 @@ class Masked(nn.Module):
         return self.score(x) + mask
 
 
+class Named(nn.Module):
+    """Its arguments have names, of which one holds two tensors and one a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, *, pair: tuple[Tensor, Tensor], scale: float, shift: Tensor | None = None) -> Tensor:
+        assert shift is not None
+        found: Tensor = self.other(torch.relu(scale * self.one(x) + pair[0] - 2 * pair[1] + shift))
+        return found
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_keyword_arguments_in_an_order_of_their_own(tmp_path: Path, format: str) -> None:
+    torch.manual_seed(0)
+    named, file = Named().eval(), tmp_path / f"named.{format}"
+    pair = (torch.randn(3, 8), torch.randn(3, 8))
+    given = {"pair": pair, "shift": torch.randn(8), "scale": 0.5, "x": torch.randn(3, 6)}
+    mask = tk.prune(named, density=0.5, score="magnitude")
+    made = export(named, mask, given, file)
+    assert [check.batch for check in made.checks] == [1, 2, 5]
+    x, shift, one, two = torch.randn(7, 6), torch.randn(8), torch.randn(7, 8), torch.randn(7, 8)
+    with torch.no_grad():
+        expected = mask.apply_(named)(x, pair=(one, two), scale=0.5, shift=shift)
+    if format == "pt2":
+        found = torch.export.load(str(file)).module()(x=x, pair=(one, two), scale=0.5, shift=shift)
+    else:
+        session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        feed = {"x": x, "pair_0": one, "pair_1": two, "shift": shift}
+        found = torch.from_numpy(session.run(None, {name: value.numpy() for name, value in feed.items()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_keyword_arguments_is_shrunk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, given = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), {"input": torch.randn(2, 6)}
+    made = export(model, tk.structure.channels(model, given, density=0.5), given, tmp_path / "small.onnx")
+    assert made.shrunk, made.why_not_shrunk
+
+
 def test_infinities_in_inputs_and_outputs(tmp_path: Path) -> None:
     mask = torch.zeros(3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), float("-inf"))
     assert len(export(Masked(), None, (torch.randn(3, 6), mask), tmp_path / "m.pt2").checks) == 3
@@ -207,8 +248,8 @@ def test_what_differs_from_its_source_is_not_written(
 
 
 def test_errors(model: nn.Module, tmp_path: Path) -> None:
-    for given in ([X], {"x": X}, X.numpy()):
-        with pytest.raises(UsageError, match=r"in their order, not a (list|dict|ndarray)"):
+    for given in ([X], X.numpy()):
+        with pytest.raises(UsageError, match=r"them by name, not a (list|ndarray)"):
             export(model, None, given, tmp_path / "m.onnx")  # type: ignore[arg-type]
     mask = tk.prune(model, density=0.2, score="magnitude")
     with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):

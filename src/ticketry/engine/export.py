@@ -24,7 +24,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
 from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
 from ticketry.engine.capture.eager_checks import own_copy
-from ticketry.engine.capture.tracing.torch_export import named_shapes
+from ticketry.engine.capture.tracing.torch_export import Arguments, named_shapes
 from ticketry.engine.capture.tracing.torch_export import quiet as silent
 from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
 from ticketry.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
@@ -83,7 +83,7 @@ class Exported:
 def export(
     model: nn.Module,
     mask: Mask | None,
-    example_inputs: Inputs,
+    example_inputs: Inputs | Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
@@ -96,7 +96,7 @@ def export(
     Args:
         model: dense; it is exported in evaluation mode, from a copy.
         mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
-        example_inputs: a tensor, or a tuple of the model's arguments, the batch first.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
         format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
             of the path's ending, or ONNX.
         shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
@@ -111,10 +111,10 @@ def export(
         StructureError: if the model cannot be shrunk though that was asked for.
         EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
     """
-    if not isinstance(example_inputs, Tensor | tuple):
+    if not isinstance(example_inputs, Tensor | tuple | Mapping):
         raise UsageError(
-            "example_inputs of an export is a tensor, or a tuple of the model's arguments in their order, not a"
-            f" {type(example_inputs).__name__}"
+            "example_inputs of an export is a tensor, a tuple of the model's arguments in their order, or a dict of"
+            f" them by name, not a {type(example_inputs).__name__}"
         )
     target = Path(path)
     format = format_of(target, format)
@@ -126,21 +126,25 @@ def export(
         raise UsageError(f"{target} is a folder: name the file to write")
     masked = own_copy(unwrapped(model))
     # By itself not 1: torch.export takes a size of 1 for a constant.
-    inputs = at_batch(example_inputs, batch or 2, seed=_SEED)
+    given = Arguments.of(example_inputs)
+    call = _at_batch(given, batch or 2, seed=_SEED)
     source, why = masked, ""
     if mask is not None:
         mask.to("cpu").apply_(masked)
-        source, why = _shrunk(masked, mask.to("cpu"), inputs, shrink)
+        source, why = _shrunk(masked, mask.to("cpu"), call.kwargs or call.args, shrink)
     elif shrink:
         raise UsageError("there is no mask that says what to shrink")
-    shapes = named_shapes(source, inputs, {}, batch_of(inputs)) if batch is None else None
+    shapes = None
+    if batch is None:
+        shapes = named_shapes(source, call.args, call.kwargs, batch_of((call.args, call.kwargs)))
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
     def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
-        write(source, inputs, file, dynamic_shapes=shapes, facts={"ticketry": __version__, **(facts or {})})
+        told = {"ticketry": __version__, **(facts or {})}
+        write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=told)
         runtime, run = read(file)
-        return runtime, _checked(source, run, example_inputs, _BATCHES if batch is None else (batch,), runtime)
+        return runtime, _checked(source, run, given, _BATCHES if batch is None else (batch,), runtime)
 
     (runtime, checks), size = _written(target, draft)
     parameters = list(source.parameters())
@@ -176,7 +180,11 @@ def format_of(path: Path, format: str | None) -> str:
     return format or named or FORMATS[0]
 
 
-def _shrunk(model: nn.Module, mask: Mask, inputs: tuple[Any, ...], shrink: bool | None) -> tuple[nn.Module, str]:
+def _at_batch(given: Arguments, batch: int, seed: int) -> Arguments:
+    return Arguments(*at_batch((given.args, given.kwargs), batch, seed))
+
+
+def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
     """The smaller model, or the same one with a reason why it is not smaller."""
     if shrink is False:
         return model, ""
@@ -227,19 +235,25 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
         raise EngineError(f"ONNX Runtime does not take what was exported: {first_line(error)}") from error
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(*inputs: Any) -> list[Tensor]:
-        arrays = [leaf.numpy() for leaf in outputs_of(inputs)]
+    def run(*inputs: Any, **named: Any) -> list[Tensor]:
+        arrays = [leaf.numpy() for leaf in outputs_of((inputs, named))]
         return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return f"ONNX Runtime {ort.__version__}", run
 
 
 def _write_pt2(
-    model: nn.Module, inputs: tuple[Any, ...], file: Path, *, dynamic_shapes: Any, facts: dict[str, str]
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    file: Path,
+    *,
+    named: dict[str, Any],
+    dynamic_shapes: Any,
+    facts: dict[str, str],
 ) -> None:
     try:
         with quiet(), torch.no_grad():
-            program = _program(model, inputs, dynamic_shapes)
+            program = _program(model, inputs, named, dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         raise EngineError(
@@ -248,13 +262,15 @@ def _write_pt2(
         ) from error
 
 
-def _program(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+def _program(
+    model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
     """The strict way is slower, but sees through `len(x)`."""
     try:
-        return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+        return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
     except Exception:  # as above
         with contextlib.suppress(Exception):
-            return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=True)
+            return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes, strict=True)
         raise
 
 
@@ -262,30 +278,30 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
     with quiet():
         loaded = torch.export.load(str(file)).module()
 
-    def run(*inputs: Any) -> list[Tensor]:
+    def run(*inputs: Any, **named: Any) -> list[Tensor]:
         with torch.no_grad():
-            return outputs_of(loaded(*inputs))
+            return outputs_of(loaded(*inputs, **named))
 
     return f"torch {torch.__version__}", run
 
 
 def _checked(
-    source: nn.Module, run: Run, example_inputs: Inputs, batches: Sequence[int], runtime: str
+    source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[Checked, ...]:
     """The exported model beside its source."""
     found = []
     for number, batch in enumerate(batches):
-        inputs = at_batch(example_inputs, batch, seed=_SEED + 1 + number)
+        call = _at_batch(given, batch, seed=_SEED + 1 + number)
         try:
             with torch.no_grad():
-                expected = outputs_of(source(*inputs))
+                expected = outputs_of(source(*call.args, **call.kwargs))
         except Exception as error:  # of the model's own code
             raise EngineError(
                 f"{type(source).__name__} itself does not take a batch of {batch}, in the first axis of its inputs:"
                 f" {first_line(error)}; {_FIXED}"
             ) from error
         try:
-            made = list(run(*inputs))
+            made = list(run(*call.args, **call.kwargs))
         except Exception as error:  # of any runtime
             raise EngineError(
                 f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
@@ -315,12 +331,14 @@ def write_onnx(
     inputs: tuple[Any, ...],
     file: Path,
     *,
+    named: dict[str, Any] | None = None,
     dynamic_shapes: Any = None,
     facts: dict[str, str] | None = None,
 ) -> None:
     """Write `model`, in evaluation mode, as ONNX: one file, with one beside it (.data) only from 2 GB on.
 
     Args:
+        named: keyword arguments, beside the inputs.
         dynamic_shapes: as in torch.export; None for inputs of just these shapes.
         facts: metadata of the file.
 
@@ -334,7 +352,7 @@ def write_onnx(
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         with quiet(), torch.no_grad():
-            program = _onnx_program(model, inputs, dynamic_shapes)
+            program = _onnx_program(model, inputs, named or {}, dynamic_shapes)
             program.model.metadata_props.update(facts or {})
             program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
@@ -343,19 +361,19 @@ def write_onnx(
         ) from error
 
 
-def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> Any:
+def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:
     """Where torch's exporter takes no strict way, and fixes the batch or fails, of what was exported so before."""
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
     failed: Exception | None = None
     try:
-        made = torch.onnx.export(model, inputs, dynamic_shapes=dynamic_shapes, **options)
+        made = torch.onnx.export(model, inputs, kwargs=named, dynamic_shapes=dynamic_shapes, **options)
         if dynamic_shapes is None or (made and made.exported_program and made.exported_program.range_constraints):
             return made
     except Exception as error:  # as above
         failed = error
     with contextlib.suppress(Exception):
-        program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=True)
-        return torch.onnx.export(program, inputs, dynamic_shapes=dynamic_shapes, **options)
+        program = torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes, strict=True)
+        return torch.onnx.export(program, inputs, kwargs=named, dynamic_shapes=dynamic_shapes, **options)
     if failed is not None:
         raise failed
     return made
