@@ -88,6 +88,20 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     assert lab.train(dense(lab, longer, 1).until(2)).segment.last == 2
 
 
+@pytest.mark.parametrize(("begin", "steps"), [("0it", 8), ("2it", 5)])
+def test_states_that_a_dense_network_was_trained_without_are_planned(tmp_path: Path, begin: str, steps: int) -> None:
+    """The searches before kept that of step 3 alone; gradual pruning asks for those of its first and its last cut."""
+    tk.run("iterative", "digits", controls=[], store=tmp_path, levels=1, rewind="3it", **ASKED)
+    lab, other = tk.Lab(tmp_path, device="cpu"), tmp_path / "other"
+    settings = {"density": 0.3, "begin": begin, "end": "8it", "frequency": "2it"}
+    alone = tk.run("gradual", "digits", controls=[], store=other, **settings, **ASKED)
+    (again,) = stored_work(lab, alone.request).again.values()
+    assert again == Work(steps, 1, unmeasured=1)
+    beside = tk.run("gradual", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    assert beside.record.cost.steps_trained == work_of(lab, alone.request).steps + again.steps
+    assert stored_work(lab, alone.request).again == {}
+
+
 def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:
     settings = {"density": [0.5, 0.3], "until": "6it"}
     run = tk.run("l0", "digits", controls=[], store=tmp_path, **settings, **ASKED)

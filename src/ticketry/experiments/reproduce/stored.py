@@ -11,8 +11,10 @@ from ticketry.evidence.controls import trained_control
 from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
+from ticketry.lab.runners.runner import Nothing
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.store import Store
+from ticketry.lab.training.job import nearest
 from ticketry.lab.training.segment import Segment
 from ticketry.search.gating.gating import Gating
 
@@ -24,7 +26,8 @@ class Stored:
     there: Work
     """Tickets, their controls and trainings of gates that need no training."""
     again: dict[tuple[str, int], Work]
-    """Trainings (trajectory and step) whose weights a bundle left out, and which what is missing goes on from."""
+    """Trainings (trajectory and step) whose weights what is missing goes on from, and which a bundle left out or nobody
+    asked for when they were trained."""
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Stored:
@@ -34,11 +37,13 @@ def stored_work(lab: Lab, request: SearchRequest) -> Stored:
     there, gated, again = list[Segment](), dict[str, Segment](), dict[tuple[str, int], Work]()
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
-        found, wanted = _of_replicate(lab, alone)
+        found, nothing = _of_replicate(lab, alone)
         there += [one for one in found if one.variant(Gating) is None]
         gated |= {one.key: one for one in found if one.variant(Gating)}  # tickets have them in common
-        for one in wanted:
+        for one in nothing.wanted:
             _make_again(lab.store, *one, again)
+        for segment, keep in nothing.asked:
+            again |= _kept_afterwards(lab.store, segment, keep)
     masked, soft = (sum(segment.steps for segment in some) for some in (there, gated.values()))
     return Stored(Work(masked + soft, len(there) + len(gated), masked, soft), again)
 
@@ -57,8 +62,18 @@ def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str,
         _make_again(store, told["trajectory"], told["step"], found)
 
 
-def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list[tuple[str, int]]]:
-    """The segments that are there of tickets, controls and gates, and the trainings whose weights come next."""
+def _kept_afterwards(store: Store, segment: Segment, keep: tuple[int, ...]) -> dict[tuple[str, int], Work]:
+    """Of a training that is done, what is trained once more because states on its way were not kept."""
+    missing = [step for step in keep if store.trained(segment.trajectory, step) is None]
+    if not missing or store.trained(segment.trajectory, segment.last) is None:
+        return {}
+    before = nearest(store, segment.trajectory, min(missing))
+    steps = max(missing) - (before["step"] if before else segment.first)
+    return {(segment.trajectory, max(missing)): Work(steps, 1, unmeasured=1)}
+
+
+def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], Nothing]:
+    """The segments that are there of tickets, controls and gates, and what would come next."""
     there: list[Segment] = []
 
     def found_one(_: int, found: Found) -> None:
@@ -87,4 +102,4 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list
             seeds=request.seeds,
             on_found=found_one,
         )
-    return there, nothing.wanted
+    return there, nothing

@@ -109,6 +109,8 @@ class Nothing:
     def __init__(self) -> None:
         self.wanted: list[tuple[str, int]] = []
         """Trainings whose weights were asked for and are not there: trajectory and step."""
+        self.asked: list[tuple[Segment, tuple[int, ...]]] = []
+        """Segments that were to be trained, with the steps on the way whose states were to be kept."""
 
     def remake(self, digest: str, trajectory: str, step: int) -> None:
         """Takes the place of `Store.remake`."""
@@ -116,6 +118,7 @@ class Nothing:
         raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        self.asked.append((segment, keep))
         raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")
 
     def stop(self) -> None:

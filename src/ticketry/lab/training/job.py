@@ -145,12 +145,8 @@ class Job:
         """The stored state of this trajectory that is nearest before the first missing one."""
         bound = self.missing[0]
         partial = self.store.partial(self.trajectory, bound)
-        for step in reversed(self.store.stored_steps(self.trajectory)):
-            record = self.store.trained(self.trajectory, step)
-            if step > bound or (partial and partial[0] >= step) or not (record and record["training"]):
-                continue
-            if any(map(self.store.left_out, (record["model"], record["training"]))):
-                continue
+        record = nearest(self.store, self.trajectory, bound)
+        if record and not (partial and partial[0] >= record["step"]):
             self._earlier_seconds = record["cost"]["train_seconds"]
             return self._stored_state(record)
         if partial:
@@ -326,6 +322,17 @@ def _next_checkpoint(taken: float, stored: float, interval: float) -> float:
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
+
+
+def nearest(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
+    """Of a trajectory the last result up to step `bound` that is stored with all that training goes on from."""
+    for step in reversed(store.stored_steps(trajectory)):
+        record = store.trained(trajectory, step)
+        if step > bound or not (record and record["training"]):
+            continue
+        if not any(map(store.left_out, (record["model"], record["training"]))):
+            return record
+    return None
 
 
 def begun(store: Store, segment: Segment) -> TrainingState:
