@@ -21,7 +21,9 @@ from flips import flip, made
 from forged_bundles import repacked
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
+from ticketry.experiments.search import execute
 from ticketry.lab.store.bundle_file import MAGIC, Bundle, Source, write_bundle
+from ticketry.records.network import TICKET, Point
 
 SEARCH: dict[str, Any] = {
     "task": "digits",
@@ -203,6 +205,29 @@ def test_the_command_line(searched: tuple[Path, str], tmp_path: Path, capsys: py
     found = call(capsys, "store", "pack", "no-such-run", "--store", str(store))
     assert found[0] == 1
     assert f"there is no run or campaign no-such-run in {store}: it has" in found[2]
+    assert "a bundle of all" in found[2]
+
+
+def test_a_run_that_has_not_ended_goes_on_elsewhere_from_a_bundle_of_all(tmp_path: Path) -> None:
+    """Of three levels one was trained: it is not trained again, nor is the dense network but for its weights."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(point: Point) -> None:
+        if point.role == TICKET:
+            raise Stopped
+
+    asked = {**SEARCH, "controls": ()}
+    request = tk.run("iterative", store=tmp_path / "other", levels=3, **asked).request
+    with tk.Lab(tmp_path / "here") as lab, pytest.raises(Stopped):
+        execute(lab, request, on_point=stop)
+    packed = tk.store.pack((), tmp_path / "all.tkz", store=tmp_path / "here")
+    assert (packed.runs, packed.results >= 2) == (0, True)
+    tk.store.unpack(packed.path, store=tmp_path / "there")
+    with tk.Lab(tmp_path / "there") as lab:
+        cost = execute(lab, request).cost
+    assert (cost.segments_asked, cost.segments_trained) == (1 + 3, 2)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -128,7 +128,10 @@ class _Chosen:
         found: dict[str, None] = {}
         for name in self.names:
             if name not in known and name not in self._campaigns:
-                raise StoreError(f"there is no run or campaign {name} in {self.store.paths.root}: {self._told(known)}")
+                raise StoreError(
+                    f"there is no run or campaign {name} in {self.store.paths.root}: {self._told(known)}. What is"
+                    " trained of a run that has not ended goes into a bundle of all, for which none is named"
+                )
             if not (runs := {name} if name in known else self._campaigns[name][1]):
                 raise StoreError(f"nothing is done of the campaign {name} in {self.store.paths.root}")
             if gone := sorted(runs - known):
