@@ -26,7 +26,7 @@ from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
 from ticketry.engine.capture.eager_checks import own_copy
 from ticketry.engine.capture.tracing.torch_export import Arguments, named_shapes
 from ticketry.engine.capture.tracing.torch_export import quiet as silent
-from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
+from ticketry.engine.example_inputs import Inputs, difference, outputs_of
 from ticketry.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
 from ticketry.version import __version__
 
@@ -127,16 +127,15 @@ def export(
     masked = own_copy(unwrapped(model))
     # By itself not 1: torch.export takes a size of 1 for a constant.
     given = Arguments.of(example_inputs)
-    call = _at_batch(given, batch or 2, seed=_SEED)
+    examples = batch or 2
+    call = given.at_batch(examples, seed=_SEED)
     source, why = masked, ""
     if mask is not None:
         mask.to("cpu").apply_(masked)
         source, why = _shrunk(masked, mask.to("cpu"), call.kwargs or call.args, shrink)
     elif shrink:
         raise UsageError("there is no mask that says what to shrink")
-    shapes = None
-    if batch is None:
-        shapes = named_shapes(source, call.args, call.kwargs, batch_of((call.args, call.kwargs)))
+    shapes = named_shapes(source, call.args, call.kwargs, examples) if batch is None else None
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
@@ -178,10 +177,6 @@ def format_of(path: Path, format: str | None) -> str:
             f"{path} is named as {named}, and {format} was asked for: name another file, or format={named!r}"
         )
     return format or named or FORMATS[0]
-
-
-def _at_batch(given: Arguments, batch: int, seed: int) -> Arguments:
-    return Arguments(*at_batch((given.args, given.kwargs), batch, seed))
 
 
 def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
@@ -291,7 +286,7 @@ def _checked(
     """The exported model beside its source."""
     found = []
     for number, batch in enumerate(batches):
-        call = _at_batch(given, batch, seed=_SEED + 1 + number)
+        call = given.at_batch(batch, seed=_SEED + 1 + number)
         try:
             with torch.no_grad():
                 expected = outputs_of(source(*call.args, **call.kwargs))

@@ -14,7 +14,7 @@ from ticketry.core.process_state import private_random_state
 from ticketry.core.seeds import seed_torch
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain
-from ticketry.engine.example_inputs import at_batch, difference, outputs_of
+from ticketry.engine.example_inputs import difference, outputs_of
 from ticketry.engine.graph import Graph
 from ticketry.engine.graph.binding import Call
 from ticketry.engine.graph.graph import leaves
@@ -74,7 +74,7 @@ def check_memory(model: nn.Module, given: Arguments) -> None:
     """
     if not given.examples or not _can_run(model, given):
         return
-    others = Arguments(*at_batch((given.args, given.kwargs), given.examples, seed=1))
+    others = given.at_batch(given.examples, seed=1)
     used = copy_to_call(model)
     try:
         wanted = _outputs(copy_to_call(model), given)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.engine.capture.tracing.program import ASKED_FOR
+from ticketry.engine.example_inputs import at_batch
 from ticketry.engine.graph.memory import plain as plain_tensor
 from ticketry.errors import CaptureError
 
@@ -49,6 +50,10 @@ class Arguments:
 
         args, kwargs = tree_map(each, (self.args, self.kwargs))
         return Arguments(args, kwargs)
+
+    def at_batch(self, batch: int, seed: int) -> Arguments:
+        """With so many examples, see `example_inputs.at_batch`."""
+        return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
 
     @property
     def examples(self) -> int | None:
