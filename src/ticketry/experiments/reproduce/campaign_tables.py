@@ -27,7 +27,7 @@ class SideTable(Struct, forbid_unknown_fields=True):
     density: Density | str | None = None
     """If it is not the claim's."""
     level: int | None = None
-    """Of tickets whose density is not known beforehand."""
+    """Of tickets whose density is not known beforehand; -1 for the last."""
 
     def __str__(self) -> str:
         return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
