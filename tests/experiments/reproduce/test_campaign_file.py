@@ -168,6 +168,8 @@ def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_set
         ('at = ["few"], points = 5', "ad = [0.1]", r"stability has no argument 'ad'"),
         ("settings = { density =", "stability = { points = 5 }\nsettings = { density =", r"gradual.*: it is of"),
         ('run = "gradual" }', 'run = "gradual", level = 3 }', r"gradual has tickets of levels 1 to 2"),
+        ('run = "gradual" }', 'run = "gradual", level = 0 }', r"gradual has tickets of levels 1 to 2"),
+        ('run = "gradual" }', 'run = "gradual", level = -3 }', r"gradual has tickets of levels 1 to 2"),
         ('run = "gradual" }', 'run = "gradual", level = 1, density = 0.3 }', r"a side one or a density"),
         ('run = "gradual" }', 'run = "gradual", density = 0.2 }', r"better.*no tickets of density 0\.2"),
         ('b = { value = 2 }', 'b = { value = 2, level = 1 }', r"a side is a run or a number"),
@@ -290,6 +292,8 @@ def test_a_side_may_have_a_density_or_a_level_of_its_own(tmp_path: Path) -> None
     text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", density = 0.3 }')
     (first, *_) = read_campaign(written(tmp_path, text), "demo").claims
     assert (first.a.level, first.b.level) == (1, 1)
+    text = GOOD.replace('a = { run = "iterative" }', 'a = { run = "iterative", level = -1 }', 1)
+    assert read_campaign(written(tmp_path, text), "demo").claims[0].a.level == 2, "the last of its two"
 
 
 @pytest.mark.parametrize(
