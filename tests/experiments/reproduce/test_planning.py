@@ -23,7 +23,6 @@ from ticketry.experiments.reproduce.pace import Pace, measured
 from ticketry.experiments.reproduce.pace import _evaluated as evaluated
 from ticketry.experiments.reproduce.pace import _timed as timed
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
-from ticketry.experiments.reproduce.stored import Stored, stored_work
 from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_of
 from ticketry.experiments.search import execute
 from ticketry.lab.store.files import write_sealed
@@ -69,46 +68,6 @@ def test_gradual_pruning_is_timed_at_the_densities_that_it_goes_through(tmp_path
     mean = sum(2 * density for density in cuts.values()) / 6
     assert mean_density(run.request, whole) == pytest.approx(mean)
     assert mean > 0.1
-
-
-def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
-    """A search of two levels, then the same of three: the third level and its controls are left."""
-    settings = {"rate": 0.5, "levels": 2, "rewind": "3it"}
-    run = tk.run("iterative", "digits", controls=["shuffled", "random_reinit"], store=tmp_path, **settings, **ASKED)
-    lab = tk.Lab(tmp_path, device="cpu")
-    longer = replace(run.request, settings=replace(run.request.settings, levels=3), replicates=2)
-    found = stored_work(lab, longer)
-    whole = dense(lab, run.request)
-    own = whole.total - 3
-    assert found == Stored(Work(2 * 3 * own, 2 * 3, 2 * 3 * own), {})
-    assert found.there.steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
-    assert lab.ledger.segments_asked == 0
-    with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
-        lab.train(dense(lab, longer, 1))
-    assert lab.train(dense(lab, longer, 1).until(2)).segment.last == 2
-
-
-@pytest.mark.parametrize(("begin", "steps"), [("0it", 8), ("2it", 5)])
-def test_states_that_a_dense_network_was_trained_without_are_planned(tmp_path: Path, begin: str, steps: int) -> None:
-    """The searches before kept that of step 3 alone; gradual pruning asks for those of its first and its last cut."""
-    tk.run("iterative", "digits", controls=[], store=tmp_path, levels=1, rewind="3it", **ASKED)
-    lab, other = tk.Lab(tmp_path, device="cpu"), tmp_path / "other"
-    settings = {"density": 0.3, "begin": begin, "end": "8it", "frequency": "2it"}
-    alone = tk.run("gradual", "digits", controls=[], store=other, **settings, **ASKED)
-    (again,) = stored_work(lab, alone.request).again.values()
-    assert again == Work(steps, 1, unmeasured=1)
-    beside = tk.run("gradual", "digits", controls=[], store=tmp_path, **settings, **ASKED)
-    assert beside.record.cost.steps_trained == work_of(lab, alone.request).steps + again.steps
-    assert stored_work(lab, alone.request).again == {}
-
-
-def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:
-    settings = {"density": [0.5, 0.3], "until": "6it"}
-    run = tk.run("l0", "digits", controls=[], store=tmp_path, **settings, **ASKED)
-    lab = tk.Lab(tmp_path, device="cpu")
-    found = stored_work(lab, replace(run.request, replicates=2))
-    assert found == Stored(Work(6 + 2 * 4, 3, 2 * 4, 6), {})
-    assert work_of(lab, run.request).without(found.there) == Work(0, 0), "one replicate of two is there"
 
 
 CAMPAIGN = """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
 
-from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
+from ticketry.errors import LayerCollapseError, NotStoredError, TicketryError, TrainingError, UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Seeds
 from ticketry.search.common.found_checks import checked
 
@@ -117,6 +117,7 @@ class Replicate:
         Raises:
             LayerCollapseError, TrainingError: of the first member that cannot go on, after what all have found: one
                 density that empties a layer takes no other's ticket away.
+            NotStoredError: the same where nothing may be trained: of the others is told what is stored.
         """
         ended: list[tuple[int, TicketryError]] = []
 
@@ -125,7 +126,7 @@ class Replicate:
             try:
                 for item in member():
                     found.append(item)
-            except CANNOT_GO_ON as error:
+            except (*CANNOT_GO_ON, NotStoredError) as error:
                 ended.append((number, error))
             return found
 
