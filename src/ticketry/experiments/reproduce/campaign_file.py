@@ -329,14 +329,13 @@ class _Reading:
             return Side(side.run, DENSE, 0)
         if side.level is not None:
             levels = request.method.levels(request.settings) if request.method.levels else 1
-            level = side.level + levels + 1 if side.level < 0 else side.level
-            if not 1 <= level <= levels or side.density is not None:
+            counted = side.level + levels + 1 if side.level < 0 else side.level
+            if not 1 <= counted <= levels or side.density is not None:
                 raise UsageError(f"the run {side.run} has tickets of levels 1 to {levels}, and a side one or a density")
-            density = _density_of(level, planned)
+            density = _density_of(counted, planned)
         elif density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        else:
-            level = level_of(density, planned, f"the run {side.run}")
+        level = level_of(density, planned, f"the run {side.run}") if side.level is None else counted
         if side.role != TICKET and side.role not in request.controls_beside(level, density):
             told = ", ".join(f"{one:g}" for one in request.control_densities)
             raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
