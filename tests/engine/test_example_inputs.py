@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import pytest
 import torch
 
@@ -20,6 +22,18 @@ def test_batches_of_any_size_whose_examples_all_differ() -> None:
     assert 0.5 < float(made[0].std() / x.std()) < 2
     assert torch.equal(at_batch(x, 5, seed=1)[0], at_batch(x, 5, seed=1)[0])
     assert not torch.equal(at_batch(x, 5, seed=1)[0], at_batch(x, 5, seed=2)[0])
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_arguments_by_name(kind: type) -> None:
+    """Tokenizers give mappings of their own, that are no dict."""
+    x, tokens = torch.randn(2, 3), torch.tensor([[1, 2], [3, 4]])
+    given = kind(x=x, tokens=tokens)
+    assert batch_of(given) == 2
+    made = at_batch(given, 3, seed=1)
+    assert list(made) == ["x", "tokens"]
+    assert torch.equal(made["tokens"], tokens[[0, 1, 0]])
+    assert torch.equal(made["x"], at_batch(x, 3, seed=1)[0])
 
 
 def test_the_batch_is_the_first_size_of_the_first_tensor() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ticketry.errors import EngineError, UsageError
 
-Inputs = Tensor | tuple[Any, ...]
-"""A tensor, or a tuple of a model's arguments."""
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""A tensor, a tuple of a model's arguments, or a dict of them by name."""
 
 
-def as_arguments(inputs: Inputs) -> tuple[Any, ...]:
+def as_arguments(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     """A tensor, or a tuple of arguments, as a tuple of arguments."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
@@ -26,19 +26,27 @@ def batch_of(inputs: Inputs) -> int:
     Raises:
         UsageError: if there is no tensor with a dimension.
     """
-    for leaf in tree_flatten(as_arguments(inputs))[0]:
+    for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
     raise UsageError("the inputs hold no tensor that has a batch dimension")
 
 
-def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...]:
+@overload
+def at_batch(inputs: Tensor | tuple[Any, ...], batch: int, seed: int = 0) -> tuple[Any, ...]: ...
+
+
+@overload
+def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, Any]: ...
+
+
+def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
     """Inputs with `batch` examples, made of the given ones: repeated, with noise where they are real numbers.
 
     The noise, half as strong as the inputs vary, makes every example differ from every other, so that an engine that
     mixes examples up does not go unnoticed. Only tensors whose first size is the batch are changed.
     """
-    arguments = as_arguments(inputs)
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else as_arguments(inputs)
     examples = batch_of(arguments)
     if not examples:
         raise UsageError("the example inputs hold no example: their batch has the size 0")
@@ -55,7 +63,7 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...]:
         spread = float(finite.std()) if finite.numel() > 1 else 1.0
         return rows + 0.5 * spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
 
-    whole: tuple[Any, ...] = tree_unflatten([made(leaf) for leaf in leaves], spec)
+    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([made(leaf) for leaf in leaves], spec)
     return whole
 
 

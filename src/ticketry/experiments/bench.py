@@ -217,7 +217,7 @@ def _at(batch: int, say: Say) -> Say:
 
 def _planned(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
     """With the plan for the case's batch that is fastest here, if that was asked for."""
-    return fast.tune(*case.inputs) if options.tune else fast
+    return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
 def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:

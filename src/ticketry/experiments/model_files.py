@@ -14,7 +14,7 @@ from ticketry.engine.bench.compare import TOLERANCE
 from ticketry.engine.bench.dense_engines import Call
 from ticketry.engine.bench.workload import Case
 from ticketry.engine.compiled import Compiled, load
-from ticketry.engine.example_inputs import at_batch, difference, outputs_of
+from ticketry.engine.example_inputs import at_batch, difference
 from ticketry.engine.export import Exported, export
 from ticketry.errors import EngineError
 from ticketry.experiments.ticket_model import Source, compiled, model_name
@@ -49,7 +49,7 @@ def compare_once(call: Call, case: Case) -> float:
     Raises:
         EngineError: if it is larger than a model in that number format may have.
     """
-    error = difference(outputs_of(call(*case.inputs)), case.reference())
+    error = difference(case.outputs(call), case.reference())
     if not error <= TOLERANCE[case.precision]:
         raise EngineError(f"the compiled model is not equal to its source: relative error {error:.2g}")
     return error

@@ -74,15 +74,18 @@ def test_images(name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", sample(names(), sorted({*names()} - {"compile"})))
-def test_several_inputs_that_are_no_images(name: str) -> None:
-    tokens = torch.randint(0, 30, (2, 7))
-    one = case(Words(), (tokens, torch.rand(2, 7)))
+@pytest.mark.parametrize("named", [False, True])
+def test_several_inputs_that_are_no_images(name: str, named: bool) -> None:
+    tokens, weight = torch.randint(0, 30, (2, 7)), torch.rand(2, 7)
+    one = case(Words(), {"weight": weight, "tokens": tokens} if named else (tokens, weight))
     (engine,) = rivals([name])
     if name == "channels_last":
         with pytest.raises(UnavailableError, match="no images"):
             engine.prepare(one)
         return
-    assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+    assert one.batch == 3
+    assert 0 < one.rounding() < 1e-6
+    assert difference(one.outputs(engine.prepare(one)), one.reference()) <= 1e-5
 
 
 @pytest.mark.slow

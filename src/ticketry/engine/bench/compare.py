@@ -20,7 +20,7 @@ from ticketry.engine.bench.machine import can_pin, choose_cores, kept_on, machin
 from ticketry.engine.bench.timing import Samples, Timing, median_interval, quartiles, take
 from ticketry.engine.bench.workload import Case
 from ticketry.engine.compiled import Compiled, compile
-from ticketry.engine.example_inputs import difference, outputs_of
+from ticketry.engine.example_inputs import difference
 from ticketry.engine.processor import last_cache
 from ticketry.errors import EngineError
 from ticketry.records.speed import EngineTime, Saved, SpeedLayer, Timed
@@ -71,7 +71,11 @@ def compare(
         # Not yet on their cores: OpenVINO counts, once in a process, those that it may use.
         expected = case.reference()
         entries = [_prepared(contender, case, expected, required, say) for contender in contenders]
-        ready = {entry.contender.name: partial(entry.call, *case.inputs) for entry in entries if entry.call is not None}
+        ready = {
+            entry.contender.name: partial(entry.call, *case.args, **case.kwargs)
+            for entry in entries
+            if entry.call is not None
+        }
         if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
             told = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
             raise EngineError(f"no dense engine can be timed ({told})")
@@ -130,7 +134,7 @@ def _prepared(
     try:
         call = contender.prepare(case)
         entry.prepare_seconds = time.perf_counter() - began
-        entry.error = difference(outputs_of(call(*case.inputs)), expected)
+        entry.error = difference(case.outputs(call), expected)
     except EngineError as error:
         lacking = isinstance(error, UnavailableError)
         if lacking and contender.name in required:

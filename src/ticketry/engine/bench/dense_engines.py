@@ -114,7 +114,7 @@ class Compiled(Eager):
                     recompile_limit=1024, accumulated_recompile_limit=4096, fail_on_recompile_limit_hit=True
                 ),
             ):
-                run(*case.inputs)
+                run(*case.args, **case.kwargs)
         except Exception as error:  # of any backend
             raise EngineError(f"torch.compile failed: {type(error).__name__}: {first_line(error)}") from error
         return run
@@ -152,9 +152,9 @@ def _converted(function: Call, case: Case, layout: torch.memory_format, mode: Ca
     def back(leaf: Any) -> Any:
         return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: Any, **named: Any) -> Any:
         with mode():
-            made = function(*tree_map(convert, inputs))
+            made = function(*tree_map(convert, inputs), **tree_map(convert, named))
             return tree_map(back, made) if half else made
 
     return run
@@ -225,8 +225,8 @@ class _ReadsOnnx:
                 f"the ONNX model has {len(declared)} inputs and the call {len(case.tensors)} tensors: one is not used"
             )
 
-        def run(*inputs: Any) -> list[Tensor]:
-            arrays = (tensor.detach().contiguous().numpy() for tensor in outputs_of(inputs))
+        def run(*inputs: Any, **named: Any) -> list[Tensor]:
+            arrays = (tensor.detach().contiguous().numpy() for tensor in outputs_of((inputs, named)))
             return [torch.from_numpy(array) for array in infer(dict(zip(declared, arrays, strict=True)))]
 
         return run

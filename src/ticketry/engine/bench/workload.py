@@ -6,6 +6,7 @@ import copy
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from ticketry.engine.example_inputs import batch_of, difference, outputs_of
 from ticketry.engine.export import write_onnx
@@ -28,8 +29,8 @@ class Case:
 
     model: nn.Module
     """Dense, in evaluation mode, float32 on the CPU; removed weights are zeros."""
-    inputs: tuple[Any, ...]
-    """Arguments of one call, contiguous."""
+    inputs: tuple[Any, ...] | Mapping[str, Any]
+    """Arguments of one call, in their order or by name, contiguous."""
     precision: str = "fp32"
     """fp32 or bf16: of the arithmetic. Inputs and outputs are float32 in both."""
     threads: int = 1
@@ -43,9 +44,23 @@ class Case:
             raise UsageError("only models in evaluation mode are timed: call model.eval() first")
 
     @property
+    def args(self) -> tuple[Any, ...]:
+        """The arguments that are given by their place."""
+        return () if isinstance(self.inputs, Mapping) else self.inputs
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Those that are given by name."""
+        return dict(self.inputs) if isinstance(self.inputs, Mapping) else {}
+
+    def outputs(self, function: Callable[..., Any]) -> list[Tensor]:
+        """What a function of the inputs returns."""
+        return outputs_of(function(*self.args, **self.kwargs))
+
+    @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the inputs, in order."""
-        return [leaf for leaf in tree_flatten(self.inputs)[0] if isinstance(leaf, Tensor)]
+        return outputs_of((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
@@ -59,15 +74,19 @@ class Case:
     def reference(self) -> list[Tensor]:
         """Outputs of eager torch in float32."""
         with torch.inference_mode():
-            return outputs_of(self.model(*self.inputs))
+            return self.outputs(self.model)
 
     def rounding(self) -> float:
         """Relative error of `reference` against float64, by which other roundings may differ too; 0 if the model does
         not run in float64."""
-        inputs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, self.inputs)
+
+        def double(leaf: Any) -> Any:
+            return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        args, kwargs = tree_map(double, (self.args, self.kwargs))
         try:
             with torch.inference_mode():
-                exact = outputs_of(copy.deepcopy(self.model).double()(*inputs))
+                exact = outputs_of(copy.deepcopy(self.model).double()(*args, **kwargs))
         except RuntimeError:  # float32 is written into it
             return 0.0
         return difference(self.reference(), exact)
@@ -82,5 +101,5 @@ class Case:
         folder = tempfile.mkdtemp(prefix="ticketry-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / "model.onnx"
-        write_onnx(self.model, self.inputs, file)
+        write_onnx(self.model, self.args, file, named=self.kwargs)
         return file

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from ticketry.engine.graph.graph import Graph
 from ticketry.engine.graph.memory import plain, plain_keys
@@ -50,6 +51,21 @@ class Fields(tuple[Any, ...]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fields.of, (self._asdict(),)
+
+
+# As torch has its models' own classes: what goes through outputs, such as `tree_map`, finds the tensors in them.
+register_pytree_node(
+    Record,
+    lambda made: (list(made.values()), list(made)),
+    lambda values, names: Record(zip(names, values, strict=True)),
+    serialized_type_name="ticketry.Record",
+)
+register_pytree_node(
+    Fields,
+    lambda made: (list(made), list(made._fields)),
+    lambda values, names: Fields.of(dict(zip(names, values, strict=True))),
+    serialized_type_name="ticketry.Fields",
+)
 
 
 def build(tree: Json, values: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,26 @@ def test_tied_weights_stay_tied() -> None:
     model, x = build("lstm-tied")
     small = tk.shrink(model, tk.structure.channels(model, x, 0.6, scope=tk.scope(model, embeddings=True)), x)
     assert small.decode.weight is small.embed.weight
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_arguments_by_name(kind: type) -> None:
+    """Tokenizers give mappings of their own, that are no dict."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)) * scale)
+
+    torch.manual_seed(0)
+    model, given = Scaled().eval(), kind(scale=torch.rand(2, 1), x=torch.randn(2, 6))
+    mask = tk.structure.channels(model, given, density=0.5)
+    small = tk.shrink(model, mask, given)
+    assert small.first.weight.shape[0] < 8
+    torch.testing.assert_close(small(**given), mask.apply_(model)(**given))
 
 
 def test_wrappers_are_left_behind() -> None:

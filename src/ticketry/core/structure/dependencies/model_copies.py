@@ -18,7 +18,7 @@ from ticketry.core.process_state import default_dtype, private_random_state
 from ticketry.core.seeds import seed_torch
 from ticketry.errors import StructureError
 
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """Example inputs: the only argument, all of them, or by name."""
 
 Arguments = tuple[Any, ...] | dict[str, Any]
@@ -133,7 +133,10 @@ def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
             return value
         return value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
 
-    converted: Arguments = tree_map(convert, inputs if isinstance(inputs, (tuple, dict)) else (inputs,))
+    if isinstance(inputs, Mapping):  # of a kind of its own, as tokenizers give, it would be a leaf
+        converted: Arguments = tree_map(convert, dict(inputs))
+    else:
+        converted = tree_map(convert, inputs if isinstance(inputs, tuple) else (inputs,))
     return converted
 
 
