@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn.utils import prune
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.export import export, format_of
+from ticketry.engine.export import FORMATS, export, format_of
 from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
 from ticketry.tasks import models
 from ticketry.tasks.models import language
@@ -352,6 +353,36 @@ def test_language_models_take_any_batch(tmp_path: Path, name: str) -> None:
     tokens = torch.randint(20, (3, 8))
     made = export(model, None, tokens, tmp_path / "m.pt2", format="pt2")
     assert [one.batch for one in made.checks] == [1, 2, 5]
+
+
+class Cache:
+    """What is for the model's next call, as Transformers' causal language models return it."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> tuple[Tensor, Cache | None]:
+        return self.fc(x), Cache(x) if use_cache else None
+
+
+def test_a_model_that_returns_an_object_is_told_what_to_do(tmp_path: Path) -> None:
+    model, x = Remembers().eval(), torch.randn(2, 6)
+    mask = tk.prune(model, 0.5)
+    given = {"x": x, "use_cache": False}
+    told = "returns a Cache, which torch cannot look into: .* use_cache=False"
+    for format in FORMATS:
+        with pytest.raises(EngineError, match=told):
+            export(model, mask, x, tmp_path / f"model.{format}")
+        assert export(model, mask, given, tmp_path / f"model.{format}").checks
+    with pytest.raises(CaptureError, match=told):
+        tk.compile(model, mask, x)
+    torch.testing.assert_close(tk.compile(model, mask, given)(**given)[0], mask.apply_(copy.deepcopy(model))(x)[0])
 
 
 def test_the_ending_says_the_format(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
 from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
 from ticketry.engine.capture.eager_checks import own_copy
-from ticketry.engine.capture.tracing.torch_export import Arguments, named_shapes
+from ticketry.engine.capture.tracing.torch_export import Arguments, named_shapes, returned_object
 from ticketry.engine.capture.tracing.torch_export import quiet as silent
 from ticketry.engine.example_inputs import Inputs, difference, outputs_of
 from ticketry.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
@@ -251,10 +251,9 @@ def _write_pt2(
             program = _program(model, inputs, named, dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
-        raise EngineError(
-            f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}"
-            + (f"; {_FIXED}" if dynamic_shapes is not None else "")
-        ) from error
+        fixed = f"; {_FIXED}" if dynamic_shapes is not None else ""
+        why = returned_object(error) or f"{type(error).__name__}: {first_line(error)}{fixed}"
+        raise EngineError(f"{type(model).__name__} cannot be exported: {why}") from error
 
 
 def _program(
@@ -351,9 +350,8 @@ def write_onnx(
             program.model.metadata_props.update(facts or {})
             program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
-        raise EngineError(
-            f"{type(model).__name__} cannot be written as ONNX: {first_line(error.__cause__ or error)}"
-        ) from error
+        why = returned_object(error) or first_line(error.__cause__ or error)
+        raise EngineError(f"{type(model).__name__} cannot be written as ONNX: {why}") from error
 
 
 def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:

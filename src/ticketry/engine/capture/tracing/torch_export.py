@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,11 +124,24 @@ def _export(
                 model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
             )
     except Exception as error:  # a model may fail in any way
+        if told := returned_object(error):
+            raise CaptureError(f"torch.export does not take {type(model).__name__}: {told}") from error
         raise CaptureError(
             f"torch.export does not take {type(model).__name__}: {_lines(error, _REASON_LINES)}\n"
             "Look whether model(*example_inputs) runs in evaluation mode, and whether its forward decides by the values"
             " of tensors (`if x.sum() > 0`, `.item()`): such parts have to be rewritten, or left out."
         ) from error
+
+
+def returned_object(error: BaseException) -> str:
+    """What to do where torch.export has failed at an object that a model returns, such as a cache; empty for others."""
+    found = re.search(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output", f"{error} {error.__cause__}")
+    if found is None:
+        return ""
+    return (
+        f"it returns a {found[1]}, which torch cannot look into: have it return tensors, in tuples, lists or dicts"
+        " (models of Transformers do with use_cache=False among the example inputs)"
+    )
 
 
 def dynamic_shapes(inputs: Any, batch: int) -> Any:
