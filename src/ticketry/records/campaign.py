@@ -33,6 +33,8 @@ class Side(Part, frozen=True):
     role: Role
     values: tuple[Number, ...] = ()
     """Of each replicate, in their order."""
+    level: Count | None = None
+    """Of tickets and their controls, where the claim has no density that tells."""
 
 
 class Claim(Part, frozen=True, kw_only=True):

@@ -72,8 +72,8 @@ class Decision:
                 interval = (made.dense.low + shift, made.dense.high + shift)
         return told.Claim(
             **{name: getattr(claim, name) for name in _SAME},
-            a=told.Side(claim.a.run, claim.a.role, self.a[: self.n]),
-            b=told.Side(claim.b.run, claim.b.role, self.b[: self.n]),
+            a=_told(claim, claim.a, self.a[: self.n]),
+            b=_told(claim, claim.b, self.b[: self.n]),
             found=self.found,
             n=self.n,
             limit=claim.plan.last,
@@ -88,6 +88,12 @@ class Decision:
             noise=tuple(noise),
             noise_missing=noise_missing,
         )
+
+
+def _told(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> told.Side:
+    """A side as it stands in the record, with its level where no density tells which tickets these are."""
+    by_level = claim.density is None and side.role != DENSE
+    return told.Side(side.run, side.role, values, side.level if by_level else None)
 
 
 _SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]

@@ -28,7 +28,7 @@ def side_name(side: Side) -> str:
     """What one side of a claim is, in words."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
-    return f"{role_name(side.role)} of {side.run}"
+    return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
 
 
 def style_of(claim: Claim) -> Style:
