@@ -117,7 +117,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
     whole = own.whole
-    plan = [(share, _gating(replicate, scope, settings, share)) for share in settings.targets]
+    plan = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
     recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
     masks = replace(own, recipe=recipe).reordered("concrete")
     if settings.objective != "loss":
@@ -147,7 +147,8 @@ def _of_density(lab: Lab, trained: Result, _: Settings, density: float, collapse
     return allocated_mask(lab, trained, density, collapse)
 
 
-def _gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
+def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
+    """By which a mask of a share is found."""
     from ticketry.core.gates import BinaryConcrete
     from ticketry.core.seeds import mix
     from ticketry.search.gating.charging import charged, steered_to

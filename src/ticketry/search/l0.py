@@ -91,7 +91,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
     step = settings.cut_step(whole, "gates are trained", "them")
-    soft = replicate.begun(variants=[_gating(replicate, scope, settings)]).until(step)
+    soft = replicate.begun(variants=[gates_of(replicate, scope, settings)]).until(step)
     if settings.structured:
         readers_of(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.dense(step)
@@ -106,7 +106,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield from replicate.side_by_side(member, settings.targets)
 
 
-def _gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
+def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
+    """That all tickets of a replicate are cut from."""
     from ticketry.core.gates import HardConcrete
     from ticketry.core.seeds import mix
     from ticketry.search.gating.charging import charged

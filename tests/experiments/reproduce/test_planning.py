@@ -24,12 +24,14 @@ from ticketry.experiments.reproduce.pace import _evaluated as evaluated
 from ticketry.experiments.reproduce.pace import _timed as timed
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
 from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_of
+from ticketry.experiments.request import request_of
 from ticketry.experiments.search import execute
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.job import Work as TimedWork
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.search.gating.gating import Gating
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -239,10 +241,57 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
 
     with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
         density = 0.2 if kernels == "sparse" else None
-        pace = measured(lab, request, kernels, "fp32", density, elsewhere, gated=True)
+        pace = measured(lab, request, kernels, "fp32", density, elsewhere)
         assert (pace.masked_step is None) == (kernels == "dense")
-        assert pace.gated_step is None, "the dense network is too small for kernels, so it trains in torch as gates do"
+        assert pace.gated_step is None
         assert not list(lab.store.paths.blob_files())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("continuous", {"rounds": 1, "init": [0.1, 0.0], "rewind": "0"}),
+        ("stochastic", {"rounds": 1, "rewind": "0"}),
+        ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}),
+        ("l0", {"density": [0.5, 0.3], "until": "6it"}),
+        ("l0", {"density": 0.5, "until": "6it", "structured": True}),
+    ],
+)
+def test_steps_with_a_searchs_own_gates_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict[str, Any]
+) -> None:
+    """They cost what they cost: LeNet's take half as long again as those of the dense network."""
+    made = tk.search.method(method).Settings(**settings)
+    asked = request_of(method, "digits", made, recipe={"length": "10it"}, replicates=1)
+    trained: list[Segment] = []
+
+    def aside(lab: tk.Lab, segments: Sequence[Segment], address: str, *, measure: bool) -> list[TimedWork]:
+        trained.extend(segments)
+        steps = [3.0 if one.variant(Gating) else 1.0 for one in segments]
+        seconds = [each * one.steps for each, one in zip(steps, segments, strict=True)]
+        return [TimedWork(train_seconds=took, other_seconds=0.0, processor_seconds=took) for took in seconds]
+
+    monkeypatch.setattr(pace_module, "trained_aside", aside)
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        pace = measured(
+            lab, asked, "dense", "fp32", None, lambda folder: tk.Lab(folder, device="cpu"), gated=True, side_by_side=2
+        )
+    assert pace.gated_step == pytest.approx(3 * pace.step)
+    timed_gates = {one.variant(Gating) for one in trained} - {None}
+    assert len({one.trajectory for one in trained if one.variant(Gating)}) == 2, "as many as are trained side by side"
+    monkeypatch.undo()
+    searched: list[Segment] = []
+    with tk.Lab(tmp_path / "store", device="cpu", workers=0) as lab:
+        asked.method(
+            lab,
+            asked.task,
+            asked.settings,
+            recipe=asked.recipe,
+            replicates=1,
+            seeds=asked.seeds,
+            on_found=lambda _, found: searched.extend(one.segment for one in found.searched),
+        )
+    assert timed_gates & {one.variant(Gating) for one in searched}, "those of the search itself"
 
 
 SMALLER = """

@@ -166,7 +166,7 @@ class Clock:
         smaller = is_structured(request.settings)
         density = mean_density(request, whole) if smaller or kernels != "dense" else None
         gated = work_of(self._lab, request).gated > 0
-        key = digest_of([whole.describe(), kernels, gated, density, smaller])
+        key = digest_of([whole.describe(), kernels, repr(request.settings) if gated else "", density, smaller])
         if key not in self._pace:
             self._pace[key] = measured(
                 self._lab,

@@ -24,7 +24,13 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
-from ticketry.search.common.scope import is_structured
+from ticketry.search.common.method import Replicate
+from ticketry.search.common.scope import is_structured, prunable
+from ticketry.search.concrete import Settings as ConcreteSettings
+from ticketry.search.concrete import gates_of as gates_of_concrete
+from ticketry.search.gating.rounds import Rounds
+from ticketry.search.gating.settings import GateSettings
+from ticketry.search.l0 import gates_of as gates_of_l0
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
 """Steps that are trained before those that are timed; of these the fewest and the most."""
@@ -54,8 +60,7 @@ class Pace:
     """Seconds of a step of a network under a mask, where that trains in sparse kernels or as a smaller network; None if
     as without a mask."""
     gated_step: float | None = None
-    """Seconds of a step in torch, as of networks with gates, where the dense network trains in kernels; None if that
-    trains in torch too."""
+    """Seconds of a step of a network with gates; None if as without."""
     processor: float | None = None
     """Seconds of processors' time a second of a training; None if it is not known."""
     evaluation: float = 0.0
@@ -92,7 +97,7 @@ def measured(
         density: of the mask; None where it is not known.
         elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
             the first steps of the dense network.
-        gated: whether networks with gates are trained too. What gates add to a step in torch is not measured.
+        gated: whether networks with gates are trained too.
         side_by_side: how many are trained at once, as they share what the machine has.
     """
     if elsewhere is None:
@@ -117,10 +122,8 @@ def measured(
         if density is not None and (masked := _masked(other, request, whole, density)):
             masked_step, *beside = _timed(other, masked, train)
             trainings.append(beside)
-        if gated and whole[0].arithmetic.kernels != DENSE:
-            with other.training_in(DENSE, precision):
-                bare = [dense(other, request, replicate) for replicate in range(side_by_side)]
-            gated_step, *beside = _timed(other, bare, train)
+        if gated:
+            gated_step, *beside = _timed(other, _gated(other, request, side_by_side), train)
             trainings.append(beside)
         training, evaluation = max(trainings)
         return Pace(step, training, masked_step, gated_step, _processor(took), evaluation)
@@ -161,6 +164,21 @@ def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density:
     if not shrunk and first.arithmetic.kernels == DENSE:
         return []
     return [replace(first, start=one.start, order_seed=one.order_seed) for one in whole]
+
+
+def _gated(lab: Lab, request: SearchRequest, count: int) -> list[Segment]:
+    """Trainings with the gates of the search's own first one, from the initialisation on."""
+    settings, found = request.settings, []
+    for number in range(count):
+        replicate = Replicate(lab, request.task, request.recipe, request.seeds.replicate(number))
+        if isinstance(settings, GateSettings):
+            gates = Rounds(replicate, settings).first_gates
+        elif isinstance(settings, ConcreteSettings):
+            gates = gates_of_concrete(replicate, prunable(replicate, settings), settings, settings.targets[0])
+        else:
+            gates = gates_of_l0(replicate, prunable(replicate, settings), settings)
+        found.append(replicate.begun(variants=[gates]))
+    return found
 
 
 def _drawn(lab: Lab, request: SearchRequest, density: float) -> Mask:

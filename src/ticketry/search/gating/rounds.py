@@ -64,6 +64,11 @@ class Rounds:
             for earlier in (None, "a digest"):  # a wrong number or word is told before anything is trained
                 self._gates(init, penalty, 1, earlier)
 
+    @property
+    def first_gates(self) -> Gating:
+        """Those of the first member's first round."""
+        return self._gates(*self.settings.members[0], 1, None)
+
     def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
         """The round after those of `chain`, the first if there are none.
 
