@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
         axes.set_xticks([tick for tick in _TICKS if low <= tick <= high], minor=False)
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(_beyond(low), _beyond(high))
+        axes.set_xlim(-_beyond(-low), _beyond(high))
     else:
         room = 0.06 * (high - low) or 1.0
         axes.set_xlim(low - room, high + room)
@@ -53,9 +52,9 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     return figure
 
 
-def _beyond(end: float) -> float:
-    """Room beyond an end of an axis that is in powers of ten from `_NEAR` on."""
-    return end * 1.8 if abs(end) > _NEAR else math.copysign(abs(end) + 1, end or -1)
+def _beyond(distance: float) -> float:
+    """That of an end of an axis from 0, with room, where it is in powers of ten from `_NEAR` on."""
+    return 1.8 * distance if distance > _NEAR else distance + 1
 
 
 def _margins(claim: Claim, difference: float) -> float:
