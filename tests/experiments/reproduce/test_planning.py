@@ -19,7 +19,7 @@ from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce import pace as pace_module
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.clock import Clock
-from ticketry.experiments.reproduce.pace import Pace, measured
+from ticketry.experiments.reproduce.pace import Pace, first_gates, measured
 from ticketry.experiments.reproduce.pace import _evaluated as evaluated
 from ticketry.experiments.reproduce.pace import _timed as timed
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
@@ -273,8 +273,9 @@ def test_steps_with_a_searchs_own_gates_are_timed(
 
     monkeypatch.setattr(pace_module, "trained_aside", aside)
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        gates = first_gates(lab, asked)
         pace = measured(
-            lab, asked, "dense", "fp32", None, lambda folder: tk.Lab(folder, device="cpu"), gated=True, side_by_side=2
+            lab, asked, "dense", "fp32", None, lambda folder: tk.Lab(folder, device="cpu"), gates=gates, side_by_side=2
         )
     assert pace.gated_step == pytest.approx(3 * pace.step)
     timed_gates = {one.variant(Gating) for one in trained} - {None}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.reproduce.pace import Elsewhere, Pace, measured
+from ticketry.experiments.reproduce.pace import Elsewhere, Pace, first_gates, measured
 from ticketry.experiments.reproduce.planning import Block
 from ticketry.experiments.reproduce.stored import stored_work
 from ticketry.experiments.reproduce.work import (
@@ -165,8 +165,8 @@ class Clock:
         (whole,) = self._dense(run, [0])
         smaller = is_structured(request.settings)
         density = mean_density(request, whole) if smaller or kernels != "dense" else None
-        gated = work_of(self._lab, request).gated > 0
-        key = digest_of([whole.describe(), kernels, repr(request.settings) if gated else "", density, smaller])
+        gates = first_gates(self._lab, request)
+        key = digest_of([whole.describe(), kernels, gates and gates.describe(), density, smaller])
         if key not in self._pace:
             self._pace[key] = measured(
                 self._lab,
@@ -175,7 +175,7 @@ class Clock:
                 self._campaign.precisions[run],
                 density,
                 self._elsewhere,
-                gated=gated,
+                gates=gates,
                 side_by_side=self._side_by_side(self._campaign.plans[run].at[0]),
             )
         return self._pace[key]

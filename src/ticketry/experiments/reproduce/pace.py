@@ -28,8 +28,10 @@ from ticketry.search.common.method import Replicate
 from ticketry.search.common.scope import is_structured, prunable
 from ticketry.search.concrete import Settings as ConcreteSettings
 from ticketry.search.concrete import gates_of as gates_of_concrete
+from ticketry.search.gating.gating import Gating
 from ticketry.search.gating.rounds import Rounds
 from ticketry.search.gating.settings import GateSettings
+from ticketry.search.l0 import Settings as L0Settings
 from ticketry.search.l0 import gates_of as gates_of_l0
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
@@ -82,7 +84,7 @@ def measured(
     density: float | None,
     elsewhere: Elsewhere | None,
     *,
-    gated: bool = False,
+    gates: Gating | None = None,
     side_by_side: int = 1,
 ) -> Pace:
     """By the first steps of dense trainings, and of those under a mask where sparse kernels compute with that, or where
@@ -97,7 +99,7 @@ def measured(
         density: of the mask; None where it is not known.
         elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
             the first steps of the dense network.
-        gated: whether networks with gates are trained too.
+        gates: of the networks that are trained with some, see `first_gates`.
         side_by_side: how many are trained at once, as they share what the machine has.
     """
     if elsewhere is None:
@@ -122,8 +124,9 @@ def measured(
         if density is not None and (masked := _masked(other, request, whole, density)):
             masked_step, *beside = _timed(other, masked, train)
             trainings.append(beside)
-        if gated:
-            gated_step, *beside = _timed(other, _gated(other, request, side_by_side), train)
+        if gates is not None:
+            soft = [_replicate(other, request, number).begun(variants=[gates]) for number in range(side_by_side)]
+            gated_step, *beside = _timed(other, soft, train)
             trainings.append(beside)
         training, evaluation = max(trainings)
         return Pace(step, training, masked_step, gated_step, _processor(took), evaluation)
@@ -166,19 +169,20 @@ def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density:
     return [replace(first, start=one.start, order_seed=one.order_seed) for one in whole]
 
 
-def _gated(lab: Lab, request: SearchRequest, count: int) -> list[Segment]:
-    """Trainings with the gates of the search's own first one, from the initialisation on."""
-    settings, found = request.settings, []
-    for number in range(count):
-        replicate = Replicate(lab, request.task, request.recipe, request.seeds.replicate(number))
-        if isinstance(settings, GateSettings):
-            gates = Rounds(replicate, settings).first_gates
-        elif isinstance(settings, ConcreteSettings):
-            gates = gates_of_concrete(replicate, prunable(replicate, settings), settings, settings.targets[0])
-        else:
-            gates = gates_of_l0(replicate, prunable(replicate, settings), settings)
-        found.append(replicate.begun(variants=[gates]))
-    return found
+def first_gates(lab: Lab, request: SearchRequest) -> Gating | None:
+    """Those that the search's first training with gates has; None where no method of the library's own trains any."""
+    replicate, settings = _replicate(lab, request, 0), request.settings
+    if isinstance(settings, GateSettings):
+        return Rounds(replicate, settings).first_gates
+    if isinstance(settings, ConcreteSettings):
+        return gates_of_concrete(replicate, prunable(replicate, settings), settings, settings.targets[0])
+    if isinstance(settings, L0Settings):
+        return gates_of_l0(replicate, prunable(replicate, settings), settings)
+    return None
+
+
+def _replicate(lab: Lab, request: SearchRequest, number: int) -> Replicate:
+    return Replicate(lab, request.task, request.recipe, request.seeds.replicate(number))
 
 
 def _drawn(lab: Lab, request: SearchRequest, density: float) -> Mask:
