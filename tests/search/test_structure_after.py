@@ -49,6 +49,11 @@ def test_contract(tmp_path: Path, kind: str) -> None:
         assert item.result.segment.whole_channels == kind.startswith("refill")
 
 
+def test_contract_of_the_last_level_alone(tmp_path: Path) -> None:
+    settings = method_called("iterative").Settings(densities=(0.5, 0.3), structure="2:4", structured_levels=1)
+    assert [item.level for item in check_search("iterative", tmp_path, settings=settings)] == [0, 2]
+
+
 # -- the masks ---------------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +126,39 @@ def test_the_last_level_is_not_trained_without_structure(tmp_path: Path) -> None
     with tk.Lab(tmp_path) as lab:
         found_by(lab, structure="2:4")
         assert lab.ledger.segments_trained == 1 + (len(DENSITIES) - 1) + len(DENSITIES)
+
+
+def test_the_last_level_alone_has_the_same_ticket_for_fewer_trainings(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        alone = found_by(lab, structure="regroup", rows=4, structured_levels=1)
+        assert lab.ledger.segments_trained == 1 + len(DENSITIES), "as many as without a structure"
+        every = found_by(lab, structure="regroup", rows=4)
+        assert lab.ledger.segments_trained == 1 + len(DENSITIES) + len(DENSITIES) - 1
+    assert [item.level for item in alone] == [0, len(DENSITIES)]
+    (_, ticket), last = alone, every[-1]
+    assert ticket.result.segment.key == last.result.segment.key
+    assert (ticket.mask, ticket.structured, ticket.behind) == (last.mask, last.structured, last.behind)
+    assert [each.segment.key for each in ticket.searched] == [each.segment.key for each in last.searched]
+
+
+def test_so_many_last_levels_have_tickets(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
+        found = found_by(lab, structure="2:4", structured_levels=2)
+    assert [item.level for item in found] == [0, 2, 3]
+    assert found[1].result.segment.key != found[2].result.segment.key
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"structured_levels": 1}, "needs a structure"),
+        ({"structured_levels": 4, "structure": "2:4"}, "0 … 3"),
+        ({"structured_levels": -1, "structure": "2:4"}, "0 … 3"),
+    ],
+)
+def test_levels_with_tickets_that_there_cannot_be(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        tk.search.iterative.Settings(densities=DENSITIES, **settings)
 
 
 def test_what_is_filled_back_starts_from_the_rewind_point(shared_store: Path) -> None:

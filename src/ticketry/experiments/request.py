@@ -24,7 +24,6 @@ from ticketry.search.common.scope import Patterned
 from ticketry.search.common.sources import procedure_sources
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
-from ticketry.search.iterative import level_densities
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -41,6 +40,7 @@ LATER = {
     "budget": "",
     "embeddings": False,
     "kind": "continuous",
+    "structured_levels": 0,
     **{each.name: each.default for each in fields(Aimed)},
     **{each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))},
 }
@@ -201,7 +201,7 @@ def planned_densities(request: SearchRequest) -> dict[float, int | None]:
     if aim_of(settings):
         return {}
     if isinstance(settings, IterativeSettings):
-        return {density: level for level, density in enumerate(level_densities(settings), start=1)}
+        return {density: level for level, density in settings.ticket_levels().items()}
     if isinstance(targets := getattr(settings, "targets", None), tuple):
         return {density: level for level, density in enumerate(targets, start=1)}
     target = getattr(settings, "target", None)

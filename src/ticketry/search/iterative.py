@@ -8,7 +8,8 @@ One level is one-shot pruning.
 
 With --structure each level's mask is turned into one that hardware can use (whole channels, groups of rows, 2:4), which
 is that level's ticket, while the next level goes on from the mask as it was: Chen et al., "Coarsening the Granularity:
-Towards Structurally Sparse Lottery Tickets" (ICML 2022). It costs the trainings of both.
+Towards Structurally Sparse Lottery Tickets" (ICML 2022). It costs the trainings of both; with --structured-levels 1
+only the last level has such a ticket, which costs no training more than the search without a structure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
+from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
 from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
@@ -66,6 +67,9 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
     """Fraction removed at the last level, instead of density."""
     densities: tuple[float, ...] = ()
     """The fraction of weights kept at every level, instead of rate and levels; a single one is one-shot pruning."""
+    structured_levels: int = 0
+    """Of structure: how many of the last levels get a ticket with it; those before are trained once, as they are, to go
+    on from, and have no ticket. 0: all levels."""
     retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
@@ -87,6 +91,11 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {self.levels}")
         self.check_aim()
         self.check_masks(level_densities(self))
+        if self.structured_levels and self.structuring is None:
+            raise UsageError("structured_levels needs a structure that tickets are given: refill, regroup, 2:4")
+        levels = len(level_densities(self))
+        if not 0 <= self.structured_levels <= levels:
+            raise UsageError(f"structured_levels must lie in 0 … {levels}, the levels, not {self.structured_levels}")
 
     @property
     def sparsest(self) -> float:
@@ -99,7 +108,12 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
 
     def tickets(self) -> int:
         """How many tickets a replicate will find."""
-        return len(level_densities(self))
+        return self.structured_levels or len(level_densities(self))
+
+    def ticket_levels(self) -> dict[int, float]:
+        """The levels that have a ticket, counted from 1, with their densities."""
+        levels = dict(enumerate(level_densities(self), start=1))
+        return {level: levels[level] for level in [*levels][-self.tickets() :]}
 
 
 def level_densities(settings: Settings) -> tuple[float, ...]:
@@ -143,7 +157,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     prunable(replicate, settings)  # so is a budget that cannot be met
 
     def needed(whole: Segment, settings: Settings) -> int:
-        tickets = settings.tickets() * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        tickets = len(level_densities(settings)) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
         return whole.total + tickets
 
     own, settings = compressed(replicate, settings, needed, ("rewind",))
@@ -180,31 +194,40 @@ class _Tickets:
             )
 
     def structured(self) -> Iterator[Found]:
-        """Each level's ticket has a mask made of the one that the next level goes on from; both are trained."""
-        last, mask, chain = self._settings.tickets(), None, [self._dense.result]
-        for level, density in enumerate(level_densities(self._settings), start=1):
+        """Tickets have masks made of those that the next level goes on from; both are trained."""
+        densities, with_ticket = level_densities(self._settings), self._settings.ticket_levels()
+        last, mask, chain = len(densities), None, [self._dense.result]
+        for level, density in enumerate(densities, start=1):
             trained = chain[-1]
             mask = self._pruned(trained, mask, density)
-            own, how = given(self._replicate, trained, mask, self._settings)
-            segments = [self._segment(own, trained, shrunk=shrinks(self._settings))]
+            segments = {}
+            if level in with_ticket:
+                own, how = given(self._replicate, trained, mask, self._settings)
+                label = f"level {level} {self._settings.structure} ticket"
+                segments[label] = self._segment(own, trained, shrunk=shrinks(self._settings))
             if level < last:
-                segments.append(self._segment(mask, trained, shrunk=False))
-            labels = [f"level {level} {self._settings.structure} ticket", f"level {level} without structure"]
-            ahead = (last - level) * segments[-1].steps
-            found, *more = self._replicate.lab.train_many(segments, labels=labels[: len(segments)], ahead=ahead)
-            behind = self._dense.rewound.segment.last
-            if self._dense.retrain not in REWINDING:
-                behind = sum(each.segment.steps for each in chain)
-            yield replace(
-                self._dense,
-                level=level,
-                mask=own,
-                result=found,
-                searched=tuple(chain),
-                behind=behind,
-                structured=how,
-            )
-            chain += more
+                segments[f"level {level} without structure"] = self._segment(mask, trained, shrunk=False)
+            ahead = (last - level) * [*segments.values()][-1].steps
+            found = self._replicate.lab.train_many([*segments.values()], labels=[*segments], ahead=ahead)
+            if level in with_ticket:
+                yield self._ticket(level, own, found[0], how, chain)
+            if level < last:
+                chain.append(found[-1])
+
+    def _ticket(self, level: int, mask: str, found: Result, how: Structured | None, chain: list[Result]) -> Found:
+        """A ticket with a structure, and all that was trained to find it."""
+        behind = self._dense.rewound.segment.last
+        if self._dense.retrain not in REWINDING:
+            behind = sum(each.segment.steps for each in chain)
+        return replace(
+            self._dense,
+            level=level,
+            mask=mask,
+            result=found,
+            searched=tuple(chain),
+            behind=behind,
+            structured=how,
+        )
 
     def _pruned(self, trained: Result, within: str | None, density: float) -> str:
         return pruned(self._replicate, trained, self._scope, density, self._settings, within=within)

@@ -41,6 +41,11 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
     [
         ("iterative", {"densities": [0.5, 0.3], "rewind": "3it"}, ["shuffled", "random_reinit"]),
         ("iterative", {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4}, []),
+        (
+            "iterative",
+            {"densities": [0.6, 0.5, 0.4], "structure": "2:4", "structured_levels": 1, "rewind": "2it"},
+            ["shuffled"],
+        ),
         ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
         ("early", {"density": [0.5, 0.3], "when": "0"}, []),
         ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),

@@ -19,6 +19,7 @@ from ticketry.search.gating.settings import CutGates, GateSettings
 from ticketry.search.gradual import Settings as GradualSettings
 from ticketry.search.gradual import schedules_in
 from ticketry.search.iterative import Settings as IterativeSettings
+from ticketry.search.iterative import level_densities
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         masked += (len(stability.at) or tickets) * (1 + others)
         again = int(stability.dense)
     if structured(request):
-        masked += tickets - 1  # the next level goes on from the mask without structure
+        masked += _chained(request)  # the next level goes on from the mask without structure
     found = Work(own * again, again) + _gated(whole.total * rounds, rounds) + Work(masked * own, masked, masked * own)
     if isinstance(settings, ConcreteSettings):
         found += _gated(tickets * mask_steps(settings, whole), tickets)
@@ -104,10 +105,16 @@ def chain_of(lab: Lab, request: SearchRequest) -> Work:
     if not isinstance(settings, IterativeSettings):
         return NOTHING
     whole = dense(lab, request)
-    tickets = request.method.levels(settings) if request.method.levels else 1
-    trained = tickets - structured(request)
+    trained = _chained(request)
     steps = trained * (whole.total - whole.at(settings.rewind)) if _rewinds(settings) else 0
     return Work(steps, trained, steps)
+
+
+def _chained(request: SearchRequest) -> int:
+    """How many tickets without structure a replicate of iterative pruning trains: what the last level's would be is
+    not needed beside one with a structure.
+    """
+    return len(level_densities(request.settings)) - structured(request)
 
 
 def mean_density(request: SearchRequest, whole: Segment) -> float | None:
@@ -140,7 +147,7 @@ def _mean_of_cuts(whole: Segment, settings: GradualSettings) -> float:
 
 def structured(request: SearchRequest) -> bool:
     """Whether each level has two tickets: one with a structure, and one without, that the next goes on from."""
-    return isinstance(request.settings, IterativeSettings) and request.settings.structure != "none"
+    return isinstance(request.settings, IterativeSettings) and request.settings.structuring is not None
 
 
 def plain(request: SearchRequest) -> SearchRequest:
@@ -148,7 +155,7 @@ def plain(request: SearchRequest) -> SearchRequest:
     settings = request.settings
     if isinstance(settings, IterativeSettings):
         without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
-        settings = replace(settings, **without)
+        settings = replace(settings, **without, structured_levels=0)
     return replace(request, settings=settings, controls=(), control_densities=())
 
 
