@@ -268,8 +268,8 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     common = "task model option target replicates seed initialisation-seed order-seed mask-seed controls preset config"
     common += " trust control-densities devices norms parallel flops time bytes profile measured unweighed"
     engine = "store data workers device precision kernels threads checkpoint-seconds log on json verify bench energy"
-    method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
-    rest = "spare-first-conv half-rate keep-at-least structured structured-levels multiple budget help structure plus rows"
+    method = "rewind rate levels structured-levels density sparsity densities retrain score distribution spare"
+    rest = "spare-output spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
     method += " regroup-method regroup-collapse refill-score refill-coupled refill-match pattern embeddings"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
