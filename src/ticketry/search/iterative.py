@@ -90,12 +90,14 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
         if not 0 < self.levels <= _MOST_LEVELS:
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {self.levels}")
         self.check_aim()
-        self.check_masks(level_densities(self))
+        densities = level_densities(self)
+        self.check_masks(densities)
         if self.structured_levels and self.structuring is None:
             raise UsageError("structured_levels needs a structure that tickets are given: refill, regroup, 2:4")
-        levels = len(level_densities(self))
-        if not 0 <= self.structured_levels <= levels:
-            raise UsageError(f"structured_levels must lie in 0 … {levels}, the levels, not {self.structured_levels}")
+        if not 0 <= self.structured_levels <= len(densities):
+            raise UsageError(
+                f"structured_levels must lie in 0 … {len(densities)}, the levels, not {self.structured_levels}"
+            )
 
     @property
     def sparsest(self) -> float:
@@ -112,8 +114,7 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
 
     def ticket_levels(self) -> dict[int, float]:
         """The levels that have a ticket, counted from 1, with their densities."""
-        levels = dict(enumerate(level_densities(self), start=1))
-        return {level: levels[level] for level in [*levels][-self.tickets() :]}
+        return dict([*enumerate(level_densities(self), start=1)][-self.tickets() :])
 
 
 def level_densities(settings: Settings) -> tuple[float, ...]:

@@ -77,6 +77,16 @@ def test_gradual_pruning_is_timed_at_the_densities_that_it_goes_through(tmp_path
     assert mean > 0.1
 
 
+@pytest.mark.parametrize(
+    ("levels", "trained"), [(0, [0.6, 0.6, 0.5, 0.5, 0.4]), (1, [0.6, 0.5, 0.4])], ids=["all", "the last"]
+)
+def test_masks_that_a_search_goes_on_from_are_timed_too(tmp_path: Path, levels: int, trained: list[float]) -> None:
+    settings = {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4, "structured_levels": levels}
+    run = tk.run("iterative", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    mean = mean_density(run.request, dense(tk.Lab(tmp_path, device="cpu"), run.request))
+    assert mean == pytest.approx(sum(trained) / len(trained))
+
+
 CAMPAIGN = """
 title = "Structure"
 paper = "none"

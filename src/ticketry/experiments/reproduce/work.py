@@ -111,8 +111,8 @@ def chain_of(lab: Lab, request: SearchRequest) -> Work:
 
 
 def _chained(request: SearchRequest) -> int:
-    """How many tickets without structure a replicate of iterative pruning trains: what the last level's would be is
-    not needed beside one with a structure.
+    """How many tickets without structure a replicate of iterative pruning trains: of all levels, but of the last not
+    where its ticket has a structure.
     """
     return len(level_densities(request.settings)) - structured(request)
 
@@ -132,6 +132,9 @@ def mean_density(request: SearchRequest, whole: Segment) -> float | None:
     }
     if not counts:
         return None
+    if structured(request):
+        for density in level_densities(request.settings)[: _chained(request)]:
+            counts[density] = counts.get(density, 0) + 1
     return sum(density * count for density, count in counts.items()) / sum(counts.values())
 
 
@@ -146,7 +149,7 @@ def _mean_of_cuts(whole: Segment, settings: GradualSettings) -> float:
 
 
 def structured(request: SearchRequest) -> bool:
-    """Whether each level has two tickets: one with a structure, and one without, that the next goes on from."""
+    """Whether tickets have a structure, and the next level goes on from one without, which is trained too."""
     return isinstance(request.settings, IterativeSettings) and request.settings.structuring is not None
 
 
