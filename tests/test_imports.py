@@ -12,7 +12,7 @@ import ticketry
 
 ROOT = Path(ticketry.__file__).parent
 
-LEAVES = {"choices", "errors", "files", "registry", "step", "version"}
+LEAVES = {"choices", "errors", "files", "folders", "registry", "step", "version"}
 """Modules that anybody may import."""
 
 ROOMS = {"core", "records", "tasks", "lab", "search", "evidence", "report", "engine"}
@@ -20,6 +20,7 @@ ROOMS = {"core", "records", "tasks", "lab", "search", "evidence", "report", "eng
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "folders": set(),
     "version": set(),
     "registry": {"errors", "choices"},
     "choices": {"errors"},

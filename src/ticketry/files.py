@@ -20,6 +20,7 @@ from ticketry.errors import OutsideError
 
 _CHUNK = 1 << 20
 _LONGEST_NAME = 255
+_ROOT = 0
 _NO_NAMES = ("", ".", "..")
 _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
@@ -74,42 +75,80 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
 
 
 def private_content_of(path: Path) -> bytes:
-    """The content of a regular file that is the user's own, and that nobody else may write: of code to be run.
+    """Return the content of a file of code to be run: a regular file of the user's, which nobody else may write.
 
-    What is looked at is the open file itself, so that it cannot be exchanged in between.
+    The open file itself is checked, so that it cannot be exchanged in between; a link is not followed. The caller
+    checks the folder with `why_not_private`.
 
     Raises:
-        OSError: as `content_of`; and for a file of another's.
+        OSError: as `content_of`; and for a link or another user's file.
     """
-    with regular(path) as file:
+    with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):
             raise PermissionError(errno.EPERM, "it is another user's, or others may write it", str(path))
         return file.read()
 
 
-def is_own_folder(path: Path) -> bool:
-    """Whether a folder is the user's own, and nobody else may write in it; also if it is not there."""
+def why_not_private(folder: Path) -> str:
+    """Return how others could put files into a folder, or an empty text if only the user can.
+
+    The folder must be the user's own. Each folder above it, up to the home folder, must be the user's or the system's,
+    and others may write in it only if it is sticky, as /tmp is. A missing folder is fine: the user will make it.
+    """
+    if not hasattr(os, "geteuid"):  # Windows: a user's folders are their own
+        return ""
+    folder = Path(os.path.abspath(folder))
     try:
-        return _is_private(path.stat())
+        about = os.lstat(folder)
+        if stat.S_ISLNK(about.st_mode):
+            return f"{folder} is a link"
+        if not stat.S_ISDIR(about.st_mode):
+            return f"{folder} is not a folder"
+        if not _is_private(about):
+            return f"{folder} belongs to another user, or others may write in it"
     except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+        pass
+    except OSError as error:
+        return f"{folder} cannot be examined: {error.strerror}"
+    return _why_parents_not_private(folder)
+
+
+def _why_parents_not_private(folder: Path) -> str:
+    home = os.path.abspath(os.path.expanduser("~"))
+    for place in folder.parents:
+        try:
+            about = os.lstat(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{place} cannot be examined: {error.strerror}"
+        if about.st_uid not in (os.geteuid(), _ROOT):
+            return f"{place} belongs to another user"
+        if stat.S_ISLNK(about.st_mode):
+            if why := _why_parents_not_private(Path(os.path.realpath(place), "inner")):
+                return why
+            continue
+        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not about.st_mode & stat.S_ISVTX:
+            return f"others may write in {place}"
+        if str(place) == home and about.st_uid == os.geteuid():
+            break
+    return ""
 
 
 def _is_private(about: os.stat_result) -> bool:
-    if not hasattr(os, "geteuid"):  # Windows: a user's folders are their own
+    if not hasattr(os, "geteuid"):
         return True
     return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def regular(path: Path) -> BinaryIO:
-    """A regular file, opened to be read; a pipe or a device, which might never end, is refused.
+def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file to read it; a pipe or a device, which might never end, is refused.
 
     Raises:
-        OSError: if it is not there, is no regular file, or cannot be read.
+        OSError: if it is not there, is no regular file, or cannot be read; and for a link, unless links are followed.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return open(descriptor, "rb")
@@ -117,6 +156,17 @@ def regular(path: Path) -> BinaryIO:
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "it is no file, but a pipe or a device", str(path))
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system refused, in words, with what to do about it where that does not depend on the place."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
+    if error.errno == errno.ENAMETOOLONG:
+        return "its name is too long, or it is nested too deeply, for this file system: rename or delete it"
+    if error.errno == errno.ELOOP:
+        return "it is a link that is not followed, or links there lead in a circle: delete the link"
+    return str(error.strerror or error)
 
 
 @contextlib.contextmanager
@@ -130,13 +180,13 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
         durable: whether the new content is on the disk before it takes the old one's place, so that a power cut leaves
             one of the two.
         parents: whether missing folders above are made.
-        private: whether nobody else may read the file, nor enter the folder if it is made here.
+        private: whether nobody else may read the file, nor enter the folders that are made here.
 
     Raises:
         OSError: if it cannot be written.
     """
     if parents:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        make_folder(target.parent, private=private)
     place = beside(target, private=private)
     mode = stat.S_IMODE(place.stat().st_mode)
     try:
@@ -149,6 +199,15 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
         with contextlib.suppress(OSError):
             os.unlink(place)
         raise
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make a folder and those above it that are missing; if `private`, nobody else may enter any that is made here."""
+    if private:
+        for place in reversed(folder.parents):
+            if not place.exists():
+                place.mkdir(exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
 
 
 def beside(target: Path, *, private: bool = False) -> Path:

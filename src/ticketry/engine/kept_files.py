@@ -1,18 +1,17 @@
-"""What the engine makes for this machine and finds again: files in the user's cache, each with a digest before it.
+"""The engine's cache: kernels, plans and profiles of this machine, each file with a digest before its content.
 
-Kernels, plans and captures are trusted as far as the folder is: it has to be the user's own.
+The digest finds damage and not forgery. Files are trusted because only the user can write in their folder.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ticketry.files import cache_folder, is_own_folder, private_content_of, write_atomically
+from ticketry.files import cache_folder, private_content_of, why_not_private, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -23,12 +22,13 @@ def digest_of_files(files: Iterable[Path]) -> str:
 
 
 def folder(name: str) -> Path:
-    """Where files of a kind are kept: a folder of that name in `ticketry.files.cache_folder`.
+    """Return the folder of cached files of a kind, in `ticketry.files.cache_folder`.
 
-    What is there is run, so nobody else may have written it: in a folder of several users each has one of their own.
+    What is there is run, so nobody else may have written it: where the plain name is another user's, the folder has the
+    user's number in its name. It may be missing, or not private either: `kept` and `keep` check it.
     """
     found = cache_folder() / name
-    return found if is_own_folder(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
+    return found if not why_not_private(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
 
 
 def _digest(name: str, code: bytes) -> bytes:
@@ -36,7 +36,9 @@ def _digest(name: str, code: bytes) -> bytes:
 
 
 def kept(path: Path) -> bytes | None:
-    """What `keep` wrote to a file; None if there is none, or a torn, damaged or renamed one."""
+    """Return what `keep` wrote to a file; None if it is missing, torn, damaged, renamed, or others could write it."""
+    if not _is_usable(path.parent):
+        return None
     try:
         data = private_content_of(path)
     except FileNotFoundError:
@@ -51,13 +53,29 @@ def kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Write a file, its digest before it, under a temporary name and rename it.
+    """Write a file with its digest before it, under a temporary name, and rename it.
 
-    A cache that cannot be written to, or is another user's, is done without.
+    Nothing is written if the cache cannot be written, or others could write there.
     """
+    if not _is_usable(path.parent):
+        return
     try:
-        if not is_own_folder(path.parent):
-            raise PermissionError(errno.EPERM, f"{path.parent} is another user's, or others may write in it")
         write_atomically(path, _digest(path.stem, data) + data, private=True)
     except OSError as error:
-        _log.info("%s is not kept: %s", path, error)
+        _log.info("%s is not cached: %s", path, error)
+
+
+def _is_usable(cache: Path) -> bool:
+    """Return whether nobody else can write in a folder of the cache; if others can, warn once."""
+    why = why_not_private(cache)
+    if why and why not in _warned:
+        _warned.add(why)
+        _log.warning(
+            "nothing is cached in %s: %s. Take the right to write from others, or set TICKETRY_CACHE to a folder of"
+            " your own",
+            *(cache, why),
+        )
+    return not why
+
+
+_warned = set[str]()

@@ -29,7 +29,8 @@ from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import Graph
 from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.engine.processor import cache_sizes
-from ticketry.errors import EngineError, UsageError
+from ticketry.errors import CostError, EngineError, UsageError
+from ticketry.files import make_folder, why_not_private
 
 _VARIANTS = (
     ("planes", 1, 0),
@@ -98,6 +99,7 @@ def calibrate(
     Raises:
         UsageError: for a network that there is not.
         EngineError: the processor has no such kernels.
+        CostError: it cannot be cached, since others can write in the cache.
 
     Examples:
         >>> profile = tk.cost.calibrate(networks=["linear"], keep=False)
@@ -110,6 +112,8 @@ def calibrate(
     caches = Caches(first, second, int(_SHARE_OF_LAST * last))
     if unknown := [name for name in networks if name not in DESIGNS]:
         raise UsageError(f"there is no network {unknown[0]!r} to calibrate with, but {', '.join(DESIGNS)}")
+    if keep and (why := why_not_private(kept_path(found.name, precision).parent)):
+        raise CostError(f"the profile cannot be cached: {why}; set TICKETRY_CACHE to a folder of your own")
     samples = list(_samples(found, precision, caches, say, {name: DESIGNS[name] for name in networks}))
     if not samples:
         raise EngineError(f"no network that calibrates runs in kernels of {found.name}")
@@ -138,7 +142,7 @@ def calibrate(
     )
     if keep:
         path = kept_path(found.name, precision)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, private=True)
         profile.save(path)
         say(f"kept in {path}")
     return profile

@@ -18,7 +18,8 @@ from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
 from ticketry.engine.kept_files import folder
 from ticketry.errors import CostError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import content_of, why_not_private, write_atomically
+from ticketry.folders import exists
 
 KIND = "ticketry.machine"
 _MOST_BYTES = 1 << 20
@@ -143,7 +144,9 @@ def of_this_machine(vectors: str, threads: int, precision: str) -> MachineProfil
         CostError: there is none, or it is of another processor, of other threads or of another precision.
     """
     path = kept_path(vectors, precision)
-    if not path.exists():
+    if why := why_not_private(path.parent):
+        raise CostError(f"profiles of this machine are not read: {why}; set TICKETRY_CACHE to a folder of your own")
+    if not exists(path):
         raise CostError(f"there is no profile of this machine in {precision}: tk.cost.calibrate() makes one")
     found = MachineProfile.load(path)
     if other := another_machine(found.about):

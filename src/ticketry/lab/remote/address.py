@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ticketry.errors import StoreError, UsageError
-from ticketry.files import cache_folder, content_of, is_own_folder, write_atomically
+from ticketry.files import cache_folder, content_of, why_not_private, write_atomically
 
 BUCKETS = ("s3", "gs", "az")
 """Schemes that obstore opens: Amazon S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage."""
@@ -70,10 +70,8 @@ def place_of(address: str | Path) -> Path:
         return Path(address)
     url = checked_url(str(address))
     folder = _mirrors() / hashlib.sha256(url.encode()).hexdigest()[:32]
-    if not is_own_folder(folder):
-        raise StoreError(
-            f"{folder} is another user's, or others may write in it: set TICKETRY_CACHE to one of your own"
-        )
+    if why := why_not_private(folder):
+        raise StoreError(f"{why}: take the right to write from others, or set TICKETRY_CACHE to a folder of your own")
     if _told(folder).get("address") != url:
         told = json.dumps({"address": url, "mirror": uuid.uuid4().hex}).encode()
         try:

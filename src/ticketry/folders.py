@@ -1,0 +1,174 @@
+"""Look into folders so that what cannot be read is an error, and never taken for empty or missing.
+
+`pathlib` answers "no" and "nothing" where the system refuses to tell. Whoever deletes, moves or reports because of
+such an answer must use these functions instead. None of them recurses: a stranger may nest folders as deep as he likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+def exists(path: Path) -> bool:
+    """Return whether something is at a path, links followed; `OSError` if the system does not tell."""
+    return _mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a regular file is at a path, links followed; `OSError` if the system does not tell."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is at a path, links followed; `OSError` if the system does not tell."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except _MISSING:
+        return None
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is directly in a folder, by name; nothing if there is no such folder.
+
+    Raises:
+        OSError: if it cannot be read, or is a link to a place that is missing.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except _MISSING:
+        if os.path.islink(folder) and not os.path.lexists(os.path.realpath(folder)):
+            raise OSError(errno.ENOLINK, "it is a link to a place that is missing", str(folder)) from None
+        return []
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in a folder that match a pattern such as ``*/*.json``, sorted; links to folders are followed.
+
+    Raises:
+        OSError: if a folder on the way cannot be read.
+    """
+    *folders, last = pattern.split("/")
+    places = [folder]
+    for part in folders:
+        places = [
+            place / entry.name
+            for place in places
+            for entry in entries(place)
+            if fnmatchcase(entry.name, part) and _is_folder(entry)
+        ]
+    return [place / entry.name for place in places for entry in entries(place) if fnmatchcase(entry.name, last)]
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Yield everything below a folder, each folder before what is in it; links are yielded and not followed.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    for path, _ in _walk(folder):
+        yield path
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder; links are neither yielded nor followed. `OSError` as `below`."""
+    for path, entry in _walk(folder):
+        if entry.is_file(follow_symlinks=False):
+            yield path
+
+
+def folders_below(folder: Path) -> Iterator[Path]:
+    """Yield the folders below a folder, the outer ones first; links are not followed. `OSError` as `below`."""
+    for path, entry in _walk(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield path
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    waiting = [(folder / entry.name, entry) for entry in reversed(entries(folder))]
+    while waiting:
+        path, entry = waiting.pop()
+        yield path, entry
+        if entry.is_dir(follow_symlinks=False):
+            waiting += [(path / inner.name, inner) for inner in reversed(entries(path))]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir()  # False if it went away, `OSError` if the system does not tell
+
+
+# -- deleting ----------------------------------------------------------------------------------------------------------
+
+
+def delete_tree(folder: Path) -> None:
+    """Delete a folder and all that is in it, however deep it is; links in it are deleted and not followed.
+
+    Raises:
+        OSError: if it is missing, is no folder but a link to one, or cannot be deleted.
+    """
+    if os.rename not in os.supports_dir_fd or os.scandir not in os.supports_fd:
+        shutil.rmtree(folder)  # Windows
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _empty(handle)
+    finally:
+        os.close(handle)
+    os.rmdir(folder)
+
+
+def delete_tree_if_possible(folder: Path) -> None:
+    """Delete as much of a folder as the system allows."""
+    with contextlib.suppress(OSError):
+        delete_tree(folder)
+
+
+def _empty(root: int) -> None:
+    """Delete all that is in an open folder. Inner folders are moved up into it, so that no path grows with depth."""
+    waiting = _unlink_files(root)
+    while waiting:
+        name = waiting.pop()
+        handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+        try:
+            for inner in _unlink_files(handle):
+                try:
+                    os.rmdir(inner, dir_fd=handle)  # as most are empty, or hold files alone
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    moved = f".{secrets.token_hex(8)}.tmp"
+                    os.rename(inner, moved, src_dir_fd=handle, dst_dir_fd=root)
+                    waiting.append(moved)
+        finally:
+            os.close(handle)
+        os.rmdir(name, dir_fd=root)
+
+
+def _unlink_files(handle: int) -> list[str]:
+    """Delete the files and links of an open folder, and return the names of its folders."""
+    with os.scandir(handle) as found:
+        listed = list(found)
+    folders = []
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.name)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.name, dir_fd=handle)
+    return folders

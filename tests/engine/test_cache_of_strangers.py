@@ -1,0 +1,184 @@
+"""Machine code runs from the cache only if nobody but the user could have written it there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ticketry.engine import kept_files
+from ticketry.engine.kept_files import keep, kept
+from ticketry.errors import CostError, StoreError
+from ticketry.files import private_content_of, why_not_private, write_atomically
+from ticketry.lab.remote.address import place_of
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+ANOTHER = 4242
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in the sticky folder for temporary files, without a home above it."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with tempfile.TemporaryDirectory(prefix="ticketry-test-") as folder:
+        os.chmod(folder, 0o755)
+        monkeypatch.setenv("TICKETRY_CACHE", f"{folder}/cache")
+        yield Path(folder)
+
+
+def _give_away(path: Path) -> None:
+    """Give a file or folder to another user; without the right to do so, the user becomes another one instead."""
+    if os.geteuid() == 0:
+        os.chown(path, ANOTHER, ANOTHER, follow_symlinks=False)
+    else:
+        pytest.skip("only root can give files away")
+
+
+def _link_parent(cache: Path) -> None:
+    cache.rename(cache.with_name("elsewhere"))
+    cache.symlink_to(cache.with_name("elsewhere"))
+
+
+def _link_parent_of_another(cache: Path) -> None:
+    _link_parent(cache)
+    _give_away(cache)
+
+
+def _link_into_writable(cache: Path) -> None:
+    _link_parent(cache)
+    cache.with_name("elsewhere").chmod(0o777)
+
+
+def _link_folder(cache: Path) -> None:
+    (cache / "kernels").rename(cache / "others")
+    (cache / "kernels").symlink_to("others")
+
+
+def _link_file(cache: Path) -> None:
+    (cache / "kernels" / "k.o").rename(cache / "mine")
+    (cache / "kernels" / "k.o").symlink_to(cache / "mine")
+
+
+ATTACKS: dict[str, Callable[[Path], object]] = {
+    "the folder is another's": lambda cache: _give_away(cache / "kernels"),
+    "others may write in the folder": lambda cache: (cache / "kernels").chmod(0o707),
+    "the group may write in the folder": lambda cache: (cache / "kernels").chmod(0o770),
+    "a sticky folder that others may write in": lambda cache: (cache / "kernels").chmod(0o1777),
+    "the folder is a link": _link_folder,
+    "the parent is another's": _give_away,
+    "others may write in the parent": lambda cache: cache.chmod(0o777),
+    "the group may write in the parent": lambda cache: cache.chmod(0o775),
+    "the parent's parent is another's": lambda cache: _give_away(cache.parent),
+    "others may write in the parent's parent": lambda cache: cache.parent.chmod(0o777),
+    "the parent is another's link": _link_parent_of_another,
+    "the parent is a link into a folder that others may write in": _link_into_writable,
+    "the file is another's": lambda cache: _give_away(cache / "kernels" / "k.o"),
+    "others may write the file": lambda cache: (cache / "kernels" / "k.o").chmod(0o606),
+    "the file is a link to one of the user's own": _link_file,
+}
+FINE: dict[str, Callable[[Path], object]] = {
+    "as it was made": lambda cache: None,
+    "a sticky folder above": lambda cache: cache.chmod(0o1777),
+    "others may read": lambda cache: [path.chmod(0o755) for path in (cache, cache / "kernels")],
+    "the parent is the user's own link": _link_parent,
+}
+
+
+@pytest.fixture
+def file(place: Path) -> Path:
+    found = kept_files.folder("kernels") / "k.o"
+    keep(found, b"code")
+    assert kept(found) == b"code"
+    return found
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_others_could_have_written_is_not_read(place: Path, file: Path, name: str) -> None:
+    ATTACKS[name](place / "cache")
+    assert kept(file) is None
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "file" not in name])
+def test_nothing_is_written_where_others_could_exchange_it(place: Path, file: Path, name: str) -> None:
+    ATTACKS[name](place / "cache")
+    keep(file.with_name("new.o"), b"code")
+    assert not file.with_name("new.o").exists()
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_a_cache_of_the_users_own_is_used(place: Path, file: Path, name: str) -> None:
+    FINE[name](place / "cache")
+    assert why_not_private(file.parent) == ""
+    assert kept(file) == b"code"
+
+
+def test_folders_above_the_home_folder_are_the_systems_business(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = place / "homes" / "me"
+    home.mkdir(parents=True, mode=0o755)
+    home.parent.chmod(0o777)
+    assert "may write" in why_not_private(home / ".cache" / "kernels")
+    monkeypatch.setenv("HOME", str(home))
+    assert why_not_private(home / ".cache" / "kernels") == ""
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077])
+def test_only_the_user_may_enter_what_is_made(place: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        keep(place / "cache" / "deep" / "kernels" / "k.o", b"code")
+    finally:
+        os.umask(before)
+    for folder in ("cache", "cache/deep", "cache/deep/kernels"):
+        assert stat.S_IMODE((place / folder).stat().st_mode) == 0o700
+    assert stat.S_IMODE((place / "cache/deep/kernels/k.o").stat().st_mode) == 0o600
+
+
+def test_in_a_folder_of_several_users_each_has_one_of_their_own(place: Path) -> None:
+    cache = place / "cache"
+    cache.mkdir()
+    cache.chmod(0o1777)
+    (cache / "kernels").mkdir()
+    _give_away(cache / "kernels")
+    mine = kept_files.folder("kernels")
+    assert mine == cache / f"kernels-{os.geteuid()}"
+    keep(mine / "k.o", b"code")
+    assert kept(mine / "k.o") == b"code"
+    _give_away(mine)
+    assert kept(kept_files.folder("kernels") / "k.o") is None
+
+
+def test_that_nothing_is_cached_is_told_once(
+    place: Path, file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_files, "_warned", set())
+    (place / "cache").chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            keep(file, b"code")
+    (record,) = caplog.records
+    assert f"others may write in {place / 'cache'}" in record.getMessage()
+    assert "TICKETRY_CACHE" in record.getMessage()
+
+
+def test_a_link_is_not_followed_to_code(place: Path) -> None:
+    write_atomically(place / "file", b"code", private=True)
+    (place / "link").symlink_to(place / "file")
+    assert private_content_of(place / "file") == b"code"
+    with pytest.raises(OSError):
+        private_content_of(place / "link")
+
+
+def test_profiles_and_mirrors_are_not_taken_from_others(place: Path) -> None:
+    from ticketry.engine.cost.machine_profile import of_this_machine
+
+    (place / "cache").mkdir()
+    (place / "cache").chmod(0o777)
+    with pytest.raises(CostError, match="others may write in"):
+        of_this_machine("avx2", 1, "fp32")
+    with pytest.raises(StoreError, match="others may write in .*TICKETRY_CACHE"):
+        place_of(f"file://{place}/shared")
