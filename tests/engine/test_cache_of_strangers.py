@@ -180,5 +180,5 @@ def test_profiles_and_mirrors_are_not_taken_from_others(place: Path) -> None:
     (place / "cache").chmod(0o777)
     with pytest.raises(CostError, match="others may write in"):
         of_this_machine("avx2", 1, "fp32")
-    with pytest.raises(StoreError, match="others may write in .*TICKETRY_CACHE"):
+    with pytest.raises(StoreError, match=r"others may write in .*TICKETRY_CACHE"):
         place_of(f"file://{place}/shared")
