@@ -118,9 +118,9 @@ def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
 
 def _campaigns(arguments: Any) -> list[Campaign]:
     """Those that are named; all are checked before anything is trained."""
-    from ticketry.experiments.reproduce.campaign_file import built_in, read_campaign
+    from ticketry.experiments.reproduce.campaign_file import built_in_at, read_campaign
 
-    names = list(built_in()) if arguments.campaign == "all" else [arguments.campaign]
+    names = built_in_at(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]
     return [read_campaign(Path(name), arguments.scale, trust=arguments.trust) for name in names]
 
 

@@ -84,6 +84,12 @@ def built_in() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
+def built_in_at(scale: Scale) -> list[str]:
+    """Return the names of the library's campaigns that have this scale."""
+    tables = {name: file_table(toml_tables(path, "campaign")[1], path) for name, path in built_in().items()}
+    return [name for name, table in tables.items() if scale in table.scales]
+
+
 def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
     """A campaign at a scale. All of it is checked: every claim could be judged once its runs are done.
 
