@@ -71,6 +71,7 @@ for group in sorted(groups, key=lambda group: -len(group.members))[:3]:
 
 # %%
 mask = tk.structure.channels(model, images[:2], density=0.5, distribution="uniform")
+early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 with tk.hold(model, mask):
     train_epochs(model, 7, lr=4e-3)
 small = tk.shrink(model.eval(), mask, images[:2]).eval()
@@ -101,7 +102,7 @@ for name, found in times.items():
 # early --model timm:mobilenetv3_small_050 …` does all of this with controls and a verdict.
 
 # %%
-tk.Ticket(mask, model.state_dict(), {"method": "channels"}, trained=model.state_dict()).save("timm-ticket")
+tk.Ticket(mask, early, {"method": "channels"}, trained=model.state_dict()).save("timm-ticket")
 again = timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=10)
 ticket = tk.Ticket.load("timm-ticket")
 ticket.apply(again, "trained")

@@ -12,7 +12,10 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from ticketry.errors import UsageError
+from ticketry.errors import TicketryError, UsageError
+
+_SHOWN = 4
+"""Names in a message."""
 
 
 def check_choices(settings: Any, of: str = "") -> None:
@@ -45,10 +48,50 @@ def listed(word: object, known: Iterable[Any]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the nearest names, and a space after it; nothing if none is near."""
+    """Return a question with the known names nearest to `name` and a space after it, or nothing if none is near.
+
+    A known name that has only a module's name before it or a parameter's name behind it (``weight`` or ``fc`` of
+    ``fc.weight``) is near.
+    """
+    known = list(known)
+    if longer := [one for one in known if name and (one.startswith(f"{name}.") or one.endswith(f".{name}"))]:
+        return f"did you mean {' or '.join(longer[:3])}? "
     cutoff = 0.75 if len(name) > 4 else 0.65  # one letter of three is another
-    near = get_close_matches(name.lower(), list(known), n=3, cutoff=cutoff)
-    return f"did you mean {' or '.join(near)}? " if near else ""
+    by_lower = {one.lower(): one for one in reversed(known)}  # of names that differ in case, the first
+    near = get_close_matches(name.lower(), list(reversed(by_lower)), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(by_lower[one] for one in near)}? " if near else ""
+
+
+def require_name(name: object, what: str, error: type[TicketryError]) -> str:
+    """Return a parameter's name; raise `error`, with a message on `what`, unless it is a string that is not empty."""
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        raise error(f"{what} has the name {name!r:.60}, a {kind}: use names of parameters, such as 'fc.weight'")
+    if not name.strip():
+        raise error(f"{what} has an empty name, {name!r}: use names of parameters, such as 'fc.weight'")
+    return name
+
+
+def names_differ(given: Iterable[str], known: Iterable[str]) -> str:
+    """Return how `given` names differ from the `known` ones, for a message; empty if they are the same names."""
+    given, known = list(given), list(known)
+    if unknown := [name for name in given if name not in set(known)]:
+        unused = [name for name in known if name not in set(given)] or known
+        return f"{unknown[0]!r} is not one of them, {did_you_mean(unknown[0], unused)}they are {some_names(known)}"
+    missing = [name for name in known if name not in set(given)]
+    return f"{missing[0]!r} is missing" if missing else ""
+
+
+def some_names(names: Iterable[str]) -> str:
+    """Return the first few names, for a message."""
+    names = list(names)
+    return ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+
+
+def with_modules(names: Iterable[str]) -> list[str]:
+    """Return names of parameters and of all modules that they are in."""
+    parts = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)))
 
 
 @lru_cache(maxsize=256)

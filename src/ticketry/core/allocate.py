@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ticketry.choices import names_differ, require_name
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.devices.selection import Ranking
@@ -92,7 +93,7 @@ def allocate(
     check_distribution(distribution)
     check_collapse(collapse)
     check_at_least(keep_at_least)
-    _check(scores, within)
+    _check(scores, within, layouts or {})
     half_rate = covered(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
@@ -169,10 +170,14 @@ def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: 
         raise error.keeping_by("collapse=keep") from None
 
 
-def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
+def _check(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
     """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
+    for name in scores:
+        require_name(name, "scores", MaskError)
+    if unknown := [name for name in layouts if name not in scores]:
+        raise UsageError(f"layouts names a tensor without scores: {names_differ(unknown[:1], scores)}")
     if within is not None:
         require_mask(within, "within")
     check_within({name: tuple(score.shape) for name, score in scores.items()}, within)

@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ticketry.choices import did_you_mean, some_names
 from ticketry.core.computed_weights import computed_weights, computed_weights_of
 from ticketry.core.scope import EMBEDDINGS, NORMS, named_parameters, normal_name, unwrapped
-from ticketry.errors import MaskError, UsageError
+from ticketry.errors import MaskError, ScopeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     for computed in computed_weights(model):
         found |= {id(original): _layout(computed.module) for original in computed.originals}
     every = {normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
-    return {name: found[id(every[name])] if name in every else Layout() for name in names}
+    names = list(names)
+    if unknown := [name for name in names if name not in every]:
+        question = did_you_mean(str(unknown[0]), every)
+        raise ScopeError(
+            f"{type(model).__name__} has no parameter {unknown[0]!r}; {question}it has {some_names(every)}"
+        )
+    return {name: found[id(every[name])] for name in names}
 
 
 def _layout(module: nn.Module) -> Layout:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import names_differ, require_name
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import part, part_like, put_back
 from ticketry.core.html_tables import html_table
@@ -33,7 +34,8 @@ class Mask(Mapping[str, Tensor]):
             Without, boolean ones are taken as they are: for those that nobody else has.
 
     Raises:
-        MaskError: if a tensor holds anything but 0 and 1, or two names are one after normalising.
+        MaskError: if a tensor holds anything but 0 and 1, a name is no string or empty, or two names are one after
+            normalising.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False, False, True], [True, True, False, False]])})
@@ -54,8 +56,10 @@ class Mask(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], *, copy: bool = True) -> None:
         checked: dict[str, Tensor] = {}
+        if not isinstance(tensors, Mapping):
+            raise MaskError(f"a mask is made of a mapping name -> tensor, not of a {type(tensors).__name__}")
         for name, tensor in tensors.items():
-            short = normal_name(name)
+            short = normal_name(require_name(name, "the mask", MaskError))
             if short in checked:
                 raise MaskError(f"two tensors of the mask are called {short!r}")
             checked[short] = _boolean(short, tensor, copy)
@@ -239,7 +243,9 @@ class Mask(Mapping[str, Tensor]):
             return NotImplemented
         if self.shapes != other.shapes:
             different = sorted(set(self.shapes.items()) ^ set(other.shapes.items()))[0][0]
-            raise MaskError(f"masks of different tensors cannot be combined: they differ in {different!r}")
+            names = names_differ(other, self)
+            more = f"; {names}" if names else ""
+            raise MaskError(f"masks of different tensors cannot be combined: they differ in {different!r}{more}")
         combined = {name: operation(own, other[name].to(own.device)) for name, own in self._tensors.items()}
         return Mask(combined, copy=False)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from ticketry.choices import did_you_mean, require_name, some_names, with_modules
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.parts import require_model
 from ticketry.errors import ScopeError, UsageError
@@ -183,11 +184,12 @@ def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tup
     """
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        named = {name for name in known if name == pattern or _covers(pattern.rstrip("."), name)}
+        wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
+        named = {name for name in known if name == pattern or _covers(wanted, name)}
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
-                f" {_shown(known)}"
+                f" {_shown(known)}; {did_you_mean(pattern, with_modules(known))}".rstrip("; ")
             )
         found |= named
     return tuple(name for name in known if name in found)
@@ -246,8 +248,10 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
         }
     for name, shape in shapes.items():
         if name not in everything:
-            known = ", ".join(list(everything)[:4]) + (", …" if len(everything) > 4 else "")
-            raise ScopeError(f"{type(model).__name__} has no parameter {name!r}; its parameters are {known}")
+            raise ScopeError(
+                f"{type(model).__name__} has no parameter {name!r}; {did_you_mean(str(name), everything)}its parameters"
+                f" are {some_names(everything)}"
+            )
         if tuple(everything[name].shape) != tuple(shape):
             raise ScopeError(
                 f"{name!r} has the shape {tuple(everything[name].shape)} in {type(model).__name__}, not {tuple(shape)}:"
@@ -365,10 +369,13 @@ def _spared(
 
 def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        wanted = pattern.rstrip(".")
+        wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
         found = [name for name, owner in owners.items() if any(_covers(wanted, one) for one in owner.names)]
         if not found:
-            raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {_shown(list(owners))}")
+            raise ScopeError(
+                f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, with_modules(owners))}they are"
+                f" {_shown(list(owners))}"
+            )
         yield from found
 
 

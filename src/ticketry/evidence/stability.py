@@ -9,11 +9,13 @@ Nothing here imports torch when it is imported, for `ticketry.evidence` binds th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import atan2, degrees, hypot
 from typing import TYPE_CHECKING
 
+from ticketry.choices import did_you_mean, some_names
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.lab.search_result import REWINDING, Found, Seeds
@@ -74,6 +76,7 @@ def distance(
         >>> round(apart.l2, 4), round(apart.angle, 1), apart.weights
         (1.4142, 90.0, 2)
     """
+    _warn_of_shared_memory(one, other)
     pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _compared(one, other, mask)}
     layers = {name: _apart([pair]) for name, pair in pairs.items()}
     return replace(_apart(list(pairs.values())), layers=layers)
@@ -87,7 +90,8 @@ def _compared(
     for name in names:
         if name not in one or name not in other:
             kind = UsageError if mask is None else MaskError
-            raise kind(f"{name!r} is not in both states: compare states of one network, within a mask of it")
+            question = did_you_mean(str(name), one.keys() & other.keys())
+            raise kind(f"{name!r} is not in both states: {question}compare states of one network, within a mask of it")
         a, b = one[name], other[name]
         if a.shape != b.shape:
             raise UsageError(f"{name!r} is {tuple(a.shape)} in one state and {tuple(b.shape)} in the other")
@@ -97,6 +101,19 @@ def _compared(
                 raise MaskError(f"the mask of {name!r} has the shape {tuple(kept.shape)}, the state {tuple(a.shape)}")
             a, b = a[kept], b[kept.to(b.device)]
         yield name, a, b
+
+
+def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Warn if two state dicts are views of one model, which are always equal."""
+    from ticketry.core.ticket.state_dicts import share_memory
+
+    shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
+    if shared and one is not other:
+        warnings.warn(
+            f"the states share memory ({some_names(shared)}), so that they are equal there: model.state_dict() follows"
+            " the model as it trains. Copy it: {name: tensor.clone() for name, tensor in model.state_dict().items()}",
+            stacklevel=3,
+        )
 
 
 def _apart(pairs: list[tuple[Tensor, Tensor]]) -> Distance:

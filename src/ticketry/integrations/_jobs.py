@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
@@ -224,7 +225,7 @@ class Gating(Job):
     def state(self) -> dict[str, Any]:
         if self._gates is None or self._optimizer is None:
             return {}
-        of_optimizer = self._optimizer.state_dict()
+        of_optimizer = deepcopy(self._optimizer.state_dict())  # which shares memory with the optimiser
         return {
             "gates": self._gates.state_dict(),
             "optimizer": {
@@ -242,7 +243,7 @@ class Gating(Job):
         if not {"gates", "optimizer"} <= state.keys():
             raise MaskError("the checkpoint has no state of gates: it was written with another callback")
         self.gates.load_state_dict(state["gates"])
-        of_optimizer = state["optimizer"]
+        of_optimizer = deepcopy(state["optimizer"])  # the optimiser takes the tensors as they are
         entries = {int(number): entries for number, entries in of_optimizer["state"].items()}
         _begun(self._optimizer).load_state_dict({"state": entries, "param_groups": of_optimizer["param_groups"]})
         self._fresh = False

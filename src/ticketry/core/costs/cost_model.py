@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ticketry.choices import did_you_mean
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
@@ -105,7 +106,9 @@ class CostModel(Struct, frozen=True):
         shapes = {name: tensor.numel() for name, tensor in mask.items()}
         for name, size in shapes.items():
             if name not in self.layers or self.layers[name].weights != size:
-                raise CostError(f"the costs are not of the mask's model: {name!r} has none, or has another size")
+                question = did_you_mean(name, self.layers).strip()
+                more = f"; {question}" if name not in self.layers and question else ""
+                raise CostError(f"the costs are not of the mask's model: {name!r} has none, or has another size{more}")
         kinds = {name: (float(kept.float().mean()), self.granularity(name, mask)) for name, kept in mask.items()}
         dense = (1.0, FINEST)
         total = self.fixed + min(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ticketry.choices import names_differ
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.words import Unit, told, told_above
 from ticketry.core.layout import Layout, best_of_m
@@ -71,7 +72,11 @@ def check_least_of(
 def check_within(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> None:
     """Raises `MaskError` if a mask of candidates is of other tensors."""
     if within is not None and within.shapes != dict(shapes):
-        raise MaskError("the mask to go on from is not of the tensors that have scores")
+        names = names_differ(within, shapes)
+        raise MaskError(
+            "the mask to go on from is not of the tensors that have scores: "
+            + (names or "a tensor has another shape in it")
+        )
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> dict[str, int]:

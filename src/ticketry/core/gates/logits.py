@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import names_differ
 from ticketry.core.gates.gate_kind import Kind, Moment
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse
@@ -60,7 +61,11 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) ->
             f" gates have {beta:g}: attach them with the same settings of their kind (final)"
         )
     if _shapes(state) != _shapes(own):
-        raise MaskError("the state is of gates on other weights: attach them to the same model and scope")
+        names = names_differ(state["gates"], own["gates"])
+        raise MaskError(
+            "the state is of gates on other weights: attach them to the same model and scope"
+            + (f"; {names}" if names else "")
+        )
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import did_you_mean, some_names
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score._protocol import Score
 from ticketry.errors import ScoreError
@@ -39,7 +40,10 @@ def asked_of_some(score: Score, model: nn.Module, scope: Scope, **options: Any) 
     if not found:
         raise ScoreError(f"{called(score)} gives an empty mapping: it needs a tensor for each parameter it is about")
     if more := [str(name) for name in found if name not in shapes]:
-        raise ScoreError(f"{called(score)} gives scores for {_first(more)}, and the model has no such parameters")
+        raise ScoreError(
+            f"{called(score)} gives scores for {_first(more)}, and the model has no such parameters;"
+            f" {did_you_mean(more[0], shapes)}they are {some_names(shapes)}"
+        )
     return {name: _checked(score, name, values, shapes[name]) for name, values in found.items()}
 
 
@@ -69,14 +73,18 @@ def _shown(value: object) -> str:
 
 def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> None:
     if missing := [name for name in scope if name not in found]:
+        unknown = [str(name) for name in found if name not in scope]
+        question = ""
+        if unknown:
+            question = f", but for {_first(unknown)} ({did_you_mean(unknown[0], missing).strip() or 'not in scope'})"
         raise ScoreError(
-            f"{called(score)} gives nothing for {_first(missing)}: it needs a tensor for each parameter in scope"
-            " (scope.parameters(model)), or their densities are not those asked for"
+            f"{called(score)} gives nothing for {_first(missing)}{question}: it needs a tensor for each parameter in"
+            " scope (scope.parameters(model)), or their densities are not those asked for"
         )
     if more := [str(name) for name in found if name not in scope]:
         raise ScoreError(
-            f"{called(score)} gives scores for {_first(more)}, not in scope: give those of scope.parameters(model)"
-            " alone"
+            f"{called(score)} gives scores for {_first(more)}, not in scope; {did_you_mean(more[0], scope)}give those"
+            " of scope.parameters(model) alone"
         )
 
 

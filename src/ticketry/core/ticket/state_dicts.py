@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
+from ticketry.choices import did_you_mean, require_name, some_names
 from ticketry.core.devices.parts import groups_of, is_spread, part, part_like, spread_like, summed
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
@@ -26,7 +28,7 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = normal_name(name)
+        short = normal_name(require_name(name, what, TicketError))
         if short in state:
             raise TicketError(f"two tensors of {what} are called {short!r} once wrappers are removed")
         if short == "__metadata__":
@@ -46,7 +48,10 @@ def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
     """`TicketError` unless `start` has every tensor of the mask in its shape."""
     for name, shape in mask.shapes.items():
         if name not in start:
-            raise TicketError(f"the mask names {name!r}, which start does not have")
+            question = did_you_mean(name, start)
+            raise TicketError(
+                f"the mask names {name!r}, which start does not have; {question}start has {some_names(start)}"
+            )
         if tuple(start[name].shape) != shape:
             raise TicketError(f"the mask of {name!r} has the shape {shape}, but start {tuple(start[name].shape)}")
 
@@ -55,10 +60,61 @@ def require_alike(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) ->
     """`TicketError` unless both states have the same names and shapes."""
     for name in (*start, *trained):
         if name not in start or name not in trained:
-            raise TicketError(f"{name!r} is in one of start and trained, but not in the other")
+            lacks, other = ("trained", trained) if name in start else ("start", start)
+            raise TicketError(
+                f"{name!r} is in one of start and trained, but not in the other; {did_you_mean(name, other)}{lacks} has"
+                f" {some_names(other)}"
+            )
         if start[name].shape != trained[name].shape:
             shapes = tuple(start[name].shape), tuple(trained[name].shape)
             raise TicketError(f"{name!r} has the shape {shapes[0]} in start, but {shapes[1]} in trained")
+
+
+def warn_of_same_weights(
+    start: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
+    start_copy: Mapping[str, Tensor],
+    trained_copy: Mapping[str, Tensor],
+    mask: Mask,
+) -> None:
+    """Warn if `start` follows the trained model, as a state dict does that is not copied, or has all its values.
+
+    Args:
+        start, trained: as the caller has them; tensors may share memory.
+        start_copy, trained_copy: as the ticket has them, by normalised names, `trained_copy` masked.
+        mask: of the ticket.
+    """
+    shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
+    if shared:
+        problem = f"start shares memory with trained ({some_names(shared)}), so that it has the trained weights"
+    elif not any(is_spread(tensor) for tensor in start_copy.values()) and all(
+        torch.equal(*((one[mask[name]], other[mask[name]]) if name in mask else (one, other)))
+        for name, one, other in ((name, tensor, trained_copy[name]) for name, tensor in start_copy.items())
+    ):
+        problem = "start has the same values as trained"
+    else:
+        return
+    warnings.warn(
+        f"{problem}: a ticket's training starts from its start. model.state_dict() follows the model as it trains: copy"
+        " it early, with {name: tensor.clone() for name, tensor in model.state_dict().items()}",
+        stacklevel=3,
+    )
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether writing to one tensor would change the other."""
+    first, second = _bytes_of(one), _bytes_of(other)
+    return first is not None and second is not None and first[0] < second[1] and second[0] < first[1]
+
+
+def _bytes_of(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the first and the last address of a tensor's elements; None if it has none."""
+    own = part(tensor)
+    if own.layout != torch.strided or own.is_meta or not own.numel():
+        return None
+    length = sum((size - 1) * stride for size, stride in zip(own.shape, own.stride(), strict=True)) + 1
+    begin = own.data_ptr()
+    return begin, begin + length * own.itemsize
 
 
 def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from ticketry.core.ticket.state_dicts import (
     state_copy,
     state_for,
     state_from_bytes,
+    warn_of_same_weights,
 )
 from ticketry.core.ticket.text import describe, facts_of, model_card
 from ticketry.core.ticket.together import any_in_parts, save_together
@@ -78,7 +79,21 @@ class Ticket:
             UsageError: if the mask is no `Mask`, a state is no state dict (but a model, say), or `info` is no mapping.
             TicketError: if the states do not agree with the mask or with each other in names and shapes, hold anything
                 but dense tensors, or `info` holds what JSON cannot.
+
+        Warns (`UserWarning`) if start has the trained weights, as a state dict has that was taken early without a copy.
         """
+        self._fill(mask, start, info, trained)
+        if trained is not None and self.trained is not None:
+            warn_of_same_weights(start, trained, self.start, self.trained, self.mask)
+
+    def _fill(
+        self,
+        mask: Mask,
+        start: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+        trained: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Check and copy the parts of the ticket."""
         self.path: Path | None = None
         require_mask(mask)
         _require_mapping("start", start, "a state dict, such as model.state_dict() gives early in training")
@@ -205,7 +220,8 @@ class Ticket:
             for name in (files.START, files.MODEL)
             if name in facts and (trained or name == files.START)
         }
-        ticket = cls(mask, states[files.START], info, states.get(files.MODEL))
+        ticket = cls.__new__(cls)
+        ticket._fill(mask, states[files.START], info, states.get(files.MODEL))
         for key, value in ticket._counts().items():
             if manifest.get(key) != value:
                 raise TicketError(f"{folder / files.MANIFEST} is damaged: its {key} is not that of the mask")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import names_differ
 from ticketry.core.budget import in_multiplications, uses
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.budgets import Request
@@ -90,7 +91,8 @@ def model(
         say: is told what is done now.
 
     Raises:
-        CostError: for costs of another model, of other threads, precision or batch.
+        CostError: for costs of another model, of other threads, precision or batch, or scores of other parameters than
+            those in scope.
         EngineError: if the model cannot be captured, or is not on the CPU.
 
     Examples:
@@ -127,6 +129,11 @@ def _family(
     """Masks to time a network under: random ones, unless there are scores."""
     if scores is None:
         return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
+    if different := names_differ(scores, scope):
+        raise CostError(f"scores are not of the parameters in scope: {different}")
+    for name, shape in scope.shapes.items():
+        if tuple(scores[name].shape) != tuple(shape):
+            raise CostError(f"scores of {name!r} have the shape {tuple(scores[name].shape)}, and it has {tuple(shape)}")
     seconds = timer.dense_profile.layers
     return ScoredMasks(scores, seconds, layouts(timer.model, scope), tuple(amounts or SHARES))
 

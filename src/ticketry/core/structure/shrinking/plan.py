@@ -17,6 +17,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
+from ticketry.choices import did_you_mean
 from ticketry.core.mask_files import read_metadata
 from ticketry.core.scope import normal_name, unwrapped
 from ticketry.core.sealed_files import sealed, unsealed
@@ -238,7 +239,11 @@ def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     for name, shape in plan.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
             has = tuple(tensors[name].shape) if name in tensors else "none"
-            raise StructureError(f"the plan is another model's: its {name!r} has the shape {shape}, the model's {has}")
+            question = did_you_mean(name, tensors).strip() if name not in tensors else ""
+            raise StructureError(
+                f"the plan is another model's: its {name!r} has the shape {shape}, the model's {has}"
+                + (f"; {question}" if question else "")
+            )
     first_name: dict[int, str] = {}
     for name, tensor in places:
         first_name.setdefault(id(tensor), name)

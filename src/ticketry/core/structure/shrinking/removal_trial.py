@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import did_you_mean
 from ticketry.core.scope import SHOWN, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import Counted, Structure, structure_of
 from ticketry.core.structure.dependencies.model_copies import (
@@ -115,8 +116,9 @@ def _matching(model: nn.Module, spare: Iterable[str]) -> frozenset[str]:
     for pattern in (spare,) if isinstance(spare, str) else spare:
         matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
         if not matching:
+            question = did_you_mean(str(pattern), [module_name(name) for name in names])
             raise UsageError(
-                f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
+                f"spare={pattern!r} is no module of {type(model).__name__}: {question}its modules are"
                 f" {', '.join(name for name in names[1:SHOWN] if name) or 'none'}{', …' if len(names) > SHOWN else ''}"
             )
         found.update(matching)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -229,7 +230,7 @@ def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: Shrink
                 " optimiser for the smaller model"
             )
         if not isinstance(value, Tensor):
-            found[key] = value
+            found[key] = deepcopy(value)
         elif value.shape == parameter.shape:
             found[key] = plan.cut(name, value).clone()
         elif value.numel() == 1 or name not in plan.kept:
