@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.devices.parts import groups_of, part, part_like, put_back, summed
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training._left import Kept, release_left
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.errors import UsageError
+from ticketry.errors import TicketError, UsageError
 
 
 class Job:
@@ -25,6 +26,8 @@ class Job:
     """As a ticket's method."""
     one_optimizer: ClassVar[bool] = True
     """Whether steps can be told only where there is a single optimiser."""
+    needs_length: ClassVar[bool] = True
+    """Whether what it does at a step depends on the number of steps of the whole training."""
     one_process: bool = False
     """Whether it works in a single process only."""
 
@@ -38,19 +41,25 @@ class Job:
         """What is kept now."""
         raise NotImplementedError
 
-    def begin(self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None) -> None:
-        """The model is where it will train, for `total` steps in all; a checkpoint may be loaded already, or later.
+    def begin(
+        self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None, *, trial: bool = False
+    ) -> None:
+        """Start on a model that is where it will train. A checkpoint may be loaded already, or later.
 
-        `runs` is whether this training still runs: of a trainer that does not tell where one breaks off.
+        Args:
+            model: the model, or the part of it that the job is for.
+            total: steps of the whole training; 0 where a job does not need to know (see `needs_length`).
+            runs: whether this training still runs, for trainers that do not report where one breaks off.
+            trial: whether this is a short trial run, in which any schedule is squeezed into the steps there are.
         """
+        loaded, self._loaded = self._loaded, None
         self.release()
         release_left(model)
         self.model = model
         if runs is not None:
             self._kept = Kept(model, self.name, runs=runs, acts=self._acts, release=self.release)
-        self._attach(model, total)
-        if self._loaded is not None:
-            loaded, self._loaded = self._loaded, None
+        self._attach(model, total, trial)
+        if loaded is not None:
             self._load(loaded)
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -76,8 +85,8 @@ class Job:
         """Training is over."""
 
     def release(self) -> None:
-        """Take everything off the model, as it is."""
-        self.model = None
+        """Take everything off the model, as it is; forget a state that was loaded for a training that never began."""
+        self.model = self._loaded = None
         if self._kept is not None:
             self._kept.remove()
             self._kept = None
@@ -90,7 +99,7 @@ class Job:
         """Whether a step of the model is another than without this, as things are now."""
         return True
 
-    def _attach(self, model: nn.Module, total: int) -> None:
+    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
         raise NotImplementedError
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -124,10 +133,18 @@ class Owner:
 
         Raises:
             UsageError: if nothing has been trained yet.
-            TicketError: if `start` is not of the model (or of the part of it that is pruned).
+            TicketError: if `start` is not of the model (or of the part of it that is pruned), or the model has weights
+                of another moment than the mask, such as those of an earlier checkpoint.
         """
         if self._trained is None:
             raise UsageError(f"there is no ticket yet: train first, in this process; {NOT_HERE}")
+        if stray := count_removed(self._trained, self.mask):
+            raise TicketError(
+                f"{stray:,} weights that the mask removes are not 0 in the model: its weights and the mask are of"
+                " different moments (an earlier checkpoint was loaded, as by validate, test or predict with ckpt_path,"
+                " or training has not ended). Take the ticket when training has ended and before other weights are"
+                " loaded, or load a checkpoint from after the last pruning step"
+            )
         state = self._trained.state_dict()
         return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
 
@@ -137,6 +154,17 @@ class Owner:
         After one that ended there is nothing left to take off, and this is no error.
         """
         self.job.release()
+
+
+def count_removed(model: nn.Module, mask: Mask) -> int:
+    """Count the weights that `mask` removes and that are not 0 in `model`; in parts, those of all processes."""
+    put_back(model)
+    count = 0
+    for name, parameter in mask.parameters(model).items():
+        own = part(parameter.detach())
+        stray = ((own != 0) & ~part_like(mask[name], parameter).to(own.device)).sum()
+        count += int(summed(stray, groups_of(parameter)))
+    return count
 
 
 def part_of(model: nn.Module, module: str) -> nn.Module:

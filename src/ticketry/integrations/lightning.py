@@ -11,6 +11,7 @@ accumulated count once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,8 @@ class _JobCallback(Owner, Callback):
         self._check_averages(trainer)
         self._went_on = False
         self._trained = part_of(pl_module, self._module)
-        self.job.begin(self._trained, _steps(trainer))
+        total = _steps(trainer) if self.job.needs_length else 0
+        self.job.begin(self._trained, total, trial=bool(getattr(trainer, "fast_dev_run", False)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._went_on = True
@@ -197,7 +199,28 @@ class GatesCallback(_JobCallback):
 
 
 def _steps(trainer: Trainer) -> int:
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        raise UsageError("this training has no end that is known beforehand: give the trainer max_steps or max_epochs")
+    """Return the number of optimiser steps of the whole training; `UsageError` if the trainer does not know it."""
+    steps = 0 if trainer.limit_train_batches == 0 else trainer.estimated_stepping_batches
+    if steps == float("inf") or steps < 0:
+        raise UsageError(
+            "this training has no end that is known beforehand (data without a length, max_epochs=-1, or max_time"
+            " alone): give the trainer max_steps, or max_epochs and data with a length"
+        )
+    for one in trainer.callbacks:
+        if isinstance(one, callbacks.GradientAccumulationScheduler):
+            steps = _steps_scheduled(trainer, one, int(steps))
+    if not steps:
+        raise UsageError(
+            "this training has no steps (limit_train_batches=0, max_steps=0, or no data): give the trainer more, or"
+            " leave the callback out"
+        )
     return int(steps)
+
+
+def _steps_scheduled(trainer: Trainer, scheduler: Any, steps: int) -> int:
+    """Return the number of steps where batches are accumulated by a schedule, which Lightning does not look at."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if batches == float("inf") or not epochs or epochs < 0:
+        return steps
+    total = sum(math.ceil(batches / scheduler.get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+    return int(total if trainer.max_steps == -1 else min(total, trainer.max_steps))

@@ -24,7 +24,7 @@ from ticketry.core.gates import Gates
 from ticketry.core.gates.attach import GateOptions
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import Schedule
-from ticketry.errors import MissingExtraError, UsageError
+from ticketry.errors import MaskError, MissingExtraError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
 from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
@@ -37,6 +37,9 @@ except ImportError as error:
     raise MissingExtraError("transformers", "transformers", "a callback for the Trainer of transformers") from error
 
 __all__ = ["GatesCallback", "GradualCallback", "HoldCallback"]
+
+_STEP = "step"
+"""Entry of a state's file: the trainer's step when it was written."""
 
 
 class _JobCallback(Owner, TrainerCallback):
@@ -56,11 +59,16 @@ class _JobCallback(Owner, TrainerCallback):
                 f"load_best_model_at_end would bring back weights of another step than the mask of {self.job.name}:"
                 " leave it out"
             )
+        if self.job.needs_length and state.max_steps < 1:
+            raise UsageError(
+                f"this training has {state.max_steps} steps: give TrainingArguments max_steps or num_train_epochs above"
+                " 0, or leave the callback out"
+            )
         self._trained = part_of(more["model"], self._module)
         try:
             self.job.begin(self._trained, state.max_steps, _runs(state))
             if state.global_step:
-                self.job.load(read(self._folder(args, state) / self._file))
+                self.job.load(self._stored(args, state))
             self.job.go_on(state.global_step)
         except BaseException:
             self.job.release()
@@ -79,7 +87,7 @@ class _JobCallback(Owner, TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if state.is_world_process_zero:
-            write(self._written(args, state) / self._file, self.job.state())
+            write(self._written(args, state) / self._file, {**self.job.state(), _STEP: state.global_step})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         self.job.end()
@@ -89,8 +97,17 @@ class _JobCallback(Owner, TrainerCallback):
         of = f"-{self._module}" if self._module else ""
         return f"ticketry-{self.job.name}{of}.safetensors"
 
-    def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(self._resume_from) if self._resume_from else self._written(args, state)
+    def _stored(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """Read the state from the checkpoint that is resumed; `MaskError` if it is of another step than the weights."""
+        folder = Path(self._resume_from or _resumed(state) or self._written(args, state))
+        found = read(folder / self._file)
+        step = found.pop(_STEP, state.global_step)  # older files do not have it
+        if step != state.global_step:
+            raise MaskError(
+                f"{folder / self._file} is of step {step}, and training resumes at step {state.global_step}: give the"
+                " folder of the checkpoint that is resumed with resume_from="
+            )
+        return found
 
     @staticmethod
     def _written(args: TrainingArguments, state: TrainerState) -> Path:
@@ -199,9 +216,24 @@ def _runs(state: TrainerState) -> Callable[[], bool]:
     known = weakref.ref(state)
 
     def runs() -> bool:
-        return any(_trains(frame, known()) for top in sys._current_frames().values() for frame in _outwards(top))
+        return next(_trainings(known()), None) is not None
 
     return runs if runs() else lambda: True
+
+
+def _resumed(state: TrainerState) -> str | None:
+    """Return the checkpoint that the `train` of this state resumes from, which no callback is told; None if unknown."""
+    training = next(_trainings(state), None)
+    found = training.f_locals.get("resume_from_checkpoint") if training is not None else None
+    return found if isinstance(found, str) else None
+
+
+def _trainings(state: TrainerState | None) -> Iterator[FrameType]:
+    """The calls of a trainer's `train`, at this state, among all threads."""
+    for frame in sys._current_frames().values():
+        for caller in _outwards(frame):
+            if _trains(caller, state):
+                yield caller
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -63,7 +63,7 @@ def test_points_in_training():
     [
         ({"end": "end"}, "leaves nothing to train"),
         ({"end": "60it"}, "leaves nothing to train"),
-        ({"begin": "30it", "end": "50%"}, "from 25 to 25|from 30 to 25"),
+        ({"begin": "30it", "end": "50%"}, "begins at 30it, step 30 of 50, and ends at 50%, step 25"),
         ({"begin": "1ep"}, "counted in epochs"),
         ({"begin": "soon"}, "not a point in training"),
         ({"density": 0.0}, "0 < density <= 1"),

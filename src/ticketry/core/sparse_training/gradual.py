@@ -132,14 +132,23 @@ class Gradual:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into a checkpoint beside model and optimiser: ``done`` and the ``mask`` by name, on the CPU."""
-        return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}}
+        """Return what goes into a checkpoint beside model and optimiser.
+
+        ``done``: steps so far; ``mask``: by name, on the CPU; ``cuts``: the schedule, as [step, density] in order.
+        """
+        cuts = [[step, density] for step, density in self.cuts.items()]
+        return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}, "cuts": cuts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, on a model that has the weights of the same checkpoint.
+        """Resume from a state, on a model that has the weights of the same checkpoint.
+
+        The schedule is part of the state. If pruning has begun, it continues along the cuts of the state, also where
+        this training is longer and would have others; that is a warning while cuts are left. Before the first cut the
+        schedule of this object applies.
 
         Raises:
-            MaskError: if it is the state of something else.
+            MaskError: if the state belongs to something else, ends at another density, or its last cut does not come
+                before the end of this training.
         """
         if not {"done", "mask"} <= state.keys():
             raise MaskError("this is no state of gradual pruning: it has done and mask")
@@ -147,12 +156,56 @@ class Gradual:
         if mask.shapes != self._mask.shapes:
             names = names_differ(mask, self._mask)
             raise MaskError("the state is of pruning another model or scope" + (f": {names}" if names else ""))
-        self.done = int(state["done"])
+        done = int(state["done"])
+        if "cuts" in state:
+            self.cuts = self._resumed_cuts(_cuts_in(state["cuts"]), done)
+        else:  # written before states had a schedule
+            self._require_same_way(mask, done)
+        self.done = done
         if mask.kept == mask.total:
             self.release()
             self._mask, self._left_behind = mask, False
         else:
             self._keep(mask)
+
+    def _resumed_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
+        """Return the cuts that pruning continues along, from a state with `cuts` after `done` steps."""
+        if cuts == self.cuts or done < min(*cuts, *self.cuts):
+            return self.cuts
+        (last, density), (_, wanted) = list(cuts.items())[-1], list(self.cuts.items())[-1]
+        said = f"the state is of gradual pruning to density {density:g}, {_told(cuts)}"
+        if density != wanted:
+            raise MaskError(
+                f"{said}, and density {wanted:g} is requested now: resume with density={density:g}, or start from a"
+                " checkpoint of before the first cut"
+            )
+        if done >= last:
+            return cuts
+        if last >= self.steps:
+            raise MaskError(
+                f"{said}, and this training has only {self.steps:,} steps, of which {done:,} are done: resume with more"
+                f" than {last:,} steps, or start from a checkpoint of before the first cut"
+            )
+        warnings.warn(
+            f"{said}. It continues along that schedule, not along the one of this training ({_told(self.cuts)} of"
+            f" {self.steps:,})",
+            stacklevel=3,
+        )
+        return cuts
+
+    def _require_same_way(self, mask: Mask, done: int) -> None:
+        """Raise `MaskError` if `mask` after `done` steps cannot come from this schedule."""
+        left = [density for step, density in self.cuts.items() if step > done]
+        shares = [1.0, *self.cuts.values()]
+        # Densities are met up to rounding in each layer, or exceeded where layers keep a few weights.
+        too_sparse = bool(left) and left[0] * mask.total > mask.kept + len(mask)
+        too_dense = not left and mask.density >= shares[(len(shares) - 1) // 2]
+        if too_sparse or too_dense:
+            raise MaskError(
+                f"the state has a mask of density {mask.density:.4g} after {done:,} steps, which gradual pruning to"
+                f" density {shares[-1]:g}, {_told(self.cuts)} of {self.steps:,}, does not reach there: resume with the"
+                " schedule that it was trained with (steps, begin, end, frequency and density)"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
@@ -257,6 +310,26 @@ def gradual(
     """
     cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
     return Gradual(model, cuts, steps=steps, **choice)
+
+
+def _told(cuts: Mapping[int, float]) -> str:
+    """The schedule in words, for messages."""
+    return (
+        f"at step {min(cuts):,}" if len(cuts) == 1 else f"in {len(cuts)} cuts at steps {min(cuts):,} to {max(cuts):,}"
+    )
+
+
+def _cuts_in(stored: Any) -> dict[int, float]:
+    """Steps -> density, read from a state; `MaskError` if that is no schedule."""
+    try:
+        cuts = {int(step): float(density) for step, density in stored}
+    except (TypeError, ValueError):
+        cuts = {}
+    if not cuts or list(cuts) != sorted(cuts) or min(cuts) < 1 or not all(0 < one <= 1 for one in cuts.values()):
+        raise MaskError(
+            "the state's cuts are no schedule of gradual pruning, [step, density] in order: take another checkpoint"
+        )
+    return cuts
 
 
 def _without_data(score: str | Score) -> Score:

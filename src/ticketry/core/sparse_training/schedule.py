@@ -101,6 +101,11 @@ def cuts_within(
             f"pruning ends at {Step.parse(end)}, step {last} of {total}, which leaves nothing to train at the final"
             " density: let it end earlier"
         )
+    if first >= last:
+        raise UsageError(
+            f"pruning begins at {Step.parse(begin)}, step {first} of {total}, and ends at {Step.parse(end)}, step"
+            f" {last}: let it end at a later step than it begins, or train for more steps"
+        )
     return cuts(density, begin=first, end=last, frequency=max(1, every))
 
 
