@@ -1,7 +1,7 @@
 """Which length of training converges: the dense network at several lengths and seeds, on both splits.
 
 A length counts as converged if twice the steps give the dense network at most 0.3 points more. Lengths of campaigns
-are taken from this table, before any ticket is trained (docs/results/regime.md). Stopped and started again, it goes on.
+are taken from this table, before any ticket is trained (research/regime.md). Stopped and started again, it goes on.
 
     python benchmarks/regime.py resnet-20:cifar10 --option size=16 --length 4000it 8000it 16000it --store FOLDER
 """

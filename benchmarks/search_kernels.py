@@ -6,7 +6,7 @@ the one and then a level of the other, so that a busy machine is as busy for bot
 level, which has all that is done once, is told apart too. One thread, float32. It may be stopped and started again:
 what is trained is in the store, and times are in a file beside it.
 
-    python benchmarks/search_kernels.py --store FOLDER --size 16 --length 120it --figure docs/results/FILE.svg
+    python benchmarks/search_kernels.py --store FOLDER --size 16 --length 120it --figure research/FILE.svg
 """
 
 from __future__ import annotations

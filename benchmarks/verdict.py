@@ -1,7 +1,7 @@
 """How often a verdict is wrong, by simulation: false wins at the edge of the claim, and wins missed at a true tie.
 
 A verification has interim analyses at 3, 5, 7 and 10 seeds and stops when it can decide. Differences are drawn from a
-normal distribution (and a heavy-tailed one) with the spread of paired differences seen in docs/results; other
+normal distribution (and a heavy-tailed one) with the spread of paired differences seen in research; other
 distributions are in `verdict_cells.py`. Repeats are all judged at once by the library's tests and levels; some of them
 also one by one by `decide_after`, which must agree.
 """

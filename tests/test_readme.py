@@ -82,7 +82,8 @@ def test_example_of_a_budget() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [README, *README.parent.glob("docs/**/*.md"), README.parent / "CONTRIBUTING.md"]:
+    folders = (README.parent.glob(pattern) for pattern in ("*.md", "docs/**/*.md", "research/*.md"))
+    for page in [page for folder in folders for page in folder]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,4 +1,4 @@
-"""The page docs/mutation.md, from results."""
+"""The page research/mutation.md, from results."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ def main() -> None:
             module.run(asked.again, deadline, asked.sample)
     reasons = tomllib.loads((HERE / "survivors.toml").read_text(encoding="utf-8"))["survivor"]
     text = page(modules(), reasons, seconds=SECONDS, version=VERSION)
-    (ROOT / "docs" / "mutation.md").write_text(text, encoding="utf-8")
+    (ROOT / "research" / "mutation.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ def test_rows_that_are_trained_again_have_the_same_bits(tmp_path: Path, capsys: 
     after = sorted(path for path in moved.rglob("*") if path.is_file())
     assert set(after) - set(before) == {moved / "campaigns" / "small-demo.check.md"}, "the campaign's store stays"
 
+    # of a bundle without masks only dense networks can be trained again
+    records = tk.store.pack((), tmp_path / "records.tkz", store=store, masks=False)
+    tk.store.unpack(records.path, store=tmp_path / "records")
+    code, out, _ = call(capsys, *words, str(tmp_path / "records"), "--check", "100", "--json")
+    assert code == 0
+    assert [(one["row"]["role"], one["found"]) for one in json.loads(out)] == [("dense", "same bits")] * 3
+
     # the draw is by its seed
     drawn = []
     for seed in ("1", "1", "2"):

@@ -10,7 +10,7 @@ from ticketry.evidence.judging.paired_comparisons import Comparison, seeds_neede
 
 ASSUMED_SPREAD = 0.8
 """Standard deviation of paired differences, in margins, where no spread is known: 0.4 points at a margin of 0.5, as
-seen with LeNet-300-100 on Fashion-MNIST (docs/results)."""
+seen with LeNet-300-100 on Fashion-MNIST (research)."""
 
 
 def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:

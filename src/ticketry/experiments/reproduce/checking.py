@@ -125,8 +125,8 @@ def check(
         draw: seed of the drawing.
 
     Raises:
-        UsageError: if nothing of the campaign is done, or there is nothing to draw.
-        StoreError: for a row whose training is not told in the store.
+        UsageError: if nothing of the campaign is done, or the store has the training of no row.
+        StoreError: for weights that neither the store nor a training in it gives.
     """
     if count < 1:
         raise UsageError(f"{count} rows to check: give at least 1")
@@ -135,6 +135,11 @@ def check(
     rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
+    rows = [row for row in rows if _has_training(store, row)]
+    if not rows:
+        raise UsageError(
+            f"{options.store} has records of the campaign {campaign.name} but no trainings: unpack a bundle with masks"
+        )
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
     sources = Sources(store, _own_modules(campaign))
     found = []
@@ -178,6 +183,12 @@ def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
             others = tuple(values[point.level, point.role])
             told = (point.density, point.key, point.metric(metric))
             yield Row(name, replicate, point.level, point.role, *told, others)
+
+
+def _has_training(store: Store, row: Row) -> bool:
+    """Whether the store has the result of a row; a bundle that was packed without its mask leaves it out."""
+    trajectory, _, step = row.key.partition("@")
+    return store.trained(trajectory, int(step)) is not None
 
 
 def trained_again(lab: Lab, task: Task, row: Row, sources: Sources) -> Checked:
