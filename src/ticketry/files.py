@@ -203,11 +203,11 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
     """Make a folder and those above it that are missing; if `private`, nobody else may enter any that is made here."""
-    if private:
-        for place in reversed(folder.parents):
-            if not place.exists():
-                place.mkdir(exist_ok=True, mode=0o700)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    missing = [folder]
+    while not missing[-1].parent.exists():  # pathlib recurses: a stranger may nest folders deeper than Python calls
+        missing.append(missing[-1].parent)
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True, mode=0o700 if private else 0o777)
 
 
 def beside(target: Path, *, private: bool = False) -> Path:

@@ -122,45 +122,57 @@ def delete_tree(folder: Path) -> None:
     Raises:
         OSError: if it is missing, is no folder but a link to one, or cannot be deleted.
     """
-    if os.rename not in os.supports_dir_fd or os.scandir not in os.supports_fd:
-        shutil.rmtree(folder)  # Windows
+    _delete(folder, lenient=False)
+
+
+def delete_tree_if_possible(folder: Path) -> None:
+    """Delete as much of a folder as the system allows; nothing if there is no such folder."""
+    with contextlib.suppress(OSError):
+        _delete(folder, lenient=True)
+
+
+def _delete(folder: Path, *, lenient: bool) -> None:
+    if os.rename not in os.supports_dir_fd or os.scandir not in os.supports_fd:  # Windows
+        shutil.rmtree(folder, ignore_errors=lenient)
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        _empty(handle)
+        _empty(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
     finally:
         os.close(handle)
     os.rmdir(folder)
 
 
-def delete_tree_if_possible(folder: Path) -> None:
-    """Delete as much of a folder as the system allows."""
-    with contextlib.suppress(OSError):
-        delete_tree(folder)
-
-
-def _empty(root: int) -> None:
+def _empty(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
     """Delete all that is in an open folder. Inner folders are moved up into it, so that no path grows with depth."""
-    waiting = _unlink_files(root)
+    waiting = _unlink_files(root, attempt)
     while waiting:
-        name = waiting.pop()
-        handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-        try:
-            for inner in _unlink_files(handle):
-                try:
-                    os.rmdir(inner, dir_fd=handle)  # as most are empty, or hold files alone
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                    moved = f".{secrets.token_hex(8)}.tmp"
-                    os.rename(inner, moved, src_dir_fd=handle, dst_dir_fd=root)
-                    waiting.append(moved)
-        finally:
-            os.close(handle)
-        os.rmdir(name, dir_fd=root)
+        with attempt:
+            name = waiting.pop()
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+            try:
+                for inner in _unlink_files(handle, attempt):
+                    with attempt:
+                        waiting += _rmdir_or_move_up(inner, handle, root)
+            finally:
+                os.close(handle)
+            os.rmdir(name, dir_fd=root)
 
 
-def _unlink_files(handle: int) -> list[str]:
+def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
+    """Delete a folder if it is empty; else move it from `parent` to `root`, and return its name there."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        moved = f".{secrets.token_hex(8)}.tmp"
+        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=root)
+        return [moved]
+    return []
+
+
+def _unlink_files(handle: int, attempt: contextlib.AbstractContextManager[None]) -> list[str]:
     """Delete the files and links of an open folder, and return the names of its folders."""
     with os.scandir(handle) as found:
         listed = list(found)
@@ -169,6 +181,6 @@ def _unlink_files(handle: int) -> list[str]:
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry.name)
         else:
-            with contextlib.suppress(FileNotFoundError):
+            with attempt, contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.name, dir_fd=handle)
     return folders

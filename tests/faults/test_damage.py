@@ -92,15 +92,15 @@ def test_full_disk_at_what_is_written_last(
 
 
 @pytest.mark.slow  # as a full disk, by another error
-def test_quota(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    """A limit on the size of a file stands for a quota; needs no rights."""
+def test_a_limit_on_the_size_of_files(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """A limit on the size of a file."""
     limit = 100_000
     search = Search(
         tmp_path / "store", limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), workers=0
     )
     code, _, err = search.finish()
     assert code == 1
-    assert "no space is left there" in err
+    assert "a limit (ulimit -f) allows" in err
     assert "Traceback" not in err
     assert not list(tmp_path.glob("**/.*.tmp"))
     assert_same(searched_here(tmp_path / "store"), undisturbed)

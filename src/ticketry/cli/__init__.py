@@ -6,10 +6,10 @@ torch is imported only once a command needs it, so that help answers at once.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import io
 import os
+import re
 import select
 import shlex
 import signal
@@ -19,6 +19,7 @@ from typing import TextIO
 
 from ticketry.choices import listed
 from ticketry.errors import InterruptedTrainingError, TicketryError
+from ticketry.files import reason_of
 from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
@@ -107,9 +108,14 @@ def _ended(how: str, number: int, words: Sequence[str]) -> int:
     return 128 + number
 
 
+_LONG_WORD = re.compile(r"\S{500,}")
+"""Such as the path of a folder that is nested deeply, or what a file says in the place of a name."""
+
+
 def _failed(text: str, code: int) -> int:
     """Tell an error; what a file says in it can neither move the cursor nor break a line that is none."""
     clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    clean = _LONG_WORD.sub(lambda found: f"{found[0][:300]}…{found[0][-100:]}", clean)
     print(f"ticketry: {clean}", file=sys.stderr)
     return code
 
@@ -122,9 +128,7 @@ def _code(end: SystemExit) -> int:
 
 def _told(error: OSError) -> str:
     what = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{what}too many files are open at once: allow more (ulimit -n), or use fewer workers"
-    return f"{what}{error.strerror or error}"
+    return f"{what}{reason_of(error)}"
 
 
 def _dispatch(words: list[str]) -> int:

@@ -163,7 +163,9 @@ def _version(package: str) -> str:
 def _caches() -> Iterator[Finding]:
     from ticketry.engine import kept_files
     from ticketry.files import cache_folder as data
-    from ticketry.lab.store.usage import files_in, size_of
+    from ticketry.files import reason_of, why_not_private
+    from ticketry.folders import files_below, is_folder
+    from ticketry.lab.store.usage import size_of
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
         "data": (
@@ -177,8 +179,12 @@ def _caches() -> Iterator[Finding]:
     }
     for name, (folder, means) in folders.items():
         place = folder()
-        size = megabytes(size_of(files_in(place))) if place.is_dir() else "not there yet"
-        yield Finding(name, f"{size}, {place}", means)
+        try:
+            size = megabytes(size_of(files_below(place))) if is_folder(place) else "not there yet"
+        except OSError as error:
+            size = f"not readable ({reason_of(error)})"
+        why = why_not_private(place) if name == "kernels" else ""
+        yield Finding(name, f"{size}, {place}", f"Not used, since {why}. {means}" if why else means)
 
 
 def _data(folder: Path | None) -> Iterator[Finding]:

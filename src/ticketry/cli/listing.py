@@ -242,7 +242,9 @@ def _presets(_: Path) -> list[dict[str, Any]]:
 def _is_there(store: Path) -> bool:
     """Whether there is a store; the records of a shared one are fetched."""
     if not address_of(store):
-        return (store / "store.json").exists()
+        from ticketry.lab.store.files import is_there
+
+        return is_there(store / "store.json")
     from ticketry.lab.store.opening import existing_store
 
     return existing_store(store) is not None
@@ -311,12 +313,13 @@ def _tickets(store: Path) -> list[dict[str, Any]]:
 
 def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
     """Of a ticket in this store, wherever its record was written; None where a bundle left it out."""
+    from ticketry.lab.store.files import is_there
     from ticketry.lab.store.paths import Paths, ticket_folder
 
     if address_of(store):  # whose folders are fetched when they are asked for
         return shown_place(point.ticket) if point.ticket else None
     folder = ticket_folder(Paths(store).run(record.name), point.replicate, point.level)
-    return shown_place(str(folder)) if folder.is_dir() else None
+    return shown_place(str(folder)) if is_there(folder) else None
 
 
 def records(store: Path) -> list[RunRecord]:

@@ -89,7 +89,7 @@ def _watch(store: Path, page: Path | None) -> int:
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
     page = page or paths.root / "watch.html"
     told = page.with_suffix(".js")
-    looking = Watch(lambda: paths.live.glob(f"*/{FILE}"), paths.run_records, paths.campaign_records, read_sealed)
+    looking = Watch(lambda: paths.live_files(FILE), paths.run_records, paths.campaign_records, read_sealed)
     try:
         write_look(told, looking.look())
         write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", told.name).encode())

@@ -143,7 +143,9 @@ def existing(folder: Path) -> Path:
 
         there = existing_store(folder) is not None
     else:
-        there = (folder / "store.json").exists()
+        from ticketry.lab.store.files import is_there
+
+        there = is_there(folder / "store.json")
     if not there:
         raise StoreError(f"there is no store in {shown(folder)}: name another with --store, or run a search first")
     return folder

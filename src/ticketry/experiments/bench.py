@@ -30,7 +30,8 @@ from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
 from ticketry.files import file_digest
-from ticketry.lab.store.files import write_sealed
+from ticketry.folders import matching
+from ticketry.lab.store.files import explained, is_there, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
@@ -97,7 +98,7 @@ def measure(
         raise UsageError(f"--ticket belongs to a model file, and {what} is none")
     choose_cores(options.threads, load={})  # there are as many
     check_cores(options.cores)
-    kept_in = store if (store / "store.json").exists() else None
+    kept_in = store if is_there(store / "store.json") else None
     say("reading the ticket")
     source = source_by(model, ticket or what)
     if not options.densities:
@@ -111,7 +112,8 @@ def tickets_of(run: Path, replicates: int) -> list[Path]:
     Raises:
         UsageError: if there are none, or a folder among them is no ticket of a run.
     """
-    found = sorted((run / "tickets").glob("*"), key=_place_of)
+    with explained(run, "read"):
+        found = sorted(matching(run / "tickets", "*"), key=_place_of)
     found = [ticket for ticket in found if _place_of(ticket)[1] < replicates]
     if not found:
         raise UsageError(f"{run} has no tickets of its first {replicates} replicates")

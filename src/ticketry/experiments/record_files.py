@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import StoreError, TicketError
+from ticketry.folders import is_file
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import InaccessibleError, explained, is_there, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, unusual
 from ticketry.lab.training.segment import Result
@@ -37,12 +38,18 @@ def as_read(record: R) -> R:
 
 
 def earlier_record(file: Path, kind: type[R]) -> R | None:
-    """The record that was written before; None if there is none, or only a damaged one or one of another version."""
+    """Return the record that was written before; None if it is missing, damaged, or one of another version.
+
+    Raises:
+        InaccessibleError: if it cannot be read: it is not written over.
+    """
     try:
         found = read_sealed(file)
         return None if found is None else read(kind, found, what=str(file), advice="")
+    except InaccessibleError:
+        raise
     except StoreError as error:
-        if file.exists():
+        if is_there(file):
             _log.warning("the record is written anew: %s", error)
         return None
 
@@ -141,21 +148,26 @@ def named_run(named: Path, store: Path) -> Path | None:
     Raises:
         TicketError: for a word that is no path here, and no run's name: it tells the nearest.
     """
-    if (named / "run.json").is_file():
+    if _is_record(named / "run.json"):
         return named
     name = str(named)
     if named.name != name:  # a path, whether anything is there or not
         return None
     paths = Paths(store)
-    if (paths.run(name) / "run.json").is_file():
+    if _is_record(paths.run(name) / "run.json"):
         return paths.run(name)
-    if named.exists():
+    if is_there(named):
         return None
     near = did_you_mean(name, [file.parent.name for file in paths.run_records()]).rstrip()
     raise TicketError(
         f"there is no ticket {name} here, which is a folder with a ticket.json, and no run of that name in"
         f" {store}{near and f'; {near}'}"
     )
+
+
+def _is_record(path: Path) -> bool:
+    with explained(path, "look for"):
+        return is_file(path)
 
 
 def run_of(store: Path, ticket: Path) -> str:

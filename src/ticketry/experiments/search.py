@@ -28,7 +28,7 @@ from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.lab.store.files import is_there, write_atomically, write_sealed
 from ticketry.lab.store.running import marked_running
 from ticketry.records.network import TICKET, Point, is_dense_rival
 from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
@@ -119,7 +119,7 @@ def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, mete
     if earlier and done.segments_trained == 0 and (kept := kept_record(earlier, record)):
         if kept != earlier:
             write_sealed(folder / "run.json", as_json(kept))
-        if not (folder / "run.toml").exists():
+        if not is_there(folder / "run.toml"):
             write_atomically(folder / "run.toml", kept.config.encode())
         return kept  # nothing was done anew: what it cost, and when, is told by the record that is there
     if used := meter.used():

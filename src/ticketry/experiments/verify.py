@@ -37,7 +37,7 @@ from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import is_there, read_sealed
 from ticketry.lab.store.opening import existing_store, open_store
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.store.store import digest_of
@@ -124,7 +124,7 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
     chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
     if address_of(store):
         open_store(store).link.fetch_folder(chosen_folder)
-    if not chosen_folder.is_dir():
+    if not is_there(chosen_folder):
         raise TicketError(
             f"there is no ticket at {chosen_folder}: it was left out of a bundle, or removed; `ticketry search --config"
             f" {folder / 'run.toml'} --store {store}` makes the run's tickets again"

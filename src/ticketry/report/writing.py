@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
+from ticketry.lab.store.files import InaccessibleError, explained
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
 from ticketry.report.subject import subject_of
@@ -56,10 +57,13 @@ _COMMENT = len("<!--  -->") + 64
 
 
 def is_whole(page: Path) -> bool:
-    """Whether a page is as it was written, by whomever."""
+    """Return whether a page is as it was written, by whomever; `InaccessibleError` if it cannot be read."""
     try:
-        data = content_of(page)
-    except OSError:
+        with explained(page, "read"):
+            data = content_of(page)
+    except InaccessibleError:
+        raise
+    except StoreError:
         return False
     body = data[: -len(_END) - _COMMENT]
     return data == _sealed(body + _END)

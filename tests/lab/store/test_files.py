@@ -16,11 +16,19 @@ from ticketry.lab.store.files import explained, read_json, write_atomically, wri
 ADVICE = {
     errno.ENOSPC: "no space is left there: free some",
     errno.EDQUOT: "no space is left there: free some",
-    errno.EFBIG: "no space is left there: free some",
+    errno.EFBIG: "larger than the file system or a limit (ulimit -f) allows",
     errno.EACCES: "may not be written: choose another folder with --store",
     errno.EPERM: "may not be written: choose another folder with --store",
-    errno.EROFS: "may not be written: choose another folder with --store",
+    errno.EROFS: "may not be written, since the file system is read-only: choose another folder with --store",
     errno.EIO: os.strerror(errno.EIO),
+    errno.EMFILE: "too many files are open at once",
+    errno.ENFILE: "too many files are open at once",
+    errno.ENAMETOOLONG: "its name is too long, or it is nested too deeply",
+    errno.ELOOP: "links there lead in a circle",
+    errno.ENOTDIR: os.strerror(errno.ENOTDIR),
+    errno.EISDIR: os.strerror(errno.EISDIR),
+    errno.ENOMEM: os.strerror(errno.ENOMEM),
+    errno.ESTALE: os.strerror(errno.ESTALE),
 }
 
 

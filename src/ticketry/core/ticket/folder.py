@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, NoReturn
 
 from ticketry.core.ticket.json_values import plain
 from ticketry.errors import TicketError
-from ticketry.files import flush
+from ticketry.files import flush, reason_of
+from ticketry.folders import delete_tree_if_possible, exists, is_file
 
 KIND = "ticketry.ticket"
 FORMAT = 2
@@ -80,11 +80,11 @@ def write_folder(
         flush(target.parent)
     except OSError as error:
         raise TicketError(
-            f"the ticket cannot be written to {target}: {error.strerror or error};"
+            f"the ticket cannot be written to {target}: {reason_of(error)};"
             " make room, check the permissions, or choose another folder"
         ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete_tree_if_possible(temporary)
     return target
 
 
@@ -103,7 +103,7 @@ def _place(temporary: Path, target: Path) -> None:
     aside = temporary.with_suffix(".old")
     for tries_left in reversed(range(_TRIES)):
         try:
-            if target.exists():
+            if exists(target):
                 if _same(temporary, target):
                     return
                 _require_replaceable(target)
@@ -119,16 +119,16 @@ def _place(temporary: Path, target: Path) -> None:
 
 def _settle(aside: Path, target: Path) -> None:
     """Put back what was moved aside if nothing came in its place; else remove it."""
-    if aside.exists() and not target.exists():
+    if exists(aside) and not exists(target):
         with contextlib.suppress(OSError):
             aside.rename(target)
-    if target.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+    if exists(target):
+        delete_tree_if_possible(aside)
 
 
 def _same(one: Path, other: Path) -> bool:
-    names = [name for name in FILES if (one / name).exists()]
-    if names != [name for name in FILES if (other / name).exists()]:
+    names = [name for name in FILES if exists(one / name)]
+    if names != [name for name in FILES if exists(other / name)]:
         return False
     return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
 
@@ -233,9 +233,9 @@ def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes
     path = Path(os.path.realpath(folder / name))
     if Path(os.path.realpath(root)) not in path.parents:
         raise TicketError(f"{folder / name} is a link to outside of the ticket and is not followed")
-    if not os.path.isfile(path):  # nor a pipe or a device
-        raise TicketError(f"{folder} is not a whole ticket: it has no file {name}")
     try:
+        if not is_file(path):  # nor a pipe or a device
+            raise TicketError(f"{folder} is not a whole ticket: it has no file {name}")
         actual = path.stat().st_size
         if size is None and actual > _LARGEST_MANIFEST:
             raise TicketError(f"{folder / name} is larger than {_LARGEST_MANIFEST >> 20} MB: it is not a ticket's")
@@ -243,7 +243,8 @@ def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes
             raise TicketError(f"{folder / name} has {actual} bytes and not the number in {MANIFEST}: fetch it anew")
         return path.read_bytes()
     except (OSError, MemoryError) as error:
-        raise TicketError(f"{folder / name} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
+        reason = reason_of(error) if isinstance(error, OSError) else repr(error)
+        raise TicketError(f"{folder / name} cannot be read: {reason}") from error
 
 
 def _json(data: bytes) -> dict[str, Any]:

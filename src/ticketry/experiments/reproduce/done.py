@@ -8,6 +8,7 @@ from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
 from ticketry.experiments.stability import record_name
+from ticketry.lab.store.files import is_there
 from ticketry.lab.store.paths import Paths
 from ticketry.records.evidence import StabilityRecord
 from ticketry.records.run import RunRecord
@@ -46,7 +47,7 @@ class Done:
         return grown
 
     def _file(self, block: Block) -> bool:
-        return (self._paths.run(block.stored(self._campaign, self._paths).name) / "run.json").exists()
+        return is_there(self._paths.run(block.stored(self._campaign, self._paths).name) / "run.json")
 
     def _read(self, run: str) -> None:
         pairs = list(self._blocks(run))

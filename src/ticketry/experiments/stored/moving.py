@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ticketry.errors import StoreError
 from ticketry.experiments.stored.copying import renamed
 from ticketry.files import file_digest, flush, replacing
+from ticketry.folders import below, delete_tree, folders_below
 from ticketry.lab.remote.address import address_of, shown
-from ticketry.lab.store.files import explained, read_json, read_sealed, write_json, write_sealed
+from ticketry.lab.store.files import explained, is_there, read_json, read_sealed, write_json, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.running import under_way
 from ticketry.lab.store.store import Store
@@ -32,7 +34,7 @@ def move_store(root: Path, target: Path) -> Path:
         raise StoreError(f"{root} is a link to {root.resolve()}: name that with --store, and make the link anew")
     source, begun = root.resolve(), Paths(target).moving
     goes_on = (read_json(begun) or {}).get("from") == str(source)
-    if Paths(root).format.exists() or not goes_on:
+    if is_there(Paths(root).format) or not goes_on:
         _check(root)
     if os.path.lexists(target) and not goes_on:
         raise StoreError(f"{target} is there already: name a folder that is not")
@@ -40,9 +42,9 @@ def move_store(root: Path, target: Path) -> Path:
         raise StoreError(f"{target} lies in the store itself: name a folder outside of it")
     if not goes_on and not _renamed_at_once(root, target):
         write_json(begun, {"from": str(source)})
-    copied = _copied(root, target) if root.exists() else {}
+    copied = _copied(root, target) if is_there(root) else {}
     _rename_records(Paths(target), tuple(dict.fromkeys(map(str, (root, root.absolute(), source)))), str(target))
-    if root.exists():
+    if is_there(root):
         _settle(root, target, copied)
     with explained(begun, "delete"):
         begun.unlink()
@@ -51,7 +53,7 @@ def move_store(root: Path, target: Path) -> Path:
 
 def _check(root: Path) -> None:
     """Raises `StoreError` unless there is a store in which nothing is carried out, with records that can be read."""
-    if not Paths(root).format.exists():
+    if not is_there(Paths(root).format):
         raise StoreError(f"there is no store in {shown(root)}: name another with --store")
     store = Store(root)
     if what := under_way(store):
@@ -89,22 +91,28 @@ _Files = dict[Path, tuple[int, int]]
 def _copied(root: Path, target: Path) -> _Files:
     """Copy all that is not there yet but the store's own file, by which a store is known."""
     files = _files(root)
-    settled = Paths(target).format.exists()  # it has been all there, and may have been used since
+    settled = is_there(Paths(target).format)  # it has been all there, and may have been used since
     for path in files:
         place = target / path.relative_to(root)
-        if not (place.exists() and (settled or _is_same(path, place))):
+        if not (is_there(place) and (settled or _is_same(path, place))):
             _copy_file(path, place)
     return files
 
 
 def _files(root: Path) -> _Files:
-    own, found = Paths(root), sorted(root.rglob("*"))
-    for path in found:
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise StoreError(f"{path} is no file, but a link or a pipe: delete it, it cannot be moved to another disk")
-    files = (path for path in found if path.is_file() and path.name != "lock" and not path.name.endswith(".tmp"))
-    moved = (path for path in files if path not in (own.format, own.moving))
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in moved}
+    own, found = Paths(root), _Files()
+    with explained(root, "read"):
+        for path in below(root):
+            about = os.lstat(path)
+            if stat.S_ISDIR(about.st_mode):
+                continue
+            if not stat.S_ISREG(about.st_mode):
+                raise StoreError(
+                    f"{path} is no file, but a link or a pipe: delete it, it cannot be moved to another disk"
+                )
+            if path.name != "lock" and not path.name.endswith(".tmp") and path not in (own.format, own.moving):
+                found[path] = about.st_size, about.st_mtime_ns
+    return found
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -132,17 +140,17 @@ def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
 def _settle(root: Path, target: Path, copied: _Files) -> None:
     """Make a store of what was copied, once it is on the disk, and delete the one that it was copied from."""
     own = Paths(root).format
-    if own.exists() and (what := under_way(Store(root))):
+    if is_there(own) and (what := under_way(Store(root))):
         raise StoreError(f"{what}: move the store when it has ended, with the same command")
     if _files(root) != copied:
         raise StoreError(f"{root} changed while it was moved: run the same command again, it goes on")
     with explained(target, "write"):
-        for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        for folder in (target, *folders_below(target)):
             flush(folder)
-    if own.exists():
+    if is_there(own):
         _copy_file(own, Paths(target).format)
     for path in sorted(root.iterdir(), key=lambda path: path == own):  # without which the same command would not go on
         with explained(path, "delete"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            delete_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     with explained(root, "delete"):
         root.rmdir()

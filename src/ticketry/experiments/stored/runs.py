@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,13 +11,14 @@ from typing import Any, Literal
 
 from ticketry.choices import listed
 from ticketry.errors import StoreError
+from ticketry.folders import delete_tree, entries, files_below
 from ticketry.lab.remote.address import shown
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explained, is_there
 from ticketry.lab.store.maintenance import collect
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.running import is_running, under_way
 from ticketry.lab.store.store import Store
-from ticketry.lab.store.usage import Usage, files_in
+from ticketry.lab.store.usage import Usage
 
 State = Literal["done", "half", "running"]
 
@@ -59,7 +59,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
         folder = store.paths.run(name)
         alone = [path for path in reached[name] if times[path] == 1]
         own = usage.within(folder)
-        state: State = "running" if is_running(folder) else "done" if (folder / "run.json").exists() else "half"
+        state: State = "running" if is_running(folder) else "done" if is_there(folder / "run.json") else "half"
         found.append(
             StoredRun(
                 name,
@@ -74,16 +74,18 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 def _changed(folder: Path, *, shared: bool) -> float:
     """When a run's folder last changed; of a shared store's when its files did, for the folder is this machine's."""
-    return max((path.stat().st_mtime for path in (*([] if shared else [folder]), *files_in(folder))), default=0.0)
+    with explained(folder, "read"):
+        paths = [*([] if shared else [folder]), *files_below(folder)]
+        return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
     """Of each run its record, and those of the evidence that is about it alone; under "" what else is there."""
-    folders = sorted(path for path in store.paths.runs.glob("*") if path.is_dir()) if store.paths.runs.exists() else []
-    found: dict[str, list[Mapping[str, Any]]] = {path.name: [] for path in folders}
+    with explained(store.paths.runs, "read"):
+        found: dict[str, list[Mapping[str, Any]]] = {one.name: [] for one in entries(store.paths.runs) if one.is_dir()}
     found[""] = []
     for path in store.paths.run_records():
-        found[path.parent.name].append(store.read(path) or {})
+        found.setdefault(path.parent.name, []).append(store.read(path) or {})
     for path in [*store.paths.evidence_records(), *store.paths.campaign_records()]:
         values = store.read(path) or {}
         run = values.get("run")
@@ -120,7 +122,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
     evidence = [path for path in store.paths.evidence_records() if (store.read(path) or {}).get("run") == name]
-    pages = [page for path in evidence if (page := path.with_suffix(".html")).exists()]
+    pages = [page for path in evidence if is_there(page := path.with_suffix(".html"))]
     inside = set(usage.within(folder))
     doomed = {*inside, *evidence, *pages, *(usage.of(named[name]) - others)}
     size = usage.bytes_of(doomed)
@@ -136,7 +138,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         with explained(path, "delete"):
             path.unlink(missing_ok=True)
     with explained(folder, "delete"):
-        shutil.rmtree(folder)
+        delete_tree(folder)
     files, freed = collect(store)
     return Removed(name, len(doomed) + files, size + freed)
 
@@ -156,7 +158,7 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
         "set aside as damaged": paths.root / "damaged",
     }
     usage = Usage(store)
-    found = {what: files for what, folder in kinds.items() if (files := usage.within(folder)) or folder.exists()}
+    found = {what: files for what, folder in kinds.items() if (files := usage.within(folder)) or is_there(folder)}
     counted = {path for files in found.values() for path in files}
     if rest := [path for path in usage.within(paths.root) if path not in counted]:
         found["other files"] = rest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from types import TracebackType
@@ -13,6 +12,7 @@ from msgspec.json import encode
 
 from ticketry.experiments.request import SearchRequest
 from ticketry.files import write_atomically
+from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
 from ticketry.lab.runners.underway import Underway
@@ -82,7 +82,7 @@ class Telling:
         self._listening.close()
         self._ended.set()
         self._thread.join()
-        shutil.rmtree(self._path.parent, ignore_errors=True)
+        delete_tree_if_possible(self._path.parent)
 
 
 def _in_training(event: Event) -> InTraining:

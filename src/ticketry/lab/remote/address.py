@@ -121,6 +121,6 @@ def _mirrors() -> Path:
 def _told(folder: Path) -> dict[str, str]:
     try:
         found = json.loads(content_of(folder / _NAMED, most=1 << 16))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -19,14 +19,15 @@ from pathlib import Path
 import msgspec
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.files import content_of, inside, write_atomically
+from ticketry.files import content_of, inside, make_folder, write_atomically
+from ticketry.folders import files_below, is_file, matching
 from ticketry.lab.remote.address import mirror_name
 from ticketry.lab.remote.lease import Known, Lease, Terms, known_of, object_of
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import Records
 from ticketry.lab.remote.states import States, is_of, state_of, trajectory_of
 from ticketry.lab.remote.uploads import Uploads
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explained, is_there
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.paths import Paths
 
@@ -79,7 +80,7 @@ class Mirror(Link):
         Raises:
             StoreError: if it does not answer soon, may not be read, or has other things in it.
         """
-        if self._begun and self.paths.format.exists():
+        if self._begun and is_there(self.paths.format):
             return
         remote = self.remote.impatient(_OPENING_SECONDS)
         found = remote.read("store.json")
@@ -91,11 +92,11 @@ class Mirror(Link):
             self._keep(self.paths.format, found.data)
             try:
                 json.loads(found.data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise StoreError(
                     f"{self.remote.address}/store.json is damaged: delete this object, the next command makes it anew"
                 ) from None
-        elif self.paths.format.exists():  # its mirror outlived it
+        elif is_there(self.paths.format):  # its mirror outlived it
             self._publish_one("store.json", replace=False)
         self.publish_unpublished()
         self._begun = True
@@ -114,10 +115,10 @@ class Mirror(Link):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def wanted(self, path: Path, *, renew: bool = False) -> None:
-        if path.exists() and not renew:
+        if is_there(path) and not renew:
             return
         name = self._name(path)
-        if renew and self._marker(name).exists():
+        if renew and is_there(self._marker(name)):
             return  # it is newer here
         found = self.remote.read(name)
         if found is None:
@@ -140,12 +141,12 @@ class Mirror(Link):
         name = self._name(path)
         marker = self._marker(name)
         with explained(marker, "write"):
-            marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(marker.parent, private=True)
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
     def written(self, path: Path, *, replace: bool = False) -> None:
         name = self._name(path)
-        if not self._marker(name).exists():
+        if not is_there(self._marker(name)):
             self.intended(path, replace=replace)
         self._publish_one(name, replace=replace)
         if name.startswith("results/"):
@@ -169,12 +170,14 @@ class Mirror(Link):
         """Publish what an earlier process of this mirror could not: tensors before the records that name them."""
         order = {folder: number for number, folder in enumerate(_IMMUTABLE[:1] + _IMMUTABLE[:0:-1])}
         waiting = []
-        for marker in self._pending.glob("*.json") if self._pending.exists() else ():
-            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        with explained(self._pending, "read"):
+            markers = matching(self._pending, "*.json")
+        for marker in markers:
+            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
                 told = json.loads(content_of(marker))
                 waiting.append((order.get(told["name"].partition("/")[0], 9), told["name"], bool(told["replace"])))
         for _, name, replace in sorted(waiting):
-            if (self.paths.root / name).exists():
+            if is_there(self.paths.root / name):
                 self._publish_one(name, replace=replace)
                 if name.startswith("results/"):
                     self._tell_step(self.paths.root / name)
@@ -266,7 +269,7 @@ class Mirror(Link):
         path = inside(self.paths.root, *name.split("/"))
         if name.startswith(("runs/", "evidence/", "campaigns/")):
             self.records.get(name)
-        elif not self._marker(name).exists() and (found := self.remote.read(name)):
+        elif not is_there(self._marker(name)) and (found := self.remote.read(name)):
             self._keep(path, found.data)
 
     def fetch_folder(self, folder: Path) -> None:
@@ -281,7 +284,7 @@ class Mirror(Link):
             self._list()
         for name, one in self._listed.items():
             path = self.paths.root / name
-            if not path.exists() and not name.startswith((".", "trajectories/", "live/")):
+            if not is_there(path) and not name.startswith((".", "trajectories/", "live/")):
                 yield path, one.size
 
     def removed(self, paths: Collection[Path]) -> None:
@@ -294,12 +297,12 @@ class Mirror(Link):
 
     def set_aside(self, path: Path, place: Path) -> None:
         with explained(place, "read"):
-            data = content_of(place) if place.is_file() else None
+            data = content_of(place) if is_file(place) else None
+            inside = [] if data is not None else list(files_below(place))
         if data is not None:
             self.remote.replace(self._name(place), data)
             self.removed([path])
             return
-        inside = [one for one in place.rglob("*") if one.is_file()]
         for one in inside:
             self.remote.replace(self._name(one), content_of(one))
         self.removed([path / one.relative_to(place) for one in inside])

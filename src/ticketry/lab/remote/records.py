@@ -18,9 +18,10 @@ from typing import Any
 import filelock
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, inside, write_atomically
+from ticketry.files import content_of, inside, make_folder, write_atomically
+from ticketry.folders import files_below, folders_below
 from ticketry.lab.remote.objects import Listed, Remote
-from ticketry.lab.store.files import explained, sealed_bytes, unsealed
+from ticketry.lab.store.files import explained, is_there, sealed_bytes, unsealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.running import is_mark
 
@@ -54,9 +55,11 @@ class Records:
 
     def _here(self) -> Iterator[Path]:
         for folder in _FOLDERS:
-            for path in sorted((self._paths.root / folder).rglob("*")):
+            with explained(self._paths.root / folder, "read"):
+                found = list(files_below(self._paths.root / folder))
+            for path in found:
                 names = path.relative_to(self._paths.root).parts
-                plain = path.is_file() and not path.is_symlink() and not is_mark(path.name) and not _is_page(path.name)
+                plain = not is_mark(path.name) and not _is_page(path.name)
                 if plain and not any(name.startswith(".") for name in names):
                     yield path
 
@@ -74,11 +77,10 @@ class Records:
                 for path in (self._paths.root / name, _page_of(self._paths.root / name)):
                     path.unlink(missing_ok=True)
                 del index[name]
-            for folder in sorted((self._paths.root / "runs").glob("*/"), reverse=True):
-                for inner in sorted(folder.rglob("*/"), reverse=True):
-                    with contextlib.suppress(OSError):
-                        inner.rmdir()
-                with contextlib.suppress(OSError):
+            with explained(self._paths.runs, "read"):
+                folders = list(folders_below(self._paths.runs))
+            for folder in reversed(folders):
+                with contextlib.suppress(OSError):  # it is not empty
                     folder.rmdir()
 
     def fetch_folder(self, folder: str) -> None:
@@ -101,7 +103,7 @@ class Records:
 
     def _is_newer(self, one: Listed, index: dict[str, Any]) -> bool:
         known = index.get(one.name)
-        return known is None or known["there"] != one.version or not (self._paths.root / one.name).exists()
+        return known is None or known["there"] != one.version or not is_there(self._paths.root / one.name)
 
     def _get(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
         found = None if _is_page(name) else self._remote.read(name)
@@ -130,11 +132,11 @@ class Records:
     def _indexed(self) -> Iterator[dict[str, Any]]:
         """What is known of both places, by name; for one process at a time."""
         with self._guard:
-            self._index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._index.parent, private=True)
             with self._lock:
                 try:
                     index = json.loads(content_of(self._index))
-                except (OSError, ValueError):
+                except (OSError, ValueError, RecursionError):
                     index = {}
                 try:
                     yield index

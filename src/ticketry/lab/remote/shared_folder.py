@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.files import beside, content_of, flush, inside, within
+from ticketry.files import beside, content_of, flush, inside, make_folder, reason_of, within
+from ticketry.folders import entries, exists, files_below, is_folder
 from ticketry.lab.remote.objects import Content, Listed, Remote
 from ticketry.lab.remote.patience import PATIENT, PassingError, Patience
+from ticketry.lab.store.files import explained
 
 T = TypeVar("T")
 
@@ -41,8 +43,9 @@ class SharedFolder:
     def __init__(self, address: str, patience: Patience = PATIENT) -> None:
         self.address, self._patience = address, patience
         self.root = Path(address.removeprefix("file://"))
-        if not self.root.exists() and not self.root.parent.is_dir():
-            raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
+        with explained(self.root, "look for"):
+            if not exists(self.root) and not is_folder(self.root.parent):
+                raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
 
     def impatient(self, seconds: float) -> Remote:
         return SharedFolder(self.address, changed(self._patience, seconds=seconds))
@@ -112,9 +115,9 @@ class SharedFolder:
     def _files(self, folder: str) -> Iterator[Listed]:
         start = self._path(folder) if folder else self.root
         newest: dict[str, Listed] = {}
-        for path in sorted(start.rglob("*")):
+        for path in files_below(start):
             with contextlib.suppress(FileNotFoundError):
-                if path.is_symlink() or not path.is_file() or path.name.endswith(".tmp") or path.name == "lock":
+                if path.name.endswith(".tmp") or path.name == "lock":
                     continue
                 about, name = within(self.root, path).stat(), path.relative_to(self.root).as_posix()
                 mark = f"{about.st_size}-{about.st_mtime_ns}"
@@ -127,7 +130,7 @@ class SharedFolder:
 
     def _linked(self, path: Path, data: bytes) -> bool:
         """Whether the file was made; not if there is one."""
-        if path.exists():
+        if exists(path):
             return False
         with _temporary(path, data) as temporary:
             try:
@@ -144,8 +147,12 @@ class SharedFolder:
 
     def _numbers(self, name: str) -> dict[int, Path]:
         path = self._path(name)
-        found = ((one, one.name.rpartition("@")) for one in path.parent.glob(f"{path.name}@*"))
-        return {int(parts[2]): one for one, parts in found if parts[2].isdecimal()}
+        found = (one.name.rpartition("@") for one in entries(path.parent))
+        return {
+            int(number): path.with_name(f"{base}@{number}")
+            for base, _, number in found
+            if base == path.name and number.isdecimal()
+        }
 
     def _newest(self, name: str) -> Content | None:
         while numbers := self._numbers(name):
@@ -178,7 +185,7 @@ class SharedFolder:
             except OSError as error:
                 if error.errno in _PASSING:
                     raise PassingError(error.strerror) from error
-                raise StoreError(f"{what}: {error.strerror or error}") from error
+                raise StoreError(f"{what}: {reason_of(error)}") from error
 
         return self._patience.until_done(what, told)
 
@@ -190,7 +197,7 @@ def _is_numbered(name: str) -> bool:
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A file beside `path` with the data, on the disk; gone afterwards, if it still has its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     place = beside(path)
     try:
         place.write_bytes(data)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,10 +14,11 @@ import msgspec
 from msgspec import Meta
 
 from ticketry.files import content_of
+from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.remote.lease import Known
 from ticketry.lab.remote.objects import Remote
 from ticketry.lab.store import parts
-from ticketry.lab.store.files import write_atomically
+from ticketry.lab.store.files import is_there, write_atomically
 from ticketry.lab.store.paths import Paths
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class States:
                 self._remote.create(f"{self._name(state)}/{name}", content_of(held / name))
             self._remote.create(f"{self._name(state)}/{parts.LIST}", listed)
         finally:
-            shutil.rmtree(held, ignore_errors=True)
+            delete_tree_if_possible(held)
         return state
 
     def fetch(self, state: State) -> None:
@@ -95,12 +95,12 @@ class States:
             self._fetch_parts(state)
             return
         path = self._paths.partial_file(self._trajectory, state.step, state.digest)
-        if not path.exists() and (found := self._remote.read(self._name(state))):
+        if not is_there(path) and (found := self._remote.read(self._name(state))):
             write_atomically(path, found.data)
 
     def _fetch_parts(self, state: State) -> None:
         name = self._name(state)
-        if self._paths.partial_folder(self._trajectory, state.step).exists():
+        if is_there(self._paths.partial_folder(self._trajectory, state.step)):
             return
         listed = self._remote.read(f"{name}/{parts.LIST}")
         if listed is None or hashlib.sha256(listed.data).hexdigest() != state.digest:
@@ -115,7 +115,7 @@ class States:
                 write_atomically(folder / one, found.data)
             parts.finish(folder, self._paths, self._trajectory, state.step, files)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_tree_if_possible(folder)
 
     def names(self, state: State) -> list[str]:
         """The objects of a state, its list first: without it the others are of no use."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import uuid
 from pathlib import Path
 
 import filelock
+
+from ticketry.folders import delete_tree_if_possible, is_file, matching
 
 _LOCK = "driver"
 
@@ -36,7 +37,7 @@ class JobFolder:
 
     def remove(self) -> None:
         """Delete it, with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        delete_tree_if_possible(self.path)
         with contextlib.suppress(OSError):
             self._lock.release()
 
@@ -44,9 +45,9 @@ class JobFolder:
 def delete_abandoned(parent: Path) -> None:
     """Delete the folders of drivers that have ended without doing so. What their jobs still train is in the store when
     it is trained, and asked for by whoever goes on with the search."""
-    for folder in parent.glob("search-*"):
-        if not (folder / _LOCK).is_file():  # of a version that held no lock
-            continue
-        lock = filelock.FileLock(folder / _LOCK)
-        with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError), lock.acquire(timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in matching(parent, "search-*"):
+        with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError):
+            # One of a version that held no lock stays, and so does what another user made.
+            if is_file(folder / _LOCK):
+                with filelock.FileLock(folder / _LOCK).acquire(timeout=0):
+                    delete_tree_if_possible(folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.files import content_of, inside, write_atomically
+from ticketry.folders import delete_tree_if_possible, exists
 from ticketry.lab.runners.remote_worker import work
 
 _LOOK_SECONDS = 0.1
@@ -70,7 +70,7 @@ class Box:
 
     def remove(self) -> None:
         """Delete it: pilots that wait end."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        delete_tree_if_possible(self.root)
 
     # -- of a pilot --------------------------------------------------------------------------------------------------
 
@@ -85,17 +85,18 @@ class Box:
             try:
                 os.rename(self._queue / name, mine)
             except FileNotFoundError:  # another was faster; or, on a network file system, the answer to ours was lost
-                if not mine.exists():
+                if not exists(mine):
                     continue
             return name, content_of(mine).decode()
         return None
 
     def give_back(self, pilot: str) -> None:
         """Whatever a pilot has not answered may be taken by any."""
-        for path in self._taken.glob(f"*@{pilot}"):
-            name = path.name.partition("@")[0]
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, self._queue / name)
+        for taken in _names(self._taken):
+            name, _, holder = taken.partition("@")
+            if holder == pilot:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self._taken / taken, self._queue / name)
 
     def answer(self, name: str, pilot: str, text: str) -> None:
         """Answer a request; `OSError` if the box is gone."""

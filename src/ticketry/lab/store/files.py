@@ -6,34 +6,81 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ticketry import files
 from ticketry.errors import StoreError
+from ticketry.folders import exists
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LARGEST = 1 << 30
 """Bytes of a JSON file."""
 _DEEPEST = 100
 """How deeply a JSON value may be nested."""
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+_ABOUT_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.EINVAL, errno.ELOOP)
+"""Errors that say what is at a path: nothing, a folder, a pipe, a link, or too much. All others leave it unknown."""
+
+
+class InaccessibleError(StoreError):
+    """A file or folder that the system did not let ticketry read or write: nothing is known about what is there."""
 
 
 @contextlib.contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an operating system's error into a `StoreError` that says what to do."""
+    """Turn an operating system's error into a `StoreError` that says what to do.
+
+    Args:
+        path: what is read or written.
+        doing: what was attempted, a verb such as "read" or "write".
+
+    Raises:
+        InaccessibleError: if the error does not say what is at the path.
+        StoreError: if it does.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            advice = "no space is left there: free some and run the same command again, it goes on where it stopped"
-        elif error.errno in _NO_PERMISSION:
-            advice = "it may not be written: choose another folder with --store, or change its permissions"
-        else:
-            advice = str(error.strerror or error)
-        raise StoreError(f"cannot {doing} {path}: {advice}") from error
+        kind = StoreError if error.errno in _ABOUT_THE_FILE else InaccessibleError
+        raise kind(f"cannot {doing} {_place_of(error, path)}: {_advice(error, doing)}") from error
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something is at a path; `StoreError` if the system does not tell."""
+    with explained(path, "look for"):
+        return exists(path)
+
+
+def _place_of(error: OSError, path: Path) -> str:
+    """The file or folder below `path` that an error names, else `path`; shortened where it is nested deeply."""
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    found = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
+    return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
+
+
+_LONGEST_SHOWN = 500
+"""Characters of a path in a message."""
+_READING = ("read", "list", "compare", "look for")
+
+
+def _advice(error: OSError, doing: str) -> str:
+    reads = doing.startswith(_READING)
+    if error.errno in _NO_SPACE:
+        return "no space is left there: free some and run the same command again, it goes on where it stopped"
+    if error.errno in _NO_PERMISSION and reads:
+        return "it may not be read: change its permissions, or run the command as the user whose it is"
+    if error.errno in _NO_PERMISSION:
+        return "it may not be written: choose another folder with --store, or change its permissions"
+    if error.errno == errno.EROFS:
+        return "it may not be written, since the file system is read-only: choose another folder with --store"
+    if error.errno == errno.EFBIG and reads:
+        return f"{error.strerror}: ticketry wrote no such file; `ticketry store check --repair` sets it aside"
+    if error.errno == errno.EFBIG:
+        return "it is larger than the file system or a limit (ulimit -f) allows: choose another folder with --store"
+    return files.reason_of(error)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -57,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         with explained(path, "read"):
             data = files.content_of(path, most=_LARGEST)
     except StoreError as error:
-        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) and not path.is_symlink():
             return None
         raise
     value = _object_in(data)

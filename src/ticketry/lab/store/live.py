@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
+from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.remote.address import address_of, place_of
 from ticketry.lab.remote.live_objects import LiveObjects
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explained, is_there
 from ticketry.lab.store.opening import remote_at
 from ticketry.lab.store.paths import Paths
 
@@ -39,8 +39,8 @@ class LiveFiles:
         return None
 
     def exists(self, name: str) -> bool:
-        """Whether it is there."""
-        return self._path(name).exists()
+        """Return whether it is there; `StoreError` if the system does not tell."""
+        return is_there(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
         """Write it; `StoreError` if that cannot be."""
@@ -60,7 +60,7 @@ class LiveFiles:
 
     def end(self) -> None:
         """Delete all of the driver's."""
-        shutil.rmtree(self._path(_STOP).parent, ignore_errors=True)
+        delete_tree_if_possible(self._path(_STOP).parent)
 
     def _path(self, name: str) -> Path:
         return self._paths.live_file(self._driver, name)
@@ -85,7 +85,7 @@ class Live:
 
     def told(self, key: str) -> dict[str, Any]:
         """What the worker that trains a segment told last; empty if nothing."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(self._files.read(_name(key)) or b"{}")
             return found if isinstance(found, dict) else {}
         return {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
+import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
+from ticketry.folders import delete_tree, files_below
 from ticketry.lab.store import parts
-from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
+from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_json, write_json
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.running import under_way
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
@@ -74,7 +76,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
         else:
             good.add(path.stem)
     health.damaged += unreadable
-    health.missing = [path for path, blobs in needed.items() if not blobs <= good and path.exists()]
+    health.missing = [path for path, blobs in needed.items() if not blobs <= good and is_there(path)]
     for path in store.paths.partial_files():
         if _is_damaged(path, path.stem.rpartition("-")[2]):
             health.damaged.append(path)
@@ -83,7 +85,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     health.leftover = list(store.paths.leftovers())
     if repair:
         health.set_aside = [_set_aside(store, path) for path in (*health.damaged, *health.missing)]
-        if not store.paths.format.exists():
+        if not is_there(store.paths.format):
             write_json(store.paths.format, DESCRIBED)
             store.link.written(store.paths.format, replace=True)
     return health
@@ -98,8 +100,10 @@ def mend_format(root: Path) -> list[Path]:
     paths = Paths(root)
     try:
         read_format(paths.format)
+    except InaccessibleError:
+        raise
     except StoreError:
-        if any(folder.exists() for folder in paths.folders):
+        if any(map(is_there, paths.folders)):
             _move(paths.format, paths.aside(paths.format))
             write_json(paths.format, DESCRIBED)
             return [paths.format]
@@ -107,9 +111,15 @@ def mend_format(root: Path) -> list[Path]:
 
 
 def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
-    """Whether a JSON file can be read and has the bytes that were written; also if it went away just now."""
+    """Return whether a JSON file has the bytes that were written; also if it went away just now.
+
+    Raises:
+        InaccessibleError: if it cannot be read: it may be whole.
+    """
     try:
-        return not path.exists() or (reads() and is_as_written(path))
+        return not is_there(path) or (reads() and is_as_written(path))
+    except InaccessibleError:
+        raise
     except StoreError:
         return False
 
@@ -118,8 +128,9 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
     """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed.
 
     Raises:
-        StoreError: if a record is damaged, or something is carried out in the store: its tensors are named by a result
-            only once that is there, which may take longer than any time of grace.
+        StoreError: if a record is damaged, a folder or a file cannot be read, since what it needs is not known; or if
+            something is carried out in the store: its tensors are named by a result only once that is there, which may
+            take longer than any time of grace.
     """
     if what := under_way(store):
         raise StoreError(f"{what}: free space when it has ended")
@@ -133,13 +144,16 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
     files = size = 0
     for path in candidates:
         with contextlib.suppress(FileNotFoundError):
-            if now - path.stat().st_mtime < grace_seconds:
+            about = os.lstat(path)
+            if now - about.st_mtime < grace_seconds:
                 continue
-            freed = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]  # a ticket's folder
-            files, size = files + len(freed), size + sum(one.stat().st_size for one in freed)
+            is_folder = stat.S_ISDIR(about.st_mode)  # of a ticket
+            with explained(path, "read"):
+                freed = list(files_below(path)) if is_folder else [path]
+                files, size = files + len(freed), size + sum(os.lstat(one).st_size for one in freed)
             if not dry_run:
                 with explained(path, "delete"):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    delete_tree(path) if is_folder else path.unlink(missing_ok=True)
     elsewhere = store.link.collect(needed, grace_seconds, dry_run=dry_run)
     return elsewhere or (files, size)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
 from ticketry.lab.remote.address import address_of, place_of
+from ticketry.lab.store.files import is_there
+from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import Store
 
 if TYPE_CHECKING:  # what a shared store needs is imported with the first one
@@ -71,11 +73,16 @@ def existing_store(address: str | Path) -> Store | None:
     place = place_of(address)
     if (url := address_of(place)) and not _mirror(url, place).is_there():
         return None
-    if not url and not (place / "store.json").exists():
+    if not url and not has_store(place):
         return None
     store = open_store(place)
     store.link.fetch()
     return store
+
+
+def has_store(place: Path) -> bool:
+    """Return whether a folder holds a store; `StoreError` if the system does not tell."""
+    return is_there(Paths(place).format)
 
 
 def publish_opened() -> None:

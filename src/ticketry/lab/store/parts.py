@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ticketry.errors import StoreError
 from ticketry.files import file_digest, flush
-from ticketry.lab.store.files import explained, read_sealed, write_sealed
+from ticketry.folders import delete_tree, delete_tree_if_possible, exists
+from ticketry.lab.store.files import InaccessibleError, explained, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 
 LIST = "parts.json"
@@ -43,8 +44,8 @@ def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mappin
     target = paths.partial_folder(trajectory, step)
     with explained(target, "write"):
         flush(folder)
-        if target.exists():  # damaged, or nobody would have trained up to here again
-            shutil.rmtree(target)
+        if exists(target):  # damaged, or nobody would have trained up to here again
+            delete_tree(target)
         os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))  # whoever may read the others
         os.rename(folder, target)
         flush(target.parent)
@@ -67,7 +68,7 @@ def linked(folder: Path) -> Path:
             except OSError:  # file systems without links
                 shutil.copyfile(path, place / path.name)
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
+        delete_tree_if_possible(place)
         raise
     return place
 
@@ -75,22 +76,30 @@ def linked(folder: Path) -> Path:
 def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
     """Step and folder of the newest undamaged state that is not beyond step `last`."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
-        if step <= last and is_whole(folder):
-            return step, folder
+        with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
+            if step <= last and is_whole(folder):
+                return step, folder
     return None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all files of a folder are what was written."""
+    """Return whether all files of a folder are what was written.
+
+    Raises:
+        InaccessibleError: if one cannot be read.
+    """
     try:
         listed = read_sealed(folder / LIST)
         files = (listed or {}).get("files")
         if not isinstance(files, dict) or not files:
             return False
-        return {path.name for path in folder.iterdir()} == {*files, LIST} and all(
-            file_digest(folder / name) == digest for name, digest in files.items()
-        )
-    except (OSError, StoreError):
+        with explained(folder, "read"):
+            return {path.name for path in folder.iterdir()} == {*files, LIST} and all(
+                file_digest(folder / name) == digest for name, digest in files.items()
+            )
+    except InaccessibleError:
+        raise
+    except StoreError:
         return False
 
 
@@ -104,7 +113,7 @@ def drop(paths: Paths, trajectory: str, last: int) -> None:
     for step, folder in list(_folders(paths, trajectory)):
         if step <= last:
             with contextlib.suppress(OSError):
-                shutil.rmtree(folder)
+                delete_tree(folder)
 
 
 def _folders(paths: Paths, trajectory: str) -> Iterator[tuple[int, Path]]:

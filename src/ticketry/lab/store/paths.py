@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ticketry.files import inside, within
+from ticketry.folders import below, exists, matching
+from ticketry.lab.store.files import explained
 
 
 def ticket_folder(run: Path, replicate: int, level: int) -> Path:
@@ -72,6 +74,10 @@ class Paths:
         """What a driver and the workers that train for it tell each other; gone when the driver ends."""
         return self._inside("live", driver, name)
 
+    def live_files(self, name: str) -> Iterator[Path]:
+        """The file of this name of each driver."""
+        return self._there(self.live, f"*/{name}")
+
     def run(self, name: str) -> Path:
         """The folder of a run: run.json, run.toml, report.html, figures and tickets."""
         return self._inside("runs", name)
@@ -92,7 +98,8 @@ class Paths:
         """The record of a campaign at a scale; its pages lie beside it."""
         return self._inside("campaigns", f"{name}.json")
 
-    # What is there: a link that leads out of the store is an error, so that nothing beyond it is read or deleted.
+    # What is there: a link that leads out of the store is an error, so that nothing beyond it is read or deleted. So is
+    # a folder that cannot be read: what it holds may be needed.
 
     def run_records(self) -> Iterator[Path]:
         """The record of each run that has one."""
@@ -147,24 +154,36 @@ class Paths:
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of writers that were killed, folders of tickets that were being saved or replaced, and what
         drivers that were killed told their workers."""
-        for pattern in ("**/.*.tmp", "**/.*.old", "live/*/*"):
-            yield from self._there(self.root, pattern)
+        with explained(self.root, "read"):
+            found = [path for path in below(self.root) if _is_temporary(path.name)]
+        yield from self._checked(found)
+        yield from self._there(self.live, "*/*")
 
     def aside(self, path: Path) -> Path:
         """Where a repair moves a file or folder of the store: what was moved there before stays."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1
-        while place.exists():
-            number += 1
-            place = place.with_name(f"{path.name}.{number}")
+        with explained(place, "look for"):
+            while exists(place):
+                number += 1
+                place = place.with_name(f"{path.name}.{number}")
         return within(self.root, place)
 
     def _there(self, folder: Path, pattern: str) -> Iterator[Path]:
+        with explained(folder, "read"):
+            found = matching(folder, pattern)
+        yield from self._checked(found)
+
+    def _checked(self, paths: list[Path]) -> Iterator[Path]:
         sound = set[Path]()  # links of a folder are followed once, not once for each of thousands of files in it
-        for path in sorted(folder.glob(pattern)):
+        for path in paths:
             if path.parent not in sound:
                 sound.add(within(self.root, path.parent))
             yield within(self.root, path) if path.is_symlink() else path
 
     def _inside(self, *names: str) -> Path:
         return inside(self.root, *names)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".tmp", ".old"))

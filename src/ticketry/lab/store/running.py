@@ -4,6 +4,10 @@ carries the run out; and the locks of trainings."""
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +15,16 @@ from typing import TYPE_CHECKING
 import filelock
 
 from ticketry.files import within
+from ticketry.folders import entries, exists, is_file
 from ticketry.lab.remote.address import shown
 from ticketry.lab.store.files import explained
 
 if TYPE_CHECKING:  # a store reads records of others, which are told from marks
     from ticketry.lab.store.paths import Paths
     from ticketry.lab.store.store import Store
+
+if sys.platform != "win32":
+    import fcntl
 
 _MARK, _MOST = "running", 64
 
@@ -52,18 +60,29 @@ def marked_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process carries out the run of a folder."""
-    return any(is_mark(one.name) and _is_held(one) for one in folder.glob(f"{_MARK}*"))
+    """Return whether a process carries out the run of a folder; nothing is written to find out.
+
+    Raises:
+        StoreError: if the folder or a mark in it cannot be read.
+    """
+    with explained(folder, "read"):
+        return any(is_mark(entry.name) and _is_held(folder / entry.name) for entry in entries(folder))
 
 
 def under_way(store: Store) -> str:
-    """What is carried out or trained in a store now, in words; empty if nothing is."""
+    """Return what is carried out or trained in a store now, in words; empty if nothing is.
+
+    Raises:
+        StoreError: if a folder of the store cannot be read.
+    """
     paths, place = store.paths, shown(store.paths.root)
-    with explained(paths.root, "look for trainings in"):
-        for folder in sorted(paths.runs.glob("*")):
-            if is_running(paths.run(folder.name)):
-                return f"the run {folder.name} is being carried out in {place}"
-        # A command marks the store; anybody's own loop, with a lab of its own, holds the lock of what it trains.
+    with explained(paths.runs, "read"):
+        runs = [entry.name for entry in entries(paths.runs)]
+    for name in runs:
+        if is_running(paths.run(name)):
+            return f"the run {name} is being carried out in {place}"
+    # A command marks the store; anybody's own loop, with a lab of its own, holds the lock of what it trains.
+    with explained(paths.results, "read"):
         if is_running(within(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
             return f"something is being trained in {place}"
     training = store.link.busy()
@@ -77,8 +96,11 @@ def _marks(folder: Path) -> Iterator[Path]:
 
 
 def _locked(mark: Path) -> filelock.FileLock | None:
-    """The lock of a mark, if nobody has it."""
-    lock = _taken(mark) if _is_plain(mark) else None
+    """Take the lock of a mark; None if another process has it, or another user made it."""
+    try:
+        lock = _taken(mark) if _is_plain(mark) else None
+    except PermissionError:  # another user's: this process takes the next one
+        return None
     if lock is None or _is_held(mark):
         return lock
     lock.release()  # of a file that whoever had it before has deleted meanwhile
@@ -86,8 +108,31 @@ def _locked(mark: Path) -> filelock.FileLock | None:
 
 
 def _is_held(mark: Path) -> bool:
-    if not mark.exists() or not _is_plain(mark):
-        return False
+    """Return whether a process holds the lock of a file. The file is only read, and may be another user's."""
+    if sys.platform == "win32":  # where a lock can only be tried by taking it
+        return is_file(mark) and _is_taken(mark)
+    try:
+        handle = os.open(mark, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):  # gone, or a link, or a socket
+            return False
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return False
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return True
+        if error.errno == errno.ENOSYS:  # no locks on this file system: there filelock goes by whether the file exists
+            return _is_taken(mark)
+        raise
+    finally:
+        os.close(handle)
+    return False
+
+
+def _is_taken(mark: Path) -> bool:
     if (lock := _taken(mark)) is None:
         return True
     lock.release()
@@ -104,5 +149,5 @@ def _taken(mark: Path) -> filelock.FileLock | None:
 
 
 def _is_plain(mark: Path) -> bool:
-    """Whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
-    return not mark.is_symlink() and (mark.is_file() or not mark.exists())
+    """Return whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
+    return not mark.is_symlink() and (is_file(mark) or not exists(mark))

@@ -21,10 +21,12 @@ from ticketry.core.mask import Mask
 from ticketry.core.mask_files import from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError
 from ticketry.files import content_of, replacing
+from ticketry.folders import entries, exists
 from ticketry.lab.store import parts
 from ticketry.lab.store.files import (
     REPAIR,
     explained,
+    is_there,
     read_json,
     read_sealed,
     write_atomically,
@@ -98,19 +100,23 @@ class Store:
         except StoreError as error:
             if error.__cause__ is not None:  # it cannot be read at all
                 raise
-            if not any(folder.exists() for folder in self.paths.folders):
+            if not self._has_folders():
                 raise StoreError(f"{self.paths.format} is no store's: choose another folder with --store") from None
             raise StoreError(
                 f"{self.paths.format} is damaged: delete this one file, the next search makes it anew;"
                 " so does `ticketry store check --repair`"
             ) from None
 
+    def _has_folders(self) -> bool:
+        with explained(self.paths.root, "read"):
+            return any(map(exists, self.paths.folders))
+
     def _holds_other_things(self) -> bool:
         root = self.paths.root
         with explained(root, "read"):
-            if not root.exists() or any(folder.exists() for folder in self.paths.folders):
+            if not exists(root) or self._has_folders():
                 return False
-            others = [path for path in root.iterdir() if not path.name.startswith(f".{self.paths.format.name}.")]
+            others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
         return bool(others) and self._format() is None  # another process may have made the store this very moment
 
     # -- tensors -----------------------------------------------------------------------------------------------------
@@ -122,7 +128,7 @@ class Store:
         try:
             os.utime(path)  # tells a `store gc` that runs now that it is in use again
         except OSError:
-            if not path.exists():  # else it is another user's
+            if not is_there(path):  # else it is another user's
                 self.link.intended(path)
                 write_atomically(path, data)
                 self.link.written(path)
@@ -164,7 +170,7 @@ class Store:
         """Whether the file of this digest is there."""
         path = self.paths.blob(digest)
         self.link.wanted(path)
-        return path.exists()
+        return is_there(path)
 
     def _made_again(self, digest: str) -> bytes:
         """The file of a digest that is not there, if a bundle left it out: trained again, once."""
@@ -179,7 +185,7 @@ class Store:
                 )
             self.remake(digest, told["trajectory"], told["step"])
         again = self.memo("again", digest)
-        if again is None and not path.exists():
+        if again is None and not is_there(path):
             raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
         return self.get_bytes(digest if again is None else again["model"])
 
@@ -200,7 +206,7 @@ class Store:
                     file.write(piece)
                 file.close()
                 path = self.paths.blob(found.hexdigest())
-                if known := path.exists():
+                if known := exists(path):
                     os.utime(path)
                 else:
                     self.link.intended(path)
@@ -247,7 +253,7 @@ class Store:
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
         """Store a result; in place of one that was stored without metrics, if it has them."""
         path = self.paths.result(trajectory, step)
-        again = path.exists()
+        again = is_there(path)
         self.link.intended(path, replace=again)
         write_sealed(path, record)
         self.link.written(path, replace=again)
@@ -271,7 +277,9 @@ class Store:
         """The steps at which a trajectory has results, in order."""
         self.link.trajectory(trajectory)
         folder = self.paths.trajectory(trajectory)
-        return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+        with explained(folder, "read"):
+            names = [Path(entry.name) for entry in entries(folder)]
+        return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
 
     # -- checkpoints inside a segment --------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
+from ticketry.files import content_of
 from ticketry.lab.store.bundle_file import Bundle, Contents, Part
-from ticketry.lab.store.files import digest_of, unsealed, write_atomically
+from ticketry.lab.store.files import digest_of, explained, is_there, unsealed, write_atomically
 from ticketry.lab.store.meeting import Met, met
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.paths import Paths
@@ -69,17 +70,18 @@ def _added(opened: Bundle, store: Store) -> Unpacked:
             store.link.wanted(path)
         if part.kind == "run":
             _write_run_file(path, data)
-        if part.kind == "blob" and path.exists():
+        there = is_there(path)
+        if part.kind == "blob" and there:
             with contextlib.suppress(OSError):  # another user's
                 os.utime(path)  # tells a `store gc` that runs now that it is in use again
             store.link.kept(path)
-        if not path.exists():
+        if not there:
             write_atomically(path, data)
             new += 1
             if part.kind in ("blob", "result", "memo"):  # the others are published together, below
                 store.link.written(path)
             continue
-        found = met(part.kind, part.name, path.read_bytes(), data) if part.kind != "blob" else Met(taken=False)
+        found = met(part.kind, part.name, _content(path), data) if part.kind != "blob" else Met(taken=False)
         if found.taken:
             write_atomically(path, data)
             if part.kind == "result":
@@ -99,8 +101,13 @@ def _write_run_file(record: Path, data: bytes) -> None:
     """Write the file that repeats a run, if the record is not there or lacks it: before the record, so that a run that
     is there has it, wherever this is ended."""
     file = record.with_name("run.toml")
-    if not record.exists() or (not file.exists() and record.read_bytes() == data):
+    if not is_there(record) or (not is_there(file) and _content(record) == data):
         write_atomically(file, unsealed(data, "run")["config"].encode())
+
+
+def _content(path: Path) -> bytes:
+    with explained(path, "read"):
+        return content_of(path)
 
 
 def _check_versions(contents: Contents, bundle: Path) -> None:

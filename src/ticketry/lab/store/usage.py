@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
+from ticketry.folders import files_below
+from ticketry.lab.store.files import InaccessibleError, explained, is_there
 from ticketry.lab.store.maintenance import blobs_of
 from ticketry.lab.store.packing import keys_of, outputs
 from ticketry.lab.store.store import Store
@@ -46,7 +48,9 @@ class Usage:
 
     def within(self, folder: Path) -> list[Path]:
         """All files of the store under a folder."""
-        return [*files_in(folder), *(path for path in self.elsewhere if path.is_relative_to(folder))]
+        with explained(folder, "read"):
+            here = list(files_below(folder))
+        return [*here, *(path for path in self.elsewhere if path.is_relative_to(folder))]
 
     def bytes_of(self, files: Iterable[Path]) -> int:
         """Bytes of files of the store."""
@@ -58,7 +62,7 @@ class Usage:
         """Where tensors lie; None where they are not stored. Runs share most of theirs: each is looked up once."""
         if digest not in self._places:
             path = self.store.paths.blob(digest)
-            self._places[digest] = path if path in self.elsewhere or path.exists() else None
+            self._places[digest] = path if path in self.elsewhere or is_there(path) else None
         return self._places[digest]
 
     @cached_property
@@ -68,8 +72,8 @@ class Usage:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             return self.store.read(path) or {}
-        except StoreError:
-            if not self._lenient:
+        except StoreError as error:
+            if not self._lenient or isinstance(error, InaccessibleError):
                 raise
             return {}
 
@@ -93,11 +97,6 @@ class Usage:
     @cached_property
     def _answers(self) -> dict[Path, set[str]]:
         return {path: blobs_of(self._read(path)) for path in self.store.paths.memo_files()}
-
-
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files under a folder; what a link leads to is not looked at."""
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def size_of(files: Iterable[Path]) -> int:

@@ -264,12 +264,15 @@ def _list(
 
 
 def _files(folder: str, prefix: str) -> Iterator[tuple[bytes, int]]:
-    """Name below the class's folder and size in bytes of each image, folders inside included."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                yield os.fsencode(prefix + entry.name), entry.stat().st_size
-            elif entry.is_dir():
-                yield from _files(entry.path, f"{prefix}{entry.name}/")
+    """Yield the name below the class's folder and the size in bytes of each image, folders inside included."""
+    waiting = [(folder, prefix)]
+    while waiting:
+        place, before = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                    yield os.fsencode(before + entry.name), entry.stat().st_size
+                elif entry.is_dir():
+                    waiting.append((entry.path, f"{before}{entry.name}/"))

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketry.errors import DataError
-from ticketry.files import content_of, file_digest
+from ticketry.files import content_of, file_digest, reason_of
+from ticketry.folders import below
 from ticketry.tasks.data.image_files import SUFFIXES, stacked
 from ticketry.tasks.data.shard_files import Source
 
@@ -228,7 +229,10 @@ def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    files = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+    try:
+        files = [path for path in below(folder) if path.name.endswith(".tar") and not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     names = [path.relative_to(folder).as_posix() for path in files]
     parts = {part_of(name) for name in names}
     shards: list[Shard] = []

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import file_digest
+from ticketry.files import file_digest, reason_of
+from ticketry.folders import is_file, matching
 
 EXTRA = "transformers"
 """What is installed for it."""
@@ -62,7 +63,7 @@ class Pretrained:
     def key(self) -> dict[str, object]:
         """What is in the folder, and the version of the library, whose code the network is."""
         names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
-        found = sorted({file for name in names for file in self.path.glob(name) if file.is_file()})
+        found = sorted({file for name in names for file in self._matching(name) if is_file(file)})
         each = [f"{file.name} {_digest(file, *_stamp(file))}" for file in found]
         return {
             "model": str(self._config.get("model_type", "")),
@@ -165,6 +166,12 @@ class Pretrained:
             return sorted(labels, key=lambda label: int(own[label]))
         return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
 
+    def _matching(self, pattern: str) -> list[Path]:
+        try:
+            return matching(self.path, pattern)
+        except OSError as error:
+            raise TaskError(f"{self.path} cannot be read: {reason_of(error)}") from error
+
     def check(self) -> None:
         """`TaskError` if the folder lacks what is needed."""
         if not (self.path / _CONFIG).is_file():
@@ -172,7 +179,7 @@ class Pretrained:
                 f"{self.path} holds no {_CONFIG}: name a folder with a network of transformers, as save_pretrained of"
                 " a network and of its tokenizer writes it"
             )
-        if not list(self.path.glob(_WEIGHTS)):
+        if not self._matching(_WEIGHTS):
             raise TaskError(f"{self.path} holds no {_WEIGHTS}: save the network there again with save_pretrained")
 
     @property
@@ -184,7 +191,7 @@ class Pretrained:
     @property
     def _tokenizer(self) -> Any:
         if not any(
-            file for name in _VOCABULARY for file in self.path.glob(name)
+            file for name in _VOCABULARY for file in self._matching(name)
         ):  # the library would make an empty one
             raise TaskError(
                 f"{self.path} holds no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
@@ -245,7 +252,7 @@ def _digest(file: Path, size: int, changed: int) -> str:
 def _json(file: Path, size: int, changed: int) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{file} is no configuration")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
+from ticketry.files import reason_of
+from ticketry.folders import below, is_file
 from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, text_of, unpacked
 from ticketry.tasks.language.facts import PUBLISHED
 
@@ -66,7 +68,10 @@ def _parts(folder: Path) -> dict[str, Path]:
 
 def _files(folder: Path) -> list[Path]:
     kinds = tuple(suffix for suffix in (*SUFFIXES, ".md.gz", ".text.gz", ".md.xz", ".text.xz") if suffix)
-    found = [path for path in folder.rglob("*") if path.is_file() and path.name.endswith(kinds)]
+    try:
+        found = [path for path in below(folder) if path.name.endswith(kinds) and is_file(path)]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
