@@ -100,13 +100,12 @@ def test_to_another_disk_all_of_it_goes(store: Path, another_disk: None) -> None
     assert_moved(store, move_store(store, store.with_name("new")), before)
 
 
-@pytest.mark.parametrize("where", ["_copy_file", "_rename_records", "_settle", "write_sealed", "rmtree", "flush"])
+@pytest.mark.parametrize("where", ["_copy_file", "_rename_records", "_settle", "write_sealed", "delete_tree", "flush"])
 def test_ended_at_any_point_the_same_call_goes_on(store: Path, another_disk: None, where: str) -> None:
     before, target = contents(store), store.with_name("new")
     for after in (0, 1, 3, 99):
         with pytest.MonkeyPatch.context() as patch:
-            place = shutil if where == "rmtree" else moving
-            patch.setattr(place, where, dying(getattr(place, where), after))
+            patch.setattr(moving, where, dying(getattr(moving, where), after))
             try:
                 move_store(store, target)
             except KilledError:
@@ -174,7 +173,7 @@ def test_what_was_done_in_the_new_place_stays(store: Path, another_disk: None) -
     """The old one could not be deleted; the new one is used already."""
     target = store.with_name("new")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", dying(shutil.rmtree, 1))
+        patch.setattr(moving, "delete_tree", dying(moving.delete_tree, 1))
         with pytest.raises(KilledError):
             move_store(store, target)
     record = target / "runs" / "a-run" / "run.json"
