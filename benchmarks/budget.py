@@ -30,11 +30,11 @@ import ticketry as tk
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.saliency import output_change
-from ticketry.engine.bench.machine import machine
 from ticketry.engine.cost.estimated import ProcessorEstimator
 from ticketry.errors import TicketryError, UsageError
 from ticketry.files import write_atomically
 from ticketry.tasks import models
+from ticketry_engine.bench.machine import machine
 
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 

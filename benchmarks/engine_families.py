@@ -165,9 +165,9 @@ def compiled(model: Any, inputs: Any, density: float) -> dict[str, Any]:
 
     from ticketry.core.mask import Mask
     from ticketry.core.scope import scope
-    from ticketry.engine.capture import capture
-    from ticketry.engine.compiled import Compiled
     from ticketry.errors import TicketryError
+    from ticketry_engine.capture import capture
+    from ticketry_engine.compiled import Compiled
 
     generator = torch.Generator().manual_seed(1)
     shapes = scope(model).shapes

@@ -11,7 +11,7 @@ from common import Row
 from engine_networks import SEED
 
 from engine import QUICK_ROUNDS, Setting, setting_rows
-from ticketry.engine.bench.timing import Timing
+from ticketry_engine.bench.timing import Timing
 
 PATTERNS = ("unstructured", "groups:4:any", "groups:32")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/engine_gpu.py                             # every network, group size and density; needs a GPU
     python benchmarks/engine_gpu.py --networks resnet-18 --densities 0.26 --rows 64 --layers
-    python benchmarks/engine_gpu.py --calibrate                 # the constants of ticketry.engine.gpu.cost, measured
+    python benchmarks/engine_gpu.py --calibrate                 # the constants of ticketry_engine.gpu.cost, measured
 
 Masks are synthetic: random columns for groups of so many rows, in any order. Everyone is replayed from a CUDA graph,
 from and to tensors that stay where they are, in rounds in turn; a time is the median over rounds of CUDA events around
@@ -167,8 +167,8 @@ def build(name: str, shape: Sequence[int]) -> nn.Module:
 
 def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one network."""
-    from ticketry.engine.bench.masks import synthetic
-    from ticketry.engine.gpu import compile_gpu
+    from ticketry_engine.bench.masks import synthetic
+    from ticketry_engine.gpu import compile_gpu
 
     network, shape = NETWORKS[name]
     shape = (given.batch or shape[0], *shape[1:])
@@ -210,7 +210,7 @@ def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def dense(model: nn.Module, x: Tensor, small: Tensor, given: argparse.Namespace) -> dict[str, Call]:
     """The rivals, ready to be replayed."""
-    from ticketry.engine.gpu import compile_gpu
+    from ticketry_engine.gpu import compile_gpu
 
     found: dict[str, Call] = {}
     like = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
@@ -303,10 +303,10 @@ def layers(fast: Any, x: Tensor) -> str:
 
 
 def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
-    """Measured constants of `ticketry.engine.gpu.cost.Rates`, each from a layer that it decides."""
-    from ticketry.engine.gpu import ops
-    from ticketry.engine.gpu.cost import RATES, TILES
-    from ticketry.engine.gpu.tables import pack
+    """Measured constants of `ticketry_engine.gpu.cost.Rates`, each from a layer that it decides."""
+    from ticketry_engine.gpu import ops
+    from ticketry_engine.gpu.cost import RATES, TILES
+    from ticketry_engine.gpu.tables import pack
 
     size, bytes_ = 256, torch.empty(0, dtype=dtype).element_size()
     x = torch.randn(128, size, 28, 28, device="cuda", dtype=dtype)
@@ -364,7 +364,7 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
 
 
 def group_call(x: Tensor, held: Any, outputs: int) -> Call:
-    from ticketry.engine.gpu import ops
+    from ticketry_engine.gpu import ops
 
     packed = (held.tiles, held.rows, held.places, outputs)
     window = ([3, 3], [1, 1], [1, 1], [1, 1])

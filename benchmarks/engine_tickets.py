@@ -22,11 +22,11 @@ from training import trained
 import ticketry as tk
 from engine import compile_case
 from ticketry.core.mask import Mask
-from ticketry.engine.bench.compare import compare, saved_against
-from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
 from ticketry.lab.costs.meters.flops import forward_flops, removed_shares
+from ticketry_engine.bench.compare import compare, saved_against
+from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
 
 NETWORKS = ("resnet-20", "resnet-18", "vgg-16", "conv-4", "resnet-32")
 TARGETS = {64: 1.25, 1: 1.4}

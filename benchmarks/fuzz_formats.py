@@ -31,10 +31,8 @@ from strangers import forged, info_of_digits
 from ticketry.cli.listing import read_record
 from ticketry.core.mask import Mask
 from ticketry.core.mask_files import to_bytes
-from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
-from ticketry.engine.graph import model_file
 from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
@@ -53,6 +51,8 @@ from ticketry.report.subject import subject_of
 from ticketry.tasks.data.table import read_table
 from ticketry.tasks.fine_tuning.labelled_texts import read as read_texts
 from ticketry.tasks.recipe import recipe_from
+from ticketry_engine.ir import model_file
+from ticketry_engine.support.sealed_files import sealed, unsealed
 
 KEY, RUN = "ab" * 32, "imp-digits-0123abcd"
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
-from ticketry.engine.cpu.program import BlockSpec, Program
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Convolution
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.planar import Geometry, Planes, conv, cost, scratch_bytes
+from ticketry_engine.kernels.program import BlockSpec, Program
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Convolution
 
 LAYERS = {
     # of ResNet-18 and VGG-16 for CIFAR, and of ResNet-50: inputs, outputs, size of x, kernel, stride

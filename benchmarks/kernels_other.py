@@ -18,12 +18,12 @@ from kernels import alternate
 from torch import Tensor
 from torch.nn import functional as F
 
-from ticketry.engine.cpu import planes
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes import Geometry, Planes
-from ticketry.engine.cpu.program import BlockSpec, Op, Program
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Window
+from ticketry_engine.kernels import planar
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.planar import Geometry, Planes
+from ticketry_engine.kernels.program import BlockSpec, Op, Program
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Window
 
 
 class Bench:
@@ -77,7 +77,7 @@ class Bench:
             (x,) = self.values(shape)
             t = torch.randn(self.images, *shape[:3])
             t = t.contiguous(memory_format=torch.channels_last) if last else t
-            for name, move in (("load", planes.load), ("store", planes.store)):
+            for name, move in (("load", planar.load), ("store", planar.store)):
                 self.row(label.replace("move", name), [x], move(0, t.stride(), x), t.clone, tensors=[t])
 
     def pool(self) -> None:
@@ -90,13 +90,13 @@ class Bench:
             x, y = self.values((channels, size, size, 1), (channels, out, out, 1))
             kernel, stride, padding = ((number, number) for number in window)
             t = torch.randn(self.images, channels, size, size).contiguous(memory_format=torch.channels_last)
-            ours, theirs = (planes.max_pool, F.max_pool2d) if "max" in label else (planes.avg_pool, F.avg_pool2d)
+            ours, theirs = (planar.max_pool, F.max_pool2d) if "max" in label else (planar.avg_pool, F.avg_pool2d)
             ops = ours(x, y, Window(kernel, stride, padding))
             self.row(f"{label} {channels}x{size}x{size}", [x, y], ops, lambda f=theirs, t=t, w=window: f(t, *w))
         for channels, size in ((512, 4), (2048, 7)):
             x, y = self.values((channels, size, size, 1), (channels, 1, 1, 0))
             t = torch.randn(self.images, channels, size, size)
-            ops = planes.global_mean(x, y)
+            ops = planar.global_mean(x, y)
             self.row(f"mean {channels}x{size}x{size}", [x, y], ops, lambda t=t: t.mean((2, 3)))
 
     def elementwise(self) -> None:
@@ -107,26 +107,26 @@ class Bench:
             few = torch.randn(self.images, channels, 1, 1)
             ones = np.ones(channels, np.float32)
             name = f"{channels}x{size}x{size}"
-            self.row(f"add {name}", [a, b, y], planes.elementwise("add", a, b, y), lambda s=s, t=t: s + t)
-            self.row(f"mul by one {name}", [a, y], planes.elementwise("mul", a, one, y), lambda s=s, t=few: s * t)
-            self.row(f"relu {name}", [a, y], planes.apply("relu", a, y), lambda s=s: F.relu(s))
-            self.row(f"gelu {name}", [a, y], planes.apply("gelu", a, y), lambda s=s: F.gelu(s))
-            self.row(f"affine {name}", [a, y], planes.affine(a, y, ones, ones), lambda s=s: s * 2)
+            self.row(f"add {name}", [a, b, y], planar.elementwise("add", a, b, y), lambda s=s, t=t: s + t)
+            self.row(f"mul by one {name}", [a, y], planar.elementwise("mul", a, one, y), lambda s=s, t=few: s * t)
+            self.row(f"relu {name}", [a, y], planar.apply("relu", a, y), lambda s=s: F.relu(s))
+            self.row(f"gelu {name}", [a, y], planar.apply("gelu", a, y), lambda s=s: F.gelu(s))
+            self.row(f"affine {name}", [a, y], planar.affine(a, y, ones, ones), lambda s=s: s * 2)
 
     def norm(self) -> None:
         for channels, height, width in ((768, 1, 128), (768, 1, 197), (96, 56, 56)):
             x, y = self.values(*[(channels, height, width, 0)] * 2)
             t = torch.randn(self.images, height, width, channels)
             name = f"{channels}x{height}x{width}"
-            ops = planes.layer_norm(x, y, None, None, 1e-5)
+            ops = planar.layer_norm(x, y, None, None, 1e-5)
             self.row(f"layer norm {name}", [x, y], ops, lambda t=t, c=channels: F.layer_norm(t, (c,)))
-            self.row(f"softmax {name}", [x, y], planes.softmax(x, y), lambda t=t: t.softmax(-1))
+            self.row(f"softmax {name}", [x, y], planar.softmax(x, y), lambda t=t: t.softmax(-1))
 
     def attention(self) -> None:
         for heads, depth, tokens, causal in ((12, 64, 128, False), (12, 64, 197, False), (6, 32, 49, False)):
             values = self.values(*[(heads * depth, 1, tokens, 0)] * 4)
             tensors = [torch.randn(self.images, heads, tokens, depth) for _ in range(3)]
-            ops = planes.attention(*values, heads, depth**-0.5, causal, BlockSpec(target()))
+            ops = planar.attention(*values, heads, depth**-0.5, causal, BlockSpec(target()))
             self.row(
                 f"attention {heads}x{tokens}x{depth}",
                 values,

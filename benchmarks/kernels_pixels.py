@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticketry.engine.cpu.emitter import Emitter
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
-from ticketry.engine.cpu.pixels import number_formats as values
-from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.program import BlockSpec, Op, Program
-from ticketry.engine.cpu.target import Target, target
-from ticketry.engine.cpu.window import Convolution
+from ticketry_engine.kernels.channels_last import Geometry, Pixels, conv, cost
+from ticketry_engine.kernels.channels_last import number_formats as values
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.program import BlockSpec, Op, Program
+from ticketry_engine.kernels.target import Target, target
+from ticketry_engine.kernels.window import Convolution
 
 ITEM = {"fp32": FLOAT, "bf16": HALF}
 LAYERS = {

@@ -20,14 +20,14 @@ from common import Row, main, one_thread, parser
 from torch import nn
 
 from engine import compile_case
-from ticketry.engine.bench.compare import compare
-from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
 from ticketry.experiments.run_file import toml_tables
 from ticketry.lab.store.opening import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
+from ticketry_engine.bench.compare import compare
+from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
 
 Asked: TypeAlias = dict[str, Any]
 """What a run was asked for: its run.toml."""

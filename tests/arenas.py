@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.program import Op, Program
-from ticketry.engine.cpu.target import target
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.planar.geometry import Geometry, Planes
+from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.target import target
 
 _LIBRARIES: dict[str, Library] = {}
 _PAGE = mmap.PAGESIZE

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from foreign_code import relocatable
-from ticketry.engine.cpu.driver import Driver
-from ticketry.engine.cpu.jit import Kernel, Library
-from ticketry.engine.cpu.target import foreign
+from ticketry_engine.kernels.driver import Driver
+from ticketry_engine.kernels.jit import Kernel, Library
+from ticketry_engine.kernels.target import foreign
 
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20
 _STACK, _STACK_BYTES = 1 << 33, 1 << 20

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ticketry.engine.cpu.jit import Kernel, machine_for, optimised
-from ticketry.engine.cpu.target import Target, binding
+from ticketry_engine.kernels.jit import Kernel, machine_for, optimised
+from ticketry_engine.kernels.target import Target, binding
 
 
 def _machine(target: Target):

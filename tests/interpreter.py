@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.engine.graph import Graph, Node, last_uses
-from ticketry.engine.graph.binding import Call, build
-from ticketry.engine.graph.reference import Cast, Function, checked, prepare
+from ticketry_engine.ir import Graph, Node, last_uses
+from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.ir.reference import Cast, Function, checked, prepare
 
 
 def reference(node: Node, tensors: Mapping[str, Tensor], inputs: Sequence[Any]) -> Any:

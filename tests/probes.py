@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry.engine.cpu.emitter import I64, Emitter, State
-from ticketry.engine.cpu.target import Target
+from ticketry_engine.kernels.emitter import I64, Emitter, State
+from ticketry_engine.kernels.target import Target
 
 
 @dataclass(frozen=True)

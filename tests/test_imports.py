@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 import ticketry
+import ticketry_engine
 
 ROOT = Path(ticketry.__file__).parent
+ENGINE_ROOT = Path(ticketry_engine.__file__).parent
+SOURCES = ROOT.parent
+PACKAGES = ("ticketry", "ticketry_engine")
 
 LEAVES = {"choices", "errors", "files", "folders", "registry", "step", "version"}
 """Modules that anybody may import."""
@@ -49,9 +53,9 @@ def room_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name after ``ticketry.``) of everything of the package that a file imports."""
-    package = ["ticketry", *path.relative_to(ROOT).parts[:-1]]
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a file of either package imports, relative imports resolved."""
+    package = [path.relative_to(SOURCES).parts[0], *path.relative_to(SOURCES).parts[1:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -59,12 +63,18 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "ticketry" else [module]
+            names = [f"{module}.{alias.name}" for alias in node.names] if module in PACKAGES else [module]
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         for name in names:
-            if name == "ticketry" or name.startswith("ticketry."):
-                yield node.lineno, name.removeprefix("ticketry").removeprefix(".")
+            yield node.lineno, name
+
+
+def imports(path: Path, package: str = "ticketry") -> Iterator[tuple[int, str]]:
+    """(line, dotted name after ``package.``) of everything of a package that a file imports."""
+    for line, name in imported_modules(path):
+        if name == package or name.startswith(f"{package}."):
+            yield line, name.removeprefix(package).removeprefix(".")
 
 
 def target_of(name: str) -> str:
@@ -74,6 +84,7 @@ def target_of(name: str) -> str:
 
 
 FILES = sorted(ROOT.rglob("*.py"))
+ENGINE_FILES = sorted(ENGINE_ROOT.rglob("*.py"))
 
 
 def test_every_room_is_on_the_map():
@@ -93,48 +104,50 @@ def test_arrows_go_one_way(path):
 
 KERNELS = {
     *(
-        "cpu.activations",
-        "cpu.amx",
-        "cpu.bfloat",
-        "cpu.copies",
-        "cpu.emitter",
-        "cpu.llvm",
-        "cpu.program",
-        "cpu.target",
-        "cpu.window",
+        "kernels.activations",
+        "kernels.amx",
+        "kernels.bfloat",
+        "kernels.copies",
+        "kernels.emitter",
+        "kernels.llvm",
+        "kernels.program",
+        "kernels.target",
+        "kernels.window",
     )
 }
 """What the kernels of a layout stand on."""
 
 ENGINE = {
-    "graph.attribute_kinds": set(),
-    "graph.native_shapes": set(),
-    "graph.native": {"graph.attribute_kinds", "graph.native_shapes"},
-    "graph.nodes": {"graph.native", "graph.native_shapes"},
-    "graph.aten": {"graph.native", "graph.nodes"},
-    "graph.graph": {"graph.native", "graph.nodes", "graph.aten"},
-    "graph.memory": set(),
-    "graph.binding": {"graph.native", "graph.nodes", "graph.graph", "graph.memory"},
-    "graph.reference": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.memory", "graph.binding"},
-    "graph.shape_claims": {"graph.native", "graph.nodes", "graph.aten", "graph.graph"},
-    "graph.places": set(),
-    "graph.packed_weights": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.places"},
-    "graph.model_file": {
-        *("graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.shape_claims"),
-        *("graph.places", "graph.packed_weights"),
+    "ir.attribute_kinds": set(),
+    "ir.native_shapes": set(),
+    "ir.native": {"ir.attribute_kinds", "ir.native_shapes"},
+    "ir.nodes": {"ir.native", "ir.native_shapes"},
+    "ir.aten": {"ir.native", "ir.nodes"},
+    "ir.graph": {"ir.native", "ir.nodes", "ir.aten"},
+    "ir.memory": set(),
+    "ir.binding": {"ir.native", "ir.nodes", "ir.graph", "ir.memory"},
+    "ir.reference": {"ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.memory", "ir.binding"},
+    "ir.shape_claims": {"ir.native", "ir.nodes", "ir.aten", "ir.graph"},
+    "ir.places": set(),
+    "ir.packed_weights": {"ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.places"},
+    "ir.model_file": {
+        *("ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.shape_claims"),
+        *("ir.places", "ir.packed_weights"),
     },
-    "graph": set(),
+    "ir": set(),
     "kept_files": set(),
     "example_inputs": set(),
-    "capture": {"example_inputs", "graph", "kept_files"},
+    "capture": {"example_inputs", "ir", "kept_files"},
     "processor": set(),
-    "cpu": {"kept_files", "processor"},
-    "cpu.pixels": KERNELS,
-    "cpu.planes": KERNELS,
-    "cpu.training": KERNELS | {"cpu.planes"},
-    "plan": {"graph", "cpu", "kept_files"},
-    "training": {"example_inputs", "cpu", "layers"},
+    "kernels": {"kept_files", "platforms", "processor"},
+    "kernels.channels_last": KERNELS,
+    "kernels.planar": KERNELS,
+    "kernels.training": KERNELS | {"kernels.planar"},
+    "plan": {"ir", "kernels", "kept_files"},
+    "training": {"example_inputs", "kernels", "layers"},
     "export": {"example_inputs", "capture"},
+    "errors": set(),
+    "support": set(),
 }
 """Part of the engine -> the other parts that it may import: a graph is made, run and stored without any kernel, kernels
 know no graph, and the two layouts not each other."""
@@ -142,10 +155,10 @@ know no graph, and the two layouts not each other."""
 
 @pytest.mark.parametrize("part", ENGINE)
 def test_arrows_inside_the_engine(part):
-    folder = ROOT.joinpath("engine", *part.split("."))
+    folder = ENGINE_ROOT.joinpath(*part.split("."))
     paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-    used = {name.removeprefix("engine.") for path in paths for _, name in imports(path) if name.startswith("engine.")}
-    allowed = {part, *ENGINE[part]}
+    used = {name for path in paths for _, name in imports(path, "ticketry_engine")}
+    allowed = {part, "errors", "support", *ENGINE[part]}
     assert paths
     assert not [name for name in used if not any(f"{name}.".startswith(f"{one}.") for one in allowed)]
 
@@ -170,8 +183,8 @@ def test_arrows_inside_the_engine(part):
     ],
 )
 def test_the_reader_of_imports(tmp_path, monkeypatch, code, found):
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    path = tmp_path / "core" / "file.py"
-    path.parent.mkdir()
+    monkeypatch.setitem(globals(), "SOURCES", tmp_path)
+    path = tmp_path / "ticketry" / "core" / "file.py"
+    path.parent.mkdir(parents=True)
     path.write_text(code)
     assert [name for _, name in imports(path)] == found

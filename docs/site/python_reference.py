@@ -23,7 +23,7 @@ _GROUPS = {
 """Page -> title and names; modules have a page each."""
 
 _RETURNED = {
-    "python-faster": ("ticketry.engine.training.sparse_training.SparseTraining",),
+    "python-faster": ("ticketry_engine.training.sparse_training.SparseTraining",),
     "python-experiments": (
         "ticketry.experiments.run.Run",
         "ticketry.experiments.frames.RunTicket",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ticketry.engine import platforms as _platforms
 from ticketry.version import __version__
+from ticketry_engine import platforms as _platforms
 
 _platforms.warn()
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ticketry.core.structure.shrinking.shrink import shrink
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.engine import cost
-    from ticketry.engine.compiled import compile
-    from ticketry.engine.training.sparse_training import sparse_training
     from ticketry.experiments import bundles as store
     from ticketry.experiments.bench import bench
     from ticketry.experiments.run import run
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from ticketry.tasks.catalogue import get as task
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.task import Split, Splits, Task
+    from ticketry_engine.compiled import compile
+    from ticketry_engine.training.sparse_training import sparse_training
 
 _PUBLIC = {
     "Hold": "ticketry.core.sparse_training.hold:Hold",
@@ -57,7 +57,7 @@ _PUBLIC = {
     "Ticket": "ticketry.core.ticket.ticket:Ticket",
     "allocate": "ticketry.core.allocate:allocate",
     "bench": "ticketry.experiments.bench:bench",
-    "compile": "ticketry.engine.compiled:compile",
+    "compile": "ticketry_engine.compiled:compile",
     "cost": "ticketry.engine.cost",
     "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
@@ -75,7 +75,7 @@ _PUBLIC = {
     "score": "ticketry.core.score",
     "search": "ticketry.search",
     "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
-    "sparse_training": "ticketry.engine.training.sparse_training:sparse_training",
+    "sparse_training": "ticketry_engine.training.sparse_training:sparse_training",
     "stability": "ticketry.experiments.stability:stability",
     "store": "ticketry.experiments.bundles",
     "structure": "ticketry.core.structure",

@@ -14,9 +14,9 @@ import torch
 
 import ticketry as tk
 from cli.calling import call, printed
-from ticketry.engine.cpu.target import target
 from ticketry.lab.store.files import read_sealed
 from ticketry.tasks.models import build
+from ticketry_engine.kernels.target import target
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
 
@@ -62,7 +62,7 @@ def test_compile_writes_a_file_that_runs_without_the_ticket(
     assert "lenet-300-100 on digits, 50.00 % of its weights kept" in out
     assert "equal to its source" in out
     assert "fc1" in out, "the table of layers"
-    from ticketry.engine.compiled import load
+    from ticketry_engine.compiled import load
 
     x = torch.randn(5, 1, 8, 8)
     source = tk.Ticket.load(ticket).apply(build("lenet-300-100", shape=(1, 8, 8), classes=10), "trained").eval()

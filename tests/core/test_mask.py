@@ -12,8 +12,8 @@ from torch import nn
 
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.scope import scope
-from ticketry.core.seeds import generator
 from ticketry.errors import MaskError
+from ticketry_engine.support.seeds import generator
 
 SHAPES = {"a.weight": (3, 5), "b.weight": (2, 2, 3), "b.bias": (7,), "scale": ()}
 

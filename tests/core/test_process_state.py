@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.example_call import call_in_evaluation
-from ticketry.core.process_state import Turns, default_dtype, private_random_state
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.state import initial_state
+from ticketry_engine.support.process_state import Turns, default_dtype, private_random_state
 
 Hook = Callable[[], None]
 """What is called in the midst of some work."""

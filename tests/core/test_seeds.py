@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix
 
 parts = st.lists(st.one_of(st.integers(), st.text("ab1")), max_size=4)
 

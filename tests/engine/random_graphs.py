@@ -11,10 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.graph.attribute_kinds import ACTS
-from ticketry.engine.graph.native import Facts, infer
 from ticketry.errors import GraphError
+from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir.attribute_kinds import ACTS
+from ticketry_engine.ir.native import Facts, infer
 
 ACTIVATIONS = (None, *ACTS, {"leaky_relu": 0.1})
 PATTERNS = ("unstructured", "rows of 4", "rows of 16", "some empty rows", "all but one row empty", "empty")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.engine import kept_files
-from ticketry.engine.kept_files import keep, kept
 from ticketry.errors import CostError, StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
 from ticketry.lab.remote.address import place_of
+from ticketry_engine import kept_files
+from ticketry_engine.kept_files import keep, kept
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 ANOTHER = 4242

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.bench.masks import synthetic
-from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
+from ticketry_engine.bench.masks import synthetic
+from ticketry_engine.kernels.target import target
 
 needs_bf16 = pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
 BOUND = 3e-2
@@ -214,7 +214,7 @@ def test_a_precision_that_there_is_not() -> None:
 
 def test_a_target_without_bf16_is_refused(tmp_path, monkeypatch) -> None:
     """At once, and with what to do: nothing else is computed in silence."""
-    monkeypatch.setattr("ticketry.engine.compiled.find_target", lambda name: dataclasses.replace(target(), bf16=False))
+    monkeypatch.setattr("ticketry_engine.compiled.find_target", lambda name: dataclasses.replace(target(), bf16=False))
     model, shape = made("plain")
     with pytest.raises(EngineError, match=r"AVX512-BF16.*precision='fp32'"):
         compiled(model, shape)

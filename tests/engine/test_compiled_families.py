@@ -14,12 +14,12 @@ from arenas import targets
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
 from engine.test_families import call, doubled, other_batch, random_mask, tensors
 from tasks.models.library_support import import_or_skip
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import Compiled
-from ticketry.engine.graph import Graph
-from ticketry.engine.plan.region_programs import Native, Plan
-from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.tasks.models.networks import build, names
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.ir import Graph
+from ticketry_engine.plan.region_programs import Native, Plan
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 
 def compiled(

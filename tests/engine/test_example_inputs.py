@@ -7,8 +7,8 @@ from collections import UserDict
 import pytest
 import torch
 
-from ticketry.engine.example_inputs import as_arguments, at_batch, batch_of, difference
 from ticketry.errors import EngineError, UsageError
+from ticketry_engine.example_inputs import as_arguments, at_batch, batch_of, difference
 
 
 def test_batches_of_any_size_whose_examples_all_differ() -> None:

@@ -14,10 +14,10 @@ from torch.nn.utils import prune
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.export import FORMATS, export, format_of
 from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
 from ticketry.tasks import models
 from ticketry.tasks.models import language
+from ticketry_engine.export import FORMATS, export, format_of
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'ticketry[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
@@ -231,7 +231,7 @@ def test_a_model_that_takes_no_other_batch_of_its_first_axis_is_told(tmp_path: P
 def test_what_differs_from_its_source_is_not_written(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ticketry.engine import export as module
+    from ticketry_engine import export as module
 
     real = module.write_onnx
 

@@ -15,10 +15,10 @@ from samples import sample
 from tasks.models.library_support import import_or_skip
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.engine.capture import capture
-from ticketry.engine.graph import Graph
-from ticketry.engine.graph.model_file import dumps, loads
 from ticketry.tasks.models.networks import build, names
+from ticketry_engine.capture import capture
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.model_file import dumps, loads
 
 
 def random_mask(model: nn.Module, density: float = 0.5) -> Mask:

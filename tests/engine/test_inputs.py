@@ -13,8 +13,8 @@ from torch import nn
 
 import ticketry as tk
 from engine.input_kinds import READ, REFUSED, SHAPE, Images, Mixed, compiled
-from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.target import target
 
 PROGRAMS = [
     ("images", "planes", "fp32"),

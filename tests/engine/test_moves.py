@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import Compiled
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
 
 C = 12
 

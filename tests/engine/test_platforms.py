@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from samples import sample
-from ticketry.engine import platforms
+from ticketry_engine import platforms
 
 _ELSEWHERE = """
 import platform, warnings

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.engine.bench.machine import another_machine, machine
-from ticketry.engine.processor import facts_of, kind_of
 from ticketry.lab.environment import environment
+from ticketry_engine.bench.machine import another_machine, machine
+from ticketry_engine.processor import facts_of, kind_of
 
 ZEN_3 = """processor\t: 0
 vendor_id\t: AuthenticAMD

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from arenas import targets
 from engine.random_graphs import Way, graphs, ways
 from interpreter import Program
-from ticketry.engine.compiled import Compiled
-from ticketry.engine.graph import Graph
-from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.ir import Graph
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 _WAYS = ways(targets())
 
@@ -23,7 +23,7 @@ _WAYS = ways(targets())
 def _cores() -> Iterator[None]:
     """As many as the tests have threads, on every machine."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ticketry.engine.compiled.cores", lambda: 8)
+        patched.setattr("ticketry_engine.compiled.cores", lambda: 8)
         yield
 
 

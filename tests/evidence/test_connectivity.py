@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ticketry import search
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import barrier, error_of, instability, interpolated
 from ticketry.evidence.stability import children, stability
@@ -27,6 +26,7 @@ from ticketry.records.metric import Metric
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Split, Splits
+from ticketry_engine.support.seeds import mix
 
 
 def blobs(count: int, seed: int, shape: tuple[int, ...]) -> Split:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.core.seeds import mix
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls
@@ -26,6 +25,7 @@ from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 SHAPES = {"a.weight": (40, 50), "b.weight": (40, 50), "c.weight": (10, 7, 3, 3), "d.weight": (300,)}
 

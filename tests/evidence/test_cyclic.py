@@ -10,7 +10,6 @@ import torch
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER, RIVALS
 from ticketry.evidence.controls import control_mask, control_trainings, train_control
@@ -24,6 +23,7 @@ from ticketry.lab.search_result import Found, Seeds, spent
 from ticketry.lab.training.segment import Start
 from ticketry.records.schema import as_json
 from ticketry.report import write_report
+from ticketry_engine.support.seeds import mix
 
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 K, T = 6, 40

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from ticketry.core.seeds import mix
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
 from ticketry.evidence import procedure_rivals
@@ -21,6 +20,7 @@ from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verification import Verification, verify_procedure
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
+from ticketry_engine.support.seeds import mix
 
 TASK = tk.task("digits")
 TOTAL = 20

@@ -17,7 +17,6 @@ import ticketry as tk
 from ticketry import search
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.seeds import mix
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.stability import Stability, children, distance, stability
@@ -27,6 +26,7 @@ from ticketry.lab.training.segment import Start
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 SHAPES = {"a.weight": (4, 5), "a.bias": (4,), "b.weight": (3, 4)}
 

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from torch import nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import mix
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import comparisons as rivals_module
@@ -35,6 +34,7 @@ from ticketry.search import method
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits
+from ticketry_engine.support.seeds import mix
 
 REWIND = 10
 

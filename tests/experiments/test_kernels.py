@@ -11,10 +11,10 @@ import pytest
 
 import ticketry as tk
 from ticketry.cli import main
-from ticketry.engine.cpu.target import target
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.kernels import kernels_here
+from ticketry_engine.kernels.target import target
 
 pytest.importorskip("llvmlite")
 

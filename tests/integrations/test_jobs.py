@@ -15,11 +15,11 @@ from torch import nn
 import ticketry as tk
 from samples import sample
 from ticketry.core.gates import KINDS
-from ticketry.core.sealed_files import sealed
 from ticketry.errors import HoldError, MaskError, MissingExtraError, TicketryError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import check_surroundings
 from ticketry.integrations._jobs import Gating, Holding, Pruning
+from ticketry_engine.support.sealed_files import sealed
 
 
 def network() -> nn.Module:

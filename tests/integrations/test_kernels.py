@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.engine.cpu.target import target
-from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError, UsageError
 from ticketry.integrations._job import check_surroundings
 from ticketry.integrations._jobs import Holding, Pruning
 from ticketry.integrations._kernels import Kernels
+from ticketry_engine.kernels.target import target
+from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.core.process_state import private_random_state
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import (
@@ -31,6 +30,7 @@ from ticketry.lab.runners.underway import Underway
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
+from ticketry_engine.support.process_state import private_random_state
 
 
 class Stopper:

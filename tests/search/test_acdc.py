@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from samples import sample
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.search.acdc import Settings
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import generator, mix
 
 METHOD = tk.search.acdc
 TOTAL, BATCH, SEED = 57, 64, 3

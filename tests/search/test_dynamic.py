@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from samples import sample
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import DYNAMIC, budget
 from ticketry.search.common import moved_mask
 from ticketry.search.dynamic import Settings
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import generator, mix
 
 METHOD = tk.search.dynamic
 TOTAL, BATCH, SEED, ALPHA = 57, 64, 3, 0.4

@@ -11,7 +11,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.search_result import budget, spent
@@ -19,6 +18,7 @@ from ticketry.lab.training.segment import Start
 from ticketry.search.early import Settings
 from ticketry.tasks.task import Split, Splits
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import mix
 
 METHOD = tk.search.early
 TOTAL, SEED = 60, 3

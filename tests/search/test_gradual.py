@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from samples import sample
-from ticketry.core.seeds import mix
 from ticketry.core.sparse_training.schedule import cuts
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.lab.training.segment import Start
 from ticketry.search.gradual import Settings
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import mix
 
 METHOD = tk.search.gradual
 TOTAL, BATCH, SEED = 57, 64, 3

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.seeds import mix
+from ticketry_engine.support.seeds import mix
 
 TOTAL, REWIND, LEVELS, BATCH, SEED = 57, 6, 4, 64, 3
 

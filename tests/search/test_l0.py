@@ -11,12 +11,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError
 from ticketry.lab.search_result import budget, spent
 from ticketry.search.gating.gating import Gating
 from ticketry.search.l0 import Settings
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import generator, mix
 
 sys.path.insert(0, str(Path(__file__).parent))
 from norms_task import NormsTask

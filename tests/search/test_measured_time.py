@@ -11,12 +11,12 @@ import torch
 
 import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
-from ticketry.engine.bench.machine import machine as machine_here
-from ticketry.engine.bench.timing import Interval
 from ticketry.errors import CostError, UsageError
 from ticketry.evidence.equal_cost import dense_of_cost
 from ticketry.lab import measured_time
 from ticketry.lab.budget_masks import dense_multiplications
+from ticketry_engine.bench.machine import machine as machine_here
+from ticketry_engine.bench.timing import Interval
 
 
 class Scripted:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import TicketryError, UsageError
 from ticketry.lab.search_result import budget, spent
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.search.regularised import Settings
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import generator, mix
 
 sys.path.insert(0, str(Path(__file__).parent))
 from norms_task import NormsTask

@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from samples import sample
-from ticketry.core.seeds import mix
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
 from ticketry.errors import LayerCollapseError, StructureError, UsageError
 from ticketry.lab.search_result import budget
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import mix
 
 TOTAL, WHEN, SEED, BATCH = 24, 9, 3, 64
 SGD = tk.Recipe(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
-from ticketry.engine import platforms
+from ticketry_engine import platforms
 
 _DESCRIPTION = """\
 What this machine and this environment have, and what each means for speed: processor, threads, precision, packages of
@@ -92,15 +92,15 @@ def main(words: Sequence[str]) -> int:
 
 
 def _environment() -> dict[str, Any]:
-    from ticketry.engine.bench.machine import machine
+    from ticketry_engine.bench.machine import machine
 
     found = machine()
     return {**found["versions"], "python": found["python"], "system": found["system"]}
 
 
 def _machine() -> Iterator[Finding]:
-    from ticketry.engine.bench.machine import machine
-    from ticketry.engine.processor import computes_in_bf16
+    from ticketry_engine.bench.machine import machine
+    from ticketry_engine.processor import computes_in_bf16
 
     found = machine()
     yield Finding("processor", found["processor"], "")
@@ -161,11 +161,11 @@ def _version(package: str) -> str:
 
 
 def _caches() -> Iterator[Finding]:
-    from ticketry.engine import kept_files
     from ticketry.files import cache_folder as data
     from ticketry.files import reason_of, why_not_private
     from ticketry.folders import files_below, is_folder
     from ticketry.lab.store.usage import size_of
+    from ticketry_engine import kept_files
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
         "data": (

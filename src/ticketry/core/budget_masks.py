@@ -27,9 +27,9 @@ from ticketry.core.prune import densities, measures_at_mask, on_the_way, scores_
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches
-from ticketry.core.seeds import generator
 from ticketry.core.structuring import in_blocks, only_of
 from ticketry.errors import LayerCollapseError, UsageError
+from ticketry_engine.support.seeds import generator
 
 Prices = Mapping[str, int] | CostModel
 """Parameter name -> what each of its weights costs, above 0; or costs of layers by density."""

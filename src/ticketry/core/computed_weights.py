@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ticketry.core.devices.parts import is_spread
-from ticketry.core.seeds import generator
 from ticketry.errors import MaskError
+from ticketry_engine.support.seeds import generator
 
 _TRIALS = 3
 """Random tensors that zeros have to pass through: one of a few elements can come out right by luck."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ticketry.core.process_state import private_random_state
+from ticketry_engine.support.process_state import private_random_state
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from ticketry.core.devices.parts import part, part_like, put_back
 from ticketry.core.html_tables import html_table
 from ticketry.core.layer_density import LayerDensity, LayerTable
 from ticketry.core.scope import Scope, matching_parameters, normal_name
-from ticketry.core.seeds import generator
 from ticketry.errors import MaskError, ScopeError, UsageError
+from ticketry_engine.support.seeds import generator
 
 
 class Mask(Mapping[str, Tensor]):

@@ -1,26 +1,26 @@
-"""The engine: a masked model captured as a small graph, planned, and run by sparse kernels made for its masks.
-
-Uses the core, the records (for what it tells of layers and times), and nothing of the lab: a model and a mask are
-enough. `compile` makes a module of a model; `load` one of a model file that `Compiled.save` has written.
-"""
+"""The sparse engine, as ticketry offers it: `compile`, `load`, `Compiled` and `Layer`; see `ticketry_engine`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry.engine.compiled import Compiled, compile, load
     from ticketry.records.speed import Layer
+    from ticketry_engine.compiled import Compiled, compile, load
 
 __all__ = ["Compiled", "Layer", "compile", "load"]
 
-_WHERE = {"Compiled": "compiled", "Layer": "layers", "compile": "compiled", "load": "compiled"}
+_MODULES = {
+    "Compiled": "ticketry_engine.compiled",
+    "Layer": "ticketry.records.speed",
+    "compile": "ticketry_engine.compiled",
+    "load": "ticketry_engine.compiled",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first used: kernels alone do not need torch, nor a graph llvmlite."""
-    if name not in _WHERE:
+    """Import a public name when it is first used: importing the package does not load torch or llvmlite."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'ticketry.engine' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"ticketry.engine.{_WHERE[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

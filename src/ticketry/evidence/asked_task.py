@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TaskError, TicketError, UsageError
@@ -12,6 +11,7 @@ from ticketry.records.ticket import Asked, AskedTask, Request, read_info
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened
 from ticketry.tasks.task import Spec, Task
+from ticketry_engine.support.process_state import private_random_state
 
 
 def name_of(ticket: Ticket) -> str:

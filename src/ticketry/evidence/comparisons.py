@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ticketry.core.seeds import mix
 from ticketry.evidence.comparison_names import CONTROLS, RIVALS, SMALL_DENSE, check_rivals
 from ticketry.evidence.controls import control_start, stored_control_mask
 from ticketry.evidence.dense_references import Reference, references, train_reference
@@ -26,6 +25,7 @@ from ticketry.lab.training.variant import under_mask
 from ticketry.records.network import DENSE_RIVALS, is_dense_rival
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import check_line
 from ticketry.evidence.stability import children
@@ -30,6 +29,7 @@ from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
+from ticketry_engine.support.seeds import mix
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from ticketry.core.budget_masks import spent
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.evidence.control import Control, Drawing
@@ -30,6 +29,7 @@ from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 
 def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ticketry.core.seeds import mix
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, spent
@@ -28,6 +27,7 @@ from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import under_mask
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 
 def train_cycles(

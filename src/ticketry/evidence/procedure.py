@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.mask_form import Form
 from ticketry.lab.costs.phases import phases_of
@@ -18,6 +17,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, budget
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
 """One replicate of a method: yields the dense network, then each ticket."""

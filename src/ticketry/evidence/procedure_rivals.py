@@ -15,7 +15,6 @@ from statistics import fmean
 
 from ticketry.core.budget_masks import random_of_cost
 from ticketry.core.scope import named_parameters
-from ticketry.core.seeds import mix
 from ticketry.core.structure.controls import random_mask
 from ticketry.evidence.comparison_names import (
     PROCEDURE_RIVALS,
@@ -38,6 +37,7 @@ from ticketry.lab.training.segment import Result
 from ticketry.lab.training.variant import Variant, bound_to_mask, under_mask
 from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
 
 
 class ProcedureRivals:

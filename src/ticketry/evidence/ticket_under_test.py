@@ -11,7 +11,6 @@ from msgspec import convert, structs
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import named_parameters
-from ticketry.core.seeds import mix
 from ticketry.core.ticket.state_dicts import state_for
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, TicketError, UsageError
@@ -24,6 +23,7 @@ from ticketry.lab.training.variant import Variant
 from ticketry.records.ticket import AskedTask, Retraining, read_info
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task, written_key
+from ticketry_engine.support.seeds import mix
 
 _NEEDED = ("task", "recipe", "seeds", "segment", "retrain", "rewind_step")
 

@@ -15,14 +15,6 @@ from torch import nn
 
 from ticketry.core.structure.shrinking.shrink import shrink
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.engine.bench.compare import compare, timed_layers
-from ticketry.engine.bench.curve import Sweep, curve
-from ticketry.engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
-from ticketry.engine.bench.machine import check_cores, choose_cores
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
-from ticketry.engine.compiled import Compiled, load
-from ticketry.engine.example_inputs import at_batch
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
@@ -36,6 +28,14 @@ from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
+from ticketry_engine.bench.compare import compare, timed_layers
+from ticketry_engine.bench.curve import Sweep, curve
+from ticketry_engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
+from ticketry_engine.bench.machine import check_cores, choose_cores
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
+from ticketry_engine.compiled import Compiled, load
+from ticketry_engine.example_inputs import at_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.engine.compiled import Compiled, compile
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.asked_task import asked_of, made_task
 from ticketry.experiments.options import ModelOptions
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
+from ticketry_engine.compiled import Compiled, compile
 
 WEIGHTS = ("trained", "start")
 

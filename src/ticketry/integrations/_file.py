@@ -11,9 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ticketry.core.mask_files import read_metadata
-from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.errors import TicketryError
 from ticketry.files import content_of, write_atomically
+from ticketry_engine.support.sealed_files import sealed, unsealed
 
 _ENTRY = "ticketry"
 _TENSOR = "tensor"

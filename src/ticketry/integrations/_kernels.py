@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
-    from ticketry.engine.training.sparse_training import SparseTraining
+    from ticketry_engine.training.sparse_training import SparseTraining
 
 KERNELS = ("dense", "sparse")
 PRECISIONS = ("fp32", "bf16")
@@ -50,7 +50,7 @@ class Kernels:
         """Make kernels for a model whose mask somebody else holds; errors as of `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
-            from ticketry.engine.training.sparse_training import SparseTraining
+            from ticketry_engine.training.sparse_training import SparseTraining
 
             self._fast = SparseTraining(model, mask, self._example, precision=self._precision, hooks=False)
 

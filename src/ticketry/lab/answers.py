@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.score import source_of
@@ -32,6 +31,7 @@ from ticketry.lab.training.variants.shrunk import task_structure
 from ticketry.tasks import given
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
 class Answers:

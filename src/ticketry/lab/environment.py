@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ticketry.engine.processor import kind
-from ticketry.engine.processor import processor as name_and_features
 from ticketry.version import __version__
+from ticketry_engine.processor import kind
+from ticketry_engine.processor import processor as name_and_features
 
 
 def environment() -> dict[str, Any]:

@@ -17,16 +17,16 @@ from torch import nn
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.seeds import generator
 from ticketry.errors import CostError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import Timed
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import generator
 
 if TYPE_CHECKING:
-    from ticketry.engine.bench.timing import Interval
     from ticketry.engine.cost.meter import Meter
+    from ticketry_engine.bench.timing import Interval
 
 _TIMING = threading.Lock()
 """Replicates are threads: one of them times at a moment."""
@@ -37,7 +37,7 @@ _ROUNDS = 11
 
 def check_here(costs: CostModel) -> None:
     """Raises `CostError` if times that go with these costs cannot be measured on this machine."""
-    from ticketry.engine.bench.machine import another_machine
+    from ticketry_engine.bench.machine import another_machine
 
     if costs.unit != "seconds":
         raise CostError(f"a time is measured beside costs in seconds, not in {costs.unit}")
@@ -103,7 +103,7 @@ def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Inter
 
 def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     from ticketry.engine.cost.meter import Meter
-    from ticketry.engine.example_inputs import batch_of
+    from ticketry_engine.example_inputs import batch_of
 
     check_here(costs)
     batch = int(costs.about.get("batch", 1))

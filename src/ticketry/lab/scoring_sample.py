@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.tasks.task import Course, Task
+from ticketry_engine.support.seeds import mix
 
 
 @dataclass(frozen=True)

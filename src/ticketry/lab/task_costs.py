@@ -61,9 +61,9 @@ def costs_of(
         EngineError: for a network that cannot be captured.
     """
     from ticketry.engine.cost import public
-    from ticketry.engine.example_inputs import batch_of
     from ticketry.lab.measured_time import filled
     from ticketry.lab.training.supervised import course_of
+    from ticketry_engine.example_inputs import batch_of
 
     inputs = course_of(task, data).inputs(options.batch)
     if (examples := batch_of(inputs)) < options.batch:
@@ -99,8 +99,8 @@ def kept_costs(
 
 
 def _name(task: Task, options: CostOptions) -> str:
-    from ticketry.engine.bench.machine import PROCESSOR, machine
     from ticketry.lab.store.store import digest_of
+    from ticketry_engine.bench.machine import PROCESSOR, machine
 
     described: dict[str, Any] = {"task": dict(task.key()), "options": vars(options)}
     if options.unit == "seconds":

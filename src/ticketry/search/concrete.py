@@ -150,9 +150,9 @@ def _of_density(lab: Lab, trained: Result, _: Settings, density: float, collapse
 def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
     """By which a mask of a share is found."""
     from ticketry.core.gates import BinaryConcrete
-    from ticketry.core.seeds import mix
     from ticketry.search.gating.charging import charged, steered_to
     from ticketry.search.gating.gating import Gating
+    from ticketry_engine.support.seeds import mix
 
     steered, density = steered_to(replicate, settings, scope, share)
     kept = kept_elements(density, scope.total)

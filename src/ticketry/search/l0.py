@@ -109,9 +109,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
     """That all tickets of a replicate are cut from."""
     from ticketry.core.gates import HardConcrete
-    from ticketry.core.seeds import mix
     from ticketry.search.gating.charging import charged
     from ticketry.search.gating.gating import Gating
+    from ticketry_engine.support.seeds import mix
 
     return Gating(
         scope=tuple(scope),

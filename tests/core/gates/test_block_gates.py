@@ -21,8 +21,8 @@ from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.product import block_product
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.pattern import Pattern
-from ticketry.core.seeds import generator
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
+from ticketry_engine.support.seeds import generator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from slow_blocks import blocks_of

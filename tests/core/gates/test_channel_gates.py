@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.gates.channel_gates import ChannelGates, attach_channels
-from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.choose import cut_channels
 from ticketry.core.structure.shrinking.removal_trial import tried_structure
 from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry_engine.support.seeds import generator
 
 RATIO = torch.log(torch.tensor(0.1 / 1.1, dtype=torch.float64))
 

@@ -16,8 +16,8 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.gates import BinaryConcrete, Continuous, HardConcrete, Kind, Moment, Stochastic
 from ticketry.core.gates.kinds import kind_of
-from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
+from ticketry_engine.support.seeds import generator
 
 AT = Moment(init=0.0, beta=1.0)
 SOME = torch.tensor([-4.0, -2.5, -2.3, -0.5, 0.0, 0.7, 3.0], dtype=torch.float64)

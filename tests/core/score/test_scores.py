@@ -11,8 +11,8 @@ import ticketry as tk
 from ticketry.core import score
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
+from ticketry_engine.support.seeds import generator
 
 
 @pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])

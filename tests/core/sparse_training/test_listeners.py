@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ticketry as tk
 from ticketry.core.sparse_training._registrations import Listening
-from ticketry.core.sparse_training._steps import Stepping
+from ticketry_engine.support.optimizer_steps import Stepping
 
 
 def _optimizer() -> torch.optim.SGD:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.engine.bench import compare as module
-from ticketry.engine.bench.compare import compare, saved_against
-from ticketry.engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
 from ticketry.errors import EngineError
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime
+from ticketry_engine.bench import compare as module
+from ticketry_engine.bench.compare import compare, saved_against
+from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
 
 
 class Fake:

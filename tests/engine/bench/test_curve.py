@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.engine.bench.curve import DENSITIES, Sweep, curve
-from ticketry.engine.bench.dense_engines import Call, Eager
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
 from ticketry.errors import EngineError, UsageError
 from ticketry.records.schema import as_json
+from ticketry_engine.bench.curve import DENSITIES, Sweep, curve
+from ticketry_engine.bench.dense_engines import Call, Eager
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
 
 DENSE, OVERHEAD = 0.04, 0.01
 

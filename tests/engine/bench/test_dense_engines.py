@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from samples import sample
-from ticketry.engine.bench import dense_engines
-from ticketry.engine.bench.compare import TOLERANCE
-from ticketry.engine.bench.dense_engines import Shrunk, UnavailableError, names, rivals
-from ticketry.engine.bench.workload import Case
-from ticketry.engine.example_inputs import at_batch, difference, outputs_of
 from ticketry.errors import EngineError, UsageError
+from ticketry_engine.bench import dense_engines
+from ticketry_engine.bench.compare import TOLERANCE
+from ticketry_engine.bench.dense_engines import Shrunk, UnavailableError, names, rivals
+from ticketry_engine.bench.workload import Case
+from ticketry_engine.example_inputs import at_batch, difference, outputs_of
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

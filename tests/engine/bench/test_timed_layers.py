@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.bench.compare import timed_layers, unpruned
-from ticketry.engine.compiled import Compiled
+from ticketry_engine.bench.compare import timed_layers, unpruned
+from ticketry_engine.compiled import Compiled
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import statistics
 
 import pytest
 
-from ticketry.engine.bench import timing
-from ticketry.engine.bench.timing import Timing, median_interval, quartiles, take
 from ticketry.errors import UsageError
+from ticketry_engine.bench import timing
+from ticketry_engine.bench.timing import Timing, median_interval, quartiles, take
 
 
 @pytest.mark.parametrize("count", [6, 9, 15, 16, 25, 40])

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from interpreter import Program
 from ticketry.core.mask import Mask
-from ticketry.engine.capture import capture
 from ticketry.errors import CaptureError, EngineError, MaskError
+from ticketry_engine.capture import capture
 
 Pair = namedtuple("Pair", ["one", "two"])
 
@@ -237,9 +237,9 @@ def test_operations_that_a_model_brings_itself_run_in_torch():
 def test_capture_needs_no_compiler_and_the_graph_no_export():
     code = (
         "import sys; sys.modules['llvmlite'] = None\n"
-        "import ticketry.engine.graph, ticketry.engine.graph.reference, ticketry.engine.graph.model_file\n"
+        "import ticketry_engine.ir, ticketry_engine.ir.reference, ticketry_engine.ir.model_file\n"
         "assert 'torch.export' not in sys.modules or 'torch._dynamo' not in sys.modules\n"
-        "from ticketry.engine.capture import capture\n"
+        "from ticketry_engine.capture import capture\n"
         "assert 'torch._dynamo' not in sys.modules\n"
         "import torch; capture(torch.nn.Linear(2, 2), None, torch.zeros(2, 2))"
     )

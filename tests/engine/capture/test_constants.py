@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.compiled import load
 from ticketry.errors import EngineError
+from ticketry_engine.compiled import load
 
 LARGEST = torch.finfo(torch.float32).max
 FINITE = [0.0, -0.0, 1e-45, -1e-45, 1.1754943508222875e-38, 1e-30, 2.0**63, -(2.0**63), 1e19, 1e30, -1e30, 1e31]

@@ -10,11 +10,11 @@ from torch import nn
 
 import ticketry as tk
 from engine.a_recurrent import Recurrent
-from ticketry.engine.capture import capture, pipeline
-from ticketry.engine.graph import Graph
-from ticketry.engine.kept_files import folder
 from ticketry.tasks.models import networks
 from ticketry.tasks.models.networks import build
+from ticketry_engine.capture import capture, pipeline
+from ticketry_engine.ir import Graph
+from ticketry_engine.kept_files import folder
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from interpreter import Program
-from ticketry.engine.capture import capture, lower_resizes
-from ticketry.engine.compiled import Compiled
+from ticketry_engine.capture import capture, lower_resizes
+from ticketry_engine.compiled import Compiled
 
 
 class Resized(nn.Module):

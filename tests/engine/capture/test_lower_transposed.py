@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import ticketry as tk
 from engine.families import shake
 from interpreter import Program
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import Compiled
-from ticketry.engine.graph.origins import origins
-from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.ir.origins import origins
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU(), "leaky": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}
 

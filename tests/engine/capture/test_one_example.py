@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.capture import capture
 from ticketry.errors import EngineError
+from ticketry_engine.capture import capture
 
 
 class Base(nn.Module):

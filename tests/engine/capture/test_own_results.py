@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import load
 from ticketry.errors import CaptureError, EngineError
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import load
 
 
 class Net(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from engine.families import shake
 from interpreter import Program
 from ticketry.core.mask import Mask
-from ticketry.engine.capture import capture
-from ticketry.engine.graph import Graph
+from ticketry_engine.capture import capture
+from ticketry_engine.ir import Graph
 
 
 class Of(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.capture.test_passes import Of, captured, ops
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import Compiled
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
 
 T, C, S = 5, 4, 3
 

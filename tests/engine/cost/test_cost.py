@@ -19,13 +19,13 @@ from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mixed import Choice
 from ticketry.core.costs.saliency import output_change
-from ticketry.engine.bench.machine import machine
-from ticketry.engine.bench.timing import Interval
 from ticketry.engine.cost.families import RandomMasks, ScoredMasks
 from ticketry.engine.cost.measured import costs_by
 from ticketry.engine.cost.meeting import estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter, Profile
 from ticketry.errors import CostError, LayerCollapseError, UsageError
+from ticketry_engine.bench.machine import machine
+from ticketry_engine.bench.timing import Interval
 
 
 class Odd(nn.Module):

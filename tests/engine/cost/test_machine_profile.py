@@ -12,15 +12,15 @@ from torch import nn
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.capture import capture
 from ticketry.engine.cost.calibration import Sample, coefficients_of, left_out
 from ticketry.engine.cost.estimated import ProcessorEstimator
 from ticketry.engine.cost.fitting import fitted, non_negative
 from ticketry.engine.cost.machine_profile import MachineProfile, kept_path, names
 from ticketry.engine.cost.planned import planned
 from ticketry.engine.cost.work import Caches, Work
-from ticketry.engine.cpu.target import foreign
 from ticketry.errors import CostError, UsageError
+from ticketry_engine.capture import capture
+from ticketry_engine.kernels.target import foreign
 
 CACHES = Caches(2**15, 2**20, 2**24)
 
@@ -182,13 +182,13 @@ def test_a_machine_that_was_not_calibrated_says_how(profile, monkeypatch, tmp_pa
     monkeypatch.setattr("ticketry.engine.cost.machine_profile.folder", lambda name: tmp_path)
     with pytest.raises(CostError, match=r"tk.cost.calibrate\(\) makes one"):
         tk.cost.model(network(), X, "calibrated", threads=1)
-    from ticketry.engine.cpu.target import target
+    from ticketry_engine.kernels.target import target
 
     profile.save(kept_path(target().name, "fp32"))
     here = profile.about["processor"]
-    monkeypatch.setattr("ticketry.engine.bench.machine.processor", lambda: (here, set()))
+    monkeypatch.setattr("ticketry_engine.bench.machine.processor", lambda: (here, set()))
     assert tk.cost.model(network(), X, "calibrated", threads=1) == tk.cost.model(network(), X, profile, threads=1)
-    monkeypatch.setattr("ticketry.engine.bench.machine.processor", lambda: ("Abacus 3", set()))
+    monkeypatch.setattr("ticketry_engine.bench.machine.processor", lambda: ("Abacus 3", set()))
     with pytest.raises(CostError, match="another processor"):
         tk.cost.model(network(), X, "calibrated", threads=1)
 

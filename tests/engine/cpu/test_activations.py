@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from ticketry.engine.cpu.activations import activate, activation
-from ticketry.engine.cpu.emitter import Emitter
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.target import Target, target
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.activations import activate, activation
+from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.target import Target, target
 
 F = torch.nn.functional
 TRUTH = {

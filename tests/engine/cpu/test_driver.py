@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from arenas import library
 from probes import Mark, Round
-from ticketry.engine.cpu.emitter import Emitter, State, Written
-from ticketry.engine.cpu.program import Op, Program
+from ticketry_engine.kernels.emitter import Emitter, State, Written
+from ticketry_engine.kernels.program import Op, Program
 
 
 @given(

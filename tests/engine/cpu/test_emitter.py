@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from llvmlite import ir
 
 from arenas import library, targets
-from ticketry.engine.cpu.emitter import F32, Emitter
-from ticketry.engine.cpu.program import Op, Program
-from ticketry.engine.cpu.target import Target
+from ticketry_engine.kernels.emitter import F32, Emitter
+from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.target import Target
 
 Body = Callable[[Emitter], None]
 

@@ -12,14 +12,14 @@ from arm_emulator import arm_library
 from foreign_code import assembly
 from interpreter import Program as Reference
 from samples import sample
-from ticketry.engine.cpu.driver import Driver
-from ticketry.engine.cpu.jit import Kernel, Library
-from ticketry.engine.cpu.program import Op, Program
-from ticketry.engine.cpu.target import Target, foreign
-from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.plan.emission import Emission
-from ticketry.engine.plan.partition import partition
-from ticketry.engine.plan.region_programs import Native, Plan
+from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.kernels.driver import Driver
+from ticketry_engine.kernels.jit import Kernel, Library
+from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.target import Target, foreign
+from ticketry_engine.plan.emission import Emission
+from ticketry_engine.plan.partition import partition
+from ticketry_engine.plan.region_programs import Native, Plan
 
 LAYOUTS = ("planes", "pixels")
 ARM = foreign("aarch64")
@@ -99,7 +99,7 @@ def _typed(
     tensors: dict[str, torch.Tensor],
 ) -> Graph:
     """A graph whose values have the shapes that follow."""
-    from ticketry.engine.graph.native import Facts, infer
+    from ticketry_engine.ir.native import Facts, infer
 
     values = {name: Value(name, shapes[name]) for name in inputs}
     for one in nodes:

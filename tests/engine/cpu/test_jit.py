@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from probes import Constant
-from ticketry.engine import kept_files
-from ticketry.engine.cpu import jit
-from ticketry.engine.cpu.emitter import State
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.target import Target, target
+from ticketry_engine import kept_files
+from ticketry_engine.kernels import jit
+from ticketry_engine.kernels.emitter import State
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.target import Target, target
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ import torch
 
 from arenas import library
 from probes import Constant, Mark, Round, Sum
-from ticketry.engine.cpu.program import Memory, Op, Program
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.program import Memory, Op, Program
 
 
 def _engine_threads() -> set[threading.Thread]:

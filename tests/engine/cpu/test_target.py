@@ -12,10 +12,10 @@ import pytest
 
 from foreign_code import assembly, relocatable
 from probes import Constant
-from ticketry.engine.cpu import target as module
-from ticketry.engine.cpu.emitter import Emitter
-from ticketry.engine.cpu.target import Target, binding, foreign, near_inputs, target
 from ticketry.errors import EngineError, MissingExtraError
+from ticketry_engine.kernels import target as module
+from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.target import Target, binding, foreign, near_inputs, target
 
 NAMES = ("avx512", "avx2", "generic", "aarch64")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ticketry.engine.cpu import workers as module
-from ticketry.engine.cpu.workers import Workers, cores
+from ticketry_engine.kernels import workers as module
+from ticketry_engine.kernels.workers import Workers, cores
 
 
 def _engine_threads() -> set[threading.Thread]:

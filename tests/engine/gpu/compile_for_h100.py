@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ticketry.engine.gpu.kernels import group_product
-from ticketry.engine.gpu.tuning import Config, configs
+from ticketry_engine.gpu.kernels import group_product
+from ticketry_engine.gpu.tuning import Config, configs
 
 POINTERS = {"tiles": "*i32", "rows": "*i32", "places": "*i32"}
 DATA = ("x", "weight", "bias", "residual", "out")

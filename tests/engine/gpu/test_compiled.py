@@ -18,12 +18,12 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'tick
 
 import ticketry as tk
 from interpreter import run
-from ticketry.engine.gpu import compile_gpu
-from ticketry.engine.gpu.compiled import MOST_SHAPES, compile_as_it_is, precision_of
-from ticketry.engine.gpu.plan import Choice
-from ticketry.engine.gpu.program import Program
-from ticketry.engine.graph import model_file
 from ticketry.errors import EngineError, UsageError
+from ticketry_engine.gpu import compile_gpu
+from ticketry_engine.gpu.compiled import MOST_SHAPES, compile_as_it_is, precision_of
+from ticketry_engine.gpu.plan import Choice
+from ticketry_engine.gpu.program import Program
+from ticketry_engine.ir import model_file
 
 BOUNDS = {"tf32": 2e-3 if torch.cuda.is_available() else 1e-5, "fp16": 5e-3, "bf16": 3e-2}
 """TF32 multiplies 11 bits of fraction; the interpreter multiplies all 24."""
@@ -284,7 +284,7 @@ def test_tk_compile_asks_for_the_precision_of_the_weights(device, network):
 
 def test_without_the_interpreter_a_cpu_is_refused():
     program = (
-        "import torch, ticketry.engine.gpu as gpu\n"
+        "import torch, ticketry_engine.gpu as gpu\n"
         "from ticketry.errors import EngineError\n"
         "try:\n    gpu.compile_gpu(torch.nn.Linear(2, 2), None, torch.zeros(1, 2))\n"
         "except EngineError as error:\n    print(error)\n"

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'tick
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.engine.gpu import compile_gpu
+from ticketry_engine.gpu import compile_gpu
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ticketry.engine.gpu.layout import inner_empty, is_inner, outer_empty
-from ticketry.engine.graph.native_shapes import windows
+from ticketry_engine.gpu.layout import inner_empty, is_inner, outer_empty
+from ticketry_engine.ir.native_shapes import windows
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 5), (8, 3, 4, 5), (11, 2, 1, 1), (5, 7), (16, 1), (3, 1, 1, 1)])

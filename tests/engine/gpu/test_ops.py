@@ -10,13 +10,13 @@ from group_masks import grouped
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 
-from ticketry.engine.gpu import ops, tuning
-from ticketry.engine.gpu.layout import is_inner
-from ticketry.engine.gpu.program import named_act
-from ticketry.engine.gpu.tables import pack
-from ticketry.engine.graph.attribute_kinds import ACTS
-from ticketry.engine.graph.reference import activation
 from ticketry.errors import EngineError
+from ticketry_engine.gpu import ops, tuning
+from ticketry_engine.gpu.layout import is_inner
+from ticketry_engine.gpu.program import named_act
+from ticketry_engine.gpu.tables import pack
+from ticketry_engine.ir.attribute_kinds import ACTS
+from ticketry_engine.ir.reference import activation
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Of the largest output: products are summed in float32 and rounded once, to 24, 11 and 8 bits."""

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from group_masks import grouped
-from ticketry.engine.capture import capture
-from ticketry.engine.gpu import cost, plan
-from ticketry.engine.gpu.cost import RATES, Work
-from ticketry.engine.gpu.plan import Choice, can_run, facts_of, follows, is_two_four
-from ticketry.engine.gpu.plan import plan as make_plan
+from ticketry_engine.capture import capture
+from ticketry_engine.gpu import cost, plan
+from ticketry_engine.gpu.cost import RATES, Work
+from ticketry_engine.gpu.plan import Choice, can_run, facts_of, follows, is_two_four
+from ticketry_engine.gpu.plan import plan as make_plan
 
 BF16 = RATES[torch.bfloat16]
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from group_masks import grouped
-from ticketry.engine.gpu.tables import UNIT, Tables, has_taps, layer_groups, pack, unfit
 from ticketry.errors import EngineError
+from ticketry_engine.gpu.tables import UNIT, Tables, has_taps, layer_groups, pack, unfit
 
 
 def signed(byte: int) -> int:

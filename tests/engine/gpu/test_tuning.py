@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ticketry.engine.gpu.tables import UNIT
-from ticketry.engine.gpu.tuning import Config, choose, configs, fastest
+from ticketry_engine.gpu.tables import UNIT
+from ticketry_engine.gpu.tuning import Config, choose, configs, fastest
 
 FIRST, SECOND, THIRD = Config(128, 64, 4, 5), Config(64, 64, 4, 5), Config(32, 64, 4, 5)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.engine.gpu import compile_gpu, compiled
 from ticketry.errors import MissingExtraError
+from ticketry_engine.gpu import compile_gpu, compiled
 
 
 def test_compile_gpu_names_the_extra(monkeypatch):
@@ -22,7 +22,7 @@ def test_compile_gpu_names_the_extra(monkeypatch):
 
 
 def test_the_engine_alone_does_not_import_triton():
-    program = "import sys, ticketry.engine.gpu, ticketry.engine.gpu.plan\nassert 'triton' not in sys.modules"
+    program = "import sys, ticketry_engine.gpu, ticketry_engine.gpu.plan\nassert 'triton' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

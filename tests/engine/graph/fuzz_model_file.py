@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from interpreter import Program
-from ticketry.engine.graph import Graph
-from ticketry.engine.graph.model_file import dumps, loads
 from ticketry.errors import ModelFileError, TicketryError
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.model_file import dumps, loads
 
 MEMORY = 6 << 30
 SECONDS_EACH = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ticketry.engine.graph import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, node
 
 
 def small(seed: int = 0) -> Graph:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ticketry.engine.graph.aten import OPERATORS
 from ticketry.errors import GraphError
+from ticketry_engine.ir.aten import OPERATORS
 
 
 @pytest.mark.parametrize(

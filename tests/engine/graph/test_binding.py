@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_map
 from transformers.utils import ModelOutput
 
 import ticketry as tk
-from ticketry.engine.bench.compare import compare
-from ticketry.engine.bench.dense_engines import Sparse, rivals
-from ticketry.engine.bench.timing import Timing
-from ticketry.engine.bench.workload import Case
-from ticketry.engine.graph.binding import Fields, Record
+from ticketry_engine.bench.compare import compare
+from ticketry_engine.bench.dense_engines import Sparse, rivals
+from ticketry_engine.bench.timing import Timing
+from ticketry_engine.bench.workload import Case
+from ticketry_engine.ir.binding import Fields, Record
 
 
 class Both(NamedTuple):

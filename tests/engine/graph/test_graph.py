@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.graph.graphs import small
-from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.graph.native import Facts, infer
 from ticketry.errors import GraphError
+from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir.native import Facts, infer
 
 
 def with_node(index: int, **changes: Any) -> Graph:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.capture import capture
-from ticketry.engine.graph import memory
-from ticketry.engine.graph.binding import Call
-from ticketry.engine.graph.memory import plain_keys
+from ticketry_engine.capture import capture
+from ticketry_engine.ir import memory
+from ticketry_engine.ir.binding import Call
+from ticketry_engine.ir.memory import plain_keys
 
 
 def test_keys_are_those_of_new_tensors_inside_of_inference_mode_and_outside():

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import ticketry as tk
 from engine.graph.graphs import small
 from interpreter import run
-from ticketry.engine.graph import Graph, Node, Value
-from ticketry.engine.graph.model_file import KIND, dumps, load, loads, save
 from ticketry.errors import GraphError, ModelFileError
+from ticketry_engine.ir import Graph, Node, Value
+from ticketry_engine.ir.model_file import KIND, dumps, load, loads, save
 
 
 def equal(one: Graph, other: Graph) -> bool:

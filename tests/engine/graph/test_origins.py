@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.engine.capture import capture
-from ticketry.engine.graph.origins import layer_name, origins
+from ticketry_engine.capture import capture
+from ticketry_engine.ir.origins import layer_name, origins
 
 weight_norm = torch.nn.utils.parametrizations.weight_norm
 spectral_norm = torch.nn.utils.parametrizations.spectral_norm

@@ -7,7 +7,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from ticketry.engine.graph.places import as_bits, as_numbers, bytes_of_bits, bytes_of_numbers, of_bits, of_numbers
+from ticketry_engine.ir.places import as_bits, as_numbers, bytes_of_bits, bytes_of_numbers, of_bits, of_numbers
 
 
 def drawn(total: int, density: float) -> np.ndarray:

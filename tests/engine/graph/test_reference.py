@@ -11,11 +11,11 @@ from torch import Tensor
 
 from engine.graph.graphs import small
 from interpreter import Program, reference, run
-from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.graph.attribute_kinds import ACTS
-from ticketry.engine.graph.native import NATIVE, Facts, infer
-from ticketry.engine.graph.reference import activation
 from ticketry.errors import EngineError, GraphError
+from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir.attribute_kinds import ACTS
+from ticketry_engine.ir.native import NATIVE, Facts, infer
+from ticketry_engine.ir.reference import activation
 
 F64 = torch.float64
 
@@ -208,7 +208,7 @@ def test_a_scan_of_what_does_not_go_together():
 
 
 def test_torch_functions_in_the_place_of_operations_are_the_same():
-    from ticketry.engine.graph import aten
+    from ticketry_engine.ir import aten
 
     x, y = randn(2, 3, 4), randn(2, 4, 3)
     arguments = {
@@ -230,7 +230,7 @@ def test_torch_functions_in_the_place_of_operations_are_the_same():
 
 
 def test_every_native_operation_can_be_prepared():
-    from ticketry.engine.graph.reference import _WITH_WEIGHTS, _WITHOUT_WEIGHTS
+    from ticketry_engine.ir.reference import _WITH_WEIGHTS, _WITHOUT_WEIGHTS
 
     assert {*_WITH_WEIGHTS, *_WITHOUT_WEIGHTS} == set(NATIVE)
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.bench.masks import synthetic
-from ticketry.engine.capture import capture
-from ticketry.engine.plan import region_programs
-from ticketry.engine.plan.arenas import PixelsArena, paired, pairs_of
-from ticketry.engine.plan.partition import Region, partition
-from ticketry.engine.plan.sketch import Sketch
+from ticketry_engine.bench.masks import synthetic
+from ticketry_engine.capture import capture
+from ticketry_engine.plan import region_programs
+from ticketry_engine.plan.arenas import PixelsArena, paired, pairs_of
+from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.sketch import Sketch
 
 LANES = 16
 

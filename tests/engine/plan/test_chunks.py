@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.capture import capture
-from ticketry.engine.cpu.target import target
-from ticketry.engine.plan import chunks as chunks_module
-from ticketry.engine.plan import region_programs
-from ticketry.engine.plan.chunks import Chunk, chunks, with_chunks
-from ticketry.engine.plan.emission import Emission
-from ticketry.engine.plan.layout_choice import arena_of
-from ticketry.engine.plan.partition import Region, partition
-from ticketry.engine.plan.sketch import Sketch
+from ticketry_engine.capture import capture
+from ticketry_engine.kernels.target import target
+from ticketry_engine.plan import chunks as chunks_module
+from ticketry_engine.plan import region_programs
+from ticketry_engine.plan.chunks import Chunk, chunks, with_chunks
+from ticketry_engine.plan.emission import Emission
+from ticketry_engine.plan.layout_choice import arena_of
+from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.sketch import Sketch
 
 LAYOUTS = ["planes", "pixels"]
 

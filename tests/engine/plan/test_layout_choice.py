@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.cpu.pixels.attention import MOST_KEYS
-from ticketry.engine.cpu.target import foreign, target
-from ticketry.engine.plan.layout_choice import block, pointwise
+from ticketry_engine.kernels.channels_last.attention import MOST_KEYS
+from ticketry_engine.kernels.target import foreign, target
+from ticketry_engine.plan.layout_choice import block, pointwise
 
 needs_avx2 = pytest.mark.skipif(target().name not in ("avx512", "avx2"), reason="the processor has no AVX2")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.engine.capture import capture
-from ticketry.engine.plan.partition import Region, partition
-from ticketry.engine.plan.sketch import Sketch
+from ticketry_engine.capture import capture
+from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.sketch import Sketch
 
 
 class Joined(nn.Module):

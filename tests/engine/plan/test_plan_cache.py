@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.plan import plan_cache
-from ticketry.engine.plan.plan_cache import digest_of
+from ticketry_engine.plan import plan_cache
+from ticketry_engine.plan.plan_cache import digest_of
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def test_a_second_process_packs_nothing(cache, monkeypatch):
     def never(*args: object) -> None:
         raise AssertionError("planned again")
 
-    monkeypatch.setattr("ticketry.engine.plan.region_programs.Emission", never)
-    monkeypatch.setattr("ticketry.engine.plan.region_programs.choose", never)
+    monkeypatch.setattr("ticketry_engine.plan.region_programs.Emission", never)
+    monkeypatch.setattr("ticketry_engine.plan.region_programs.choose", never)
     again = compiled(network())
     assert torch.equal(again(x), wanted)
     assert again._library.compiled == 0

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.engine.plan import value_axes
-from ticketry.engine.plan.arenas import PlanesArena
-from ticketry.engine.plan.storage import Storages
+from ticketry_engine.plan import value_axes
+from ticketry_engine.plan.arenas import PlanesArena
+from ticketry_engine.plan.storage import Storages
 
 _LIVES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4), st.sampled_from([(4, 4), (2, 3)])), max_size=12)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ticketry.engine.plan import value_axes
-from ticketry.engine.plan.value_axes import Form, UnsupportedError
+from ticketry_engine.plan import value_axes
+from ticketry_engine.plan.value_axes import Form, UnsupportedError
 
 
 def planes_of(x: torch.Tensor) -> tuple[Form, torch.Tensor]:

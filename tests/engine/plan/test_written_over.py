@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 F = nn.functional
 

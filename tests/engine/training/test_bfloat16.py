@@ -18,11 +18,11 @@ import ticketry as tk
 from engine.training.test_region_step import Residual, library
 from engine.training.test_sparse_training import MODELS, data, resnet
 from samples import sample
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Conv, Pool, Region
-from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError, UsageError
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Window
+from ticketry_engine.training.nodes import Conv, Pool, Region
+from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from engine.training.test_sparse_training import data, resnet
-from ticketry.engine.cpu.target import target
-from ticketry.engine.training.capture import LIMITS, SHORT
-from ticketry.engine.training.layer_rows import ALL_WEIGHTS
+from ticketry_engine.kernels.target import target
+from ticketry_engine.training.capture import LIMITS, SHORT
+from ticketry_engine.training.layer_rows import ALL_WEIGHTS
 
 FAST = target().registers >= 32
 """Whether kernels of this processor are fast enough."""

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from foreign_code import assembly
-from ticketry.engine.cpu.planes.row_sums import Sums
-from ticketry.engine.cpu.target import foreign
-from ticketry.engine.cpu.training.convolution import forward, input_gradient, weight_gradient
-from ticketry.engine.cpu.training.layer import Layer
-from ticketry.engine.cpu.training.layout import Batch
-from ticketry.engine.cpu.training.products import Products
-from ticketry.engine.cpu.window import Window
+from ticketry_engine.kernels.planar.row_sums import Sums
+from ticketry_engine.kernels.target import foreign
+from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
+from ticketry_engine.kernels.training.layer import Layer
+from ticketry_engine.kernels.training.layout import Batch
+from ticketry_engine.kernels.training.products import Products
+from ticketry_engine.kernels.window import Window
 
 SUMS = {"avx512": r"vfmadd\d+ps\s.*zmm", "avx2": r"vfmadd\d+ps\s.*ymm", "aarch64": r"fmla\s+v\d+\.4s"}
 

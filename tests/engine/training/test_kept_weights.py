@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.errors import EngineError
+from ticketry_engine.training.sparse_training import SparseTraining
 
 
 def data(seed: int = 0) -> tuple[Tensor, Tensor]:

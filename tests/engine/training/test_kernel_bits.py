@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.training.test_region_step import Residual, library
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Region
-from ticketry.engine.training.region_step import RegionStep
-from ticketry.engine.training.sparse_training import VERSION
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Window
+from ticketry_engine.training.nodes import Act, Conv, LayerNorm, Region
+from ticketry_engine.training.region_step import RegionStep
+from ticketry_engine.training.sparse_training import VERSION
 
 DIGESTS = {
     (6, "avx512", "images"): "fb2e9119796d5a599d4a6e39328a734c8f7e23a27eb69f9a3c9fd12f86c4455d",

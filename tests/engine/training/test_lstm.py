@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import ticketry as tk
 from engine.training.test_region_step import library
 from ticketry.core.prune import prune
-from ticketry.engine.training import lstm_unit
-from ticketry.engine.training.recurrence import INPUTS, STATES, Recurrence, Text
 from ticketry.errors import EngineError
+from ticketry_engine.training import lstm_unit
+from ticketry_engine.training.recurrence import INPUTS, STATES, Recurrence, Text
 
 
 def relative(one: Tensor, other: Tensor) -> float:

@@ -15,16 +15,16 @@ import ticketry as tk
 from engine.training.test_region_step import library
 from engine.training.test_sparse_training import MODELS, data, same_width
 from samples import sample
-from ticketry.engine.cpu.program import Program
-from ticketry.engine.cpu.training.halos import border
-from ticketry.engine.cpu.training.layout import Batch
-from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.lifetimes import lifetimes, read_back
-from ticketry.engine.training.memory import Arena, Place
-from ticketry.engine.training.nodes import Conv, Norm, Region
-from ticketry.engine.training.plan import Plan
 from ticketry.errors import EngineError
 from ticketry.tasks.models.resnet import Block, ResNet
+from ticketry_engine.kernels.program import Program
+from ticketry_engine.kernels.training.halos import border
+from ticketry_engine.kernels.training.layout import Batch
+from ticketry_engine.kernels.window import Window
+from ticketry_engine.training.lifetimes import lifetimes, read_back
+from ticketry_engine.training.memory import Arena, Place
+from ticketry_engine.training.nodes import Conv, Norm, Region
+from ticketry_engine.training.plan import Plan
 
 SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 """Layout -> bytes."""
@@ -187,7 +187,7 @@ def a_plan() -> Plan:
 
 def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 GB, where numbers of 32 bits end; here of a megabyte, which is between both batches."""
-    monkeypatch.setattr("ticketry.engine.training.plan._LARGEST", 1 << 20)
+    monkeypatch.setattr("ticketry_engine.training.plan._LARGEST", 1 << 20)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
     mask, x = tk.prune(model, 0.3), torch.randn(16, 3, 12, 12)
     fast = tk.sparse_training(model, mask, x)

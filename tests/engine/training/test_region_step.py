@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from arm_emulator import arm_library
 from samples import sample
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Norm, Pool, Region, Relu, Sum
-from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Window
+from ticketry_engine.training.nodes import Act, Conv, LayerNorm, Norm, Pool, Region, Relu, Sum
+from ticketry_engine.training.region_step import RegionStep
 
 
 @functools.cache

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from engine.training.test_kept_weights import data, mask_of, network
-from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.errors import EngineError
+from ticketry_engine.training.sparse_training import SparseTraining
 
 
 def trained(fast: SparseTraining, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.training.convolution import FEWEST, forward
-from ticketry.engine.cpu.training.layer import Layer
-from ticketry.engine.cpu.training.layout import Batch
-from ticketry.engine.cpu.window import Window
+from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.training.convolution import FEWEST, forward
+from ticketry_engine.kernels.training.layer import Layer
+from ticketry_engine.kernels.training.layout import Batch
+from ticketry_engine.kernels.window import Window
 
 CHANNELS = 96
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from samples import sample
-from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.errors import CaptureError, EngineError, MaskError
 from ticketry.tasks.models.language.gpt import GPT
 from ticketry.tasks.models.lenet import LeNet5, LeNet300100
 from ticketry.tasks.models.resnet import Block, ResNet
 from ticketry.tasks.models.vgg import VGG
+from ticketry_engine.training.sparse_training import SparseTraining
 
 
 def same_width(width: int) -> int:

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 import ticketry as tk
 from engine.training.test_bfloat16 import check_layer, no_worse
 from engine.training.test_region_step import Residual, library
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.training import tiled
-from ticketry.engine.cpu.training.layout import Batch
-from ticketry.engine.cpu.training.tile_spread import tables
-from ticketry.engine.training.region_step import RegionStep
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.training import tiled
+from ticketry_engine.kernels.training.layout import Batch
+from ticketry_engine.kernels.training.tile_spread import tables
+from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
 

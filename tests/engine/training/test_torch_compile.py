@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.engine.training.region_step import RegionStep
+from ticketry_engine.training.region_step import RegionStep
 
 
 @pytest.fixture(autouse=True)

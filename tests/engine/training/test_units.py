@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ticketry as tk
-from ticketry.engine.training.sparse_training import SparseTraining
+from ticketry_engine.training.sparse_training import SparseTraining
 
 
 class Strided(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.training.sparse_training import SparseTraining
+from ticketry_engine.training.sparse_training import SparseTraining
 
 SHAPE = (301, 417)  # of nothing else in this process
 

@@ -19,7 +19,6 @@ from cli.calling import call
 from forged_bundles import repacked
 from ticketry.cli import main
 from ticketry.cli.reproduce import seconds_of
-from ticketry.core.seeds import mix
 from ticketry.errors import StoreError, UsageError
 from ticketry.experiments.reproduce.campaign_file import built_in_at
 from ticketry.lab.store.files import read_sealed
@@ -27,6 +26,7 @@ from ticketry.lab.training.kernels import kernels_here
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 from ticketry.report.tables.claims import CLAIMS, claims_table, more_needed
 from ticketry.report.wording import aligned
+from ticketry_engine.support.seeds import mix
 
 SMALL = """
 title = "Masks matter"

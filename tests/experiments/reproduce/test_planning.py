@@ -13,7 +13,6 @@ import pytest
 
 import ticketry as tk
 from made_records import search_record
-from ticketry.core.seeds import mix
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce import pace as pace_module
@@ -32,6 +31,7 @@ from ticketry.lab.training.job import Work as TimedWork
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants.shrunk import Shrunk
 from ticketry.search.gating.gating import Gating
+from ticketry_engine.support.seeds import mix
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 

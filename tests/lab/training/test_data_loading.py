@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from ticketry.core.seeds import mix
 from ticketry.errors import DataError, InterruptedTrainingError, RunnerError
 from ticketry.evidence.connectivity import recalibrate_
 from ticketry.lab.lab import Lab
@@ -34,6 +33,7 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.images.folder import FolderClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
+from ticketry_engine.support.seeds import mix
 
 ARCHIVE = "tiny-imagenet-20.tar.gz"
 DATA = Path(os.environ.get("TICKETRY_DATA") or Path(__file__).parents[3] / "shared" / "data")

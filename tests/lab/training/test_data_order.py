@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.seeds import mix
 from ticketry.lab.training.data_loading import DataOrder, steps_per_epoch
+from ticketry_engine.support.seeds import mix
 
 sizes, batches, seeds = st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**40)
 

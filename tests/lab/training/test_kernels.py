@@ -21,7 +21,6 @@ from norms_task import NormsTask
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.engine.cpu import target as target_module
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, TrainingError, UsageError
 from ticketry.lab.costs.step_cost import step_flops, step_memory
 from ticketry.lab.lab import Lab
@@ -39,6 +38,7 @@ from ticketry.search.common.moved_mask import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.kernels import target as target_module
 
 pytest.importorskip("llvmlite")
 

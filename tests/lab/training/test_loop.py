@@ -9,12 +9,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.state import initial_state, rebuilt, state_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import generator, mix
 
 STEPS = 45  # of 19 an epoch: two whole epochs and a part, with their smaller last batches
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.core.seeds import generator, mix
 from ticketry.core.sparse_training.drop_and_grow import moved
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
 from ticketry.search.common import moved_mask as growth
 from ticketry.search.common.moved_mask import first_gradient, moved_mask
+from ticketry_engine.support.seeds import generator, mix
 
 STEP, ORDER = 9, 5
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import TicketryError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.lab.training.variants.penalty import Penalty
@@ -20,6 +19,7 @@ from ticketry.search.gate_decorators.masks import worth_of
 from ticketry.search.gate_decorators.search import Settings
 from ticketry.search.gate_decorators.tick import Tick
 from ticketry.testing import check_search
+from ticketry_engine.support.seeds import generator, mix
 
 sys.path.insert(0, str(Path(__file__).parent))
 from norms_task import NormsTask

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
@@ -18,6 +17,7 @@ from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.search.gate_decorators.tick import Tick
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.support.seeds import generator, mix
 
 FIRST, LAST = 6, 18
 SGD = Recipe(length="24it", batch=32, lr=0.05, momentum=0.9)

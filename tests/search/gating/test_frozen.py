@@ -11,7 +11,6 @@ from torch.func import functional_call
 from ticketry.core.allocate import allocate
 from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import scope
-from ticketry.core.seeds import generator
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module
@@ -22,6 +21,7 @@ from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating
 from ticketry.search.gating.masks import allocated_mask
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.support.seeds import generator
 
 TOTAL, DENSITY = 40, 0.3
 RECIPE = Recipe(length=f"{TOTAL}it", batch=32, optimizer="adam", lr=0.1, schedule="multistep", milestones=("75%",))

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.maintenance import blobs_of, check, collect
@@ -24,6 +23,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Start
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.support.seeds import generator, mix
 
 TOTAL = 50
 RECIPE = Recipe(

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ticketry.core.seeds import mix
 from ticketry.errors import DataError
 from ticketry.tasks.data.image_files import Pictures, central, decoded, pixels, random_box, resized
+from ticketry_engine.support.seeds import mix
 
 COLOURS = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

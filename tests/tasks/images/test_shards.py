@@ -139,7 +139,7 @@ def slow_order(shards: list[int], window: int, permutation: list[int], places: l
 
 @pytest.mark.parametrize("window", [1, 2, 3, 100])
 def test_an_epoch_is_a_permutation_that_mixes_a_window_of_shards(root: Path, window: int) -> None:
-    from ticketry.core.seeds import generator
+    from ticketry_engine.support.seeds import generator
 
     train = task(root, window=window).load().train
     assert train.reader is not None

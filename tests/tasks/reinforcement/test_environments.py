@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ticketry.core.seeds import mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.tasks.reinforcement.environments import LONGEST, Environments, limit_of, made, sizes_of
+from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from ticketry.core.seeds import mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import catalogue
 from ticketry.tasks.reinforcement.environments import Environments
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES
 from ticketry.tasks.reinforcement.task import Acting
+from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from ticketry.core.costs.layer_gradients import Call, add_gradients, squares, watched
 from ticketry.core.example_call import call_in_evaluation, frozen_parameters
 from ticketry.core.scope import Scope
-from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
+from ticketry_engine.support.seeds import generator
 
 _ENOUGH = 8
 """Examples of which one random combination of the outputs is enough, as sums go over examples and places too."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ticketry.core.once import first_derivative_only
 from ticketry.errors import UsageError
+from ticketry_engine.support.first_derivative import first_derivative_only
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -15,8 +15,8 @@ from ticketry.choices import names_differ
 from ticketry.core.gates.gate_kind import Kind, Moment
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse
-from ticketry.core.seeds import generator
 from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
+from ticketry_engine.support.seeds import generator
 
 
 @dataclass(frozen=True)

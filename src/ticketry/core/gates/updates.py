@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch.optim import Optimizer
 
-from ticketry.core.sparse_training._listeners import Listeners
-from ticketry.core.sparse_training._steps import Stepping
+from ticketry_engine.support.listeners import Listeners
+from ticketry_engine.support.optimizer_steps import Stepping
 
 
 class Told(Protocol):

@@ -17,11 +17,11 @@ from ticketry.choices import check_choice
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import processes_of
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import Loss, ScoreInputs
-from ticketry.core.seeds import mix
 from ticketry.errors import MaskError, ScoreError, UsageError
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import mix
 
 NORMS = ("batch", "running")
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ticketry.core.scope import Scope
 from ticketry.core.score._asked import asked, called
 from ticketry.core.score._protocol import About, Score, facts
-from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
+from ticketry_engine.support.seeds import generator
 
 _FILES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import About, described
-from ticketry.core.seeds import generator
+from ticketry_engine.support.seeds import generator
 
 
 @described(About(paper="a control", data="no", order=0, channels="summed"))

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.process_state import default_dtype
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
 from ticketry.core.score._measure import called, checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
+from ticketry_engine.support.process_state import default_dtype
 
 
 @described(About(paper="Tanaka et al. 2020", data="shapes", order=1, channels="summed"))

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ticketry.core.sparse_training._listeners import Listeners
-from ticketry.core.sparse_training._steps import Stepping
 from ticketry.errors import HoldError
+from ticketry_engine.support.listeners import Listeners
+from ticketry_engine.support.optimizer_steps import Stepping
 
 
 class Kept:

@@ -10,7 +10,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from ticketry.core.sparse_training._listeners import Listeners
+from ticketry_engine.support.listeners import Listeners
 
 Told = Callable[[nn.Module, str, object], None]
 

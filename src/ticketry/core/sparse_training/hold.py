@@ -26,8 +26,8 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training._registrations import Listening
-from ticketry.core.sparse_training._steps import Stepping
 from ticketry.errors import HoldError, UsageError
+from ticketry_engine.support.optimizer_steps import Stepping
 
 # Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
 # momentum and weight decay, the Adam family, … . For any other, the weights are masked again after each step.

@@ -11,7 +11,6 @@ from ticketry.core.allocate import allocate, largest
 from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern
-from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.ranking import Count, global_order, remove
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.group_wise.matrices import MatrixView, matrix_views, row_groups
@@ -21,6 +20,7 @@ from ticketry.core.structure.shrinking.selection import (
     dead_indices,
     shapes_of,
 )
+from ticketry_engine.support.seeds import generator
 
 
 def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:

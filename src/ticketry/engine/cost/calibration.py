@@ -12,25 +12,25 @@ import torch
 from torch import nn
 
 from ticketry.core.costs.cost_model import spread_of
-from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import scope
-from ticketry.core.seeds import seed_torch
-from ticketry.engine.bench.machine import machine
-from ticketry.engine.capture import capture
-from ticketry.engine.compiled import Compiled
 from ticketry.engine.cost.designs import DESIGNS, Design, drawn
 from ticketry.engine.cost.fitting import fitted
 from ticketry.engine.cost.machine_profile import MachineProfile, kept_path
 from ticketry.engine.cost.planned import emitted, natives, works_of
 from ticketry.engine.cost.work import Caches, Work
-from ticketry.engine.cpu.program import Program
-from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.target import target as find_target
-from ticketry.engine.graph import Graph
-from ticketry.engine.plan.value_axes import UnsupportedError
-from ticketry.engine.processor import cache_sizes
 from ticketry.errors import CostError, EngineError, UsageError
 from ticketry.files import make_folder, why_not_private
+from ticketry_engine.bench.machine import machine
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.ir import Graph
+from ticketry_engine.kernels.program import Program
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.target import target as find_target
+from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.processor import cache_sizes
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import seed_torch
 
 _VARIANTS = (
     ("planes", 1, 0),

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import generator
+from ticketry_engine.support.seeds import generator
 
 _LEAST, _MOST = 0.003, 0.95
 """Densities of layers, between which they are drawn evenly by their logarithms."""

@@ -14,15 +14,15 @@ from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.engine.capture import capture
-from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.machine_profile import MachineProfile
 from ticketry.engine.cost.meter import Profile, layers_by_name
 from ticketry.engine.cost.planned import planned, torch_work
-from ticketry.engine.example_inputs import batch_of
-from ticketry.engine.graph import Graph
-from ticketry.engine.graph.origins import held, origins
+from ticketry_engine.capture import capture
+from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.example_inputs import batch_of
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.origins import held, origins
 
 _OF_MACHINE = ("processor", "processor_kind", "vectors", "threads", "precision")
 """Facts of a profile that its estimates tell too; older ones do not know all."""

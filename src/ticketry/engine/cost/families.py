@@ -14,9 +14,9 @@ from ticketry.core.costs.granularity import Granularity
 from ticketry.core.layout import Blocks, Layout
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
-from ticketry.core.seeds import generator
-from ticketry.engine.bench.masks import Pattern as Synthetic
-from ticketry.engine.bench.masks import synthetic
+from ticketry_engine.bench.masks import Pattern as Synthetic
+from ticketry_engine.bench.masks import synthetic
+from ticketry_engine.support.seeds import generator
 
 DENSITIES = (1e-9, 0.003, 0.02, 0.08, 0.25, 0.6, 1.0)
 """Of every layer; of the least, a weight in each layer (or group)."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ticketry.engine.cpu.planes import dots, taps
-from ticketry.engine.cpu.program import Op
+from ticketry_engine.kernels.planar import dots, taps
+from ticketry_engine.kernels.program import Op
 
 LIKE = {
     "taps": "sums",

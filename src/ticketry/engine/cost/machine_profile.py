@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ticketry.engine.bench.machine import another_machine
 from ticketry.engine.cost.few_inputs import LIKE
 from ticketry.engine.cost.work import Caches, Work
-from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
-from ticketry.engine.kept_files import folder
 from ticketry.errors import CostError
 from ticketry.files import content_of, why_not_private, write_atomically
 from ticketry.folders import exists
+from ticketry_engine.bench.machine import another_machine
+from ticketry_engine.kept_files import folder
+from ticketry_engine.kernels.target import NEAR, Target, foreign, near_inputs
 
 KIND = "ticketry.machine"
 _MOST_BYTES = 1 << 20

@@ -13,10 +13,10 @@ from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import Granularity
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.mask import Mask
-from ticketry.engine.bench.machine import machine
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Meter, Profile
-from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry_engine.bench.machine import machine
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 _HELD_OUT = (0.08, 0.3)
 """Amounts of the masks by which it is told how sure the estimates are."""

@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_flatten
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.engine.bench.timing import Interval, median_interval, settle, warmed
-from ticketry.engine.capture import capture
-from ticketry.engine.capture.tracing.torch_export import Arguments
-from ticketry.engine.compiled import Compiled
-from ticketry.engine.example_inputs import batch_of
-from ticketry.engine.graph import Graph
-from ticketry.engine.graph.origins import held, layer_name, origins
 from ticketry.errors import EngineError
+from ticketry_engine.bench.timing import Interval, median_interval, settle, warmed
+from ticketry_engine.capture import capture
+from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.example_inputs import batch_of
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.origins import held, layer_name, origins
 
 _LEAST_SECONDS = 0.002
 """Of what is timed at once."""

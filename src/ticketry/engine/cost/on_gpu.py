@@ -13,12 +13,12 @@ from ticketry.core.scope import Scope
 from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Profile
-from ticketry.engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
-from ticketry.engine.gpu.plan import Choice, facts_of, plan, turns_seconds, works_of
-from ticketry.engine.graph import Graph, Node
-from ticketry.engine.graph.origins import held, origins
-from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.errors import CostError
+from ticketry_engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
+from ticketry_engine.gpu.plan import Choice, facts_of, plan, turns_seconds, works_of
+from ticketry_engine.ir import Graph, Node
+from ticketry_engine.ir.origins import held, origins
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 _VIEWS = frozenset({"reshape", "transpose", "slice", "flatten"})
 """Operations that torch does by strides alone, mostly."""

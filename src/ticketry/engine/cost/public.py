@@ -30,8 +30,6 @@ from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.structuring import AUTO, in_blocks, only_of
-from ticketry.engine.bench.machine import another_machine
-from ticketry.engine.capture import capture
 from ticketry.engine.cost.estimated import Estimator, ProcessorEstimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
 from ticketry.engine.cost.machine_profile import KIND as PROFILE
@@ -41,10 +39,12 @@ from ticketry.engine.cost.meeting import Met, estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter
 from ticketry.engine.cost.on_gpu import GpuEstimator, GpuProfile
 from ticketry.engine.cost.profiles import profile, profile_names
-from ticketry.engine.cpu.target import target as find_target
-from ticketry.engine.graph import model_file, packed_weights
-from ticketry.engine.graph.origins import origins
 from ticketry.errors import CostError
+from ticketry_engine.bench.machine import another_machine
+from ticketry_engine.capture import capture
+from ticketry_engine.ir import model_file, packed_weights
+from ticketry_engine.ir.origins import origins
+from ticketry_engine.kernels.target import target as find_target
 
 THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
 

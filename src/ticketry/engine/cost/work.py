@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from ticketry.engine.cost.few_inputs import of_dots, of_taps
-from ticketry.engine.cpu.pixels.group_conv import TILE_ARGS, Arg, GroupConv
-from ticketry.engine.cpu.pixels.tiles import Tile
-from ticketry.engine.cpu.pixels.tiles import sets as sets_of
-from ticketry.engine.cpu.planes.dots import Dots
-from ticketry.engine.cpu.planes.elementwise import Elementwise
-from ticketry.engine.cpu.planes.row_sums import SHAPES, Sums, side_by_side
-from ticketry.engine.cpu.planes.taps import Taps
-from ticketry.engine.cpu.planes.unfold import Gather, Split, Turn
-from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
-from ticketry.engine.plan.sketch import Task
+from ticketry_engine.kernels.channels_last.group_conv import TILE_ARGS, Arg, GroupConv
+from ticketry_engine.kernels.channels_last.tiles import Tile
+from ticketry_engine.kernels.channels_last.tiles import sets as sets_of
+from ticketry_engine.kernels.planar.dots import Dots
+from ticketry_engine.kernels.planar.elementwise import Elementwise
+from ticketry_engine.kernels.planar.row_sums import SHAPES, Sums, side_by_side
+from ticketry_engine.kernels.planar.taps import Taps
+from ticketry_engine.kernels.planar.unfold import Gather, Split, Turn
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.plan.sketch import Task
 
 LINE = 64
 """Bytes of a cache line."""
@@ -72,7 +72,7 @@ class Work:
 def work_of(op: Op, task: Task, setting: Setting) -> Work:
     """What an operation does."""
     kernel = op.kernel
-    layout = "planes" if ".planes." in type(kernel).__module__ else "pixels"
+    layout = "planes" if ".planar." in type(kernel).__module__ else "pixels"
     if isinstance(kernel, Sums):
         kind, features = "sums" if kernel.rows == 1 else "shared sums", _sums(kernel, op, task, setting)
     elif isinstance(kernel, Taps | Dots):

@@ -14,7 +14,6 @@ import torch
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.errors import LayerCollapseError
 from ticketry.experiments.reproduce.work import Work, dense
@@ -33,6 +32,7 @@ from ticketry.search.gating.rounds import Rounds
 from ticketry.search.gating.settings import GateSettings
 from ticketry.search.l0 import Settings as L0Settings
 from ticketry.search.l0 import gates_of as gates_of_l0
+from ticketry_engine.support.seeds import generator
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
 """Steps that are trained before those that are timed; of these the fewest and the most."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.prune import scores_in
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
@@ -26,6 +25,7 @@ from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.state import TrainingState, initial_state
 from ticketry.tasks.task import Task
 from ticketry.tasks.user_task import OwnTask
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _LOG = logging.getLogger(__name__)
 _FEW = 2

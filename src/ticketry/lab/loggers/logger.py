@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
+from ticketry_engine.support.seeds import mix
 
 
 @dataclass(frozen=True)

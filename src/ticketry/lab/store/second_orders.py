@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ticketry.core.seeds import mix
 from ticketry.lab.store.files import digest_of
 from ticketry.lab.store.store import NUMERICS, Store
+from ticketry_engine.support.seeds import mix
 
 
 def second_order(seed: int) -> int:

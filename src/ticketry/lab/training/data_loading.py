@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.stopping import held_back, serve_to_the_end
 from ticketry.tasks.ranks import place_of_part
 from ticketry.tasks.reading import Reader, Sharded
 from ticketry.tasks.task import Split
+from ticketry_engine.support.seeds import generator, mix
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

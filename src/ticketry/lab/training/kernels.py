@@ -15,17 +15,8 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
-from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.scope import named_parameters, scope
 from ticketry.core.structure import row_groups
-from ticketry.engine.cpu.amx import ROWS
-from ticketry.engine.cpu.bfloat import FLOAT, HALF
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.training.layout import images_of
-from ticketry.engine.training.capture import full
-from ticketry.engine.training.layer_rows import ALL_WEIGHTS
-from ticketry.engine.training.lstm_unit import FEWEST
-from ticketry.engine.training.sparse_training import VERSION, SparseTraining
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
 from ticketry.lab.costs.meters.flops import forward_flops
 from ticketry.lab.store.store import Store, digest_of
@@ -33,6 +24,15 @@ from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.task import Course, Task
+from ticketry_engine.kernels.amx import ROWS
+from ticketry_engine.kernels.bfloat import FLOAT, HALF
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.training.layout import images_of
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
+from ticketry_engine.training.capture import full
+from ticketry_engine.training.layer_rows import ALL_WEIGHTS
+from ticketry_engine.training.lstm_unit import FEWEST
+from ticketry_engine.training.sparse_training import VERSION, SparseTraining
 
 KERNELS = ("auto", DENSE, "sparse")
 

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import named_parameters, normal_name
-from ticketry.core.seeds import mix
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
@@ -30,6 +28,8 @@ from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import given
 from ticketry.tasks.task import Course
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import mix
 
 Batches = Generator[Any, None, None]
 

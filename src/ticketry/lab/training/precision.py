@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.choices import check_choice
-from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.errors import UsageError
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")

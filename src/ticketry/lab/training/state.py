@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
-from ticketry.core.seeds import mix, seed_torch
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.tasks.given import built
 from ticketry.tasks.task import Task
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import mix, seed_torch
 
 
 @dataclass

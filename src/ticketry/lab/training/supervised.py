@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import mix
 from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
 from ticketry.lab.training.data_loading import order_of, part, steps_per_epoch
@@ -25,6 +24,7 @@ from ticketry.tasks import given
 from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Split, Splits, Task
+from ticketry_engine.support.seeds import mix
 
 _FEW = 2
 """Examples that a network is followed on."""

@@ -81,7 +81,7 @@ class Replicate:
 
     def reordered(self, *parts: str | int) -> Replicate:
         """The same with an order of the data of its own, for trainings that `parts` name."""
-        from ticketry.core.seeds import mix
+        from ticketry_engine.support.seeds import mix
 
         return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import generator
 from ticketry.core.sparse_training.drop_and_grow import moved
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Growth
 from ticketry.lab.training.job import begun
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment
+from ticketry_engine.support.seeds import generator
 
 
 def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: int = 0, regrow: bool = False) -> str:

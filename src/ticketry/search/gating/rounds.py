@@ -101,7 +101,7 @@ class Rounds:
         return self.lab.at(chain[0], self.step)
 
     def _gates(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
-        from ticketry.core.seeds import mix
+        from ticketry_engine.support.seeds import mix
 
         seed = mix(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
         reset = self.settings.reset if earlier else None

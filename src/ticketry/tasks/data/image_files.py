@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ticketry.core.seeds import mix
 from ticketry.errors import DataError, needs
+from ticketry_engine.support.seeds import mix
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ticketry.core.seeds import generator
 from ticketry.errors import DataError
 from ticketry.files import replacing, write_atomically
 from ticketry.tasks.data.image_files import Listing, scan
 from ticketry.tasks.data.shards import INDEX, MANIFEST, Index, Manifest, npz, walked
+from ticketry_engine.support.seeds import generator
 
 MEGABYTES = 128
 """Of images in a shard, about."""

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import generator
 from ticketry.errors import TaskError
 from ticketry.tasks.language.corpus import Corpus, Part
 from ticketry.tasks.models.language import LanguageModel
@@ -23,6 +22,7 @@ from ticketry.tasks.models.language.base import State, cross_entropy
 from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Arithmetic, Course, Session
+from ticketry_engine.support.seeds import generator
 
 _ROWS, _ROW = 10, 1000
 """A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
-from ticketry.core.process_state import private_random_state
 from ticketry.errors import MissingExtraError, TaskError
 from ticketry.tasks.network_name import NetworkName
+from ticketry_engine.support.process_state import private_random_state
 
 _WITHOUT_AUXILIARIES: dict[str, Any] = {"aux_logits": False, "init_weights": True}
 _TORCHVISION = {"googlenet": _WITHOUT_AUXILIARIES, "inception_v3": _WITHOUT_AUXILIARIES}

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ticketry.core.seeds import mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.registry import defining_source, import_from_here
 from ticketry.tasks.reinforcement.facts import EXTRA
+from ticketry_engine.support.seeds import mix
 
 if TYPE_CHECKING:
     import gymnasium

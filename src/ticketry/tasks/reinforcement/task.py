@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import generator, mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.records.metric import Metric
 from ticketry.tasks import models
@@ -22,6 +21,7 @@ from ticketry.tasks.reinforcement.environments import Environments, Numbers, siz
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.reinforcement.q_learning import Learner, Memory, difference, step_into
 from ticketry.tasks.task import Arithmetic, Course, Spec, Task
+from ticketry_engine.support.seeds import generator, mix
 
 VERSION = 1
 """Of how networks learn and are measured; a change that moves a number raises it."""

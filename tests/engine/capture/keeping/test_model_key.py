@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.engine.capture.keeping.model_key import UnknownError, key_of
+from ticketry_engine.capture.keeping.model_key import UnknownError, key_of
 
 X = ((torch.zeros(2, 4),), {})
 
@@ -256,7 +256,7 @@ def test_the_key_is_the_same_in_another_process(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "somebody")
     script = """
         import torch, somebody
-        from ticketry.engine.capture.keeping.model_key import key_of
+        from ticketry_engine.capture.keeping.model_key import key_of
         torch.manual_seed(0)
         print(key_of(somebody.Net().eval(), ((torch.zeros(2, 4),), {})))
     """

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.engine.capture.keeping.model_key import UnknownError, key_of
+from ticketry_engine.capture.keeping.model_key import UnknownError, key_of
 
 HEAD = """
 import contextlib

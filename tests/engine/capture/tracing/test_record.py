@@ -15,14 +15,14 @@ import ticketry as tk
 from engine.a_recurrent import Recurrent
 from interpreter import Program as Interpreted
 from samples import sample
-from ticketry.engine.capture import capture, pipeline
-from ticketry.engine.capture.convert import convert
-from ticketry.engine.capture.tracing.examples import NotRecordedError
-from ticketry.engine.capture.tracing.record import record
-from ticketry.engine.capture.tracing.torch_export import Arguments
-from ticketry.engine.graph import Graph
 from ticketry.errors import CaptureError
 from ticketry.tasks.models.networks import build
+from ticketry_engine.capture import capture, pipeline
+from ticketry_engine.capture.convert import convert
+from ticketry_engine.capture.tracing.examples import NotRecordedError
+from ticketry_engine.capture.tracing.record import record
+from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.ir import Graph
 
 
 class Of(nn.Module):
@@ -211,7 +211,7 @@ def test_a_fixed_batch_asks_no_questions():
 def test_no_compiler_of_torch_is_loaded():
     code = """
 import sys, torch
-from ticketry.engine.capture import capture
+from ticketry_engine.capture import capture
 from ticketry.tasks.models.networks import build
 capture(build("resnet-20-8", shape=(3, 32, 32), classes=10), None, torch.ones(2, 3, 32, 32))
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])

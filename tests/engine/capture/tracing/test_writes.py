@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from interpreter import Program
 from samples import sample
-from ticketry.engine.capture import capture
-from ticketry.engine.capture.tracing.exported_program import functional
-from ticketry.engine.capture.tracing.torch_export import Arguments, export
-from ticketry.engine.capture.tracing.writes import is_in_place
 from ticketry.errors import CaptureError
+from ticketry_engine.capture import capture
+from ticketry_engine.capture.tracing.exported_program import functional
+from ticketry_engine.capture.tracing.torch_export import Arguments, export
+from ticketry_engine.capture.tracing.writes import is_in_place
 
 
 class Of(nn.Module):

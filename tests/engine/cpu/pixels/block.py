@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.pixels import Geometry, Pixels
-from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.pixels.number_formats import rounded
-from ticketry.engine.cpu.program import Op, Program
-from ticketry.engine.cpu.target import target
+from ticketry_engine.kernels.channels_last import Geometry, Pixels
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.channels_last.number_formats import rounded
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.target import target
 
 Array = np.ndarray[Any, Any]
 

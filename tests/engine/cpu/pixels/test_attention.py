@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
-from ticketry.engine.cpu.pixels import Geometry
-from ticketry.engine.cpu.pixels.attention import attention
-from ticketry.engine.cpu.program import Bias, BlockSpec
-from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.channels_last.attention import attention
+from ticketry_engine.kernels.program import Bias, BlockSpec
+from ticketry_engine.kernels.target import target
 
 
 @given(

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
-from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
-from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.program import BlockSpec
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Convolution
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.channels_last import Geometry, Pixels, conv, cost
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.program import BlockSpec
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Convolution
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, close, targets
-from ticketry.engine.cpu import pixels
-from ticketry.engine.cpu.pixels import Geometry, Pixels
 from ticketry.errors import EngineError
+from ticketry_engine.kernels import channels_last
+from ticketry_engine.kernels.channels_last import Geometry, Pixels
 
 ACTS = [None, "relu", "silu", ("leaky_relu", 0.2)]
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 90), st.integers(1, 5), st.integers(1, 5))
@@ -54,7 +54,7 @@ def test_two_values(
     x, a = _value(block, shape, rng)
     other, b = _value(block, (shape[0], *(1 if one else n for one, n in zip(ones, shape[1:], strict=True))), rng)
     y = x if in_place else _value(block, shape, rng)[0]
-    ops = pixels.elementwise(operation, x, other, y, act)
+    ops = channels_last.elementwise(operation, x, other, y, act)
     [result] = block.run(ops, [y], where, threads=threads)
     expected = (np.add if operation == "add" else np.multiply)(a.astype(np.float64), b)
     assert close(result, activated(torch.from_numpy(expected), act))
@@ -71,12 +71,12 @@ def test_one_value(
     expected = torch.from_numpy(data).double()
     if operation == "affine":
         scale, shift = rng.standard_normal((2, shape[1])).astype(np.float32)
-        ops = pixels.affine(x, y, scale, shift, act)
+        ops = channels_last.affine(x, y, scale, shift, act)
         expected = expected * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
     elif operation == "apply":
-        ops = pixels.apply(act, x, y)
+        ops = channels_last.apply(act, x, y)
     else:
-        ops, act = pixels.copy(x, y), None
+        ops, act = channels_last.copy(x, y), None
     [result] = block.run(ops, [y], where, threads=threads)
     assert close(result, activated(expected, act))
 
@@ -85,8 +85,8 @@ def test_shapes_that_do_not_fit() -> None:
     block = Block(1)
     x, y, small = (block.place(Geometry.of(4, 4, channels)) for channels in (8, 8, 3))
     with pytest.raises(EngineError, match="same shape"):
-        pixels.copy(x, small)
+        channels_last.copy(x, small)
     with pytest.raises(EngineError, match="no value"):
-        pixels.elementwise("add", x, small, y)
+        channels_last.elementwise("add", x, small, y)
     with pytest.raises(EngineError, match="3 values for 8"):
-        pixels.affine(x, y, np.ones(3), np.ones(8))
+        channels_last.affine(x, y, np.ones(3), np.ones(8))

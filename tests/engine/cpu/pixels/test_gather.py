@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import arenas
 from engine.cpu.pixels.block import Array, Block, targets
-from ticketry.engine.cpu import pixels, planes
-from ticketry.engine.cpu.copies import copies
+from ticketry_engine.kernels import channels_last, planar
+from ticketry_engine.kernels.copies import copies
 
 KINDS = ("rows", "exchanged", "anyhow", "padded", "of two")
 
@@ -57,11 +57,11 @@ def test_over_pixels(where, kind, images, channels, size, halo, threads, seed) -
     of, element = moves(kind, channels, size[0] * size[1], rng)
     block = Block(images)
     data = [rng.standard_normal((images, channels, *size)).astype(np.float32) for _ in range(2)]
-    sources = [block.place(pixels.Geometry.of(*size, channels, halo * number)) for number in range(2)]
-    y = block.place(pixels.Geometry.of(*size, channels, halo))
+    sources = [block.place(channels_last.Geometry.of(*size, channels, halo * number)) for number in range(2)]
+    y = block.place(channels_last.Geometry.of(*size, channels, halo))
     for value, numbers in zip(sources, data, strict=True):
         block.put(value, numbers)
-    [found] = block.run(pixels.gather(sources, y, (of, element)), [y], where, threads=threads)
+    [found] = block.run(channels_last.gather(sources, y, (of, element)), [y], where, threads=threads)
     wanted = moved([numbers.reshape(images, -1) for numbers in data], of, element)
     assert np.array_equal(np.asarray(found).reshape(wanted.shape), wanted)
 
@@ -82,9 +82,9 @@ def test_over_planes(name, kind, batch, images, channels, size, halo, seed) -> N
     data = [torch.from_numpy(rng.standard_normal((batch, channels, *size)).astype(np.float32)) for _ in range(2)]
     found = torch.empty(batch, channels, *size)
     arena = arenas.Arena(name)
-    *sources, y = (arena.planes(planes.Geometry.of(*size, room, images), channels) for room in (0, halo, halo))
-    ops = [op for number, one in enumerate(data) for op in planes.load(number, one.stride(), sources[number])]
-    ops += [*planes.gather(sources, y, (of, element)), *planes.store(2, found.stride(), y)]
+    *sources, y = (arena.planes(planar.Geometry.of(*size, room, images), channels) for room in (0, halo, halo))
+    ops = [op for number, one in enumerate(data) for op in planar.load(number, one.stride(), sources[number])]
+    ops += [*planar.gather(sources, y, (of, element)), *planar.store(2, found.stride(), y)]
     arena.run(ops, batch, [*data, found])
     wanted = moved([one.reshape(batch, -1).numpy() for one in data], of, element)
     assert np.array_equal(found.numpy().reshape(wanted.shape), wanted)

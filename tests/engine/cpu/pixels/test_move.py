@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, targets
-from ticketry.engine.cpu.pixels import Geometry, load, store
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.channels_last import Geometry, load, store
 
 LAYOUTS = {
     # name: strides of a tensor [images, channels, height, width] that takes `steps` elements in all

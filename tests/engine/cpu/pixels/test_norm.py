@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
-from ticketry.engine.cpu import pixels
-from ticketry.engine.cpu.pixels import Geometry
 from ticketry.errors import EngineError
+from ticketry_engine.kernels import channels_last
+from ticketry_engine.kernels.channels_last import Geometry
 
 
 @given(
@@ -42,15 +42,15 @@ def test_over_channels(
     y = x if in_place else y
     values = torch.from_numpy(data).double()
     if operation == "softmax":
-        ops, expected = pixels.softmax(x, y), values.softmax(1)
+        ops, expected = channels_last.softmax(x, y), values.softmax(1)
     elif operation == "rms_norm":
         weight = rng.standard_normal(shape[1]).astype(np.float32)
-        ops = pixels.rms_norm(x, y, weight, 1e-3)
+        ops = channels_last.rms_norm(x, y, weight, 1e-3)
         factor = torch.from_numpy(weight).double()
         expected = torch.rms_norm(values.movedim(1, -1), (shape[1],), factor, 1e-3).movedim(-1, 1)
     else:
         weight, bias = rng.standard_normal((2, shape[1])).astype(np.float32)
-        ops = pixels.layer_norm(x, y, weight, bias, 1e-3)
+        ops = channels_last.layer_norm(x, y, weight, bias, 1e-3)
         expected = torch.nn.functional.layer_norm(
             values.movedim(1, -1),
             (shape[1],),
@@ -67,7 +67,7 @@ def test_a_softmax_of_what_is_minus_infinity_is_zero() -> None:
     block = Block(1)
     x, y = (block.place(Geometry.of(1, 1, 3)) for _ in range(2))
     block.put(x, data)
-    [result] = block.run(pixels.softmax(x, y), [y], "host")
+    [result] = block.run(channels_last.softmax(x, y), [y], "host")
     assert close(result, torch.from_numpy(data).softmax(1))
 
 
@@ -75,6 +75,6 @@ def test_shapes_that_do_not_fit() -> None:
     block = Block(1)
     x, y = block.place(Geometry.of(1, 1, 3)), block.place(Geometry.of(1, 2, 3))
     with pytest.raises(EngineError, match="shape"):
-        pixels.softmax(x, y)
+        channels_last.softmax(x, y)
     with pytest.raises(EngineError, match="2 values for 3"):
-        pixels.layer_norm(x, x, np.ones(2))
+        channels_last.layer_norm(x, x, np.ones(2))

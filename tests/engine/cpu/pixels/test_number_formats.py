@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close_in
-from ticketry.engine.cpu import pixels
-from ticketry.engine.cpu.pixels import Geometry, Pixels
-from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.pixels.number_formats import rounded
-from ticketry.engine.cpu.program import BlockSpec
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Window
+from ticketry_engine.kernels import channels_last
+from ticketry_engine.kernels.channels_last import Geometry, Pixels
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.channels_last.number_formats import rounded
+from ticketry_engine.kernels.program import BlockSpec
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Window
 
 Array = np.ndarray[Any, Any]
 
@@ -72,22 +72,22 @@ def test_each_value(
     if operation in ("add", "mul"):
         kept = (1 if one else size for one, size in zip(ones, shape[1:], strict=True))
         other, second = _value(block, (shape[0], *kept), items[1], rng)
-        ops = pixels.elementwise(operation, x, other, y, act)
+        ops = channels_last.elementwise(operation, x, other, y, act)
         both = torch.from_numpy(second).double()
         expected = activated(expected + both if operation == "add" else expected * both, act)
     elif operation == "affine":
         scale, shift = rng.standard_normal((2, shape[1])).astype(np.float32)
-        ops = pixels.affine(x, y, scale, shift, act)
+        ops = channels_last.affine(x, y, scale, shift, act)
         expected = expected * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
         expected = activated(expected, act)
     elif operation in ("apply", "copy"):
-        ops = pixels.apply(act, x, y) if operation == "apply" else pixels.copy(x, y)
+        ops = channels_last.apply(act, x, y) if operation == "apply" else channels_last.copy(x, y)
         expected = activated(expected, act if operation == "apply" else None)
     elif operation == "layer_norm":
-        ops, tolerance = pixels.layer_norm(x, y, eps=1e-3), 1e-4
+        ops, tolerance = channels_last.layer_norm(x, y, eps=1e-3), 1e-4
         expected = torch.nn.functional.layer_norm(expected.movedim(1, -1), (shape[1],), eps=1e-3).movedim(-1, 1)
     else:
-        ops, expected = pixels.softmax(x, y), expected.softmax(1)
+        ops, expected = channels_last.softmax(x, y), expected.softmax(1)
         tolerance = 2**-8  # exponentials are stored, and rounded, before they are divided
     [result] = block.run(ops, [y], "host", threads=threads)
     assert close_in(items[2], result, expected, tolerance)
@@ -112,12 +112,12 @@ def test_pools(kind: str, items: tuple[int, int], shape: tuple[int, ...], seed: 
         expected = pool(numbers, 2, 2, 1)
     y = block.place(Geometry.of(*expected.shape[2:], shape[1], 1, items[1]))
     if kind == "max":
-        ops = pixels.max_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
+        ops = channels_last.max_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
     elif kind == "mean":
-        ops = pixels.avg_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
+        ops = channels_last.avg_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
     else:
         y = block.place(Geometry.of(1, 1, shape[1], 0, items[1]))
-        ops = pixels.global_mean(x, y)
+        ops = channels_last.global_mean(x, y)
     [result] = block.run(ops, [y], "host")
     assert close_in(items[1], result, expected)
 
@@ -141,7 +141,7 @@ def test_in_and_out(shape: tuple[int, ...], halo: int, last: bool, threads: int,
     outside = torch.full_like(inside, torch.nan)
     strides = (channels * height * width, 1, width * channels, channels)
     strides = strides if last else (channels * height * width, height * width, width, 1)
-    ops = pixels.load(0, strides, value) + pixels.store(1, strides, value)
+    ops = channels_last.load(0, strides, value) + channels_last.store(1, strides, value)
     [held] = block.run(ops, [value], "host", threads=threads, external=[inside, outside])
     expected = as_stored(inside.contiguous().numpy(), HALF)
     assert np.array_equal(held, expected)
@@ -161,7 +161,7 @@ def test_attention(causal: bool, heads: int, size: int, queries: int, keys: int)
     data = [as_stored(rng.standard_normal((images, width, 1, n)), HALF) for n in (queries, keys, keys)]
     for value, numbers in zip((q, k, v), data, strict=True):
         block.put(value, numbers)
-    ops = pixels.attention(q, k, v, y, heads, size**-0.5, causal, BlockSpec(here, images, block.reserve))
+    ops = channels_last.attention(q, k, v, y, heads, size**-0.5, causal, BlockSpec(here, images, block.reserve))
     [result] = block.run(ops, [y], "host", threads=2)
     tensors = [torch.from_numpy(each).double().reshape(images, heads, size, -1).transpose(2, 3) for each in data]
     expected = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)

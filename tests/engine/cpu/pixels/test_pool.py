@@ -9,10 +9,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
-from ticketry.engine.cpu import pixels
-from ticketry.engine.cpu.pixels import Geometry
-from ticketry.engine.cpu.window import Window
 from ticketry.errors import EngineError
+from ticketry_engine.kernels import channels_last
+from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.window import Window
 
 wheres, shapes = st.sampled_from(targets()), st.tuples(*[st.integers(1, most) for most in (4, 80, 12, 12)])
 threads_ = st.sampled_from([1, 2, 3])
@@ -68,7 +68,9 @@ def test_windows(
     y = block.place(Geometry.of(*expected.shape[2:], shape[1], 1))
     block.put(x, data.numpy())
     window = Window(kernel, stride, padding, dilation)
-    ops = pixels.max_pool(x, y, window) if kind == "max" else pixels.avg_pool(x, y, window, kind == "mean")
+    ops = (
+        channels_last.max_pool(x, y, window) if kind == "max" else channels_last.avg_pool(x, y, window, kind == "mean")
+    )
     [result] = block.run(ops, [y], where, threads=threads)
     assert close(result, expected)
 
@@ -81,7 +83,7 @@ def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int
     x = block.place(Geometry.of(*shape[2:], shape[1], 1))
     z = block.place(Geometry.of(1, 1, shape[1]))
     block.put(x, data.numpy())
-    [whole] = block.run(pixels.global_mean(x, z), [z], where, threads=threads)
+    [whole] = block.run(channels_last.global_mean(x, z), [z], where, threads=threads)
     exact = data.double()
     # What is summed may cancel: rounding is of the sums' terms, not of what is left.
     rounding = 1e-6 * float(exact.abs().mean(dim=(2, 3)).max())
@@ -95,7 +97,7 @@ def test_the_largest_of_numbers_that_are_none_is_none() -> None:
     block = Block(1)
     x, y = block.place(Geometry.of(2, 4, 1)), block.place(Geometry.of(1, 2, 1))
     block.put(x, data.numpy())
-    [result] = block.run(pixels.max_pool(x, y, Window((2, 2), (2, 2))), [y], "host")
+    [result] = block.run(channels_last.max_pool(x, y, Window((2, 2), (2, 2))), [y], "host")
     assert np.array_equal(result, torch.nn.functional.max_pool2d(data, 2).numpy(), equal_nan=True)
 
 
@@ -103,4 +105,4 @@ def test_a_window_behind_the_input_is_refused() -> None:
     block = Block(1)
     x, y = block.place(Geometry.of(4, 4, 8)), block.place(Geometry.of(3, 2, 8))
     with pytest.raises(EngineError, match="behind the last of 4"):
-        pixels.max_pool(x, y, Window((2, 2), (2, 2)))
+        channels_last.max_pool(x, y, Window((2, 2), (2, 2)))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from arenas import Arena
 from engine.cpu.pixels.block import Block, as_stored, close, close_in, kinds, targets
-from ticketry.engine.cpu import pixels, planes
-from ticketry.engine.cpu.pixels import Geometry
 from ticketry.errors import EngineError
+from ticketry_engine.kernels import channels_last, planar
+from ticketry_engine.kernels.channels_last import Geometry
 
 _SHAPES = {
     "images": st.sampled_from([1, 2, 4, 16]),
@@ -47,7 +47,7 @@ def test_rotary_over_pixels(kind, images, heads, size, tokens, threads, part, se
     values = [block.place(Geometry.of(1, tokens, count, 0, item)) for count in (heads * size, size, size, heads * size)]
     for value, numbers in zip(values, data, strict=False):
         block.put(value, np.broadcast_to(numbers, (images, *numbers.shape[1:])))
-    [result] = block.run(pixels.rotary(*values, half), values[3:], where, threads=threads)
+    [result] = block.run(channels_last.rotary(*values, half), values[3:], where, threads=threads)
     stored = [as_stored(each, item) for each in data]
     assert close_in(item, result, turned(half, stored, size), 1e-5)
 
@@ -59,13 +59,13 @@ def test_rotary_over_planes(name, images, heads, size, tokens, threads, part, se
     x, found = torch.from_numpy(data[0]), torch.empty(batch, heads * size, 1, tokens)
     arena = Arena(name, threads)
     counts = (heads * size, size, size, heads * size)
-    values = [arena.planes(planes.Geometry.of(1, tokens, 0, images), count) for count in counts]
+    values = [arena.planes(planar.Geometry.of(1, tokens, 0, images), count) for count in counts]
     angles = zip(values[1:3], data[1:], strict=True)
     ops = [
-        *planes.load(0, x.stride(), values[0]),
-        *(op for value, numbers in angles for op in planes.constant(numbers[0], value)),
-        *planes.rotary(*values, half),
-        *planes.store(1, found.stride(), values[3]),
+        *planar.load(0, x.stride(), values[0]),
+        *(op for value, numbers in angles for op in planar.constant(numbers[0], value)),
+        *planar.rotary(*values, half),
+        *planar.store(1, found.stride(), values[3]),
     ]
     arena.run(ops, batch, [x, found])
     assert close(found.numpy(), turned(half, data, size))
@@ -83,7 +83,7 @@ def test_a_constant_of_pixels(kind, shape, halo, threads) -> None:
     block = Block(shape[0])
     y = block.place(Geometry.of(*shape[2:], shape[1] + 7, halo, item), 3, shape[1])
     block.put(y, np.zeros(shape, np.float32))
-    [result] = block.run(pixels.constant(numbers, y), [y], where, threads=threads)
+    [result] = block.run(channels_last.constant(numbers, y), [y], where, threads=threads)
     assert np.array_equal(result, np.broadcast_to(as_stored(numbers, item), shape))
 
 
@@ -96,9 +96,9 @@ def test_a_constant_of_pixels(kind, shape, halo, threads) -> None:
 def test_a_constant_of_planes(name, shape, halo, images) -> None:
     numbers = np.random.default_rng(0).standard_normal(shape[1:]).astype(np.float32)
     arena = Arena(name)
-    y = arena.planes(planes.Geometry.of(*shape[2:], halo, images), shape[1])
+    y = arena.planes(planar.Geometry.of(*shape[2:], halo, images), shape[1])
     found = torch.empty(shape)
-    arena.run([*planes.constant(numbers, y), *planes.store(0, found.stride(), y)], shape[0], [found])
+    arena.run([*planar.constant(numbers, y), *planar.store(0, found.stride(), y)], shape[0], [found])
     assert np.array_equal(found.numpy(), np.broadcast_to(numbers, shape))
 
 
@@ -106,4 +106,4 @@ def test_heads_that_do_not_fit_are_told() -> None:
     block = Block(1)
     x, cos = block.place(Geometry.of(1, 4, 12)), block.place(Geometry.of(1, 4, 5))
     with pytest.raises(EngineError, match="12 channels are no heads of 5"):
-        pixels.rotary(x, cos, cos, x, 2)
+        channels_last.rotary(x, cos, cos, x, 2)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.engine.cpu.pixels.conv import blocks_of, columns_by_tap, groups_of, joined
-from ticketry.engine.cpu.pixels.tiles import Plane, Tile, Tiling, spans
-from ticketry.engine.cpu.window import Axis
+from ticketry_engine.kernels.channels_last.conv import blocks_of, columns_by_tap, groups_of, joined
+from ticketry_engine.kernels.channels_last.tiles import Plane, Tile, Tiling, spans
+from ticketry_engine.kernels.window import Axis
 
 
 @st.composite

@@ -11,12 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from arenas import Arena, targets
 from engine.cpu.pixels.test_attention import bias_of, mask_of, windowed
-from ticketry.engine.cpu.planes.attention import attention
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.program import Bias, BlockSpec
-from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.planar.attention import attention
+from ticketry_engine.kernels.planar.geometry import Geometry, Planes
+from ticketry_engine.kernels.planar.move import load, store
+from ticketry_engine.kernels.program import Bias, BlockSpec
+from ticketry_engine.kernels.target import target
 
 _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
 

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arenas import targets
-from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
-from ticketry.engine.cpu.planes.dots import Collect, Dots
-from ticketry.engine.cpu.planes.kernel_choice import kinds
-from ticketry.engine.cpu.planes.taps import Taps
-from ticketry.engine.cpu.planes.unfold import Turn, Unfolding
-from ticketry.engine.cpu.program import BlockSpec, Program
-from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.window import Convolution
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.planar import Geometry, Planes, conv, cost, scratch_bytes
+from ticketry_engine.kernels.planar.dots import Collect, Dots
+from ticketry_engine.kernels.planar.kernel_choice import kinds
+from ticketry_engine.kernels.planar.taps import Taps
+from ticketry_engine.kernels.planar.unfold import Turn, Unfolding
+from ticketry_engine.kernels.program import BlockSpec, Program
+from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.window import Convolution
 
 ACTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     None: lambda x: x,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from arenas import Arena, targets
-from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.program import Op
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.planar.elementwise import affine, apply, copy, elementwise
+from ticketry_engine.kernels.planar.geometry import Geometry, Planes
+from ticketry_engine.kernels.planar.move import load, store
+from ticketry_engine.kernels.program import Op
 
 _ACTS = {
     None: lambda x: x,

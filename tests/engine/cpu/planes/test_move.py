@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arenas import Arena, guarded, outside, targets
-from ticketry.engine.cpu.planes.geometry import Geometry
-from ticketry.engine.cpu.planes.move import load, store
+from ticketry_engine.kernels.planar.geometry import Geometry
+from ticketry_engine.kernels.planar.move import load, store
 
 _ORDERS = list(permutations(range(4)))
 _SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 33]))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from arenas import Arena, targets
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
-from ticketry.engine.cpu.window import Window
+from ticketry_engine.kernels.planar.geometry import Geometry, Planes
+from ticketry_engine.kernels.planar.move import load, store
+from ticketry_engine.kernels.planar.pool import avg_pool, global_mean, max_pool
+from ticketry_engine.kernels.window import Window
 
 _IMAGES = st.sampled_from([1, 2, 4, 8, 16])
 _SMALL = st.integers(0, 2)

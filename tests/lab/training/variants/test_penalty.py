@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import generator, mix
 from ticketry.core.sparse_training.penalties import OF_BLOCKS, PENALTIES
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
 from ticketry.lab.training.execute import execute
@@ -18,6 +17,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.support.seeds import generator, mix
 
 OF_WEIGHTS = tuple(kind for kind in PENALTIES if kind != "group_lasso")
 WEIGHTS = ("0.weight", "4.weight", "5.weight")

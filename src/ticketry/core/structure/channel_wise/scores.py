@@ -15,10 +15,10 @@ from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
 from ticketry.core.score._asked import asked_of_some
 from ticketry.core.score._measure import average, checked, given, hessian_gradient, measuring
-from ticketry.core.seeds import generator
 from ticketry.core.structure.channel_wise.activation_scores import ACTIVATION_SCORES, activation_scores
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Member
 from ticketry.errors import UsageError
+from ticketry_engine.support.seeds import generator
 
 CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates", *ACTIVATION_SCORES)
 """Scores of channels; any score of weights (`ticketry.score`) will do as well."""

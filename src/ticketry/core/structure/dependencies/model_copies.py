@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ticketry.core.process_state import default_dtype, private_random_state
-from ticketry.core.seeds import seed_torch
 from ticketry.errors import StructureError
+from ticketry_engine.support.model_copies import copied as copied
+from ticketry_engine.support.model_copies import parameters_and_buffers
+from ticketry_engine.support.process_state import default_dtype, private_random_state
+from ticketry_engine.support.seeds import seed_torch
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """Example inputs: the only argument, all of them, or by name."""
@@ -48,7 +48,7 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     def convert(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
 
-    plain = [tensor for tensor in _tensors(model) if type(tensor) in (nn.Parameter, Tensor)]
+    plain = [tensor for tensor in parameters_and_buffers(model) if type(tensor) in (nn.Parameter, Tensor)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
@@ -61,68 +61,9 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return twin.requires_grad_(False)
 
 
-def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
-    """A deep copy in which some parameters and buffers (by `id`) are others: `tensors`, which are not copied.
-
-    Nor are the modules (by `id`) that are `shared`.
-    """
-    memo: dict[int, Any] = dict(shared or {})
-    for tensor in _tensors(model):
-        new = tensors.get(id(tensor))
-        if new is not None and isinstance(tensor, nn.Parameter) and not isinstance(new, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-        if new is not None:
-            memo[id(tensor)] = new
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # a computed weight, which deepcopy refuses
-                memo.setdefault(id(value), value.detach().clone())
-    return _copied(model, memo)
-
-
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy`, several times as fast for modules that leave their copying to it and hold plain values."""
-    if id(module) in memo:
-        return memo[id(module)]  # type: ignore[no-any-return]
-    if not _plainly_copied(type(module)):
-        found: nn.Module = copy.deepcopy(module, memo)
-        return found
-    twin = memo[id(module)] = type(module).__new__(type(module))
-    for name, value in vars(module).items():
-        if name == "_compiled_call_impl":
-            continue  # of `module.compile()`: it calls the original, and torch leaves it out of copies as well
-        if type(value) in _PLAIN:
-            twin.__dict__[name] = value
-        elif name == "_modules":
-            children = {local: child if child is None else _copied(child, memo) for local, child in value.items()}
-            twin.__dict__[name] = type(value)(children)
-        elif type(value) in (dict, OrderedDict) and not value:
-            twin.__dict__[name] = type(value)()
-        else:
-            twin.__dict__[name] = copy.deepcopy(value, memo)
-    return twin
-
-
-_PLAIN = (type(None), bool, int, float, str)
-
-
-def _plainly_copied(kind: type[nn.Module]) -> bool:
-    """Whether a copy is one of `__dict__`. What torch's layers do besides is for files of old versions."""
-    same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
-    return same and kind.__setstate__.__module__.startswith("torch.nn.modules.") and not hasattr(kind, "__slots__")
-
-
-_COPYING = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__new__")
-
-
 def sharing(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
     """`copied` with all other parameters shared with `model`."""
     return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ticketry.core.process_state import private_random_state
 from ticketry.core.structure.dependencies.axes import Axes, Ids
 from ticketry.core.structure.dependencies.trace import Call, Rule, Trace, merge, outputs_of, unary, unlabelled
+from ticketry_engine.support.process_state import private_random_state
 
 
 def pointwise(t: Trace, call: Call) -> Any:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.seeds import generator
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.core.structure.group_wise.columns import choose, group_worth
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views, row_groups
 from ticketry.core.structure.group_wise.similarity import similar_rows
 from ticketry.core.structuring import LayerFit
 from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.seeds import generator
 
 Procedure = Callable[[nn.Module, Mask], Mask]
 

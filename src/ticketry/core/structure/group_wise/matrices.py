@@ -8,82 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import SHOWN, first_names, scope_among
-from ticketry.errors import MaskError, ScopeError, UsageError
-
-Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class RowGroup:
-    """Rows with one support.
-
-    Examples:
-        >>> mask = tk.Mask({"weight": torch.tensor([[True, False, True], [True, False, True]])})
-        >>> group = tk.structure.groups(mask)["weight"][0]
-        >>> group.rows.tolist(), group.columns.tolist(), group.width
-        ([0, 1], [0, 2], 2)
-    """
-
-    def __init__(self, rows: Indices, support: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        self.rows = rows
-        """The outputs (filters), ascending."""
-        self._support = support
-
-    @cached_property
-    def columns(self) -> Indices:
-        """The columns, flattened over inputs and taps, that all of the rows keep and no other; ascending."""
-        return np.flatnonzero(self._support)
-
-    @cached_property
-    def width(self) -> int:
-        """How many columns."""
-        return int(np.count_nonzero(self._support))
-
-    def __repr__(self) -> str:
-        return f"RowGroup({len(self.rows)} rows, {self.width} columns)"
-
-
-def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
-    """The rows of a matrix (or of a filter bank, flattened behind its first dimension), grouped by what they keep.
-
-    Args:
-        kept: O x …; anything that is not zero is kept.
-
-    Returns:
-        Groups in the order of their first rows. Every row is in one group: rows that keep nothing form one without
-        columns.
-
-    Raises:
-        UsageError: if `kept` is no tensor and no array.
-
-    Examples:
-        >>> rows = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
-        >>> for group in tk.structure.row_groups(rows):
-        ...     print(group.rows.tolist(), group.columns.tolist())
-        [0, 2] [0, 2]
-        [1] [1]
-    """
-    if not isinstance(kept, (np.ndarray, torch.Tensor)):
-        raise UsageError(
-            f"kept= is one tensor or array, not a {type(kept).__name__}: tk.structure.groups(mask) takes a whole mask"
-        )
-    array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
-    array = array.reshape(1) if not array.ndim else array  # a single number is a row
-    matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
-    found: dict[bytes, list[int]] = {}
-    for row, support in enumerate(np.packbits(matrix, axis=1)):
-        found.setdefault(support.tobytes(), []).append(row)
-    return [RowGroup(np.array(rows, dtype=np.int64), matrix[rows[0]]) for rows in found.values()]
+from ticketry.errors import MaskError, ScopeError
+from ticketry_engine.support.row_groups import Indices as Indices
+from ticketry_engine.support.row_groups import RowGroup as RowGroup
+from ticketry_engine.support.row_groups import row_groups as row_groups
 
 
 def groups(mask: Mask) -> dict[str, list[RowGroup]]:

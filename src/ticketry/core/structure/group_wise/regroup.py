@@ -14,12 +14,12 @@ from ticketry.choices import check_choice
 from ticketry.core.allocate import shared_out
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_collapse, check_density, kept_elements
-from ticketry.core.seeds import generator, mix
 from ticketry.core.structure.group_wise.columns import WORTHS, choose, group_worth, worth_of
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views
 from ticketry.core.structure.group_wise.similarity import PaperBlocks, partitioned_rows, similar_rows, sizes_of
 from ticketry.core.structuring import REGROUP_METHODS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
+from ticketry_engine.support.seeds import generator, mix
 
 BUDGETS = ("layer", "global")
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.seeds import seed_torch
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
     EagerMode,
@@ -24,6 +23,7 @@ from ticketry.core.structure.dependencies.model_copies import (
     twin_of,
 )
 from ticketry.errors import StructureError
+from ticketry_engine.support.seeds import seed_torch
 
 TOLERANCE = 1e-6
 """Of the largest output, in float64. Far above what float64 leaves, far below what a wrong channel does; some models

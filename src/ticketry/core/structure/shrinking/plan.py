@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean
 from ticketry.core.mask_files import read_metadata
 from ticketry.core.scope import normal_name, unwrapped
-from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import StructureError, UsageError
 from ticketry.files import content_of, write_atomically
+from ticketry_engine.support.sealed_files import sealed, unsealed
 
 FORMAT = "ticketry.shrink.1"
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask, require_mask
-from ticketry.core.process_state import private_random_state
 from ticketry.core.score import Loss
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.errors import UsageError
 from ticketry.lab.costs.meters.flops import step_flops
 from ticketry.lab.costs.meters.memory import allocated_at_peak, resident_at_peak
+from ticketry_engine.support.process_state import private_random_state
 
 _Step = Callable[[], None]
 

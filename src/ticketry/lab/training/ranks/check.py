@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from ticketry.core.process_state import private_random_state
-from ticketry.core.seeds import mix, seed_torch
 from ticketry.core.structure.dependencies.model_copies import EagerMode
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
@@ -24,6 +22,8 @@ from ticketry.lab.training.ranks.draws import Draws, is_drawn
 from ticketry.tasks.ranks import PartOfBatch
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import mix, seed_torch
 
 _APART = 1e-2
 """How far what parts give may be from what the whole batch gives, of its norm: rounding is less, other masks more."""

@@ -1,7 +1,0 @@
-"""Capture: a PyTorch model becomes a small graph, recorded or by torch.export, and by a few passes."""
-
-from __future__ import annotations
-
-from ticketry.engine.capture.pipeline import capture
-
-__all__ = ["capture"]

@@ -1,0 +1,192 @@
+"""The machine that a measurement is made on: what is told of it, and the cores on which its threads are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ticketry_engine.errors import UsageError
+from ticketry_engine.processor import BF16, kind, last_cache, processor
+
+PROCESSOR = ("processor", "processor_kind")
+"""Of what `machine` tells, what tells one processor from another."""
+_FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
+
+
+def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
+    """Processor, features that matter here, caches, system, load and versions, as JSON values."""
+    name, flags = processor()
+    return {
+        "processor": name,
+        "processor_kind": kind(),
+        "features": [feature for feature in _FEATURES if feature in flags],
+        "cores": len(available_cores()),
+        "last_cache_bytes": last_cache(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: found for package in packages if (found := _version(package))},
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def another_machine(about: Mapping[str, Any]) -> str:
+    """What tells that something is of another processor than this one's, in words; empty if nothing does.
+
+    Args:
+        about: what `machine` told there; of older files the name alone is compared.
+    """
+    here = machine(())
+    facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]
+    if all(about.get(fact) == here[fact] for fact in facts):
+        return ""
+    there, own = (", ".join(str(one.get(fact)) for fact in facts) for one in (about, here))
+    return f"{there}; this one is {own}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+# -- cores ------------------------------------------------------------------------------------------------------------
+
+_LOOK_SECONDS = 0.2
+
+
+def available_cores() -> tuple[int, ...]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def check_cores(cores: Sequence[int]) -> None:
+    """Raise `UsageError` for cores that this process may not use, or that are named twice."""
+    known = available_cores()
+    if wrong := [core for core in cores if core not in known]:
+        raise UsageError(f"there is no core {wrong[0]} for us: choose among {', '.join(map(str, sorted(known)))}")
+    if len(set(cores)) < len(cores):
+        raise UsageError(f"each thread has a core of its own: {', '.join(map(str, cores))} names one twice")
+
+
+def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple[int, ...]:
+    """The idlest cores, one for each thread, none of them twins of one physical core.
+
+    Args:
+        load: core -> share of the time that it was busy; measured, for a moment, if not given.
+
+    Raises:
+        UsageError: if there are fewer cores than threads.
+    """
+    cores = available_cores()
+    if threads > len(cores):
+        raise UsageError(f"this machine lets us use {len(cores)} cores, not {threads}: give --threads {len(cores)}")
+    busy = _busy() if load is None else load
+    ranked = sorted(cores, key=lambda core: (round(busy.get(core, 0.0), 1), core))
+    firsts: list[int] = []
+    seen: set[str] = set()
+    for core in ranked:
+        twin = _siblings(core)
+        if twin not in seen:
+            firsts.append(core)
+            seen.add(twin)
+    others = [core for core in ranked if core not in firsts]
+    return tuple(sorted([*firsts, *others][:threads]))
+
+
+@contextlib.contextmanager
+def kept_on(cores: Sequence[int]) -> Iterator[None]:
+    """Every thread of this process on these cores, for the length of a block; also new ones that they start.
+
+    Where the system cannot pin threads nothing happens: see `can_pin`.
+    """
+    before = _pinned_threads()
+    pin(cores)
+    try:
+        yield
+    finally:
+        for thread, mask in before.items():
+            _pin_one(thread, mask)
+        left = set().union(*before.values()) if before else set()
+        for thread in _threads() - before.keys():
+            _pin_one(thread, left)
+
+
+def pin(cores: Sequence[int]) -> None:
+    """Every thread that this process has now to these cores."""
+    for thread in _threads():
+        _pin_one(thread, set(cores))
+
+
+def can_pin() -> bool:
+    """Whether this system can keep threads on cores."""
+    return hasattr(os, "sched_setaffinity")
+
+
+def _threads() -> set[int]:
+    if not can_pin():
+        return set()
+    try:
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    except OSError:
+        return {0}
+
+
+def _pinned_threads() -> dict[int, set[int]]:
+    found = {}
+    for thread in _threads():
+        with contextlib.suppress(OSError):  # it may just have ended
+            found[thread] = os.sched_getaffinity(thread)
+    return found
+
+
+def _pin_one(thread: int, cores: set[int]) -> None:
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(thread, cores)
+
+
+def _busy() -> dict[int, float]:
+    """core -> share of a moment in which it worked; empty where the system does not tell."""
+    before = _ticks()
+    if not before:
+        return {}
+    time.sleep(_LOOK_SECONDS)
+    after = _ticks()
+    return {core: _share(before[core], after[core]) for core in before.keys() & after.keys()}
+
+
+def _share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    idle, whole = after[0] - before[0], after[1] - before[1]
+    return 1 - idle / whole if whole > 0 else 0.0
+
+
+def _ticks() -> dict[int, tuple[int, int]]:
+    """core -> (idle, all) since the machine was started."""
+    found = {}
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            counts = [int(value) for value in values[:8]]
+            found[int(name[3:])] = (counts[3] + counts[4], sum(counts))
+    return found
+
+
+def _siblings(core: int) -> str:
+    """What the hardware threads of one physical core have in common."""
+    file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(core)

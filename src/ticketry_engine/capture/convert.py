@@ -1,0 +1,269 @@
+"""From a captured program to a graph in which every operation is still a torch node."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_unflatten
+
+from ticketry.core.scope import normal_name
+from ticketry_engine.capture.tracing.program import Constant, Multiple, Program, Sizes
+from ticketry_engine.errors import CaptureError
+from ticketry_engine.ir import DTYPES, UNFILED, Graph, Json, Node, Value, aten
+from ticketry_engine.ir.memory import plain
+from ticketry_engine.ir.native import dtype_name
+
+_OPERATORS: Mapping[Any, str] = {
+    **{getattr(operator, name): name for name in aten.OPERATORS if hasattr(operator, name)},
+    torch.sym_max: "max",
+    torch.sym_min: "min",
+    torch.sym_int: "int",
+    torch.sym_float: "float",
+    torch.sym_sqrt: "sqrt",  # what torch.export makes of math.sqrt
+    math.trunc: "int",
+}
+
+_NEEDS_STRIDES = (("aten", "view"), ("aten", "_unsafe_view"))
+
+
+class _Leaf:
+    """Stands for a tensor while torch rebuilds the containers around it."""
+
+    def __init__(self, tree: Json) -> None:
+        self.tree = tree
+
+
+def convert(program: Program, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
+    """The program's operations, values, weights and signature as a graph of torch nodes, and the sizes of all values.
+
+    Raises:
+        CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
+            sizes, an argument that is neither tensor nor number nor text.
+    """
+    reader = _Reader(program)
+    nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
+    outputs = reader.outputs(nodes)
+    graph = Graph(
+        inputs=tuple(reader.inputs),
+        outputs=outputs,
+        nodes=tuple(nodes),
+        values=reader.values,
+        tensors=reader.tensors,
+        signature=_signature(program, model, reader.arguments),
+        notes=tuple(program.notes),
+    )
+    return graph, reader.sizes
+
+
+class _Reader:
+    """Walks through a program in order."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inputs: list[str] = []
+        self.values: dict[str, Value] = {}
+        self.sizes: dict[str, Sizes] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.weights: dict[str, str] = {}
+        """Name of a node -> name of the weight that it is."""
+        self.arguments: dict[str, Json] = {}
+        """Name of a placeholder of the user's -> value or constant"""
+        self._placeholders()
+
+    def _placeholders(self) -> None:
+        same: dict[tuple[Any, ...], str] = {}
+        for name, (target, tensor) in self.program.weights.items():
+            self.weights[name] = self._weight(target, tensor, same)
+        for one in self.program.graph.nodes:
+            if one.op == "placeholder" and one.name in self.program.inputs:
+                self.inputs.append(one.name)
+                self._value(one)
+                self.arguments[one.name] = one.name
+        for name, value in self.program.constants.items():
+            self.arguments[name] = {"constant": _plain(value, name)}
+
+    def _weight(self, target: str, tensor: Tensor, same: dict[tuple[Any, ...], str]) -> str:
+        tensor = plain(tensor.detach(), f"the weight {target!r}")
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
+        self.tensors[name] = tensor
+        return name
+
+    def _value(self, one: fx.Node) -> None:
+        made = one.meta.get("val")
+        if isinstance(made, Tensor):
+            self._tensor(one.name, made, self.program.sizes(one))
+        else:
+            kind = "list" if isinstance(made, (tuple, list)) else "number"
+            self.values[one.name] = Value(one.name, None, kind)
+
+    def _tensor(self, name: str, made: Tensor, sizes: Sizes) -> None:
+        self.sizes[name] = sizes
+        dtype = dtype_name(made.dtype)
+        if dtype not in DTYPES | UNFILED:
+            raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
+        self.values[name] = Value(name, shape_of(sizes), dtype)
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def node(self, one: fx.Node) -> list[Node]:
+        """The node for an operation; none for one that only asserts."""
+        op = self._op(one)
+        if not op:
+            return []
+        inputs: dict[str, None] = {}
+        weights: dict[str, str] = {}
+        encode = self._encoder(one, inputs, weights)
+        args = [encode(arg) for arg in one.args]
+        kwargs = {
+            name: encode(arg) for name, arg in one.kwargs.items() if name not in ("layout", "pin_memory", "generator")
+        }
+        self._value(one)
+        return [Node(op, tuple(inputs), one.name, {"args": args, "kwargs": kwargs}, weights)]
+
+    def _op(self, one: fx.Node) -> str:
+        target = one.target
+        if isinstance(target, torch._ops.OpOverload):
+            if not target._schema.returns:
+                return ""
+            namespace, _, name = target._schema.name.partition("::")
+            if (namespace, name) in _NEEDS_STRIDES and target._overloadname == "default":
+                return "aten.reshape.default"  # what comes before may be laid out in memory in another way
+            return f"{namespace}.{name}.{target._overloadname}"
+        if target in _OPERATORS:
+            return f"operator.{_OPERATORS[target]}"
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"the model's control flow depends on tensors ({target}): the engine takes networks that do the same"
+                " for every input"
+            )
+        raise CaptureError(f"the model computes with {target} on sizes, which the engine does not know")
+
+    def _encoder(self, one: fx.Node, inputs: dict[str, None], weights: dict[str, str]) -> Callable[[Any], Json]:
+        def encode(arg: Any) -> Json:
+            if isinstance(arg, fx.Node):
+                if arg.name in self.weights:
+                    name = self.weights[arg.name]
+                    weights[name] = name
+                    return {"tensor": name}
+                if arg.name in self.arguments and not isinstance(self.arguments[arg.name], str):
+                    return self.arguments[arg.name]["constant"]
+                inputs[arg.name] = None
+                return {"value": arg.name}
+            if isinstance(arg, (list, tuple)):
+                return [encode(part) for part in arg]
+            return _argument(arg, str(one.target))
+
+        return encode
+
+    def outputs(self, nodes: list[Node]) -> Json:
+        """The tree of what a call returns; a weight that is an output itself becomes a node."""
+        found: list[Json] = []
+        for one in self.program.outputs:
+            if isinstance(one, Constant):
+                found.append({"constant": _plain(one.value, "an output")})
+            elif one.name in self.weights:
+                found.append(self._weight_as_value(self.weights[one.name], nodes))
+            else:
+                found.append(self.arguments.get(one.name, one.name))
+        return _tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
+
+    def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
+        name = f"{weight}.value"
+        nodes.append(
+            Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
+        )
+        tensor = self.tensors[weight]
+        self._tensor(name, tensor, tuple(tensor.shape))
+        return name
+
+
+def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
+    """A shape as `Value` holds it."""
+    rest = [size for size in sizes[1:] if isinstance(size, int)]
+    if len(rest) < len(sizes) - 1:
+        return None
+    first = sizes[0] if sizes else None
+    if first is None:
+        return None if sizes else ()
+    if isinstance(first, Multiple):
+        return (None, *rest) if first.of_batch == 1 else None
+    return (first, *rest)
+
+
+def _argument(arg: Any, where: str) -> Json:
+    if isinstance(arg, float) and not math.isfinite(arg):
+        return {"float": str(arg)}
+    if isinstance(arg, complex):
+        return {"complex": str(arg)}
+    if arg is None or isinstance(arg, (bool, int, float, str)):
+        return arg
+    if isinstance(arg, torch.dtype):
+        return {"dtype": dtype_name(arg)}
+    if isinstance(arg, torch.memory_format):
+        return {"memory_format": dtype_name(arg)}
+    if isinstance(arg, torch.device):
+        return {"device": "own"}
+    if isinstance(arg, torch.layout):
+        return None
+    raise CaptureError(f"{where} has an argument of the type {type(arg).__name__}, which a graph cannot hold")
+
+
+def _plain(value: Any, where: str) -> Json:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise CaptureError(f"{where} is {type(value).__name__}: inputs and outputs have to be tensors, numbers or texts")
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+
+
+def _signature(program: Program, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
+    flat = []
+    for given in program.inputs:
+        flat.append(
+            _Leaf({"constant": _plain(given.value, "an input")} if isinstance(given, Constant) else arguments[given])
+        )
+    args, kwargs = tree_unflatten(flat, program.in_spec)
+    names = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return {
+        "args": [_tree(arg) for arg in args],
+        "kwargs": {name: _tree(arg) for name, arg in kwargs.items()},
+        "names": names,
+    }
+
+
+def _tree(found: Any) -> Json:
+    """Containers with leaves in them, as a tree of `Graph.outputs`."""
+    if isinstance(found, _Leaf):
+        return found.tree
+    if isinstance(found, Mapping):
+        kinds = {type(key) for key in found}
+        if kinds - {str} and kinds != {int}:
+            raise CaptureError(
+                f"a dict of the inputs or outputs has the keys {', '.join(map(repr, found))[:200]}: in a graph all keys"
+                " of a dict are names, or all are whole numbers"
+            )
+        kind = "numbered" if int in kinds else "record" if hasattr(found, "to_tuple") else "dict"
+        return {kind: {str(key): _tree(part) for key, part in found.items()}}
+    if isinstance(found, tuple):
+        fields = getattr(found, "_fields", None) or getattr(found, "__match_args__", None)  # of torch's ``max``
+        if fields is not None:
+            return {"fields": {name: _tree(part) for name, part in zip(fields, found, strict=True)}}
+        return {"tuple": [_tree(part) for part in found]}
+    if isinstance(found, list):
+        return {"list": [_tree(part) for part in found]}
+    if dataclasses.is_dataclass(found):
+        return {"record": {one.name: _tree(getattr(found, one.name)) for one in dataclasses.fields(found)}}
+    return {"constant": _plain(found, "an input or output")}

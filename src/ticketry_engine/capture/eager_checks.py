@@ -1,0 +1,115 @@
+"""What torch.export does not tell, found by calling the model: is one example like more, does it remember its calls."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain
+from ticketry_engine.errors import CaptureError, EngineError
+from ticketry_engine.example_inputs import difference, outputs_of
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.binding import Call
+from ticketry_engine.ir.graph import leaves
+from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.support.model_copies import copied
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import seed_torch
+
+_TOLERANCE = 1e-3
+"""Relative error of the same operations in torch: far above rounding, far below another way through the model."""
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode and without gradients; `CaptureError` if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
+        try:
+            return copied(model, {}).to("cpu").eval().requires_grad_(False)
+        except Exception as error:  # a user's model may hold anything
+            raise CaptureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
+
+
+def copy_to_call(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters, and what it holds besides of its own: a call may change that."""
+    return copy.deepcopy(model, {id(one): one for one in model.parameters()})
+
+
+def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
+    """Whether a graph of torch's operations gives what the model gives for the first of its example inputs.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        given: what it was captured with. Inputs without data tell nothing, and count as equal.
+    """
+    if not given.examples or not _can_run(model, given):
+        return True
+    one = given.map(lambda tensor: tensor[:1] if leads(tensor, given.examples) else tensor)
+    try:
+        wanted = _outputs(copy_to_call(model), one)
+        return bool(
+            difference(_outputs(lambda *args, **kwargs: _walked(graph, args, kwargs), one), wanted) <= _TOLERANCE
+        )
+    except Exception:  # a model may insist on several examples, and fail in any way
+        return False
+
+
+def check_memory(model: nn.Module, given: Arguments) -> None:
+    """Make sure that what a model gives does not depend on the calls before.
+
+    Args:
+        model: as it was before any call, on the CPU, in evaluation mode.
+        given: example inputs; those without data tell nothing.
+
+    Raises:
+        CaptureError: if it does.
+    """
+    if not given.examples or not _can_run(model, given):
+        return
+    others = given.at_batch(given.examples, seed=1)
+    used = copy_to_call(model)
+    try:
+        wanted = _outputs(copy_to_call(model), given)
+        for _ in range(2):
+            _outputs(used, others)
+        found = _outputs(used, given)
+    except Exception:  # a model may fail in any way: with other values for one
+        return
+    try:
+        same = difference(found, wanted) <= _TOLERANCE
+    except EngineError:  # other shapes
+        same = False
+    if not same:
+        raise CaptureError(
+            f"{type(model).__name__} remembers its calls: for the same inputs it gives other outputs when it has been"
+            " called before, and a graph has no memory. Make what it keeps an argument and an output of its forward"
+        )
+
+
+def _can_run(model: nn.Module, given: Arguments) -> bool:
+    tensors = [*model.parameters(), *model.buffers(), *outputs_of((given.args, given.kwargs))]
+    return all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
+    """The tensors that a call gives, with the same random numbers each time."""
+    given = given.map(torch.clone)
+    with torch.no_grad(), plain(), private_random_state([]):
+        seed_torch(0)
+        made = outputs_of(call(*given.args, **given.kwargs))
+    return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
+
+
+def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
+    values: dict[str, Any] = dict(zip(graph.inputs, Call(graph).bind(args, kwargs), strict=True))
+    for one in graph.nodes:
+        values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
+    return [values[name] for name in leaves(graph.outputs)]

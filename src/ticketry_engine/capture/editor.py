@@ -1,0 +1,274 @@
+"""What passes share: a graph that is being rewritten, node by node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ticketry_engine.capture.tracing.program import Multiple, Sizes
+from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
+from ticketry_engine.ir.native import Facts, infer, takes
+
+Shape: TypeAlias = "tuple[int | None, ...]"
+
+Found: TypeAlias = "dict[str, Json]"
+"""The arguments of a torch node by their names."""
+
+Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
+"""What becomes of a node: other nodes, the last of which makes its output; a value that is the same; None, or where it
+raises `NoMatchError`: as it is."""
+
+Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
+"""The same of a torch node, with its arguments."""
+
+
+class NoMatchError(Exception):
+    """A node is not what a rule is for."""
+
+
+def number(arg: Json) -> float:
+    """An argument that is a finite number; `NoMatchError` for any other, such as ``{"float": "inf"}``."""
+    need(isinstance(arg, (int, float)))
+    return float(arg)
+
+
+def need(condition: object) -> None:
+    """`NoMatchError` unless the condition holds."""
+    if not condition:
+        raise NoMatchError
+
+
+@dataclass
+class Editor:
+    """A graph's parts while a pass goes through its nodes in order."""
+
+    graph: Graph
+    values: dict[str, Value]
+    tensors: dict[str, Tensor]
+    sizes: Mapping[str, Sizes]
+    """Sizes of captured values, also where the batch is not at axis 0."""
+    makers: dict[str, Node]
+    """Value -> the node that makes it, of those done so far."""
+    uses: Mapping[str, int]
+    """Value -> number of readers before the pass."""
+    holders: Mapping[str, int]
+    """Weight -> number of nodes that have it, before the pass."""
+
+    _constants: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
+        holders = Counter(name for one in graph.nodes for name in one.weights.values())
+        return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
+
+    def shape(self, name: str) -> Shape | None:
+        return self.values[name].shape
+
+    def size(self, name: str) -> Sizes | None:
+        """The sizes of a value, the batch among them; None if there is one that is not known."""
+        found = self.sizes.get(name)
+        if found is None and (shape := self.shape(name)) is not None:
+            found = tuple(Multiple(1) if size is None else size for size in shape)
+        return None if found is None or None in found else found
+
+    def same_size(self, one: str, other: str) -> bool:
+        """Whether two values are known to have the same sizes: a view that gives just what it was given."""
+        return self.size(one) is not None and self.size(one) == self.size(other)
+
+    def floating(self, *names: str) -> bool:
+        """Whether all are tensors of one floating point type and of known shapes."""
+        kinds = {self.values[name].dtype for name in names}
+        known = all(self.values[name].shape is not None for name in names)
+        return known and len(kinds) == 1 and kinds <= FLOATS
+
+    def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
+        """The values that arguments of a torch node name, each of so many axes (at least one where None).
+
+        Raises:
+            NoMatchError: they name none, or not all of them and the node's output are `floating`.
+        """
+        names = [value_of(arg) for arg in args]
+        found = [name for name in names if name is not None]
+        need(len(found) == len(names) and self.floating(*found, one.output))
+        shapes = [self.shape(name) or () for name in found]
+        need(all(len(shape) == axes if axes is not None else shape for shape in shapes))
+        return found
+
+    def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
+        """A new value of the data type of `like`."""
+        name = free_name(f"{like}.{suffix}", self.values)
+        self.values[name] = Value(name, shape, self.values[like].dtype)
+        return name
+
+    def tensor(self, name: str, tensor: Tensor) -> str:
+        """A weight under a free name like `name`, or under a known one if it is the same tensor."""
+        known = self.tensors.get(name)
+        if known is tensor:
+            return name
+        name = free_name(name, self.tensors)
+        self.tensors[name] = tensor
+        return name
+
+    def constant(self, name: str, tensor: Tensor) -> str:
+        """A weight with these numbers: one that a rule has made before in this pass, or a new one."""
+        tensor = tensor.contiguous()
+        key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.tensor(name, tensor)
+        return self._constants[key]
+
+    def replacement(self, name: str, tensor: Tensor) -> str:
+        """A weight in the place of the one called `name`, under that name if no other node has it."""
+        if self.holders.get(name, 0) > 1:
+            return self.tensor(name, tensor)
+        self.tensors[name] = tensor
+        return name
+
+    def make(
+        self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
+    ) -> Node:
+        """A native node whose output is a new value, its shape inferred."""
+        made = node(op, inputs, "", weights, **attrs)
+        return replace(made, output=self.value(like, self.inferred(made)))
+
+    def inferred(self, one: Node) -> Shape:
+        """The shape of what a native node makes."""
+        inputs = [Facts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
+        weights = {role: Facts.of(self.tensors[name]) for role, name in one.weights.items()}
+        return infer(one.op, one.attrs, inputs, weights)[0]
+
+    def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
+        """The node that makes a value; `NoMatchError` if there is none of these operations, and with this activation.
+
+        Torch nodes go by their `base`.
+        """
+        maker = self.makers.get(name or "")
+        if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
+            raise NoMatchError
+        return maker
+
+    def sole(self, name: str) -> Node | None:
+        """The node that makes a value which only one reader reads, or None."""
+        return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
+
+
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}.{number}" in taken:
+        number += 1
+    return f"{name}.{number}"
+
+
+def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
+    """The graph after `rule` has been asked once for every node, in order, with inputs as they are by then."""
+    editor = Editor.of(graph, sizes)
+    renamed: dict[str, str] = {}
+    done: list[Node] = []
+    for old in graph.nodes:
+        current = rename(old, renamed)
+        try:
+            made = rule(editor, current)
+        except NoMatchError:
+            made = None
+        if isinstance(made, list) and not all(takes(one.op, one.attrs) for one in made if one.native):
+            made = None  # a number that is none of float32, say
+        if isinstance(made, str):
+            renamed[old.output] = made
+            continue
+        for one in [current] if made is None else made:
+            editor.makers[one.output] = one
+            done.append(one)
+    outputs = with_leaves(graph.outputs, lambda name: renamed.get(name, name))
+    changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=outputs)
+    return without_unused(changed.with_nodes(done))
+
+
+def finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
+    """The nodes, of which the last makes `output`; `x` itself if there are none."""
+    if not nodes:
+        return x
+    return [*nodes[:-1], replace(nodes[-1], output=output)]
+
+
+def rename(one: Node, renamed: Mapping[str, str]) -> Node:
+    """The node with other names for its inputs."""
+    if not any(name in renamed for name in one.inputs):
+        return one
+    if one.native:
+        return replace(one, inputs=tuple(renamed.get(name, name) for name in one.inputs))
+    return with_arguments(one, {name: {"value": renamed[name]} for name in one.inputs if name in renamed})
+
+
+def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
+    """A torch node with other arguments in the place of the values that are keys of `changed`."""
+    inputs: dict[str, None] = {}
+    weights: dict[str, str] = {}
+
+    def change(kind: str, content: str) -> Json:
+        made = changed.get(content, {kind: content}) if kind == "value" else {kind: content}
+        if (name := value_of(made)) is not None:
+            inputs[name] = None
+        elif (name := tensor_of(made)) is not None:
+            weights[name] = name
+        return made
+
+    attrs = aten.exchanged(one.attrs, change)
+    return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
+
+
+def without_unused(graph: Graph) -> Graph:
+    """The graph without nodes whose output nobody reads."""
+    wanted = set(graph.results)
+    kept = []
+    for one in reversed(graph.nodes):
+        if one.output in wanted:
+            kept.append(one)
+            wanted.update(one.inputs)
+    return graph.with_nodes(kept[::-1])
+
+
+# -- arguments of torch nodes ------------------------------------------------------------------------------------------
+
+
+def arguments(one: Node) -> Found:
+    """The arguments of a torch node by their names, defaults included; {} of arithmetic on numbers."""
+    if one.op.startswith("operator."):
+        return {}
+    schema = aten.find(one.op, trusted=True)._schema
+    found = {known.name: known.default_value for known in schema.arguments if known.has_default_value()}
+    found.update(zip((known.name for known in schema.arguments), one.attrs["args"], strict=False))
+    found.update(one.attrs["kwargs"])
+    return found
+
+
+def value_of(arg: Json) -> str | None:
+    """The value that an argument names, or None."""
+    return arg["value"] if isinstance(arg, dict) and "value" in arg else None
+
+
+def tensor_of(arg: Json) -> str | None:
+    """The weight that an argument names, or None."""
+    return arg["tensor"] if isinstance(arg, dict) and "tensor" in arg else None
+
+
+def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
+    """The number that an argument is, or the only element of the weight that it names."""
+    if isinstance(arg, (int, float)) and not isinstance(arg, bool):
+        return float(arg)
+    name = tensor_of(arg)
+    if name is not None and tensors[name].numel() == 1 and tensors[name].dtype != torch.bool:
+        return float(tensors[name])
+    return None
+
+
+def base(one: Node) -> str:
+    """The name of an ATen operation without overload, and "getitem"; "" of a native node and of arithmetic on sizes."""
+    kind, _, rest = one.op.partition(".")
+    return rest.partition(".")[0] if kind == "aten" or rest == "getitem" else ""

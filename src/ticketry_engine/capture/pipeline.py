@@ -1,0 +1,246 @@
+"""A model as a graph: its operations, conversion, passes, of which the first computes what depends on weights alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import unwrapped
+from ticketry_engine.capture import lower_layers, lower_shapes
+from ticketry_engine.capture.batch_axis import straighten
+from ticketry_engine.capture.convert import convert
+from ticketry_engine.capture.defaults import with_defaults
+from ticketry_engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one, own_copy
+from ticketry_engine.capture.editor import (
+    Editor,
+    Lowering,
+    arguments,
+    base,
+    free_name,
+    rewrite,
+    with_arguments,
+    without_unused,
+)
+from ticketry_engine.capture.keeping.kept_captures import kept_or
+from ticketry_engine.capture.lower_constants import lower_constants, with_plain_zeros
+from ticketry_engine.capture.lower_moves import lower_moves
+from ticketry_engine.capture.lower_resizes import lower_resizes
+from ticketry_engine.capture.lower_shapes import tidy_shapes
+from ticketry_engine.capture.lower_transposed import lower_transposed
+from ticketry_engine.capture.own_results import with_own_results
+from ticketry_engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry_engine.capture.recurrences import recognise_recurrences
+from ticketry_engine.capture.same_rows import compute_rows
+from ticketry_engine.capture.token_patterns import recognise_tokens
+from ticketry_engine.capture.tracing.examples import FEWEST, NotRecordedError
+from ticketry_engine.capture.tracing.exported_program import check_buffers, functional, program_of
+from ticketry_engine.capture.tracing.program import ONE_DIFFERS, Program, Sizes, fixed
+from ticketry_engine.capture.tracing.record import record
+from ticketry_engine.capture.tracing.torch_export import Arguments, export
+from ticketry_engine.capture.written_attention import recognise_lengths, recognise_written_attention
+from ticketry_engine.ir import DTYPES, Graph, Node, aten
+from ticketry_engine.ir.memory import plain
+from ticketry_engine.ir.native import dtype_name
+from ticketry_engine.ir.origins import COMPUTED
+
+_log = logging.getLogger(__name__)
+
+
+def capture(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    dynamic_batch: bool = True,
+    upsampling: bool = True,
+) -> Graph:
+    """The graph of a model in evaluation mode, its weights masked. The model itself is left as it is.
+
+    Args:
+        mask: weights that it does not keep are exactly 0 in the graph; None leaves all as they are.
+        example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; values do not matter, shapes do.
+        dynamic_batch: let all inputs that share the first tensor's leading size have any number of examples. A model
+            that insists on its own number is captured with that, and `Graph.notes` say why. One that does something
+            else for one example is captured for one if the example inputs are one, else for two and more.
+        upsampling: write transposed convolutions and interpolations as convolutions with zeros among their taps, for
+            kernels that skip them.
+
+    Raises:
+        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers, or what it
+            gives depends on the calls before.
+        MaskError: if the mask does not fit the model.
+    """
+    given = Arguments.of(example_inputs)
+    twin = _copy(unwrapped(model))
+    if mask is not None:
+        mask.apply_(twin)
+    found = kept_or(lambda: _captured(twin, given, dynamic_batch), twin, given, dynamic_batch)
+    return simplify(*found, upsampling=upsampling).validate(trusted=True)
+
+
+def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
+    """The model's graph in torch's operations."""
+    try:
+        graph, sizes, for_one = _by_record(model, given, dynamic_batch)
+    except NotRecordedError as reason:
+        _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
+        graph, sizes, for_one = _by_export(model, given, dynamic_batch)
+    graph = with_defaults(graph, model)
+    return (graph if for_one else _for_several(graph)), sizes
+
+
+_Found = tuple[Graph, dict[str, Sizes], bool]
+"""A graph, the sizes of its values, and whether it holds for one example."""
+
+
+def _by_record(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+    program = record(model, given, dynamic_batch=dynamic_batch)
+    if not program.for_one and given.examples == 1:
+        program = replace(record(model, given, dynamic_batch=False), notes=fixed(ONE_DIFFERS))
+    return *convert(program, model), program.for_one
+
+
+def _by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+    fresh = copy_to_call(model)
+    graph, sizes = convert(_exported(model, given, dynamic_batch), model)
+    check_memory(fresh, given)
+    if not graph.dynamic or holds_for_one(graph, fresh, given):
+        return graph, sizes, True
+    if given.examples != 1:
+        return graph, sizes, False
+    return *convert(_exported(model, given, False, ONE_DIFFERS), model), True
+
+
+def _for_several(graph: Graph) -> Graph:
+    """The graph, which calls with fewer than two examples do not take."""
+    return replace(graph, signature={**graph.signature, "fewest": FEWEST})
+
+
+def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "") -> Program:
+    exported = export(model, given, dynamic_batch=dynamic_batch)
+    program = functional(exported.program)
+    notes = [*fixed(why_fixed or exported.fixed)]
+    for name in check_buffers(program):
+        notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
+    return program_of(program, notes)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type in ("cpu", "meta"):
+            plain(tensor, f"the weight {name!r}")  # copying reads it
+    return own_copy(model)
+
+
+def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:
+    """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
+    captured = graph
+    graph = compute_rows(compute_constants(without_unused(graph)))
+    graph = lower(recognise_lengths(graph, sizes), sizes)
+    graph = straighten(graph, sizes)
+    passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
+    larger = (lower_transposed, lower_resizes) if upsampling else ()
+    several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
+    for change in (*passes, *larger, *several, lower_moves, tidy_shapes, fuse):
+        graph = change(graph)
+    return with_own_results(with_plain_zeros(graph, captured), captured)
+
+
+_RULES: Mapping[str, Lowering] = {**lower_layers.RULES, **lower_shapes.RULES}
+"""Name of an ATen operation, or of one on numbers -> rule"""
+
+
+def lower(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+    """The graph with as many native nodes as its operations allow one by one."""
+    return rewrite(graph, _lower, sizes)
+
+
+def _lower(editor: Editor, one: Node) -> list[Node] | str | None:
+    if one.native or not one.op.startswith(("aten.", "operator.getitem")):
+        return None
+    rule = _RULES.get(base(one))
+    return rule(editor, one, arguments(one)) if rule is not None else None
+
+
+# -- what depends on weights alone is computed once --------------------------------------------------------------------
+
+_LARGEST = 1 << 20
+"""Elements that a result may have beyond those of the weights it is made of: a mask of ones is not worth its space."""
+
+
+def compute_constants(graph: Graph) -> Graph:
+    """The graph in which no torch node has weights and numbers as its only arguments."""
+    constants: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    tensors = dict(graph.tensors)
+    nodes: list[Node] = []
+    kept = set(graph.results)
+    for old in graph.nodes:
+        known = {name: _as_argument(names.get(name, name), constants[name]) for name in old.inputs if name in constants}
+        one = _new(graph, with_arguments(old, known) if known else old)
+        if one.inputs or not _is_function_of_weights(one):
+            nodes.append(one)
+            continue
+        with torch.no_grad():
+            made = aten.prepare(one, tensors, "cpu")()
+        size = sum(tensors[name].numel() for name in one.weights)
+        if one.output in kept or not _can_be_held(made, size + _LARGEST):
+            nodes.append(one)
+            continue
+        constants[one.output] = made
+        if isinstance(made, Tensor):
+            names[one.output] = _computed(one, made, tensors)
+            tensors[names[one.output]] = made.contiguous() if made.numel() else made
+        elif isinstance(made, (tuple, list)):
+            nodes.append(one)  # its entries are taken by later nodes
+            del constants[one.output]
+    return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+
+
+def _computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    """A name for what a node computes: by the weight of the same shape, as that of a parametrisation, or the only one,
+    whose numbers it has in another order."""
+    like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
+    if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
+        like = only if tensors[only].numel() == made.numel() else None
+    return one.output if like is None else free_name(f"{like}{COMPUTED}", tensors)
+
+
+_NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
+
+
+def _new(graph: Graph, one: Node) -> Node:
+    """A tensor of fixed size that is new, but for the data type of another one, needs the other one no more."""
+    op = _NEW.get(base(one))
+    if op is None:
+        return one
+    found = arguments(one)
+    if not all(type(size) is int for size in found["size"]):
+        return one
+    args = [found["size"], *([found["fill_value"]] if op == "full" else [])]
+    kwargs = {"dtype": {"dtype": graph.values[one.output].dtype}}
+    return with_arguments(Node(f"aten.{op}.default", (), one.output, {"args": args, "kwargs": kwargs}, {}), {})
+
+
+def _is_function_of_weights(one: Node) -> bool:
+    if one.native:
+        return False
+    if one.op.startswith("operator."):
+        return True
+    return torch.Tag.nondeterministic_seeded not in aten.find(one.op, trusted=True).tags
+
+
+def _can_be_held(made: Any, most: int) -> bool:
+    if isinstance(made, Tensor):
+        return made.numel() <= most and dtype_name(made.dtype) in DTYPES
+    return isinstance(made, (bool, int, float, tuple, list))
+
+
+def _as_argument(name: str, made: Any) -> Any:
+    return {"tensor": name} if isinstance(made, Tensor) else made

@@ -1,0 +1,255 @@
+"""Recurrences written step by step, such as selective scans: one node for all steps, one product for what all are read
+with.
+
+A model that loops over its tokens is captured as so many times the same few small operations. In torch each of them
+costs more to call than to compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ticketry_engine.capture.editor import (
+    Editor,
+    NoMatchError,
+    Shape,
+    arguments,
+    base,
+    finished,
+    need,
+    rewrite,
+    value_of,
+)
+from ticketry_engine.capture.lower_shapes import reshaped
+from ticketry_engine.ir import Graph, Json, Node
+
+_VIEWS = ("reshape", "flatten")
+
+
+def recognise_recurrences(graph: Graph) -> Graph:
+    """The graph with one ``scan`` for each chain of states ``decay[t] * state + added[t]`` through a whole axis, and
+    with one product for the same product with each entry of an axis, stacked."""
+    steps = dict(_chained(graph))
+    if steps:
+        graph = rewrite(graph, _Scans(steps))
+    return rewrite(rewrite(graph, _product_of_each), _stacked)
+
+
+# -- entries of an axis ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One place along an axis of a value, in whatever shape."""
+
+    source: str
+    axis: int
+    index: int
+
+
+def _entry(makers: Mapping[str, Node], name: str) -> _Entry:
+    """What a value is an entry of: of the slice of one place, behind views that leave the batch where it is."""
+    maker = makers.get(name)
+    while maker is not None and maker.op in _VIEWS:
+        maker = makers.get(maker.inputs[0])
+    if maker is None or maker.op != "slice" or maker.attrs["stop"] != maker.attrs["start"] + 1:
+        raise NoMatchError
+    return _Entry(maker.inputs[0], int(maker.attrs["axis"]), int(maker.attrs["start"]))
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _entry_at(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
+    """Nodes that make the entry of another value under a name, in the shape which that has."""
+    part = editor.make("slice", (source,), output, axis=like.axis, start=like.index, stop=like.index + 1)
+    return [part, reshaped(editor, part.output, output)]
+
+
+# -- state = decay[t] * state + added[t] -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A state that follows another."""
+
+    output: str
+    decay: _Entry
+    added: _Entry
+    before: str
+    """The state before it, or, where it `begins` a recurrence, a weight: the same state for every example."""
+    begins: bool = False
+
+    @property
+    def axis(self) -> int:
+        return self.added.axis
+
+    def follows(self, other: _Step) -> bool:
+        """Whether it is the next state of the same recurrence."""
+        same = (self.decay.source, self.added.source) == (other.decay.source, other.added.source)
+        return same and not self.begins and self.before == other.output and self.added.index == other.added.index + 1
+
+
+@dataclass(frozen=True)
+class _InChain:
+    """A step with the first one of its chain, and how many there are."""
+
+    step: _Step
+    first: _Step
+    count: int
+
+
+def _chained(graph: Graph) -> Iterator[tuple[str, _InChain]]:
+    """State -> its place, of the states of all recurrences that go through a whole axis."""
+    makers = graph.makers
+    steps = [step for one in graph.nodes for step in _steps_of(graph, makers, one)]
+    behind: dict[str, list[_Step]] = {}
+    for step in steps:
+        behind.setdefault(step.before, []).append(step)
+    for step in steps:
+        if step.added.index:
+            continue
+        chain = [step]
+        while following := [one for one in behind.get(chain[-1].output, ()) if one.follows(chain[-1])]:
+            chain.append(following[0])
+        if 1 < len(chain) == (graph.values[step.added.source].shape or ())[step.axis]:
+            yield from ((one.output, _InChain(one, step, len(chain))) for one in chain)
+
+
+def _steps_of(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
+    """The ways in which a sum is a step: several where the state before it is an entry of an axis itself."""
+    if one.op != "add" or one.attrs["act"] is not None:
+        return
+    for product, added in (one.inputs, one.inputs[::-1]):
+        maker = makers.get(product)
+        if maker is None or maker.op not in ("mul", "mul_constant") or maker.attrs["act"] is not None:
+            continue
+        begins = maker.op == "mul_constant"
+        factors = (*maker.inputs, maker.weights["constant"]) if begins else maker.inputs
+        for decay, before in (factors,) if begins else (factors, factors[::-1]):
+            with contextlib.suppress(NoMatchError):
+                step = _Step(one.output, _entry(makers, decay), _entry(makers, added), before, begins)
+                need((step.decay.axis, step.decay.index) == (step.added.axis, step.added.index))
+                sources = [graph.values[entry.source] for entry in (step.decay, step.added)]
+                states = [graph.values[name] for name in (decay, added, one.output, *(() if begins else (before,)))]
+                need(len({value.dtype for value in (*sources, *states)}) == 1)
+                need(sources[0].shape == sources[1].shape and sources[0].shape is not None)
+                need({value.shape for value in states} == {_without(sources[0].shape or (), step.axis)})
+                yield step
+
+
+class _Scans:
+    """A rule: each state becomes an entry of all states, which are made where the first one was."""
+
+    def __init__(self, places: Mapping[str, _InChain]) -> None:
+        self._places = places
+        self._states: dict[str, str] = {}
+
+    def __call__(self, editor: Editor, one: Node) -> list[Node]:
+        found = self._places.get(one.output)
+        if found is None:
+            raise NoMatchError
+        first, nodes = found.first, []
+        if found.step is first:
+            sources = (first.decay.source, first.added.source)
+            held = {"start": first.before} if first.begins else {}
+            inputs = sources if held else (*sources, first.before)
+            nodes = [editor.make("scan", inputs, one.output, held, axis=first.axis)]
+            self._states[one.output] = nodes[0].output
+        return [*nodes, *_entry_at(editor, self._states[first.output], found.step.added, one.output)]
+
+
+# -- stack([f(left[t], right[t]) for t in ...]) ------------------------------------------------------------------------
+
+
+def _parts(editor: Editor, one: Node) -> tuple[list[str], int]:
+    """What a node stacks, and the axis that it makes."""
+    need(not one.native and base(one) == "stack")
+    found = arguments(one)
+    names = [value_of(arg) for arg in found["tensors"]]
+    parts = [name for name in names if name is not None]
+    need(1 < len(parts) == len(names) and editor.floating(*parts, one.output))
+    axis = int(found["dim"]) % len(editor.shape(one.output) or ())
+    need(axis > 0)
+    return parts, axis
+
+
+def _all_of_an_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
+    """(source, axis) of which the values are the entries, each once and in order."""
+    entries = [_entry(editor.makers, name) for name in names]
+    source, axis = entries[0].source, entries[0].axis
+    need(entries == [_Entry(source, axis, index) for index in range(len(names))])
+    need((editor.shape(source) or ())[axis] == len(names) and len({editor.shape(name) for name in names}) == 1)
+    return source, axis
+
+
+def _steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
+    """The value [N, T, ...] of whose entries each has a shape [N, ...]; what makes it is added to the nodes."""
+    whole = editor.shape(source) or ()
+    if axis != 1:
+        axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]
+        nodes.append(editor.make("transpose", (source,), source, axes=axes))
+        source = nodes[-1].output
+    wanted: list[Json] = [shape[0], whole[axis], *shape[1:]]
+    if list(editor.shape(source) or ()) != wanted:
+        nodes.append(editor.make("reshape", (source,), source, shape=wanted))
+        source = nodes[-1].output
+    return source
+
+
+def _steps_at(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
+    """A value [N, T, ...] with its steps at another axis; what makes it is added to the nodes."""
+    if axis == 1:
+        return x
+    rank = len(editor.shape(x) or ())
+    axes = [0, *range(2, axis + 1), 1, *range(axis + 1, rank)]
+    nodes.append(editor.make("transpose", (x,), x, axes=axes))
+    return nodes[-1].output
+
+
+def _stacked(editor: Editor, one: Node) -> list[Node] | str:
+    """All entries of an axis, stacked: the value itself, the axis elsewhere."""
+    parts, axis = _parts(editor, one)
+    nodes: list[Node] = []
+    x = _steps_first(editor, *_all_of_an_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
+    return finished(nodes, _steps_at(editor, x, axis, nodes), one.output)
+
+
+def _product_of_each(editor: Editor, one: Node) -> list[Node] | str:
+    """stack([view(left[t] @ right[t]) for t in ...]), or with fewer axes in a view, by one product over all t."""
+    parts, axis = _parts(editor, one)
+    products = [_behind_views(editor, name) for name in parts]
+    shape = editor.shape(parts[0]) or ()
+    need(len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(one.output) or ())[0])
+    sides = [[value_of(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
+    nodes: list[Node] = []
+    together = []
+    for names in sides:
+        side = editor.shape(names[0]) or ()
+        need(len(side) >= 3)  # a vector has no batch of its own
+        together.append(_steps_first(editor, *_all_of_an_axis(editor, names), side, nodes))
+    before = editor.shape(products[0].output) or ()
+    steps = len(parts)
+    whole = editor.value(one.output, (before[0], steps, *before[1:]))
+    args = [{"value": name} for name in together]
+    nodes.append(Node(products[0].op, tuple(together), whole, {"args": args, "kwargs": {}}, {}))
+    viewed = [shape[0], steps, *shape[1:]]
+    if list(editor.shape(whole) or ()) != viewed:
+        nodes.append(editor.make("reshape", (whole,), whole, shape=viewed))
+        whole = nodes[-1].output
+    return finished(nodes, _steps_at(editor, whole, axis, nodes), one.output)
+
+
+def _behind_views(editor: Editor, name: str) -> Node:
+    """The product of two values of as many axes that a value is another view of."""
+    maker = editor.makers.get(name)
+    while maker is not None and maker.op in _VIEWS:
+        maker = editor.makers.get(maker.inputs[0])
+    if maker is None or maker.native or base(maker) != "matmul" or len(set(maker.inputs)) != 2:
+        raise NoMatchError
+    ranks = {len(editor.shape(side) or ()) for side in maker.inputs}
+    need(editor.floating(*maker.inputs, maker.output) and len(ranks) == 1)
+    return maker

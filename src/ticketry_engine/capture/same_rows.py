@@ -1,0 +1,168 @@
+"""What is the same for every example, and depends on nothing but their number: position numbers, causal masks.
+
+Such a value is computed once, for one example, and becomes an ``expand`` of it. Only operations that take examples one
+by one are followed, or that give the same for each if all their inputs are the same for each; what they make is looked
+at for two numbers of examples all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry_engine.capture.editor import NoMatchError, arguments, base, need, value_of, without_unused
+from ticketry_engine.ir import DTYPES, Graph, Node, aten
+from ticketry_engine.ir.native import dtype_name
+
+_SIZED = frozenset({"ones", "zeros", "full", "arange", "expand", "repeat", "view", "reshape"})
+"""Operations that may be given the number of examples: as a size."""
+
+_FOLLOWED_NAMES = """
+__and__ __or__ __xor__ where masked_fill expand slice select
+diff cumsum cumprod unsqueeze squeeze transpose permute cat stack index embedding to _to_copy
+clone contiguous detach alias view reshape sum mean amax amin any all softmax triu tril flip roll pad
+constant_pad_nd flatten unflatten lift_fresh_copy repeat repeat_interleave gather
+"""
+_FOLLOWED = frozenset(_FOLLOWED_NAMES.split())
+"""Beside what torch calls pointwise."""
+
+_EXAMPLES = (2, 3)
+_NO_END = 2**63 - 1
+"""What ``x[:]`` ends at."""
+_LARGEST = 1 << 22
+"""Elements of an example."""
+
+
+@dataclass
+class _Known:
+    """What has been found about a graph's values so far."""
+
+    graph: Graph
+    numbers: dict[str, str] = field(default_factory=dict)
+    """Names of the number of examples -> the value whose size it is."""
+    orders: dict[str, list[Any]] = field(default_factory=dict)
+    """``arange`` of the number of examples, alone on axis 0 -> what it is for each of `_EXAMPLES`: to index with."""
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    """Value -> its only example [1, ...]."""
+
+    def look(self, one: Node) -> None:
+        """Find out about a torch node; `NoMatchError` if what it makes is none of these."""
+        name = base(one)
+        if one.op == "aten.sym_size.int":
+            x, axis = one.attrs["args"][:2]
+            shape = self.graph.values[x["value"]].shape
+            need(axis == 0 and shape and shape[0] is None)
+            self.numbers[one.output] = x["value"]
+            return
+        need(one.op.startswith("aten.") and self._followed(one, name))
+        made = [self._run(one, examples) for examples in _EXAMPLES]
+        need(all(isinstance(tensor, Tensor) for tensor in made))
+        need(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))
+        if name == "arange" or any(value in self.orders for value in one.inputs if name != "index"):
+            need(all(torch.equal(tensor.flatten(), torch.arange(len(tensor))) for tensor in made))
+            self.orders[one.output] = made
+            return
+        row = made[0][:1]
+        need(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
+        need(all(tensor.shape[1:] == row.shape[1:] and _same(tensor, row.expand_as(tensor)) for tensor in made))
+        self.rows[one.output] = row.clone()
+
+    def _followed(self, one: Node, name: str) -> bool:
+        tags = aten.find(one.op, trusted=True).tags
+        known = self.numbers.keys() | self.orders.keys() | self.rows.keys()
+        if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(one.inputs):
+            return False
+        if any(value in self.numbers for value in one.inputs) and name not in _SIZED:
+            return False
+        rows = any(value in self.rows for value in one.inputs)
+        if any(value in self.orders for value in one.inputs):  # good for picking examples, which are all alike
+            picks = name == "index" and value_of(arguments(one)["self"]) in self.rows
+            whole = name == "slice" and arguments(one)["end"] in (None, _NO_END) and not arguments(one)["start"]
+            return picks or (not rows and (whole or name in ("unsqueeze", "view", "reshape")))
+        if rows:
+            return name in _FOLLOWED or torch.Tag.pointwise in tags
+        return any(value in self.numbers for value in one.inputs) and self._counts_rows(one, name)
+
+    def _counts_rows(self, one: Node, name: str) -> bool:
+        """Whether the number of examples is nothing but the first size."""
+        found = arguments(one)
+        if name == "arange":
+            return value_of(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
+        size = found.get("size", found.get("repeats"))
+        fills = [value for value in found.values() if value is not size and value_of(value) is not None]
+        return (
+            isinstance(size, list)
+            and value_of(size[0]) in self.numbers
+            and not fills
+            and all(type(part) is int for part in size[1:])
+        )
+
+    def _run(self, one: Node, examples: int) -> Any:
+        inputs: list[Any] = []
+        for name in one.inputs:
+            if name in self.rows:
+                row = self.rows[name]
+                inputs.append(row.expand(examples, *row.shape[1:]))
+            elif name in self.orders:
+                inputs.append(self.orders[name][_EXAMPLES.index(examples)])
+            else:
+                inputs.append(examples)
+        try:
+            with torch.no_grad():
+                return aten.prepare(one, self.graph.tensors, "cpu")(*inputs)
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            raise NoMatchError from None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.is_floating_point():
+        return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
+    return torch.equal(one, other)
+
+
+def compute_rows(graph: Graph) -> Graph:
+    """The graph in which what is the same for every example is an ``expand`` of a constant."""
+    known = _Known(graph)
+    for one in graph.nodes:
+        if not one.native:
+            with contextlib.suppress(NoMatchError):
+                known.look(one)
+    if not known.rows:
+        return graph
+    tensors = dict(graph.tensors)
+    read = {name for one in graph.nodes if one.output not in known.rows for name in one.inputs} | set(graph.results)
+    number = ""
+    nodes: list[Node] = []
+    for one in graph.nodes:
+        number = number or (one.output if one.output in known.numbers else "")
+        if one.output not in known.rows:
+            nodes.append(one)
+        elif one.output in read and number:
+            nodes.append(_expanded(one.output, known.rows[one.output], number, tensors))
+    return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+
+
+def _expanded(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]) -> Node:
+    weight = f"{name}.row"
+    tensors[weight] = row.contiguous()
+    args = [{"tensor": weight}, [{"value": number}, *row.shape[1:]]]
+    return Node("aten.expand.default", (number,), name, {"args": args, "kwargs": {}}, {weight: weight})
+
+
+def rows_of(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+    """The only example [1, ...] of a value that is such an ``expand``, or None."""
+    maker = made_by.get(name or "")
+    if maker is None or base(maker) != "expand" or len(maker.weights) != 1:
+        return None
+    (weight,) = maker.weights
+    sizes = maker.attrs["args"][1]
+    row = tensors[weight]
+    if value_of(sizes[0]) is None or len(sizes) != row.dim() or row.shape[0] != 1:
+        return None
+    wanted = [own if size == -1 else size for own, size in zip(row.shape[1:], sizes[1:], strict=True)]
+    return row.expand(1, *wanted) if all(type(size) is int for size in wanted) else None

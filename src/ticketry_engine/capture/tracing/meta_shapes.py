@@ -1,0 +1,226 @@
+"""Shapes of what common operations give, without torch's own rules: those load its compiler, which takes a second.
+
+A rule gives None where it does not know. Then torch's is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry_engine.ir.native_shapes import windows
+
+_aten = torch.ops.aten
+
+
+def _like(x: Tensor, *_: Any) -> Tensor | None:
+    """An operation that changes each number by itself, or with its neighbours."""
+    return _dense(x) if x.is_floating_point() else None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Of the shape of `x`, its axes in the same order in memory, without gaps."""
+    strides = [0] * x.dim()
+    step = 1
+    for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis)):
+        strides[axis] = step
+        step *= max(x.shape[axis], 1)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+
+
+def _itself(x: Tensor, *_: Any) -> Tensor | None:
+    """One that writes to its argument."""
+    return x if x.is_floating_point() else None
+
+
+def _broadcast(x: Any, y: Any) -> Tensor | None:
+    """An operation on two tensors of one type, or on one and a number."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    if not isinstance(y, (int, float, Tensor)):
+        return None
+    if isinstance(y, (int, float)) or (y.dim() == 0 and y.is_floating_point() and x.dim()):
+        return _dense(x)
+    if x.dtype != y.dtype:
+        return None
+    if x.shape == y.shape:
+        return _dense(x)
+    shape = _broadcast_shape(x.shape, y.shape)
+    return None if shape is None else x.new_empty(shape)
+
+
+def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | None:
+    longer, shorter = sorted((tuple(one), tuple(other)), key=len, reverse=True)
+    shorter = (1,) * (len(longer) - len(shorter)) + shorter
+    if any(a != b and 1 not in (a, b) for a, b in zip(longer, shorter, strict=True)):
+        return None
+    return [b if a == 1 else a for a, b in zip(longer, shorter, strict=True)]
+
+
+def _written(x: Any, y: Any) -> Tensor | None:
+    made = _broadcast(x, y)
+    return x if made is not None and made.shape == x.shape else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if x.dim() == 0 or weight.dim() != 2 or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor | None:
+    if x.dim() != 4 or x.dtype != weight.dtype or x.shape[1] != groups * weight.shape[1] or weight.shape[0] % groups:
+        return None
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
+        return None
+    each = zip(x.shape[2:], weight.shape[2:], _both(stride), _both(padding), _both(dilation), strict=True)
+    sizes = [windows(*one) for one in each]
+    if min(sizes) < 1:
+        return None
+    kind = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device=x.device, memory_format=kind)
+
+
+def _both(given: Sequence[int]) -> Sequence[int]:
+    return list(given) * 2 if len(given) == 1 else given
+
+
+def _pooled(x: Tensor, size: list[int]) -> Tensor | None:
+    return x.new_empty((*x.shape[:-2], *size)) if x.dim() == 4 and x.is_contiguous() else None
+
+
+def _max_pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil: bool = False,
+) -> Tensor | None:
+    return _slid(x, kernel, stride, padding, dilation, ceil)
+
+
+def _mean_pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil: bool = False,
+    *_: Any,
+) -> Tensor | None:
+    return _slid(x, kernel, stride, padding, (1,), ceil)
+
+
+def _slid(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool,
+) -> Tensor | None:
+    if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
+        return None
+    each = list(zip(x.shape[2:], *map(_both, (kernel, stride or kernel, padding, dilation)), strict=True))
+    if any(2 * pad > width for _, width, _, pad, _ in each):
+        return None
+    sizes = [windows(*one, ceil=ceil) for one in each]
+    return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) >= 1 else None
+
+
+def _summed(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | None:
+    if not x.is_floating_point() or not dims:
+        return None
+    gone = {dim % x.dim() for dim in dims if -x.dim() <= dim < x.dim()}
+    if len(gone) < len(dims):
+        return None
+    shape = [(1 if index in gone else size) for index, size in enumerate(x.shape) if keep or index not in gone]
+    return x.new_empty(shape)
+
+
+def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first, *rest = tensors
+    if not -first.dim() <= dim < first.dim():
+        return None
+    dim = dim % first.dim()
+    for other in rest:
+        if other.dtype != first.dtype or other.dim() != first.dim():
+            return None
+        if any(a != b for index, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if index != dim):
+            return None
+    if any(each.dim() == 4 and not each.is_contiguous() for each in tensors):
+        return None  # whose channels may come last
+    return first.new_empty([*first.shape[:dim], sum(each.shape[dim] for each in tensors), *first.shape[dim + 1 :]])
+
+
+def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    if any(each.shape != first.shape or each.dtype != first.dtype for each in tensors):
+        return None
+    if not -first.dim() - 1 <= dim <= first.dim():
+        return None
+    dim = dim % (first.dim() + 1)
+    return first.new_empty([*first.shape[:dim], len(tensors), *first.shape[dim:]])
+
+
+def _multiplied(x: Tensor, y: Tensor) -> Tensor | None:
+    if x.dim() < 2 or y.dim() < 2 or x.dtype != y.dtype or x.shape[-1] != y.shape[-2]:
+        return None
+    shape = _broadcast_shape(x.shape[:-2], y.shape[:-2])
+    return None if shape is None else x.new_empty([*shape, x.shape[-2], y.shape[-1]])
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor | None:
+    if len({each.dtype for each in (queries, keys, values)}) > 1 or queries.dim() != 4:
+        return None
+    if queries.shape[:2] != keys.shape[:2] or keys.shape[:-1] != values.shape[:-1]:
+        return None
+    return queries.new_empty((*queries.shape[:-1], values.shape[-1]))
+
+
+SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | None]] = {
+    **dict.fromkeys(
+        (
+            *(_aten.batch_norm.default, _aten.layer_norm.default, _aten.group_norm.default, _aten.rms_norm.default),
+            *(_aten.relu.default, _aten.relu6.default, _aten.gelu.default, _aten.silu.default, _aten.elu.default),
+            *(_aten.hardswish.default, _aten.hardsigmoid.default, _aten.hardtanh.default, _aten.leaky_relu.default),
+            *(_aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.rsqrt.default, _aten.neg.default),
+            *(_aten.sin.default, _aten.cos.default),
+        ),
+        _like,
+    ),
+    **dict.fromkeys(
+        (
+            *(_aten.relu_.default, _aten.relu6_.default, _aten.silu_.default, _aten.elu_.default),
+            *(_aten.hardswish_.default, _aten.hardsigmoid_.default, _aten.hardtanh_.default),
+            *(_aten.leaky_relu_.default, _aten.sigmoid_.default, _aten.tanh_.default),
+        ),
+        _itself,
+    ),
+    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _broadcast),
+    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _written),
+    _aten.conv2d.default: _convolved,
+    _aten.linear.default: _linear,
+    _aten.adaptive_avg_pool2d.default: _pooled,
+    **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList), _summed),
+    _aten.max_pool2d.default: _max_pooled,
+    _aten.avg_pool2d.default: _mean_pooled,
+    _aten.cat.default: _joined,
+    _aten.stack.default: _stacked,
+    _aten.matmul.default: _multiplied,
+    _aten.scaled_dot_product_attention.default: _attended,
+}
+"""Operation -> a rule for its positional arguments, on the meta device"""

@@ -1,0 +1,202 @@
+"""torch.export around a model: examples of two or more, one dynamic batch, an understandable error."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ticketry_engine.capture.tracing.program import ASKED_FOR
+from ticketry_engine.errors import CaptureError
+from ticketry_engine.example_inputs import at_batch
+from ticketry_engine.ir.memory import plain as plain_tensor
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
+
+_REASON_LINES = 6
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, example_inputs: Any) -> Arguments:
+        """From a tensor, a tuple of arguments, or a dict of arguments by name; tensors on the CPU."""
+        if isinstance(example_inputs, Mapping):
+            found = cls((), dict(example_inputs))
+        else:
+            found = cls(tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,), {})
+        tensors = [leaf for leaf in tree_flatten((found.args, found.kwargs))[0] if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise CaptureError("example_inputs hold no tensor: give a tensor, a tuple of arguments, or a dict of them")
+        return found.map(_on_cpu)
+
+    def map(self, change: Any) -> Arguments:
+        """The arguments with every tensor changed."""
+
+        def each(leaf: Any) -> Any:
+            return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = tree_map(each, (self.args, self.kwargs))
+        return Arguments(args, kwargs)
+
+    def at_batch(self, batch: int, seed: int) -> Arguments:
+        """With so many examples, see `example_inputs.at_batch`."""
+        return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
+
+    @property
+    def examples(self) -> int | None:
+        """The leading size of the first tensor that has one."""
+        for leaf in tree_flatten((self.args, self.kwargs))[0]:
+            if isinstance(leaf, Tensor) and leaf.dim():
+                return int(leaf.shape[0])
+        return None
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return plain_tensor(tensor if tensor.device.type in ("cpu", "meta") else tensor.cpu(), "an example input").detach()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as torch.export gives it."""
+
+    program: torch.export.ExportedProgram
+    fixed: str
+    """Why the number of examples is fixed; "" if it is not."""
+
+
+def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Exported:
+    """Export `model`, with any number of examples if it takes that.
+
+    Raises:
+        CaptureError: if torch.export does not take the model.
+    """
+    if not dynamic_batch:
+        return Exported(_export(model, arguments, None), ASKED_FOR)
+    examples = arguments.examples
+    if examples is None:
+        return Exported(_export(model, arguments, None), "the inputs have no leading axis")
+    several = _two_or_more(arguments, examples)
+    reason = ""
+    for strict in (False, True):  # the strict way is slower, but sees through `len(x)`
+        try:
+            return Exported(_export(model, several, several.examples, strict=strict), "")
+        except CaptureError as error:
+            reason = reason or _lines(error.__cause__ or error, 3)
+    return Exported(_export(model, arguments, None), reason)
+
+
+def _two_or_more(arguments: Arguments, examples: int) -> Arguments:
+    """torch.export takes a size of 0 or 1 for fixed: such examples are repeated."""
+    if examples > 1:
+        return arguments
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if not leads(tensor, examples):
+            return tensor
+        return torch.cat([tensor, tensor]) if examples else tensor.new_zeros((2, *tensor.shape[1:]))
+
+    return arguments.map(repeat)
+
+
+def _export(
+    model: nn.Module, arguments: Arguments, batch: int | None, *, strict: bool = False
+) -> torch.export.ExportedProgram:
+    shapes: Any = None
+    if batch is not None:
+        shapes = named_shapes(model, arguments.args, arguments.kwargs, batch)
+    try:
+        with ONE_AT_A_TIME, quiet(), plain():
+            return torch.export.export(
+                model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
+            )
+    except Exception as error:  # a model may fail in any way
+        if told := returned_object(error):
+            raise CaptureError(f"torch.export does not take {type(model).__name__}: {told}") from error
+        raise CaptureError(
+            f"torch.export does not take {type(model).__name__}: {_lines(error, _REASON_LINES)}\n"
+            "Look whether model(*example_inputs) runs in evaluation mode, and whether its forward decides by the values"
+            " of tensors (`if x.sum() > 0`, `.item()`): such parts have to be rewritten, or left out."
+        ) from error
+
+
+def returned_object(error: BaseException) -> str:
+    """What to do where torch.export has failed at an object that a model returns, such as a cache; empty for others."""
+    found = re.search(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output", f"{error} {error.__cause__}")
+    if found is None:
+        return ""
+    return (
+        f"it returns a {found[1]}, which torch cannot look into: have it return tensors, in tuples, lists or dicts"
+        " (models of Transformers do with use_cache=False among the example inputs)"
+    )
+
+
+def dynamic_shapes(inputs: Any, batch: int) -> Any:
+    """For each leaf of the inputs: its first size is free where it is the batch."""
+    dimension = torch.export.Dim("batch")
+
+    def leading(leaf: Any) -> Any:
+        return {0: dimension} if leads(leaf, batch) else None
+
+    return tree_map(leading, inputs)
+
+
+def leads(leaf: Any, examples: int | None) -> bool:
+    """Whether a leaf of the inputs is a tensor with an example in each of its first entries."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
+
+
+def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
+    """`dynamic_shapes` of arguments as torch.export wants them: a tuple of those of positional ones, or by name if any
+    is, and all that `*args` take under their name."""
+    args, kwargs = dynamic_shapes((args, kwargs), batch)
+    signature = inspect.signature(model.forward)
+    if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):
+        return args
+    return dict(signature.bind(*args, **kwargs).arguments)
+
+
+def _lines(error: BaseException, count: int) -> str:
+    lines = [line.partition("For more information, run with")[0].strip() for line in str(error).splitlines()]
+    return f"{type(error).__name__}: " + "\n".join(line[:300] for line in [line for line in lines if line][:count])
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """No gradients and no fused transformer layers, which are one operation that nobody can look into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Nothing of what exporters warn of, nor of what they log below a level: these loggers, torch's unless given."""
+    found = [logging.getLogger(name) for name in loggers or ("torch",)]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, before in zip(found, levels, strict=True):
+            logger.setLevel(before)

@@ -1,0 +1,365 @@
+"""A model compiled for its mask: an `nn.Module` with the call of the model it was made of, for inference.
+
+Its weights are in its kernels' tables. It has no parameters, so its `state_dict` is empty; a copy shares the graph; it
+is pickled, and saved, as a model file; autocast does not change it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.devices.parts import require_model
+from ticketry.core.mask import Mask, require_mask
+from ticketry.records.speed import Layer
+from ticketry_engine.capture import capture
+from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.errors import EngineError
+from ticketry_engine.gpu import compiled as gpu
+from ticketry_engine.gpu.compiled import CompiledGpu
+from ticketry_engine.ir import Graph, Node, last_uses, model_file
+from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.target import target as find_target
+from ticketry_engine.kernels.workers import cores
+from ticketry_engine.layers import ForInference, describe, median_seconds, table
+from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.plan_cache import digest_of
+from ticketry_engine.plan.region_programs import ITEM, Native
+from ticketry_engine.support.model_copies import copied
+from ticketry_engine.support.process_state import private_random_state
+
+Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""What runs, the values it reads, those it makes, and those nobody reads after it."""
+
+_ROUNDS = 5
+"""Calls that are timed beside eager torch."""
+
+_GLANCE = 2
+"""The same without tuning: of a call that is over in less than `_LONG` seconds. Else there is only one."""
+
+_LONG = 0.05
+
+_OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
+_OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
+"""Runs a step of torch, given what it reads and the name of what it makes."""
+
+
+def compile(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    threads: int | None = None,
+    target: str = "host",
+    precision: str = "fp32",
+    tune: bool = False,
+) -> Compiled | CompiledGpu:
+    """A module with the model's call whose sparse layers run in kernels made for the mask.
+
+    A model on a GPU is compiled for it: `engine.gpu.compile_gpu` with the precision of the model's own weights, where
+    float32 means "tf32". Call that for another precision.
+
+    Args:
+        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
+        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
+            have other numbers of examples.
+        threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
+            cores that the calling thread may run on.
+        target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
+        precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32.
+            Inputs and outputs stay float32. What gains nothing by it stays fp32: `Compiled.layers` tells.
+        tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
+            instead of trusting the estimates. Takes seconds.
+
+    Raises:
+        EngineError: the model cannot be captured, or the processor multiplies no bfloat16.
+        MaskError: the mask does not fit the model.
+        MissingExtraError: llvmlite is not installed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        >>> mask, x = tk.prune(model, density=0.25), torch.randn(4, 64)
+        >>> fast = tk.compile(model, mask, x)
+        >>> torch.allclose(fast(x), mask.apply_(model)(x), atol=1e-5)
+        True
+        >>> fast(torch.randn(10, 64)).shape
+        torch.Size([10, 8])
+    """
+    if mask is not None:
+        require_mask(mask)
+    require_model(model)
+    if any(parameter.device.type == "cuda" for parameter in model.parameters()):
+        return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
+    if example_inputs is None:
+        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
+    made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
+    call = Arguments.of(example_inputs)
+    if tune:
+        made.tune(*call.args, **call.kwargs)
+    made._made_of = weakref.ref(model), call
+    if tune:
+        made._beside_eager = _beside_eager(made, model, call, glance=False)
+    return made
+
+
+def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
+    """What calls take in turns with eager torch's: medians of rounds after one that does not count.
+
+    A glance is two rounds, the quicker of each counting, and one where a call is long.
+    """
+    eager = copied(model, {}).to("cpu").eval()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    called = any(native.programs for native in made._natives)
+    rounds = _GLANCE if glance else _ROUNDS
+    with torch.no_grad(), private_random_state([]):
+        for turn in range(rounds + 1):
+            for one, samples in zip((made, eager), seconds, strict=True):
+                begin = time.perf_counter()
+                one(*call.args, **call.kwargs)
+                samples.append(time.perf_counter() - begin)
+            if glance and turn and seconds[1][-1] > _LONG:
+                break
+    if glance and not called:
+        made.forget()
+    ours, theirs = ((min if glance else statistics.median)(samples[1:]) for samples in seconds)
+    said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
+    threads = f"{made._threads()} thread{'' if made._threads() == 1 else 's'}"
+    return (
+        f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {threads},"
+        f" {1e3 * theirs:.3f} ms on {torch.get_num_threads()}"
+        + (" (at a glance: tk.compile(..., tune=True) looks longer)" if glance else "")
+    )
+
+
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host", precision: str | None = None
+) -> Compiled:
+    """A model file, ready to be called. Its model's source is not needed.
+
+    Args:
+        path: what `Compiled.save` wrote.
+        threads: as of `compile`, like the target.
+        precision: "fp32" or "bf16"; None for that of the model which was saved. A file's weights are never rounded.
+
+    Raises:
+        EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> x = torch.randn(4, 64)
+        >>> path = tk.compile(model, tk.prune(model, density=0.25), x).save("model.tkm")
+        >>> tk.engine.load(path)(x).shape
+        torch.Size([4, 8])
+    """
+
+    graph, meta, digest = model_file.load(Path(path))
+    found = str(meta.get("precision", "fp32")) if precision is None else precision
+    return Compiled(graph, threads=threads, target=target, precision=found, digest=digest)
+
+
+class Compiled(ForInference):
+    """A graph with everything the engine can run compiled, and the rest in torch.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        >>> x = torch.randn(4, 64)
+        >>> fast = tk.compile(model, tk.prune(model, 0.25, distribution="uniform"), x)
+        >>> fast(x).shape, fast.tune(x) is fast
+        (torch.Size([4, 8]), True)
+        >>> [(layer.name, layer.where, layer.density) for layer in fast.layers() if layer.density]
+        [('0', 'engine', 0.25), ('2', 'engine', 0.25)]
+        >>> fast.profile(x, rounds=1)[0].seconds >= 0, fast.weight_bytes > 0
+        (True, True)
+        >>> again = tk.engine.load(fast.save("model.tkm"))
+        >>> torch.allclose(again(x), fast(x), atol=1e-5)
+        True
+        >>> "eager" in fast.beside_eager
+        True
+        >>> fast.forget()
+    """
+
+    stays = "in float32 on the CPU"
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        target: str = "host",
+        precision: str = "fp32",
+        digest: str | None = None,
+        layout: str | None = None,
+    ) -> None:
+        """`layout`: "planes" or "pixels" for all regions, where one is to be timed; by default as costs estimate."""
+        super().__init__()
+        self.graph = graph
+        self.threads = threads
+        self.target = find_target(target)
+        self.precision = _checked(precision, self.target)
+        self._target_name = target
+        self._digest = digest
+        self._call = Call(graph)
+        self._library = Library(self.target)
+        self._layout = layout
+        parts = partition(graph)
+        self.reasons = parts.reasons
+        steps = [self._step(step) for step in parts.steps]
+        done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
+        self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
+        self._natives = [run for run, *_ in steps if isinstance(run, Native)]
+        self._whole = self._only_region()
+        self._seconds: dict[str, float] = {}
+        self.clock: Callable[[], float] = time.perf_counter
+        """By which `profile` times; `time.thread_time` for what others on the machine do not add to."""
+        self._made_of: tuple[weakref.ref[nn.Module], Arguments] | None = None
+        """The model and the example inputs, to be timed beside."""
+        self._beside_eager = ""
+        nn.Module.train(self, False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._call.bind(args, kwargs)
+        if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
+            return self._whole(inputs, self._threads())[0]
+        values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        threads = self._threads()
+        self._walk(values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors))
+        return build(self.graph.outputs, values)
+
+    def _walk(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
+        """Step by step, what a step makes put into `values`, and each held until its last reader is done."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for run, reads, makes, done in self._steps:
+                tensors = [values[name] for name in reads]
+                made = native(run, tensors) if isinstance(run, Native) else [other(run, tensors, makes[0])]
+                values.update(zip(makes, made, strict=True))
+                for name in done:
+                    del values[name]
+
+    def tune(self, *args: Any, **kwargs: Any) -> Compiled:
+        """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
+
+        Returns:
+            The module itself.
+        """
+        values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
+        threads = self._threads()
+
+        def tuned(native: Native, tensors: list[Tensor]) -> list[Tensor]:
+            native.tune(tensors, threads)
+            return native(tensors, threads)
+
+        self._walk(values, tuned, lambda step, tensors, _: step(*tensors))
+        return self
+
+    def forget(self) -> None:
+        """Free the programs of all batches that were called so far; the next call makes its own anew."""
+        for native in self._natives:
+            native.forget()
+
+    def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
+        """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""
+        inputs = self._call.bind(args, kwargs)
+        self(*args, **kwargs)
+        self._seconds = median_seconds(lambda: self._timed(inputs), rounds)
+        return self.layers()
+
+    def _timed(self, inputs: list[Tensor]) -> dict[str, float]:
+        values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        seconds: dict[str, float] = {}
+
+        def timed(step: Callable[..., Any], tensors: list[Tensor], name: str) -> Any:
+            begin = self.clock()
+            made = step(*tensors)
+            seconds[name] = self.clock() - begin
+            return made
+
+        self._walk(values, lambda native, tensors: native.profile(tensors, seconds, self.clock), timed)
+        return seconds
+
+    def layers(self) -> list[Layer]:
+        """What runs, how, and why not otherwise: a row for each layer, in the order in which they run."""
+        return describe(self.graph, self.reasons, self._natives, self._seconds)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a model file: it loads without the model's source. Returns its path."""
+
+        return model_file.save(self.graph, Path(path), {"precision": self.precision})
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tables of all kernels of the batches that were called so far: weights and where they belong."""
+        return sum(program.table_bytes for native in self._natives for program in native.programs.values())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return Compiled(self.graph, threads=self.threads, target=self._target_name, precision=self.precision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
+
+    @property
+    def beside_eager(self) -> str:
+        """What was measured beside the model itself, for people to read: timed when it is first asked for."""
+        model = self._made_of[0]() if self._made_of else None
+        if not self._beside_eager and self._made_of and model is not None:
+            self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
+        return self._beside_eager or "Not timed beside eager torch, and so maybe slower: " + (
+            "the model it was made of is gone" if self._made_of else "tk.compile makes what can be timed"
+        )
+
+    def __repr__(self) -> str:
+        return f"{table(self.layers(), f'Compiled for {self.target.name}')}\n{self.beside_eager}"
+
+    def _threads(self) -> int:
+        """Of a call: more than there are cores would only wait for each other."""
+        threads = self.threads or torch.get_num_threads()
+        return threads if threads == 1 else min(threads, cores())
+
+    def _step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
+        if isinstance(step, Region):
+            make = partial(Native, self.graph, step, self._library, self._digest_of_graph)
+            native = make(self._layout, self.precision)
+            return native, tuple(step.inputs), tuple(step.outputs)
+        return torch_step(self.graph, step), step.inputs, (step.output,)
+
+    def _only_region(self) -> Native | None:
+        """The region that is the whole network, from the call's inputs in order to its one output; None if none is."""
+        if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
+            return None
+        _, reads, makes, _ = self._steps[0]
+        same = reads == self.graph.inputs and makes == (self.graph.outputs,)
+        return self._natives[0] if same else None
+
+    def _digest_of_graph(self) -> str:
+        """By which plans are kept: computed when the first is needed, unless a file's digest stands for it."""
+        if self._digest is None:
+            self._digest = digest_of(self.graph)
+        return self._digest
+
+
+def _checked(precision: str, target: Target) -> str:
+    """The precision, if there are kernels in it for the target."""
+    if precision not in ITEM:
+        raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
+    if precision == "bf16" and not target.bf16:
+        raise EngineError(
+            f"kernels in bf16 need a processor that multiplies bfloat16 (AVX512-BF16); the target {target.name}"
+            f" ({target.cpu}) does not: compile or load with precision='fp32'"
+        )
+    return precision
+
+
+def _unpickled(data: bytes, threads: int | None, target: str, precision: str = "fp32") -> Compiled:
+    return Compiled(model_file.loads(data)[0], threads=threads, target=target, precision=precision)

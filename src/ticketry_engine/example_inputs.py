@@ -1,0 +1,104 @@
+"""Inputs and outputs of models: batches made of example inputs, and how far outputs are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ticketry_engine.errors import EngineError, UsageError
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""A tensor, a tuple of a model's arguments, or a dict of them by name."""
+
+
+def as_arguments(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
+    """A tensor, or a tuple of arguments, as a tuple of arguments."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def batch_of(inputs: Inputs) -> int:
+    """Examples in the inputs: the first size of their first tensor.
+
+    Raises:
+        UsageError: if there is no tensor with a dimension.
+    """
+    for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
+    raise UsageError("the inputs hold no tensor that has a batch dimension")
+
+
+@overload
+def at_batch(inputs: Tensor | tuple[Any, ...], batch: int, seed: int = 0) -> tuple[Any, ...]: ...
+
+
+@overload
+def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, Any]: ...
+
+
+def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
+    """Inputs with `batch` examples, made of the given ones: repeated, with noise where they are real numbers.
+
+    The noise, half as strong as the inputs vary, makes every example differ from every other, so that an engine that
+    mixes examples up does not go unnoticed. Only tensors whose first size is the batch are changed.
+    """
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else as_arguments(inputs)
+    examples = batch_of(arguments)
+    if not examples:
+        raise UsageError("the example inputs hold no example: their batch has the size 0")
+    generator = torch.Generator().manual_seed(seed)
+    leaves, spec = tree_flatten(arguments)
+
+    def made(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != examples:
+            return leaf
+        rows = leaf[torch.arange(batch) % examples].contiguous()
+        if not leaf.is_floating_point():
+            return rows
+        finite = leaf[leaf.isfinite()]  # masks of attention hold -inf
+        spread = float(finite.std()) if finite.numel() > 1 else 1.0
+        return rows + 0.5 * spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+
+    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([made(leaf) for leaf in leaves], spec)
+    return whole
+
+
+def outputs_of(made: Any) -> list[Tensor]:
+    """The tensors in what a model returns, in order."""
+    return [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative error of outputs: the largest, over the tensors, of norm(found - expected) / norm(expected).
+
+    Infinities have to be the same; the error is infinite where they are not, or where NaN was found. A tensor that
+    should be 0 throughout is compared with 1.
+
+    Raises:
+        EngineError: if count or shapes are not the same, or NaN is expected: nothing can be compared with that.
+    """
+    shapes = [tuple(tensor.shape) for tensor in found], [tuple(tensor.shape) for tensor in expected]
+    if shapes[0] != shapes[1]:
+        raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        made, exact = (_real(tensor).double() for tensor in (one, other))
+        if exact.isnan().any():
+            raise EngineError(
+                "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
+                " at its buffers and at the example inputs"
+            )
+        same = exact.isinf() & (made == exact)
+        made, exact = made.masked_fill(same, 0), exact.masked_fill(same, 0)
+        error = float((made - exact).norm() / (exact.norm() or 1.0))
+        worst = max(worst, error) if error == error else float("inf")
+    return worst
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers, which `double` would take the first of."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -1,0 +1,385 @@
+"""A ticket for other runtimes: its model, masked or physically shrunk, as ONNX or a torch.export archive, checked.
+
+What is written is read back and run on random inputs of several batch sizes, beside the model that it was made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import unwrapped
+from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
+from ticketry.version import __version__
+from ticketry_engine.capture.eager_checks import own_copy
+from ticketry_engine.capture.tracing.torch_export import Arguments, named_shapes, returned_object
+from ticketry_engine.capture.tracing.torch_export import quiet as silent
+from ticketry_engine.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
+from ticketry_engine.example_inputs import Inputs, difference, outputs_of
+
+T = TypeVar("T")
+
+FORMATS = ("onnx", "pt2")
+
+TOLERANCE = 1e-4
+"""The largest relative error of an exported model that is kept."""
+
+_FIXED = "if the model needs one batch size, export it for that alone (batch=N, --batch N)"
+_BATCHES = (1, 2, 5)
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The exported model beside its source, on random inputs of one batch size."""
+
+    batch: int
+    error: float
+    """norm(exported - source) / norm(source), the largest over the outputs."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: str
+    format: str
+    shrunk: bool
+    """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
+    why_not_shrunk: str
+    """Empty where it is shrunk, or nobody asked."""
+    batch: int | None
+    """The only batch size that the file takes; None where it takes any."""
+    bytes: int
+    """Of the file, and of the one beside it that holds weights from 2 GB on."""
+    parameters: int
+    """In the file."""
+    dense_parameters: int
+    """Of the model that was given."""
+    nonzero: int
+    """Parameters in the file that are not 0."""
+    runtime: str
+    """What read it back."""
+    checks: tuple[Checked, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def export(
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Inputs | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    shrink: bool | None = None,
+    batch: int | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
+
+    Args:
+        model: dense; it is exported in evaluation mode, from a copy.
+        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
+        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
+            of the path's ending, or ONNX.
+        shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
+            channel-wise and removes any.
+        batch: the only batch size that the file is to take; None lets it take any.
+        facts: metadata for the file, beside what ticketry says of itself.
+
+    Raises:
+        UsageError: for an unknown format, or another one than the path's ending says.
+        MissingExtraError: without the libraries of the format.
+        MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
+        StructureError: if the model cannot be shrunk though that was asked for.
+        EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
+    """
+    if not isinstance(example_inputs, Tensor | tuple | Mapping):
+        raise UsageError(
+            "example_inputs of an export is a tensor, a tuple of the model's arguments in their order, or a dict of"
+            f" them by name, not a {type(example_inputs).__name__}"
+        )
+    target = Path(path)
+    format = format_of(target, format)
+    if format == "onnx" and find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "onnx", "checking what was exported")
+    if batch is not None and batch < 1:
+        raise UsageError(f"a batch has at least one example, not {batch}")
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder: name the file to write")
+    masked = own_copy(unwrapped(model))
+    # By itself not 1: torch.export takes a size of 1 for a constant.
+    given = Arguments.of(example_inputs)
+    examples = batch or 2
+    call = given.at_batch(examples, seed=_SEED)
+    source, why = masked, ""
+    if mask is not None:
+        mask.to("cpu").apply_(masked)
+        source, why = _shrunk(masked, mask.to("cpu"), call.kwargs or call.args, shrink)
+    elif shrink:
+        raise UsageError("there is no mask that says what to shrink")
+    shapes = named_shapes(source, call.args, call.kwargs, examples) if batch is None else None
+    write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
+    read = _read_onnx if format == "onnx" else _read_pt2
+
+    def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
+        told = {"ticketry": __version__, **(facts or {})}
+        write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=told)
+        runtime, run = read(file)
+        return runtime, _checked(source, run, given, _BATCHES if batch is None else (batch,), runtime)
+
+    (runtime, checks), size = _written(target, draft)
+    parameters = list(source.parameters())
+    return Exported(
+        path=str(target),
+        format=format,
+        shrunk=source is not masked,
+        why_not_shrunk=why,
+        batch=batch,
+        bytes=size,
+        parameters=sum(value.numel() for value in parameters),
+        dense_parameters=sum(value.numel() for value in model.parameters()),
+        nonzero=sum(int(value.count_nonzero()) for value in parameters),
+        runtime=runtime,
+        checks=checks,
+    )
+
+
+def format_of(path: Path, format: str | None) -> str:
+    """The format of a file: the one that is asked for, else that of its ending, else ONNX.
+
+    Raises:
+        UsageError: for an unknown format, or another one than the ending says.
+    """
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
+    ending = path.suffix.lower().removeprefix(".")
+    named = ending if ending in FORMATS else None
+    if format and named and format != named:
+        raise UsageError(
+            f"{path} is named as {named}, and {format} was asked for: name another file, or format={named!r}"
+        )
+    return format or named or FORMATS[0]
+
+
+def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
+    """The smaller model, or the same one with a reason why it is not smaller."""
+    if shrink is False:
+        return model, ""
+    try:
+        small = shrunk_model(model, mask, inputs)
+    except (MaskError, StructureError) as error:
+        if shrink:
+            raise
+        return model, first_line(error)
+    if not _smaller(small, model):
+        return model, "the mask removes no channel"
+    return small.eval().requires_grad_(False), ""
+
+
+def _written(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
+    """What `draft` returns when it has written a file of the target's name elsewhere; that, moved here; its bytes."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The names inside are the final ones, for an ONNX file names the one beside it.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ticketry-") as folder:
+            made = draft(Path(folder) / target.name)
+            files = sorted(Path(folder).iterdir())
+            size = sum(file.stat().st_size for file in files)
+            for file in files:
+                os.replace(file, target.parent / file.name)
+    except OSError as error:
+        raise EngineError(f"{target} cannot be written: {error.strerror or error}") from error
+    return made, size
+
+
+def _smaller(one: nn.Module, other: nn.Module) -> bool:
+    return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())
+
+
+# -- the formats -------------------------------------------------------------------------------------------------------
+
+Run = Callable[..., Sequence[Tensor]]
+
+
+def _read_onnx(file: Path) -> tuple[str, Run]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has no common class of errors
+        raise EngineError(f"ONNX Runtime does not take what was exported: {first_line(error)}") from error
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: Any, **named: Any) -> list[Tensor]:
+        arrays = [leaf.numpy() for leaf in outputs_of((inputs, named))]
+        return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return f"ONNX Runtime {ort.__version__}", run
+
+
+def _write_pt2(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    file: Path,
+    *,
+    named: dict[str, Any],
+    dynamic_shapes: Any,
+    facts: dict[str, str],
+) -> None:
+    try:
+        with quiet(), torch.no_grad():
+            program = _program(model, inputs, named, dynamic_shapes)
+            torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
+    except Exception as error:  # the exporter runs the model's own code, which may raise anything
+        fixed = f"; {_FIXED}" if dynamic_shapes is not None else ""
+        why = returned_object(error) or f"{type(error).__name__}: {first_line(error)}{fixed}"
+        raise EngineError(f"{type(model).__name__} cannot be exported: {why}") from error
+
+
+def _program(
+    model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """The strict way is slower, but sees through `len(x)`."""
+    try:
+        return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
+    except Exception:  # as above
+        with contextlib.suppress(Exception):
+            return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes, strict=True)
+        raise
+
+
+def _read_pt2(file: Path) -> tuple[str, Run]:
+    with quiet():
+        loaded = torch.export.load(str(file)).module()
+
+    def run(*inputs: Any, **named: Any) -> list[Tensor]:
+        with torch.no_grad():
+            return outputs_of(loaded(*inputs, **named))
+
+    return f"torch {torch.__version__}", run
+
+
+def _checked(
+    source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
+) -> tuple[Checked, ...]:
+    """The exported model beside its source."""
+    found = []
+    for number, batch in enumerate(batches):
+        call = given.at_batch(batch, seed=_SEED + 1 + number)
+        try:
+            with torch.no_grad():
+                expected = outputs_of(source(*call.args, **call.kwargs))
+        except Exception as error:  # of the model's own code
+            raise EngineError(
+                f"{type(source).__name__} itself does not take a batch of {batch}, in the first axis of its inputs:"
+                f" {first_line(error)}; {_FIXED}"
+            ) from error
+        try:
+            made = list(run(*call.args, **call.kwargs))
+        except Exception as error:  # of any runtime
+            raise EngineError(
+                f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
+            ) from error
+        error_found, most = difference(made, expected), _tolerance(expected)
+        if not error_found <= most:
+            raise EngineError(
+                f"what was exported is not equal to its source: at a batch of {batch} the relative error in {runtime}"
+                f" is {error_found:.2g}, more than {most:.2g}; nothing was written"
+            )
+        found.append(Checked(batch, error_found))
+    return tuple(found)
+
+
+def _tolerance(outputs: Sequence[Tensor]) -> float:
+    """That of float32, or some roundings of narrower outputs."""
+    return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
+
+
+_ROUNDINGS = 8
+_ONE_FILE_BYTES = 1_900_000_000
+"""Protocol buffers end at 2 GB: larger weights go into a file beside."""
+
+
+def write_onnx(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    file: Path,
+    *,
+    named: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    facts: dict[str, str] | None = None,
+) -> None:
+    """Write `model`, in evaluation mode, as ONNX: one file, with one beside it (.data) only from 2 GB on.
+
+    Args:
+        named: keyword arguments, beside the inputs.
+        dynamic_shapes: as in torch.export; None for inputs of just these shapes.
+        facts: metadata of the file.
+
+    Raises:
+        MissingExtraError: without onnx or onnxscript.
+        EngineError: if the exporter cannot follow the model.
+    """
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "writing ONNX")
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        with quiet(), torch.no_grad():
+            program = _onnx_program(model, inputs, named or {}, dynamic_shapes)
+            program.model.metadata_props.update(facts or {})
+            program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
+    except Exception as error:  # the exporter runs the model's own code, which may raise anything
+        why = returned_object(error) or first_line(error.__cause__ or error)
+        raise EngineError(f"{type(model).__name__} cannot be written as ONNX: {why}") from error
+
+
+def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:
+    """Where torch's exporter takes no strict way, and fixes the batch or fails, of what was exported so before."""
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
+    failed: Exception | None = None
+    try:
+        made = torch.onnx.export(model, inputs, kwargs=named, dynamic_shapes=dynamic_shapes, **options)
+        if dynamic_shapes is None or (made and made.exported_program and made.exported_program.range_constraints):
+            return made
+    except Exception as error:  # as above
+        failed = error
+    with contextlib.suppress(Exception):
+        program = torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes, strict=True)
+        return torch.onnx.export(program, inputs, kwargs=named, dynamic_shapes=dynamic_shapes, **options)
+    if failed is not None:
+        raise failed
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters print, log and warn of on their way; standard output stays the caller's."""
+    with contextlib.redirect_stdout(io.StringIO()), silent("torch.onnx", "onnxscript", level=logging.ERROR):
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, no longer than 300 letters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,364 @@
+"""A model compiled for its mask on a GPU: an `nn.Module` with the call of the model it was made of, for inference."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.records.speed import Layer
+from ticketry_engine.capture import capture
+from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
+from ticketry_engine.gpu.plan import LAYERS, Choice, facts_of, plan
+from ticketry_engine.gpu.tuning import timed
+from ticketry_engine.ir import Graph, model_file
+from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.layers import ForInference, layer_of, median_seconds, table
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
+
+MOST_SHAPES = 8
+"""Input shapes whose CUDA graphs are kept; the one that was not used for longest goes."""
+
+Key: TypeAlias = "tuple[tuple[int, ...], ...]"
+
+T = TypeVar("T")
+
+
+def compile_gpu(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    precision: str = "bf16",
+    graph: bool = True,
+    device: torch.device | str | None = None,
+    force: bool = False,
+) -> CompiledGpu:
+    """A module with the model's call whose layers with groups of rows run in sparse kernels on a GPU.
+
+    Inputs and outputs have the model's own types; in between all floating point numbers are of `precision`.
+
+    Args:
+        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
+        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
+            have other numbers of examples: each makes a plan of its own.
+        precision: "bf16", "fp16", or "tf32": float32 that is multiplied with 10 bits of fraction.
+        graph: record a CUDA graph for each shape of inputs, and replay it.
+        device: where it runs; None for the device of the model's parameters.
+        force: every layer that can be runs in the sparse kernels, also where they are estimated to be slower.
+
+    Raises:
+        EngineError: the model cannot be captured, its parameters are on several devices, or on one that the kernels
+            are not for.
+        MaskError: the mask does not fit the model.
+        MissingExtraError: Triton is not installed.
+        UsageError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if example_inputs is None:
+        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
+    require_triton()
+    where = check_device(_device(model) if device is None else torch.device(device))
+    captured = capture(model, mask, example_inputs, upsampling=False)
+    return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
+
+
+def _device(model: nn.Module) -> torch.device:
+    devices = {tensor.device for tensor in model.parameters()}
+    if len(devices) != 1:
+        raise EngineError(f"the model's parameters are on {len(devices)} devices: move it to one, or name the device")
+    return devices.pop()
+
+
+def check_device(device: torch.device) -> torch.device:
+    """The device, with its number.
+
+    Raises:
+        EngineError: Triton's kernels cannot run there.
+    """
+    import triton
+
+    if device.type == "cpu":
+        if not triton.knobs.runtime.interpret:
+            raise EngineError(
+                "the GPU's kernels run on a CPU in Triton's interpreter alone, for tests: move the model to a GPU, or"
+                " use tk.compile for this processor"
+            )
+    elif device.type != "cuda":
+        raise EngineError(f"there are no sparse kernels for {device.type}: move the model to a CUDA device")
+    elif str(device) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+class CompiledGpu(ForInference):
+    """A graph on a device, with one plan for each shape of inputs."""
+
+    def __init__(
+        self, graph: Graph, device: torch.device, *, precision: str = "bf16", record: bool = True, force: bool = False
+    ) -> None:
+        from ticketry_engine.gpu.program import Weights  # imports Triton
+
+        super().__init__()
+        self.graph = graph
+        self.device = device
+        self.precision = precision
+        self.stays = f"in {precision} on {device}"
+        self._settings = {"precision": precision, "record": record, "force": force}
+        self._record = record and device.type == "cuda"
+        self._call = Call(graph, device.type)
+        self._facts = facts_of(graph)
+        self._weights = Weights(graph, self._facts, PRECISIONS[precision], device)
+        self._runs: OrderedDict[Key, _Run] = OrderedDict()
+        self._lock = threading.Lock()
+        nn.Module.train(self, False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
+        with self._lock, torch.no_grad(), plain(self.device):
+            return build(self.graph.outputs, self._run(inputs)(inputs))
+
+    def choices(self, *args: Any, **kwargs: Any) -> dict[str, Choice]:
+        """How each layer runs for such inputs, by the name of the value it makes."""
+        return self._plan(self._call.bind(args, kwargs))
+
+    def layers(self) -> list[Layer]:
+        """What ran in the last call, how and why: a row for each layer, in the order in which they run."""
+        return self._layers({})
+
+    def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
+        """`layers` with the seconds of each: the median of some rounds, every operation waited for.
+
+        On a GPU each operation is replayed from a CUDA graph of its own, as in a call: launching its kernels from
+        Python takes longer than they do. What it reads may still be in the GPU's cache. With ``graph=False`` the time
+        includes the launches.
+        """
+        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
+        with self._lock, torch.no_grad(), plain(self.device):
+            program = self._run(inputs).program
+            if self._record:
+                warm_up(lambda: program(inputs), self.device)
+                return self._layers(program.timed(inputs, _Replayed(rounds)))
+            clock = timed if self.device.type == "cuda" else _wall
+            return self._layers(median_seconds(lambda: program.timed(inputs, clock), rounds))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a model file, as `Compiled.save`: it holds the network and no plan, and loads for a CPU."""
+        return model_file.save(self.graph, Path(path))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes on the device of the weights of all layers that were called so far, with the tables of their places."""
+        return self._weights.bytes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
+        return CompiledGpu(self.graph, self.device, **self._settings)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise EngineError("a model that was compiled for a GPU is not pickled: pickle the ticket and compile it again")
+
+    def __repr__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        shapes = "" if not self._runs else f", inputs of {[list(shape) for shape in next(reversed(self._runs))]}"
+        return table(self.layers(), f"{name}, {self.precision}{shapes}")
+
+    def _moved(self, x: Tensor) -> Tensor:
+        if x.device != self.device:
+            raise EngineError(f"an input is on {x.device}, but the model was compiled for {self.device}")
+        return x.detach()
+
+    def _run(self, inputs: Sequence[Tensor]) -> _Run:
+        key = tuple(tuple(x.shape) for x in inputs)
+        if key not in self._runs:
+            from ticketry_engine.gpu.program import Program
+
+            choices = self._plan(inputs)
+            self._runs[key] = _Run(Program(self.graph, choices, self._weights), self._record)
+            while len(self._runs) > MOST_SHAPES:
+                self._runs.popitem(last=False)
+        self._runs.move_to_end(key)
+        return self._runs[key]
+
+    def _plan(self, inputs: Sequence[Tensor]) -> dict[str, Choice]:
+        dtype, force = self._weights.dtype, bool(self._settings["force"])
+        return plan(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
+
+    def _layers(self, seconds: dict[str, float]) -> list[Layer]:
+        choices = next(reversed(self._runs.values())).program.choices if self._runs else {}
+        rows = []
+        for node in self.graph.nodes:
+            choice = choices.get(node.output)
+            why = choice.why if choice is not None else "chosen at the first call" if node.op in LAYERS else ""
+            sparse = choice is not None and choice.kernel != "dense"
+            kernel = choice.kernel if choice is not None and sparse else ""
+            kernel += f", tiles of {choice.tile} rows" if choice is not None and kernel == "group" else ""
+            rows.append(layer_of(self.graph, node, "engine" if sparse else "torch", kernel, seconds, why))
+        return rows
+
+
+def _batch(inputs: Sequence[Tensor]) -> int:
+    return next((int(x.shape[0]) for x in inputs if x.dim()), 1)
+
+
+class _Run:
+    """A program for inputs of one shape: recorded once where that is asked for, then replayed."""
+
+    def __init__(self, program: Any, record: bool) -> None:
+        self.program = program
+        self._record = record
+        self._recorded: tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]] | None = None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        if not self._record:
+            return self.program(inputs)  # type: ignore[no-any-return]
+        if self._recorded is None:
+            self._recorded = self._recording(inputs)
+        graph, static, made = self._recorded
+        for held, x in zip(static, inputs, strict=True):
+            held.copy_(x)
+        graph.replay()
+        # The next replay writes to the same memory.
+        return {name: one.clone() if isinstance(one, Tensor) else one for name, one in made.items()}
+
+    def _recording(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]]:
+        static = [x.clone() for x in inputs]
+        warm_up(lambda: self.program(static), static[0].device)
+        graph, made = record(lambda: self.program(static))
+        return graph, static, made
+
+
+def warm_up(call: Callable[[], object], device: torch.device) -> None:
+    """Three calls beside the current stream: kernels are compiled and timed in them, and libraries make their plans."""
+    stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A CUDA graph of a call, and what the call made: each replay writes it anew.
+
+    Raises:
+        EngineError: the call cannot be recorded.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            made = call()
+    except RuntimeError as error:
+        raise EngineError(
+            f"a CUDA graph cannot record this model ({str(error).splitlines()[0]}): compile it with graph=False"
+        ) from error
+    return graph, made
+
+
+class _Replayed:
+    """A clock that runs a function from a CUDA graph, and keeps the graphs, as later ones read what they write."""
+
+    REPLAYS = 10
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = max(1, rounds)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def __call__(self, call: Callable[[], T]) -> tuple[T, float]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            graph, made = record(call)
+        empty = [one for one in caught if "CUDA Graph is empty" in str(one.message)]
+        for one in caught:
+            if one not in empty:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        if empty:  # a view: no kernel, no time
+            return made, 0.0
+        self._graphs.append(graph)
+
+        def replays() -> None:
+            for _ in range(self.REPLAYS):
+                graph.replay()
+
+        replays()
+        return made, median(timed(replays)[1] for _ in range(self._rounds)) / self.REPLAYS
+
+
+@contextlib.contextmanager
+def plain(device: torch.device) -> Iterator[None]:
+    """No autocast, TF32 for products of float32, and the device as the current one."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    try:
+        matmul.fp32_precision = conv.fp32_precision = "tf32"
+        with torch.autocast(device.type, enabled=False), current:
+            yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+def _wall(call: Callable[[], T]) -> tuple[T, float]:
+    begin = time.perf_counter()
+    return call(), time.perf_counter() - begin
+
+
+def require_triton() -> None:
+    """Raises:
+    MissingExtraError: Triton is not installed.
+    """
+    if find_spec("triton") is None:
+        raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
+
+
+def compile_as_it_is(
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Any,
+    *,
+    threads: int | None,
+    target: str,
+    precision: str = "fp32",
+) -> CompiledGpu:
+    """`compile_gpu` in the precision of the model's own weights; float32 is multiplied as TF32.
+
+    Raises:
+        EngineError: settings that are a CPU's, weights in float64, and as `compile_gpu` does.
+    """
+    if threads is not None or target != "host":
+        raise EngineError("threads and target are of a CPU: leave them out, or move the model to the CPU")
+    own = precision_of(model)
+    if precision not in ("fp32", own):
+        raise EngineError(
+            f"the model's weights are {own}: convert it, or call compile_gpu with precision={precision!r}"
+        )
+    return compile_gpu(model, mask, example_inputs, precision=own)
+
+
+def precision_of(model: nn.Module) -> str:
+    """The precision that keeps the weights of a model as they are."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    most = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    if most not in names:
+        raise EngineError(
+            f"there are no sparse kernels for {most} on a GPU: convert the model, or call compile_gpu with a precision"
+        )
+    return names[most]

@@ -1,0 +1,152 @@
+"""A layer's weight as the group kernel reads it: tiles of rows that share their kept columns, dense in those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.support.row_groups import Indices, row_groups
+
+Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
+
+UNIT = 64
+"""Columns of a tile are padded to a multiple of this, and offsets counted in it: any step of the kernel fits."""
+
+FARTHEST = 127
+"""Pixels: a tap's distance from its output's first pixel, dilation and padding included, is a signed byte."""
+
+MOST_CHANNELS = 1 << 15
+"""Of the input of a layer with taps."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What one launch of the kernel reads. Every index is made here, from a weight: none comes from a file."""
+
+    weight: Tensor
+    """[sum over tiles of tile rows x padded columns], in the layer's number format."""
+    tiles: Tensor
+    """int32 [tiles, 3]: first column / 64, columns, first weight / 64. Longest tiles first."""
+    rows: Tensor
+    """int32 [tiles, tile]: the output channel of each row, -1 beyond the group's."""
+    places: Tensor
+    """int32 [columns, and one unit more]: where a column is read. Without taps (a kernel of one pixel) the channel;
+    with taps channel << 16 | rows down << 8 | columns right, the two as signed bytes less the layer's padding. Negative
+    in the padding."""
+    tile: int
+    """Rows of a tile."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(held.nbytes for one in fields(self) if isinstance(held := getattr(self, one.name), Tensor))
+
+    def to(self, device: torch.device | str) -> Tables:
+        """The tables on a device."""
+        names = [one.name for one in fields(self) if isinstance(getattr(self, one.name), Tensor)]
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows that keep the same columns, counted over all input channels."""
+
+    rows: Indices
+    columns: Indices
+
+
+def layer_groups(weight: Tensor, groups: int = 1) -> list[Group]:
+    """Rows with equal support of a weight [O, C / groups, ...].
+
+    Rows of different groups of a convolution read different channels and are never together.
+    """
+    rows, width = len(weight) // groups, weight[0].numel()
+    return [
+        Group(found.rows + number * rows, found.columns + number * width)
+        for number, part in enumerate(torch.split(weight, rows))
+        for found in row_groups(part != 0)
+    ]
+
+
+def pack(
+    weight: Tensor,
+    *,
+    tile: int,
+    dtype: torch.dtype,
+    groups: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tables:
+    """The tables of a convolution's weight [O, C / groups, kh, kw] or a linear layer's [O, I], zeros being removed.
+
+    Raises:
+        EngineError: for what `unfit` says.
+    """
+    flat = weight.detach().cpu().reshape(len(weight), -1)
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    if (reason := unfit(tuple(weight.shape), groups=groups, padding=padding, dilation=dilation)) is not None:
+        raise EngineError(f"the GPU's tables cannot hold this layer: {reason}")
+    found = sorted(layer_groups(weight, groups), key=lambda group: -len(group.columns))
+    weights, tiles, rows, columns = [], [], [], []
+    first = start = 0
+    for group in found:
+        count, padded = len(group.columns), -(-len(group.columns) // UNIT) * UNIT
+        columns.append(np.pad(group.columns, (0, padded - count), constant_values=-1))
+        local = torch.from_numpy(group.columns % max(1, flat.shape[1]))
+        for begin in range(0, len(group.rows), tile):
+            members = group.rows[begin : begin + tile]
+            block = torch.zeros(tile, padded, dtype=flat.dtype)
+            block[: len(members), :count] = flat[torch.from_numpy(members)][:, local]
+            weights.append(block.flatten())
+            tiles.append((first // UNIT, count, start // UNIT))
+            rows.append(np.pad(members, (0, tile - len(members)), constant_values=-1))
+            start += tile * padded
+        first += padded
+    columns.append(np.full(UNIT, -1))  # the kernel reads a step ahead
+    places = _places(np.concatenate(columns), kernel, padding, dilation)
+    if start >= UNIT << 31 or first >= 1 << 31:
+        raise EngineError(f"a layer with {start} kept weights is too large for the GPU's tables")
+    return Tables(
+        # Never empty: a kernel's pointer has to point to something, though a layer of zeros reads nothing of it.
+        torch.cat([*weights, torch.zeros(UNIT)]).to(dtype),
+        torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3),
+        torch.from_numpy(np.stack(rows).astype(np.int32)),
+        torch.from_numpy(places),
+        tile,
+    )
+
+
+def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether places hold taps."""
+    return (*kernel, *padding) != (1, 1, 0, 0)
+
+
+def unfit(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation: Sequence[int]) -> str | None:
+    """Why a weight of this shape has no tables; None if it has."""
+    kernel = tuple(shape[2:]) or (1, 1)
+    if not has_taps(kernel, padding):
+        return None
+    reach = max(max((size - 1) * step, pad) for size, step, pad in zip(kernel, dilation, padding, strict=True))
+    if reach > FARTHEST:
+        return f"its kernel reaches {reach} pixels, more than {FARTHEST}"
+    if shape[1] * groups >= MOST_CHANNELS:
+        return f"it has {shape[1] * groups} input channels, and {MOST_CHANNELS} are too many"
+    return None
+
+
+def _places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
+    """Where columns, flattened as (channel, kh, kw), are read; -1 for those that are none."""
+    area = kernel[0] * kernel[1]
+    channel, tap = columns // area, columns % area
+    if not has_taps(kernel, padding):
+        return np.where(columns < 0, -1, channel).astype(np.int32)
+    down = tap // kernel[1] * dilation[0] - padding[0]
+    right = tap % kernel[1] * dilation[1] - padding[1]
+    place = channel << 16 | (down & 0xFF) << 8 | right & 0xFF
+    return np.where(columns < 0, -1, place).astype(np.int32)

@@ -1,0 +1,214 @@
+"""How a call's arguments become the inputs of a graph, and its values what the call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.ir.graph import Graph
+from ticketry_engine.ir.memory import plain, plain_keys
+from ticketry_engine.ir.native import dtype_name, short
+from ticketry_engine.ir.nodes import Json
+
+
+class Record(dict[str, Any]):
+    """A dict whose entries are attributes too, and which counts by position: stands for a model's own output class."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the output has no {name!r}; it has {list(self)}") from None
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+class Fields(tuple[Any, ...]):
+    """A tuple whose entries have names: stands for a model's own NamedTuple, and for what torch gives of ``max``."""
+
+    _fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Fields:
+        made = cls(content.values())
+        made._fields = tuple(content)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__dict__.get("_fields", ())
+        if name not in fields:
+            raise AttributeError(f"the output has no {name!r}; it has {list(fields)}")
+        return self[fields.index(name)]
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fields.of, (self._asdict(),)
+
+
+# As torch has its models' own classes: what goes through outputs, such as `tree_map`, finds the tensors in them.
+register_pytree_node(
+    Record,
+    lambda made: (list(made.values()), list(made)),
+    lambda values, names: Record(zip(names, values, strict=True)),
+    serialized_type_name="ticketry.Record",
+)
+register_pytree_node(
+    Fields,
+    lambda made: (list(made), list(made._fields)),
+    lambda values, names: Fields.of(dict(zip(names, values, strict=True))),
+    serialized_type_name="ticketry.Fields",
+)
+
+
+def build(tree: Json, values: Mapping[str, Any]) -> Any:
+    """What a tree of `Graph.outputs` stands for."""
+    if isinstance(tree, str):
+        return values[tree]
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        return content
+    if kind in ("tuple", "list"):
+        parts = [build(part, values) for part in content]
+        return parts if kind == "list" else tuple(parts)
+    made = {key: build(part, values) for key, part in content.items()}
+    if kind == "fields":
+        return Fields.of(made)
+    if kind == "numbered":
+        return {int(key): part for key, part in made.items()}
+    return made if kind == "dict" else Record(made)
+
+
+class Call:
+    """Checks a call's arguments against a graph's inputs and puts them in its order: `plain` tensors of a device."""
+
+    def __init__(self, graph: Graph, device: str = "cpu") -> None:
+        self._keys = plain_keys(device)
+        self._inputs = graph.inputs
+        inputs = [graph.values[name] for name in graph.inputs]
+        self._checks = [
+            (value.shape or (), getattr(torch, value.dtype), f"the input {value.name!r}") for value in inputs
+        ]
+        self._signature = graph.signature
+        self._defaults = {} if graph.signature is None else graph.signature.get("defaults", {})
+        self._fewest = 0 if graph.signature is None else graph.signature.get("fewest", 0)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The graph's inputs in order.
+
+        Raises:
+            EngineError: if arguments are missing or too many, of another kind than when the model was captured, of a
+                shape or data type that the graph is not made for, of different numbers of examples, of fewer than it
+                holds for, or no `plain` tensors; or if a call is to be traced by torch.jit, which sees no kernels.
+        """
+        if torch._C._get_tracing_state() is not None:
+            raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
+        found = self._found(args, kwargs)
+        batch: int | None = None
+        inputs = []
+        for name, (shape, dtype, label) in zip(self._inputs, self._checks, strict=True):
+            tensor = plain(found[name], label, self._keys)
+            given = tensor.shape
+            dynamic = bool(shape) and shape[0] is None
+            if len(given) != len(shape) or given[dynamic:] != shape[dynamic:] or tensor.dtype != dtype:
+                raise EngineError(
+                    f"{label} is {dtype_name(tensor.dtype)} {list(given)}, but the network was captured for"
+                    f" {dtype_name(dtype)} {['batch' if size is None else size for size in shape]}: for others compile"
+                    " the model with example inputs like them"
+                )
+            if dynamic:
+                batch = given[0] if batch is None else batch
+                if given[0] != batch:
+                    raise EngineError(f"{label} has {given[0]} examples, another one {batch}")
+                if batch < self._fewest:
+                    raise EngineError(
+                        f"{label} has {batch} example{'' if batch == 1 else 's'}, and the model does something else for"
+                        f" one than for {self._fewest} and more, for which it was captured: capture it with example"
+                        " inputs of one example for calls of one"
+                    )
+            inputs.append(tensor)
+        return inputs
+
+    def _found(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._signature is None:
+            if kwargs or len(args) != len(self._inputs):
+                raise EngineError(f"the network takes {len(self._inputs)} arguments by position")
+            return dict(zip(self._inputs, args, strict=True))
+        found: dict[str, Any] = {}
+        trees, names = self._signature["args"], self._signature["names"]
+        wanted = dict(self._signature["kwargs"])
+        if len(args) > len(trees):
+            raise EngineError(f"{len(args)} arguments by position are more than the {len(trees)} it was captured with")
+        for tree, value in zip(trees, args, strict=False):
+            _match(tree, value, found)
+        for name, tree in list(zip(names, trees, strict=False))[len(args) :]:
+            wanted[name] = tree
+        if len(args) < len(trees) and len(names) < len(trees):
+            raise EngineError(f"{len(args)} arguments by position are fewer than the {len(trees)} it was captured with")
+        for name, value in kwargs.items():
+            if name not in wanted:
+                self._check_left_out(name, value)
+                continue
+            _match(wanted.pop(name), value, found)
+        for name, tree in wanted.items():
+            if not (isinstance(tree, dict) and "constant" in tree):
+                raise EngineError(
+                    f"the argument {name!r} is missing: the model was captured with it; for calls without it compile"
+                    " the model without it"
+                )
+            if name in self._defaults:
+                raise EngineError(
+                    f"the argument {name!r} is left out, but the model was captured with {tree['constant']!r}, which is"
+                    " not its default: give it, or capture the model without it"
+                )
+        return found
+
+    def _check_left_out(self, name: str, value: Any) -> None:
+        """Of an argument that was not given when the model was captured: it has to be its default."""
+        default = self._defaults.get(name, {"constant": None})
+        if default is None or not is_constant(default["constant"], value):
+            raise EngineError(
+                f"the argument {name!r} was not given when the model was captured: compile it with example inputs"
+                f" that have it, tk.compile(model, mask, {{…, {name!r}: …}})"
+            )
+
+
+def is_constant(constant: Any, value: Any) -> bool:
+    """Whether an argument is a constant of a signature; NaN is itself."""
+    if isinstance(value, Tensor):
+        return False
+    both_nan = constant != constant and value != value
+    return both_nan or value is constant or bool(value == constant)
+
+
+def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
+    if isinstance(tree, str):
+        found[tree] = value
+        return
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        if not is_constant(content, value):
+            raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
+    elif kind in ("tuple", "list"):
+        if not isinstance(value, (tuple, list)) or len(value) != len(content):
+            raise EngineError(f"an argument is {type(value).__name__}, not {len(content)} values as when captured")
+        for part, entry in zip(content, value, strict=True):
+            _match(part, entry, found)
+    else:
+        if kind == "fields" and isinstance(value, tuple):
+            value = dict(zip(getattr(value, "_fields", ()), value, strict=False))
+        if kind == "numbered":
+            content = {int(key): part for key, part in content.items()}
+        if not isinstance(value, Mapping) or set(value) != set(content):
+            raise EngineError(
+                f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"
+            )
+        for key, part in content.items():
+            _match(part, value[key], found)

@@ -1,0 +1,317 @@
+"""The small graph that the engine works on: what capture makes, plans read and model files hold.
+
+A graph is checked when it comes from a file (`Graph.validate`): shapes follow from the rules of `graph.native`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ticketry_engine.errors import GraphError
+from ticketry_engine.ir.aten import check
+from ticketry_engine.ir.native import Facts, dtype_name, infer, short
+from ticketry_engine.ir.nodes import (
+    DTYPES,
+    LARGEST_SIZE,
+    LONGEST_NAME,
+    MOST_DIMENSIONS,
+    MOST_NODES,
+    OTHERS,
+    UNFILED,
+    Json,
+    Node,
+    Shape,
+    Value,
+)
+
+OF_SIGNATURES = frozenset({"fewest", "defaults"})
+"""``"fewest"``: the number of examples from which on the graph holds, if that is not any. ``"defaults"``: of arguments
+that were another constant when it was captured, or were left out and are not None then: ``{"constant": ...}``, or None
+for an object that a graph cannot hold."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a list of operations in the order in which they can run."""
+
+    inputs: tuple[str, ...]
+    outputs: Json
+    """What a call returns: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
+    ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too,
+    ``fields`` are a tuple's, and the keys of ``numbered`` stand for whole numbers)."""
+    nodes: tuple[Node, ...]
+    values: dict[str, Value]
+    tensors: dict[str, Tensor]
+    signature: Json = None
+    """How a call's arguments give `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [of args]}`` with
+    trees as in `outputs`; None: positional, in order. It may have `OF_SIGNATURES` besides."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, such as why the batch is fixed."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether any number of examples is taken."""
+        return any(_is_dynamic(self.values[name].shape) for name in self.inputs)
+
+    @property
+    def makers(self) -> dict[str, Node]:
+        """Value -> the node that makes it."""
+        return {one.output: one for one in self.nodes}
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the values in `outputs`, in order, each once."""
+        return tuple(dict.fromkeys(leaves(self.outputs)))
+
+    def uses(self) -> dict[str, int]:
+        """Value -> how often nodes and the graph's outputs read it."""
+        counts = dict.fromkeys(self.values, 0)
+        for one in self.nodes:
+            for name in one.inputs:
+                counts[name] += 1
+        for name in leaves(self.outputs):
+            counts[name] += 1
+        return counts
+
+    def with_nodes(self, nodes: tuple[Node, ...] | list[Node], **changes: Any) -> Graph:
+        """The graph with other nodes, without values and tensors that nothing names any more."""
+        changed = replace(self, nodes=tuple(nodes), **changes)
+        named = {*changed.inputs, *(one.output for one in changed.nodes)}
+        held = {name for one in changed.nodes for name in one.weights.values()}
+        return replace(
+            changed,
+            values={name: value for name, value in changed.values.items() if name in named},
+            tensors={name: tensor for name, tensor in changed.tensors.items() if name in held},
+        )
+
+    def validate(self, *, trusted: bool = False) -> Graph:
+        """Return the graph itself if it is consistent.
+
+        The shape of what a torch node makes cannot be derived here: it is a claim, which whoever runs the node checks
+        before a native one reads it.
+
+        Args:
+            trusted: the graph was made in this process, and may have operations that one in a file may not.
+
+        Raises:
+            GraphError: for an unknown operation, a name used before its definition or defined twice, weights that are
+                absent or of a wrong shape, a shape that does not follow from those of the inputs, an attribute of a
+                wrong type or size; in a file also for a name that cannot be printed.
+        """
+        _check_counts(self)
+        if not trusted:
+            named = (text for one in self.nodes for text in (one.op, one.output, *one.weights))
+            _check_printable([*self.values, *self.tensors, *self.notes, *named])
+        types = DTYPES | UNFILED if trusted else DTYPES
+        for name, value in self.values.items():
+            _check_value(name, value, types)
+        for name, tensor in self.tensors.items():
+            _check_tensor(name, tensor, types)
+        known = set()
+        for name in self.inputs:
+            if name in known:
+                raise GraphError(f"two inputs are called {name!r}")
+            if name not in self.values or self.values[name].dtype in OTHERS or self.values[name].shape is None:
+                raise GraphError(f"the input {name[:80]!r} is no tensor of a known shape")
+            known.add(name)
+        for one in self.nodes:
+            _check_node(self, one, known, trusted)
+            known.add(one.output)
+        for name in self.results:
+            if name not in known:
+                raise GraphError(f"the output {name[:80]!r} is made by no node")
+        if len(known) != len(self.values):
+            raise GraphError(f"no node makes the value {next(iter(set(self.values) - known))[:80]!r}")
+        _check_signature(self)
+        if not trusted:
+            _check_printable(_texts([self.outputs, self.signature]))
+        return self
+
+
+def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
+    """Of each step, which reads values and makes some: those that nobody reads after it and that are not kept."""
+    last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
+    free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
+    return [
+        (
+            *(name for name in dict.fromkeys(reads) if last[name] == number and name in free),
+            *(name for name in makes if name not in last and name in free),
+        )
+        for number, (reads, makes) in enumerate(steps)
+    ]
+
+
+def _is_dynamic(shape: Shape | None) -> bool:
+    return shape is not None and bool(shape) and shape[0] is None
+
+
+# -- trees of values ---------------------------------------------------------------------------------------------------
+
+_DEEPEST = 64
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+"""A whole number as one writes it: no two texts are the same number."""
+
+
+def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
+    """Names of the values in a tree as `Graph.outputs` holds, in order; `GraphError` for what is no such tree."""
+    if isinstance(tree, str):
+        yield tree
+        return
+    if not isinstance(tree, dict) or len(tree) != 1 or depth > _DEEPEST:
+        raise GraphError(f"{short(tree)} is no tree of values")
+    ((kind, content),) = tree.items()
+    if kind == "constant" and (content is None or isinstance(content, (bool, int, float, str))):
+        return
+    if kind in ("tuple", "list") and isinstance(content, list):
+        parts = content
+    elif (
+        kind in ("dict", "record", "fields", "numbered")
+        and isinstance(content, dict)
+        and all(isinstance(key, str) for key in content)
+        and (kind != "numbered" or all(_WHOLE.fullmatch(key) for key in content))
+    ):
+        parts = list(content.values())
+    else:
+        raise GraphError(f"{short(tree)} is no tree of values")
+    for part in parts:
+        yield from leaves(part, depth + 1)
+
+
+def with_leaves(tree: Json, change: Callable[[str], str]) -> Json:
+    """The tree with other names of values, asked for in the order of `leaves`."""
+    if isinstance(tree, str):
+        return change(tree)
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        return tree
+    if isinstance(content, list):
+        return {kind: [with_leaves(part, change) for part in content]}
+    return {kind: {key: with_leaves(part, change) for key, part in content.items()}}
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _check_counts(graph: Graph) -> None:
+    if len(graph.nodes) > MOST_NODES:
+        raise GraphError(f"{len(graph.nodes)} nodes are more than a graph may have")
+    outputs = [one.output for one in graph.nodes]
+    if len(set(outputs)) != len(outputs):
+        raise GraphError("two nodes make a value of the same name")
+    taken = set(graph.inputs) & set(outputs)
+    if taken:
+        raise GraphError(f"a node makes the graph's input {next(iter(taken))[:80]!r}")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise GraphError(f"{short(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
+
+
+def _check_printable(names: Iterable[str]) -> None:
+    """Names are shown as they are, in tables and errors: those of a stranger's file must not move the cursor."""
+    for name in names:
+        if not name.isprintable():
+            raise GraphError(f"the name {short(name)} has characters that cannot be printed: give the part another one")
+
+
+def _texts(tree: Json) -> Iterator[str]:
+    """Names and keys in a tree of values, or in a list or dictionary of such; no constants."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for key, part in tree.items():
+            yield key
+            yield from () if key == "constant" else _texts(part)
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _texts(part)
+
+
+def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
+    _check_name(name)
+    if value.name != name:
+        raise GraphError(f"the value {name!r} calls itself {value.name!r}")
+    if value.dtype not in types and value.dtype not in OTHERS:
+        if value.dtype in UNFILED:
+            raise GraphError(f"{name!r} has the data type {short(value.dtype)}, which files do not hold")
+        raise GraphError(f"{name!r} has the unknown data type {short(value.dtype)}")
+    if value.shape is None:
+        return
+    if not isinstance(value.shape, tuple) or len(value.shape) > MOST_DIMENSIONS:
+        raise GraphError(f"{name!r} has no shape of at most {MOST_DIMENSIONS} dimensions")
+    total = 1
+    for axis, size in enumerate(value.shape):
+        if size is None and axis == 0:
+            continue
+        if type(size) is not int or size < 0:
+            raise GraphError(f"{name!r} has the impossible shape {short(value.shape)}")
+        total *= max(size, 1)
+        if total > LARGEST_SIZE:
+            raise GraphError(f"{name!r} is too large: {short(value.shape)}")
+
+
+def _check_tensor(name: str, tensor: Tensor, types: frozenset[str]) -> None:
+    _check_name(name)
+    if not isinstance(tensor, Tensor) or dtype_name(tensor.dtype) not in types:
+        raise GraphError(f"the weight {name!r} is no tensor of a data type that the engine knows")
+
+
+def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None:
+    _check_name(one.output)
+    where = f"{one.op[:80]} -> {one.output[:80]}"
+    if one.output not in graph.values:
+        raise GraphError(f"{where}: its output is no value of the graph")
+    for name in one.inputs:
+        if name not in known:
+            raise GraphError(f"{where}: its input {short(name)} is not made before it")
+    for role, name in one.weights.items():
+        if name not in graph.tensors:
+            raise GraphError(f"{where}: the graph has no tensor {short(name)} for its {role[:80]}")
+    if not one.native:
+        check(one, trusted=trusted)
+        return
+    try:
+        shape, dtype = infer(
+            one.op,
+            one.attrs,
+            [_facts(graph.values[name]) for name in one.inputs],
+            {role: Facts.of(graph.tensors[name]) for role, name in one.weights.items()},
+        )
+    except GraphError as error:
+        raise GraphError(f"{where}: {error}") from None
+    made = graph.values[one.output]
+    if (made.shape, made.dtype) != (shape, dtype):
+        raise GraphError(f"{where}: it makes {dtype} {shape}, but its output is said to be {made.dtype} {made.shape}")
+
+
+def _facts(value: Value) -> Facts:
+    if value.shape is None:
+        raise GraphError(f"its input {value.name!r} has no known shape")
+    return Facts(value.shape, value.dtype)
+
+
+def _check_signature(graph: Graph) -> None:
+    signature = graph.signature
+    if signature is None:
+        return
+    if not isinstance(signature, dict) or set(signature) - OF_SIGNATURES != {"args", "kwargs", "names"}:
+        raise GraphError("the graph's signature has not args, kwargs and names")
+    args, kwargs, names = signature["args"], signature["kwargs"], signature["names"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(names, list):
+        raise GraphError("the graph's signature has not args, kwargs and names")
+    if not all(isinstance(name, str) for name in [*names, *kwargs]):
+        raise GraphError("a name in the graph's signature is no text")
+    if type(signature.get("fewest", 0)) is not int:
+        raise GraphError("the fewest examples in the graph's signature are no number")
+    defaults = signature.get("defaults", {})
+    if not isinstance(defaults, dict) or any(tree is not None and [*leaves(tree)] for tree in defaults.values()):
+        raise GraphError("the defaults in the graph's signature are no constants")
+    found = [name for tree in [*args, *kwargs.values()] for name in leaves(tree)]
+    if sorted(found) != sorted(graph.inputs):
+        raise GraphError("the graph's signature does not name each of its inputs once")

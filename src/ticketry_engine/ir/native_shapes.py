@@ -1,0 +1,233 @@
+"""The shapes of what native operations make, from their attributes and the shapes of inputs and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+from ticketry_engine.errors import GraphError
+
+Size: TypeAlias = "int | None"
+Shape: TypeAlias = "tuple[Size, ...]"
+Attrs: TypeAlias = "Mapping[str, Any]"
+
+
+def need(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise GraphError(otherwise)
+
+
+def images(shape: Shape) -> tuple[Size, int, int, int]:
+    need(len(shape) == 4, f"it takes [N, C, H, W], not {shape}")
+    batch, channels, height, width = shape
+    return batch, int(channels or 0), int(height or 0), int(width or 0)
+
+
+def bias(weights: Mapping[str, Shape], size: Size, *roles: str) -> None:
+    for role in roles:
+        if role in weights:
+            need(weights[role] == (size,), f"its {role} has the shape {weights[role]}, not {(size,)}")
+
+
+def residual(inputs: Sequence[Shape], made: Shape) -> Shape:
+    if len(inputs) == 2:
+        need(inputs[1] == made, f"the residual has the shape {inputs[1]}, not {made}")
+    return made
+
+
+def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
+    """Number of places of a window along an axis, as torch counts them; fewer than 1 if it is larger than the input."""
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    places = (room + (stride - 1 if ceil else 0)) // stride + 1
+    if ceil and (places - 1) * stride >= size + padding:
+        places -= 1  # the last window has to start inside of the input or its left padding
+    return places
+
+
+def _places(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
+    found = windows(size, kernel, stride, padding, dilation, ceil=ceil)
+    need(found >= 1, "the window is larger than the padded input")
+    return found
+
+
+def _check_weight(weight: Shape, axes: int) -> None:
+    need(len(weight) == axes, f"its weight has the shape {weight}")
+    need(all(weight), f"its weight of the shape {weight} has no elements")
+
+
+def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    batch, channels, height, width = images(inputs[0])
+    weight, groups = weights["weight"], attrs["groups"]
+    _check_weight(weight, 4)
+    out, per_group, kh, kw = (int(size or 0) for size in weight)
+    need(channels == per_group * groups, f"{channels} channels do not fit its weight {weight} in {groups} groups")
+    need(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
+    bias(weights, out, "bias")
+    kernels = zip((height, width), (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"], strict=True)
+    return residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
+
+
+def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    weight = weights["weight"]
+    _check_weight(weight, 2)
+    need(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
+    bias(weights, weight[0], "bias")
+    return residual(inputs, (*inputs[0][:-1], weight[0]))
+
+
+def pairwise(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    one, other = inputs
+    gate = len(one) == 4 and other == (*one[:2], 1, 1)
+    need(one == other or gate, f"{one} and {other} are not of one shape, nor [N, C, H, W] and [N, C, 1, 1]")
+    return one
+
+
+def same(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    return inputs[0]
+
+
+def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    batch, channels, height, width = images(inputs[0])
+    dilation = attrs.get("dilation", (1, 1))
+    made = []
+    for axis, size in enumerate((height, width)):
+        kernel, padding = attrs["kernel"][axis], attrs["padding"][axis]
+        need(size > 0, "there is nothing to pool")
+        need(2 * padding <= kernel, "the padding is larger than half of the window")
+        made.append(_places(size, kernel, attrs["stride"][axis], padding, dilation[axis], ceil=attrs["ceil"]))
+    return (batch, channels, *made)
+
+
+def global_pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    batch, channels, height, width = images(inputs[0])
+    need(height * width > 0, "there is nothing to pool")
+    return (batch, channels, 1, 1) if attrs["keepdim"] else (batch, channels)
+
+
+def concat(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    axis = attrs["axis"]
+    need(axis < len(inputs[0]), f"there is no axis {axis}")
+    rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
+    need(len(rest) == 1 and len({len(shape) for shape in inputs}) == 1, f"the shapes {inputs} differ elsewhere")
+    return (*inputs[0][:axis], sum(int(shape[axis] or 0) for shape in inputs), *inputs[0][axis + 1 :])
+
+
+def slice(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    axis, start, stop = attrs["axis"], attrs["start"], attrs["stop"]
+    need(axis < len(inputs[0]), f"there is no axis {axis}")
+    need(start <= stop <= int(inputs[0][axis] or 0), f"{start}:{stop} is not in {inputs[0]}")
+    return (*inputs[0][:axis], stop - start, *inputs[0][axis + 1 :])
+
+
+def per_example(shape: Sequence[Size]) -> int:
+    return prod(int(size or 0) for size in shape[1:])
+
+
+def flatten(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(len(inputs[0]) >= 2, f"there is nothing to flatten in {inputs[0]}")
+    return (inputs[0][0], per_example(inputs[0]))
+
+
+def affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
+    bias(weights, inputs[0][1], "scale", "shift")
+    return inputs[0]
+
+
+def constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    (x,) = inputs
+    for role, given in weights.items():
+        fits = len(given) == len(x) - 1 and all(size in (1, own) for size, own in zip(given, x[1:], strict=True))
+        need(fits, f"its {role} has the shape {given}, which is not spread over {x[1:]}")
+    return x
+
+
+def rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    made = constant(attrs, inputs, weights)
+    need(len(made) >= 2 and 2 * attrs["half"] <= int(made[-1] or 0), f"two halves of {attrs['half']} are not in {made}")
+    need(weights["cos"] == weights["sin"] and weights["cos"][-1] == made[-1], "cos and sin differ, or are too short")
+    return made
+
+
+def rms_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
+    bias(weights, inputs[0][-1], "weight")
+    return inputs[0]
+
+
+def layer_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
+    need(len(weights) != 1, "it takes both a weight and a bias, or neither")
+    bias(weights, inputs[0][-1], "weight", "bias")
+    return inputs[0]
+
+
+def softmax(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(attrs["axis"] < len(inputs[0]), f"there is no axis {attrs['axis']}")
+    return inputs[0]
+
+
+def attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    q, k, v = inputs
+    need(len(q) == len(k) == len(v) == 4, "it takes [N, h, T, d]")
+    fits = k[1] == v[1] and q[3] == k[3] and k[2] == v[2] and bool(q[3]) and bool(k[2])
+    heads, groups = int(q[1] or 0), int(k[1] or 0)
+    need(fits and groups > 0 and heads % groups == 0, f"the shapes {q}, {k}, {v} do not go together")
+    bias = weights.get("bias")
+    need(bias is None or bias in ((heads, q[2], k[2]), (1, q[2], k[2])), f"its bias has the shape {bias}")
+    return (*q[:3], v[3])
+
+
+def window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    q, k, v = inputs
+    need(len(q) == len(k) == len(v) == 5, "it takes [N, W, h, T, d]")
+    fits = q[1:3] == k[1:3] == v[1:3] and k[3] == v[3] and q[4] == k[4] and bool(q[4]) and bool(k[3])
+    need(fits, f"the shapes {q}, {k}, {v} do not go together")
+    bias = weights.get("bias")
+    spread = bias is None or (len(bias) == 4 and bias[0] in (1, q[1]) and bias[1] in (1, q[2]))
+    need(spread and (bias is None or bias[2:] == (q[3], k[3])), f"its bias has the shape {bias}")
+    return (*q[:4], v[4])
+
+
+_MOST_STEPS = 1 << 16
+"""Of a recurrence: each is a call."""
+
+
+def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    decay, added, *start = inputs
+    axis = attrs["axis"]
+    need(axis < len(decay) and decay == added, f"{decay} and {added} are not steps along the axis {axis}")
+    need(len(start) + len(weights) == 1, "it takes one start, an input or a weight")
+    state = (*decay[:axis], *decay[axis + 1 :])
+    if start:
+        need(start[0] == state, f"its start has the shape {start[0]}, its states {state}")
+    else:
+        constant(attrs, [state], {"start": weights["start"]})
+    need(0 < int(decay[axis] or 0) <= _MOST_STEPS, f"it takes 1 to {_MOST_STEPS} steps, not {decay[axis]}")
+    return added
+
+
+def pad(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    batch, *sizes = inputs[0]
+    before, after = attrs["before"], attrs["after"]
+    need(len(before) == len(after) == len(sizes), f"it pads {len(before)} and {len(after)} axes of {inputs[0]}")
+    return (batch, *(low + int(size or 0) + high for low, size, high in zip(before, sizes, after, strict=True)))
+
+
+def transpose(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    axes = attrs["axes"]
+    need(sorted(axes) == list(range(len(inputs[0]))) and axes[0] == 0, f"{axes} is no order of {inputs[0]}'s axes")
+    return tuple(inputs[0][axis] for axis in axes)
+
+
+def reshape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    shape = tuple(attrs["shape"])
+    fits = shape[0] == inputs[0][0] and per_example(shape) == per_example(inputs[0])
+    need(fits, f"{inputs[0]} cannot become {shape}")
+    return shape
+
+
+def shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    need(images(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels")
+    return inputs[0]

@@ -1,0 +1,151 @@
+"""What a graph's torch nodes claim to make, compared with what torch says, without data and memory.
+
+The shapes of native nodes follow from their inputs (`graph.native`). Those of torch nodes are claims, and a file may
+claim anything: a node that says it makes ten numbers may be asked to make 2^40. So the nodes of a graph from a file are
+run once on the device that has shapes and no data. There a tensor takes no memory for its numbers, but some for itself:
+how many of them, or steps, a node makes one by one is known before it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry.core.layer_density import one_line
+from ticketry_engine.errors import GraphError
+from ticketry_engine.ir.aten import exchanged, find, prepare
+from ticketry_engine.ir.graph import Graph
+from ticketry_engine.ir.native import dtype_name
+from ticketry_engine.ir.nodes import OTHERS, Node, Value
+
+BATCH = 2
+_LARGEST = 1 << 36
+"""Elements of what a node makes of two examples; and at most …"""
+_SMALL, _FOR_EACH = 1 << 30, 1 << 10
+"""… so many, or so many for each element of the weights and of two examples, if that is more: a mask of 32,768 tokens,
+or a thousand channels at the resolution of an image with one."""
+_ONE_BY_ONE = 1 << 17
+"""Tensors in lists, and steps, of all nodes together, and two more for each node: who reads the parts has nodes."""
+
+
+def probe(graph: Graph) -> Graph:
+    """Return the graph itself if its torch nodes make what they claim, as far as that can be known without data.
+
+    Raises:
+        GraphError: if a node does not take its arguments, or makes something else than it says, or too much.
+    """
+    weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
+    made: dict[str, Any] = {name: _placeholder(graph.values[name]) for name in graph.inputs}
+    given = sum(tensor.numel() for tensor in [*weights.values(), *made.values()])
+    most, left = min(_LARGEST, max(_SMALL, _FOR_EACH * given)), _ONE_BY_ONE + 2 * len(graph.nodes)
+    with torch.no_grad():
+        for one in graph.nodes:
+            value = graph.values[one.output]
+            if one.native:
+                made[one.output] = _placeholder(value)
+                _check_size(one, made[one.output], most)
+                continue
+            known = all(name in made for name in one.inputs)
+            left -= _one_by_one(one, weights, made) if known else 0
+            if left < 0:
+                raise GraphError(f"{one.op} -> {one.output}: it makes too many tensors, or takes too many steps")
+            found = _run(one, weights, made) if known else None
+            if found is None:  # it depends on data, or on what does
+                if value.shape is not None:
+                    made[one.output] = _placeholder(value)
+                continue
+            for part in found if isinstance(found, (tuple, list)) else [found]:
+                _check_size(one, part, most)
+            _compare(one, value, found)
+            made[one.output] = found
+    return graph
+
+
+def _placeholder(value: Value) -> Tensor:
+    sizes = [BATCH if size is None else size for size in value.shape or ()]
+    return torch.empty(sizes, dtype=getattr(torch, value.dtype), device="meta")
+
+
+_RECURRENCES = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+_BY_AXIS = ("split", "unbind", "unsafe_split")
+"""Operations that make a tensor of each so many entries of an axis."""
+_BY_COUNT = ("chunk", "diff", "dsplit", "hsplit", "split_with_sizes", "tensor_split", "unsafe_chunk", "vsplit")
+_COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
+"""Arguments of such operations that say how many, or where: a number or a list."""
+
+
+def _one_by_one(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
+    """How many tensors a node makes one by one, or how many steps it takes, at most; 0 where that is fixed."""
+    family = one.op.split(".")[1]
+    if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
+        return 0
+    known = {"value": made, "tensor": weights}
+    attrs = exchanged(one.attrs, lambda kind, content: known.get(kind, {}).get(content))
+    arguments = find(one.op)._schema.arguments
+    given = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}
+    if family in _RECURRENCES:  # steps or layers, whichever way round the axes are
+        first, states = given.get("input"), given.get("hx")
+        several = states if isinstance(states, (list, tuple)) else [states]
+        tensors = [x for x in (first, *several) if isinstance(x, Tensor)]
+        return max((size for x in tensors for size in x.shape[:2]), default=0)
+    count = next((given[name] for name in _COUNTS if name in given), 1)
+    if isinstance(count, list):
+        return len(count) + 1
+    x, axis = given["self"], given.get("dim", 0)
+    if not all(isinstance(number, int) for number in (count, axis)) or not isinstance(x, Tensor):
+        return 0  # torch does not take it
+    if family in _BY_COUNT:
+        return max(0, count)
+    return -(-x.shape[axis] // max(1, count)) if -x.dim() <= axis < x.dim() else 0
+
+
+def _run(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
+    """What the node makes, without data; None if that cannot be known."""
+    try:
+        return prepare(_on_device(one), weights, "meta")(*(made[name] for name in one.inputs))
+    except NotImplementedError:
+        return None
+    except GraphError:
+        raise
+    except Exception as error:  # torch raises what it likes on arguments that do not fit
+        if "meta" in str(error).lower():
+            return None
+        reason = one_line((str(error).splitlines() or [""])[0][:200])
+        raise GraphError(f"{one.op} -> {one.output}: torch does not take its arguments: {reason}") from None
+
+
+def _on_device(one: Node) -> Node:
+    """The node with its device said, where it makes a tensor of nothing."""
+    if one.op.startswith("operator."):
+        return one
+    names = [known.name for known in find(one.op)._schema.arguments]
+    if "device" not in names[len(one.attrs["args"]) :]:
+        return one
+    kwargs = {**one.attrs["kwargs"], "device": {"device": "own"}}
+    return replace(one, attrs={"args": one.attrs["args"], "kwargs": kwargs})
+
+
+def _check_size(one: Node, made: Any, most: int) -> None:
+    if isinstance(made, Tensor) and made.numel() > most:
+        raise GraphError(
+            f"{one.op} -> {one.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
+            " and inputs"
+        )
+
+
+def _compare(one: Node, value: Value, found: Any) -> None:
+    where = f"{one.op} -> {one.output}"
+    if not isinstance(found, Tensor):
+        kind = "list" if isinstance(found, (tuple, list)) else "number"
+        if value.dtype != kind:
+            raise GraphError(f"{where}: it makes a {kind}, not {value.dtype} {value.shape}")
+        return
+    dtype = dtype_name(found.dtype)
+    shape = None if value.shape is None else [BATCH if size is None else size for size in value.shape]
+    if value.dtype in OTHERS or dtype != value.dtype or (shape is not None and list(found.shape) != shape):
+        raise GraphError(f"{where}: it makes {dtype} {list(found.shape)}, not {value.dtype} {value.shape}")

@@ -1,0 +1,149 @@
+"""Copies of runs of elements inside a thread's working memory, whatever the layout: their plans, and the kernel."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, State, Written
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.window import Array
+
+_MOST_LENGTHS = 6
+"""Lengths of runs that have a kernel each: elements of more are copied one by one."""
+
+_UNROLLED = 4
+
+
+class Arg(enum.IntEnum):
+    """Arguments of the kernel."""
+
+    SOURCE = 0
+    """Bytes of the arena."""
+    RESULT = 1
+    SOURCE_IMAGE = 2
+    """Bytes from one image to the next."""
+    RESULT_IMAGE = 3
+    OUTER = 4
+    """How many entries the first table has."""
+    INNER = 5
+    STARTS = 6
+    """int64 [outer, 2]: bytes from the begin to where an entry is written, and to where it is read."""
+    RUNS = 7
+    """int64 [inner, 2]: the same from the start of an entry to each of its runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Copies of runs of elements: from each start, each run."""
+
+    starts: Array
+    """int64 [entries, 2]: to, from."""
+    runs: Array
+    length: int
+    """Elements of a run."""
+
+
+def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Plan]]:
+    """Copies that fill `goals` from `places`, each with the number of its source (-1: zeros).
+
+    Args:
+        goals, places: bytes, int64 [outer, inner]: of `goals` the sum of one of each row and one of each column.
+        of: the number of the source of each.
+        size: bytes of an element.
+    """
+    for number in np.unique(of).tolist():
+        mine = of == number
+        rows, columns = mine.any(1), mine.any(0)
+        if mine[np.ix_(rows, columns)].all():
+            to, source = goals[np.ix_(rows, columns)], places[np.ix_(rows, columns)]
+            if number < 0:
+                source = np.zeros_like(to)
+            line, first = source[0] - source[0, 0], source[:, :1]
+            if np.array_equal(first + line, source):
+                starts = np.stack([to[:, 0], first[:, 0]], axis=-1)
+                for runs, length in _runs(to[0] - to[0, 0], line, size, number < 0):
+                    yield number, Plan(np.ascontiguousarray(starts), runs, length)
+                continue
+        to = goals[mine]
+        for runs, length in _runs(to, to if number < 0 else places[mine], size, number < 0):
+            yield number, Plan(np.zeros((1, 2), np.int64), runs, length)
+
+
+def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
+    """Elements that follow one another on both sides as runs, by their lengths: [runs, 2], and how long they are."""
+    breaks = np.diff(to) != size
+    if not zeros:
+        breaks = breaks | (np.diff(source) != size)
+    firsts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    lengths = np.diff(np.append(firsts, len(to)))
+    if len(np.unique(lengths)) > _MOST_LENGTHS:
+        firsts, lengths = np.arange(len(to)), np.ones(len(to), np.int64)
+    pairs = np.stack([to, source], axis=-1)
+    for length in np.unique(lengths).tolist():
+        yield np.ascontiguousarray(pairs[firsts[lengths == length]]), length
+
+
+@dataclass(frozen=True)
+class Copies(Written):
+    """Copies runs; arguments are listed in `Arg`."""
+
+    length: int
+    """Elements of a run."""
+    item: int
+    """Bytes of an element."""
+    by_image: bool
+    """Whether every image has the runs; otherwise elements hold all images."""
+    zeros: bool
+    """Whether zeros are written and nothing is read."""
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        outer, inner = e.arg(Arg.OUTER), e.arg(Arg.INNER)
+        images = e.state(State.IMAGES) if self.by_image else e.i64(1)
+        source, result = e.arena(e.arg(Arg.SOURCE)), e.arena(e.arg(Arg.RESULT))
+        starts, runs = e.table(Arg.STARTS), e.table(Arg.RUNS)
+        with e.turns(images, outer) as (image, entry):
+            start = e.at(starts, b.mul(entry, e.i64(16)))
+            to = e.at(result, b.add(b.mul(image, e.arg(Arg.RESULT_IMAGE)), e.load_i64(start)))
+            there = e.at(source, b.add(b.mul(image, e.arg(Arg.SOURCE_IMAGE)), e.load_i64(start, 8)))
+            most = b.mul(b.udiv(inner, e.i64(_UNROLLED)), e.i64(_UNROLLED))
+            with e.loop(0, most, _UNROLLED) as turn:
+                self._some(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, there)
+            with e.loop(most, inner) as turn:
+                self._some(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, there)
+
+    def _some(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, there: ir.Value) -> None:
+        """Neighbouring runs."""
+        ends = [
+            (e.at(to, e.load_i64(pairs, 16 * number)), e.at(there, e.load_i64(pairs, 16 * number + 8)))
+            for number in range(count)
+        ]
+        size = self.length * self.item
+        wide = ir.VectorType(I32, e.target.lanes)
+        whole = size // (4 * e.target.lanes) * 4 * e.target.lanes
+        if whole:
+            with e.loop(0, whole, 4 * e.target.lanes) as turn:
+                self._piece(e, [(e.at(goal, turn.index), e.at(source, turn.index)) for goal, source in ends], wide)
+        at = whole
+        while at < size:
+            kind, step = next((kind, step) for kind, step in _kinds(e.target.lanes) if step <= size - at)
+            self._piece(e, [(e.at(goal, at), e.at(source, at)) for goal, source in ends], kind)
+            at += step
+
+    def _piece(self, e: Emitter, ends: list[tuple[ir.Value, ir.Value]], kind: ir.Type) -> None:
+        if self.zeros:
+            values = [ir.Constant(kind, None)] * len(ends)
+        else:
+            values = [e.b.load(source, typ=kind, align=self.item) for _, source in ends]
+        for (goal, _), value in zip(ends, values, strict=True):
+            e.b.store(value, goal, align=self.item)
+
+
+def _kinds(lanes: int) -> list[tuple[ir.Type, int]]:
+    """Types of memory and their bytes, the widest first."""
+    widths = [width for width in (8, 4) if width < lanes]
+    return [*((ir.VectorType(I32, width), 4 * width) for width in widths), (I64, 8), (I32, 4), (I16, 2)]

@@ -1,0 +1,37 @@
+"""Kernels over planes: a value is one plane a channel, images innermost, so that vectors run over positions and images.
+
+Any row of weights may keep any columns: an input column is the address of a plane plus a shift, and a table holds it.
+"""
+
+from ticketry_engine.kernels.planar.attention import attention
+from ticketry_engine.kernels.planar.conv import conv, cost, scratch_bytes
+from ticketry_engine.kernels.planar.elementwise import affine, apply, copy, elementwise, rotary
+from ticketry_engine.kernels.planar.gather import gather
+from ticketry_engine.kernels.planar.geometry import Geometry, Planes
+from ticketry_engine.kernels.planar.move import constant, load, store
+from ticketry_engine.kernels.planar.norm import layer_norm, rms_norm, softmax
+from ticketry_engine.kernels.planar.pool import avg_pool, global_mean, max_pool
+
+__all__ = [
+    "Geometry",
+    "Planes",
+    "affine",
+    "apply",
+    "attention",
+    "avg_pool",
+    "constant",
+    "conv",
+    "copy",
+    "cost",
+    "elementwise",
+    "gather",
+    "global_mean",
+    "layer_norm",
+    "load",
+    "max_pool",
+    "rms_norm",
+    "rotary",
+    "scratch_bytes",
+    "softmax",
+    "store",
+]

@@ -1,0 +1,301 @@
+"""Scaled dot-product attention over planes: channels are the features of all heads, positions the tokens.
+
+A few vectors of queries stay while the keys go by in blocks. Scores, their exponentials and the sums over keys all have
+one lane a query and image, so that no lane needs another's. The largest score so far is kept, and what has been summed
+is scaled when it grows (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): no score is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.kernels.activations import exp
+from ticketry_engine.kernels.emitter import I32, PTR, Emitter, Written
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry, Planes
+from ticketry_engine.kernels.program import Bias, BlockSpec, Op
+from ticketry_engine.kernels.window import Array
+
+_MOST_KEYS = 12
+"""A block of keys has at most as many."""
+
+_HIDDEN = -1e30
+
+
+def attention(
+    q: Planes,
+    k: Planes,
+    v: Planes,
+    y: Planes,
+    heads: int,
+    scale: float,
+    causal: bool,
+    spec: BlockSpec,
+    bias: Bias | None = None,
+    windows: bool = False,
+) -> list[Op]:
+    """``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
+
+    Args:
+        q, k, v, y: with heads * features channels, and tokens as positions. ``k`` and ``v`` may have other tokens than
+            ``q``, and fewer heads, each for as many of ``q``. ``y`` shares memory with none of them.
+        bias: what is added to the scores.
+        causal: whether a query sees the keys up to its own position only.
+        windows: whether each row of pixels is a window, whose tokens see those of the same window alone.
+
+    Raises:
+        EngineError: channels do not divide into heads, or tokens have a halo between them.
+    """
+    depth, values = q.channels // heads, y.channels // heads
+    key_heads = k.channels // max(depth, 1)
+    found = tuple(value.channels for value in (q, k, v, y))
+    fitting = (heads * depth, key_heads * depth, key_heads * values, heads * values)
+    if found != fitting or 0 in found or heads % key_heads:
+        raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
+    geometries = [value.geometry for value in (q, k, v, y)]
+    places = [(g.width, g.position(0, 0) * g.step) if windows else _tokens(g) for g in geometries]
+    queries, keys = places[0][0], places[1][0]
+    if windows and len({g.height for g in geometries}) > 1:
+        raise EngineError("as many windows of queries as of keys have to be")
+    kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal, bias is not None, windows)
+    args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
+    number = np.array([scale], np.float32)
+    added = (0, 0, 0, 0) if bias is None else _added(bias, spec)
+    rows = (q.geometry.height, *(g.row * g.step for g in geometries)) if windows else ()
+    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added, *rows))]
+
+
+def _added(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
+    """[tables, keys, queries] with room behind the last query; bytes from head to head, from key to key, and from
+    window to window.
+
+    -inf becomes a number so low that nothing is left of its exponential, but that can be taken from itself.
+    """
+    if bias.name not in spec.tables:
+        turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
+        spec.tables[bias.name] = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, 0), (0, 4 * lanes.MOST))))
+    table = spec.tables[bias.name]
+    return (table, bias.by_head * table.strides[0], table.strides[1], bias.by_window * table.strides[0])
+
+
+def _tokens(g: Geometry) -> tuple[int, int]:
+    """How many tokens a value has, and at which byte of a plane the first one is."""
+    if g.height > 1 and g.row != g.width:
+        raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
+    return g.height * g.width, g.position(0, 0) * g.step
+
+
+@dataclass(frozen=True)
+class Attention(Written):
+    """Attention over planes."""
+
+    images: int
+    values: int
+    """Features of a head's values."""
+    keys: int
+    """How many there are, at most `_MOST_KEYS`."""
+    causal: bool
+    biased: bool = False
+    windows: bool = False
+
+    def write(self, e: Emitter) -> None:
+        _Writer(self, e).write()
+
+
+class _Writer:
+    """Writes the kernel: a tile of ``across`` vectors of queries against blocks of ``block`` keys."""
+
+    def __init__(self, kernel: Attention, e: Emitter) -> None:
+        self.kernel, self.e, target = kernel, e, e.target
+        # Keys of several images are read for few queries each: more vectors of queries make up for it.
+        many = target.registers >= 32
+        self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
+        self.block = min(kernel.keys, (24 if many else 12) // self.across)
+        self.images = min(kernel.images, target.lanes)
+        """Images in a vector; `parts` of them make up all."""
+        self.parts = kernel.images // self.images
+        self.pixels = target.lanes // self.images
+        """Tokens in a vector."""
+        self.heads, self.group, self.depth, self.queries, self.count = (e.arg(i) for i in range(5))
+        self.starts = [e.arg(5 + i) for i in range(4)]
+        self.begins = self.starts
+        """Of the window at hand."""
+        self.window = e.i64(0)
+        self.tables = [e.table(9 + i) for i in range(4)]
+        self.scale = e.splat(e.load_f32(e.table(13)))
+        self.scores = self._memory(self.block * self.across)
+        self.sums = self._memory(kernel.values * self.across)
+
+    def _memory(self, vectors: int) -> ir.Value:
+        place = self.e.b.alloca(ir.ArrayType(self.e.vector, vectors))
+        place.align, place.type = self._size, PTR  # the builder gives it a type of pointers that LLVM has no more
+        return place
+
+    @property
+    def _size(self) -> int:
+        return FLOAT * self.e.target.lanes
+
+    def write(self) -> None:
+        e, b = self.e, self.e.b
+        size = e.i64(self.across * self.pixels)
+        tiles = b.mul(e.i64(self.parts), b.udiv(b.add(self.queries, b.sub(size, e.i64(1))), size))
+        heads = b.mul(self.heads, e.arg(18)) if self.kernel.windows else self.heads
+        with e.turns(heads, tiles) as (head, tile):
+            if self.kernel.windows:
+                self.window, head = b.udiv(head, self.heads), b.urem(head, self.heads)
+                self.begins = [b.add(start, b.mul(self.window, e.arg(19 + i))) for i, start in enumerate(self.starts)]
+            part, tile = b.urem(tile, e.i64(self.parts)), b.udiv(tile, e.i64(self.parts))
+            self._tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
+
+    def _tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
+        """All keys for the queries from ``first`` on."""
+        e, b, k = self.e, self.e.b, self.kernel
+        zero, none = e.splat(0.0), e.splat(float("-inf"))
+        with e.loop(0, k.values) as i:
+            for v in range(self.across):
+                e.store(zero, self._sum(i.index), v * self._size, self._size)
+        seen = self.count
+        if k.causal:
+            last = b.add(first, e.i64(self.across * self.pixels))
+            seen = e.select(b.icmp_signed("<", last, seen), last, seen)
+        blocks = b.udiv(b.add(seen, e.i64(self.block - 1)), e.i64(self.block))
+        with e.loop(0, blocks, carried=[none] * self.across + [zero] * self.across) as turn:
+            largest, totals = turn.carried[: self.across], turn.carried[self.across :]
+            new = b.mul(turn.index, e.i64(self.block))
+            last = b.sub(self.count, e.i64(self.block))
+            key = e.select(b.icmp_signed("<", new, last), new, last)
+            scores = [b.fmul(score, self.scale) for score in self._scores(head, first, key, part)]
+            if k.biased:
+                scores = self._biased(scores, head, first, key)
+            scores = self._masked(scores, first, key, new)
+            most = [self._largest([largest[v], *scores[v :: self.across]]) for v in range(self.across)]
+            shrink = [exp(e, b.fsub(old, now)) for old, now in zip(largest, most, strict=True)]
+            totals = [b.fmul(total, factor) for total, factor in zip(totals, shrink, strict=True)]
+            totals = self._powers(scores, most, totals)
+            self._add_values(head, key, part, shrink)
+            turn.next = [*most, *totals]
+        self._write(head, first, part, turn.results[self.across :])
+
+    def _scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
+        """Products of each key of the block with each vector of queries."""
+        e, b = self.e, self.e.b
+        key_head = b.udiv(head, self.group)
+        with e.loop(0, self.depth, carried=[e.splat(0.0)] * (self.block * self.across)) as i:
+            q, k = (
+                self._place(which, b.add(b.mul(of, self.depth), i.index), position, part)
+                for which, of, position in ((0, head, first), (1, key_head, key))
+            )
+            queries = [e.load(q, v * self._step) for v in range(self.across)]
+            for j in range(self.block):
+                value = self._image_values(k, j)
+                pairs = zip(queries, i.carried[j * self.across :], strict=False)
+                i.next += [e.fma(query, value, total) for query, total in pairs]
+        return i.results
+
+    def _biased(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
+        """The scores with what is added to those of each query and key."""
+        e, b = self.e, self.e.b
+        by_head, by_key = e.arg(15), e.arg(16)
+        table = b.add(b.mul(head, by_head), b.mul(self.window, e.arg(17)))
+        begin = e.at(e.table(14), b.add(table, b.mul(first, e.i64(FLOAT))))
+        order = [lane // self.images for lane in range(e.target.lanes)]
+        found = []
+        for index, score in enumerate(scores):
+            j, v = divmod(index, self.across)
+            line = e.at(begin, b.mul(b.add(key, e.i64(j)), by_key))
+            few = b.load(
+                e.at(line, FLOAT * v * self.pixels), typ=ir.VectorType(score.type.element, self.pixels), align=FLOAT
+            )
+            found.append(b.fadd(score, lanes.shuffle(e, few, few, order)))
+        return found
+
+    def _masked(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
+        """The scores; -inf where the key has been seen in an earlier block, or is after the query."""
+        e, b, found = self.e, self.e.b, []
+        none = e.splat(float("-inf"))
+        for index, score in enumerate(scores):
+            j, v = divmod(index, self.across)
+            here = b.add(key, e.i64(j))
+            value = e.select(b.icmp_signed("<", here, new), none, score)
+            if self.kernel.causal:
+                apart = b.trunc(b.sub(here, first), I32)
+                positions = [v * self.pixels + lane // self.images for lane in range(e.target.lanes)]
+                tokens = ir.Constant(ir.VectorType(I32, e.target.lanes), positions)
+                later = b.icmp_signed("<", tokens, lanes.splat(e, apart, e.target.lanes))
+                value = e.select(later, none, value)
+            found.append(value)
+        return found
+
+    def _largest(self, values: Sequence[ir.Value]) -> ir.Value:
+        found = values[0]
+        for value in values[1:]:
+            found = self.e.select(self.e.b.fcmp_ordered(">", found, value), found, value)
+        return found
+
+    def _powers(
+        self, scores: Sequence[ir.Value], most: Sequence[ir.Value], totals: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Put the exponentials of the scores in their memory; add them up."""
+        e, b = self.e, self.e.b
+        for index, score in enumerate(scores):
+            e.store(b.fsub(score, most[index % self.across]), self.scores, index * self._size, self._size)
+        with e.loop(0, self.block, carried=totals) as j:
+            here = e.at(self.scores, b.mul(j.index, e.i64(self.across * self._size)))
+            for v in range(self.across):
+                power = exp(e, e.load(here, v * self._size, self._size))
+                e.store(power, here, v * self._size, self._size)
+                j.next.append(b.fadd(j.carried[v], power))
+        return j.results
+
+    def _add_values(self, head: ir.Value, key: ir.Value, part: ir.Value, shrink: Sequence[ir.Value]) -> None:
+        """Shrink what has been summed, and add the values of the block's keys by their exponentials."""
+        e, b = self.e, self.e.b
+        powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
+        begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
+        with e.loop(0, self.kernel.values) as i:
+            place, here = self._place(2, b.add(begin, i.index), key, part), self._sum(i.index)
+            sums = [b.fmul(e.load(here, v * self._size, self._size), shrink[v]) for v in range(self.across)]
+            for j in range(self.block):
+                value = self._image_values(place, j)
+                sums = [e.fma(powers[j * self.across + v], value, total) for v, total in enumerate(sums)]
+            for v, total in enumerate(sums):
+                e.store(total, here, v * self._size, self._size)
+
+    def _write(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
+        """What has been summed over the total of the exponentials, of those queries that there are."""
+        e, b = self.e, self.e.b
+        inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
+        left = b.sub(self.queries, first)
+        masks = [
+            lanes.within(e, b.mul(b.sub(left, e.i64(v * self.pixels)), e.i64(self.images))) for v in range(self.across)
+        ]
+        with e.loop(0, self.kernel.values) as i:
+            channel = b.add(b.mul(head, e.i64(self.kernel.values)), i.index)
+            place, here = self._place(3, channel, first, part), self._sum(i.index)
+            for v, (factor, mask) in enumerate(zip(inverse, masks, strict=True)):
+                value = b.fmul(e.load(here, v * self._size, self._size), factor)
+                lanes.store(e, value, place, v * self._step, mask)
+
+    @property
+    def _step(self) -> int:
+        """Bytes from one vector of queries to the next."""
+        return FLOAT * max(self.kernel.images, self.e.target.lanes)
+
+    def _sum(self, feature: ir.Value) -> ir.Value:
+        return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
+
+    def _place(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
+        """A token in a plane of the queries, keys, values or results."""
+        b = self.e.b
+        plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
+        byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
+        return self.e.at(self.e.arena(plane), byte)
+
+    def _image_values(self, place: ir.Value, token: int) -> ir.Value:
+        """The values of each image at a token, for all the queries in a vector."""
+        return lanes.repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

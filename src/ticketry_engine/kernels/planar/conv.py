@@ -1,0 +1,383 @@
+"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their tables.
+
+The tables of `row_sums`, which rows are summed over which columns, are packed without a loop over weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ticketry_engine.kernels.activations import Activation, activation
+from ticketry_engine.kernels.planar import dots, kernel_choice, taps
+from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry, Planes
+from ticketry_engine.kernels.planar.lanes import mask_type
+from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, Sums
+from ticketry_engine.kernels.planar.taps import Tapped
+from ticketry_engine.kernels.program import BlockSpec, Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.window import Array, Convolution, Window
+
+
+def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
+    """Operations for ``y = act(conv(x) + bias + residual)``. Pruned weights cost nothing.
+
+    Args:
+        residual: has y's channels; may be y itself.
+        spec: without scratch memory x is read as it is, also where it would be faster not to.
+
+    Raises:
+        ValueError: shapes do not fit; or x cannot be read as it is, and there is no scratch memory.
+    """
+    window, groups = layer.window, layer.groups
+    _fits(x, y, layer, residual)
+    weight = _inside(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
+    beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
+    way = kernel_choice.best(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
+    ops: list[Op] = []
+    if way.folds is None:
+        shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
+        columns, value = x.offsets[:, None] + np.array(shifts), x
+    else:
+        assert spec.reserve is not None
+        scratch = spec.reserve(way.folds.bytes)
+        ops += way.folds.ops(x, scratch) if way.folds.copies else []
+        columns, value = way.folds.columns(scratch), way.folds.value(scratch)
+    matrix = Matrix(
+        weight.reshape(len(weight), -1),
+        columns.reshape(groups, -1),
+        len(window.taps),
+        y.offsets,
+        None if residual is None else residual.offsets,
+        np.ascontiguousarray(layer.biases),
+    )
+    if way.tapped is not None:
+        return [_by_taps(way.tapped, matrix, layer, y.geometry.images, spec.target)]
+    if way.dots is not None:
+        return _by_dots(way.dots, matrix, (x.geometry, y.geometry, beside), layer, spec)
+    made = _Layer(matrix, value, activation(layer.act), spec.target)
+    return [*ops, *(made.op(kind) for kind in way.kinds)]
+
+
+def _by_taps(tiles: Sequence[Tapped], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
+    """All rows by the kernel of rows with few inputs."""
+    row, column = np.nonzero(matrix.weight)
+    begins = matrix.columns[row // matrix.group_rows, column]
+    entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
+    rows = (matrix.y, matrix.residual, matrix.bias)
+    return taps.op(tiles, entries, rows, layer.window, images, activation(layer.act), target)
+
+
+def _by_dots(
+    kinds: dict[int, list[list[Array]]],
+    matrix: Matrix,
+    geometries: tuple[Geometry, Geometry, Geometry | None],
+    layer: Convolution,
+    spec: BlockSpec,
+) -> list[Op]:
+    """All rows by inner products, over values of one position."""
+    assert spec.reserve is not None
+    x, y, residual = (0 if g is None else g.position(0, 0) * g.step for g in geometries)
+    at = replace(
+        matrix,
+        columns=matrix.columns + x,
+        y=matrix.y + y,
+        residual=None if matrix.residual is None else matrix.residual + residual,
+    )
+    scratch = spec.reserve(dots.scratch_bytes(at.columns.size))
+    return dots.ops(
+        (at.weight, at.columns), kinds, (at.y, at.residual, at.bias), scratch, activation(layer.act), spec.target
+    )
+
+
+def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
+    """Bytes of scratch memory that `conv` needs; 0 where it reads x as it is."""
+    way = _way(x, y, layer, spec.target)
+    return 0 if way.folds is None else way.folds.bytes
+
+
+def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
+    """An estimate of the time that `conv` takes for a block of images on one thread, in nanoseconds.
+
+    For choosing between ways to do the same work: see `kernel_choice`.
+    """
+    return _way(x, y, layer, spec.target).nanoseconds
+
+
+def _way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_choice.Way:
+    weight = _inside(layer.weight, x.geometry, y.geometry, layer.window)
+    return kernel_choice.best(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
+
+
+def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
+    """Weights as O x I x taps, without the taps that only ever see the halo."""
+    weight = weight.reshape(*weight.shape[:2], -1)
+    inside = np.array([window.meets(x, y, tap) for tap in window.taps])
+    return weight if inside.all() else weight * inside.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer over what it reads, be it x or its copies."""
+
+    matrix: Matrix
+    x: Planes
+    act: Activation
+    target: Target
+
+    def op(self, kind: kernel_choice.Kind) -> Op:
+        """The operation for the rows of a kind."""
+        made = self._tables(kind)
+        spec = Sums(
+            kind.rows,
+            tuple(t.shape for t in kind.tiles),
+            tuple(t.masks is not None for t in kind.tiles),
+            self.matrix.residual is not None,
+            self.act,
+            made.blocked,
+            made.unit,
+            made.wide,
+        )
+        args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
+        for t in kind.tiles:
+            check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
+            masks = np.zeros(1) if t.masks is None else t.masks
+            args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
+        return Op(spec, tuple(args))
+
+    def _tables(self, kind: kernel_choice.Kind) -> Tables:
+        if kind.rows > 1:
+            return shared(self.matrix, kind.groups, chunks=kind.chunks)
+        rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
+        return single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
+
+
+def _fits(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
+    window, groups, (outputs, inputs) = layer.window, layer.groups, layer.weight.shape[:2]
+    if x.channels != inputs * groups or y.channels != outputs or outputs % groups:
+        raise ValueError(f"weights {layer.weight.shape} in {groups} groups for {x.channels} -> {y.channels} channels")
+    if residual is not None and residual.channels != outputs:
+        raise ValueError(f"a residual of {residual.channels} channels for {outputs}")
+    if x.geometry.images != y.geometry.images:
+        raise ValueError(f"{x.geometry.images} images, then {y.geometry.images}")
+    for axis, extent in zip(window.axes(x.geometry), (y.geometry.height, y.geometry.width), strict=True):
+        if axis.outputs != extent:
+            raise ValueError(f"{window} over {axis.extent} gives {axis.outputs} rows or columns, not {extent}")
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A layer as rows over columns."""
+
+    weight: Array
+    """O x K float32; K runs over a conv group's inputs, then taps."""
+    columns: Array
+    """Groups x K int64: the byte where each column begins: plane plus shift, relative to a tile's place."""
+    taps: int
+    y: Array
+    """O int64: where the planes of y begin."""
+    residual: Array | None
+    bias: Array
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a conv group."""
+        return int(self.weight.shape[1]) // self.taps
+
+    @property
+    def group_rows(self) -> int:
+        return len(self.weight) // len(self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What a kernel of `sums` is given, and what it must know of it."""
+
+    segments: Array
+    columns: Array
+    weights: Array
+    chunks: Array
+    unit: int
+    wide: bool
+    blocked: bool
+    reach: tuple[int, int]
+    """The least and the greatest byte at which a column begins."""
+
+
+def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
+    """Each row for itself.
+
+    Args:
+        rows: ascending.
+        block: inputs that a segment ranges over.
+        chunks: parts of the rows that threads may work on apart.
+    """
+    blocks = max(1, -(-matrix.inputs // block))
+    kept = matrix.weight[rows] != 0
+    edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * matrix.taps
+    counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
+    flags = _flags(counts)
+    groups = rows // matrix.group_rows
+    out = _Rows(matrix)
+    for part in even_parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
+        out.chunk()
+        for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
+            used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
+            row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
+            out.segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
+    return out.tables(blocks > 1)
+
+
+class _Rows:
+    """Tables of single rows as they grow."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._parts: list[tuple[Array, ...]] = []
+        """Rows, head words and bases of segments; their columns, and weights."""
+        self._starts: list[tuple[int, int]] = []
+        self._reach: list[int] = []
+
+    def chunk(self) -> None:
+        self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
+
+    def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
+        """Segments of some rows; ``row`` (an index into them) and ``column`` of each weight."""
+        m = self._matrix
+        index = rows[row]
+        begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
+        if len(begins):
+            self._reach += [int(begins.min()), int(begins.max())]
+        base = _bases(begins, counts)
+        head = counts << FLAG_BITS | flags
+        self._parts.append((rows, head, base, begins - base[row], m.weight[index, column]))
+
+    def tables(self, blocked: bool) -> Tables:
+        rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        segments = segments_of(self._matrix, [heads, bases], rows.reshape(-1, 1))
+        bounds = [*self._starts, (len(rows), 0)]
+        chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
+        reach = min(self._reach, default=0), max(self._reach, default=0)
+        return _tables(segments, columns, weights, chunks, blocked, reach)
+
+
+def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> Tables:
+    """Rows that keep the same columns.
+
+    Args:
+        groups: of each, sets of rows that are summed together, all of one length.
+    """
+    sets = [rows for group in groups for rows in group]
+    kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
+    absolute = [
+        matrix.columns[group[0][0] // matrix.group_rows, columns] for group, columns in zip(groups, kept, strict=True)
+    ]
+    counts = np.array([len(columns) for columns in kept])
+    bases = np.array([begins.min() for begins in absolute])
+    first = np.cumsum(counts) - counts
+    of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
+    head = counts[of] << FLAG_BITS | FIRST | LAST
+    segments = segments_of(matrix, [head, bases[of], first[of]], np.stack(sets))
+    done = np.cumsum(counts[of]) - counts[of]
+    starts = [(part.start, part.stop - part.start, done[part.start]) for part in even_parts(counts[of], chunks)]
+    columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
+    reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
+    return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
+
+
+class Reading(Protocol):
+    """Tables of what a kernel reads."""
+
+    @property
+    def weights(self) -> Array: ...
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The least and the greatest byte at which a column begins."""
+
+
+def check(tables: Reading, x: Planes, places: Array, reach: tuple[int, int]) -> None:
+    """That no tile reads outside the planes.
+
+    Args:
+        places: of the tiles.
+        reach: the least byte a tile reads, counted from where a column begins in it, and the first it does not.
+
+    Raises:
+        ValueError: it would.
+    """
+    if not tables.weights.size:
+        return
+    low = tables.reach[0] + int(places[:, 0].min()) + reach[0]
+    high = tables.reach[1] + int(places[:, 0].max()) + reach[1]
+    first, end = int(x.offsets.min()), int(x.offsets.max()) + x.geometry.bytes
+    if low < first or high > end:
+        raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
+
+
+def _bases(begins: Array, counts: Array) -> Array:
+    """The least begin of each segment; 0 for one without columns."""
+    bases = np.zeros(len(counts), dtype=np.int64)
+    some = counts > 0
+    if some.any():
+        bases[some] = np.minimum.reduceat(begins, (np.cumsum(counts) - counts)[some])
+    return bases
+
+
+def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
+    """``rows``: segments x rows of each."""
+    each = rows.shape[1]
+    words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
+    for number, word in enumerate(head):
+        words[:, number] = word
+    at = len(head)
+    words[:, at : at + each] = matrix.y[rows]
+    if matrix.residual is not None:
+        words[:, at + each : at + 2 * each] = matrix.residual[rows]
+    words[:, -each:] = matrix.bias[rows].view(np.int32)
+    return words
+
+
+def _flags(counts: Array) -> Array:
+    """Rows x blocks: which block begins, and which ends each row: its first and last with weights, or block 0."""
+    some = counts > 0
+    flags = np.zeros(counts.shape, dtype=np.int64)
+    index = np.arange(len(counts))
+    flags[index, some.argmax(axis=1)] |= FIRST
+    last = np.where(some.any(axis=1), counts.shape[1] - 1 - some[:, ::-1].argmax(axis=1), 0)
+    flags[index, last] |= LAST
+    return flags
+
+
+def even_parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
+    """Consecutive parts of about equal work, none of them empty; none with rows of two groups, if groups are given."""
+    done = np.cumsum(work + 1)
+    cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
+    if groups is not None:
+        cuts = np.concatenate([cuts, 1 + np.flatnonzero(np.diff(groups))])
+    bounds = np.unique(np.concatenate([[0], cuts, [len(work)]]))
+    for low, high in itertools.pairwise(bounds):
+        yield slice(int(low), int(high))
+
+
+def _tables(
+    segments: Array,
+    columns: Array,
+    weights: Array,
+    chunks: Sequence[tuple[int, int, int]],
+    blocked: bool,
+    reach: tuple[int, int],
+) -> Tables:
+    """``columns`` in bytes from their segments' bases; of each chunk the first segment, their number, first weights."""
+    made = np.array(chunks, dtype=np.int64)
+    made[:, 0] *= segments.shape[1] * 4
+    common = int(np.gcd.reduce(columns)) if len(columns) else 0
+    unit = max(1, common & -common)
+    units = columns // unit
+    wide = bool(len(columns)) and int(units.max()) >= 1 << 16
+    return Tables(segments, units.astype(np.int32 if wide else np.uint16), weights, made, unit, wide, blocked, reach)

@@ -1,0 +1,204 @@
+"""Kernels of values of one image and one position, as behind a mean over an image: inner products of rows of weights.
+
+Sums of planes would fill one lane of a vector there. Here lanes are columns: what the columns read is brought together
+once, side by side; then every row (or rows that keep the same columns) gathers the numbers of its columns, some at a
+time, and adds up the lanes at its end.
+
+Tables:
+    `Collect`: places (int32: the byte of each column), their number, the byte where they go. A zero follows them.
+    `Dots`: groups (int32): from which chunk of columns to which, then for each row where its plane of y begins, where
+        that of the residual does, and its bias; their number, the byte where columns lie side by side; columns
+        [chunks, lanes], counted in floats; weights [chunks, rows, lanes]. Chunks are filled up with the zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ticketry_engine.kernels.activations import Activation, activate
+from ticketry_engine.kernels.emitter import I1, I8, I16, I32, Emitter, Written, same
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.window import Array
+
+HEAD, ROW = 2, 3
+"""Words of a group before those of its rows, and of each row."""
+
+_WIDE = 1 << 16
+
+_MOST_ROWS = 4
+"""That share what is gathered."""
+
+
+def possible(x: Geometry, y: Geometry, target: Target) -> bool:
+    """Whether a layer between such values has lanes to spare, and the processor gathers."""
+    return y.height * y.width * y.images == 1 == x.images and target.gathers
+
+
+def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
+    """About what both kernels take. ``kinds`` as of `kernel_choice.kinds`."""
+    total = 2.0 * columns
+    for rows, groups in kinds.items():
+        for sets in groups:
+            chunks = -(-int(kept[sets[0][0]].sum()) // target.lanes)
+            total += len(sets) * -(-rows // _MOST_ROWS) * chunks * target.lanes
+            total += len(sets) * rows * (chunks * 1.5 + 20)
+    return total
+
+
+@dataclass(frozen=True)
+class Collect(Written):
+    """Floats of anywhere, side by side."""
+
+    finished: ClassVar[bool] = True
+
+    def write(self, e: Emitter) -> None:
+        places, to = e.table(0), e.arena(e.arg(2))
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as turn:
+            at = e.b.mul(turn.index, e.i64(FLOAT))
+            e.b.store(e.load_f32(e.arena(e.load_i32(places, at))), e.at(to, at), align=FLOAT)
+        e.b.store(e.f32(0.0), e.at(to, e.b.mul(e.arg(1), e.i64(FLOAT))), align=FLOAT)
+
+
+@dataclass(frozen=True)
+class Dots(Written):
+    """Args:
+    rows: that share columns.
+    wide: whether columns take 32 bits.
+    residual: whether y begins with another value.
+    """
+
+    finished: ClassVar[bool] = True
+
+    rows: int
+    wide: bool
+    residual: bool
+    act: Activation
+
+    def write(self, e: Emitter) -> None:
+        b, count, width = e.b, e.target.lanes, e.target.lanes * FLOAT
+        groups, x, columns, weights = e.table(0), e.arena(e.arg(2)), e.table(3), e.table(4)
+        size = 4 if self.wide else 2
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as turn:
+            group = e.at(groups, b.mul(turn.index, e.i64(4 * (HEAD + ROW * self.rows))))
+            with e.loop(e.load_i32(group), e.load_i32(group, 4), carried=[e.splat(0.0)] * self.rows) as chunk:
+                word = I32 if self.wide else I16
+                index = b.load(
+                    e.at(columns, b.mul(chunk.index, e.i64(size * count))), typ=ir.VectorType(word, count), align=size
+                )
+                index = index if self.wide else b.zext(index, ir.VectorType(I32, count))
+                values = _gathered(e, x, index)
+                at = e.at(weights, b.mul(chunk.index, e.i64(width * self.rows)))
+                chunk.next = [e.fma(e.load(at, row * width), values, value) for row, value in enumerate(chunk.carried)]
+            for row, value in enumerate(chunk.results):
+                self._end(e, e.at(group, 4 * (HEAD + ROW * row)), value)
+
+    def _end(self, e: Emitter, row: Any, lanes_: Any) -> None:
+        b = e.b
+        value = b.extract_element(lanes.folded(e, lanes_, 1), same(I32, 0))
+        value = b.fadd(value, e.load_f32(row, 8))
+        if self.residual:
+            value = b.fadd(value, e.load_f32(e.arena(e.load_i32(row, 4))))
+        value = b.extract_element(activate(e, self.act, e.splat(value)), same(I32, 0))
+        b.store(value, e.arena(e.load_i32(row)), align=FLOAT)
+
+
+def _gathered(e: Emitter, x: Any, index: Any) -> Any:
+    """The floats at some numbers (int32) from a place."""
+    count, scale = e.target.lanes, FLOAT
+    if count == 16:
+        everywhere = ir.Constant(ir.VectorType(I1, count), [1] * count)
+        given = [e.splat(0.0), x, index, everywhere, ir.Constant(I32, scale)]
+        return e.call("llvm.x86.avx512.mask.gather.dps.512", e.vector, given)
+    ones = e.b.bitcast(ir.Constant(ir.VectorType(I32, count), [-1] * count), e.vector)
+    return e.call("llvm.x86.avx2.gather.d.ps.256", e.vector, [e.splat(0.0), x, index, ones, ir.Constant(I8, scale)])
+
+
+def scratch_bytes(columns: int) -> int:
+    """Of what the columns read, side by side."""
+    return -(-(columns + 1) * FLOAT // LINE) * LINE
+
+
+def ops(
+    matrix: tuple[Array, Array],
+    kinds: dict[int, list[list[Array]]],
+    rows: tuple[Array, Array | None, Array],
+    scratch: int,
+    act: Activation,
+    target: Target,
+) -> list[Op]:
+    """The operations of a layer.
+
+    Args:
+        matrix: weights, rows x columns of a conv group; and the byte of each column, conv groups x columns.
+        kinds: rows that keep the same columns, as of `kernel_choice.kinds`.
+        rows: of each row the bytes where its planes of y and of the residual begin, and its bias.
+        scratch: where columns may lie side by side.
+    """
+    weight, columns = matrix
+    used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)
+    places = columns[used].astype(np.int32)  # others may lie outside of the input
+    number = np.cumsum(used).reshape(used.shape) - 1
+    wide = len(places) >= _WIDE
+    found = [Op(Collect(), (places if places.size else np.zeros(1, np.int32), len(places), scratch))]
+    for size, sets in _parts(kinds).items():
+        tables = _Tables(size, target.lanes, len(places))
+        # One number of chunks after the other: a loop whose length changes is foreseen wrongly.
+        for some in sorted(sets, key=lambda some: -(-np.count_nonzero(weight[some[0]]) // target.lanes)):
+            kept = np.flatnonzero(weight[some[0]])
+            numbers = number[some[0] // (len(weight) // len(columns)), kept]
+            tables.add(numbers, weight[some][:, kept], _words(some, rows))
+        kernel = Dots(size, wide, rows[1] is not None, act)
+        groups, chunks, weights = tables.arrays(np.int32 if wide else np.uint16)
+        found.append(Op(kernel, (groups, len(groups), scratch, chunks, weights)))
+    return found
+
+
+class _Tables:
+    """The tables of `Dots` as they grow."""
+
+    def __init__(self, rows: int, lanes_: int, zero: int) -> None:
+        self._rows, self._lanes, self._zero = rows, lanes_, zero
+        self._groups: list[list[int]] = []
+        self._columns: list[Array] = [np.full(lanes_, zero)]
+        self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
+
+    def add(self, columns: Array, weights: Array, words: list[int]) -> None:
+        """A group of rows: numbers of its columns, weights [rows, columns]."""
+        begin, count = len(self._columns), -(-len(columns) // self._lanes)
+        filled = np.full(count * self._lanes, self._zero)
+        filled[: len(columns)] = columns
+        values = np.zeros((self._rows, count * self._lanes), np.float32)
+        values[:, : len(columns)] = weights
+        self._columns += list(filled.reshape(count, self._lanes))
+        self._weights += list(values.reshape(self._rows, count, self._lanes).swapaxes(0, 1))
+        self._groups.append([begin, begin + count, *words])
+
+    def arrays(self, kind: type) -> tuple[Array, Array, Array]:
+        """Groups, columns, weights. The first chunk is nobody's, so that no table is empty."""
+        return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
+
+
+def _parts(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
+    """Sets of rows by their number, none of more than `_MOST_ROWS`."""
+    found: dict[int, list[Array]] = {}
+    for groups in kinds.values():
+        for rows in (rows for sets in groups for rows in sets):
+            for part in np.array_split(rows, -(-len(rows) // _MOST_ROWS)):
+                found.setdefault(len(part), []).append(part)
+    return found
+
+
+def _words(some: Array, rows: tuple[Array, Array | None, Array]) -> list[int]:
+    y, residual, bias = rows
+    bits = bias.astype(np.float32).view(np.int32)
+    beside = np.zeros_like(y) if residual is None else residual
+    return [int(word) for row in some for word in (y[row], beside[row], bits[row])]

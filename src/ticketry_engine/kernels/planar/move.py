@@ -1,0 +1,274 @@
+"""Moves values between tensors outside, with any strides, and planes.
+
+Where pixels of a row are neighbours in the tensor, the rows of as many images are interleaved; where channels of a
+pixel are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or over the
+last channel, begins earlier instead: nothing outside the tensor is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import Emitter, State, Written
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.window import Array
+
+
+def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
+    """Read an external tensor of float32 into planes.
+
+    In a block with fewer images than planes have, the last one is there several times.
+
+    Args:
+        number: which external tensor.
+        strides: from one image, channel, row and column of it to the next, in elements.
+        y: where its values go. Its geometry and channels are the tensor's.
+        item: bytes of a value in planes: `FLOAT`, or `bfloat.HALF` for bfloat16, of which positions hold twice as many
+            as their geometry says. Vectors have to have 16 lanes then.
+    """
+    return [_move(number, strides, y, item, out=False)]
+
+
+def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
+    """Write planes to an external tensor of float32 whose elements lie apart. Arguments as of `load`."""
+    return [_move(number, strides, x, item, out=True)]
+
+
+def constant(values: Array, y: Planes) -> list[Op]:
+    """Fill planes, for each image alike, with float32 [channels, height, width]."""
+    g, width = y.geometry, values.shape[2]
+    kernel = Rows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
+    steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
+    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
+
+
+def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: bool) -> Op:
+    g, channels = planes.geometry, planes.channels
+    images = g.images * FLOAT // item
+    height, width = g.height, g.width
+    by_image, by_channel, by_row, by_column = strides
+    if height == 1 or (width == 1 and g.row == 1) or (by_row == width * by_column and g.row == width):
+        by_column = by_row if width == 1 else by_column
+        height, width = 1, height * width
+    pixels, depth = min(width, lanes.MOST), min(channels, lanes.MOST)
+    rows = by_column == 1 and pixels >= 4
+    columns = by_channel == 1 and pixels * images >= 4 and depth > 1
+    kernel: Rows | Columns | Elements = Elements(out, item=item)
+    if rows and (pixels >= depth or not columns):
+        kernel = Rows(images, pixels, out, item=item)
+    elif columns:
+        kernel = Columns(images, pixels, depth, out, item)
+    steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
+    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets))
+
+
+class _Sides:
+    """Both sides of a move, as its kernel reads them from the operation's arguments."""
+
+    def __init__(self, e: Emitter, held: bool = False) -> None:
+        """`held`: the tensor is a table of the operation's."""
+        self.e = e
+        self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
+        self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
+        self.start, self.row, self.step = (e.arg(i) for i in range(8, 11))
+        self.planes = e.table(11)
+        self.here = e.state(State.IMAGES)
+        tensor = e.table(0) if held else e.external(self.number)
+        self.tensor = e.at(tensor, e.b.mul(e.state(State.FIRST), self.by_image))
+
+    def outside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+        """Where a row of the block's first image begins in the tensor."""
+        b = self.e.b
+        return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
+
+    def inside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+        """Where a row begins in its plane."""
+        b = self.e.b
+        plane = self.e.arena(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
+        return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
+
+    def image(self, number: int) -> ir.Value:
+        """Bytes from the block's first image to another in the tensor: to the last one there is, if it is not there."""
+        b = self.e.b
+        last = b.sub(self.here, self.e.i64(1))
+        there = b.icmp_signed("<", self.e.i64(number), self.here)
+        return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
+
+    def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
+        """How many chunks of ``size`` cover ``count`` (``few``, if below `lanes.MOST`), and where the last begins."""
+        if few < size:
+            return self.e.i64(1), self.e.i64(0)
+        b = self.e.b
+        return b.udiv(b.add(count, self.e.i64(size - 1)), self.e.i64(size)), b.sub(count, self.e.i64(size))
+
+
+def _least(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
+    return e.select(e.b.icmp_signed("<", a, b), a, b)
+
+
+def _exchange(
+    e: Emitter,
+    near: Sequence[tuple[ir.Value, int, ir.Value | None]],
+    far: Sequence[ir.Value],
+    mask: ir.Value | None,
+    turned: Callable[[Emitter, Sequence[ir.Value]], list[ir.Value]],
+    out: bool,
+    item: int,
+) -> None:
+    """Move vectors, turned on the way, between planes and rows of the tensor.
+
+    Args:
+        near: for each vector in a plane a pointer, bytes further, and which of its lanes are meant.
+        far: where each row begins, of which the lanes in `mask` are meant.
+        out: whether they go to the tensor.
+        item: bytes of a value in planes.
+    """
+    if not out:
+        vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
+        for value, (plane, byte, floats) in zip(vectors, near, strict=False):
+            _put(e, value, plane, byte, floats, item)
+        return
+    vectors = [_get(e, plane, byte, floats, item) for plane, byte, floats in near]
+    vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
+    # Those of images that are not there go to the last one that is, and its own over them.
+    for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
+        lanes.store(e, value, row, 0, mask)
+
+
+def _get(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> ir.Value:
+    return lanes.load(e, plane, byte, floats) if item == FLOAT else bfloat.load(e, plane, byte, item)
+
+
+def _put(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
+    """All lanes of a vector of bfloat16 are meant: its images fill it."""
+    if item == FLOAT:
+        lanes.store(e, value, plane, byte, floats)
+    else:
+        bfloat.store(e, value, plane, byte, item)
+
+
+@dataclass(frozen=True)
+class Rows(Written):
+    """Moves rows of pixels that are neighbours in the tensor."""
+
+    images: int
+    width: int
+    """Pixels of a row, or `lanes.MOST`."""
+    out: bool
+    held: bool = False
+    """Whether the tensor is a table."""
+    item: int = FLOAT
+    """Bytes of a value in planes."""
+
+    def write(self, e: Emitter) -> None:
+        s = _Sides(e, self.held)
+        images = [s.image(n) for n in range(self.images)]
+        with e.turns(s.channels, s.height) as (channel, y):
+            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            count, last = s.chunks(s.width, self.width, e.target.lanes)
+            with e.loop(0, count) as chunk:
+                x = _least(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
+                pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
+                rows = [e.at(pixels, image) for image in images]
+                self._chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
+
+    def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
+        """One vector of each image's row."""
+        width = e.target.lanes
+        mask = lanes.only(e, self.width)
+        together = min(self.images, width)
+        for part in range(0, self.images, together):
+            # where the vectors that hold these images begin in the plane, and which lanes of each are pixels
+            places = [self._place(index, part, width) for index in range(together)]
+            near = [(plane, byte, lanes.only(e, floats)) for byte, floats in places if floats > 0]
+            ways = (lanes.interleave, lanes.deinterleave)
+            _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
+
+    def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
+        """Of one of the vectors of a chunk: at which byte it begins, and how many of its lanes belong to the row."""
+        if self.images >= width:
+            return self.item * (index * self.images + part), width if index < self.width else 0
+        return FLOAT * index * width, self.width * self.images - index * width
+
+
+@dataclass(frozen=True)
+class Columns(Written):
+    """Moves pixels whose channels are neighbours in the tensor."""
+
+    images: int
+    width: int
+    """Pixels of a row, or `lanes.MOST`."""
+    channels: int
+    """Channels, or `lanes.MOST`."""
+    out: bool
+    item: int = FLOAT
+
+    def write(self, e: Emitter) -> None:
+        s = _Sides(e)
+        images = [s.image(n) for n in range(self.images)]
+        tiles, last_tile = s.chunks(s.channels, self.channels, e.target.lanes)
+        pixels = max(1, e.target.lanes // self.images)
+        with e.turns(tiles, s.height) as (tile, y):
+            channel = _least(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
+            outside = s.outside(channel, y)
+            rows = range(min(self.channels, e.target.lanes))
+            inside = [s.inside(e.b.add(channel, e.i64(k)), y) for k in rows]
+            count, last = s.chunks(s.width, self.width, pixels)
+            with e.loop(0, count) as chunk:
+                x = _least(e, e.b.mul(chunk.index, e.i64(pixels)), last)
+                pixel = e.at(outside, e.b.mul(x, s.by_column))
+                byte = e.b.mul(x, s.step)
+                self._square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
+
+    def _square(
+        self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
+    ) -> None:
+        """As many channels as lanes, by as many pixels and images."""
+        width = e.target.lanes
+        mask = lanes.only(e, self.channels)
+        floats = lanes.only(e, self.width * self.images)
+        for part in range(0, self.images, width):
+            rows = list(self._rows(e, s, images[part : part + width], pixel))
+            near = [(plane, self.item * part, floats) for plane in planes]
+            _exchange(e, near, rows, mask, lanes.interleave, self.out, self.item)
+
+    def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
+        """Where the channels of each lane's pixel and image lie in the tensor: the last pixel's where a row ends."""
+        for x in range(e.target.lanes // len(images)):
+            here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
+            for image in images:
+                yield e.at(here, image)
+
+
+@dataclass(frozen=True)
+class Elements(Written):
+    """Moves one element after the other: any strides, and values too small for vectors."""
+
+    out: bool
+    held: bool = False
+    item: int = FLOAT
+
+    def write(self, e: Emitter) -> None:
+        s = _Sides(e, self.held)
+        with e.turns(s.channels, s.height) as (channel, y):
+            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            with e.loop(0, s.width) as column:
+                pixel, plane = (
+                    e.at(place, e.b.mul(column.index, by)) for place, by in ((outside, s.by_column), (inside, s.step))
+                )
+                images = s.here if self.out else e.b.udiv(s.step, e.i64(self.item))
+                with e.loop(0, images) as image:
+                    there = _least(e, image.index, e.b.sub(s.here, e.i64(1)))
+                    far = e.at(pixel, e.b.mul(there, s.by_image))
+                    near = e.at(plane, e.b.mul(image.index, e.i64(self.item)))
+                    if self.out:
+                        e.b.store(bfloat.load_one(e, near, self.item), far, align=FLOAT)
+                    else:
+                        bfloat.store_one(e, e.load_f32(far), near, self.item)

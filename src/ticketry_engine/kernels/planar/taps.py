@@ -1,0 +1,394 @@
+"""The kernel of rows with few inputs, as of depthwise convolutions: weighted sums of shifted planes without copies.
+
+Where a vector spans several positions, what a tap reads for some of them may lie outside of x, or be the end of another
+row. `unfold` makes copies for that, which pays where many rows read them. Here a vector is read as it lies, and lanes
+that see nothing count as zero, by a table of masks: three loads for a tap in the place of a copy. With a horizontal
+stride so many neighbouring vectors are read, of which every so-manieth position is taken.
+
+Where a processor has registers for masks, lanes that see nothing are not read, and a mask is a bit for each lane. On
+others reading by a mask takes several times as long, and writing by one ten times: there all lanes are read, be it
+beyond a plane's end, and what sees nothing is cleared by a mask of whole lanes, of which there are few different ones.
+
+A channel's tiles follow one another, so that its plane is read from front to back.
+
+Tables:
+    segments (int32), one a row: how many columns; where its plane of y begins, where that of the residual does (0
+        without one), its bias
+    columns (int32): where each begins (plane plus shift), and its tap
+    weights (float32), one a column
+    chunks (int64), parts of the rows for threads to share: the first segment, their number, the first column
+    of each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number; which
+        lanes are read and written: bits [tiles, taps, vectors, stride] and [tiles, vectors], or (uint16) [tiles, taps,
+        vectors] and [tiles, vectors], the byte where a mask begins among those that follow; masks (int32) [n, lanes]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ticketry_engine.kernels.activations import Activation, activate_all
+from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry
+from ticketry_engine.kernels.planar.lanes import MOST
+from ticketry_engine.kernels.planar.tiles import Shape, split
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.window import Array, Window
+
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
+"""Arguments: tables, the number of chunks; then for each shape its places, their number, what is read and written, and
+masks."""
+
+SHAPE_ARGS = 5
+
+SEGMENT_WORDS = 4
+
+
+@dataclass(frozen=True)
+class Taps(Written):
+    """Args:
+    shapes: of the tiles, each with its own code.
+    taps: of the window.
+    stride: positions of x from one position of a vector to the next.
+    images: of a position.
+    few: for each shape how many lanes of each vector are written, from the first one on.
+    masked: for each shape whether what its vectors give lies in part between two rows: it stays zero there.
+    residual: whether y begins with another value.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: tuple[Shape, ...]
+    taps: int
+    stride: int
+    images: int
+    few: tuple[tuple[int, ...], ...]
+    masked: tuple[bool, ...]
+    residual: bool
+    act: Activation
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        segments, columns, chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
+        low, high = e.share(e.arg(CHUNK_COUNT))
+        with e.loop(low, high) as turn:
+            chunk = e.at(chunks, b.mul(turn.index, e.i64(24)))
+            first, count, column = (e.load_i64(chunk, 8 * word) for word in range(3))
+            with e.loop(first, b.add(first, count), carried=[column]) as row:
+                segment = e.at(segments, b.mul(row.index, e.i64(4 * SEGMENT_WORDS)))
+                begin = row.carried[0]
+                end = b.add(begin, e.load_i32(segment))
+                row.next = [end]
+                for number in range(len(self.shapes)):
+                    _Tiles(self, e, number).all(segment, columns, begin, end)
+
+
+class _Tiles:
+    """Writes what is done with one shape of tiles."""
+
+    def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
+        self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
+        self.masked, self.few = kernel.masked[number], kernel.few[number]
+        self.bytes, self.parts = _entry(e.target).itemsize, _parts(kernel.stride, e.target)
+        at = SHAPES + SHAPE_ARGS * number
+        self.places, self.count = e.table(at), e.arg(at + 1)
+        self.read, self.written, self.masks = e.table(at + 2), e.table(at + 3), e.table(at + 4)
+        self.weights = e.table(WEIGHTS)
+
+    def all(self, segment: Any, columns: Any, begin: Any, end: Any) -> None:
+        e, b, kernel, vectors = self.e, self.e.b, self.kernel, len(self.shape.x)
+        arena, bias = e.arena(), e.splat(e.load_f32(segment, 4 * (SEGMENT_WORDS - 1)))
+        with e.loop(0, self.count) as tile:
+            place = e.at(self.places, b.mul(tile.index, e.i64(12)))
+            x, y, residual = (e.at(arena, e.load_i32(place, 4 * word)) for word in range(3))
+            y, residual = e.at(y, e.load_i32(segment, 4)), e.at(residual, e.load_i32(segment, 8))
+            masks = e.at(self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * self.parts)))
+            with e.loop(begin, end, carried=[bias] * vectors) as column:
+                entry = e.at(columns, b.mul(column.index, e.i64(8)))
+                tap = e.i64(self.bytes * vectors * self.parts)
+                source, mask = e.at(x, e.load_i32(entry)), e.at(masks, b.mul(e.load_i32(entry, 4), tap))
+                weight = e.splat(e.load_f32(self.weights, b.mul(column.index, e.i64(4))))
+                column.next = [
+                    e.fma(weight, self._input(source, mask, number), value)
+                    for number, value in enumerate(column.carried)
+                ]
+            written = e.at(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
+            sums = column.results
+            if kernel.residual:
+                sums = [
+                    b.fadd(value, e.load(residual, at)) for value, at in zip(sums, self.shape.residual, strict=True)
+                ]
+            for number, value in enumerate(activate_all(e, kernel.act, sums)):
+                self._write(value, y, written, number)
+
+    def _write(self, value: Any, y: Any, masks: Any, number: int) -> None:
+        """Write a vector of the tile."""
+        e, byte = self.e, self.shape.y[number]
+        if self.masked and e.target.masks:
+            lanes.store(e, value, y, byte, lanes.from_bits(e, masks, self.bytes * number))
+        elif self.masked:
+            lanes.store(e, self._cleared(value, masks, number), y, byte)
+        else:
+            lanes.store_first(e, value, y, byte, self.few[number])
+
+    def _cleared(self, value: Any, masks: Any, number: int) -> Any:
+        """A vector with zero in the lanes that an entry of a table leaves out."""
+        at = self.e.load_u16(masks, self.bytes * number)
+        return lanes.cleared(self.e, value, self.e.at(self.masks, at))
+
+    def _input(self, source: Any, masks: Any, number: int) -> Any:
+        """What a tap reads for a vector of the tile."""
+        e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
+        if not e.target.masks:
+            read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
+            return self._cleared(lanes.every(e, read, self.kernel.images) if stride > 1 else read[0], masks, number)
+        parts = [
+            lanes.load(
+                e,
+                source,
+                self.shape.x[number] + part * width,
+                lanes.from_bits(e, masks, self.bytes * (number * stride + part)),
+            )
+            for part in range(stride)
+        ]
+        return parts[0] if stride == 1 else lanes.every(e, parts, self.kernel.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """Tiles of one shape: where they begin, and which lanes of what is read and written mean something."""
+
+    shape: Shape
+    few: tuple[int, ...]
+    """How many lanes of each vector are written, from the first one on."""
+    places: Array
+    """int32 [tiles, 3], of x (where the first pixel's own input lies), y and the residual."""
+    read: Array
+    """[tiles, taps, vectors, parts], as the kernel takes it."""
+    written: Array
+    """[tiles, vectors]."""
+    masks: Array
+    """int32 [n, lanes], of which the others tell where in it they begin; none where they are bits themselves."""
+    masked: bool
+    """Whether lanes among the first `few` are none of a pixel's."""
+
+    @property
+    def args(self) -> tuple[int | Array, ...]:
+        """As the kernel takes them."""
+        return self.places, len(self.places), self.read, self.written, self.masks
+
+
+def _entry(target: Target) -> np.dtype[Any]:
+    """What tells which lanes of a vector mean something: bits, or the byte where their mask begins."""
+    return lanes.mask_type(target) if target.masks else np.dtype(np.uint16)
+
+
+def _parts(stride: int, target: Target) -> int:
+    """Masks of what a tap reads for a vector: of each vector that is read, or of what is picked from them."""
+    return stride if target.masks else 1
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """A vector of the output: bytes of its first lane in x, y and the residual, and the pixel of each position."""
+
+    x: int
+    y: int
+    residual: int
+    pixels: tuple[tuple[int, int] | None, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
+    """All tiles of a plane.
+
+    Rows go on into the next one where x, y and the residual have rows of one length and the stride is 1; elsewhere each
+    is cut into vectors by itself.
+    """
+    beside = y if residual is None else residual
+    each, follow = target.lanes // y.images, _follow(x, y, beside, window)
+    found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
+    for pixels in _runs(y, follow, each, 12 if target.registers >= 32 else 6):
+        vectors = [_vector(x, y, beside, window, some, each) for some in pixels]
+        first = vectors[0]
+        shape = Shape(
+            tuple(one.x - first.x for one in vectors),
+            tuple(one.y - first.y for one in vectors),
+            tuple(one.residual - first.residual for one in vectors),
+        )
+        few = tuple(target.lanes if follow else count * y.images for _, _, count in pixels)
+        found.setdefault((shape, few), []).append(vectors)
+    return [_tiles(shape, few, tiles, x, y, window, target) for (shape, few), tiles in found.items()]
+
+
+def reach(x: Geometry, window: Window) -> int:
+    """Bytes before or behind a plane that is read as it lies, by which a window's taps may miss it."""
+    return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
+
+
+def _follow(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
+    """Whether a vector may go on into the next row."""
+    return window.stride == (1, 1) and x.row == y.row == residual.row
+
+
+_Run = tuple[int, int, int]
+"""A vector's row, its first column (perhaps behind the row's end: in rows below), and how many positions it has."""
+
+
+def _runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
+    """The vectors of each tile."""
+    if follow:
+        last = (y.height - 1) * y.row + y.width
+        for first, size in split(-(-last // each), most):
+            yield [(0, at * each, min(each, last - at * each)) for at in range(first, first + size)]
+        return
+    across = split(-(-y.width // each), most)
+    for top, rows in split(y.height, max(1, most // max(size for _, size in across))):
+        for first, size in across:
+            yield [
+                (row, at * each, min(each, y.width - at * each))
+                for row in range(top, top + rows)
+                for at in range(first, first + size)
+            ]
+
+
+def _vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, run: _Run, each: int) -> _Vector:
+    row, at, count = run
+    places = [divmod(row * y.row + at + number, y.row) for number in range(count)]
+    return _Vector(
+        (x.position(row * window.stride[0], 0) + at * window.stride[1]) * x.step,
+        (y.position(row, 0) + at) * y.step,
+        (residual.position(row, 0) + at) * residual.step,
+        (*(place if place[1] < y.width else None for place in places), *[None] * (each - count)),
+    )
+
+
+def _tiles(
+    shape: Shape,
+    few: tuple[int, ...],
+    tiles: Sequence[Sequence[_Vector]],
+    x: Geometry,
+    y: Geometry,
+    window: Window,
+    target: Target,
+) -> Tapped:
+    places = np.array([[t[0].x, t[0].y, t[0].residual] for t in tiles], dtype=np.int32)
+    nothing = -(1 << 20)
+    pixels = np.array([[[p or (nothing, nothing) for p in v.pixels] for v in t] for t in tiles])  # [tiles, v, each, 2]
+    there = pixels[..., 0] > nothing
+    seen = np.stack(
+        [
+            there
+            & _inside(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
+            & _inside(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
+            for tap in window.taps
+        ],
+        axis=1,
+    )  # [tiles, taps, v, each]
+    masked = bool((there.repeat(y.images, axis=-1) != (np.arange(target.lanes) < np.array(few)[:, None])).any())
+    if target.masks:
+        read = _bits(seen, window.stride[1], y.images, target)
+        return Tapped(shape, few, places, read, _bits(there, 1, y.images, target)[..., 0], np.zeros(1), masked)
+    both = np.concatenate([seen, there[:, None]], axis=1)  # [tiles, taps + 1, v, each]
+    bits = _bits(both, 1, y.images, target)[..., 0]
+    kinds, at = np.unique(bits, return_inverse=True)
+    masks = -(kinds[:, None].astype(np.int32) >> np.arange(target.lanes, dtype=np.int32) & 1)
+    entries = (at.reshape(bits.shape) * target.lanes * FLOAT).astype(_entry(target))
+    read, written = (np.ascontiguousarray(some) for some in (entries[:, :-1], entries[:, -1]))
+    return Tapped(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
+
+
+def _inside(place: Array, extent: int) -> Array:
+    found: Array = (place >= 0) & (place < extent)
+    return found
+
+
+def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
+    """[..., positions of a vector] -> [..., stride]: of each vector read the lanes that are taken and see something."""
+    spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
+    spread[..., ::stride] = there
+    all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
+    found: Array = (all_lanes @ (1 << np.arange(target.lanes))).astype(lanes.mask_type(target))
+    return found
+
+
+def op(
+    tiles: Sequence[Tapped],
+    columns: tuple[Array, Array, Array, Array],
+    rows: tuple[Array, Array | None, Array],
+    window: Window,
+    images: int,
+    act: Activation,
+    target: Target,
+) -> Op:
+    """The operation of a layer.
+
+    Args:
+        tiles: of all its planes.
+        columns: of each weight that is kept, row by row: its row, the byte where what it reads begins (plane plus
+            shift), its tap, its value.
+        rows: of each row the bytes where its planes of y and of the residual begin, and its bias.
+    """
+    row, begins, tap, weights = columns
+    y, residual, bias = rows
+    count = np.bincount(row, minlength=len(y))
+    beside = np.zeros_like(y) if residual is None else residual
+    segments = np.stack([count, y, beside, bias.astype(np.float32).view(np.int32)], axis=1).astype(np.int32)
+    done = np.concatenate([[0], np.cumsum(count)])
+    parts = split(len(y), -(-len(y) // _CHUNKS))
+    chunks = np.array([(first, size, done[first]) for first, size in parts], dtype=np.int64)
+    kernel = Taps(
+        tuple(each.shape for each in tiles),
+        len(window.taps),
+        window.stride[1],
+        images,
+        tuple(each.few for each in tiles),
+        tuple(each.masked for each in tiles),
+        residual is not None,
+        act,
+    )
+    args: list[int | Array] = [segments, np.zeros((1, 2), np.int32), np.ones(1, np.float32), chunks, len(chunks)]
+    if len(row):
+        args[COLUMNS] = np.stack([begins, tap], axis=1).astype(np.int32)
+        args[WEIGHTS] = np.ascontiguousarray(weights, dtype=np.float32)
+    return Op(kernel, (*args, *(arg for each in tiles for arg in each.args)))
+
+
+_CHUNKS = 12
+"""Parts of the rows for threads to share."""
+
+
+_SECOND_BYTES_A_CYCLE, _LAST_BYTES_A_CYCLE = 40, 16
+"""That come from the second cache, and from the last one."""
+
+_SECOND = 1 << 20
+"""Bytes of an input that the second cache keeps."""
+
+
+def cycles(tiles: Sequence[Tapped], kept: Array, plane: int, planes: int, stride: int, target: Target) -> float:
+    """About what it takes: every vector of every column, what is done once for a tile of a row, and planes that
+    several rows fetch.
+
+    Args:
+        tiles: as of `tapped`.
+        kept: rows x inputs x taps, of a conv group.
+        plane: bytes of one.
+        planes: that x has.
+        stride: from one window to the next, along a row.
+        target: the processor.
+    """
+    beside = 1 if target.lanes == 16 else 3  # without masks in registers of their own
+    entries, rows, total = int(kept.sum()), len(kept), 0.0
+    for each in tiles:
+        vectors = len(each.shape.x)
+        column = vectors * (0.5 * (1 + 1.9 * stride) + (stride - 1)) * beside + 2.5
+        total += len(each.places) * (entries * column + rows * (12 + 2.0 * vectors))
+    speed = _LAST_BYTES_A_CYCLE if plane * planes > _SECOND else _SECOND_BYTES_A_CYCLE
+    again = max(0, int(kept.any(axis=2).sum()) - planes)  # once each plane is fetched however it is done
+    return total + again * plane / speed

@@ -1,0 +1,370 @@
+"""Unfolding: copies of planes, shifted by the taps of a convolution, so that it reads whole vectors.
+
+Where a vector spans several positions, shifts by a tap begin anywhere in a line (which halves the rate of loads),
+strides leave gaps, and small planes leave lanes empty. A copy has the positions of y, one for each, and zeros where its
+tap reads outside of x. Taps share a copy if that leaves vectors aligned (to half a line at least, for those one below
+the other).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, SLACK, Geometry, Planes
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.window import Array, Pair, Window
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy for one or several taps: its rows are every so-manieth of x from ``row`` on, and so are its columns."""
+
+    row: int
+    rows: int
+    phase: int
+    """Column of x modulo the horizontal stride."""
+    column: int
+    """Of the columns in that phase the first one; it may be before the first of x."""
+    columns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolding:
+    """Which copies of which channels a layer reads, and where they lie once there is a place for them."""
+
+    x: Geometry
+    y: Geometry
+    window: Window
+    copies: tuple[Copy, ...]
+    of: dict[Pair, tuple[int, int, int]]
+    """For each tap its copy, and the row and column of the copy that it reads for the first pixel of y."""
+    used: Array
+    """Copies x channels: those that any weight reads."""
+    row: int
+    """Positions from one row of a copy to the next."""
+    target: Target
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of all copies."""
+        rows = max((copy.rows for copy in self.copies), default=self.y.height)
+        columns = max((copy.columns for copy in self.copies), default=self.y.width)
+        return Geometry(rows, columns, 0, self.y.images, self.row)
+
+    @property
+    def apart(self) -> int:
+        """Bytes from one copy to the next: whole vectors, with no slack that would keep them from sharing pages."""
+        return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
+
+    @property
+    def phases(self) -> list[int]:
+        """Columns of x modulo the horizontal stride that taps read; none if it is 1."""
+        return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
+
+    @property
+    def phase(self) -> Geometry:
+        """Of every so-manieth column of x."""
+        return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
+
+    @property
+    def channels(self) -> Array:
+        """Channels that any weight reads."""
+        return np.flatnonzero(self.used.any(axis=0))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the copies take."""
+        return int(self.used.sum()) * self.apart + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
+
+    @property
+    def turned(self) -> bool:
+        """Whether copies are the rows of x moved sideways, whole vectors but for their ends."""
+        each = self.target.lanes // self.y.images
+        alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
+        return self.window.stride == (1, 1) and alike and self.x.width % each == 0 and self.row % each == 0
+
+    @property
+    def cycles(self) -> float:
+        """About what the copies take."""
+        if self.turned:
+            return 1.5 * self.vectors
+        return self.vectors * (2 + 2 * self.pieces) * (1 if self.target.lanes == 16 else 2)  # masks are slower there
+
+    @property
+    def vectors(self) -> int:
+        """Vectors written."""
+        each = -(-self.geometry.positions * self.y.images // self.target.lanes)
+        return int(self.used.sum()) * each
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces most vectors of a copy are put together from, about."""
+        each = self.target.lanes // self.y.images
+        return 1 if self.row % each == 0 else 1 + -(-each // self.row)
+
+    def value(self, offset: int) -> Planes:
+        """All copies, one behind the other from an offset on."""
+        return Planes(self.geometry, offset + self.apart * np.arange(int(self.used.sum())))
+
+    def columns(self, offset: int) -> Array:
+        """Channels x taps: the byte where each begins, for copies from an offset on; 0 where there is none."""
+        starts = self._starts(offset)
+        columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
+        for number, tap in enumerate(self.window.taps):
+            if tap in self.of:
+                copy, row, column = self.of[tap]
+                columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
+        return columns
+
+    def _starts(self, offset: int) -> Array:
+        """Copies x channels: the byte where each begins; 0 where there is none."""
+        starts = np.zeros(self.used.shape, dtype=np.int64)
+        starts[self.used] = self.value(offset).offsets
+        return starts
+
+    def ops(self, x: Planes, offset: int) -> list[Op]:
+        """What makes the copies."""
+        ops, sources = [], {0: x}
+        if self.phases:
+            first = offset + int(self.used.sum()) * self.apart + SLACK
+            count, stride = len(self.channels), self.phase.bytes * len(self.channels)
+            sources = {}
+            for number, phase in enumerate(self.phases):
+                offsets = np.zeros(x.channels, dtype=np.int64)
+                offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
+                sources[phase] = Planes(self.phase, offsets)
+            ops.append(self._split(x, first, stride))
+        whole = np.asarray(self.used.all(axis=0) & self.turned)
+        if whole.any():
+            ops.append(self._turn(x, np.flatnonzero(whole), offset))
+        if (self.used & ~whole).any():
+            ops.append(self._copy(sources, offset, ~whole))
+        return ops
+
+    def _turn(self, x: Planes, channels: Array, offset: int) -> Op:
+        """All copies of some channels."""
+        g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
+        above = min(max(0, -row), rows)
+        inside = max(0, min(rows - above, g.height - max(0, row)))
+        begin = g.position(max(0, row), 0) * g.step
+        places = np.stack([x.offsets[channels] + begin, *self._starts(offset)[:, channels]], axis=1)
+        shifts = tuple(copy.column * self.y.images for copy in self.copies)
+        vectors, row = (count * self.y.images // self.target.lanes for count in (self.x.width, self.row))
+        kernel = Turn(shifts, vectors, row)
+        return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
+
+    def _split(self, x: Planes, first: int, apart: int) -> Op:
+        stride, count = self.window.stride[1], len(self.channels)
+        each = -(-self.phase.width * x.geometry.images // self.target.lanes)
+        valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
+        bits = valid.reshape(-1, self.target.lanes) @ (1 << np.arange(self.target.lanes))
+        begin = x.geometry.position(0, 0) * x.geometry.step
+        places = np.stack([x.offsets[self.channels] + begin, first + self.phase.bytes * np.arange(count)], axis=1)
+        kernel = Split(stride, tuple(self.phases), x.geometry.images)
+        numbers = (x.geometry.height, x.geometry.row * x.geometry.step, self.phase.row * self.phase.step, apart, each)
+        return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))))
+
+    def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
+        """The copies of some channels (a flag for each)."""
+        places, all_pieces, all_bits, done = [], [], [], 0
+        made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
+        most = max(pieces.shape[1] for pieces, _ in made)
+        for copy, used, starts, (pieces, bits) in zip(self.copies, self.used, self._starts(offset), made, strict=True):
+            source = sources[copy.phase]
+            places += [
+                (int(source.offsets[channel]), int(starts[channel]), done, done + len(pieces))
+                for channel in np.flatnonzero(used & channels)
+            ]
+            all_pieces.append(np.pad(pieces, ((0, 0), (0, most - pieces.shape[1]))))
+            all_bits.append(np.pad(bits, ((0, 0), (0, most - bits.shape[1]))))
+            done += len(pieces)
+        table = np.array(places, dtype=np.int64).reshape(-1, 4)
+        pieces, bits = np.concatenate(all_pieces).astype(np.int32), np.concatenate(all_bits)
+        return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))))
+
+    def _pieces(self, copy: Copy, source: Geometry) -> tuple[Array, Array]:
+        """For each vector of a copy what it is put together from: bytes of the source, and lanes."""
+        width, images = self.target.lanes, self.y.images
+        each = width // images
+        vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)
+        row, column = np.divmod(np.arange(vectors * each), self.row)
+        from_row, from_column = copy.row + row * self.window.stride[0], column + copy.column
+        valid = (column < copy.columns) & (row < copy.rows) & (from_row >= 0) & (from_row < source.height)
+        valid &= (from_column >= 0) & (from_column < source.width)
+        begin = (from_row + source.halo) * source.row + from_column + source.halo - np.arange(vectors * each) % each
+        left = np.where(valid, begin, _NOWHERE).reshape(vectors, each)
+        pieces: list[Array] = []
+        bits: list[Array] = []
+        while not pieces or (left > _NOWHERE).any():
+            piece = left.max(axis=1)
+            here = (left == piece[:, None]) & (left > _NOWHERE)
+            left[here] = _NOWHERE
+            pieces.append(np.where(piece > _NOWHERE, piece, 0) * source.step)
+            bits.append(np.repeat(here, images, axis=1) @ (1 << np.arange(width)))
+        return np.stack(pieces, axis=1), np.stack(bits, axis=1)
+
+
+_NOWHERE = -(1 << 40)
+
+
+def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
+    """What a layer needs unfolded.
+
+    Args:
+        used: channels x taps, whether any weight reads it.
+    """
+    each = target.lanes // y.images
+    whole = y.width % each == 0
+    families: dict[tuple[int, int, int, int], list[Pair]] = {}
+    for number, tap in enumerate(window.taps):
+        if used[:, number].any() and window.meets(x, y, tap):
+            families.setdefault(_family(window, tap, y, each, whole), []).append(tap)
+    copies: list[Copy] = []
+    of: dict[Pair, tuple[int, int, int]] = {}
+    read = np.zeros((len(families), len(used)), dtype=bool)
+    for members in families.values():
+        rows, columns = ([window.input(0, tap[axis], axis) for tap in members] for axis in (0, 1))
+        row, column = min(rows), min(columns)
+        for tap, from_row, from_column in zip(members, rows, columns, strict=True):
+            of[tap] = len(copies), (from_row - row) // window.stride[0], (from_column - column) // window.stride[1]
+            read[len(copies)] |= used[:, window.taps.index(tap)]
+        spans = [max(of[tap][1 + axis] for tap in members) for axis in (0, 1)]
+        phase, shift = column % window.stride[1], column // window.stride[1]
+        copies.append(Copy(row, y.height + spans[0], phase, shift, y.width + spans[1]))
+    widest = max((copy.columns for copy in copies), default=y.width)
+    row = -(-widest // each) * each if whole else y.row
+    return Unfolding(x, y, window, tuple(copies), of, read, row, target)
+
+
+def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
+    """Equal for taps that share a copy: those that read the same phases, at shifts that leave vectors aligned."""
+    row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
+    shift, phase = divmod(column, window.stride[1])
+    shift = shift % each if whole else shift
+    if whole or y.row * y.step % (LINE // 2) == 0:
+        return row % window.stride[0], 0, phase, shift
+    return 0, row, phase, shift
+
+
+@dataclass(frozen=True)
+class Gather(Written):
+    """Vectors put together from pieces: consecutive lanes of anywhere in a plane each; what no piece covers is zero.
+
+    Arguments: places (from, to, its first vector and the one behind its last; each int64), their number, for each
+    vector the bytes of its pieces (int32), and their lanes.
+    """
+
+    pieces: int
+
+    def write(self, e: Emitter) -> None:
+        b, arena = e.b, e.arena()
+        places, pieces, bits = e.table(0), e.table(2), e.table(3)
+        size = lanes.mask_type(e.target).itemsize
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as plane:
+            place = e.at(places, b.mul(plane.index, e.i64(32)))
+            source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
+            first, last = (e.load_i64(place, 8 * word) for word in (2, 3))
+            with e.loop(first, last, carried=[e.i64(0)]) as loop:
+                at = e.at(pieces, b.mul(loop.index, e.i64(4 * self.pieces)))
+                mask = e.at(bits, b.mul(loop.index, e.i64(size * self.pieces)))
+                value = e.splat(0.0)
+                for piece in range(self.pieces):
+                    begin = e.at(source, e.load_i32(at, 4 * piece))
+                    value = lanes.load(e, begin, 0, lanes.from_bits(e, mask, size * piece), value)
+                e.store(value, to, loop.carried[0])
+                loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
+
+
+@dataclass(frozen=True)
+class Turn(Written):
+    """Rows of planes moved sideways by so many lanes, for several copies at once; what comes from outside is zero.
+
+    Arguments: places (from the first row inside; to of each copy; int64), their number, bytes from one row to the next,
+    and rows of a copy: the first that lies inside, the one behind the last that does, and how many there are.
+    """
+
+    shifts: tuple[int, ...]
+    """Lanes that each copy begins further on; fewer than 0: before."""
+    vectors: int
+    """Of a row."""
+    row: int
+    """Vectors of a copy's row."""
+
+    def write(self, e: Emitter) -> None:
+        b, arena, places = e.b, e.arena(), e.table(0)
+        step, first, last, rows = (e.arg(index) for index in range(2, 6))
+        size, line = 8 * (1 + len(self.shifts)), self.row * e.target.lanes * FLOAT
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as plane:
+            place = e.at(places, b.mul(plane.index, e.i64(size)))
+            source = e.at(arena, e.load_i64(place))
+            copies = [e.at(arena, e.load_i64(place, 8 * (1 + number))) for number in range(len(self.shifts))]
+            for begin, end in ((e.i64(0), first), (last, rows)):
+                with e.loop(begin, end) as outside:
+                    for copy in copies:
+                        to = e.at(copy, b.mul(outside.index, e.i64(line)))
+                        for vector in range(self.row):
+                            e.store(e.splat(0.0), to, vector * e.target.lanes * FLOAT)
+            with e.loop(first, last) as inside:
+                begin = e.at(source, b.mul(b.sub(inside.index, first), step))
+                for shift, copy in zip(self.shifts, copies, strict=True):
+                    self._moved(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
+
+    def _moved(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
+        """A row, of which each lane is that of so many lanes further on."""
+        lanes_, last = e.target.lanes, self.vectors * e.target.lanes
+        for at in range(0, self.row * lanes_, lanes_):
+            begin = at + shift
+            if 0 <= begin <= last - lanes_:
+                value = e.load(row, begin * FLOAT)
+            else:
+                one, other = (self._whole(e, row, begin // lanes_ + more) for more in (0, 1))
+                first = begin % lanes_
+                value = lanes.shuffle(e, one, other, range(first, first + lanes_))
+            e.store(value, to, at * FLOAT)
+
+    def _whole(self, e: Emitter, row: ir.Value, number: int) -> ir.Value:
+        inside = 0 <= number < self.vectors
+        return e.load(row, number * e.target.lanes * FLOAT) if inside else e.splat(0.0)
+
+
+@dataclass(frozen=True)
+class Split(Written):
+    """Every so-manieth pixel of each row, once for each of some phases.
+
+    Arguments: places (from, to of the first phase; int64), their number, rows, bytes from one row to the next and in
+    the phases, bytes from one phase's plane to the next phase's, vectors that a phase's row takes, and the lanes of a
+    row's vectors that hold pixels.
+    """
+
+    stride: int
+    phases: tuple[int, ...]
+    images: int
+
+    def write(self, e: Emitter) -> None:
+        b, arena = e.b, e.arena()
+        places, masks = e.table(0), e.table(7)
+        rows, from_row, to_row, apart, each = (e.arg(index) for index in range(2, 7))
+        size, width = lanes.mask_type(e.target).itemsize, e.target.lanes * FLOAT
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as plane:
+            place = e.at(places, b.mul(plane.index, e.i64(16)))
+            source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
+            with e.loop(0, rows) as row, e.loop(0, each) as vector:
+                begin = e.at(source, b.mul(row.index, from_row))
+                bits = e.at(masks, b.mul(vector.index, e.i64(size * self.stride)))
+                begin = e.at(begin, b.mul(vector.index, e.i64(width * self.stride)))
+                read = [
+                    lanes.load(e, begin, width * part, lanes.from_bits(e, bits, size * part))
+                    for part in range(self.stride)
+                ]
+                end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
+                for number, phase in enumerate(self.phases):
+                    e.store(lanes.every(e, read, self.images, phase), e.at(end, b.mul(apart, e.i64(number))))

@@ -1,0 +1,353 @@
+"""A program: operations on one block of images, linked to machine code, and run over a batch by one or more threads."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.kernels.driver import BARRIER_BYTES, Driver
+from ticketry_engine.kernels.emitter import State
+from ticketry_engine.kernels.jit import Kernel, Library
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.workers import Job, Workers
+
+_EMPTY_CALLS = 8
+"""Timed before a profile, of which the shortest counts."""
+
+_SLOTS = 64
+"""Of a state: the named ones, then the addresses of at most 56 tensors that come in or go out."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: its kernel, and what `Emitter.arg` and `Emitter.table` read (integers, and tables by address)."""
+
+    kernel: Kernel
+    args: tuple[int | np.ndarray[Any, Any], ...]
+    label: str = ""
+    """Which layer it belongs to."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What an attention adds to its scores; several layers may add the same."""
+
+    name: str
+    values: np.ndarray[Any, Any]
+    """float32 [windows or 1 times heads or 1, queries, keys], -inf where a query does not see a key."""
+    by_head: int
+    """Tables from one head to the next: 1, or 0 where all have the same."""
+    by_window: int = 0
+    """From one window to the next."""
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
+        """Of [(windows or 1,) heads or 1, queries, keys]."""
+        heads = values.shape[-3]
+        several = values.ndim == 4 and len(values) > 1
+        return cls(name, values.reshape(-1, *values.shape[-2:]), int(heads > 1), heads if several else 0)
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The blocks that operations are made for."""
+
+    target: Target
+    images: int = 1
+    """Of a block, mostly."""
+    reserve: Callable[[int], int] | None = None
+    """For so many bytes that one operation uses for itself: where in the arena they begin (a multiple of 64)."""
+    tables: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """Those that several operations have, by name."""
+
+
+@dataclass
+class _Workspace:
+    """What one call needs for itself: a state and a working memory for each thread, a barrier, the other threads."""
+
+    states: list[np.ndarray[Any, Any]]
+    starts: list[int]
+    """Their addresses."""
+    arenas: list[Memory]
+    barrier: np.ndarray[Any, Any]
+    workers: Workers
+
+
+MARGIN = 1 << 20
+"""Bytes before and behind working memory that kernels may read, and that mean nothing."""
+
+
+class Memory:
+    """Zeroed working memory at a page's start, in large pages where the system gives them.
+
+    `MARGIN` bytes around it belong to it and are no part of it: nobody writes them, and most are never touched.
+    """
+
+    def __init__(self, size: int) -> None:
+        large = 1 << 21
+        # Private: shared memory gets no large pages, and a forked process would work in the same one.
+        private: dict[str, Any] = (
+            {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        )
+        self._map = mmap.mmap(-1, -(-(max(size, 1) + MARGIN) // large) * large + 2 * large, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        base = np.frombuffer(self._map, dtype=np.uint8)
+        start = large + int(-base.ctypes.data % large)
+        self.bytes: np.ndarray[Any, Any] = base[start : start + size]
+        self.address = int(base.ctypes.data) + start
+
+
+@dataclass
+class Program:
+    """Operations linked for a target.
+
+    Args:
+        ops: in order; each works on one block.
+        images: images a block has.
+        arena: bytes of working memory a thread needs.
+        library: where kernels are compiled.
+        split: how several threads work: "batch" (each takes blocks, with a memory of its own) or "parts" (all share
+            each operation of each block, and one memory).
+        denormals: whether denormal numbers are kept; else they count as zero, which is faster (see `driver`).
+    """
+
+    ops: Sequence[Op]
+    images: int
+    arena: int
+    library: Library
+    split: str = "batch"
+    denormals: bool = True
+    _memory: Memory = field(init=False)
+    _entries: Any = field(init=False)
+    _free: dict[tuple[int, int], list[_Workspace]] = field(init=False, default_factory=dict)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        addresses = self.library.addresses([Driver(self.denormals), *(op.kernel for op in self.ops)])
+        self._drive = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)(addresses[0])
+        self._link(addresses[1:])
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables: weights, biases, and where the inputs of each weight lie."""
+        tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
+        return sum({table.ctypes.data: table.nbytes for table in tables}.values())
+
+    def _link(self, addresses: Sequence[int]) -> None:
+        """Tables into one memory, then each operation's arguments, then the list of operations.
+
+        The operations' tables become views of that memory, so that none is held twice.
+        """
+        # What several operations share is there once.
+        tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
+        ends = list(itertools.accumulate(_rounded(table.nbytes) for table in tables.values()))
+        begins = dict(zip(tables, [0, *ends], strict=False))
+        size = ends[-1] if ends else 0
+        arguments = sum(len(op.args) + 1 for op in self.ops)
+        self._memory = Memory(size + 8 * (arguments + len(self.ops)))
+        words = self._memory.bytes[size:].view(np.int64)
+        self._entries, at = words[: len(self.ops)], len(self.ops)
+        base = self._memory.address + size
+        ops: list[Op] = []
+        views: dict[int, np.ndarray[Any, Any]] = {}
+        for index, (op, kernel) in enumerate(zip(self.ops, addresses, strict=True)):
+            self._entries[index] = base + 8 * at
+            words[at] = kernel
+            args: list[int | np.ndarray[Any, Any]] = []
+            for position, arg in enumerate(op.args, start=at + 1):
+                if isinstance(arg, np.ndarray):
+                    words[position] = self._memory.address + begins[id(arg)]
+                    view = views.get(id(arg))
+                    if view is None:
+                        raw = self._memory.bytes[begins[id(arg)] :][: arg.nbytes]
+                        raw[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
+                        view = views[id(arg)] = raw.view(arg.dtype).reshape(arg.shape)
+                    args.append(view)
+                else:
+                    words[position] = int(arg)
+                    args.append(arg)
+            at += len(op.args) + 1
+            ops.append(replace(op, args=tuple(args)))
+        self._first_entry = int(self._entries.ctypes.data)
+        self.ops = ops
+
+    def run(self, batch: int, external: Sequence[int], threads: int = 1, holding: object = None) -> None:
+        """Run all operations on a batch.
+
+        Args:
+            batch: how many images.
+            external: addresses of the tensors that come in and go out.
+            threads: that share the work.
+            holding: what lives at those addresses: kept until no thread uses it, even if the call is interrupted.
+        """
+        if len(external) > _SLOTS - State.EXTERNAL:
+            raise EngineError(f"{len(external)} tensors go in and out of one program: {_SLOTS - State.EXTERNAL} may")
+        blocks = -(-batch // self.images)
+        threads = max(1, min(threads, blocks if self.split == "batch" else threads))
+        workspace = self._take(threads)
+        for state in workspace.states:
+            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        count, images, starts = len(self.ops), self.images, workspace.starts
+        if threads == 1:
+            self._drive(starts[0], self._first_entry, count, 0, blocks, images, batch)
+        else:
+            jobs = []
+            for part, start in enumerate(starts):
+                first, last = 0, blocks
+                if self.split == "batch":
+                    first, last = blocks * part // threads, blocks * (part + 1) // threads
+                jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
+            used = (self._memory, self.library, workspace.states, workspace.arenas, workspace.barrier, holding)
+            workspace.workers.run(jobs, used)
+        self._give_back(workspace)  # not after an error or an interruption: who knows how it was left
+
+    def profile(
+        self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter
+    ) -> list[float]:
+        """Seconds of each operation over the batch, block by block on one thread, without what the clock takes."""
+        workspace = self._take(1)
+        state = workspace.states[0]
+        state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        seconds = [0.0] * len(self.ops)
+        nothing = min(self._of_nothing(workspace.starts[0], batch, clock) for _ in range(_EMPTY_CALLS))
+        for block in range(-(-batch // self.images)):
+            for index in range(len(self.ops)):
+                begin = clock()
+                entry = self._first_entry + 8 * index
+                self._drive(workspace.starts[0], entry, 1, block, block + 1, self.images, batch)
+                seconds[index] += max(0.0, clock() - begin - nothing)
+        self._give_back(workspace)
+        return seconds
+
+    def _of_nothing(self, start: int, batch: int, clock: Callable[[], float]) -> float:
+        """Seconds of a call of no operation: a microsecond or two, which is much beside a layer that keeps little."""
+        begin = clock()
+        self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
+        return clock() - begin
+
+    def session(self, threads: int = 1) -> Session:
+        """Working memory that keeps what it holds from call to call, for runs of some of the operations.
+
+        Several threads share each operation: of a program that is split in "parts".
+        """
+        return Session(self, self._take(threads))
+
+    def _take(self, threads: int) -> _Workspace:
+        """A workspace nobody uses: two Python threads may run the program at once.
+
+        Nor one made before a fork, whose threads are only in the process that made it.
+        """
+        with self._lock:
+            free = self._free.get((os.getpid(), threads))
+            if free:
+                return free.pop()
+        shared = self.split == "parts"
+        arenas = [Memory(self.arena) for _ in range(1 if shared else threads)]
+        barrier = np.zeros(BARRIER_BYTES // 8 + 8, dtype=np.int64)
+        barrier = barrier[(-(barrier.ctypes.data // 8)) % 8 :]
+        states = [np.zeros(_SLOTS, dtype=np.int64) for _ in range(threads)]
+        for part, state in enumerate(states):
+            state[State.ARENA] = arenas[0 if shared else part].address
+            state[State.PART], state[State.PARTS] = (part, threads) if shared else (0, 1)
+            state[State.BARRIER] = int(barrier.ctypes.data)
+        starts = [int(state.ctypes.data) for state in states]
+        return _Workspace(states, starts, arenas, barrier, Workers(threads - 1))
+
+    def _give_back(self, workspace: _Workspace) -> None:
+        with self._lock:
+            self._free.setdefault((os.getpid(), len(workspace.states)), []).append(workspace)
+
+
+class Session:
+    """Working memory of a program in which its operations run part by part."""
+
+    def __init__(self, program: Program, workspace: _Workspace) -> None:
+        self._program, self._workspace = program, workspace
+        self._whole = True
+        """Whether no run was left by an error: who knows how it left the memory, and the threads."""
+        self.seconds: dict[str, float] | None = None
+        """Of operations by their labels, where they are asked for: each then runs by itself, on one thread."""
+        self.arena = workspace.arenas[0].bytes
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        external: Sequence[int] = (),
+        images: int | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """Run the operations from one number to another (not included) on one block: so many images, or all.
+
+        Args:
+            shared: whether threads share each of them: worth while where they take longer than threads to wake up.
+        """
+        states = self._workspace.states if shared else self._workspace.states[:1]
+        for state in states if external else ():
+            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        self._run([(first, last)] * len(states), images, apart=False)
+
+    def run_apart(self, bounds: Sequence[int]) -> None:
+        """Run operations, each thread those from one number to the next, which have nothing to do with one another."""
+        if len(self._workspace.states) == 1:
+            self.run(bounds[0], bounds[-1])
+        else:
+            self._run(list(itertools.pairwise(bounds)), None, apart=True)
+
+    def _timed(self, first: int, last: int, images: int, seconds: dict[str, float]) -> None:
+        state, program = self._workspace.states[0], self._program
+        state[State.PART], state[State.PARTS] = 0, 1
+        for number in range(first, last):
+            began = time.perf_counter()
+            program._drive(self._workspace.starts[0], program._first_entry + 8 * number, 1, 0, 1, images, images)
+            label = program.ops[number].label
+            seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began
+
+    def _run(self, ranges: Sequence[tuple[int, int]], images: int | None, *, apart: bool) -> None:
+        program, workspace = self._program, self._workspace
+        images = program.images if images is None else images
+        if len(ranges) == 1 and self.seconds is None:  # small steps are mostly such calls
+            (first, last), state = ranges[0], workspace.states[0]
+            state[State.PART], state[State.PARTS] = 0, 1
+            program._drive(workspace.starts[0], program._first_entry + 8 * first, last - first, 0, 1, images, images)
+            return
+        if self.seconds is not None:
+            for low, high in ranges if apart else ranges[:1]:
+                self._timed(low, high, images, self.seconds)
+            return
+        jobs: list[Job] = []
+        for part, (first, last) in enumerate(ranges):
+            state = workspace.states[part]
+            state[State.PART], state[State.PARTS] = (0, 1) if apart else (part, len(ranges))
+            given = (program._first_entry + 8 * first, last - first, 0, 1, images, images)
+            jobs.append((program._drive, (workspace.starts[part], *given)))
+        self._whole = False
+        holding = (program._memory, program.library, workspace.states, workspace.arenas, workspace.barrier)
+        workspace.workers.run(jobs, holding)
+        self._whole = True
+
+    def kernel(self, number: int) -> Kernel:
+        """The kernel of an operation."""
+        return self._program.ops[number].kernel
+
+    def close(self) -> None:
+        """Give the memory to the next session. What it holds is not kept."""
+        if self._whole:
+            self._program._give_back(self._workspace)
+
+
+def _rounded(size: int) -> int:
+    """So that each table begins at a cache line of its own, and a vector read at its end stays inside."""
+    return -(-size // 64) * 64 + 64

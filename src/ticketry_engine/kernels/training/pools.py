@@ -1,0 +1,199 @@
+"""Pooling with its gradient: windows that lie side by side, the whole plane, the largest of windows that overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.program import Op
+from ticketry_engine.kernels.training.layout import IMAGES, Batch
+from ticketry_engine.kernels.window import Pair, Window
+
+
+@dataclass(frozen=True)
+class Pool(Written):
+    """Args:
+    size: rows and columns of a window; windows lie side by side.
+    steps: bytes from one row, and from one position, to the next, in x and in what has its pixels.
+    largest: whether the largest input counts, or their mean.
+    backward: whether gradients go back: values are dy, dx and, where the largest counts, x.
+    item: bytes of a value in memory.
+    """
+
+    size: Pair
+    steps: tuple[Pair, ...]
+    largest: bool
+    backward: bool
+    item: int
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        planes, rows, columns = (e.arg(number) for number in range(3))
+        small, large, other = (
+            (e.arena(e.arg(3 + 4 * side)), *(e.arg(4 + 4 * side + w) for w in range(3))) for side in range(3)
+        )
+        with e.loop(*e.share(planes)) as plane, e.loop(0, rows) as row, e.loop(0, columns) as column:
+            turn = (plane.index, row.index, column.index)
+
+            def place(side: tuple[Any, ...]) -> Any:
+                at = side[0]
+                for index, step in zip(turn, side[1:], strict=True):
+                    at = e.at(at, b.mul(index, step))
+                return at
+
+            places = [place(side) for side in (small, large, other)]
+            for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
+                at = [e.at(one, part) for one in places]
+                (self._back if self.backward else self._forth)(e, *at)
+
+    def _taps(self, side: int) -> list[int]:
+        """The byte of each tap of a window, in the large value or the other one."""
+        by_row, by_column = self.steps[side]
+        return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
+
+    def _forth(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
+        first, *others = [bfloat.load(e, x, tap, self.item) for tap in self._taps(0)]
+        found = _maximum(e, [first, *others]) if self.largest else first
+        for value in () if self.largest else others:
+            found = e.b.fadd(found, value)
+        found = found if self.largest else e.b.fmul(found, e.splat(1 / (len(others) + 1)))
+        bfloat.store(e, found, y, 0, self.item)
+
+    def _back(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
+        gradient = bfloat.load(e, dy, 0, self.item)
+        if not self.largest:
+            share = e.b.fmul(gradient, e.splat(1 / len(self._taps(0))))
+            for tap in self._taps(0):
+                bfloat.store(e, share, dx, tap, self.item)
+            return
+        values = [bfloat.load(e, x, tap, self.item) for tap in self._taps(1)]
+        # To the first of the largest, as in torch: what is left goes from tap to tap.
+        largest = values[0]
+        for value in values[1:]:
+            largest = e.select(e.b.fcmp_ordered(">", value, largest), value, largest)
+        for tap, value in zip(self._taps(0), values, strict=True):
+            here = e.b.fcmp_unordered(">=", value, largest)
+            bfloat.store(e, e.select(here, gradient, e.splat(0.0)), dx, tap, self.item)
+            gradient = e.select(here, e.splat(0.0), gradient)
+
+
+def forth(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
+    """``y`` from windows of x that lie side by side."""
+    return _op(y, x, x, size, largest, False)
+
+
+def back(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
+    """The gradient of x, in windows: what no window covers is left as it is."""
+    return _op(dy, dx, x, size, largest, True)
+
+
+def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, backward: bool) -> Op:
+    g = small.geometry
+    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, other))
+    args: list[int] = [small.channels * small.blocks, g.height, g.width]
+    for value, by in ((small, (1, 1)), (large, size), (other, size)):
+        at = value.geometry
+        args += [value.offset + at.position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
+    return Op(Pool(size, steps, largest, backward, small.item), tuple(args))
+
+
+@dataclass(frozen=True)
+class Overlapping(Written):
+    """The largest value of windows that overlap, or reach over the border, where the nearest pixel stands for none.
+
+    Args:
+        window: size, stride and padding.
+        steps: bytes from one row, and from one position, to the next, in x or dx, and in x where gradients go back.
+        inside: rows and columns of x.
+        backward: whether gradients are added to dx: values are dy, dx, x; else y, x.
+        item: bytes of a value in memory.
+    """
+
+    window: Window
+    steps: tuple[Pair, ...]
+    inside: Pair
+    backward: bool
+    item: int
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        planes, rows, columns, by_row, by_column = (e.arg(number) for number in range(5))
+        places = [(e.arena(e.arg(5 + 2 * side)), e.arg(6 + 2 * side)) for side in range(3)]
+        with e.loop(*e.share(planes)) as plane:
+            small, *large = [e.at(at, b.mul(plane.index, step)) for at, step in places]
+            with e.loop(0, rows) as row:
+                down = self._reached(e, row.index, 0)
+                line = e.at(small, b.mul(row.index, by_row))
+                with e.loop(0, columns) as column:
+                    across = self._reached(e, column.index, 1)
+                    here = e.at(line, b.mul(column.index, by_column))
+                    taps = [
+                        [
+                            e.at(e.at(value, b.mul(y, e.i64(step[0]))), b.mul(x, e.i64(step[1])))
+                            for y in down
+                            for x in across
+                        ]
+                        for value, step in zip(large, self.steps, strict=False)
+                    ]
+                    for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
+                        if self.backward:
+                            self._back(e, here, taps[0], taps[1], part)
+                        else:
+                            self._forth(e, here, taps[0], part)
+
+    def _reached(self, e: Emitter, index: Any, axis: int) -> list[Any]:
+        """The rows or columns that a window sees, those outside as the nearest inside."""
+        b, w = e.b, self.window
+        begin = b.sub(b.mul(index, e.i64(w.stride[axis])), e.i64(w.padding[axis]))
+        last, found = e.i64(self.inside[axis] - 1), []
+        for tap in range(w.size[axis]):
+            place = b.add(begin, e.i64(tap))
+            place = e.select(b.icmp_signed("<", place, e.i64(0)), e.i64(0), place)
+            found.append(e.select(b.icmp_signed("<", place, last), place, last))
+        return found
+
+    def _forth(self, e: Emitter, y: Any, taps: list[Any], part: int) -> None:
+        bfloat.store(e, _maximum(e, [bfloat.load(e, tap, part, self.item) for tap in taps]), y, part, self.item)
+
+    def _back(self, e: Emitter, dy: Any, gradients: list[Any], taps: list[Any], part: int) -> None:
+        values = [bfloat.load(e, tap, part, self.item) for tap in taps]
+        largest, left = _maximum(e, values), bfloat.load(e, dy, part, self.item)
+        for tap, value in zip(gradients, values, strict=True):
+            # A NaN among them is the largest; only another one is like it.
+            same = e.b.fcmp_ordered("==", value, largest)
+            here = e.b.or_(same, e.b.fcmp_unordered("uno", value, value))
+            added = e.b.fadd(bfloat.load(e, tap, part, self.item), e.select(here, left, e.splat(0.0)))
+            bfloat.store(e, added, tap, part, self.item)
+            left = e.select(here, e.splat(0.0), left)
+
+
+def _maximum(e: Emitter, values: list[Any]) -> Any:
+    """NaN wins, as in torch."""
+    found = values[0]
+    for value in values[1:]:
+        larger = e.b.or_(e.b.fcmp_ordered(">", value, found), e.b.fcmp_unordered("uno", value, value))
+        found = e.select(larger, value, found)
+    return found
+
+
+def forth_overlapping(x: Batch, y: Batch, window: Window) -> Op:
+    """``y``, the largest values of windows of x."""
+    return _overlapping(y, [x, x], window, False)
+
+
+def back_overlapping(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
+    """The gradient of x, added to dx."""
+    return _overlapping(dy, [dx, x], window, True)
+
+
+def _overlapping(small: Batch, large: list[Batch], window: Window, backward: bool) -> Op:
+    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
+    g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
+    args = [small.channels * small.blocks, g.height, g.width, g.row * g.step, g.step]
+    for value in (small, *large):
+        at = value.geometry
+        args += [value.offset + at.position(0, 0) * at.step, at.bytes]
+    return Op(Overlapping(window, steps, inside, backward, small.item), tuple(args))

@@ -1,0 +1,212 @@
+"""The kernel: gradients of kept weights in bfloat16 by tiles (AMX), for sixteen rows that share their columns.
+
+At a position the output gradients of the rows, 32 images each, are turned so that pairs of images come first: the right
+side of a product. Its left side are the values of sixteen columns at that position, copied side by side. The sums of 16
+columns x 16 rows stay in a tile for all positions of a tile of planes. The turned gradients serve all columns.
+
+Tables are those of `products` for several rows, but that columns are bytes (int32) in sets of sixteen, and that sums
+are one float32 for each column and row, column after column. What a tile of planes reaches beside its place is in a
+table too: for each position the byte in x, and in the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+import ticketry_engine.kernels.amx as amx
+from ticketry_engine.kernels.emitter import I32, Emitter, Written
+from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.planar.conv import Matrix, Tables, segments_of
+from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
+from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.window import Array
+
+SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
+"""Arguments: tables, where the sums lie in the arena, the number of chunks, the tiles; then for each shape its places,
+their number, what its positions reach, and their number."""
+
+POSITIONS = 16
+"""Of a tile of planes, at most."""
+
+STRIP = 4
+"""Sets of columns whose sums are in tiles together."""
+
+LEFT, RIGHT = STRIP, STRIP + 1
+"""Tiles behind those of sums."""
+
+TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
+
+
+@dataclass(frozen=True)
+class TileProducts(Written):
+    """Args:
+    shapes: how many shapes tiles of planes have.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: int
+    rows: ClassVar[int] = amx.ROWS
+    head: ClassVar[int] = 3
+
+    @property
+    def segment_bytes(self) -> int:
+        return 4 * (self.head + 2 * self.rows)
+
+    def write(self, e: Emitter) -> None:
+        amx.configure(e, e.table(CONFIGURATION))
+        for number in range(self.shapes):
+            _Body(e, self, number).emit()
+        amx.release(e)
+
+
+class _Body:
+    """The loops of one shape."""
+
+    def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
+        self.e, self.spec = e, spec
+        self.segments, self.columns, self.chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
+        self.arena, self.sums = e.arena(), e.arena(e.arg(SUMS))
+        at = SHAPES + 4 * number
+        self.places, self.count, self.reach, self.positions = e.table(at), e.arg(at + 1), e.table(at + 2), e.arg(at + 3)
+        self.turned = e.scratch(POSITIONS * amx.ROWS)
+        self.copies = e.scratch(2 * STRIP * amx.ROWS)
+
+    def emit(self) -> None:
+        e, b = self.e, self.e.b
+        low, high = e.share(e.arg(CHUNK_COUNT))
+        with e.loop(low, high) as number:
+            chunk = e.at(self.chunks, b.mul(number.index, e.i64(24)))
+            start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
+            stop = b.add(start, b.mul(count, e.i64(self.spec.segment_bytes)))
+            with e.loop(0, self.count) as tile:
+                place = e.at(self.places, b.mul(tile.index, e.i64(12)))
+                x, y = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(2))
+                with e.loop(start, stop, self.spec.segment_bytes, [first]) as loop:
+                    segment, begin = e.at(self.segments, loop.index), loop.carried[0]
+                    end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
+                    loop.next = [end]
+                    with e.when(b.icmp_signed("<", begin, end)):
+                        self._turn(segment, y)
+                        self._strips(x, begin, end)
+
+    def _turn(self, segment: Any, y: Any) -> None:
+        """The gradients of the rows at all positions, pairs of images first."""
+        e, b = self.e, self.e.b
+        rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(amx.ROWS)]
+        words = ir.VectorType(I32, amx.ROWS)
+        with e.loop(0, self.positions) as loop:
+            there = e.load_i32(self.reach, b.add(b.mul(loop.index, e.i64(8)), e.i64(4)))
+            vectors = [b.load(e.at(row, there), typ=words, align=4) for row in rows]
+            goal = e.at(self.turned, b.mul(loop.index, e.i64(amx.TILE_BYTES)))
+            for number, vector in enumerate(transposed(e, vectors)):
+                b.store(vector, e.at(goal, number * amx.ROW_BYTES), align=amx.ROW_BYTES)
+
+    def _strips(self, x: Any, begin: Any, end: Any) -> None:
+        """All columns: `STRIP` sets at a time, then those that are left by halves of it."""
+        e, b = self.e, self.e.b
+        size = STRIP
+        while size:
+            width = size * amx.ROWS
+            whole = b.add(begin, b.mul(b.sdiv(b.sub(end, begin), e.i64(width)), e.i64(width)))
+            with e.loop(begin, whole, width) as loop:
+                self._strip(x, loop.index, size)
+            begin, size = whole, size // 2
+
+    def _strip(self, x: Any, first: Any, sets: int) -> None:
+        e, b = self.e, self.e.b
+        sums = e.at(self.sums, b.mul(first, e.i64(amx.ROW_BYTES)))
+        for number in range(sets):
+            amx.load(e, number, e.at(sums, number * amx.TILE_BYTES))
+        columns = e.at(self.columns, b.mul(first, e.i64(4)))
+        with e.loop(0, b.add(self.positions, e.i64(1))) as loop:
+            with e.when(b.icmp_signed("<", loop.index, self.positions)):
+                self._copy(x, columns, loop.index, sets)
+            with e.when(b.icmp_signed(">", loop.index, e.i64(0))):
+                before = b.sub(loop.index, e.i64(1))
+                amx.load(e, RIGHT, e.at(self.turned, b.mul(before, e.i64(amx.TILE_BYTES))))
+                copies = self._of(before)
+                for number in range(sets):
+                    amx.load(e, LEFT, e.at(copies, number * amx.TILE_BYTES))
+                    amx.multiply(e, number, LEFT, RIGHT)
+        for number in range(sets):
+            amx.store(e, number, e.at(sums, number * amx.TILE_BYTES))
+
+    def _of(self, position: Any) -> Any:
+        """Where columns are copied to: two places, which take turns, for a tile waits for what was just stored."""
+        e, b = self.e, self.e.b
+        return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * amx.TILE_BYTES)))
+
+    def _copy(self, x: Any, columns: Any, position: Any, sets: int) -> None:
+        e, b = self.e, self.e.b
+        here = e.at(x, e.load_i32(self.reach, b.mul(position, e.i64(8))))
+        goal = self._of(position)
+        for number in range(sets * amx.ROWS):
+            values = e.load(e.at(here, e.load_i32(columns, 4 * number)))
+            e.store(values, goal, number * amx.ROW_BYTES, align=amx.ROW_BYTES)
+
+
+def transposed(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
+    """As many vectors of as many 32-bit words: the first ones of all, the second ones, …"""
+    found, size = list(vectors), len(vectors)
+    step = size // 2
+    while step:
+        for low in (number for number in range(size) if not number & step):
+            one, other = found[low], found[low + step]
+            first = [lane + (size - step if lane & step else 0) for lane in range(size)]
+            second = [lane + (size if lane & step else step) for lane in range(size)]
+            for goal, order in ((low, first), (low + step, second)):
+                mask = ir.Constant(ir.VectorType(I32, size), order)
+                found[goal] = e.b.shuffle_vector(one, other, mask)
+        step //= 2
+    return found
+
+
+def reach(shape: Shape) -> Array:
+    """The table of what the positions of a tile of planes reach."""
+    return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
+
+
+def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
+    """Those of a layer. Of a set of columns that is not full the last one is there again, with its own places."""
+    columns, places, counts = [], [], []
+    for rows in sets:
+        kept = np.flatnonzero(matrix.weight[rows[0]])
+        filled = -(-len(kept) // amx.ROWS) * amx.ROWS
+        kept = np.append(kept, np.repeat(kept[-1:], filled - len(kept)))
+        columns.append(matrix.columns[rows[0] // matrix.group_rows, kept])
+        places.append(matrix.weight[rows][:, kept].T.reshape(-1))
+        counts.append(filled)
+    count = np.array(counts)
+    nothing = np.zeros_like(count)
+    segments = segments_of(matrix, [count << FLAG_BITS, nothing, nothing], np.stack(list(sets)))
+    every = np.concatenate(columns)
+    bounds = (int(every.min()), int(every.max())) if len(every) else (0, 0)
+    chunks = np.zeros((0, 3), dtype=np.int64)
+    return Tables(segments, every.astype(np.int32), np.concatenate(places), chunks, 1, True, False, bounds)
+
+
+@dataclass(frozen=True)
+class Added(Written):
+    """Adds up sums of several threads in the arena, one after the other in a tensor.
+
+    Arguments: where the sums begin; how many vectors; the number of the external tensor; bytes from one thread's sums
+    to those of the next.
+    """
+
+    several: int = 1
+
+    def write(self, e: Emitter) -> None:
+        b, width = e.b, FLOAT * e.target.lanes
+        place, out = e.arena(e.arg(0)), e.external(e.arg(2))
+        with e.loop(*e.share(e.arg(1))) as turn:
+            at = b.mul(turn.index, e.i64(width))
+            value = e.load(e.at(place, at))
+            for thread in range(1, self.several):
+                value = b.fadd(value, e.load(e.at(place, b.add(at, b.mul(e.i64(thread), e.arg(3))))))
+            e.store(value, out, at)

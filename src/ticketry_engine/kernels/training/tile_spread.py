@@ -1,0 +1,224 @@
+"""The kernel: input gradients in bfloat16 by tiles (AMX), where sixteen outputs share the columns that they keep.
+
+Rows of the transposed weights share nothing then. But for a set of sixteen outputs and a tap, some inputs keep all
+sixteen weights, and others none. So sets and taps come one after the other, sixteen such inputs at a time: a block. The
+gradients of the outputs at a position are interleaved in pairs, multiplied with the block's weights, and what comes out
+is added to the sums of the inputs, which lie in memory in float32 and are rounded once, when all blocks are through.
+
+A tile waits for what was stored a moment ago, and so does a load for what a tile was stored to. So while one block is
+interleaved, the one before it is multiplied, and the sums of the one before that are added.
+
+Tables:
+    sets (int32): of each set of outputs where their planes begin
+    blocks (int32): of each the byte of its set, the byte that its tap is shifted by, how many inputs it has, the first
+        of them, whether it is interleaved (not with the set and tap of the block before it), and into which half
+    weights (bfloat16): of each block sixteen inputs x sixteen outputs, filled up with zeros
+    inputs (int32)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+import ticketry_engine.kernels.amx as amx
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.window import Array
+
+SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
+"""Arguments: tables, the number of blocks, bytes from a plane of the gradient to the next, the same of what is added,
+the tiles; then for each shape its places, and their number."""
+
+SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
+"""Words of a block."""
+
+BLOCK_BYTES = amx.ROWS * amx.ROWS * bfloat.HALF
+
+SUMS_BYTES = 32_000
+"""Of sums that stay in the nearest cache."""
+
+SUM, LEFT, RIGHT = 0, 4, 5
+"""Tiles: four of sums, which take turns; a block of weights; pairs of outputs."""
+
+TILES = amx.configuration(
+    [(amx.ROWS, amx.ROW_BYTES)] * LEFT + [(amx.ROWS, amx.ROW_BYTES // 2), (amx.ROWS // 2, amx.ROW_BYTES)]
+)
+
+
+def positions(inputs: int) -> int:
+    """Of a tile of planes."""
+    return max(1, min(2, SUMS_BYTES // (2 * amx.ROW_BYTES * inputs)))
+
+
+@dataclass(frozen=True)
+class TileSpread(Written):
+    """Args:
+    shapes: of the tiles of planes, each with its own code: of the output's gradient, and of the input's.
+    inputs: planes of the input's gradient.
+    residual: whether it begins with another value.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: tuple[Shape, ...]
+    inputs: int
+    residual: bool
+
+    def write(self, e: Emitter) -> None:
+        amx.configure(e, e.table(CONFIGURATION))
+        for number in range(len(self.shapes)):
+            _Body(e, self, number).emit()
+        amx.release(e)
+
+
+class _Body:
+    """The loops of one shape."""
+
+    def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
+        self.e, self.spec, self.shape = e, spec, spec.shapes[number]
+        self.arena = e.arena()
+        self.sets, self.blocks, self.weights, self.inputs = (e.table(n) for n in (SETS, BLOCKS, WEIGHTS, INPUTS))
+        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+        self.tiles = range(2 * len(self.shape.x))
+        self.width = amx.ROW_BYTES * len(self.tiles)
+        self.sums = e.scratch(spec.inputs * len(self.tiles))
+        self.pair_bytes, self.made_bytes = (len(self.tiles) * size for size in (amx.TILE_BYTES // 2, amx.TILE_BYTES))
+        self.pairs = e.scratch(2 * self.pair_bytes // amx.ROW_BYTES)
+        self.made = e.scratch(2 * self.made_bytes // amx.ROW_BYTES)
+
+    def emit(self) -> None:
+        """Units of work, for threads to share: a tile of planes each."""
+        e, b, blocks = self.e, self.e.b, self.e.arg(BLOCK_COUNT)
+        with e.loop(*e.share(self.count)) as unit:
+            place = e.at(self.places, b.mul(unit.index, e.i64(12)))
+            x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
+            self._begin(residual)
+            with e.loop(0, b.add(blocks, e.i64(2))) as loop:
+                for behind, stage in enumerate((self._interleave, self._multiply, self._add)):
+                    number = b.sub(loop.index, e.i64(behind))
+                    there = b.and_(b.icmp_signed(">=", number, e.i64(0)), b.icmp_signed("<", number, blocks))
+                    with e.when(there):
+                        stage(number, x)
+            self._end(y)
+
+    def _begin(self, residual: Any) -> None:
+        e, b = self.e, self.e.b
+        with e.loop(0, self.spec.inputs) as loop:
+            here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
+            plane = e.at(residual, b.mul(loop.index, e.arg(BESIDE)))
+            for t, at in enumerate(self.shape.residual):
+                values = [e.splat(0.0)] * 2
+                if self.spec.residual:
+                    values = bfloat.apart(e, bfloat.load_pairs(e, plane, at))
+                for part, value in enumerate(values):
+                    e.store(value, here, (2 * t + part) * amx.ROW_BYTES, align=amx.ROW_BYTES)
+
+    def _word(self, block: Any, word: int) -> Any:
+        return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
+
+    def _interleave(self, block: Any, x: Any) -> None:
+        """Pairs of outputs, from the first tile of the planes on."""
+        e, b = self.e, self.e.b
+        with e.when(b.icmp_signed("!=", self._word(block, FRESH), e.i64(0))):
+            one, shifted = e.at(self.sets, self._word(block, SET)), e.at(x, self._word(block, SHIFT))
+            goal = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
+            for pair in range(amx.ROWS // 2):
+                outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
+                for t, at in enumerate(self.shape.x):
+                    values = [bfloat.load_pairs(e, output, at) for output in outputs]
+                    for output in outputs:
+                        e.fetch(output, at + len(self.shape.x) * amx.ROW_BYTES)
+                    for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                        place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
+                        b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)
+
+    def _multiply(self, block: Any, _: Any) -> None:
+        e, b = self.e, self.e.b
+        weights = e.at(self.weights, b.mul(block, e.i64(BLOCK_BYTES)))
+        amx.load(e, LEFT, weights, BLOCK_BYTES // amx.ROWS)
+        pairs = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
+        made = self._made(block)
+        for tile in self.tiles:
+            amx.zero(e, SUM + tile)
+            amx.load(e, RIGHT, e.at(pairs, tile * amx.TILE_BYTES // 2))
+            amx.multiply(e, SUM + tile, LEFT, RIGHT)
+        for tile in self.tiles:
+            amx.store(e, SUM + tile, e.at(made, tile * amx.TILE_BYTES))
+
+    def _made(self, block: Any) -> Any:
+        e, b = self.e, self.e.b
+        return e.at(self.made, b.mul(b.and_(block, e.i64(1)), e.i64(self.made_bytes)))
+
+    def _add(self, block: Any, _: Any) -> None:
+        e, b = self.e, self.e.b
+        inputs = e.at(self.inputs, b.mul(self._word(block, FIRST), e.i64(4)))
+        with e.loop(0, self._word(block, COUNT), 1, [self._made(block)]) as loop:
+            number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
+            here = e.at(self.sums, b.mul(number, e.i64(self.width)))
+            for tile in self.tiles:
+                value = e.load(loop.carried[0], tile * amx.TILE_BYTES)
+                sums = b.fadd(e.load(here, tile * amx.ROW_BYTES), value)
+                e.store(sums, here, tile * amx.ROW_BYTES, align=amx.ROW_BYTES)
+            loop.next = [e.at(loop.carried[0], amx.ROW_BYTES)]
+
+    def _end(self, y: Any) -> None:
+        e, b = self.e, self.e.b
+        with e.loop(0, self.spec.inputs) as loop:
+            here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
+            plane = e.at(y, b.mul(loop.index, e.arg(PLANE)))
+            for t, at in enumerate(self.shape.y):
+                values = [e.load(here, (2 * t + part) * amx.ROW_BYTES) for part in range(2)]
+                bfloat.store_together(e, values, plane, at)
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """The tables of a phase of the stride."""
+
+    sets: Array
+    blocks: Array
+    weights: Array
+    """1 + the place in the dense tensor of each weight, 0 where there is none."""
+    inputs: Array
+    reach: tuple[int, int]
+    """The least and the greatest byte at which an output is read, from a tile's place."""
+
+
+def tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> Spread:
+    """Those of a phase.
+
+    Args:
+        places: conv groups x outputs of a group x inputs of a group x taps of the phase.
+        planes: the byte where the plane of each output begins.
+        shifts: the byte that each tap is shifted by.
+        sets: of outputs.
+    """
+    _, per, each, taps = places.shape
+    blocks: list[tuple[int, ...]] = []
+    inputs, weights = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=places.dtype)]
+    first = half = 0
+    for (number, rows), tap in itertools.product(enumerate(sets), range(taps)):
+        mine = places[int(rows[0]) // per, rows % per, :, tap]
+        kept = np.flatnonzero(mine[0])
+        for begin in range(0, len(kept), amx.ROWS):
+            some = kept[begin : begin + amx.ROWS]
+            block = np.zeros((amx.ROWS, amx.ROWS), dtype=places.dtype)
+            block[: len(some)] = mine[:, some].T
+            half = half if begin else 1 - half
+            blocks.append((4 * amx.ROWS * number, int(shifts[tap]), len(some), first, int(not begin), half))
+            weights.append(block.reshape(-1))
+            first += len(some)
+        inputs.append((kept + int(rows[0]) // per * each).astype(np.int32))
+    return Spread(
+        planes[np.stack(list(sets))].astype(np.int32),
+        np.array(blocks, dtype=np.int32).reshape(-1, 6),
+        np.concatenate(weights),
+        np.concatenate(inputs),
+        (int(planes.min() + shifts.min()), int(planes.max() + shifts.max())),
+    )

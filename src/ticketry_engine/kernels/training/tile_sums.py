@@ -1,0 +1,173 @@
+"""The kernel: weighted sums of shifted planes in bfloat16 by tiles (AMX), for sixteen rows that share their columns.
+
+A position holds 32 images. For each pair of columns the values that they read there are interleaved, image by image,
+into two rows of a matrix of pairs (`bfloat.interleaved`): sixteen such pairs are the right side of two products, and
+the rows' weights the left side of both. The sums of all columns stay in tiles. What is interleaved for one set of
+columns is multiplied while the next set is being interleaved, for a tile cannot be loaded of what was stored a moment
+ago without waiting.
+
+Tables are those of `pair_sums`, but that columns are bytes (int32), a segment's third word is the first of its blocks
+of weights, and weights are blocks of the rows' weights for 32 columns, one row after the other; the last one has zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+import ticketry_engine.kernels.amx as amx
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.planar.conv import Matrix, Tables, even_parts, segments_of
+from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, OfSegments
+from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.training.pair_sums import PAIR, write_rows
+from ticketry_engine.kernels.window import Array
+
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
+"""Arguments: tables, the number of chunks, the tiles; then for each shape its places, and their number."""
+
+POSITIONS = 2
+"""Of a tile of planes: each has two tiles of sums."""
+
+LEFT, RIGHT = 2 * POSITIONS, 2 * POSITIONS + 1
+"""Tiles behind those of sums."""
+
+TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
+
+
+@dataclass(frozen=True)
+class TileSums(OfSegments):
+    """Args:
+    shapes: of the tiles of planes, each with its own code.
+    residual: whether y begins with another value.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: tuple[Shape, ...]
+    residual: bool
+    rows: int = amx.ROWS
+
+    def write(self, e: Emitter) -> None:
+        amx.configure(e, e.table(CONFIGURATION))
+        for number in range(len(self.shapes)):
+            _Body(e, self, number).emit()
+        amx.release(e)
+
+
+class _Body:
+    """The loops of one shape."""
+
+    def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
+        self.e, self.spec, self.shape = e, spec, spec.shapes[number]
+        self.arena = e.arena()
+        self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
+        self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
+        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+        self.block_bytes = 2 * len(self.shape.x) * amx.TILE_BYTES
+        self.turned = cleared(e, 2 * self.block_bytes)
+        self.sums = e.scratch(self.block_bytes // amx.ROW_BYTES)
+
+    def emit(self) -> None:
+        """Units of work, for threads to share: a chunk of the rows over a tile of planes each."""
+        e, b, spec = self.e, self.e.b, self.spec
+        low, high = e.share(b.mul(self.count, self.chunk_count))
+        with e.loop(low, high) as unit:
+            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
+            place = e.at(self.places, b.mul(b.udiv(unit.index, self.chunk_count), e.i64(12)))
+            x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
+            start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
+            stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
+            with e.loop(start, stop, spec.segment_bytes, [first]) as loop:
+                segment, begin = e.at(self.segments, loop.index), loop.carried[0]
+                end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
+                loop.next = [end]
+                self._multiply(segment, x, begin, end)
+                write_rows(e, spec, self.shape, (segment, y, residual), self._sums)
+
+    def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
+        """All columns of a segment: the sums are stored behind them."""
+        e, b = self.e, self.e.b
+        weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(amx.TILE_BYTES)))
+        tiles = range(2 * len(self.shape.x))
+        for tile in tiles:
+            amx.zero(e, tile)
+        blocks = b.sdiv(b.add(b.sub(end, begin), e.i64(amx.DEPTH - 1)), e.i64(amx.DEPTH))
+        with e.loop(0, b.add(blocks, e.i64(1))) as block:
+            first = b.add(begin, b.mul(block.index, e.i64(amx.DEPTH)))
+            last = amx.least(e, b.add(first, e.i64(amx.DEPTH)), end)
+            self._turn(x, first, last, self._of(block.index))
+            before = b.sub(block.index, e.i64(1))
+            with e.when(b.icmp_signed(">", block.index, e.i64(0))):
+                amx.load(e, LEFT, e.at(weights, b.mul(before, e.i64(amx.TILE_BYTES))))
+                there = self._of(before)
+                for tile in tiles:
+                    amx.load(e, RIGHT, e.at(there, tile * amx.TILE_BYTES))
+                    amx.multiply(e, tile, LEFT, RIGHT)
+        for tile in tiles:
+            amx.store(e, tile, e.at(self.sums, tile * amx.TILE_BYTES))
+
+    def _of(self, block: Any) -> Any:
+        """Where a block of columns is interleaved: there are two such places, which take turns."""
+        e, b = self.e, self.e.b
+        return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
+
+    def _turn(self, x: Any, first: Any, last: Any, goal: Any) -> None:
+        """Interleave what pairs of columns read. Behind the last pair is what was there before: it has weights of 0."""
+        e, b = self.e, self.e.b
+        with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
+            at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
+            inputs = [e.at(x, e.load_i32(at, 4 * further)) for further in range(PAIR)]
+            row = e.at(goal, loop.carried[0])
+            for t, vector in enumerate(self.shape.x):
+                values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
+                for pointer in inputs:  # columns are too many streams for the processor to see
+                    e.fetch(pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
+                for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                    b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
+            loop.next = [b.add(loop.carried[0], e.i64(amx.ROW_BYTES))]
+
+    def _sums(self, row: int, t: int) -> Sequence[Any]:
+        e = self.e
+        return [e.load(self.sums, (2 * t + part) * amx.TILE_BYTES + row * amx.ROW_BYTES) for part in range(2)]
+
+
+def cleared(e: Emitter, size: int) -> Any:
+    """Memory of so many bytes on the stack, made zero."""
+    place, width = e.scratch(size // (FLOAT * e.target.lanes)), FLOAT * e.target.lanes
+    with e.loop(0, size, width) as loop:
+        e.store(e.splat(0.0), place, loop.index)
+    return place
+
+
+def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> Tables:
+    """Those of a layer.
+
+    Args:
+        sets: sixteen rows each, which keep the same columns; perhaps none.
+        chunks: parts of the rows that threads may work on apart.
+    """
+    columns, weights, counts = [], [], []
+    for rows in sets:
+        kept = np.flatnonzero(matrix.weight[rows[0]])
+        begins = matrix.columns[rows[0] // matrix.group_rows, kept]
+        blocks = -(-len(kept) // amx.DEPTH)
+        block = np.zeros((len(rows), blocks * amx.DEPTH), dtype=matrix.weight.dtype)
+        block[:, : len(kept)] = matrix.weight[rows][:, kept]
+        columns.append(np.append(begins, begins[len(begins) - len(begins) % PAIR :]))
+        weights.append(block.reshape(len(rows), blocks, amx.DEPTH).swapaxes(0, 1))
+        counts.append(len(columns[-1]))
+    count, each = np.array(counts), np.array([len(block) for block in weights])
+    head = [count << FLAG_BITS | FIRST | LAST, np.zeros_like(count), np.cumsum(each) - each]
+    segments, before = segments_of(matrix, head, np.stack(list(sets))), np.cumsum(count) - count
+    parts = even_parts(count, chunks)
+    starts = [(4 * segments.shape[1] * part.start, part.stop - part.start, before[part.start]) for part in parts]
+    every = np.concatenate(columns)
+    reach = (int(every.min()), int(every.max())) if len(every) else (0, 0)
+    packed = np.concatenate(weights).reshape(-1)
+    return Tables(segments, every.astype(np.int32), packed, np.array(starts), 1, True, False, reach)

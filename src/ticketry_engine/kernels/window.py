@@ -1,0 +1,134 @@
+"""How a convolution or a pooling slides over its input, whatever the layout. Pairs are (vertical, horizontal)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ticketry_engine.kernels.activations import Activation
+
+Array = np.ndarray[Any, Any]
+Pair = tuple[int, int]
+
+
+class Images(Protocol):
+    """The geometry of a value, in either layout."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def halo(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A window along one axis: taps ``size``, and what its outputs read of ``extent`` inputs."""
+
+    extent: int
+    size: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def outputs(self) -> int:
+        return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
+
+    def begins(self, outputs: int) -> Array:
+        """The input of each output's first tap: before the first one, perhaps."""
+        return np.arange(outputs) * self.stride - self.padding
+
+    def padded(self, outputs: int) -> Array:
+        """How many taps of each window lie on inputs or padding."""
+        counts: Array = np.minimum(self.size, self.extent + self.padding - self.begins(outputs))
+        return counts
+
+    def seen(self, length: int) -> int:
+        """Inputs that so many outputs side by side lie among."""
+        return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
+
+    def starts(self, length: int) -> Array:
+        """Where tiles of a length begin: side by side, the last moved back over the one before to end with the axis."""
+        return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
+
+    def alive(self, length: int) -> Array:
+        """For each tile of a length, the taps that see more than halo: bool [tiles, size]."""
+        outputs = self.starts(length)[:, None] + np.arange(length)
+        inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
+        seen = (inputs >= 0) & (inputs < self.extent)
+        found: Array = np.asarray(seen.any(axis=1))
+        return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution or pooling."""
+
+    size: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    @property
+    def taps(self) -> list[Pair]:
+        return [(row, column) for row in range(self.size[0]) for column in range(self.size[1])]
+
+    def axes(self, x: Images) -> tuple[Axis, Axis]:
+        """Over the rows and the columns of x."""
+        sizes = zip((x.height, x.width), self.size, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = (Axis(*axis) for axis in sizes)
+        return rows, columns
+
+    def input(self, position: int, tap: int, axis: int) -> int:
+        """The row (axis 0) or column of x that a tap reads for a row or column of y."""
+        return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
+
+    def shift(self, tap: Pair) -> Pair:
+        """Rows and columns from a pixel of x to the one that a tap reads for the pixel of y that begins there."""
+        return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
+
+    def meets(self, x: Images, y: Images, tap: Pair) -> bool:
+        """Whether a tap reads a pixel of x for any pixel of y: others only ever see the halo."""
+        return all(
+            any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
+            for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
+        )
+
+    def held(self, x: Images, y: Images) -> bool:
+        """Whether all that the taps read are pixels and halo of x."""
+        for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
+            taps = [tap[axis] for tap in self.taps if self.meets(x, y, tap)]
+            low = min((self.input(0, tap, axis) for tap in taps), default=0)
+            high = max((self.input(extent - 1, tap, axis) for tap in taps), default=0)
+            if low < -x.halo or high >= size + x.halo:
+                return False
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A convolution's weights and how they slide. A linear layer is one of a single pixel."""
+
+    weight: Array
+    """float32 [O, I / groups, kh, kw], rows in the order of y's channels; a pruned weight is exactly 0."""
+    bias: Array | None = None
+    """float32 [O]."""
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    act: Activation = None
+
+    @property
+    def window(self) -> Window:
+        height, width = self.weight.shape[2:]
+        return Window((height, width), self.stride, self.padding, self.dilation)
+
+    @property
+    def biases(self) -> Array:
+        """The bias of each row, zeros without one."""
+        return np.zeros(len(self.weight), np.float32) if self.bias is None else np.asarray(self.bias, np.float32)

@@ -1,0 +1,121 @@
+"""What a compiled model does, layer by layer, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from typing_extensions import Self
+
+from ticketry.records.speed import Layer, Place
+from ticketry_engine.errors import EngineError
+from ticketry_engine.ir import Graph, Node
+from ticketry_engine.ir.origins import layer_name
+from ticketry_engine.kernels.jit import title
+from ticketry_engine.plan.region_programs import Native
+from ticketry_engine.support.row_groups import row_groups
+
+FP32 = "fp32: rows that differ gain nothing by bf16"
+"""Why a layer computes in float32 all the same: its region runs over planes."""
+
+
+def describe(
+    graph: Graph, reasons: Mapping[str, str], natives: Iterable[Native], seconds: Mapping[str, float]
+) -> list[Layer]:
+    """A row for each node, and for what is loaded into and stored from the engine's layout."""
+    kernels: dict[str, dict[str, None]] = {}
+    why = dict(reasons)
+    for native in natives:
+        for plan, program in native.programs.items():
+            for op in program.ops:
+                kernels.setdefault(op.label, {})[title(op.kernel)] = None
+                if plan.precision != native.precision:
+                    why[op.label] = FP32
+    rows = [
+        Layer(name, name, "engine", ", ".join(kernels[name]), None, None, "", *_spent(name, seconds), "")
+        for name in ("load", "store")
+        if name in kernels
+    ]
+    for node in graph.nodes:
+        where: Place = "torch" if node.output in reasons else "engine"
+        if where == "engine" and kernels and node.output not in kernels:
+            continue  # another view of the same planes: nothing runs
+        kernel = ", ".join(kernels.get(node.output, {}))
+        rows.append(layer_of(graph, node, where, kernel, seconds, why.get(node.output, "")))
+    return rows
+
+
+def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
+    """The row of a node."""
+    name, facts = _weights_of(graph, node)
+    density, kept, rows = facts or (None, None, "")
+    spent, share = _spent(node.output, seconds)
+    return Layer(name or node.output, node.op, where, kernel, density, kept, rows, spent, share, why)
+
+
+def _spent(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """Seconds of a layer, and their share of all."""
+    spent, total = seconds.get(name), sum(seconds.values())
+    return spent, spent / total if spent is not None and total else None
+
+
+def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
+    """The layer's name, and density, weights kept, and rows a group of its weight."""
+    name = node.weights.get("weight")
+    if name is None or node.op not in ("conv2d", "linear"):
+        return "", None
+
+    weight = graph.tensors[name]
+    kept = int(weight.count_nonzero())
+    sizes = sorted(len(group.rows) for group in row_groups(weight != 0) if group.width)
+    spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
+    return layer_name(name), (kept / max(1, weight.numel()), kept, spread)
+
+
+class ForInference(nn.Module):
+    """A compiled model: neither trained, nor moved, nor converted."""
+
+    stays: str
+    """The number format and device that it is in for good."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses: a compiled model is for inference."""
+        if mode:
+            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        raise EngineError(f"a compiled model stays {self.stays}: move or convert the model before it is compiled")
+
+
+def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, float]:
+    """The median of each layer's seconds over some rounds, at least one."""
+    found: dict[str, list[float]] = {}
+    for _ in range(max(1, rounds)):
+        for name, spent in sample().items():
+            found.setdefault(name, []).append(spent)
+    return {name: sorted(several)[len(several) // 2] for name, several in found.items()}
+
+
+def table(layers: Sequence[Layer], title: str) -> str:
+    """The rows as text."""
+    head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
+    cells = [head]
+    for layer in layers:
+        cells.append(
+            (
+                layer.name,
+                layer.kind,
+                layer.kernel if layer.where == "engine" else "torch",
+                "" if layer.density is None else f"{layer.density:.3f}",
+                layer.rows,
+                "" if layer.seconds is None else f"{1e3 * layer.seconds:.3f}",
+                "" if layer.share is None else f"{100 * layer.share:.1f} %",
+                layer.why,
+            )
+        )
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([title, *lines])

@@ -1,0 +1,386 @@
+"""Where the values of a region lie in a thread's working memory, as pixels or as planes.
+
+As pixels, what is concatenated lies side by side in one wider value, and a residual stream has one order of channels:
+that of its most expensive producer whose rows are grouped. As planes, values of one geometry follow one another in the
+same planes, whose halos stay zero; those of another have others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ticketry_engine.kernels import channels_last, planar
+from ticketry_engine.kernels.channels_last.attention import MOST_KEYS
+from ticketry_engine.kernels.channels_last.geometry import FLOAT
+from ticketry_engine.plan.sketch import Sketch, Task
+from ticketry_engine.plan.storage import Places, Storages
+from ticketry_engine.plan.value_axes import Form, UnsupportedError
+from ticketry_engine.support.row_groups import row_groups
+
+_WORTH_APART = 2
+"""How many times as much memory a picture takes as pixels, from which on its channels lie apart."""
+
+Order = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass
+class _Wide:
+    """Storages side by side."""
+
+    members: list[int]
+    firsts: list[int]
+    """The first channel of each."""
+    channels: int
+    geometry: channels_last.Geometry = field(init=False)
+    offset: int = field(init=False, default=0)
+
+
+class PixelsArena:
+    """Where each value of a region lies, for blocks of so many images."""
+
+    layout: ModuleType = channels_last
+
+    def __init__(self, sketch: Sketch, images: int, lanes: int, item: int = FLOAT) -> None:
+        """`item`: bytes of a value."""
+        self._item = item
+        self._storages = sketch.storages
+        self._wides = _side_by_side(sketch, lanes)
+        self._in = {
+            member: (wide, first)
+            for wide in self._wides
+            for member, first in zip(wide.members, wide.firsts, strict=True)
+        }
+        self._apart = _read_apart(sketch) if item == FLOAT else set()
+        self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
+        self.bytes = self._place(images)
+
+    def value(self, form: Form) -> channels_last.Pixels:
+        """Where a value lies, or those of its channels that there are at a time; `UnsupportedError`: nowhere."""
+        runs = _runs(form, self._storages)
+        wide, first = self._in[runs[0][0]]
+        if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
+            return channels_last.Pixels(wide.geometry, wide.offset)
+        start = first + runs[0][1]
+        at = start
+        for storage, low, high in runs:
+            other, base = self._in[storage]
+            if other is not wide or base + low != at:
+                raise UnsupportedError("channels that do not lie side by side")
+            at = base + high
+        return channels_last.Pixels(wide.geometry, wide.offset, start, at - start)
+
+    def order(self, form: Form) -> Order | None:
+        """The value's channels in the order in which they lie; None for their own."""
+        number = int(form.flat[0, 0])
+        return self._orders.get(self._storages.orders.find(number))
+
+    def check(self, task: Task) -> None:
+        """`UnsupportedError` for inputs that cannot lie so, and for an attention that pixels have no kernel for."""
+        values = [self.value(form) for form in task.inputs]
+        if task.kind not in ("attention", "window_attention"):
+            return
+        q, k, v = values
+        windows = task.kind == "window_attention"
+        keys = k.geometry.width * (1 if windows else k.geometry.height)
+        halos = not windows and (q.geometry.halo or k.geometry.halo or v.geometry.halo)
+        shapes = [form.planes.shape for form in task.inputs]
+        if halos or keys > MOST_KEYS or k.channels != v.channels or len({shape[1] for shape in shapes}) != 1:
+            raise UnsupportedError("an attention that pixels have no kernel for")
+
+    def _place(self, images: int) -> int:
+        """Give each value its place: in memory that no other living value of its geometry uses. Returns the size."""
+        places: Places[channels_last.Geometry] = Places()
+        slots: dict[int, int] = {}
+        order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
+        first = self._storages.places(once=True)
+        under = [self._under(wide, first) for wide in order]
+        dies: dict[int, int] = {}
+        for wide, place in zip(order, under, strict=True):
+            ends = max(self._storages.all[one].dies for one in wide.members)
+            dies[id(place)] = max(dies.get(id(place), 0), ends)
+        for wide, place in zip(order, under, strict=True):
+            members = [self._storages.all[one] for one in wide.members]
+            wide.geometry = self._geometry(wide)
+            if place is wide:
+                slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
+            else:
+                slots[id(wide)] = slots[id(place)]
+        starts, size = places.laid_out(lambda geometry: geometry.bytes(images))
+        for wide in order:
+            wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
+        return size
+
+    def _geometry(self, wide: _Wide) -> channels_last.Geometry:
+        height, width = self._storages.all[wide.members[0]].pixels
+        halo = max(self._storages.halo(one) for one in wide.members)
+        found = channels_last.Geometry.of(height, width, wide.channels, halo, self._item)
+        if len(wide.members) > 1 or wide.members[0] not in self._apart:
+            return found
+        flat = channels_last.Geometry.planar(height, width, wide.channels, halo)
+        return flat if _WORTH_APART * flat.image <= found.image else found
+
+    def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:
+        """The value in whose place one lies: itself, unless both are storages by themselves. `first`: of storages."""
+        if len(wide.members) > 1:
+            return wide
+        found, _ = self._in[first[wide.members[0]]]
+        return found if len(found.members) == 1 else wide
+
+
+Run = tuple[int, int, int]
+"""A storage, and its channels from … to."""
+
+
+def _runs(form: Form, storages: Storages) -> list[Run]:
+    """The value's channels as the shortest list of runs."""
+    flat = form.flat
+    if not len(flat):
+        raise UnsupportedError("a value without channels")
+    breaks = np.flatnonzero((np.diff(flat[:, 0]) != 0) | (np.diff(flat[:, 1]) != 1)) + 1
+    return [(int(part[0, 0]), int(part[0, 1]), int(part[-1, 1]) + 1) for part in np.split(flat, breaks)]
+
+
+def _side_by_side(sketch: Sketch, lanes: int) -> list[_Wide]:
+    """Which storages are parts of one wider value, because some task reads them as one."""
+    storages = sketch.storages
+    sequences: dict[int, list[int]] = {}
+    for task in sketch.tasks:
+        for form in task.inputs:
+            runs = _runs(form, storages)
+            if len(runs) > 1:
+                _join(sequences, storages, runs, lanes)
+    wides, seen = [], set()
+    for number in range(len(storages.all)):
+        members = sequences.get(number, [number])
+        if members[0] in seen:
+            continue
+        seen.update(members)
+        sizes = [storages.all[one].channels for one in members]
+        wides.append(_Wide(members, [sum(sizes[:index]) for index in range(len(sizes))], sum(sizes)))
+    return wides
+
+
+def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
+    """Put the storages of a value's runs side by side, behind those that are so already."""
+    whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
+    if len(whole) != len(runs) or len(set(whole)) != len(whole):
+        raise UnsupportedError("parts of values side by side")
+    if any(storages.all[one].channels % lanes for one in whole[:-1]):
+        raise UnsupportedError("values side by side whose channels are not whole vectors")
+    known = sequences.get(whole[0], [whole[0]])
+    shorter = min(len(known), len(whole))
+    if known[:shorter] != whole[:shorter] or any(one in sequences for one in whole[shorter:]):
+        raise UnsupportedError("values that would have to lie side by side in two orders")
+    longer = whole if len(whole) > len(known) else known
+    for one in longer:
+        sequences[one] = longer
+
+
+def _read_apart(sketch: Sketch) -> set[int]:
+    """Storages that come in and whose readers are convolutions of all channels: those may lie apart."""
+    found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
+    for task in sketch.tasks:
+        whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
+        flattened = task.kind == "linear" and task.inputs[0].labels == "f"
+        for number, form in enumerate(task.inputs):
+            if number or not (whole or flattened):
+                found.difference_update(form.storages)
+    return found
+
+
+def _orders(sketch: Sketch) -> dict[int, Order]:
+    """The order of the channels of each stream that has one of its own, by the stream's root."""
+    storages = sketch.storages
+    pinned = {storages.orders.find(one) for one in storages.pinned}
+    best: dict[int, tuple[int, Order]] = {}
+    for task, node in sketch.products():
+        root = storages.orders.find(int(task.output.flat[0, 0]))
+        if root in pinned:
+            continue
+        weight = sketch.weight(node)
+        work = int(weight.count_nonzero()) * task.output.pixels[0] * task.output.pixels[1]
+        if root in best and best[root][0] >= work:
+            continue
+        groups = row_groups(weight)
+        if 1 < len(groups) <= weight.shape[0] // 2:
+            largest = sorted(groups, key=lambda group: (-len(group.rows), int(group.rows[0])))
+            best[root] = (work, np.concatenate([group.rows for group in largest]))
+    return {root: order for root, (_, order) in best.items() if not np.array_equal(order, np.sort(order))}
+
+
+class PlanesArena:
+    """Where each plane of a region lies, for blocks of so many images and vectors of so many lanes.
+
+    Args:
+        halos: whether planes have the halo that convolutions read; without it they unfold what they read, which they
+            can only where images do not fill a vector (and ``halos`` counts only there).
+    """
+
+    layout: ModuleType = planar
+
+    def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
+        self.geometries = _geometries(storages, images, lanes, halos)
+        self._channels = np.array([one.channels for one in storages.all], dtype=np.int64)
+        places: Places[planar.Geometry] = Places()
+        under = storages.places()
+        dies: dict[int, int] = {}
+        for place, one in zip(under, storages.all, strict=True):
+            dies[place] = max(dies.get(place, 0), one.dies)
+        slots = {
+            number: places.slot(self.geometries[number], one.channels, one.born, dies[number])
+            for number, one in enumerate(storages.all)
+            if under[number] == number
+        }
+        self._slots = np.array([slots[number] for number in under], dtype=np.int64)
+        self._starts, self.bytes = places.laid_out(lambda geometry: geometry.bytes)
+
+    def value(self, form: Form) -> planar.Planes:
+        """Where a value lies, or the channels of it that are there at a time."""
+        storages, numbers = form.flat[:, 0], form.flat[:, 1]
+        if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
+            storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
+        geometry = self.geometries[int(storages[0])] if len(storages) else self.geometries[0]
+        return planar.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
+
+    def order(self, form: Form) -> None:
+        """Planes are taken in any order: channels keep their own."""
+
+    def check(self, task: Task) -> None:
+        """Planes have a kernel for whatever a region holds."""
+
+
+def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
+    """The geometry of each storage: the neediest reader's halo, and rows as far apart as its relatives' are.
+
+    Rows that do not fill a vector have no halo: convolutions unfold them, and then a halo would leave lanes empty.
+    """
+    few = images < lanes
+    none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
+    halos = [0 if none[number] else storages.halo(number, few=few) for number in range(len(storages.all))]
+    rows: dict[int, int] = {}
+    for number, storage in enumerate(storages.all):
+        key = storages.rows.find(number)
+        rows[key] = max(rows.get(key, 0), storage.pixels[1] + halos[number])
+    for number, storage in enumerate(storages.all):
+        if storage.pixels == (1, 1) and not few:  # of one pixel it is all the same, and whole vectors read it anywhere
+            rows[number] = 1 + halos[number]
+    return [
+        planar.Geometry(*storage.pixels, halos[number], images, rows.get(number, rows[storages.rows.find(number)]))
+        for number, storage in enumerate(storages.all)
+    ]
+
+
+# -- pairs of channels -------------------------------------------------------------------------------------------------
+#
+# Which channels lie side by side, so that bfloat16's pairs are kept or pruned together as often as may be.
+#
+# Kernels multiply two neighbouring channels at once, and a pair of which one is kept takes as long as one of two. The
+# order of a stream's channels is the engine's own, as far as the rows of each producer's groups stay neighbours: within
+# those runs, channels that the stream's readers keep together are put side by side.
+#
+
+Array = np.ndarray[Any, Any]
+
+_MOST = 256
+"""Channels that are paired among themselves: a longer run is cut."""
+
+
+def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
+    """Orders of streams (by root, as `orders`), with the channels of each run of rows in pairs."""
+    storages = sketch.storages
+    pinned = {storages.orders.find(one) for one in storages.pinned}
+    readers: dict[int, list[Array]] = {}
+    writers: dict[int, list[Array]] = {}
+    for task, node in sketch.products():
+        if node.attrs.get("groups", 1) == 1:
+            read = storages.orders.find(int(task.inputs[0].flat[0, 0]))
+            readers.setdefault(read, []).append(_support(sketch, task, lanes))
+            writers.setdefault(storages.orders.find(int(task.output.flat[0, 0])), []).append(_labels(sketch, task))
+    found = dict(orders)
+    for root, supports in readers.items():
+        if root in pinned:
+            continue
+        kept = np.concatenate(supports, axis=1)
+        order = orders.get(root, np.arange(len(kept)))
+        labels = [each[order] for each in writers.get(root, [])]
+        found[root] = order[_paired_runs(kept[order], labels)]
+    return found
+
+
+def _support(sketch: Sketch, task: Task, lanes: int) -> Array:
+    """Which channels a layer keeps, float32 [channels, groups * taps]: the root of the work that a pair of them is."""
+    weight = sketch.weight(task.node)
+    groups = [group for group in row_groups(weight) if group.width]
+    channels = task.inputs[0].channels
+    if not groups:
+        return np.zeros((channels, 0), np.float32)
+    first = weight.detach().cpu().numpy()[[int(group.rows[0]) for group in groups]] != 0
+    work = [-(-len(group.rows) // lanes) * task.output.pixels[0] * task.output.pixels[1] for group in groups]
+    scaled = first.reshape(len(groups), channels, -1) * np.sqrt(np.array(work, np.float32))[:, None, None]
+    return np.ascontiguousarray(scaled.swapaxes(0, 1).reshape(channels, -1), np.float32)
+
+
+def _labels(sketch: Sketch, task: Task) -> Array:
+    """The group of each row of a layer."""
+    weight = sketch.weight(task.node)
+    labels = np.zeros(weight.shape[0], np.int64)
+    for number, group in enumerate(row_groups(weight)):
+        labels[np.asarray(group.rows)] = number
+    return labels
+
+
+def _paired_runs(kept: Array, labels: list[Array]) -> Array:
+    """An order of the rows of `kept` that stays within runs of equal labels."""
+    count = len(kept)
+    new = np.zeros(count, bool)
+    for each in labels:
+        new[1:] |= each[1:] != each[:-1]
+    order = np.arange(count)
+    for run in np.split(order, np.flatnonzero(new)):
+        # Pairs begin at even places: the channel before the run's first one is its neighbour's.
+        even = run[run[0] % 2 :] if len(run) else run
+        for some in np.split(even, range(_MOST, len(even), _MOST)):
+            if len(some) > 2:
+                order[some] = some[pairs_of(kept[some] @ kept[some].T)]
+    return order
+
+
+def pairs_of(together: Array) -> Array:
+    """An order of things in which neighbours 2c and 2c + 1 have much in common: those with the most first.
+
+    Args:
+        together: [n, n], symmetric: what two things have in common.
+    """
+    count = len(together)
+    rows, columns = np.triu_indices(count, 1)
+    free = np.ones(count, bool)
+    pairs: list[tuple[int, int]] = []
+    for index in np.argsort(-together[rows, columns], kind="stable").tolist():
+        one, other = int(rows[index]), int(columns[index])
+        if free[one] and free[other]:
+            free[one] = free[other] = False
+            pairs.append((one, other))
+            if len(pairs) == count // 2:
+                break
+    _exchanged(together, pairs)
+    return np.array([*(one for pair in sorted(pairs) for one in pair), *np.flatnonzero(free)], dtype=np.int64)
+
+
+def _exchanged(together: Array, pairs: list[tuple[int, int]]) -> None:
+    """Exchange partners between two pairs as long as that gives more."""
+    better = True
+    while better:
+        better = False
+        for i in range(len(pairs)):
+            for j in range(i):
+                (a, b), (c, d) = pairs[i], pairs[j]
+                now = together[a, b] + together[c, d]
+                crossed, straight = together[a, d] + together[c, b], together[a, c] + together[b, d]
+                if max(crossed, straight) > now * (1 + 1e-6):
+                    pairs[i], pairs[j] = ((a, d), (c, b)) if crossed >= straight else ((a, c), (b, d))
+                    better = True

@@ -1,0 +1,270 @@
+"""A sketched region as operations of one layout: each task given to the layout's kernels, with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+
+from ticketry_engine.kernels import planar
+from ticketry_engine.kernels.program import Bias, BlockSpec, Op
+from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.window import Array, Convolution, Window
+from ticketry_engine.plan.arenas import PixelsArena, PlanesArena
+from ticketry_engine.plan.chunks import Chunk, some_rows
+from ticketry_engine.plan.sketch import Sketch, Task
+from ticketry_engine.plan.value_axes import Form
+
+Arena = PixelsArena | PlanesArena
+"""A layout's memory, and in `layout` its operations: those of `cpu.planes` and of `cpu.pixels` have the same names."""
+
+
+class Emission:
+    """A region's operations on one block.
+
+    Args:
+        sketch: the region.
+        arena: where its values lie.
+        target: what the operations are made for, and how many images a block has.
+        inputs: how many external tensors come in; those that go out follow them.
+        last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
+        found: the values whose channels go through two operations some at a time.
+
+    Raises:
+        UnsupportedError: the layout cannot run a task of the region.
+    """
+
+    def __init__(
+        self,
+        sketch: Sketch,
+        arena: Arena,
+        target: Target,
+        images: int,
+        inputs: int,
+        last: Collection[int] = (),
+        found: Mapping[int, Chunk] = MappingProxyType({}),
+    ) -> None:
+        self.sketch, self.arena, self.layout = sketch, arena, arena.layout
+        self.inputs, self.last = inputs, last
+        self.spec = BlockSpec(target, images, self._reserve)
+        self.ops: list[Op] = []
+        self.tasks: list[Task] = []
+        """Which task each operation is of; of some channels alone, where they go through one after the other."""
+        self.scratch = 0
+        for number, task in enumerate(sketch.tasks):
+            arena.check(task)
+            if number in found:
+                for each, ops in _some_at_a_time(self, task, sketch.tasks[number + 1], found[number].parts):
+                    self._add(each, ops)
+            elif number - 1 not in found:
+                self._add(task, _operations(self, task, [arena.value(form) for form in task.inputs]))
+
+    def _add(self, task: Task, ops: list[Op]) -> None:
+        self.ops += [replace(op, label=task.label) for op in ops]
+        self.tasks += [task] * len(ops)
+
+    @property
+    def bytes(self) -> int:
+        """Working memory of a thread."""
+        return self.arena.bytes + 64 + self.scratch
+
+    def _reserve(self, size: int) -> int:
+        """Memory behind all values, which every operation may use for itself."""
+        self.scratch = max(self.scratch, size)
+        return -(-self.arena.bytes // 64) * 64
+
+    def output(self, task: Task) -> Any:
+        return self.arena.value(task.output)
+
+    def ordered(self, task: Task, *roles: str) -> list[Array | None]:
+        """Weights with one entry a channel of the output, in the order in which those lie; None without one."""
+        return [_ordered(self.sketch, task, role, self.arena) for role in roles]
+
+
+Strides = tuple[int, int, int, int]
+
+
+def strides(form: Form, last: bool = False) -> Strides:
+    """Element strides (image, channel, row, column) of a tensor that holds a value, as `memory` has it.
+
+    It is contiguous, or its channels come last in memory.
+    """
+    channels, (height, width) = form.channels, form.pixels
+    if form.labels == "pc" or last:
+        return (channels * height * width, 1, width * channels, channels)
+    return (channels * height * width, height * width, width, 1)
+
+
+def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The contiguous tensor that a value is stored to: its shape without the batch, and the order of its axes that is
+    the value's (the batch's axis 0 included); None if that is its own."""
+    sizes = form.axes
+    if form.labels in ("pc", "f"):
+        return sizes, None
+    order = [axis for axis, label in enumerate(form.labels) if label == "c"]
+    order += [axis for axis, label in enumerate(form.labels) if label == "p"]
+    if order == sorted(order):
+        return sizes, None
+    return tuple(sizes[axis] for axis in order), (0, *(order.index(axis) + 1 for axis in range(len(sizes))))
+
+
+def _ordered(sketch: Sketch, task: Task, role: str, arena: Arena) -> Array | None:
+    if role not in task.node.weights:
+        return None
+    weight: Array = sketch.weight(task.node, role).detach().cpu().float().numpy()
+    order = arena.order(task.output)
+    return weight if order is None else weight[order]
+
+
+def convolution(sketch: Sketch, task: Task, arena: Arena) -> Convolution:
+    """A layer whose weights are in the order in which its channels lie.
+
+    A linear layer is a convolution of a single pixel, or of the whole plane behind a flattening.
+    """
+    node, x = task.node, task.inputs[0]
+    weight = _ordered(sketch, task, "weight", arena)
+    assert weight is not None
+    slides = {}
+    if node.op == "conv2d":
+        slides = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
+    else:
+        weight = weight.reshape(weight.shape[0], -1, *(x.pixels if x.labels == "f" else (1, 1)))
+    columns, groups = arena.order(x), node.attrs.get("groups", 1)
+    weight = weight if columns is None or groups > 1 else weight[:, columns]
+    bias = _ordered(sketch, task, "bias", arena)
+    return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
+
+
+def _held(sketch: Sketch, task: Task, role: str) -> Array:
+    """A constant as [channels, height, width] of the task's output, in the own order of its channels."""
+    form = task.output
+    spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
+    order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
+    found: Array = spread.permute(order).reshape(form.channels, *form.pixels).contiguous().numpy()
+    return found
+
+
+def _sources(emission: Emission, task: Task) -> tuple[Array, Array]:
+    """Of each element of the output the input it comes from (-1: none, it is 0) and its place there, all channels in
+    the order in which they lie."""
+    assert task.where is not None
+    order = emission.arena.order(task.output)
+    where = task.where if order is None else task.where[order]
+    of, element = np.full(where.shape, -1), np.zeros(where.shape, np.int64)
+    begin = 0
+    for number, form in enumerate(task.inputs):
+        positions = prod(form.pixels)
+        end = begin + form.channels * positions
+        inside = (where >= begin) & (where < end)
+        channel, position = np.divmod(where[inside] - begin, positions)
+        order = emission.arena.order(form)
+        of[inside] = number
+        element[inside] = (channel if order is None else np.argsort(order)[channel]) * positions + position
+        begin = end
+    return of, element
+
+
+def _by_channel(emission: Emission, task: Task, role: str) -> Array:
+    """A constant that is the same at all positions, as float32 of each channel in the order in which those lie."""
+    form = task.output
+    constant = emission.sketch.weight(task.node, role).detach().cpu().float()
+    sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
+    flat: Array = constant.reshape(sizes).expand(form.planes.shape[:-1]).reshape(-1).numpy()
+    order = emission.arena.order(form)
+    return flat if order is None else flat[order]
+
+
+def _head_by_head(emission: Emission, task: Task, x: Any, y: Any) -> Any:
+    """An operation on the last axis, for each run of its channels."""
+    layout, kind, attrs = emission.layout, task.kind, task.node.attrs
+    size = task.output.planes.shape[-2]
+    alone = size == task.output.channels
+    weights = ["weight", "bias"] if kind == "layer_norm" else ["weight"] if kind == "rms_norm" else []
+    found: list[Array | None] = (
+        emission.ordered(task, *weights) if alone else [_plain(emission, task, role) for role in weights]
+    )
+    settings = [attrs["eps"]] if weights else []
+    operation = getattr(layout, kind)
+    if alone:
+        return operation(x, y, *found, *settings)
+    firsts = range(0, task.output.channels, size)
+    return [op for at in firsts for op in operation(x.part(at, size), y.part(at, size), *found, *settings)]
+
+
+def _plain(emission: Emission, task: Task, role: str) -> Array | None:
+    """A weight of one head's channels, in their own order."""
+    if role not in task.node.weights:
+        return None
+    found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
+    return found
+
+
+def _some_at_a_time(emission: Emission, task: Task, then: Task, parts: list[Array]) -> Iterator[tuple[Task, list[Op]]]:
+    """Both tasks, for some channels of the value between them after others. Its memory is that of the first."""
+    layout, arena, spec = emission.layout, emission.arena, emission.spec
+    x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
+    first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
+    beside = spec
+    if isinstance(between, planar.Planes) and planar.scratch_bytes(between, y, second, spec) == 0:
+        # Of few channels the estimates may say that they should be copied first: they do not know that these are near.
+        beside = replace(spec, reserve=None)
+    for rows in parts:
+        some = between.take(np.arange(len(rows)))
+        made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, then.output))
+        yield replace(task, output=made), layout.conv(x, some, some_rows(first, rows), None, spec)
+        out = layout.conv(some, y.take(rows), some_rows(second, rows), None, beside)
+        yield replace(then, inputs=(made,), output=gone), out
+
+
+def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
+    """What the layout's kernels do for a task, given where its inputs lie: a list of `Op`."""
+    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
+    if kind == "load":
+        return layout.load(task.number, strides(task.output, task.number in emission.last), y)
+    if kind == "store":
+        return layout.store(emission.inputs + task.number, strides(task.output), y)
+    if kind == "constant":
+        return layout.constant(_held(emission.sketch, task, "constant"), y)
+    if kind == "gather":
+        return layout.gather(inputs, y, _sources(emission, task))
+    x, *others = inputs
+    if kind in ("add_constant", "mul_constant"):
+        operation = kind.removesuffix("_constant")
+        if others:
+            return layout.elementwise(operation, x, others[0], y, attrs["act"])
+        number = _by_channel(emission, task, "constant")
+        scale, shift = (number, np.zeros_like(number)) if operation == "mul" else (np.ones_like(number), number)
+        return layout.affine(x, y, scale, shift, attrs["act"])
+    if kind == "rotary":
+        return layout.rotary(x, *others, y, attrs["half"])
+    if kind == "copy":
+        return layout.copy(x, y)
+    if kind in ("conv2d", "linear"):
+        layer = convolution(emission.sketch, task, emission.arena)
+        return layout.conv(x, y, layer, others[0] if others else None, emission.spec)
+    if kind in ("add", "mul"):
+        return layout.elementwise(kind, x, others[0], y, attrs["act"])
+    if kind == "act":
+        return layout.apply(attrs["act"], x, y)
+    if kind == "affine":
+        return layout.affine(x, y, *emission.ordered(task, "scale", "shift"), attrs["act"])
+    if kind in ("layer_norm", "rms_norm", "softmax"):
+        return _head_by_head(emission, task, x, y)
+    if kind == "global_avg_pool":
+        return layout.global_mean(x, y)
+    if kind in ("max_pool2d", "avg_pool2d"):
+        window = Window(*(tuple(attrs.get(name, (1, 1))) for name in ("kernel", "stride", "padding", "dilation")))
+        if kind == "max_pool2d":
+            return layout.max_pool(x, y, window)
+        return layout.avg_pool(x, y, window, attrs["count_include_pad"])
+    heads, size = task.inputs[0].planes.shape[:2]
+    factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
+    name = task.node.weights.get("bias")
+    added = None if name is None else Bias.of(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
+    windows = kind == "window_attention"
+    causal = not windows and attrs["causal"]
+    return layout.attention(*inputs, y, heads, factor, causal, emission.spec, added, windows)

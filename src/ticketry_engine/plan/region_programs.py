@@ -1,0 +1,228 @@
+"""A region that can be called with tensors: programs for the batches that come, each made when it is first needed."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.memory import fitting, fresh
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.program import Program
+from ticketry_engine.plan.chunks import chunks, with_chunks
+from ticketry_engine.plan.emission import Emission, memory
+from ticketry_engine.plan.layout_choice import arena_of, block, choose, share
+from ticketry_engine.plan.partition import Region
+from ticketry_engine.plan.plan_cache import Plans, Record
+from ticketry_engine.plan.sketch import Sketch
+from ticketry_engine.plan.value_axes import UnsupportedError
+
+_MOST_READY = 256
+"""Batches whose program is found without a plan."""
+
+ITEM = {"fp32": FLOAT, "bf16": HALF}
+"""Bytes of a value over pixels, by precision."""
+
+_ROUNDS = 5
+"""Samples of each plan that is tried, warmed before."""
+
+Last = tuple[int, ...]
+"""Numbers of the inputs that come as torch's channels_last."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is run."""
+
+    layout: str
+    """"planes" or "pixels"."""
+    images: int
+    """Images of a block."""
+    split: str
+    """How threads share the work: see `Program`."""
+    last: Last = ()
+    """The others are contiguous."""
+    precision: str = "fp32"
+    """Of values and products: "fp32", or "bf16" (over pixels alone)."""
+
+
+@dataclass
+class Native:
+    """A region's programs."""
+
+    graph: Graph
+    region: Region
+    library: Library
+    digest: Callable[[], str]
+    """Gives the graph's digest."""
+    layout: str | None = None
+    """"planes" or "pixels"; None for what `choose` says of each block."""
+    precision: str = "fp32"
+    """"bf16" for bfloat16 wherever the region runs over pixels: over planes nothing would be won by it."""
+    sketch: Sketch = field(init=False)
+    programs: dict[Plan, Program] = field(init=False, default_factory=dict)
+    _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
+    _chosen: dict[int, str] = field(init=False, default_factory=dict)
+    _blocks: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
+    _ready: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
+    """Programs by the batch, threads, inputs and layout they are called with."""
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.sketch = self.region.sketch(self.graph)
+        self._made = [memory(task.inputs[0]) for task in self.sketch.tasks if task.kind == "store"]
+        shapes = [self.graph.values[name].shape or () for name in self.region.inputs]
+        sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
+        known = [name in self.graph.inputs for name in self.region.inputs]
+        self._from_torch = [(number, size) for number, size in enumerate(sizes) if not known[number]]
+        """Numbers and sizes of the inputs that torch has made. `binding.Call` has checked the others."""
+
+    def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
+        """The region's outputs, of inputs in its order."""
+        batch, last, used, made = self._bound(tensors)
+        if batch:
+            key = (batch, threads, last, self.layout)
+            program = self._ready.get(key)
+            if program is None:
+                program = self.program(self.plan(*key[:3]))
+                if len(self._ready) < _MOST_READY:
+                    self._ready[key] = program
+            program.run(batch, [tensor.data_ptr() for tensor in used], threads, used)
+        return made
+
+    def profile(
+        self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
+    ) -> list[Tensor]:
+        """The same on one thread, with the seconds of each layer, by `clock`, added to `seconds`."""
+        batch, last, used, made = self._bound(tensors)
+        if not batch:
+            return made
+        program = self.program(self.plan(batch, 1, last))
+        found = program.profile(batch, [tensor.data_ptr() for tensor in used], clock)
+        for op, spent in zip(program.ops, found, strict=True):
+            seconds[op.label] = seconds.get(op.label, 0.0) + spent
+        return made
+
+    def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
+        """Time every plan there could be for this batch and keep the fastest. Returns the seconds of each."""
+        batch, last, used, _ = self._bound(tensors)
+        addresses = [tensor.data_ptr() for tensor in used]
+        programs: dict[Plan, Program] = {}
+        for plan in _candidates(batch, threads, last, self.precision) if batch else ():
+            try:
+                programs[plan] = self.program(plan)
+            except UnsupportedError:
+                continue
+        samples: dict[Plan, list[float]] = {plan: [] for plan in programs}
+        for turn in range(_ROUNDS + 1):
+            for plan, program in programs.items():
+                begin = time.perf_counter()
+                program.run(batch, addresses, threads, used)
+                if turn:  # the first turn warms
+                    samples[plan].append(time.perf_counter() - begin)
+        found = {plan: statistics.median(several) for plan, several in samples.items()}
+        if found:
+            best = min(found, key=lambda plan: found[plan])
+            with self._lock:
+                self._tuned[batch, threads, last] = best
+                self._ready.clear()
+                for plan in set(programs) - {best, *self._tuned.values()}:
+                    self.programs.pop(plan, None)
+        return found
+
+    def forget(self) -> None:
+        """Free all programs."""
+        with self._lock:
+            self._ready.clear()
+            self.programs.clear()
+
+    def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
+        """How a batch is run: as was found fastest by `tune`, else as the costs estimate."""
+        with self._lock:
+            if (batch, threads, last) in self._tuned:
+                return self._tuned[batch, threads, last]
+            images = share(batch, threads)
+            layout = self.layout or self._choice(images)
+            if (layout, images) not in self._blocks:
+                item = ITEM[self.precision] if layout == "pixels" else FLOAT
+                self._blocks[layout, images] = block(self.sketch, layout, images, self.library.target, item)
+        return _plan(layout, self._blocks[layout, images], batch, threads, last, self.precision)
+
+    def _choice(self, images: int) -> str:
+        if images not in self._chosen:
+            key = ("layout", images, self.precision)
+            if (kept := self._plans.fetch(*key)) is None:
+                self._chosen[images] = choose(self.sketch, self.library.target, images, ITEM[self.precision])
+                self._plans.keep([], {"layout": self._chosen[images]}, *key)
+            else:
+                self._chosen[images] = str(kept.facts["layout"])
+        return self._chosen[images]
+
+    @functools.cached_property
+    def _plans(self) -> Plans:
+        return Plans(self.digest(), self.region, self.library)
+
+    def program(self, plan: Plan) -> Program:
+        """The program of a plan, made now if there is none yet."""
+        with self._lock:
+            if plan not in self.programs:
+                self.programs[plan] = self._program(plan)
+            return self.programs[plan]
+
+    def _program(self, plan: Plan) -> Program:
+        key = (plan.layout, plan.images, plan.last, plan.precision)
+        kept = self._plans.fetch(*key)
+        if kept is None:
+            emission = self._emission(plan)
+            kept = Record(emission.ops, {"arena": emission.bytes})
+            self._plans.keep(kept.ops, kept.facts, *key)
+        return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
+
+    def _emission(self, plan: Plan) -> Emission:
+        target, images, item = self.library.target, plan.images, ITEM[plan.precision]
+        found = chunks(self.sketch, plan.layout, images, target.lanes, item)
+        sketch = with_chunks(self.sketch, found)
+        arena = arena_of(sketch, plan.layout, target, images, item)
+        return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
+
+    def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
+        """Number of images; inputs in channels_last; inputs as read and outputs as written; outputs as returned."""
+        batch = tensors[0].shape[0]
+        used = list(tensors)
+        for number, size in self._from_torch:
+            used[number] = fitting(used[number], (batch, *size), f"the value {self.region.inputs[number]!r}")
+        last: list[int] = []
+        for number, tensor in enumerate(used):
+            if not tensor.is_contiguous():
+                if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+                    last.append(number)
+                else:
+                    used[number] = tensor.contiguous()
+        made = []
+        for shape, order in self._made:
+            output = fresh((batch, *shape))
+            used.append(output)
+            made.append(output if order is None else output.permute(order))
+        return batch, tuple(last), used, made
+
+
+def _plan(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
+    """Threads share the batch where there is a block for each, else every operation."""
+    split = "batch" if -(-batch // images) >= threads else "parts"
+    return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
+
+
+def _candidates(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
+    """Plans worth trying: both layouts, with the blocks that the batch fills."""
+    most = share(batch, 1)
+    blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
+    layouts = ("planes", "pixels")
+    return [_plan(one, images, batch, threads, last, precision) for one in layouts for images in reversed(blocks)]

@@ -1,0 +1,280 @@
+"""One rule for each native operation: whether a region of planes runs it, and what it needs of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ticketry_engine.ir import Node
+from ticketry_engine.plan import value_axes as forms
+from ticketry_engine.plan.sketch import Like, Sketch
+from ticketry_engine.plan.value_axes import Form, UnsupportedError
+
+_SMALL_WINDOW = 7
+"""Columns of the widest windows that kernels of pooling go over with vectors of positions."""
+
+Rule = Callable[[Sketch, Node, "list[Form]"], Form]
+
+
+def _lies_alike(one: Form, other: Form) -> bool:
+    plain = one.pixels == other.pixels == (1, 1) and one.labels != "f" != other.labels
+    return plain or (one.labels == other.labels and one.pixels == other.pixels)
+
+
+def _image(form: Form) -> None:
+    if form.labels != "cpp":
+        raise UnsupportedError("images that lie otherwise than channel by channel")
+
+
+def _conv2d(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    x, *residual = inputs
+    _image(x)
+    rows, *_, height, width = sketch.weight(node).shape
+    pixels = _pixels_of(sketch, node)
+    halo = max(_reach(node, axis, (height, width), x.pixels, pixels) for axis in range(2))
+    # A channel by itself is read as it lies (`taps`), and whoever else goes over its planes would go over halos too.
+    by_channel = node.attrs.get("groups", 1) == x.channels > 1
+    sketch.reads(x, halo, 0 if by_channel else halo)
+    return _product(sketch, node, x, residual, ("cpp", [rows], pixels), node.attrs["stride"] == [1, 1])
+
+
+def _pixels_of(sketch: Sketch, node: Node) -> tuple[int, int]:
+    """Height and width of what a node makes; of [N, C] one pixel."""
+    shape = sketch.graph.values[node.output].shape or ()
+    return (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
+
+
+def _reach(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
+    """By how many positions the windows of a convolution or pooling reach over the input's ends."""
+    stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
+    dilation = node.attrs.get("dilation", (1, 1))[axis]
+    behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
+    return max(0, int(padding), int(behind))
+
+
+def _linear(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    x, *residual = inputs
+    if x.labels != "f" and not _is_channels(x, -1):
+        raise UnsupportedError("features that are spread over several axes")
+    labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
+    sketch.reads(x)
+    return _product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), True)
+
+
+def _product(
+    sketch: Sketch,
+    node: Node,
+    x: Form,
+    residual: list[Form],
+    like: Like,
+    same_rows: bool,
+) -> Form:
+    """A convolution or linear layer, with a residual if there is one."""
+    labels, _, pixels = like
+    for other in residual:
+        if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
+            raise UnsupportedError("a residual that lies otherwise")
+    for other in residual:
+        sketch.reads(other)
+    y = sketch.make(node, [x, *residual], like)
+    if same_rows:
+        sketch.storages.same_rows(x, y)
+    for other in residual:
+        sketch.storages.alike([other, y])
+        sketch.storages.one_order(other, y)
+        sketch.storages.may_lie_over(y, other, [x], once=False)
+    if node.attrs.get("groups", 1) == x.channels == y.channels > 1:
+        sketch.storages.one_order(x, y)
+    elif node.attrs.get("groups", 1) > 1:
+        sketch.storages.pin(x)
+        sketch.storages.pin(y)
+    return y
+
+
+def _pairwise(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    one, other = inputs
+    gate = sketch.graph.values[node.inputs[0]].shape != sketch.graph.values[node.inputs[1]].shape
+    if one.labels == "f" or (gate and other.channels != one.channels) or not (gate or _lies_alike(one, other)):
+        raise UnsupportedError("two values that lie differently")
+    sketch.reads(one)
+    sketch.reads(other)
+    y = sketch.make(node, [one, other], (one.labels, one.planes.shape[:-1], one.pixels))
+    sketch.storages.alike([one, y] if gate else [one, other, y])
+    sketch.storages.one_order(one, other, y)
+    sketch.storages.may_lie_over(y, one, [other], once=True)
+    return y
+
+
+def _same(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    if x.labels == "f":
+        raise UnsupportedError("a flattened value")
+    sketch.reads(x)
+    y = sketch.make(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([x, y])
+    sketch.storages.one_order(x, y)
+    return y
+
+
+def _over_last(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    """An operation on the last axis, head by head where there are several axes of channels."""
+    (x,) = inputs
+    if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
+        raise UnsupportedError(f"a {node.op} over positions")
+    if x.labels.count("c") == 1:
+        return _same(sketch, node, inputs)
+    sketch.reads(x)
+    sketch.storages.pin(x)
+    y = sketch.make(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _with_constant(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    if x.labels == "f":
+        raise UnsupportedError("a flattened value")
+    shape = sketch.weight(node, "constant").shape
+    sketch.reads(x)
+    values = [x]
+    if any(size > 1 for size, label in zip(shape, x.labels, strict=True) if label == "p"):
+        values.append(sketch.constant(node, "constant", x, x.planes.shape[:-1]))
+        sketch.storages.pin(x)
+        sketch.reads(x)
+        sketch.reads(values[1])
+    y = sketch.make(node, values, (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([*values, y])
+    if len(values) > 1:
+        sketch.storages.pin(y)
+    else:
+        sketch.storages.one_order(x, y)
+    return y
+
+
+def _rotary(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    shape = sketch.weight(node, "cos").shape
+    heads = [size for size, label in zip(shape, x.labels, strict=False) if label == "c"][:-1]
+    if x.labels[-1] != "c" or x.labels == "f" or any(size > 1 for size in heads):
+        raise UnsupportedError("angles that differ between heads, or turn positions")
+    cos, sin = (sketch.constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
+    for form in (x, cos, sin):
+        sketch.reads(form)
+    sketch.storages.pin(x)
+    y = sketch.make(node, [x, cos, sin], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
+    """An operation on each value, for which an axis has to be the only one of channels."""
+
+    def rule(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+        if not _is_channels(inputs[0], axis(node)):
+            raise UnsupportedError(otherwise)
+        return _same(sketch, node, inputs)
+
+    return rule
+
+
+def _softmax(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    """Over the only axis of channels, or the last of several."""
+    (x,) = inputs
+    if _is_channels(x, int(node.attrs["axis"]) - 1):
+        return _same(sketch, node, inputs)
+    if x.pixels == (1, 1):
+        raise UnsupportedError("a softmax of many short rows")  # as positions they are done together
+    return _over_last(sketch, node, inputs)
+
+
+def _is_channels(form: Form, axis: int) -> bool:
+    """Whether an axis behind the batch is the only one of channels."""
+    return form.labels[axis] == "c" and form.labels.count("c") == 1
+
+
+def _pool(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    _image(x)
+    pixels = _pixels_of(sketch, node)
+    # Pooling of few images is faster where windows end in the halo.
+    kernel = node.attrs.get("kernel", (0, 0))
+    sketch.reads(x, _reach(node, 1, kernel, x.pixels, pixels) if 0 < kernel[1] <= _SMALL_WINDOW else 0)
+    y = sketch.make(node, [x], ("cpp" if node.attrs.get("keepdim", True) else "c", [x.channels], pixels))
+    sketch.storages.one_order(x, y)
+    return y
+
+
+def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    if any(form.labels != "cpc" for form in inputs):
+        raise UnsupportedError("heads whose tokens are no positions")
+    inputs = [sketch.run(node, form) for form in inputs]
+    q, k, v = inputs
+    for form in inputs:
+        sketch.reads(form)
+        sketch.storages.pin(form)
+    sketch.storages.alike([k, v])
+    heads, size = q.planes.shape[0], v.planes.shape[1]
+    y = sketch.make(node, inputs, ("cpc", [heads, size], q.pixels))
+    sketch.storages.pin(y)
+    return sketch.run(node, y)
+
+
+def _window_attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    if any(form.labels != "pcpc" for form in inputs):
+        raise UnsupportedError("windows whose tokens are no positions")
+    for form in inputs:
+        sketch.reads(form)
+        sketch.storages.pin(form)
+    q, k, v = inputs
+    sketch.storages.alike([k, v])
+    y = sketch.make(node, inputs, ("pcpc", v.planes.shape[:-1], q.pixels))
+    sketch.storages.alike([q, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _concat(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    y = forms.joined(inputs, node.attrs["axis"])
+    sketch.storages.alike(inputs)
+    sketch.storages.pin(y)
+    return y
+
+
+def _view(made: Callable[[Node, Form], Form]) -> Rule:
+    """An operation that is another list of the same planes."""
+
+    def rule(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+        y = made(node, inputs[0])
+        if not np.array_equal(y.flat, inputs[0].flat):
+            sketch.storages.pin(inputs[0])
+        return y
+
+    return rule
+
+
+RULES: Mapping[str, Rule] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "add": _pairwise,
+    "mul": _pairwise,
+    "act": _same,
+    "affine": _over_channels(lambda node: 0, "channels that are not the first axis"),
+    "layer_norm": _over_last,
+    "rms_norm": _over_last,
+    "softmax": _softmax,
+    "add_constant": _with_constant,
+    "mul_constant": _with_constant,
+    "rotary": _rotary,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), _pool),
+    "attention": _attention,
+    "window_attention": _window_attention,
+    "concat": _concat,
+    "slice": _view(lambda node, x: forms.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])),
+    "flatten": _view(lambda node, x: forms.flattened(x)),
+    "transpose": _view(lambda node, x: forms.transposed(x, node.attrs["axes"])),
+    "reshape": _view(lambda node, x: forms.reshaped(x, node.attrs["shape"])),
+    "channel_shuffle": _view(lambda node, x: forms.shuffled(x, node.attrs["groups"])),
+}

@@ -1,0 +1,159 @@
+"""A region before its memory is laid out: which operations it has, on which values, lying how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+from torch import Tensor
+
+from ticketry_engine.ir import Graph, Node
+from ticketry_engine.plan import value_axes as forms
+from ticketry_engine.plan.rearrangement import Rearranged, in_planes, rearranged, table_of, whole
+from ticketry_engine.plan.storage import Storages
+from ticketry_engine.plan.value_axes import Form, Planned, UnsupportedError
+from ticketry_engine.support.row_groups import row_groups
+
+Like = tuple[str, Sequence[int], tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Something to be done natively: a node, or a value that comes in ("load") or goes out ("store")."""
+
+    kind: str
+    label: str
+    inputs: tuple[Form, ...]
+    output: Form
+    """Of a store the value itself."""
+    node: Node
+    number: int = 0
+    """Of a load or store: which of the region's inputs or outputs."""
+    where: Planned | None = None
+    """Of a gather, [channels, positions]: where each element comes from, as `Rearranged.where`."""
+
+
+@dataclass
+class Sketch:
+    """A region being planned."""
+
+    graph: Graph
+    storages: Storages = field(default_factory=Storages)
+    tasks: list[Task] = field(default_factory=list)
+    forms: dict[str, Form | Rearranged] = field(default_factory=dict)
+    """How each value lies; a rearranged one is laid out when something computes with it."""
+    _constants: dict[tuple[str, str, tuple[int, int]], Form] = field(default_factory=dict)
+    _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    _laid: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, Form]] = field(default_factory=dict)
+    """By the identity of a rearranged value, which is kept so that no other has it."""
+
+    def load(self, name: str, number: int) -> Form:
+        """A value comes in from torch."""
+        shape = self.graph.values[name].shape
+        if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
+            raise UnsupportedError("a value that is not float32 with the batch first")
+        blank = forms.loaded(shape, 0)
+        form = forms.loaded(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
+        self.storages.pin(form)
+        self.tasks.append(Task("load", "load", (), form, Node("load", (), name), number))
+        self.forms[name] = form
+        return form
+
+    def store(self, name: str, number: int) -> None:
+        """A value goes out to torch."""
+        form = self.forms[name]
+        if isinstance(form, Rearranged):
+            form = self.laid(Node("store", (name,), ""), form, ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :])
+        self.storages.read(form, len(self.tasks))
+        self.storages.pin(form)
+        self.tasks.append(Task("store", "store", (form,), form, Node("store", (name,), ""), number))
+
+    def constant(self, node: Node, role: str, like: Form, channels: Sequence[int]) -> Form:
+        """A weight as a value of the positions of another one, and so many channels in its own order."""
+        key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
+        if key not in self._constants:
+            held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
+            self._constants[key] = self.make(held, [], (like.labels, channels, like.pixels))
+            self.storages.pin(self._constants[key])
+        self.storages.alike([like, self._constants[key]])
+        return self._constants[key]
+
+    def weight(self, node: Node, role: str = "weight") -> Tensor:
+        return self.graph.tensors[node.weights[role]]
+
+    def groups(self, node: Node) -> list[tuple[int, int]]:
+        """Rows and columns of each group of the weight's rows that keep the same: looked at once, whoever asks."""
+        name = node.weights["weight"]
+        if name not in self._groups:
+            self._groups[name] = [(len(one.rows), one.width) for one in row_groups(self.graph.tensors[name])]
+        return self._groups[name]
+
+    def products(self) -> list[tuple[Task, Node]]:
+        """The convolutions and linear layers."""
+        return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
+
+    def make(self, node: Node, inputs: Sequence[Form], like: Like, kind: str = "") -> Form:
+        """A task with an output of its own: labels, channel axes and pixels. Its kind is the node's unless given."""
+        labels, channels, pixels = like
+        storage = self.storages.add(prod(channels), pixels, len(self.tasks))
+        output = forms.fresh(labels, channels, pixels, storage)
+        self.tasks.append(Task(kind or node.op, node.output, tuple(inputs), output, node))
+        return output
+
+    def run(self, node: Node, form: Form) -> Form:
+        """A value whose positions follow one another: itself, or a copy where others may want a halo between rows."""
+        if form.pixels[0] == 1:
+            return form
+        self.reads(form)
+        self.storages.pin(form)
+        output = self.make(node, [form], (form.labels, form.planes.shape[:-1], form.pixels), "copy")
+        self.storages.pin(output)
+        return output
+
+    def laid(self, node: Node, value: Form | Rearranged, labels: str, pixels: tuple[int, int] | None = None) -> Form:
+        """A value as planes with these labels (and pixels): itself, if it lies so, else by a copy of its elements.
+
+        Raises:
+            UnsupportedError: it cannot lie so.
+        """
+        if isinstance(value, Form) and value.labels == labels and pixels in (None, value.pixels):
+            return value
+        table = rearranged(value, self.storages)
+        if len(labels) != len(table.axes):
+            raise UnsupportedError(f"a value of {len(table.axes) + 1} axes")
+        found = in_planes(table, labels, self.storages)
+        if found is not None and pixels in (None, found.pixels):
+            self.storages.pin(found)
+            return found
+        where, channels, size = table_of(table, labels)
+        size = size if pixels is None else pixels
+        if prod(size) != where.shape[1]:
+            raise UnsupportedError("two values that lie differently")
+        key = (id(value), labels, size)
+        if isinstance(value, Rearranged) and key in self._laid:
+            return self._laid[key][1]
+        made = self._gathered(node, table, where, (labels, channels, size))
+        if isinstance(value, Rearranged):
+            self._laid[key] = (value, made)
+        return made
+
+    def _gathered(self, node: Node, table: Rearranged, where: Planned, like: Like) -> Form:
+        sources = [whole(number, self.storages) for number in table.sources]
+        for source in sources:
+            self.reads(source)
+        made = self.make(node, sources, like, "gather")
+        self.tasks[-1] = replace(self.tasks[-1], where=where)
+        channels = where // prod(sources[0].pixels)
+        same = len(sources) == 1 and made.channels == sources[0].channels
+        if same and bool(((channels == np.arange(len(where))[:, None]) | (where < 0)).all()):
+            self.storages.one_order(sources[0], made)
+            return made
+        for form in (*sources, made):
+            self.storages.pin(form)
+        return made
+
+    def reads(self, form: Form, halo: int = 0, halo_of_few: int | None = None) -> None:
+        """The task that is added next reads a value."""
+        self.storages.read(form, len(self.tasks), halo, halo_of_few)

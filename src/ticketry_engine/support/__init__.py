@@ -1,0 +1,1 @@
+"""Helpers that both packages use: files, process-wide state, seeds, optimiser steps, masks as rows."""

@@ -1,0 +1,210 @@
+"""Files that are written whole or not at all, read only if they are regular, and compared by digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK = 1 << 20
+_ROOT = 0
+
+
+def cache_folder() -> Path:
+    """Where ticketry keeps what it can get again: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
+    if own := os.environ.get("TICKETRY_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(shared).expanduser().absolute() / "ticketry"
+
+
+def content_of(path: Path, *, most: int | None = None) -> bytes:
+    """The content of a regular file. A pipe or a device, which might never end, is not read.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it is not there, is no regular file or too large, or cannot be read.
+    """
+    with regular(path) as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
+        return file.read()
+
+
+def private_content_of(path: Path) -> bytes:
+    """Return the content of a file of code to be run: a regular file of the user's, which nobody else may write.
+
+    The open file itself is checked, so that it cannot be exchanged in between; a link is not followed. The caller
+    checks the folder with `why_not_private`.
+
+    Raises:
+        OSError: as `content_of`; and for a link or another user's file.
+    """
+    with regular(path, follow_links=False) as file:
+        if not _is_private(os.fstat(file.fileno())):
+            raise PermissionError(errno.EPERM, "it is another user's, or others may write it", str(path))
+        return file.read()
+
+
+def why_not_private(folder: Path) -> str:
+    """Return how others could put files into a folder, or an empty text if only the user can.
+
+    The folder must be the user's own. Each folder above it, up to the home folder, must be the user's or the system's,
+    and others may write in it only if it is sticky, as /tmp is. A missing folder is fine: the user will make it.
+    """
+    if not hasattr(os, "geteuid"):  # Windows: a user's folders are their own
+        return ""
+    folder = Path(os.path.abspath(folder))
+    try:
+        about = os.lstat(folder)
+        if stat.S_ISLNK(about.st_mode):
+            return f"{folder} is a link"
+        if not stat.S_ISDIR(about.st_mode):
+            return f"{folder} is not a folder"
+        if not _is_private(about):
+            return f"{folder} belongs to another user, or others may write in it"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"{folder} cannot be examined: {error.strerror}"
+    return _why_parents_not_private(folder)
+
+
+def _why_parents_not_private(folder: Path) -> str:
+    home = os.path.abspath(os.path.expanduser("~"))
+    for place in folder.parents:
+        try:
+            about = os.lstat(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{place} cannot be examined: {error.strerror}"
+        if about.st_uid not in (os.geteuid(), _ROOT):
+            return f"{place} belongs to another user"
+        if stat.S_ISLNK(about.st_mode):
+            if why := _why_parents_not_private(Path(os.path.realpath(place), "inner")):
+                return why
+            continue
+        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not about.st_mode & stat.S_ISVTX:
+            return f"others may write in {place}"
+        if str(place) == home and about.st_uid == os.geteuid():
+            break
+    return ""
+
+
+def _is_private(about: os.stat_result) -> bool:
+    if not hasattr(os, "geteuid"):
+        return True
+    return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file to read it; a pipe or a device, which might never end, is refused.
+
+    Raises:
+        OSError: if it is not there, is no regular file, or cannot be read; and for a link, unless links are followed.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is no file, but a pipe or a device", str(path))
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system refused, in words, with what to do about it where that does not depend on the place."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
+    if error.errno == errno.ENAMETOOLONG:
+        return "its name is too long, or it is nested too deeply, for this file system: rename or delete it"
+    if error.errno == errno.ELOOP:
+        return "it is a link that is not followed, or links there lead in a circle: delete the link"
+    return str(error.strerror or error)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, durable: bool = False, parents: bool = True, private: bool = False) -> Iterator[Path]:
+    """The name of an empty temporary file beside `target`, to write to in the block; at its end it becomes `target`.
+
+    A reader sees the old file or the new one, never a part. If the block raises, the old file stays and the temporary
+    one is gone. What a kill leaves behind is called ``.*.tmp``. Who may read it is as the process's umask says.
+
+    Args:
+        durable: whether the new content is on the disk before it takes the old one's place, so that a power cut leaves
+            one of the two.
+        parents: whether missing folders above are made.
+        private: whether nobody else may read the file, nor enter the folders that are made here.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if parents:
+        make_folder(target.parent, private=private)
+    place = beside(target, private=private)
+    mode = stat.S_IMODE(place.stat().st_mode)
+    try:
+        yield place
+        if durable:
+            flush(place)
+        os.chmod(place, mode)  # the block may have put another file there
+        os.replace(place, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(place)
+        raise
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make a folder and those above it that are missing; if `private`, nobody else may enter any that is made here."""
+    missing = [folder]
+    while not missing[-1].parent.exists():  # pathlib recurses: a stranger may nest folders deeper than Python calls
+        missing.append(missing[-1].parent)
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True, mode=0o700 if private else 0o777)
+
+
+def beside(target: Path, *, private: bool = False) -> Path:
+    """A new, empty file beside `target`, called ``.*.tmp``: see `replacing`."""
+    place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+    return place
+
+
+def write_atomically(
+    path: Path, data: bytes, *, durable: bool = False, parents: bool = True, private: bool = False
+) -> None:
+    """Write a file whole or not at all, see `replacing`."""
+    with replacing(path, durable=durable, parents=parents, private=private) as temporary:
+        temporary.write_bytes(data)
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened, and needs no flush
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's content, of which a little is in memory at a time; `OSError` if it cannot be read."""
+    found = hashlib.sha256()
+    with regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

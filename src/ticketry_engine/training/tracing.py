@@ -1,0 +1,271 @@
+"""The graph of a module's call: `torch.fx` with every tensor as an argument, and checks that it is the call.
+
+Symbolic tracing runs a module's code once. What that code decides or draws meanwhile would be so for ever: a call is
+only taken as traced if its code leaves the module and the random numbers alone, and if the graph gives what it gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import PH
+from torch.fx.passes.shape_prop import ShapeProp, _extract_tensor_metadata
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from ticketry_engine.errors import CaptureError
+from ticketry_engine.support.process_state import ONE_AT_A_TIME, private_random_state
+from ticketry_engine.training.lowering import kind_of
+from ticketry_engine.training.settings import PLAIN, settings_of
+
+LAYERS = (nn.Conv2d, nn.Linear)
+"""Modules with weights that kernels know."""
+
+_IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
+"""Functions of `operator` that change what they are given."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Substitute:
+    """What runs in the place of a module's code for a while."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Whose code."""
+        raise NotImplementedError
+
+
+class Untraceable(Exception):
+    """The reason why a call has no graph."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph whose placeholders are the tensors among the arguments, in order; values have their shapes in `meta`."""
+
+    graph: fx.Graph
+    constants: Mapping[str, Tensor]
+    """Tensors that the code made of nothing, such as ranges, by the name that the graph has for them."""
+    output: TreeSpec
+    """How the list that the graph returns is put together."""
+
+
+def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
+    """What a graph holds for: the form of a call, and all that code may read in a module beside its tensors.
+
+    Raises:
+        Untraceable: an argument is neither a tensor nor a constant, or a parameter is not what its module reads.
+    """
+    given: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            given.append((leaf.dtype, tuple(size == 1 for size in leaf.shape)))
+        elif isinstance(leaf, PLAIN):
+            given.append((type(leaf), leaf))
+        else:
+            raise Untraceable(f"it is called with a {type(leaf).__name__}")
+    seen: dict[int, int] = {}
+    return spec, tuple(given), tuple([_own_settings(one, seen) for one in module.modules()])
+
+
+def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
+    # Gates put products there. A graph would have those of one step, and kernels read parameters.
+    if hidden := module.__dict__.keys() & module._parameters.keys():
+        raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
+    return has_hooks(module), *settings_of(module, seen)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module is more than its code."""
+    return any(map(module.__dict__.get, _HOOKS))
+
+
+def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
+    """The graph of a call.
+
+    Args:
+        leaves, spec: the call's arguments and keywords, flattened.
+
+    Raises:
+        Untraceable: there is none, or it does something else.
+    """
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise Untraceable("it is called without tensors")
+    twin = copy_of(module)
+    whole = _Whole(twin, leaves, spec)
+    before = _state(twin)
+    try:
+        with ONE_AT_A_TIME:
+            graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
+    except Exception as error:
+        raise Untraceable(f"its way depends on its data ({_first_line(error)})") from error
+    if _state(twin) != before:
+        raise Untraceable("its code changes it, or draws random numbers, apart from its tensors")
+    known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    constants = {
+        str(node.target): getattr(whole, str(node.target))
+        for node in graph.nodes
+        if node.op == "get_attr" and node.target not in known and isinstance(getattr(whole, node.target, None), Tensor)
+    }
+    output = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    _check_changes(graph, dict(twin.named_modules()))
+    _check(whole, graph, tensors)
+    graph.owning_module = None  # by which it would keep the copy, all its weights
+    return Traced(graph, constants, output)
+
+
+def _check_changes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Raises `Untraceable` where a value is changed that is read later, by whatever comes in or by another node."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not _changes(node, modules) or not node.all_input_nodes:
+            continue
+        value = node.all_input_nodes[0]
+        if value.op in ("placeholder", "get_attr") or any(order[user] > order[node] for user in value.users):
+            raise Untraceable(f"{node.target} changes a value in place that others may read")
+
+
+def _changes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and (
+        name in _IN_PLACE or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+    )
+
+
+def _check(whole: _Whole, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
+    """Give each value its shape. Raises `Untraceable` if the graph does something else than the code."""
+    found: list[Any] = []
+    prop = ShapeProp(fx.GraphModule(whole, graph))
+    # The code first: where it fails by itself, a graph that fails too would print its traceback.
+    for run in (lambda some: tree_flatten(whole(some))[0], lambda some: prop.run(*some, enable_io_processing=False)):
+        with private_random_state([]), torch.no_grad():
+            try:
+                found.append(run([tensor.detach().clone() for tensor in tensors]))
+            except Exception as error:
+                raise Untraceable(f"its graph does not run ({_first_line(error)})") from error
+    one, other = found
+    if len(one) != len(other) or not all(_same(*pair) for pair in zip(one, other, strict=True)):
+        raise Untraceable("its graph gives something else than its code")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-4, 1e-6, equal_nan=True)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy whose calls run its own code and no hooks; `CaptureError` for what cannot be copied."""
+    held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
+    forwards = [one.__dict__.pop("forward") for one in held]
+    try:
+        made = copy.deepcopy(module)
+    except Exception as error:  # a user's model may hold anything
+        raise CaptureError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): make what it holds"
+            " besides parameters and buffers fit for copy.deepcopy; a weight that hooks compute (weight_norm of"
+            " torch.nn.utils, torch.nn.utils.prune) is one by a parametrisation, or once those are removed"
+        ) from error
+    finally:
+        for one, forward in zip(held, forwards, strict=True):
+            one.__dict__["forward"] = forward
+    for one in made.modules():
+        for hooks in _HOOKS:
+            one.__dict__[hooks].clear()
+    return made
+
+
+def _state(module: nn.Module) -> list[Any]:
+    """Of what code must leave alone."""
+    drawn = np.random.get_state()  # noqa: NPY002
+    found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
+    seen: dict[int, int] = {}
+    for one in module.modules():
+        found.append((has_hooks(one), settings_of(one, seen)))
+        found += [(name, id(value)) for name, value in one.__dict__.items() if not name.startswith("_")]
+        found += [(name, None if value is None else value._version) for name, value in one._buffers.items()]
+    return found
+
+
+def alone(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
+    """The graph of a layer that is called by itself: the layer, by the name ``""``.
+
+    Raises:
+        Untraceable: it is called with anything but a tensor.
+    """
+    if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
+        raise Untraceable("it is called with more than a tensor")
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.create_node("call_module", "", (x,), name="layer")
+    graph.output([y])
+    with torch.no_grad():
+        made = type(module).forward(module, leaves[0])
+    for node, tensor in ((x, leaves[0]), (y, made)):
+        node.meta["tensor_meta"] = _extract_tensor_metadata(tensor)
+    return Traced(graph, {}, tree_flatten(made)[1])
+
+
+class _Whole(nn.Module):
+    """A call whose tensors are its only arguments. Parameters, buffers and modules are the module's."""
+
+    def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
+        super().__init__()
+        self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
+        self.training = module.training
+        self.call = (module, tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves), spec)
+        self.places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+
+    def forward(self, tensors: Sequence[Tensor]) -> Any:
+        module, leaves, spec = self.call
+        given: list[Any] = list(leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            given[place] = tensor
+        args, kwargs = tree_unflatten(given, spec)
+        return module.forward(*args, **kwargs)
+
+
+class _Tracer(fx.Tracer):
+    """Modules with hooks are wholes. Modules that other threads call meanwhile are none of this trace's.
+
+    Args:
+        module: that has the hooks; what is traced is a copy.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._hooked = {name for name, one in module.named_modules() if has_hooks(one)}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = module_qualified_name in self._hooked or kind_of(m) in LAYERS
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
