@@ -22,7 +22,7 @@ def slow_p(differences: Any, null: float, least: float) -> tuple[float, float]:
     for sign in (1, -1):
         statistic = sign * (mean - null) / error
         found = [float(stats.t.sf(statistic, n - 1))]
-        if sd > least:
+        if _spreads_more(values, least):
             skew = sign * float(stats.skew(values, bias=False))
             found.append(float(stats.t.sf(_cubic(statistic, skew, n) + skew / (6 * math.sqrt(n)), n - 1)))
         for percent in range(26):
@@ -31,6 +31,14 @@ def slow_p(differences: Any, null: float, least: float) -> tuple[float, float]:
             found.append(none_seen * float(stats.norm.sf(short)))
         sides.append(max(found))
     return sides[0], sides[1]
+
+
+def _spreads_more(values: list[float], least: float) -> bool:
+    """Whether the standard deviation is above `least` by more than rounding, 1e-9 of it; in fractions."""
+    exact = [Fraction(value) for value in values]
+    mean = sum(exact) / len(exact)
+    variance = sum((value - mean) ** 2 for value in exact) / (len(exact) - 1)
+    return variance > (Fraction(least) * (1 + Fraction(1, 10**9))) ** 2
 
 
 def _cubic(statistic: float, skew: float, n: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from slow_p_values import slow_p
+from ticketry.evidence.judging import guarded_tests
 from ticketry.evidence.judging.diagnosis import diagnose
 from ticketry.evidence.judging.guarded_tests import (
     UNSEEN_FALL,
@@ -32,6 +34,36 @@ differences = st.lists(st.floats(-3, 3).map(lambda value: round(value, 3)), min_
 @settings(deadline=None, max_examples=100)
 def test_p_values_are_those_of_the_slow_reference(values: list[float], null: float, least: float) -> None:
     assert guarded(values, null, least) == pytest.approx(slow_p(np.array(values), null, least), rel=1e-6, abs=1e-12)
+
+
+TIES = [
+    ([-2.5, 2.5, -0.5, -3.0, 1.5, 0.0, 0.5, 0.5, -0.5], 1.75),
+    ([2.2, -1.0, 1.6, 3.0, -0.2, -0.2, -0.2, -0.4, 0.2], 1.3666666666666667),
+    ([-1.0, 0.0, 3.0, 2.0, 0.0, 0.0, 0.0, 1.0, -1.0], 1.3333333333333333),
+    ([0.0, -2.0, -2.0, 2.0, -1.0, -1.0, 3.0, 0.0, 2.0], 1.8333333333333333),
+    ([0.0, 0.0, 0.0, 2.0], 1.0),
+    ([0.1, 0.1, 0.1, 2.1], 1.0),
+]
+
+
+@pytest.mark.parametrize(("values", "least"), TIES)
+def test_a_spread_that_is_the_least_is_not_larger_whatever_rounding_says(values: list[float], least: float) -> None:
+    """It is exactly the least one; as a float it comes out on either side, and skewness would count or not."""
+    exact = [Fraction(str(value)) for value in values]
+    mean = sum(exact) / len(exact)
+    variance = sum((value - mean) ** 2 for value in exact) / (len(exact) - 1)
+    assert variance == Fraction(least).limit_denominator(1000) ** 2
+    found = guarded(values, 0.0, least)
+    assert found == pytest.approx(slow_p(np.array(values), 0.0, least), rel=1e-9)
+    for shift in (0.1, 0.7, -1.3, 12.34):
+        moved = guarded([value + shift for value in values], shift, least)
+        assert moved == pytest.approx(found, rel=1e-9)
+    above = guarded(values, 0.0, least * 0.999)
+    assert any(one > two * (1 + 1e-4) for one, two in zip(above, found, strict=True)), "skewness counts just beyond"
+
+
+def test_the_order_is_seen_at_the_exact_quantile() -> None:
+    assert pytest.approx(float(stats.norm.isf(0.005)), rel=1e-12) == guarded_tests._ORDER
 
 
 @given(differences, st.floats(-1, 1), st.floats(0.05, 2), st.floats(0, 2))
