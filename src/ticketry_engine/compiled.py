@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ticketry.core.devices.parts import require_model
 from ticketry.core.mask import Mask, require_mask
-from ticketry.records.speed import Layer
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.errors import EngineError
@@ -37,6 +36,7 @@ from ticketry_engine.layers import ForInference, describe, median_seconds, table
 from ticketry_engine.plan.partition import Region, partition
 from ticketry_engine.plan.plan_cache import digest_of
 from ticketry_engine.plan.region_programs import ITEM, Native
+from ticketry_engine.results import Layer
 from ticketry_engine.support.model_copies import copied
 from ticketry_engine.support.process_state import private_random_state
 

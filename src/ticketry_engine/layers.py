@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-from ticketry.records.speed import Layer, Place
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir import Graph, Node
 from ticketry_engine.ir.origins import layer_name
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.plan.region_programs import Native
+from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.row_groups import row_groups
 
 FP32 = "fp32: rows that differ gain nothing by bf16"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from ticketry_engine.support.printable import one_line as one_line
+
 _MOST = 10**18
 
 
@@ -49,8 +51,3 @@ def layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
             for name, row in named
         ),
     ]
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks and control characters: a mask and a ticket may come from anywhere."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

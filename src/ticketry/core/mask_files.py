@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ticketry.core.mask import Mask, pack
 from ticketry.errors import MaskError
+from ticketry_engine.support.sealed_files import read_metadata as read_metadata
 
 FORMAT = "ticketry.mask.1"
 # Refuse a header that claims a tensor larger than any network's before memory is reserved for it.
@@ -62,14 +61,6 @@ def from_bytes(data: bytes) -> Mask:
     if set(tensors) != {"bits"}:
         raise MaskError(f"a mask file holds one tensor, bits, not {sorted(tensors)}")
     return unpack(tensors["bits"], metadata[FORMAT])
-
-
-def read_metadata(data: bytes) -> Mapping[str, str]:
-    """The string-to-string metadata in the header of a safetensors file already found valid."""
-    length = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
 
 
 def _shapes(layout: str) -> dict[str, tuple[int, ...]]:

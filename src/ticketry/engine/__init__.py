@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry.records.speed import Layer
     from ticketry_engine.compiled import Compiled, compile, load
+    from ticketry_engine.results import Layer
 
 __all__ = ["Compiled", "Layer", "compile", "load"]
 
 _MODULES = {
     "Compiled": "ticketry_engine.compiled",
-    "Layer": "ticketry.records.speed",
+    "Layer": "ticketry_engine.results",
     "compile": "ticketry_engine.compiled",
     "load": "ticketry_engine.compiled",
 }

@@ -11,22 +11,18 @@ import msgspec
 from msgspec import Meta, inspect
 
 from ticketry.errors import StoreError
+from ticketry_engine.support.record_fields import LARGEST as LARGEST
+from ticketry_engine.support.record_fields import LARGEST_COUNT
+from ticketry_engine.support.record_fields import AtLeastOne as AtLeastOne
+from ticketry_engine.support.record_fields import Count as Count
+from ticketry_engine.support.record_fields import Density as Density
+from ticketry_engine.support.record_fields import NearShare as NearShare
+from ticketry_engine.support.record_fields import NotNegative as NotNegative
+from ticketry_engine.support.record_fields import Number as Number
+from ticketry_engine.support.record_fields import Part as Part
+from ticketry_engine.support.record_fields import Positive as Positive
+from ticketry_engine.support.record_fields import Share as Share
 
-LARGEST = 1e30
-"""Beyond it, a number is a mistake; below it, no sum or square overflows."""
-_MOST = 10**18
-
-Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-"""Finite."""
-Positive = Annotated[float, Meta(gt=0, le=LARGEST, extra={"problem": "not more than 0"})]
-NotNegative = Annotated[float, Meta(ge=0, le=LARGEST, extra={"problem": "is less than 0"})]
-Density = Annotated[float, Meta(gt=0, le=1, extra={"problem": "which does not lie in (0, 1]"})]
-"""Fraction kept."""
-Share = Annotated[float, Meta(ge=0, le=1, extra={"problem": "which does not lie in [0, 1]"})]
-NearShare = Annotated[float, Meta(ge=-1e-9, le=1 + 1e-9, extra={"problem": "which is no share"})]
-"""A share up to rounding: `share` puts it into [0, 1]."""
-Count = Annotated[int, Meta(ge=0, le=_MOST)]
-AtLeastOne = Annotated[int, Meta(ge=1, le=_MOST)]
 Role = Annotated[
     str,
     Meta(
@@ -37,10 +33,6 @@ Role = Annotated[
 """Of a network: dense, ticket, or a control by the name that it is called by."""
 
 T = TypeVar("T")
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A part of a record. Fields that are not known are ignored when it is read."""
 
 
 def fault(key: str, problem: str) -> NoReturn:
@@ -200,8 +192,8 @@ def _problem(declared: inspect.Type, value: Any) -> str:
         return f"is {kind_of(value)}, not {words}"
     if isinstance(kind, inspect.FloatType) and not abs(value) <= LARGEST:
         return f"is no finite number up to {LARGEST:g}"
-    if isinstance(kind, inspect.IntType) and value > _MOST:
-        return f"is more than {_MOST:g}"
+    if isinstance(kind, inspect.IntType) and value > LARGEST_COUNT:
+        return f"is more than {LARGEST_COUNT:g}"
     if isinstance(kind, inspect.BytesType):
         return "is not base64"
     problem = said.get("problem") or f"less than {getattr(kind, 'ge', 0)}"

@@ -15,7 +15,6 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.records.speed import EngineTime, Saved, SpeedLayer, Timed
 from ticketry_engine.bench.dense_engines import Call, Contender, UnavailableError
 from ticketry_engine.bench.machine import can_pin, choose_cores, kept_on, machine
 from ticketry_engine.bench.timing import Samples, Timing, median_interval, quartiles, take
@@ -24,6 +23,7 @@ from ticketry_engine.compiled import Compiled, compile
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import difference
 from ticketry_engine.processor import last_cache
+from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """The largest relative error of an engine that is timed."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ticketry.records.speed import CurvePoint, TimeCurve
 from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Call, Contender, Sparse
 from ticketry_engine.bench.masks import Pattern, synthetic
 from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.errors import EngineError
+from ticketry_engine.results import CurvePoint, TimeCurve
 
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.26, 0.33, 0.42, 0.5, 0.65, 0.8, 1.0)
 

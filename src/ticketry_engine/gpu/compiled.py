@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.records.speed import Layer
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.gpu.plan import LAYERS, Choice, facts_of, plan
@@ -26,6 +25,7 @@ from ticketry_engine.gpu.tuning import timed
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import Call, build
 from ticketry_engine.layers import ForInference, layer_of, median_seconds, table
+from ticketry_engine.results import Layer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 

@@ -19,7 +19,6 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-from ticketry.core.mask_files import read_metadata
 from ticketry_engine.errors import GraphError, ModelFileError
 from ticketry_engine.ir.aten import NOT_FINITE, is_portable
 from ticketry_engine.ir.graph import Graph
@@ -27,7 +26,7 @@ from ticketry_engine.ir.nodes import Json, Node, Value
 from ticketry_engine.ir.packed_weights import PLACES, need, read_weights, stored_as, weight_bytes
 from ticketry_engine.ir.shape_claims import probe
 from ticketry_engine.support.files import content_of, write_atomically
-from ticketry_engine.support.sealed_files import sealed, unsealed
+from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
 
 KIND = "ticketry.model"
 FORMAT = 2

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.layer_density import one_line
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.aten import exchanged, find, prepare
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.ir.nodes import OTHERS, Node, Value
+from ticketry_engine.support.printable import one_line
 
 BATCH = 2
 _LARGEST = 1 << 36

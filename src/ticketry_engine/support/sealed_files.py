@@ -7,8 +7,9 @@ The entry itself is found as it is written, or the file is damaged. Other loader
 from __future__ import annotations
 
 import hashlib
-
-from ticketry.core.mask_files import read_metadata
+import json
+from collections.abc import Mapping
+from typing import Any
 
 _HEAD = b'{"__metadata__":{'
 _KEY = "sha256-all"  # its entry has 80 bytes: what follows keeps its place in eights
@@ -49,3 +50,11 @@ def unsealed(data: bytes, *, required: bool = True) -> bytes:
     if hashlib.sha256(inner).hexdigest().encode() != data[at : at + _DIGITS]:
         raise ValueError("it is damaged: its contents do not match its digest; fetch it or make it anew")
     return inner
+
+
+def read_metadata(data: bytes) -> Mapping[str, str]:
+    """The string-to-string metadata in the header of a safetensors file already found valid."""
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from ticketry.records.speed import Layer
 from ticketry_engine.kernels.window import Array
+from ticketry_engine.results import Layer
 from ticketry_engine.training.lowering import kind_of
 from ticketry_engine.training.lstm_unit import LstmUnit
 from ticketry_engine.training.tracing import LAYERS

@@ -16,12 +16,12 @@ from ticketry.choices import check_choice
 from ticketry.core.devices.parts import require_model
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.hold import Hold
-from ticketry.records.speed import Layer
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import as_arguments, outputs_of
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.layers import median_seconds, table
+from ticketry_engine.results import Layer
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.training.kept_weights import KeptWeights
 from ticketry_engine.training.layer_masks import by_parameter, kept_of, masks_of_layers
