@@ -80,6 +80,58 @@ def test_ones_own_is_imported_from_the_current_directory(tmp_path, monkeypatch):
     assert shapes.where("own_shapes:Square") == "own_shapes"
 
 
+def test_a_module_of_ones_own_is_an_object_by_its_name_alone(tmp_path, monkeypatch):
+    (tmp_path / "own_forms" / "deep").mkdir(parents=True)
+    for file in ("own_cone.py", "own_forms/__init__.py", "own_forms/ring.py", "own_forms/deep/knot.py"):
+        (tmp_path / file).write_text(f"where = {file!r}\nraise_when_looked_at = 1\n")
+    (tmp_path / "pi.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shapes = registry(modules=True)
+    own = {"own_cone": "own_cone.py", "own_forms": "own_forms/__init__.py", "own_forms.ring": "own_forms/ring.py"}
+    for name, file in {**own, "own_forms.deep.knot": "own_forms/deep/knot.py"}.items():
+        assert shapes.is_outside(name)
+        assert name not in sys.modules, "a name is looked at without running its code"
+        assert shapes.get(name).where == file
+        assert shapes.target(name) == shapes.where(name) == name
+        assert shapes.source(name) == registry().source(f"{name}:where")
+    assert not shapes.is_outside("pi"), "what is built in comes first"
+    assert shapes.get("pi") == 3.141592653589793
+    assert registry().is_outside("own_cone") is False, "where objects are no modules, a module's name is none"
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy", "os", "os.absent", "absent.module", "own_forms.absent", "a b", "", ".", "x."]
+)
+def test_what_is_no_module_of_ones_own(name, tmp_path, monkeypatch):
+    """Installed modules need a dot, for their names are near to what is mistyped."""
+    monkeypatch.chdir(tmp_path)
+    shapes = registry(modules=True)
+    assert not shapes.is_outside(name)
+    with pytest.raises(UsageError, match=r"is not known: pi, join; or your own as package.module or NAME for NAME.py"):
+        shapes.get(name)
+
+
+def test_an_installed_package_s_module_by_its_dotted_name(site):
+    (site / "their_forms").mkdir()
+    (site / "their_forms" / "disc.py").write_text("corners = 0\n")
+    shapes = registry(modules=True, needs=("corners",))
+    assert shapes.is_outside("their_forms.disc")
+    assert shapes.get("their_forms.disc").corners == 0
+    with pytest.raises(UsageError, match=r"'xml.dom' is not known: it has no corners"):
+        shapes.get("xml.dom")
+
+
+def test_a_file_with_the_name_of_another_module_is_not_taken_for_it(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("corners = 3\n")
+    import colorsys
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"colorsys.py in .* has the name of the module .*so rename your file") as told:
+        registry(modules=True).get("colorsys")
+    assert str(colorsys.__file__) in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("source", "target", "reason"),
     [

@@ -164,7 +164,7 @@ def test_discovery() -> None:
     with pytest.raises(
         UsageError,
         match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, l0, oneshot,"
-        r" regularised, stochastic, imp, gmp, rigl; or your own as package.module:object$",
+        r" regularised, stochastic, imp, gmp, rigl; or your own as package.module or NAME for NAME.py in this folder$",
     ):
         method("magic")
 

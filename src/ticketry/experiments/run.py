@@ -317,7 +317,8 @@ def run(
     Everything trained is kept in a store: run again, it is taken from there; killed, it goes on where it stopped.
 
     Args:
-        method: a name of ``ticketry list methods``, or package.module:object.
+        method: a name of ``ticketry list methods``, or your own: ``mine`` for mine.py in the current folder,
+            package.module or package.module:object.
         task: a name of ``ticketry list tasks``, package.module:object, or a task.
         model: another network than that of the task, which is a name then: see ``ticketry list models``.
         replicates: how many times, each with other seeds.

@@ -12,8 +12,10 @@ an installed package's
 one's own
     ``package.module:object`` itself; modules of the current directory can be named.
 
-``module`` alone is the module as the object. A package whose entry point cannot be used is told of by its name, and
-stands in nobody's way: what is built in keeps its name, and every other name works.
+``module`` alone is the module as the object. Where the objects of a registry can be modules, one's own is named without
+a colon too: ``mine`` for ``mine.py`` in the current directory, or ``package.module``. A package whose entry point
+cannot be used is told of by its name, and stands in nobody's way: what is built in keeps its name, and every other name
+works.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any, Generic, TypeVar
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TicketryError, UsageError
-from ticketry.registry.loading import import_from_here, load, resolve
+from ticketry.registry.loading import import_from_here, is_module, load, require_own, resolve
 from ticketry.registry.sources import defining_source, reached_modules, source_digest
 
 __all__ = [
@@ -68,6 +70,7 @@ class Registry(Generic[T]):
         needs: Sequence[str] = (),
         make: Callable[[str, Any], T] | None = None,
         aliases: Mapping[str, str] | None = None,
+        modules: bool = False,
         error: type[TicketryError] = UsageError,
         unknown: str = "{kind} {name!r} is not known: {names}",
     ) -> None:
@@ -79,8 +82,9 @@ class Registry(Generic[T]):
             needs: attributes without which an object is not of this kind.
             make: what `get` gives, of the name and the object (by default the object); may raise a `TicketryError`.
             aliases: other name -> name of a built-in object.
+            modules: whether an object can be a module, so that the module's name alone is a name.
             error: raised for a name that is not there, and for an object of one's own that cannot be used.
-            unknown: its message for a name that is not there; "or package.module:object" and the nearest name follow.
+            unknown: its message for a name that is not there; how to name one's own and the nearest name follow.
         """
         self.kind = kind
         self.group = group
@@ -89,6 +93,7 @@ class Registry(Generic[T]):
         self.aliases = dict(aliases or {})
         self._needs = tuple(needs)
         self._make = make
+        self._modules = modules
         self._error = error
         self._unknown = unknown
         self._made: dict[str, T] = {}
@@ -123,7 +128,10 @@ class Registry(Generic[T]):
         if not offered:
             import_from_here()
         try:
-            return self._of_kind(name, load(target))
+            found = load(target)
+            if not offered:
+                require_own(name, found)
+            return self._of_kind(name, found)
         except TicketryError as error:
             if offered:
                 raise PluginError(f"the {self.kind} {name!r} of the package {where} cannot be used: {error}") from error
@@ -149,13 +157,17 @@ class Registry(Generic[T]):
             return offers[0].target
         if self.aliases.get(name, name) in self.built_in:
             return self.built_in[self.aliases.get(name, name)]
-        if ":" not in name:
+        if not self._is_own(name):
             raise self.unknown(name)
         return name
 
     def is_outside(self, name: str) -> bool:
         """Whether the name is a package's or one's own, so that code of others runs if it is asked for."""
-        return self.aliases.get(name, name) not in self.built_in and (":" in name or name in self._offers())
+        return self.aliases.get(name, name) not in self.built_in and (self._is_own(name) or name in self._offers())
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the name is one's own object: ``module:object``, or a module where modules can be objects."""
+        return ":" in name or (self._modules and is_module(name))
 
     def source(self, name: str) -> str:
         """A digest of the source of an object that is not built in, for keys of what it makes; "" of one that is."""
@@ -176,7 +188,8 @@ class Registry(Generic[T]):
         names = (*self.names(), *self.aliases)
         text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
         near = did_you_mean(name, names)
-        error = self._error(f"{text}; or your own as package.module:object{f'; {near}' if near else ''}".rstrip())
+        own = "package.module or NAME for NAME.py in this folder" if self._modules else "package.module:object"
+        error = self._error(f"{text}; or your own as {own}{f'; {near}' if near else ''}".rstrip())
         error.exit_code = UsageError.exit_code  # a wrong word, whatever kind of error else is told of its kind
         return error
 

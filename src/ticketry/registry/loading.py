@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.util import find_spec
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from ticketry.errors import UsageError
@@ -17,6 +18,43 @@ def import_from_here() -> None:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+
+
+def is_module(name: str) -> bool:
+    """Whether a name is that of a module of the current directory, or a dotted one of a package; imports nothing.
+
+    A plain name of an installed module does not count: it is more often a mistyped name of something else.
+    """
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return False
+    if _own_file(name):
+        return True
+    if len(parts) < 2:
+        return False
+    try:
+        package = find_spec(parts[0])
+    except (ImportError, ValueError, AttributeError):  # another's package may be damaged in any way
+        return False
+    folders = (package.submodule_search_locations or ()) if package else ()
+    return any(_module_file(Path(folder, *parts[1:])) for folder in folders)
+
+
+def require_own(name: str, found: object) -> None:
+    """Raise `UsageError` if a name means a module of the current directory, and another of that name was imported."""
+    file, loaded = _own_file(name), getattr(found, "__file__", None)
+    if ":" not in name and file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
+        raise UsageError(f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file")
+
+
+def _own_file(name: str) -> Path | None:
+    """The file of a module of the current directory."""
+    return _module_file(Path(os.getcwd(), *name.split(".")))
+
+
+def _module_file(path: Path) -> Path | None:
+    """The file of a module or package whose path without suffix is given."""
+    return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 
 def load(target: str) -> Any:

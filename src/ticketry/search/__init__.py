@@ -3,7 +3,8 @@
 What has a docstring, `Settings` (a frozen dataclass) and ``search(lab, task, recipe, settings, seeds)``, which yields a
 `Found` for each network of one replicate, is a method, see `Method.of`: the command line, the report, the controls and
 the contract tests (`ticketry.testing.check_search`) take it from there. Those of other packages are found by entry
-points of the group ``ticketry.methods``, or as ``package.module:object``, see `ticketry.registry`.
+points of the group ``ticketry.methods``, one's own as ``package.module``, ``package.module:object``, or ``mine`` for
+``mine.py`` in the current directory, see `ticketry.registry`.
 Nothing here imports torch when it is imported, so that ``ticketry --help`` answers at once.
 """
 
@@ -69,6 +70,7 @@ METHODS: Registry[Method[Any]] = Registry(
     },
     make=Method.of,
     aliases=ALIASES,
+    modules=True,
 )
 
 # `tk.search.iterative(lab, task)` is the search: each stands in the place of its module.
@@ -97,10 +99,11 @@ def methods() -> dict[str, Method[Any]]:
 
 
 def method(name: str) -> Method[Any]:
-    """The method of this name or alias, or ``package.module:object``; `UsageError` if there is none.
+    """Return the method of this name or alias, or one's own; `UsageError` if there is none.
 
     Args:
-        name: such as ``iterative`` or ``mine.search:method``.
+        name: such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
+            ``package.module:object``.
 
     Examples:
         >>> tk.search.method("imp").name
