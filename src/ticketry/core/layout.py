@@ -3,7 +3,7 @@ goes together in it: its blocks of rows, and its runs of m inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -110,16 +110,24 @@ def _layout(module: nn.Module) -> Layout:
 class Roles:
     """Sets of (parameter, dimension), and names of parameters."""
 
-    outputs: frozenset[tuple[str, int]]
+    outputs: frozenset[tuple[str, int]] = frozenset()
     """Dimensions of weights along which a layer's outputs lie."""
-    inputs: frozenset[tuple[str, int]]
+    inputs: frozenset[tuple[str, int]] = frozenset()
     """Those along which it takes its inputs. Both of a depthwise convolution are dimension 0."""
-    scales: frozenset[str]
+    scales: frozenset[str] = frozenset()
     """Scales of norms."""
 
 
-def roles(model: nn.Module) -> Roles:
-    """The roles of all parameters; of a parameter that no known layer has, every dimension is an output."""
+def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
+    """Return the roles of all parameters.
+
+    Args:
+        model: with the parameters.
+        factors: name of a parameter that activations are multiplied by -> dimensions that are summed over, as seen in a
+            call. Parameters of no known layer have their roles from there: one that is no factor, such as a scale or a
+            position embedding, makes no channels, and follows those that it meets. Without, all their dimensions are
+            outputs.
+    """
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
     outputs: set[tuple[str, int]] = set()
@@ -131,7 +139,11 @@ def roles(model: nn.Module) -> Roles:
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
             elif parameter.dim() > 1:
-                made, taken = _dimensions(module, local, parameter.dim())
+                known = _dimensions(module)
+                made, taken = known or (tuple(range(parameter.dim())), ())
+                if known is None and factors is not None:
+                    taken = tuple(factors.get(name, ()))
+                    made = tuple(set(made) - set(taken)) if name in factors else ()
                 outputs |= {(name, dim) for dim in made}
                 inputs |= {(name, dim) for dim in taken}
     return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
@@ -147,8 +159,8 @@ def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
 
 
-def _dimensions(module: nn.Module, local: str, dimensions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(outputs, inputs)"""
+def _dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the dimensions of a layer's weights that are (outputs, inputs); None of a layer that is not known."""
     if isinstance(module, _ConvNd):
         if module.groups > 1 and module.in_channels == module.groups:
             return (0, 1) if module.transposed else (0,), (0,)
@@ -159,7 +171,7 @@ def _dimensions(module: nn.Module, local: str, dimensions: int) -> tuple[tuple[i
         return (0,), (1, 2)
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or type(module).__name__ == "Conv1D":
         return (1,), (0,)
-    return tuple(range(dimensions)), ()
+    return None
 
 
 class Blocks:

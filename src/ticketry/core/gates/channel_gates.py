@@ -15,7 +15,6 @@ from ticketry.core.gates.gates import Act, Gates
 from ticketry.core.gates.kinds import kind_of
 from ticketry.core.gates.logits import logits_like
 from ticketry.core.gates.product import summed
-from ticketry.core.layout import roles
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.channel_wise.choose import candidates
@@ -59,8 +58,8 @@ def readers_of(model: nn.Module, structure: Structure, scope: Scope) -> dict[str
 
     A dimension that makes channels too, as a depthwise convolution's, is none.
     """
-    parts = roles(model)
-    groups = _named([structure.groups[position] for position in candidates(structure, scope, parts)])
+    parts = structure.roles
+    groups = _named([structure.groups[position] for position in candidates(structure, scope)])
     places = parts.inputs - parts.outputs
     readers = {name: group.within(places) for name, group in groups.items()}
     for name, members in readers.items():

@@ -381,14 +381,13 @@ def check_norms(replicate: Replicate, scope: Scope) -> None:
         UsageError: naming the first layer whose channels pass none.
         StructureError: if the network has no channels that can go.
     """
-    from ticketry.core.layout import roles
     from ticketry.core.structure.channel_wise.choose import candidates
 
     lab, task = replicate.lab, replicate.task
-    structure, parts = lab.structure(task), roles(lab.model(task))
-    for position in candidates(structure, scope, parts):
+    structure = lab.structure(task)
+    for position in candidates(structure, scope):
         group = structure.groups[position]
-        if not any(member.name in parts.scales for member in group.parameters):
+        if not any(member.name in structure.roles.scales for member in group.parameters):
             raise UsageError(
                 f"channels are chosen by the scales of their norms, and those of {group.name} pass no norm: leave it"
                 f" out (--spare {group.name}), or choose a network with norms behind every layer, such as resnet-20"

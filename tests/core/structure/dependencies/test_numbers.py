@@ -60,7 +60,7 @@ def test_heads_that_the_code_counts(kind: str) -> None:
     torch.manual_seed(0)
     attention = Bias() if kind == "bias" else Attention(fused=kind == "fused")
     model, x = nn.Sequential(nn.Linear(5, 12), attention, nn.Linear(12, 2)), example(2, 5, 5)
-    heads = groups_of(model, x)["1" if kind == "bias" else "1.qkv"]
+    heads = groups_of(model, x)["1.qkv"]
     assert heads.prunable
     assert heads.size == 3
     assert all(len(channel) == (4 if m.name == "1.proj.weight" else 12) for m in heads.members

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.layout import Roles, roles
+from ticketry.core.layout import Roles
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density
 from ticketry.core.prune import densities, on_the_way
@@ -31,20 +31,25 @@ from ticketry.core.structure.shrinking.selection import (
 from ticketry.errors import MaskError, StructureError
 
 
-def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> tuple[ChannelGroup, ...]:
+def channel_groups(
+    model: nn.Module, example_inputs: Inputs, *, spare: Iterable[str] = (), scope: Scope | None = None
+) -> tuple[ChannelGroup, ...]:
     """All groups of coupled channels of `model`, those that can be removed and those that stay, with the reason.
 
     A copy runs on the example inputs while every index of every parameter is followed through each operation:
     additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then some channels
     of each group are removed on trial: a group whose removal breaks the model, or makes its outputs other than the
-    masked model's, stays.
+    masked model's, stays. So does one that a weight out of scope makes: `channels` removes the groups that are
+    prunable here, and no others.
 
     Args:
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
         spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not looked into: all channels that
             enter or leave them stay. For modules that decide by their activations what to run.
+        scope: the weights that `channels` is to choose among, by default `ticketry.scope(model)`.
 
     Raises:
+        ScopeError: if the model has no scope, see `ticketry.scope`.
         UsageError: if a name to spare is that of no module.
         StructureError: if the model does not run on them, or a module looks at its activations to decide what to run:
             says which.
@@ -57,7 +62,10 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[
         0 (inputs) 3 False it meets a width that stays, as that of inputs (in 0)
         3 8 False it is an output of the model
     """
-    return tried_structure(model, example_inputs, spare).groups
+    structure = tried_structure(model, example_inputs, spare)
+    known = scope_of(model) if scope is None else scope
+    why = {i: group.reason or out_of_scope(group, structure.roles, known) for i, group in enumerate(structure.groups)}
+    return structure.staying(why).groups
 
 
 def channels(
@@ -191,8 +199,8 @@ class Choice:
     """The channels of a model that a scope lets go."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
-        self.model, self.structure, self.scope, self.roles = model, structure, scope, roles(model)
-        self.positions = candidates(structure, scope, self.roles)
+        self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
+        self.positions = candidates(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
         self.shapes = shapes_of(model)
         self.held = held_names(self.groups, self.shapes, scope)
@@ -254,18 +262,28 @@ def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, .
     return [name for name in shapes if name in scope or name in shared]
 
 
-def candidates(structure: Structure, scope: Scope, parts: Roles) -> list[int]:
-    """Positions of the groups that may lose channels: prunable, and made by weights in scope.
+def candidates(structure: Structure, scope: Scope) -> list[int]:
+    """Return the positions of the groups that may lose channels: prunable, and made by weights in scope.
 
     Raises:
         StructureError: if there are none, with the reasons.
     """
-    found = []
-    for position, group in enumerate(structure.groups):
-        makers = group.within(parts.outputs)
-        if group.prunable and makers and all(member.name in scope for member in makers):
-            found.append(position)
+    reasons = [group.reason or out_of_scope(group, structure.roles, scope) for group in structure.groups]
+    found = [position for position, reason in enumerate(reasons) if not reason]
     if not found:
-        reasons = [f"{group.name}: {group.reason or 'it is out of scope'}" for group in structure.groups][:6]
-        raise StructureError(f"there are no channels that can be removed; {'; '.join(reasons) or 'no layer has any'}")
+        shown = [f"{group.name}: {why}" for group, why in zip(structure.groups, reasons, strict=True)][:6]
+        raise StructureError(f"there are no channels that can be removed; {'; '.join(shown) or 'no layer has any'}")
     return found
+
+
+def out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
+    """Return why a scope lets a group's channels stay, with the name of the parameter; empty if it does not."""
+    makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
+    if not makers:
+        return "no weight of a layer makes them"
+    outside = [name for name in makers if name not in scope]
+    if not outside:
+        return ""
+    return (
+        f"it is out of scope, made by {', '.join(outside)}: to remove it, give scope=tk.scope(model, include={outside})"
+    )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.layout import Roles, roles
+from ticketry.core.layout import Roles
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_of, scope_of_shapes
@@ -119,7 +119,7 @@ def refill(
     spare = (spare,) if isinstance(spare, str) else tuple(spare)
     known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
     _check_structure(known, shapes_of(model))
-    stays = _staying(model, known, roles(model), coupled, first, output, _spared(model, spare, unseen))
+    stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))
     choice = Choice(model, known.staying(stays), _scope(model, named, first, output))
     budgets = [_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 

@@ -186,6 +186,10 @@ class Provenance:
         found._add([value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False)
         return found
 
+    def depend_on_inputs(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of these is computed from the inputs."""
+        return any(_storage(tensor) in self._inputs for tensor in tensors)
+
     def activation(self, tensors: Iterable[Tensor]) -> bool:
         """Whether one of these is computed from floats that depend on the inputs."""
         return any(_storage(tensor) in self._activations for tensor in tensors)

@@ -144,6 +144,8 @@ class Structure:
     """Dimensions that are cut into several, such as attention heads."""
     written: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Name of a module -> positions of the groups whose width its code may have as a number."""
+    roles: Roles = field(default_factory=Roles)
+    """Where layers make channels, and where they read them, by what the model does with its parameters."""
 
     @property
     def free(self) -> int:
@@ -165,7 +167,7 @@ def structure_of(
 ) -> Structure:
     """The groups that following a copy of a model gives, not yet tried out: see `follow`."""
     found = follow(twin, arguments, choices, spared)
-    parts = roles(found.model)
+    parts = roles(found.model, found.factors)
     buffers = {name for name, _ in found.model.named_buffers()}
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}
@@ -180,7 +182,7 @@ def structure_of(
     cuts = tuple(
         Cut(site, options, _groups_of(found, channel_of, [ids])) for site, (ids, options) in found.cuts.items()
     )
-    return Structure(tuple(made), _counted(found, channel_of), cuts, written)
+    return Structure(tuple(made), _counted(found, channel_of), cuts, written, parts)
 
 
 def _groups_of(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:

@@ -71,6 +71,8 @@ def _label(found: Trace) -> None:
             (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
         }
         found.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
+        if id(tensor) in parameters:
+            found.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
     found.labels.name_all()
     for name, module in found.model.named_modules():
         _tie(found, name, module)
@@ -197,6 +199,7 @@ class _Watch(EagerMode):
         result = rule(t, call)
         outputs = outputs_of(result)
         t.provenance.computed(tensors, outputs)
+        t.note_derived(tensors, outputs)
         if call.name in PACKING:  # how long sequences are depends on no activation
             t.provenance.computed(tensors[1:], outputs[1:])
         return result

@@ -27,6 +27,10 @@ def product(t: Trace, call: Call) -> Any:
     assert left is not None
     assert right is not None
     one, other = t.book.get(left), t.book.get(right)
+    if t.provenance.depend_on_inputs([left]):
+        t.note_factor(right, other.labels[max(-2, -right.dim())])
+    if t.provenance.depend_on_inputs([right]):
+        t.note_factor(left, one.labels[-1])
     contract(t, one, -1, other, max(-2, -right.dim()))
     batch = [merge(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
     result = call.run()
@@ -59,6 +63,8 @@ def convolution(t: Trace, call: Call) -> Any:
     t.freeze_axes(x, [0, *range(2, inputs.dim())], "a convolution runs over it")
     t.freeze_axes(w, range(2, weight.dim()), NO_CHANNEL)
     into, out_of = (0, 1) if transposed else (1, 0)
+    if groups == 1 or not transposed:
+        t.note_factor(weight, w.labels[into])
     if groups == 1:
         contract(t, x, 1, w, into)
         out, zero = w.labels[out_of], w.zero[out_of]
@@ -86,7 +92,7 @@ def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
     whole = groups >= inputs
     ids = x.labels[1]
-    if ids is None or w.labels[0] is None or (not whole and (transposed or w.labels[1] is None)):
+    if ids is None or w.labels[0] is None or (not whole and w.labels[1] is None):
         why = "a grouped convolution takes it, all of which stays"
         t.freeze(ids, why)
         t.freeze(w.labels[0], why)
@@ -104,6 +110,12 @@ def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed
             t.note_number(taken[:, 0])
         return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
     assert w.labels[1] is not None
+    if transposed:  # [inputs of all groups, outputs of one]
+        t.labels.unite(ids, w.labels[0], stays)
+        t.labels.unite(np.tile(taken[0], groups), ids, stays)
+        if not (x.zero[1] or w.zero[0]):
+            t.freeze(ids, "the weight of a grouped convolution is computed")
+        return np.tile(w.labels[1], groups), w.zero[1]
     t.labels.unite(np.tile(w.labels[1], groups), ids, stays)
     if not (x.zero[1] or w.zero[1]):
         t.freeze(ids, "the weight of a grouped convolution is computed")
@@ -253,6 +265,7 @@ def attention(t: Trace, call: Call) -> Any:
 def embedding(t: Trace, call: Call) -> Any:
     weight = call.argument("weight")
     axes = t.book.get(weight)
+    t.note_factor(weight, axes.labels[0])
     t.freeze(axes.labels[0], "entries of an embedding are looked up")
     result = call.run()
     found = Axes.plain(result.dim())

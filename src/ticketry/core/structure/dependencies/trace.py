@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ticketry.core.structure.dependencies.axes import Axes, Book, Ids, Labels, Provenance
@@ -53,6 +54,12 @@ class Trace:
     """Labels of channels of different layers that an addition has joined."""
     seen: set[int] = field(default_factory=set)
     """Storages of all tensors that went into an operation."""
+
+    derived: dict[int, frozenset[str]] = field(default_factory=dict)
+    """Storage of a tensor that depends on no input -> names of the parameters that it is computed from."""
+    factors: dict[str, set[int]] = field(default_factory=dict)
+    """Name of a parameter that activations are multiplied by, in a sum over channels -> dimensions that are summed
+    over: there its layer reads channels, and along the others it makes them."""
 
     @cached_property
     def weights(self) -> frozenset[int]:
@@ -107,6 +114,22 @@ class Trace:
             if len(known) == len(ids):  # a module that runs twice
                 self.labels.unite(known, ids, self.reason("it meets a channel that stays"))
 
+    def note_derived(self, operands: Sequence[Tensor], results: Iterable[Tensor]) -> None:
+        """Record the parameters that results are computed from; none if they depend on the model's inputs."""
+        names: frozenset[str] = frozenset()
+        if not self.provenance.depend_on_inputs(operands):
+            names = names.union(*(self.derived.get(_storage(tensor), ()) for tensor in operands))
+        for tensor in results:
+            self.derived[_storage(tensor)] = names
+
+    def note_factor(self, tensor: Tensor, summed: Ids | None) -> None:
+        """Record that activations are multiplied by a tensor and summed over an axis with these labels."""
+        for name in self.derived.get(_storage(tensor), ()):
+            dimensions = self.factors.setdefault(name, set())
+            for (other, dimension), own in self.tensors.items():
+                if other == name and summed is not None and bool(np.isin(summed, own).any()):
+                    dimensions.add(dimension)
+
     def note_number(self, ids: Ids | None) -> bool:
         """The code of the module that runs now needed the number of these labels, from wherever it has it.
 
@@ -120,6 +143,10 @@ class Trace:
         for name in names:
             self.numbers.setdefault((self.where, name), []).append(ids)
         return bool(names)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def numbers_of(module: nn.Module, number: int) -> list[str]:

@@ -116,10 +116,11 @@ def _matching(model: nn.Module, spare: Iterable[str]) -> frozenset[str]:
     for pattern in (spare,) if isinstance(spare, str) else spare:
         matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
         if not matching:
-            question = did_you_mean(str(pattern), [module_name(name) for name in names])
+            question = did_you_mean(str(pattern), [module_name(name) for name in names]).strip()
             raise UsageError(
-                f"spare={pattern!r} is no module of {type(model).__name__}: {question}its modules are"
+                f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
                 f" {', '.join(name for name in names[1:SHOWN] if name) or 'none'}{', …' if len(names) > SHOWN else ''}"
+                + (f"; {question}" if question else "")
             )
         found.update(matching)
     return frozenset(found)
