@@ -20,7 +20,7 @@ from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import candidates, check_floor
 from ticketry.core.costs.mixed import Choice, allocate_mixed, worth_within
-from ticketry.core.layout import Layout, layouts
+from ticketry.core.layout import Layout, layouts, layouts_or_rows
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
 from ticketry.core.prune import densities, measures_at_mask, on_the_way, scores_in
@@ -131,13 +131,16 @@ def budget_pruner(
     def first() -> dict[str, Tensor]:
         return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
 
+    single = only_of(structure) == FINEST
+    known = (layouts_or_rows if single else layouts)(model, scope) if in_blocks(structure) else {}
+
     def prune(share: float) -> Mask:
         mask = within
         for target in densities(share, iterations, schedule):
             scores = first() if mask is within else scores_in(function, model, scope, mask, inputs)
             among = within if regrow else mask
             if in_blocks(structure):
-                mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
+                mask = _mixed(scores, prices, target, among, known, structure)
                 continue
             with on_the_way(target, share, "a share of"):
                 if by_value:

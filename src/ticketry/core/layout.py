@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,19 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ticketry.choices import did_you_mean, some_names
 from ticketry.core.computed_weights import computed_weights, computed_weights_of
-from ticketry.core.scope import EMBEDDINGS, NORMS, named_parameters, normal_name, unwrapped
-from ticketry.errors import MaskError, ScopeError, UsageError
+from ticketry.core.costs.factor_axes import FactorUse, factor_uses
+from ticketry.core.scope import (
+    EMBEDDINGS,
+    NORMS,
+    is_transposed_linear,
+    named_parameters,
+    normal_name,
+    unwrapped,
+)
+from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
+
+_ROWS_FIRST = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers whose weights have outputs in dimension 0 and inputs in dimension 1."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class Layout:
     inputs_first: bool = False
     groups: int = 1
     """Of a grouped convolution: rows of different groups read different inputs."""
+    stacked: bool = False
+    """Whether dimension 0 counts matrices, such as experts, whose outputs and inputs are in dimensions 1 and 2."""
 
     def rows(self, weight: Tensor) -> Tensor:
         """The weight as [groups, rows of a group, inputs of a group, taps …]: a view, whatever its memory layout.
@@ -58,6 +72,8 @@ class Layout:
             raise UsageError(f"a weight of shape {tuple(weight.shape)} has no {self.groups} groups of equal size")
         if weight.dim() == 1:
             return weight[None]
+        if self.stacked:
+            return weight.transpose(1, 2) if self.inputs_first else weight
         parted = torch.unflatten(weight, 0, (self.groups, weight.shape[0] // self.groups))
         return parted.transpose(1, 2) if self.inputs_first else parted
 
@@ -65,33 +81,62 @@ class Layout:
         """The inverse of `rows`."""
         if len(shape) < 2:
             return rows.reshape(shape)
+        if self.stacked:
+            return rows.transpose(1, 2) if self.inputs_first else rows
         return (rows.transpose(1, 2) if self.inputs_first else rows).flatten(0, 1)
 
 
-def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
-    """The layout of each of the named parameters, as the layers that hold them use them.
+def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) -> dict[str, Layout]:
+    """Return the layout of each of the named parameters, as the layers that hold them use them.
 
     Of a shared one, that of the layer that multiplies by it: an embedding tied to a linear layer is as the latter has
-    it. A parameter that no known layer holds has its outputs in dimension 0.
+    it. A vector or a number has no inputs, whatever holds it.
 
     Args:
         model: with the parameters.
         names: of the parameters.
+        example_inputs: of a call, in which is seen how the model multiplies by its parameters: needed for those of two
+            or more dimensions that no layer of torch's holds. A tensor, a tuple of arguments or a dict of them by name.
+
+    Raises:
+        ScopeError: for a name that the model does not have.
+        StructureError: for a parameter whose inputs are not known, as its class does not tell them and the call, if
+            there is one, has no product with it or several that differ.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ConvTranspose2d(8, 4, 3))
         >>> tk.structure.layouts(model, ["0.weight", "1.weight"])
-        {'0.weight': Layout(inputs_first=False, groups=4), '1.weight': Layout(inputs_first=True, groups=1)}
+        {'0.weight': Layout(inputs_first=False, groups=4, stacked=False), '1.weight': Layout(inputs_first=True, ...
     """
-    found: dict[int, Layout] = {}
+    names = list(names)
+    found = _by_class(model, names)
+    if example_inputs is not None:
+        parameters = {normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+        uses = factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
+        for name, layout in found.items():
+            seen = {_by_use(use, parameters[name].dim()) for use in uses[name]}
+            if seen and layout not in seen:
+                found[name] = seen.pop() if len(seen) == 1 else None
+    if unknown := [name for name, layout in found.items() if layout is None]:
+        raise StructureError(_unknown(model, unknown[0], called=example_inputs is not None))
+    return {name: layout for name, layout in found.items() if layout is not None}
+
+
+def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
+    """Return `layouts`, with the outputs in dimension 0 where they are unknown: for single weights, which need none."""
+    return {name: layout or Layout() for name, layout in _by_class(model, list(names)).items()}
+
+
+def _by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
+    """Return the layout that the class of a parameter's layer tells; None where it does not."""
+    found: dict[int, Layout | None] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if id(parameter) not in found or not isinstance(module, EMBEDDINGS):
-                found[id(parameter)] = _layout(module)
+            if found.get(id(parameter)) is None or not isinstance(module, EMBEDDINGS):
+                found[id(parameter)] = _layout(module, parameter) or found.get(id(parameter))
     for computed in computed_weights(model):
-        found |= {id(original): _layout(computed.module) for original in computed.originals}
+        found |= {id(original): _layout(computed.module, original) for original in computed.originals}
     every = {normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
-    names = list(names)
     if unknown := [name for name in names if name not in every]:
         question = did_you_mean(str(unknown[0]), every)
         raise ScopeError(
@@ -100,10 +145,40 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     return {name: found[id(every[name])] for name in names}
 
 
-def _layout(module: nn.Module) -> Layout:
+def _layout(module: nn.Module, parameter: Tensor) -> Layout | None:
     if isinstance(module, _ConvNd):
         return Layout(module.transposed, module.groups)
-    return Layout(isinstance(module, EMBEDDINGS) or type(module).__name__ == "Conv1D")
+    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
+        return Layout(inputs_first=True)
+    return Layout() if isinstance(module, _ROWS_FIRST) or parameter.dim() < 2 else None
+
+
+def _by_use(use: FactorUse, dimensions: int) -> Layout | None:
+    """Return the layout of a parameter of so many dimensions that a product uses so; None if `Layout` has none."""
+    if use.convolution:
+        return Layout(0 in use.summed, use.groups)
+    if dimensions == 2 and len(use.summed) == 1:
+        return Layout(inputs_first=0 in use.summed)
+    if dimensions == 3 and use.summed == {2} and use.rows in ({1}, {0, 1}):
+        return Layout(stacked=True)
+    if dimensions == 3 and use.summed == {1} and use.rows == {2}:
+        return Layout(inputs_first=True, stacked=True)
+    return None
+
+
+def _unknown(model: nn.Module, name: str, *, called: bool) -> str:
+    """Return the message on a parameter whose layout is unknown."""
+    shape = tuple(named_parameters(model)[name].shape) if name in named_parameters(model) else ()
+    advice = f"leave it out (spare=[{name!r}]), or prune single weights (pattern='unstructured')"
+    if called:
+        return (
+            f"the layout of {name!r} {list(shape)} is unknown: the call with the example inputs has no product with it,"
+            f" or several that sum over other dimensions, so that no dimension has its inputs; {advice}"
+        )
+    return (
+        f"the layout of {name!r} {list(shape)} is unknown: no layer of torch's holds it, so that its class does not"
+        f" tell which dimension has its inputs; give example_inputs= to see it in a call, {advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +244,7 @@ def _dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | 
         return (0,), (1,)
     if isinstance(module, nn.Bilinear):
         return (0,), (1, 2)
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or type(module).__name__ == "Conv1D":
+    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
         return (1,), (0,)
     return None
 

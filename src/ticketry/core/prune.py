@@ -202,7 +202,8 @@ def prune(
             The mask is compiled, timed and corrected until that is met; `ticketry.cost.meet` does the same and tells
             what was measured. Goes with what flops goes with, cost and structure: see docs/budgets.md.
         bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
-        example_inputs: of a call; only flops, time and bytes need them.
+        example_inputs: of a call: flops, time and bytes need them, and a pattern of weights that no layer of torch's
+            holds, such as stacked experts: from the call is seen which dimension has their inputs.
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
         structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
             ``rows:16`` (of any size) is one granularity for all; ``none`` keeps the single weights with the most score
@@ -230,6 +231,7 @@ def prune(
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
         MaskError: if `within` does not fit the model, or keeps fewer weights than are asked for.
         ScopeError: see `ticketry.scope`.
+        StructureError: for a pattern, if it is unknown where a weight has its inputs: see `ticketry.structure.layouts`.
         CostError, EngineError, MissingExtraError: of time and bytes, see `ticketry.cost.model`.
 
     Examples:
@@ -294,8 +296,8 @@ def prune(
         )
         return METERS.get("engine")(request)
     _refuse_costs(cost, structure)
-    if example_inputs is not None:
-        raise UsageError("example_inputs are for flops, time and bytes: give one of these, or leave them out")
+    if example_inputs is not None and pattern.unstructured:
+        raise UsageError("example_inputs are for flops, time, bytes and patterns: give one of these, or leave them out")
     if density is None and sparsity is None and not pattern.m:
         raise UsageError(
             "give either density= (fraction kept) or sparsity= (fraction removed), or a budget in their place: flops=,"
@@ -320,7 +322,7 @@ def prune(
         )
     # A mask that has the density already, but for the rounding to whole weights, is one to go on from.
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
-    known = None if pattern.unstructured else layouts(model, scope)
+    known = None if pattern.unstructured else layouts(model, scope, example_inputs)
     least = max(check_at_least(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
     check_least_of(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -27,6 +28,9 @@ NORMS = (
     nn.LocalResponseNorm,
 )
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+_MANY = 0.01
+"""Share of the parameters from which on a warning tells of those that the scope does not know."""
 
 SHOWN = 20
 """Names in an error message."""
@@ -119,6 +123,9 @@ def scope(
         ScopeError: if a pattern matches nothing, nothing is left in scope, or a weight is computed in such a way that
             no parameter's zeros are its zeros.
 
+    Warns of stacked weights, as of a mixture of experts, that neither the default nor `include` takes in, unless
+    `spare` names them.
+
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
         >>> tk.scope(model).names
@@ -145,7 +152,35 @@ def scope(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
             " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
         )
+    _warn_of_experts(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def _warn_of_experts(
+    model: nn.Module, owners: Mapping[str, _Owner], taken: Collection[str], spared: Collection[str]
+) -> None:
+    """Warn of stacked matrices, such as those of a mixture of experts, that the scope leaves dense.
+
+    Those are parameters with three dimensions or more, none of a known layer, and 1 % of the model or more together.
+    """
+    known = (*_WEIGHTED, *NORMS, *EMBEDDINGS)
+    sizes = {
+        name: owner.parameter.numel()
+        for name, owner in owners.items()
+        if name not in taken
+        and name not in spared
+        and sum(size > 1 for size in owner.parameter.shape) > 2
+        and not any(isinstance(place.module, known) or is_transposed_linear(place.module) for place in owner.places)
+    }
+    total = sum(owner.parameter.numel() for owner in owners.values())
+    if total and sum(sizes.values()) >= _MANY * total:
+        shapes = ", ".join(f"{name} {list(owners[name].parameter.shape)}" for name in list(sizes)[:3])
+        warnings.warn(
+            f"{sum(sizes.values()) / total:.0%} of the parameters of {type(model).__name__} are out of scope: {shapes}"
+            f"{', …' if len(sizes) > 3 else ''}. Such stacked weights, as of a mixture of experts, are of no layer that"
+            " the scope knows, and stay dense: name them in include= to prune them, or in spare= to leave them out",
+            stacklevel=3,
+        )
 
 
 def scope_among(
@@ -260,6 +295,13 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
     return {name: everything[name] for name in shapes}
 
 
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Return whether a module is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
+    outputs, weight = getattr(module, "nf", None), module._parameters.get("weight")
+    named = type(module).__name__ == "Conv1D" and isinstance(outputs, int)
+    return named and (weight is None or tuple(weight.shape[1:]) == (outputs,))
+
+
 class _Place(NamedTuple):
     """Where a module holds a parameter, or a weight that is computed from it."""
 
@@ -295,7 +337,7 @@ class _Choices:
             return self.norms
         if isinstance(module, EMBEDDINGS):
             return self.embeddings
-        if not (isinstance(module, self.weighted) or type(module).__name__ == "Conv1D"):  # transformers' Conv1D
+        if not (isinstance(module, self.weighted) or is_transposed_linear(module)):
             return False
         is_bias = "bias" in local
         return self.biases if is_bias else dimensions >= 2

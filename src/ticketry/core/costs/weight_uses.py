@@ -46,7 +46,7 @@ def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_input
         if name is not None and isinstance(module, COUNTED):
             handles.append(module.register_forward_hook(partial(count, name)))
     try:
-        with _in_parts(), _Products(parameters, by_products):
+        with without_fused_layers(), _Products(parameters, by_products):
             call_in_evaluation(model, example_inputs)
     finally:
         for handle in handles:
@@ -56,7 +56,7 @@ def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_input
 
 
 @contextmanager
-def _in_parts() -> Iterator[None]:
+def without_fused_layers() -> Iterator[None]:
     """Without torch's one operation for a whole transformer layer, in which no product is seen."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -73,7 +73,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parameters: Mapping[str, Tensor], found: dict[str, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._found = found
-        places = sorted((_place(one), one.nbytes, name) for name, one in parameters.items())
+        places = sorted((place_of(one), one.nbytes, name) for name, one in parameters.items())
         self._places = [place for place in places if place[0]]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,14 +92,14 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _name(self, tensor: Any) -> str | None:
         """Of the parameter that a tensor is, or is a part of."""
-        if not isinstance(tensor, Tensor) or not (place := _place(tensor)):
+        if not isinstance(tensor, Tensor) or not (place := place_of(tensor)):
             return None
         before = bisect_right(self._places, place, key=itemgetter(0)) - 1
         begin, size, name = self._places[before] if before >= 0 else (0, 0, "")
         return name if place < begin + size else None
 
 
-def _place(tensor: Tensor) -> int:
+def place_of(tensor: Tensor) -> int:
     """Where in memory a tensor's numbers lie; 0 where that is not told."""
     try:
         return tensor.data_ptr()

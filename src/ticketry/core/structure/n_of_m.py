@@ -56,7 +56,8 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
     parameters = mask.parameters(model)
     known = first_names(model, parameters)
     of_layers = layer_weights_among(model, set(known.values()) - spared)
-    where, weights = layouts(model, mask), weights_in_use(model, parameters)
+    chosen = [name for name, one in parameters.items() if one.dim() > 1 and known[name] in of_layers]
+    where, weights = layouts(model, chosen), weights_in_use(model, parameters)
     found = {}
     for name, parameter in parameters.items():
         if known[name] in spared or parameter.dim() < 2:

@@ -23,7 +23,7 @@ from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mixed import Choice, worth_within
 from ticketry.core.costs.words import Unit
-from ticketry.core.layout import layouts
+from ticketry.core.layout import layouts, layouts_or_rows
 from ticketry.core.mask import Mask
 from ticketry.core.prune import budget_scores, structure_by_default
 from ticketry.core.scope import Scope
@@ -135,7 +135,7 @@ def _family(
         if tuple(scores[name].shape) != tuple(shape):
             raise CostError(f"scores of {name!r} have the shape {tuple(scores[name].shape)}, and it has {tuple(shape)}")
     seconds = timer.dense_profile.layers
-    return ScoredMasks(scores, seconds, layouts(timer.model, scope), tuple(amounts or SHARES))
+    return ScoredMasks(scores, seconds, layouts_or_rows(timer.model, scope), tuple(amounts or SHARES))
 
 
 def _aim(
@@ -282,7 +282,11 @@ def _tell_of_torch(costs: CostModel) -> None:
 def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Budget in the unit of the costs -> mask."""
     if request.in_blocks:
-        known, only = layouts(request.model, request.scope), only_of(request.structure)
+        only = only_of(request.structure)
+        if only == FINEST:
+            known = layouts_or_rows(request.model, request.scope)
+        else:
+            known = layouts(request.model, request.scope, request.example_inputs)
         choice = Choice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)
         return lambda budget: choice.within(budget).mask
     curves = costs.curves()

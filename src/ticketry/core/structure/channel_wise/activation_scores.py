@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
 from ticketry.core.layout import Roles, held_parameters
-from ticketry.core.scope import Scope, named_parameters, unwrapped
+from ticketry.core.scope import Scope, is_transposed_linear, named_parameters, unwrapped
 from ticketry.core.score import ScoreInputs
 from ticketry.core.score._measure import given, measuring, no_batch
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup
@@ -104,7 +104,7 @@ def _readable(module: nn.Module, local: str) -> bool:
     """Whether the module's input is what this weight of it is multiplied by."""
     if isinstance(module, nn.RNNBase):
         return local.startswith("weight_ih_l0")
-    return local == "weight" and (isinstance(module, (nn.Linear, _ConvNd)) or type(module).__name__ == "Conv1D")
+    return local == "weight" and (isinstance(module, (nn.Linear, _ConvNd)) or is_transposed_linear(module))
 
 
 class _Reader:

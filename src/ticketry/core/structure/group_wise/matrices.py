@@ -99,12 +99,13 @@ def matrix_views(
     parameters = mask.parameters(model)
     known = first_names(model, parameters)
     chosen = scope_among(model, known.values(), spare=spare, first_conv=first_conv, output=output)
-    known_layouts = layouts(model, parameters)
-    views = {
-        name: MatrixView(tuple(parameter.shape), known_layouts[name])
+    matrices = {
+        name: parameter
         for name, parameter in parameters.items()
         if parameter.dim() > 1 and parameter.numel() and known[name] in chosen
     }
+    known_layouts = layouts(model, matrices)
+    views = {name: MatrixView(tuple(one.shape), known_layouts[name]) for name, one in matrices.items()}
     if not views:
         more = "" if len(mask) <= SHOWN else ", …"
         raise ScopeError(

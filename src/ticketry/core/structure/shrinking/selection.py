@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import named_parameters, normal_name, unwrapped
+from ticketry.core.scope import is_transposed_linear, named_parameters, normal_name, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.shrinking.plan import Kept, ShrinkPlan, module_name, read_number
 
@@ -145,7 +145,7 @@ def _sizes(module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: 
         return {**sizes, "proj_size": shape("weight_hr_l0")[0]} if module.proj_size else sizes
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": shape("weight_ih")[1], "hidden_size": shape("weight_hh")[1]}
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear layer, transposed
+    if is_transposed_linear(module):
         return {"nx": shape("weight")[0], "nf": shape("weight")[1]}
     return counted
 
