@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.pattern import Pattern
-from ticketry.errors import MaskError, UsageError
+from ticketry.errors import MaskError, ScopeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from slow_blocks import at, blocks_of, places, row_and_column
@@ -157,6 +157,7 @@ class Conv1D(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.nf = outputs
         self.weight = nn.Parameter(torch.randn(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,7 +204,8 @@ def test_layouts_of_shared_and_unknown_parameters(build) -> None:
     found = layouts(model, ["encoder.weight", "decoder.weight", "lstm.weight_hh_l1"])
     assert set(found.values()) == {Layout()}
     assert layouts(nn.Embedding(5, 3), ["weight"]) == {"weight": Layout(inputs_first=True)}
-    assert layouts(model, ["somewhere else"]) == {"somewhere else": Layout()}
+    with pytest.raises(ScopeError, match="no parameter 'somewhere else'"):
+        layouts(model, ["somewhere else"])
     with pytest.raises(UsageError, match="no 2 groups"):
         Layout(groups=2).rows(torch.ones(3, 3))
 
