@@ -1,4 +1,8 @@
-"""Weights that a layer computes from other parameters: weight_norm, spectral_norm, orthogonal, and one's own.
+"""Weights that a layer computes from other parameters: by parametrisations, by hooks before its forward, by quantisers.
+
+A parametrisation is any of torch's (weight_norm, spectral_norm, orthogonal) or the user's own. Hooks are those of
+torch.nn.utils (the older weight_norm and spectral_norm, pruning) and the user's own where a layer has no parameter
+called weight. A quantiser is the `weight_fake_quant` of a layer of quantisation-aware training.
 
 A mask is of parameters. Where a layer's weight is computed, a mask of the parameter behind it removes the weight only
 if zeros pass through: each element that is 0 in the parameter is exactly 0 in the weight. This is tried, not looked up,
@@ -8,16 +12,20 @@ so that it is known of anybody's parametrisation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ticketry.core.devices.parts import is_spread
-from ticketry.errors import MaskError
+from ticketry.errors import MaskError, ScopeError
 from ticketry_engine.support.seeds import generator
 
 _TRIALS = 3
@@ -35,14 +43,29 @@ class ComputedWeight:
     local: str
     originals: tuple[nn.Parameter, ...]
     """What it is computed from, and a mask may be of."""
-    rule: parametrize.ParametrizationList | WeightNorm
+    rule: parametrize.ParametrizationList | WeightNorm | _Hooks | nn.Module
 
     @property
     def kind(self) -> str:
         """What computes it, for a message."""
         if isinstance(self.rule, WeightNorm):
             return "weight_norm"
-        return ", ".join(type(step).__name__.strip("_") for step in self.rule)
+        if isinstance(self.rule, _Hooks):
+            return self.rule.kind
+        if isinstance(self.rule, parametrize.ParametrizationList):
+            return ", ".join(type(step).__name__.strip("_") for step in self.rule)
+        return type(self.rule).__name__
+
+    @property
+    def advice(self) -> str:
+        """How the weight becomes a parameter, for a message."""
+        if isinstance(self.rule, parametrize.ParametrizationList):
+            return "make the weight a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+        if isinstance(self.rule, WeightNorm):
+            return "make the weight a parameter first (torch.nn.utils.remove_weight_norm)"
+        if isinstance(self.rule, _Hooks):
+            return f"make the weight a parameter first ({self.rule.removal})"
+        return "convert the model back to layers without fake quantisation first"
 
     @torch.no_grad()
     def value(self, given: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -94,6 +117,12 @@ class ComputedWeight:
         if isinstance(self.rule, WeightNorm):  # torch.nn.utils.weight_norm, which is older than parametrisations
             g, v = (tensor(original, place) for place, original in enumerate(self.originals))
             return torch._weight_norm(v, g, self.rule.dim)
+        if isinstance(self.rule, _Hooks):
+            given = {id(original): tensor(original, place) for place, original in enumerate(self.originals)}
+            return self.rule.run(self.module, self.local, given, draw)
+        if not isinstance(self.rule, parametrize.ParametrizationList):  # a quantiser, which counts as it runs
+            quantised: Tensor = copy.deepcopy(self.rule)(tensor(self.originals[0], 0))
+            return quantised
         rule = copy.deepcopy(self.rule)
         places = {id(original): place for place, original in enumerate(rule.parameters(recurse=False))}
         for parameter in rule.parameters():
@@ -115,10 +144,122 @@ def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
             originals = tuple(rule.parameters(recurse=False))
             if originals:  # and no computed buffer
                 yield ComputedWeight(module, local, originals, rule)
+    yield from _computed_by_hooks(module)
+    quantiser = module._modules.get("weight_fake_quant")
+    weight = module._parameters.get("weight")
+    if quantiser is not None and weight is not None:
+        yield ComputedWeight(module, "weight", (weight,), quantiser)
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """Hooks that run before a module's forward and compute weights, in their order."""
+
+    hooks: tuple[Callable[..., Any], ...]
+    kind: str
+    removal: str
+    """How the weight becomes a parameter."""
+    rounds: int = 1
+    """Runs after which a weight is what its parameters give: more where a hook reads what a later one computes."""
+
+    def run(self, module: nn.Module, local: str, given: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
+        """Return the attribute `local` of a copy of the module, with tensors in place of parameters (by id).
+
+        With `draw`, other parameters are random, and a pruned weight is whole.
+        """
+        twin = copy.copy(module)
+        buffers = {name: None if one is None else one.clone() for name, one in module._buffers.items()}
+        parameters = dict(module._parameters)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                other = parameter.detach() if draw is None else _random(parameter, draw)
+                parameters[name] = given.get(id(parameter), other)  # type: ignore[assignment]
+        if draw is not None:
+            masks = [f"{hook._tensor_name}_mask" for hook in self.hooks if isinstance(hook, BasePruningMethod)]
+            buffers |= {name: torch.ones_like(module._buffers[name]) for name in masks}  # type: ignore[arg-type]
+        twin.__dict__ |= {"_parameters": parameters, "_buffers": buffers}
+        for _ in range(self.rounds):
+            for hook in self.hooks:
+                hook(twin, ())
+        value: Tensor = getattr(twin, local)
+        return value.detach()
+
+
+def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the weights of a module that its hooks compute.
+
+    Raises:
+        ScopeError: if a hook of the user's own computes the weight of a layer in a way that cannot be followed.
+    """
+    sources: dict[str, tuple[str, ...]] = {}
+    known: list[Callable[..., Any]] = []
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            originals = tuple(getattr(module, f"{hook.name}_{part}") for part in ("g", "v"))
-            yield ComputedWeight(module, hook.name, originals, hook)
+            sources[hook.name] = f"{hook.name}_g", f"{hook.name}_v"
+        elif isinstance(hook, SpectralNorm):
+            sources[hook.name] = (f"{hook.name}_orig",)
+        elif isinstance(hook, BasePruningMethod):
+            sources[hook._tensor_name] = (f"{hook._tensor_name}_orig",)
+        else:
+            continue
+        known.append(hook)
+    if len(known) == 1 and isinstance(known[0], WeightNorm):
+        local = known[0].name
+        originals = tuple(getattr(module, name) for name in sources[local])
+        yield ComputedWeight(module, local, originals, known[0])
+        return
+    if not known:
+        yield from _computed_by_own_hooks(module)
+        return
+    chained = [name for names in sources.values() for name in names if name in sources]
+    kinds = dict.fromkeys(_KINDS[kind][0] for kind in _KINDS if any(isinstance(hook, kind) for hook in known))
+    removals = dict.fromkeys(_KINDS[kind][1] for kind in _KINDS if any(isinstance(hook, kind) for hook in known))
+    rule = _Hooks(tuple(known), ", ".join(kinds), ", ".join(removals), 1 + len(chained))
+    for local in sources:
+        if local not in chained:
+            yield ComputedWeight(module, local, tuple(_originals(module, local, sources)), rule)
+
+
+_KINDS: dict[type, tuple[str, str]] = {
+    WeightNorm: ("weight_norm", "torch.nn.utils.remove_weight_norm"),
+    SpectralNorm: ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
+    BasePruningMethod: ("torch.nn.utils.prune", "torch.nn.utils.prune.remove"),
+}
+"""Class of a hook -> its name in messages, and the function that takes it off."""
+
+
+def _originals(module: nn.Module, local: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[nn.Parameter]:
+    """Yield the parameters behind a weight, through weights that are computed themselves."""
+    for name in sources[local]:
+        if name in sources:
+            yield from _originals(module, name, sources)
+        elif (parameter := module._parameters.get(name)) is not None:
+            yield parameter
+
+
+def _computed_by_own_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the weight of a layer that has no parameter of that name, and hooks of the user's own."""
+    layer = isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.Bilinear)) and "weight" not in module._parameters
+    hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _with_keywords(module))
+    if not layer or not hooks or parametrize.is_parametrized(module, "weight"):
+        return
+    originals = tuple(one for name, one in module._parameters.items() if one is not None and name != "bias")
+    rule = _Hooks(hooks, "a forward pre-hook", "remove the hook")
+    computed = ComputedWeight(module, "weight", originals, rule)
+    try:
+        computed.value()
+    except Exception as error:
+        raise ScopeError(
+            f"a forward pre-hook computes the weight of a {type(module).__name__}, and it does not run without a call"
+            f" ({type(error).__name__}: {error}): make it a parametrisation"
+            " (torch.nn.utils.parametrize.register_parametrization)"
+        ) from error
+    yield computed
+
+
+def _with_keywords(module: nn.Module) -> Collection[int]:
+    """Return the keys of the hooks that take keyword arguments, which need a call."""
+    return tuple(getattr(module, "_forward_pre_hooks_with_kwargs", ()))
 
 
 def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -148,15 +289,13 @@ def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], ma
         if any(is_spread(computed.originals[place]) for place in masked):
             raise MaskError(
                 f"the mask of {' and '.join(map(repr, masked.values()))}: a weight that is computed by {computed.kind}"
-                " from parameters in parts on several devices (fully_shard) cannot be masked: make the weight a"
-                " parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+                f" from parameters in parts on several devices (fully_shard) cannot be masked: {computed.advice}"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
         if not computed.removes(removed):
             raise MaskError(
                 f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
-                f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): make the weight a"
-                " parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+                f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"
             )
         _require_numbers(computed, computed.masked(removed), f"the mask of {' and '.join(map(repr, masked.values()))}")
 
@@ -185,8 +324,8 @@ def _require_numbers(computed: ComputedWeight, given: Mapping[int, Tensor], what
         raise MaskError(
             f"{what} makes {len(rows)} of {len(computed.value())} rows of the weight computed from it no numbers (rows"
             f" {shown} of {computed.local!r} of {type(computed.module).__name__}, by {computed.kind}), as weight_norm"
-            " divides by the norm of a row that is removed altogether: keep one weight of each row, or make the weight"
-            " a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+            " divides by the norm of a row that is removed altogether: keep one weight of each row, or"
+            f" {computed.advice}"
         )
 
 

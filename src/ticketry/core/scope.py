@@ -148,9 +148,19 @@ def scope(
     taken -= _that_stand_for_none(model, owners, taken, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in taken}
     if not shapes:
+        if quantised := [name for name, module in model.named_modules() if is_quantised(module)]:
+            raise ScopeError(
+                f"{quantised[0]!r} of {type(model).__name__} is a quantised layer, whose weight is no parameter: prune"
+                " before the model is quantised"
+            )
         raise ScopeError(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
             " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
+        )
+    if wrong := [name for name in shapes if not _has_numbers(owners[name].parameter)]:
+        raise ScopeError(
+            f"{wrong[0]!r} of {type(model).__name__} holds {owners[wrong[0]].parameter.dtype}, as quantised weights do,"
+            " which cannot be pruned: prune before the model is quantised, or leave it out with spare="
         )
     _warn_of_experts(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
@@ -302,6 +312,15 @@ def is_transposed_linear(module: nn.Module) -> bool:
     return named and (weight is None or tuple(weight.shape[1:]) == (outputs,))
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Return whether a module is a layer of torch's with a quantised weight, which is no parameter."""
+    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
+def _has_numbers(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
 class _Place(NamedTuple):
     """Where a module holds a parameter, or a weight that is computed from it."""
 
@@ -379,6 +398,7 @@ def _that_stand_for_none(
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
     useless: set[str] = set()
     refused: list[str] = []
+    advice: dict[str, None] = {}
     for computed in computed_weights(model):
         candidates = {names[id(one)]: place for place, one in enumerate(computed.originals)}
         candidates = {name: place for name, place in candidates.items() if name in taken - included}
@@ -389,11 +409,11 @@ def _that_stand_for_none(
         useless |= candidates.keys() - {standing}
         if standing is None:
             refused.append(f"{computed.local!r} of {layers[id(computed.module)]!r} ({computed.kind})")
+            advice |= {computed.advice: None}
     if refused:
         raise ScopeError(
             f"no weight can be removed from {', '.join(refused)}: it is computed from parameters whose zeros are not"
-            " its zeros; leave such layers out (spare=), or make the weight a parameter first"
-            " (torch.nn.utils.parametrize.remove_parametrizations)"
+            f" its zeros; leave such layers out (spare=), or {'; '.join(advice)}"
         )
     return useless
 
