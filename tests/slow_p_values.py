@@ -41,6 +41,40 @@ def _spreads_more(values: list[float], least: float) -> bool:
     return variance > (Fraction(least) * (1 + Fraction(1, 10**9))) ** 2
 
 
+def slow_pooled(levels: Any, level: int, null: float, margin: float) -> tuple[float, float, tuple[float, float]]:
+    """p-values of H0: mean <= null and H0: mean >= null for one of several levels, and the 95 % interval.
+
+    Args:
+        levels: differences, a list for each level.
+    """
+    variances = []
+    for one in levels:
+        ordered = sorted(one)
+        middle = (ordered[(len(one) - 1) // 2] + ordered[len(one) // 2]) / 2
+        if abs(middle) < 5 * margin:
+            variances.append(_variance(one))
+    own = levels[level]
+    n, mean = len(own), sum(own) / len(own)
+    of_all = sum(variances) / len(variances) if variances else 0.0
+    sd = max(math.sqrt(_variance(own)), math.sqrt(of_all), 0.6 * margin)
+    freedom, error = max(1, min(3, len(variances))) * (n - 1), sd / math.sqrt(n)
+    sides = []
+    for sign in (1, -1):
+        found = [float(stats.t.sf(sign * (mean - null) / error, freedom))]
+        for step in range(26):
+            rate = 0.002 * step
+            short = sign * (mean - null) - rate * 5 * margin
+            found.append((1 - rate) ** n * float(stats.norm.sf(short / error)))
+        sides.append(max(found))
+    half = float(stats.t.isf(0.025, freedom)) * error
+    return sides[0], sides[1], (mean - half, mean + half)
+
+
+def _variance(values: Any) -> float:
+    mean = sum(values) / len(values)
+    return float(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
 def _cubic(statistic: float, skew: float, n: int) -> float:
     """((1 + skew * statistic / (3 root))^3 - 1) * root / skew, in fractions: of a skewness that is rounding alone, the
     difference from 1 would have no digit that is true.

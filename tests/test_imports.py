@@ -35,7 +35,7 @@ ALLOWED = {
     "search": LEAVES | {"lab", "tasks", "core", "records"},
     "evidence": LEAVES | {"lab", "tasks", "core", "records"},
     "records": LEAVES | {"core"},
-    "report": LEAVES | {"lab", "records"},
+    "report": LEAVES | {"lab", "records", "evidence"},
     "engine": LEAVES | {"core", "records"},
     "integrations": LEAVES | {"core", "engine"},
     # Above the rooms. Nothing imports the command line, and no room anything of these.

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,6 +17,9 @@ from ticketry.cli.listing import read_record, run_files
 from ticketry.cli.store import existing
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
+
+if TYPE_CHECKING:
+    from ticketry.lab.store.paths import Paths
 
 _NAMED = 8
 """Of how many runs a message tells the names."""
@@ -150,7 +153,7 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
     if not arguments.json:
         for run in runs:
             print("\n".join([run.name] if len(runs) > 1 else [*summary_lines(run), ""]))
-            print(f"{verdict_line(run)}\n")
+            print("\n".join([verdict_line(run), *(["", *lines] if (lines := _verdicts(run, paths)) else []), ""]))
         told = [("report", path), *(("figure", figure) for figure in figures), *(("export", file) for file in exported)]
         print("\n".join(f"{what}  {where}" for what, where in told))
     return {
@@ -161,6 +164,16 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
         "figures": [str(figure) for figure in figures],
         "exported": [str(file) for file in exported],
     }
+
+
+def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
+    """The verdicts of a run, and the verification that would decide what they leave undecided."""
+    from ticketry.evidence.judging.level_verdicts import with_current_verdicts
+    from ticketry.experiments.next_verification import next_lines
+    from ticketry.report import verdict_lines
+
+    shown = with_current_verdicts(run)
+    return [*verdict_lines(shown), *next_lines(shown, paths.run(run.name) / "run.toml")]
 
 
 def _figures(run: RunRecord, folder: Path) -> list[Path]:

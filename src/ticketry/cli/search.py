@@ -45,7 +45,7 @@ class _Common(Printing, LabOptions):
     """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
     target: str = ""
     """Of a task table:FILE: the column that is predicted."""
-    replicates: int = 3
+    replicates: int = 5
     """How many times, each with other seeds."""
     seed: int = 0
     """Of the first replicate; the next ones count up."""
@@ -330,7 +330,7 @@ def _help() -> str:
             "",
             "examples:",
             "  ticketry search iterative --task digits --rewind 3% --density 0.05",
-            "  ticketry search imp --task fashion-mnist --levels 14 --replicates 3 --recipe.length 10ep",
+            "  ticketry search imp --task fashion-mnist --levels 14 --recipe.length 10ep",
             "  ticketry search imp --task cifar10 --densities 0.5,0.2 --controls none --json",
             "  ticketry search imp --preset resnet-20-short --verify",
             "  ticketry search imp --task my_package.my_module:my_task --option width=64",

@@ -32,7 +32,8 @@ from ticketry.evidence.judging.interim_analyses import INTERIM as INTERIM
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses as InterimAnalyses
 from ticketry.evidence.judging.more_seeds import more_seeds
 from ticketry.evidence.judging.one_verdict import Verdict as Verdict
-from ticketry.evidence.judging.paired_comparisons import Comparison, check_budgets, compare
+from ticketry.evidence.judging.paired_comparisons import Comparison, check_budgets, compare, with_pooled_sd
+from ticketry.evidence.judging.pooled_tests import PooledSD
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.judging.verdict_words import assumptions_of, reasons_of
 from ticketry.records.network import DENSE
@@ -94,6 +95,32 @@ def verdict(
     rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
     _check_planned(len(ticket), interim)
     return _worded(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
+
+
+def level_verdict(
+    ticket: Sequence[float],
+    dense: Sequence[float],
+    controls: Mapping[str, Sequence[float]],
+    *,
+    pooled: Mapping[str, PooledSD],
+    claim: Claim,
+    margin: float,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
+    resolution: float | None = None,
+    steps: Mapping[str, Sequence[int]] | None = None,
+    parents: Sequence[Hashable] | None = None,
+    unit: str | None = None,
+) -> Verdict:
+    """Judge one level of a search by the tests of `judging.pooled_tests`. Arguments are those of `verdict`.
+
+    Args:
+        pooled: for the dense network and each control, the SD over the levels of the search.
+    """
+    check_budgets(steps or {})
+    floor = next(iter(pooled.values())).floor
+    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, floor, None, unit, pooled)
+    return _worded(_analysis(rules, ticket, {DENSE: dense, **controls}, parents), None)
 
 
 def decide_after(
@@ -175,7 +202,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_verdicts(verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses | None] | None = None) -> list[Verdict]:
+def holm_verdicts(
+    verdicts: Sequence[Verdict],
+    plans: Sequence[InterimAnalyses | None] | None = None,
+    family: int | None = None,
+) -> list[Verdict]:
     """The verdicts of one report, of several densities say, corrected for their number by `holm`.
 
     A false "yes" to one of the questions anywhere in the report is then as unlikely as in a single verdict; so is a
@@ -184,12 +215,14 @@ def holm_verdicts(verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses |
     Args:
         plans: of each verdict the interim analyses that it was made by, if it was: how many seeds more it takes
             depends on what of alpha these leave for the last.
+        family: the number of hypotheses to correct for, where it is larger than that of the verdicts.
     """
-    total = len(verdicts)
+    total = max(len(verdicts), family or 0)
+    padding = [1.0] * (total - len(verdicts))
     names = ("p", "p_as_good", "p_loses", "p_better", "p_not_better")
-    lists = [holm([getattr(one, name) for one in verdicts]) for name in names]
+    lists = [holm([*(getattr(one, name) for one in verdicts), *padding])[: len(verdicts)] for name in names]
     corrected = []
-    found = zip(verdicts, plans or [None] * total, zip(*lists, strict=True), strict=True)
+    found = zip(verdicts, plans or [None] * len(verdicts), zip(*lists, strict=True), strict=True)
     for one, plan, (p, as_good, loses, better, not_better) in found:
         made = replace(one, p_as_good=as_good, p_loses=loses, p_better=better, p_not_better=not_better)
         made = _worded(_answered(made, plan, p, total), plan, total)
@@ -215,6 +248,8 @@ class _Rules:
     least_spread: float | None
     interim: InterimAnalyses | None
     unit: str | None
+    pooled: Mapping[str, PooledSD] | None = None
+    """By network, the SD over the levels of a search; None for a verdict of a ticket alone."""
 
     @property
     def perhaps_fractions(self) -> bool:
@@ -226,7 +261,7 @@ class _Rules:
         check_settings(self.margin, self.confidence, self.resolution, self.least_spread)
 
     def compared(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
-        return compare(
+        found = compare(
             ticket,
             other,
             margin=self.margin,
@@ -236,6 +271,7 @@ class _Rules:
             least_spread=LEAST_SPREAD * self.margin if self.least_spread is None else self.least_spread,
             name=name,
         )
+        return found if self.pooled is None else with_pooled_sd(found, self.pooled[name], self.resolution)
 
 
 def _analysis(
@@ -252,8 +288,8 @@ def _analysis(
     if rules.perhaps_fractions and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
     _check_pairs(n, others)
-    own = _by_parent(ticket, parents)
-    compared = {name: rules.compared(own, _by_parent(values, parents), name) for name, values in others.items()}
+    own = by_parent(ticket, parents)
+    compared = {name: rules.compared(own, by_parent(values, parents), name) for name, values in others.items()}
     dense = compared.pop(DENSE)
     weight = 1.0 if rules.interim is None else rules.interim.alphas(1.0).get(n, 0.0)
     better = max((one.p_superior for one in compared.values()), default=1.0)
@@ -294,7 +330,7 @@ def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:
             )
 
 
-def _by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
+def by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
     """The mean of each parent's seeds, parents in the order of their first seed."""
     if parents is None:
         return values

@@ -61,7 +61,7 @@ class SearchRequest:
     task: Task
     settings: Any
     recipe: Recipe
-    replicates: int = 3
+    replicates: int = 5
     seeds: Seeds = field(default_factory=Seeds)
     controls: tuple[str, ...] = ()
     control_densities: tuple[float, ...] = ()
@@ -241,7 +241,7 @@ def request_of(
     settings: Any,
     *,
     model: str | None = None,
-    replicates: int = 3,
+    replicates: int = 5,
     controls: str | Iterable[str] = USUAL_CONTROLS,
     control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,

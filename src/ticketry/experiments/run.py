@@ -304,7 +304,7 @@ def run(
     task: str | Task = "digits",
     *,
     model: str | None = None,
-    replicates: int = 3,
+    replicates: int = 5,
     controls: str | Iterable[str] = USUAL_CONTROLS,
     control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,

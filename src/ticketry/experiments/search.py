@@ -14,7 +14,7 @@ from ticketry.errors import TicketryError
 from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
-from ticketry.evidence.judging.level_verdicts import with_verdicts
+from ticketry.evidence.judging.level_verdicts import with_current_verdicts, with_verdicts
 from ticketry.experiments.costs import kept_record, run_cost, with_costs
 from ticketry.experiments.points import OnPoint, Points
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told, warn_of_another
@@ -121,7 +121,7 @@ def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, mete
             write_sealed(folder / "run.json", as_json(kept))
         if not is_there(folder / "run.toml"):
             write_atomically(folder / "run.toml", kept.config.encode())
-        return kept  # nothing was done anew: what it cost, and when, is told by the record that is there
+        return with_current_verdicts(kept)  # costs and date are those of the earlier record
     if used := meter.used():
         record.told_cost.update(energy_kwh=used.kwh, energy_by=used.by)
     record = with_verdicts(record, lab.sizes(run.task)["test"])

@@ -209,5 +209,11 @@ class LevelVerdict(Judgement, frozen=True, kw_only=True):
     density: Density
     p_holm: Number | None = None
     """Corrected for the number of levels."""
+    rule: str = ""
+    """The tests: "pooled" (`evidence.judging.pooled_tests`); empty in records from before 2026-12, whose levels were
+    judged one by one. Such verdicts are computed again from the record's points when they are shown."""
+    probability: Number | None = None
+    """P(difference to dense > -margin): 1 minus the p-value that is not corrected for the number of levels; None for
+    fewer than three replicates."""
     beside: tuple[LongerDifference, ...] = ()
     """Networks with more training steps, that the verdict does not rest on."""

@@ -13,6 +13,7 @@ from ticketry.report.tables.terminal import (
     summary_lines,
     summary_table,
     verdict_line,
+    verdict_lines,
 )
 from ticketry.report.writing import write_report
 
@@ -32,6 +33,7 @@ __all__ = [
     "summary_table",
     "time_by_density_svg",
     "verdict_line",
+    "verdict_lines",
     "write_report",
 ]
 

@@ -13,10 +13,10 @@ from msgspec import structs
 
 from ticketry.errors import UsageError
 from ticketry.records.evidence import KINDS, EvidenceValues, StabilityRecord, VerifyRecord, read_evidence
-from ticketry.records.run import RunValues, read_run
+from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.records.verdict import Task
-from ticketry.report.tables.results import Results
+from ticketry.report.tables.results import Results, results_of
 from ticketry.report.wording import NONE, clean, shortened
 
 _LONGEST = 28
@@ -64,7 +64,7 @@ def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[Evid
         StoreError: if a record is malformed.
     """
     several = records if isinstance(records, Sequence) else [records]
-    runs = tuple(Results(read_run(record)) for record in several)
+    runs = tuple(results_of(record) for record in several)
     if not runs:
         raise UsageError("a report needs at least one run record")
     names = [results.run.name for results in runs]

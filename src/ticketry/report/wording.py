@@ -169,6 +169,17 @@ def short_p(p: float | None) -> str:
     return f"{p:.4f}" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
+def probability_text(probability: float | None) -> str:
+    """``0.93``, ``> 0.999``, ``< 0.001``; a dash where it is not known."""
+    if probability is None:
+        return NONE
+    if probability > 0.999:
+        return "> 0.999"
+    if probability < 0.001:
+        return "< 0.001"
+    return f"{probability:.3f}" if probability > 0.99 or probability < 0.01 else f"{probability:.2f}"
+
+
 def short_count(number: float) -> str:
     """At most three digits: 430, 4.3k, 64k, 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from scipy.stats import ttest_1samp
 
-from slow_p_values import slow_p
+from slow_p_values import slow_pooled
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.level_verdicts import default_margin, judge, with_verdicts
+from ticketry.evidence.judging.level_verdicts import (
+    default_margin,
+    judge,
+    with_current_verdicts,
+    with_verdicts,
+)
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point
-from ticketry.records.run import RunRecord
+from ticketry.records.run import RunRecord, read_run
+from ticketry.records.schema import as_json
 from ticketry.records.verdict import Task
 
 METRIC = Metric("accuracy", "%", True)
@@ -52,9 +58,9 @@ def row(level: int, role: str, replicate: int, value: float) -> Point:
 
 
 def claim_p(level: int) -> float:
-    to_dense = [t - d for t, d in zip(TICKETS[level], DENSE, strict=True)]
-    to_control = [t - c for t, c in zip(TICKETS[level], SHUFFLED[level], strict=True)]
-    return max(slow_p(to_dense, -0.5, 0.5)[0], slow_p(to_control, 0.0, 0.5)[0])
+    to_dense = [differences_of(one) for one in (1, 2, 3)]
+    to_control = [[t - c for t, c in zip(TICKETS[one], SHUFFLED[one], strict=True)] for one in (1, 2, 3)]
+    return max(slow_pooled(to_dense, level - 1, -0.5, 0.5)[0], slow_pooled(to_control, level - 1, 0.0, 0.5)[0])
 
 
 def test_p_values_are_the_slow_tests_and_holm_s() -> None:
@@ -73,7 +79,11 @@ def test_p_values_are_the_slow_tests_and_holm_s() -> None:
     assert [one.not_beaten for one in found] == [("shuffled",), (), ()]
     assert [one.density for one in found] == [0.5, 0.25, 0.125]
     assert found[1].difference == pytest.approx(sum(TICKETS[2]) / 10 - sum(DENSE) / 10)
-    assert found[1].interval == pytest.approx(ttest_1samp(differences_of(2), 0).confidence_interval(0.95))
+    to_dense = [differences_of(level) for level in (1, 2, 3)]
+    assert found[1].interval == pytest.approx(slow_pooled(to_dense, 1, -0.5, 0.5)[2])
+    shown = [1 - slow_pooled(to_dense, index, -0.5, 0.5)[0] for index in range(3)]
+    assert [one.probability for one in found] == pytest.approx(shown)
+    assert {one.rule for one in found} == {"pooled"}
 
 
 def differences_of(level: int) -> list[float]:
@@ -145,6 +155,27 @@ def test_one_replicate_is_undecided_and_says_how_many_more() -> None:
     assert [one.verdict for one in found] == ["undecided"] * 3
     assert all(one.more_seeds >= 2 for one in found)
     assert found[0].interval is None
+
+
+def test_verdicts_of_an_earlier_rule_are_computed_again_and_the_file_s_word_is_named() -> None:
+    made = told(rows())
+    assert with_current_verdicts(made) is made
+    old = [replace(one, rule="", probability=None, verdict="undecided") for one in made.verdicts]
+    stored = replace(made, verdicts=tuple(old))
+    shown = with_current_verdicts(read_run(json.loads(json.dumps(as_json(stored)))))
+    assert [one.verdict for one in shown.verdicts] == ["matches", "wins", "loses"]
+    for one, by_now in zip(shown.verdicts, made.verdicts, strict=True):
+        assert "the record stores 'undecided'" in one.reasons[-1]
+        assert replace(one, reasons=()) == replace(by_now, reasons=())
+    assert stored.verdicts == tuple(old)
+    same = replace(made, verdicts=tuple(replace(one, rule="") for one in made.verdicts))
+    assert with_current_verdicts(same).verdicts == made.verdicts
+
+
+def test_a_record_whose_networks_cannot_be_compared_keeps_its_stored_verdicts() -> None:
+    old = tuple(replace(one, rule="") for one in told(rows()).verdicts)
+    stored = replace(told(rows(budget=90)), verdicts=old)
+    assert with_current_verdicts(stored) is stored
 
 
 def test_the_default_margin() -> None:

@@ -16,7 +16,8 @@ from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.paired_comparisons import compare, seeds_needed
-from ticketry.experiments.reproduce.deciding import decide
+from ticketry.evidence.verdict import holm_verdicts
+from ticketry.experiments.reproduce.deciding import decide, family_sizes
 from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
 from ticketry.experiments.reproduce.planning import Block, in_turn, missing
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
@@ -362,3 +363,36 @@ def test_a_network_that_a_record_lacks_is_told() -> None:
 def test_what_is_not_analysed_waits() -> None:
     assert decide([STABLE], {}, {}, {})[0].n == 0
     assert list(missing(decide([STABLE], {}, {}, {}), {})) == [Block("one", 0, 0, 5)]
+
+
+def test_a_replication_keeps_the_family_size_of_the_claim_that_it_repeats() -> None:
+    """Of seven claims one is repeated, in a family of its own, and that once more: each against Holm by hand."""
+    claims = [replace(CLAIM, name=f"first {number}", family="first", plan=ONE_LOOK) for number in range(7)]
+    again = replace(CLAIM, name="again", family="second", again="first 3", plan=ONE_LOOK)
+    third = replace(CLAIM, name="third", family="third", again="again", plan=ONE_LOOK)
+    fresh = replace(CLAIM, name="fresh", family="second", plan=ONE_LOOK)
+    every = [*claims, again, third, fresh]
+    assert family_sizes(every) == [7] * 7 + [7, 7, 2]
+    records = {"one": [block(A)], "other": [block(B)]}
+    found = {one.claim.name: one.verdict for one in decide(every, records, {"one": 0.01, "other": 0.01})}
+    alone = compare(A, B, margin=0.5, resolution=0.01, least_spread=0.5).p_superior
+    assert 7 * alone < 1
+    for name, size in (("first 0", 7), ("again", 7), ("third", 7), ("fresh", 2)):
+        verdict = found[name]
+        assert verdict is not None
+        assert verdict.p_as_good == pytest.approx(size * alone)
+
+
+@pytest.mark.parametrize("family", [None, 1, 3, 8])
+def test_a_larger_family_is_holm_s_with_hypotheses_that_show_nothing(family: int | None) -> None:
+    p_values = [0.001, 0.02, 0.3]
+    made = [decided(CLAIM, [A], [B], ONE_LOOK).verdict] * 3
+    given = [
+        part(one, p=p, p_as_good=p, p_loses=p, p_better=p, p_not_better=p)
+        for one, p in zip(made, p_values, strict=True)
+    ]
+    by_hand, largest = [], 0.0
+    for rank, p in enumerate(p_values):
+        largest = max(largest, min(1.0, (max(3, family or 0) - rank) * p))
+        by_hand.append(largest)
+    assert [one.p_as_good for one in holm_verdicts(given, family=family)] == pytest.approx(by_hand)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ticketry.cli.screen.timing import show
 from ticketry.cli.screen.verification import told
-from ticketry.errors import TrustError
+from ticketry.experiments.next_verification import needs_trust, next_lines
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.experiments.run_file import read_run_file
 from ticketry.records.network import TICKET
 from ticketry.records.schema import as_json
 
@@ -27,7 +27,14 @@ def tell(run: Run, report: Path) -> None:
     """Its levels, verdict and costs, and where to go from here."""
     from rich.console import Console
 
-    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line
+    from ticketry.report import (
+        cost_lines,
+        moment_lines,
+        summary_lines,
+        summary_table,
+        verdict_line,
+        verdict_lines,
+    )
 
     console, record, folder = Console(), run.record, run.path
     if console.is_terminal:
@@ -35,6 +42,8 @@ def tell(run: Run, report: Path) -> None:
         console.print(verdict_line(record), markup=False, highlight=False)
     else:  # rich would cut the table to 80 columns
         print("\n".join([*summary_lines(record), "", verdict_line(record)]))
+    if verdicts := verdict_lines(record):
+        print("\n".join(["", *verdicts]))
     if costs := cost_lines(record):
         print("\n".join(["", *costs]))
     tickets, where = _tickets(run)
@@ -46,6 +55,7 @@ def tell(run: Run, report: Path) -> None:
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
         f"again    {_again(folder / 'run.toml', record)}",
+        *next_lines(record, folder / "run.toml"),
         f"next     ticketry list tickets{_beside(record.store)}" + (", or in Python:" if tickets else ""),
         *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
     ]
@@ -93,13 +103,5 @@ def _again(file: Path, record: RunRecord) -> str:
         if word and name not in said and word != left_out.get(name)
     )
     place, named = shlex.quote(record.store), shlex.quote(str(file))
-    return f"ticketry search --config {named} --store {place}{chosen}{_trust(file, record.store)}"
-
-
-def _trust(file: Path, store: str) -> str:
-    """What has to be said beside a run file that names more than what is built in."""
-    try:
-        check_trust(read_run_file(file), (), of=str(file), store=store)
-    except TrustError:
-        return " --trust"
-    return ""
+    trust = " --trust" if needs_trust(file, record.store) else ""
+    return f"ticketry search --config {named} --store {place}{chosen}{trust}"

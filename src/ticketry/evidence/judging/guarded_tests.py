@@ -119,9 +119,22 @@ def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0
     """
     import numpy as np
 
+    return unseen_collapse_of(distance, n, UNSEEN_FALL * least_spread, np.maximum(ordered, least_spread))
+
+
+def unseen_collapse_of(distance: Any, n: int, fall: float, spread: Any) -> Any:
+    """Return the p-value of `unseen_collapse` for a fall and a standard deviation of the other seeds.
+
+    Args:
+        distance: of the observed mean from the null hypothesis, in the direction of the claim.
+        fall: how far a collapsed seed lies below the others.
+        spread: the standard deviation of the others.
+    """
+    import numpy as np
+
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
-    short = np.asarray(distance)[..., None] - rates * UNSEEN_FALL * least_spread
-    error = np.maximum(ordered, least_spread)[..., None] / sqrt(n)
+    short = np.asarray(distance)[..., None] - rates * fall
+    error = np.asarray(spread)[..., None] / sqrt(n)
     return ((1 - rates) ** n * special().ndtr(-short / error)).max(axis=-1)
 
 
@@ -129,11 +142,18 @@ def collapse_edge(n: int, alpha: float, least_spread: float, ordered: Any = 0.0)
     """The distance at which `unseen_collapse` is alpha: a mean must be so far from the null hypothesis."""
     import numpy as np
 
+    return edge_of_collapse(n, alpha, UNSEEN_FALL * least_spread, np.maximum(ordered, least_spread))
+
+
+def edge_of_collapse(n: int, alpha: float, fall: float, spread: Any) -> Any:
+    """Return the distance at which `unseen_collapse_of` is alpha."""
+    import numpy as np
+
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     unseen = (1 - rates) ** n
     rates, below = rates[alpha < unseen], special().ndtri(alpha / unseen[alpha < unseen])
-    error = np.maximum(ordered, least_spread)[..., None] / sqrt(n)
-    return (rates * UNSEEN_FALL * least_spread - below * error).max(axis=-1)
+    error = np.asarray(spread)[..., None] / sqrt(n)
+    return (rates * fall - below * error).max(axis=-1)
 
 
 def hall(statistic: Any, skew: Any, n: int) -> Any:

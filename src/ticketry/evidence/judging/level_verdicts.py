@@ -18,8 +18,10 @@ from msgspec import convert, structs
 
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER
+from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS
 from ticketry.evidence.judging.paired_comparisons import Comparison, compare
-from ticketry.evidence.verdict import Verdict, holm_verdicts, verdict
+from ticketry.evidence.judging.pooled_tests import RULE, pool
+from ticketry.evidence.verdict import Verdict, by_parent, holm_verdicts, level_verdict
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
@@ -44,9 +46,9 @@ def default_margin(unit: str, dense: Sequence[float]) -> float:
     return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
-def resolution(unit: str, examples: int) -> float | None:
-    """The smallest step of a metric in % over so many test examples; None for others, where it is not known."""
-    return 100 / examples if unit == "%" else None
+def resolution(unit: str, examples: int | None) -> float | None:
+    """The smallest step of a metric in % over so many test examples; None where it is not known."""
+    return 100 / examples if unit == "%" and examples else None
 
 
 def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
@@ -55,6 +57,10 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
     Of a run that ended before all was found only levels that every replicate has reached are judged: of the others
     those replicates are missing whose tickets were the hardest to find.
     """
+    return _judged(record, examples)
+
+
+def _judged(record: RunRecord, examples: int | None) -> RunRecord:
     bounded = bool(record.settings.get("budget"))
     try:
         points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
@@ -80,10 +86,33 @@ def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
     return found
 
 
+def with_current_verdicts(record: RunRecord) -> RunRecord:
+    """The record as it is shown: verdicts that another rule made are computed again from the record's values.
+
+    A level whose stored word differs says so among its reasons. The record's file stays as it is.
+    """
+    if not record.verdicts or all(one.rule == RULE for one in record.verdicts):
+        return record
+    stored = {one.level: one for one in record.verdicts}
+    found = _judged(record, None)
+    if found.verdict_error:
+        return record
+    verdicts = [_told_beside(one, stored.get(one.level)) for one in found.verdicts]
+    return structs.replace(found, verdicts=tuple(verdicts))
+
+
+def _told_beside(one: LevelVerdict, stored: LevelVerdict | None) -> LevelVerdict:
+    """The verdict with the word that the record stores for its level, if that is another."""
+    if stored is None or stored.verdict == one.verdict:
+        return one
+    why = f"the record stores {stored.verdict!r}, by the rule of an earlier version, which did not pool levels"
+    return structs.replace(one, reasons=(*one.reasons, why))
+
+
 def judge(
     points: Sequence[Point],
     metric: Metric,
-    examples: int,
+    examples: int | None,
     *,
     claim: Claim | None = None,
     margin: float | None = None,
@@ -94,7 +123,7 @@ def judge(
 
     Args:
         points: of a run's record.
-        examples: of the test split.
+        examples: of the test split; None where a record of an older version does not tell.
         claim: by default "wins" for levels that have controls, else "matches".
         margin: see `default_margin`.
         uneven: roles that have other steps than the tickets by design.
@@ -123,22 +152,35 @@ def judge(
         raise UsageError("there are no networks to judge")
     dense = row(0, "dense")
     margin = default_margin(metric.unit, values(dense)) if margin is None else margin
+    parents = _parents(dense)
+
+    def differences_to(role: str) -> list[Sequence[float]]:
+        """The tickets minus this network, for each level that has it."""
+        at = [level for level in levels if role == DENSE or (level, role) in present]
+        pairs = [(values(row(level, "ticket")), values(dense if role == DENSE else row(level, role))) for level in at]
+        return [
+            by_parent([metric.sign * (one - two) for one, two in zip(own, others, strict=True)], parents)
+            for own, others in pairs
+        ]
+
+    pooled = {role: pool(differences_to(role), margin) for role in (DENSE, *roles)}
     made: list[Verdict] = []
     for level in levels:
         rivals = [role for role in roles if (level, role) in present]
         rows = {role: row(level, role) for role in ("ticket", *rivals)}
         made.append(
-            verdict(
+            level_verdict(
                 values(rows["ticket"]),
                 values(dense),
                 {role: values(rows[role]) for role in rivals},
+                pooled=pooled,
                 claim=claim or ("wins" if rivals else "matches"),
                 margin=margin,
                 confidence=confidence,
                 higher_is_better=metric.higher_is_better,
                 resolution=resolution(metric.unit, examples),
                 steps=_budgets({role: of for role, of in {DENSE: dense, **rows}.items() if role not in uneven}),
-                parents=_parents(dense),
+                parents=parents,
                 unit=metric.unit,
             )
         )
@@ -165,6 +207,8 @@ def judge(
             density=density,
             **{**judgement(one), "p": raw.p},
             p_holm=one.p,
+            rule=RULE,
+            probability=1 - raw.dense.p_noninferior if raw.groups >= LEAST_SEEDS else None,
             beside=tuple(beside(level, role) for role in longer if (level, role) in present),
         )
         for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)

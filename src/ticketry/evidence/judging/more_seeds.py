@@ -7,6 +7,7 @@ from math import inf
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.one_verdict import Verdict
 from ticketry.evidence.judging.paired_comparisons import Comparison, seeds_needed
+from ticketry.evidence.judging.pooled_tests import replicates_needed
 
 ASSUMED_SPREAD = 0.8
 """Standard deviation of paired differences, in margins, where no spread is known: 0.4 points at a margin of 0.5, as
@@ -28,7 +29,7 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
         spread = (one.spread or 0.0) if spread is None else spread
         seeds = inf
         for at, share in ahead.items():
-            found = seeds_needed(distance, spread, alpha * part * share, least_spread=one.least_spread)
+            found = _needed(one, distance, spread, alpha * part * share)
             seeds = inf if found is None else round(found * each)
             if seeds <= at:
                 return at
@@ -44,6 +45,13 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
             parts.append(min(max(needed(one, one.mean) for one in rivals), refuted))
         enough = min(max(parts), worse if open_still else inf)
     return None if enough == inf else max(1, int(enough) - made.n)
+
+
+def _needed(one: Comparison, distance: float, spread: float, alpha: float) -> int | None:
+    """Seeds that a test at `alpha` needs; None if more than `MOST_SEEDS`."""
+    if one.pooled is None:
+        return seeds_needed(distance, spread, alpha, least_spread=one.least_spread)
+    return replicates_needed(distance, max(spread, one.pooled.floor), alpha, one.pooled)
 
 
 def _ahead(n: int, interim: InterimAnalyses | None) -> dict[int, float]:

@@ -20,6 +20,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
 from ticketry.evidence.judging.distributions import special
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, ROUNDING, collapse_edge, guarded
+from ticketry.evidence.judging.pooled_tests import PooledSD, pooled_p_values
 from ticketry.evidence.judging.power import SIMULATED, guarded_power
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.records.network import DENSE
@@ -58,6 +59,8 @@ class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     """By seed."""
     name: str = ""
     """Of the other network, in words."""
+    pooled: PooledSD | None = None
+    """The SD over the levels of the search; None for a comparison that was tested alone."""
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
@@ -139,6 +142,33 @@ def compare(
         p_superior=float(p_superior),
         p_inferior=float(p_inferior),
         p_worse=float(p_worse),
+    )
+
+
+def with_pooled_sd(one: Comparison, pooled: PooledSD, resolution: float | None) -> Comparison:
+    """Return the comparison with interval and p-values by the tests for the levels of a search (`pooled_tests`).
+
+    Args:
+        one: made by `compare`.
+        pooled: the SD over the levels of the search.
+        resolution: the metric's smallest step, see `compare`.
+    """
+    if one.sd is None:
+        return replace(one, pooled=pooled)
+    spread = max(one.sd, pooled.sd, pooled.floor, resolution or 0.0)
+    p_noninferior, p_inferior = pooled_p_values(one.mean + one.margin, spread, one.n, pooled)
+    p_superior, p_worse = pooled_p_values(one.mean, spread, one.n, pooled)
+    half = _half_width(spread, one.n, one.confidence, pooled.freedom(one.n))
+    return replace(
+        one,
+        pooled=pooled,
+        spread=spread,
+        low=one.mean - half,
+        high=one.mean + half,
+        p_noninferior=p_noninferior,
+        p_superior=p_superior,
+        p_inferior=p_inferior,
+        p_worse=p_worse,
     )
 
 
@@ -256,5 +286,6 @@ def _spread(
     return 0.0, f"{equal} (do the seeds take effect?): no interval; tested as if they spread by {least_spread:g}"
 
 
-def _half_width(spread: float, n: int, confidence: float) -> float:
-    return -float(special().stdtrit(n - 1, (1 - confidence) / 2)) * spread / sqrt(n)
+def _half_width(spread: float, n: int, confidence: float, freedom: int | None = None) -> float:
+    quantile = float(special().stdtrit(n - 1 if freedom is None else freedom, (1 - confidence) / 2))
+    return -quantile * spread / sqrt(n)

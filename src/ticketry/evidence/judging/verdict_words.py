@@ -9,6 +9,7 @@ from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.more_seeds import ASSUMED_SPREAD
 from ticketry.evidence.judging.one_verdict import Verdict
 from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, Comparison
+from ticketry.evidence.judging.pooled_tests import LOST, PooledSD
 from ticketry.records.display import answers_text, number_text
 from ticketry.records.network import DENSE
 
@@ -48,16 +49,30 @@ def assumptions_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str,
     """What the p-values rest on, and the rate of collapse that the seeds do not exclude."""
     least = made.dense.least_spread or 0.0
     own = "seeds share no randomness" if made.groups == made.n else f"{_parents(made.groups)} share no randomness"
+    pooled = made.dense.pooled
     lines = [
         own,
         f"the spread of seeds is not believed to be below {least:g}",
-        f"up to {100 * UNSEEN_RATE:g} % of seeds may fall {UNSEEN_FALL * least:g} short of the others without having"
-        " been seen",
+        f"up to {100 * UNSEEN_RATE:g} % of seeds may fall {pooled.fall if pooled else UNSEEN_FALL * least:g} short of"
+        " the others without having been seen",
     ]
+    if pooled is not None:
+        lines.append(_pooled(made, pooled))
     if found := made.dense.diagnosis:
         seen = f"{len(found.low)} of {made.groups}" if found.low else f"none of {made.groups}"
         lines.append(f"{seen} collapsed: a rate of up to {100 * found.collapse_rate:.0f} % is not excluded (at 95 %)")
     return (*lines, *([_SETTLED] if interim is None else []))
+
+
+def _pooled(made: Verdict, pooled: PooledSD) -> str:
+    """The standard deviation that the level was tested with."""
+    levels = f"{pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search"
+    used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
+    return (
+        f"the standard deviation is the largest of the level's own and the pooled one of {levels}{used}, with"
+        f" {pooled.freedom(made.groups)} degrees of freedom; levels whose median is more than {LOST * pooled.margin:g}"
+        " from the other network's are not pooled"
+    )
 
 
 def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:

@@ -3,12 +3,13 @@
 "A minus B is above x" is the question of `evidence.verdict` whether a network is as good as another but for a margin m,
 asked of A and of B + x + m: answered yes where A - B is shown to be above x (confirmed), and no where it is shown to be
 below (refuted). Every claim is judged at the planned numbers of replicates alone; claims of a family are corrected
-together by Holm.
+together by Holm; a replication keeps the family size of the claim that it repeats.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -114,14 +115,35 @@ def decide(
         stable: of each run with stability the same blocks' analyses.
     """
     made = [_judged(claim, records, resolution, stable or {}) for claim in claims]
+    sizes = family_sizes(claims)
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
         judged = [made[index].verdict or _nothing(made[index].claim) for index in members]
         plans = [made[index].claim.plan for index in members]
-        for index, verdict in zip(members, holm_verdicts(judged, plans), strict=True):
+        by_size = {sizes[index]: holm_verdicts(judged, plans, family=sizes[index]) for index in members}
+        for place, index in enumerate(members):
             one = made[index]
-            made[index] = dataclasses.replace(one, verdict=verdict if one.verdict is not None else None)
+            verdict = by_size[sizes[index]][place] if one.verdict is not None else None
+            made[index] = dataclasses.replace(one, verdict=verdict)
     return made
+
+
+def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
+    """Return, for each claim, the number of hypotheses that it is corrected for.
+
+    This is the size of its family. A replication keeps at least the family size of the claim that it repeats: which
+    claims are repeated is chosen by their results, and a small family of them would be easier to pass.
+    """
+    members = Counter(claim.family for claim in claims)
+    named = {claim.name: claim for claim in claims}
+    sizes = []
+    for claim in claims:
+        size, one = members[claim.family], claim
+        while one.again in named:
+            one = named[one.again]
+            size = max(size, members[one.family])
+        sizes.append(size)
+    return sizes
 
 
 def _judged(

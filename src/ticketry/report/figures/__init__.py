@@ -8,7 +8,7 @@ from functools import partial
 
 from ticketry.errors import MissingExtraError
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
-from ticketry.records.run import RunValues, read_run
+from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME, told_measures
@@ -16,7 +16,7 @@ from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_d
 from ticketry.report.tables.evidence import quantities
 from ticketry.report.tables.masks import drawn_level, pictures
 from ticketry.report.tables.measured_time import Panel
-from ticketry.report.tables.results import Results, layer_profiles
+from ticketry.report.tables.results import Results, layer_profiles, results_of
 from ticketry.report.tables.search_progress import chains, watched
 
 try:
@@ -148,14 +148,14 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
     Raises:
         StoreError: if the record is malformed.
     """
-    makers = run_figures(Results(read_run(record)))
+    makers = run_figures(results_of(record))
     with drawing():
         return {name: svg.to_svg(make(False), name.replace("-", " ")) for name, make in makers.items()}
 
 
 def figure_png(record: RunValues, name: str) -> bytes | None:
     """One of `figure_svgs` as the bytes of a PNG; None where the run has nothing for it."""
-    make = run_figures(Results(read_run(record))).get(name)
+    make = run_figures(results_of(record)).get(name)
     if make is None:
         return None
     with drawing():

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, LayerDensity, Point
-from ticketry.records.run import RunRecord
+from ticketry.records.run import RunRecord, RunValues, read_run
 
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
@@ -138,6 +138,17 @@ class Results:
     def any_at(self, level: int) -> Group:
         """The tickets of a level, or where there are none yet, the first control: for the level's density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
+
+
+def results_of(record: RunValues) -> Results:
+    """Read a run record for display, with verdicts by the rule of this version (`with_current_verdicts`).
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    from ticketry.evidence.judging.level_verdicts import with_current_verdicts
+
+    return Results(with_current_verdicts(read_run(record)))
 
 
 def summarise(values: Iterable[float]) -> Summary:

@@ -267,7 +267,7 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
             "not_beaten": "; ".join(one.not_beaten),
             **_told(one, "claim margin confidence n difference"),
             **_ends("low high", one.interval),
-            **_told(one, "p p_holm p_as_good p_better more_seeds"),
+            **_told(one, "probability p p_holm p_as_good p_better more_seeds rule"),
             "reasons": "; ".join(one.reasons),
         }
         for results in runs

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, ratio
 from ticketry.records.run import RunValues, read_run
+from ticketry.records.verdict import LevelVerdict
 from ticketry.report.tables.cost_of_call import asked_measure, cost_of
 from ticketry.report.tables.observation import observe
-from ticketry.report.tables.results import Group, Results
-from ticketry.report.wording import NONE, Style, aligned, clean, metric_label, percent, summary_label
+from ticketry.report.tables.results import Group, Results, results_of
+from ticketry.report.wording import (
+    NONE,
+    Style,
+    aligned,
+    clean,
+    metric_label,
+    percent,
+    probability_text,
+    summary_label,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +33,7 @@ def verdict_line(record: RunValues) -> str:
     Raises:
         StoreError: if the record is malformed.
     """
-    return observe(Results(read_run(record))).text
+    return observe(results_of(record)).text
 
 
 def summary_lines(record: RunValues) -> list[str]:
@@ -42,7 +52,7 @@ def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
     Raises:
         StoreError: if the record is malformed.
     """
-    results = Results(read_run(record))
+    results = results_of(record)
     return _title(results), *_cells(results)
 
 
@@ -59,7 +69,7 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text  # as Text, no cell is read as rich's markup
 
-    results = Results(read_run(record))
+    results = results_of(record)
     header, rows = _cells(results)
     # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one that tells
     # what is left: of a budget the share of what it is of.
@@ -90,6 +100,40 @@ def _fitting(
         at = header.index(name)
         header, *rows = [[*row[:at], *row[at + 1 :]] for row in (header, *rows)]
     return header, rows, [name for name in every if name not in header]
+
+
+def verdict_lines(record: RunValues) -> list[str]:
+    """Return a plain-text table of the verdicts, one line for each level; empty without verdicts.
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    results = results_of(record)
+    verdicts = results.run.verdicts
+    if not verdicts:
+        return []
+    style, first = Style.of(results), verdicts[0]
+    head = (
+        *("level", "weights remaining", "verdict", "minus dense", f"{percent(first.confidence, 0)} % interval"),
+        *(f"P(> {style.number(-first.margin)})", "replicates needed"),
+    )
+    table = [
+        (
+            *(str(one.level), f"{percent(one.density)} %", one.verdict),
+            *(style.number(one.difference, sign=True), style.interval(one.interval)),
+            *(probability_text(one.probability), _replicates_needed(one)),
+        )
+        for one in verdicts
+    ]
+    title = f"verdicts, corrected for {len(verdicts)} level{'s' if len(verdicts) > 1 else ''}"
+    return [title, *aligned([head, *table], str.rjust)]
+
+
+def _replicates_needed(one: LevelVerdict) -> str:
+    """How many replicates would decide the level in all; a dash where it is decided."""
+    if one.decided:
+        return NONE
+    return "too many" if one.more_seeds is None else f"about {one.n + one.more_seeds}"
 
 
 def moment_lines(record: RunValues) -> list[str]:

@@ -27,7 +27,17 @@ from ticketry.report.html.blocks import (
 from ticketry.report.tables.evidence import network_name, seed_style
 from ticketry.report.tables.results import Results, summarise
 from ticketry.report.tables.rows import seed_rows, verify_rows
-from ticketry.report.wording import NONE, Style, metric_label, p_value, percent, points, role_name, short_p
+from ticketry.report.wording import (
+    NONE,
+    Style,
+    metric_label,
+    p_value,
+    percent,
+    points,
+    probability_text,
+    role_name,
+    short_p,
+)
 
 
 def seeds_text(judged: Judgement) -> str:
@@ -61,11 +71,13 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
         *(("as good as dense", "better than every control") if _answered(run.verdicts) else ()),
         minus("dense") if less else "tickets minus dense",
         f"{percent(most.confidence, 0)} % interval",
+        *([f"P(difference > {style.number(-most.margin)})"] if _probable(run.verdicts) else []),
         *(minus(role_name(role)) for role in controls),
         *(f"{minus(role_name(role))} (shown only)" for role in longer),
         *("n", "p", "p, Holm", "likely more seeds"),
     ]
-    rows = [_verdict_row(style, one, [*controls, *longer], _answered(run.verdicts)) for one in run.verdicts]
+    columns = _answered(run.verdicts), _probable(run.verdicts)
+    rows = [_verdict_row(style, one, [*controls, *longer], *columns) for one in run.verdicts]
     reasons = [
         (f"level {one.level}, {percent(one.density)} %", "; ".join(one.reasons), one.verdict)
         for one in run.verdicts
@@ -94,6 +106,11 @@ def _answered(verdicts: Sequence[LevelVerdict]) -> bool:
     return any(one.as_good_as_dense is not None for one in verdicts)
 
 
+def _probable(verdicts: Sequence[LevelVerdict]) -> bool:
+    """Whether any level has a probability, which verdicts by an earlier rule and single replicates do not have."""
+    return any(one.probability is not None for one in verdicts)
+
+
 def _better(judged: Judgement) -> str:
     """Better than every control, and if not, which are not beaten."""
     if judged.better_than_controls is None or len(judged.comparisons) < 2:
@@ -102,7 +119,7 @@ def _better(judged: Judgement) -> str:
     return f"{judged.better_than_controls}: {names}" if names else judged.better_than_controls
 
 
-def _verdict_row(style: Style, one: LevelVerdict, others: list[str], answered: bool) -> Row:
+def _verdict_row(style: Style, one: LevelVerdict, others: list[str], answered: bool, probable: bool) -> Row:
     means = {each.role: style.number(each.mean, sign=True) for each in (*one.comparisons, *one.beside)}
     cells: list[Cell | str] = [
         percent(one.density),
@@ -110,6 +127,7 @@ def _verdict_row(style: Style, one: LevelVerdict, others: list[str], answered: b
         *((one.as_good_as_dense or NONE, Cell(_better(one), "note")) if answered else ()),
         style.number(one.difference, sign=True),
         style.interval(one.interval),
+        *([probability_text(one.probability)] if probable else []),
         *(means.get(role, NONE) for role in others),
         *(str(one.n), short_p(one.p), short_p(one.p_holm), seeds_text(one)),
     ]
@@ -127,6 +145,7 @@ def _verdicts_caption(results: Results, most: LevelVerdict) -> str:
         f"verdict rests on p after Holm's correction for the {len(results.run.verdicts)} levels. It wins where it is "
         "as good as dense (worse by less than the margin) and better than every control, matches where it is as good "
         "as dense, and loses where it is shown not to be. "
+        f"{_tests_of(most)}"
         f"It is about {most.claims_of}, the search with its settings at that density: what its next ticket will do."
     )
     if results.run.settings.get("budget"):
@@ -134,6 +153,16 @@ def _verdicts_caption(results: Results, most: LevelVerdict) -> str:
     if most.beside:
         text += " Shown only: networks trained for as long as the whole search, that no verdict rests on."
     return text
+
+
+def _tests_of(most: LevelVerdict) -> str:
+    """What the verdicts' standard deviations come from; empty for verdicts by an earlier rule."""
+    if not most.rule:
+        return "These verdicts were made by an earlier version, which did not pool levels. "
+    return (
+        "Each level is tested with its own standard deviation or the one pooled over the search's levels, whichever is "
+        "larger; intervals and probabilities are of these tests, before Holm's correction. "
+    )
 
 
 # -- of one ticket, or of a repeated search ----------------------------------------------------------------------------
