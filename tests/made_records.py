@@ -188,6 +188,8 @@ def with_verdicts(record: dict[str, Any]) -> dict[str, Any]:
             "interval": None if level == levels[-1] else [0.11 - 0.02 * level, 0.51 - 0.02 * level],
             "p": 0.0004 * level,
             "p_holm": 0.002 * level,
+            "rule": "pooled",
+            "probability": 1 - 0.0001 * level,
             "more_seeds": None if level == levels[-1] else 4,
             "reasons": [f"the difference to dense is {0.31 - 0.02 * level:.2f}", "all controls are worse"],
             "comparisons": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import struct
 from xml.etree import ElementTree
 
@@ -37,7 +38,8 @@ def test_all_files_are_there_and_named(exported):
     }
     tables = {"points", "summary", "rounds", "verdicts", "verify", "seeds", "stability", "barriers"}
     tables |= {"engines", "time-by-density"}
-    names = {f"{name}.{kind}" for name in figures for kind in ("svg", "png")} | {f"{name}.csv" for name in tables}
+    names = {f"{name}.{kind}" for name in figures for kind in ("svg", "png", "pdf")}
+    names |= {f"{name}.csv" for name in tables} | {"results.tex", "verdicts.tex"}
     assert {path.name for path in files} == names
 
 
@@ -45,6 +47,11 @@ def test_figures_are_whole(exported):
     for path in exported[1]:
         if path.suffix == ".svg":
             assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        if path.suffix == ".pdf":
+            data = path.read_bytes()
+            assert data.startswith(b"%PDF-")
+            assert data.rstrip().endswith(b"%%EOF")
+            assert b"CreationDate" not in data
         if path.suffix == ".png":
             data = path.read_bytes()
             assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -82,6 +89,56 @@ def test_verdicts_read_back(exported, full_record):
         assert (int(row["level"]), row["verdict"]) == (one["level"], one["verdict"])
         assert (float(row["difference"]), float(row["p_holm"])) == (one["difference"], one["p_holm"])
         assert [row["low"], row["high"]] == ([str(end) for end in one["interval"]] if one["interval"] else ["", ""])
+
+
+def tabulars(text):
+    """The tables of a LaTeX file as rows of plain cells, by a reader that knows booktabs and the escapes used here."""
+    plain = {r"\%": "%", r"\_": "_", r"\&": "&", r"$\pm$": "±", "$-$": "−", r"\textgreater{}": ">", "--": "–"}
+    found = []
+    for table in text.split(r"\begin{tabular}")[1:]:
+        body = table.partition(r"\end{tabular}")[0]
+        columns = body.partition("}")[0].lstrip("{")
+        lines = [line for line in body.splitlines() if line.endswith(r" \\")]
+        rows = []
+        for line in lines:
+            cells = re.split(r"(?<!\\) & ", line.removesuffix(r" \\"))
+            for one, other in plain.items():
+                cells = [cell.replace(one, other) for cell in cells]
+            rows.append(cells)
+        assert {len(row) for row in rows} == {len(columns)}
+        found.append(rows)
+    return found
+
+
+def test_latex_tables_hold_the_records_numbers(exported, full_record):
+    ((head, dense, *levels),) = tabulars((exported[0] / "results.tex").read_text())
+    assert head[:2] == ["weights (%)", "ticket"]
+    for row, role in [(dense, "dense"), *((row, "ticket") for row in levels)]:
+        at = [p for p in full_record["points"] if p["role"] == role and f"{100 * p['density']:.1f}" == row[0]]
+        values = [point["test"]["accuracy"] for point in at]
+        mean, _, sd = row[1].partition(" ± ")
+        assert float(mean) == pytest.approx(numpy.mean(values), abs=0.051)
+        assert sd == f"{numpy.std(values, ddof=1):.{len(mean.partition('.')[2])}f} ({len(values)})"
+    assert len(levels) == len(full_record["verdicts"])
+    assert len(head) == 2 + 3  # and as many controls
+    ((_, *rows),) = tabulars((exported[0] / "verdicts.tex").read_text())
+    assert [row[-1] for row in rows] == [one["verdict"] for one in full_record["verdicts"]]
+    assert [float(row[2].replace("−", "-")) for row in rows] == pytest.approx(
+        [one["difference"] for one in full_record["verdicts"]], abs=0.051
+    )
+
+
+def test_latex_tables_of_several_runs_have_a_row_a_run(tmp_path, make_record):
+    runs = [make_record(levels=2, replicates=2) for _ in range(2)]
+    for run, method in zip(runs, ("iterative", "a_&_b 100 %"), strict=True):
+        run |= {"run": f"of-{method[0]}", "method": method}
+    export(runs, tmp_path)
+    text = (tmp_path / "results.tex").read_text()
+    assert r"a\_\&\_b 100 \%" in text
+    ((head, *rows),) = tabulars(text)
+    assert head[:2] == ["method", "dense"]
+    assert [row[0] for row in rows] == ["iterative", "a_&_b 100 %"]
+    assert (tmp_path / "comparison-metric-by-density.pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_speed_reads_back(exported, make_bench):

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ticketry.records.network import Point
     from ticketry.records.run import RunRecord
 
+NONE = "–"
 _DESCRIPTION = """\
 What there is: tasks, search methods, networks that --model can name, scores that --score can name, kinds of gates,
 controls that --controls can name, runners, loggers that --log can name, published experiments that --preset can name;
@@ -81,7 +83,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
     """A column for each metric of any task; a ticket has none of the metrics of other tasks."""
-    from ticketry.report.wording import NONE, aligned
+    from ticketry.report.wording import aligned
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -263,6 +265,7 @@ def _runs(store: Path) -> list[dict[str, Any]]:
             {
                 "run": one.name,
                 "title": record.title if record else "",
+                **_told_of(record),
                 "task": record.task.name if record else "",
                 "networks": len(record.points) if record else 0,
                 "date": record.environment.get("date", "") if record else "",
@@ -275,18 +278,76 @@ def _runs(store: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _told_of(record: RunRecord | None) -> dict[str, Any]:
+    """What tells a run from others: method, score, densities of its tickets, and its best mean on the test split."""
+    if record is None:
+        return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
+    from ticketry.report.tables.observation import best_tickets
+    from ticketry.report.tables.results import Results
+
+    results, metric = Results(record), record.task.metric
+    best = best_tickets(results)
+    score = record.told_settings.get("score")
+    return {
+        "method": record.method,
+        "score": score if isinstance(score, str) else "",
+        "densities": [round(results.any_at(level).density, 6) for level in results.levels],
+        "best": None if best is None else best.metric().mean,
+        "metric": metric.words,
+        "unit": metric.unit,
+        "replicates": results.replicates,
+    }
+
+
 def _print_runs(rows: list[dict[str, Any]]) -> None:
+    print(
+        "\n".join(
+            [
+                *run_lines(rows, sizes=True),
+                "",
+                "weights: of the tickets, the densest first; best: the highest mean of any level on the test split",
+                "size: with all results and weights that it stands on; its own: what `ticketry rm RUN` frees",
+                "state: half is begun and not finished, the same search goes on with it",
+            ]
+        )
+    )
+
+
+def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
+    """A table of runs with what tells them apart.
+
+    Args:
+        rows: of `_runs`, or of `run_row`.
+        sizes: with the columns that a list of the whole store has.
+    """
     from ticketry.report.wording import aligned
 
-    table = [("run", "state", "networks", "size", "its own", "changed")]
+    head = ["run", "method", "score", "weights, %", "best", "n", "changed"]
+    table = [[*head[:-1], *(["state", "size", "its own"] if sizes else []), head[-1]]]
     for row in rows:
-        sizes = megabytes(row["bytes"]), megabytes(row["own_bytes"])
-        table.append((shown(row["run"]), row["state"], str(row["networks"]), *sizes, ago(row["age_seconds"])))
-    print("\n".join(aligned(table)))
-    print(
-        "\nsize: with all results and weights that it stands on; its own: what `ticketry rm RUN` frees\n"
-        "state: half is begun and not finished, the same search goes on with it"
-    )
+        best = NONE if row["best"] is None else f"{row['best']:.4g}{row['unit'] and ' ' + row['unit']}"
+        cells = [row["run"], row["method"] or NONE, row["score"] or NONE, _densities(row["densities"]), best]
+        more = [row["state"], megabytes(row["bytes"]), megabytes(row["own_bytes"])] if sizes else []
+        table.append([shown(cell) for cell in (*cells, row["replicates"] or NONE, *more, ago(row["age_seconds"]))])
+    return aligned(table)
+
+
+_MOST_DENSITIES = 3
+
+
+def _densities(densities: Sequence[float]) -> str:
+    """``20, 10``, and of many levels the first and the last."""
+    words = [f"{100 * one:.3g}" for one in densities]
+    if len(words) > _MOST_DENSITIES:
+        return f"{words[0]} … {words[-1]} ({len(words)} levels)"
+    return ", ".join(words) or NONE
+
+
+def run_row(path: Path) -> dict[str, Any]:
+    """A row of `run_lines` for the record in a ``run.json``."""
+    record = read_record(path)
+    age = max(0.0, time.time() - path.stat().st_mtime)
+    return {"run": record.name, **_told_of(record), "age_seconds": age}
 
 
 def ago(seconds: float) -> str:

@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import read_record, run_files
+from ticketry.cli.listing import read_record, run_files, run_lines, run_row
 from ticketry.cli.store import existing
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
@@ -21,6 +21,8 @@ from ticketry.records.run import RunRecord
 if TYPE_CHECKING:
     from ticketry.lab.store.paths import Paths
 
+_LISTED = 30
+"""Runs that are listed to choose from."""
 _NAMED = 8
 """Of how many runs a message tells the names."""
 
@@ -126,9 +128,12 @@ def _named(known: Sequence[Path], name: str) -> Path:
         near = did_you_mean(name, [path.parent.name for path in known])
         raise StoreError(f"no run is called {name!r}; {near}there are {_some(known)}")
     if len(exact or matching) > 1:
+        rows = [run_row(path) for path in matching[-_LISTED:]]
+        more = [f"and {len(matching) - _LISTED} older ones"] if len(matching) > _LISTED else []
+        choice = "\n".join([*run_lines(rows, sizes=False), *more])
         raise UsageError(
-            f"{name!r} is the beginning of {len(matching)} runs: {_some(matching)}; "
-            "write as much as tells them apart, name each, or give --all"
+            f"{len(matching)} runs have a name that begins with {name!r}. Give one or several names, as much of each as"
+            f" tells it apart, or --all:\n{choice}"
         )
     return (exact or matching)[0]
 

@@ -45,6 +45,8 @@ class _Common(Printing, LabOptions):
     """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
     target: str = ""
     """Of a task table:FILE: the column that is predicted."""
+    name: str = ""
+    """Of the run, for lists and figures; by default one made of method, score and task."""
     replicates: int = 5
     """How many times, each with other seeds."""
     seed: int = 0
@@ -199,6 +201,7 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
         control_densities=arguments.control_densities,
         seeds=arguments.seeds,
         recipe=arguments.recipe,
+        name=arguments.name,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from ticketry.cli.search import read_arguments, request_by
+from ticketry.errors import UsageError
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
 
@@ -44,6 +45,8 @@ def _analyse(chosen: Any, arguments: Any, command: str) -> int:
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.stability import analyse
 
+    if arguments.name:
+        raise UsageError("stability trains several runs, one for each rewind step: leave out --name")
     request = request_by(chosen, arguments)
     with Progress(f"stability of {request.method.name} on {request.task.name}") as progress:
         found = analyse(request, arguments.stability, arguments, command=command, on_event=progress.on_event)

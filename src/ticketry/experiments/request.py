@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -13,10 +15,11 @@ from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.record_files import is_trained_in
+from ticketry.experiments.record_files import earlier_record, is_trained_in
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
+from ticketry.records.run import RunRecord
 from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
 from ticketry.search.common.method import check_replicates
@@ -28,7 +31,14 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ticketry.lab.lab import Lab
     from ticketry.lab.store.paths import Paths
 
@@ -68,10 +78,15 @@ class SearchRequest:
     """Of the tickets that have controls; empty if all have."""
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
     """What of the lab's is not usual, see `in_lab`: other bits are another run, with a name of its own."""
+    label: str = ""
+    """The name that the user gives to the run, in place of the default name."""
+    stored_name: str = ""
+    """The name under which a store has the run, or is to have it; by default `default_name`. See `named_in`."""
 
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
         check_controls(self.controls)
+        check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))  # each once, as verify takes them
         if aim_of(self.settings) != "time" and (odd := [one for one in self.controls if one.startswith(OF_TIME)]):
             raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")
@@ -94,7 +109,7 @@ class SearchRequest:
 
     def as_stored(self, paths: Paths) -> SearchRequest:
         """With the name that a store has it by: those of older versions told nothing of the arithmetic."""
-        if not self.arithmetic:
+        if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
         return plain if is_trained_in(paths.run(plain.name) / "run.json", self.arithmetic) else self
@@ -139,8 +154,54 @@ class SearchRequest:
 
     @property
     def name(self) -> str:
-        """Method, task and a digest of everything that matters: the same run has the same name."""
+        """The folder of the run in its store: the same run has the same name."""
+        return self.label or self.stored_name or self.default_name
+
+    @property
+    def default_name(self) -> str:
+        """Method, task and a digest of everything that matters."""
         return f"{_in_a_path(self.method.name)}-{_in_a_path(self.task.name)}-{digest_of(self.identity())[:8]}"
+
+    def named_in(self, paths: Paths) -> SearchRequest:
+        """The request with the name that a new run gets: its score is part of it, if that is not the method's own.
+
+        A run that the store has under its default name keeps that. Campaigns name their runs by `default_name`.
+
+        Raises:
+            UsageError: if the user's name is that of a run of something else.
+        """
+        if self.label:
+            self._check_same(paths.run(self.label) / "run.json")
+            return self
+        if self.stored_name or paths.run(self.name).exists() or not (score := self.unusual_score):
+            return self
+        head, digest = f"{_in_a_path(self.method.name)}-{_in_a_path(score)}", digest_of(self.identity())[:8]
+        return replace(self, stored_name=f"{head}-{_in_a_path(self.task.name)}-{digest}")
+
+    @property
+    def unusual_score(self) -> str:
+        """The score in the settings; empty if the method has none, or if it is the one that it has by default."""
+        score = getattr(self.settings, "score", None)
+        usual = {each.name: each.default for each in fields(self.settings)}.get("score")
+        return score if isinstance(score, str) and score != usual else ""
+
+    def _check_same(self, file: Path) -> None:
+        """Raise `UsageError` if the record in a file is of another search than this one."""
+        from ticketry.experiments.run_file import run_file
+
+        earlier = earlier_record(file, RunRecord)
+        if earlier is None:
+            return
+        then, now = (tomllib.loads(text) for text in (earlier.config, run_file(self.describe(), self.task.spec)))
+        for table in ("options", "seeds", "settings", "recipe"):
+            then |= {f"{table}.{name}": value for name, value in then.pop(table, {}).items()}
+            now |= {f"{table}.{name}": value for name, value in now.pop(table, {}).items()}
+        if changed := [name for name, value in now.items() if name in then and then[name] != value]:
+            was, is_now = then[changed[0]], now[changed[0]]
+            raise UsageError(
+                f"the store has another run called {self.label!r} ({changed[0]} {was}, not {is_now}): give this one"
+                f" another --name, or remove that with ticketry rm {self.label}"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What names are made of: as described, without what came later and says nothing."""
@@ -231,6 +292,15 @@ def _same(density: float, asked: float) -> bool:
     return abs(density / asked - 1) <= TOLERANCE
 
 
+def check_label(label: str) -> None:
+    """Raise `UsageError` for a name that cannot be a run's folder."""
+    if label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", label):
+        raise UsageError(
+            f"the name {label!r:.100} cannot be a folder's name on every system: use up to 80 letters, digits and"
+            " . _ + -, beginning with a letter or digit"
+        )
+
+
 def _in_a_path(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
 
@@ -246,10 +316,12 @@ def request_of(
     control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> SearchRequest:
     """A request in the words of the command line.
 
     Args:
+        name: of the run; by default one made of method, score and task.
         model: another network than that of the task, which is a name then.
         controls: one or several; none, or nothing, for none.
         control_densities: of the tickets that have controls; all have if nothing is given.
@@ -271,6 +343,7 @@ def request_of(
             if isinstance(control_densities, int | float | str)
             else tuple(float(share_of(one)) for one in control_densities)
         ),
+        label=name,
     )
 
 

@@ -81,7 +81,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Method, task and a digest of everything that matters."""
+        """The name that was given to it, or method, score, task and a digest of everything that matters."""
         return self.record.name
 
     @property
@@ -309,6 +309,7 @@ def run(
     control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
+    name: str = "",
     verify: bool = False,
     **options: Any,
 ) -> Run:
@@ -327,6 +328,7 @@ def run(
             network only.
         seeds: of the first replicate; the next ones count up.
         recipe: how to train; or what differs from the task's own recipe, by name.
+        name: of the run, for lists, figures and its folder; by default one made of method, score and task.
         verify: verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds: see
             `Run.verification`.
         options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``), those of `LabOptions`
@@ -360,6 +362,7 @@ def run(
         control_densities=control_densities,
         seeds=seeds,
         recipe=recipe,
+        name=name,
     )
     made = carry_out(with_profile(request, lab_options), lab_options, energy=more.energy)
     if verify:
@@ -391,7 +394,7 @@ def carry_out(
     from ticketry.experiments.search import execute
 
     with opened(options, request.task, on_event) as lab:
-        request = request.in_lab(lab)
+        request = request.in_lab(lab).named_in(lab.store.paths)
         record = execute(lab, request, command=command, on_point=on_point, energy=energy, on_ended=on_ended)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return Run(request, record, options, done, command, tuple(lab.dashboards.where()))

@@ -100,6 +100,7 @@ class _Entries(Struct):
     """The types of a run file's entries; what settings and recipe hold is checked where they are made."""
 
     method: str = ""
+    name: str = ""
     task: str = ""
     model: str = ""
     target: str = ""

@@ -223,6 +223,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
     return RunRecord(
         format=FORMAT,
         name=run.name,
+        label=run.label,
         method=run.method.name,
         title=run.method.title,
         task=task_told(run.task, None, parameters=0, prunable=0),
@@ -257,6 +258,8 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         chosen["device"] = arithmetic.device
     if lab.asked:
         chosen["on"] = lab.asked
+    if run.label:
+        chosen["name"] = run.label
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
     return replace(
         record,

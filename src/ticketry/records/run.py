@@ -81,6 +81,8 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
     format: Literal[1]
     name: str = field(name="run")
+    label: str = ""
+    """The name that the user gave to the run (``--name``); empty for a run with a default name."""
     method: str
     title: str = ""
     """Of the method."""

@@ -1,4 +1,4 @@
-"""Everything on the page as files: figures as SVG and PNG, data as CSV."""
+"""Everything on the page as files: figures as SVG, PNG and PDF, data as CSV, tables for a paper as LaTeX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ticketry.report.figures import (
 )
 from ticketry.report.figures.style import drawing
 from ticketry.report.subject import Subject, subject_of
-from ticketry.report.tables import rows
+from ticketry.report.tables import latex, rows
 from ticketry.report.tables.cost_of_call import MEASURES, frontier_rows, lines_of
 from ticketry.report.tables.measured_time import compared_panels, panels_of
 
@@ -28,12 +28,13 @@ from ticketry.report.tables.measured_time import compared_panels, panels_of
 def export(
     records: RunValues | Sequence[RunValues], folder: Path, evidence: Iterable[EvidenceValues] = ()
 ) -> list[Path]:
-    """Write every figure as .svg and .png and the data as .csv into `folder`, which is made; return the files.
+    """Write every figure as .svg, .png and .pdf and the data as .csv into `folder`, which is made; return the files.
 
     CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
     (of detectors), `structure` (how well it fits), `times` (metric and measured time), `costs` (of whole trainings),
     `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`, `stability`, `barriers`,
-    `engines` and `time-by-density`. The same records give the same bytes.
+    `engines` and `time-by-density`. LaTeX files (.tex, for the package booktabs): `results`, the mean and standard
+    deviation of each run at each density, and `verdicts`. The same records give the same bytes.
 
     Args:
         records: a run record, or a list of them.
@@ -48,7 +49,7 @@ def export(
 
     subject = subject_of(records, evidence)
     written = []
-    for name, data in (*_figures(subject), *_tables(subject)):
+    for name, data in (*_figures(subject), *_tables(subject), *_latex(subject)):
         written.append(inside(folder, name))
         write_atomically(written[-1], data)
     return written
@@ -60,6 +61,7 @@ def _figures(subject: Subject) -> Iterator[tuple[str, bytes]]:
             figure = make(False)
             yield f"{name}.svg", svg.to_svg(figure, name.replace("-", " ")).encode()
             yield f"{name}.png", svg.to_png(figure)
+            yield f"{name}.pdf", svg.to_pdf(figure)
 
 
 def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
@@ -97,6 +99,10 @@ def _frontier(subject: Subject) -> rows.Rows:
         for measure in MEASURES
         for row in frontier_rows(subject.runs, lines_of(subject.runs, indices, measure), measure)
     ]
+
+
+def _latex(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    yield from ((f"{name}.tex", text.encode()) for name, text in latex.tables(subject).items())
 
 
 def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:

@@ -96,9 +96,15 @@ def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
 
 
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
-    """A short name of each run, no two alike: the fewest facts that tell all runs apart, else their names."""
+    """Return a short label for each run, no two alike.
+
+    A run that the user has named has that name. The others have their method and the fewest facts that tell them apart,
+    else their default names.
+    """
+    own = [shortened(results.run.label, 2 * _LONGEST) for results in runs]
     for facts in _facts(runs):
-        labels = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+        told = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+        labels = [name or label for name, label in zip(own, told, strict=True)]
         if len(set(labels)) == len(runs):
             return tuple(labels)
     short = [shortened(results.run.name, _LONGEST) for results in runs]
@@ -106,17 +112,21 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
-    """What may tell runs apart, each fact a text for every run: what was run before how many replicates there are."""
+    """Yield facts that may tell runs apart, each a text for every run.
+
+    The method is always one of them. What was run comes before the number of replicates.
+    """
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.method for results in runs]
     rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
     replicates = [f"n = {results.replicates}" for results in runs]
     settings = list(_methods_told_apart(runs))
-    telling = [texts for texts in (tasks, methods, rewinds) if len(set(texts)) > 1]
-    some = [chosen for count in range(len(telling) + 1) for chosen in itertools.combinations(telling, count)]
-    yield from some[1:]
+    telling = [texts for texts in (tasks, rewinds) if len(set(texts)) > 1]
+    chosen = [facts for count in range(len(telling) + 1) for facts in itertools.combinations(telling, count)]
+    some = [[*(each for each in (tasks, methods, rewinds) if each is methods or each in facts)] for facts in chosen]
+    yield from some
     yield from ([settings], [tasks, settings])
-    yield from ([*chosen, replicates] for chosen in some)
+    yield from ([*facts, replicates] for facts in some)
     yield from ([settings, replicates], [tasks, settings, replicates])
 
 

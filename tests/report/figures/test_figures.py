@@ -342,7 +342,7 @@ def test_labels_at_line_ends_are_apart_and_in_order(places):
 @pytest.mark.parametrize("narrow", [False, True])
 def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
     subject = subject_of(rewind_runs)
-    assert subject.labels == ("rewind 0", "rewind 1%", "rewind 3%", "rewind 10%")
+    assert subject.labels == tuple(f"iterative, rewind {step}" for step in ("0", "1%", "3%", "10%"))
     (makers,) = comparison_figures(subject)
     drawing = drawn(makers)[METRIC_BY_DENSITY]
     texts = _texts(drawing.narrow if narrow else drawing.wide)
@@ -427,7 +427,7 @@ def test_settings_tell_more_than_the_number_of_replicates(make_record):
         run |= {"run": score, "method": "early", "settings": {"score": score}}
     assert subject_of(runs).labels == ("early, crop", "early, snip")
     runs[1]["settings"] = {"score": "crop"}
-    assert subject_of(runs).labels == ("n = 2", "n = 3")
+    assert subject_of(runs).labels == ("early, n = 2", "early, n = 3")
 
 
 def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
@@ -435,7 +435,11 @@ def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
     for number, run in enumerate(runs):
         run["run"] = f"run-{number}"
     runs[2]["settings"]["rewind"] = "3%"
-    assert subject_of(runs).labels == ("rewind 1%, n = 1", "rewind 1%, n = 2", "rewind 3%, n = 2")
+    assert subject_of(runs).labels == (
+        "iterative, rewind 1%, n = 1",
+        "iterative, rewind 1%, n = 2",
+        "iterative, rewind 3%, n = 2",
+    )
     runs[2]["settings"]["rewind"] = "1%"
     assert subject_of(runs).labels == ("run-0", "run-1", "run-2")
     runs[0]["task"]["name"] = runs[1]["task"]["name"] = "digits"

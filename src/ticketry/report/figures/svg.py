@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from xml.etree import ElementTree
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ticketry.report.figures.panels import settle
@@ -26,6 +27,16 @@ def to_png(figure: Figure) -> bytes:
     settle(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=2 * figure.dpi, metadata={"Software": None}, facecolor=COLOURS["paper"])
+    return buffer.getvalue()
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """The figure as a PDF with its text as text, without date or version in it."""
+    settle(figure)
+    buffer = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=nothing, facecolor=COLOURS["paper"])
     return buffer.getvalue()
 
 

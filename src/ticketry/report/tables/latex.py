@@ -1,0 +1,140 @@
+"""Tables for a paper as LaTeX, in the manner of the package booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ticketry.records.network import DENSE, TICKET
+from ticketry.report.subject import Subject
+from ticketry.report.tables.results import Group, Results
+from ticketry.report.tables.same_density import matches
+from ticketry.report.wording import (
+    Style,
+    metric_label,
+    percent,
+    probability_text,
+    role_name,
+    short_p,
+    summary_label,
+)
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "×": r"$\times$",
+}
+
+
+def tables(subject: Subject) -> dict[str, str]:
+    """Return the tables of a page by name: `results` and, where there are any, `verdicts`."""
+    found = {"results": _results(subject), "verdicts": _verdicts(subject)}
+    return {name: text for name, text in found.items() if text}
+
+
+def escape(text: str) -> str:
+    """Return the text with LaTeX's special characters escaped."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+
+
+def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
+    """A tabular with a rule between groups of rows; cells are escaped here."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(escape, cells)) + r" \\"
+
+    rules = [[r"\midrule", *map(line, rows)] for rows in groups if rows]
+    return "\n".join(
+        [
+            f"% {note}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(head),
+            *(text for rows in rules for text in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _results(subject: Subject) -> str:
+    """A group of rows for each task, with a column for each density that its runs share, or for every level of one."""
+    texts = []
+    for task, indices in subject.by_task.items():
+        runs = [subject.runs[index] for index in indices]
+        labels = [subject.labels[index] for index in indices]
+        style = Style.of(runs[0])
+        note = f"{task.title}; test {metric_label(task.metric)}: {summary_label(task.metric)}; replicates in brackets"
+        if len(runs) == 1:
+            texts.append(_by_level(runs[0], style, note))
+        else:
+            texts.append(_by_run(runs, labels, style, note))
+    return "\n".join(texts)
+
+
+def _by_level(results: Results, style: Style, note: str) -> str:
+    """A run alone: a row for each level, a column for each role."""
+    roles = [role for role in results.roles if role != DENSE]
+    head = ["weights (%)", *("ticket" if role == TICKET else role_name(role) for role in roles)]
+    dense = results.dense
+    rows = [
+        [percent(results.any_at(level).density), *(_cell(style, results.group(level, role)) for role in roles)]
+        for level in results.levels
+    ]
+    first = [[percent(1.0), *(_cell(style, dense) if role == TICKET else "–" for role in roles)]]
+    return _tabular("r" * len(head), head, [first, rows], f"{note}; 100 %: the dense network")
+
+
+def _by_run(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
+    """Several runs: a row for each, a column for each density that at least two have."""
+    shared = matches(runs)
+    head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
+    rows = []
+    for place, results in enumerate(runs):
+        groups = [dict(one.members).get(place) for one in shared]
+        rows.append([labels[place], _cell(style, results.dense), *(_cell(style, group) for group in groups)])
+    return _tabular("l" + "r" * (len(head) - 1), head, [rows], note)
+
+
+def _cell(style: Style, group: Group | None) -> str:
+    return "–" if group is None else f"{style.summary(group.metric())} ({group.metric().n})"
+
+
+def _verdicts(subject: Subject) -> str:
+    """A row for each level of each run, grouped by run."""
+    judged = [
+        (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
+    ]
+    if not judged:
+        return ""
+    head = ["method", "weights (%)", "minus dense", "interval", "P(> −margin)", "p (Holm)", "verdict"]
+    groups = []
+    for label, results in judged:
+        style = Style.of(results)
+        name = label if len(subject.runs) > 1 else results.run.method
+        groups.append(
+            [
+                [
+                    *(name, percent(one.density), style.number(one.difference, sign=True)),
+                    *(style.interval(one.interval), probability_text(one.probability), short_p(one.p_holm)),
+                    one.verdict,
+                ]
+                for one in results.run.verdicts
+            ]
+        )
+    margins = sorted({one.margin for _, results in judged for one in results.run.verdicts})
+    told = ", ".join(f"{margin:.4g}" for margin in margins)
+    return _tabular("lrrrrrl", head, groups, f"tickets minus dense, paired by replicate; margin {told}")

@@ -1,0 +1,78 @@
+"""The command that `ticketry search` prints for levels that its replicates leave undecided, run as it is printed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from cli.calling import call
+from ticketry.experiments.next_verification import next_verification
+from ticketry.lab.store.files import read_sealed
+from ticketry.records.run import read_run
+
+OWN = '''
+import torch
+from torch import nn
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Split, Splits
+
+
+class Sides(Classification):
+    """Points in the plane, told apart by a line."""
+
+    name = "sides"
+    recipe = Recipe(length="30it", batch=32, optimizer="adam", lr=1e-2)
+
+    def build(self):
+        return nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 2))
+
+    def load(self, data=None):
+        return Splits(train=self.points(256, 0), validation=self.points(128, 1), test=self.points(128, 2))
+
+    def points(self, count, seed):
+        points = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+        return Split(points, (points[:, 0] > points[:, 1] + 0.2).long())
+'''
+SHORT = ("--levels", "2", "--replicates", "2", "--controls", "none", "--workers", "0")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sides.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("store", [".ticketry", "another place"])
+def test_the_printed_command_verifies_an_own_task(here: Path, capsys: pytest.CaptureFixture[str], store: str) -> None:
+    code, out, err = call(capsys, "search", "iterative", "--task", "sides:Sides", *SHORT, "--store", store)
+    assert code == 0, err
+    lines = out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("decide "))
+    assert "undecided at 2 of 2 levels" in lines[at]
+    command = shlex.split(lines[at + 1])
+    assert command[:2] == ["ticketry", "verify"]
+    assert "--trust" in command
+    code, out, err = call(capsys, *command[1:], "--json")
+    assert code == 0, err
+    assert '"about": "procedure"' in out
+    assert not (here / "another").exists()
+    code, shown, _ = call(capsys, "report", "--store", store)
+    assert (code, lines[at + 1] in shown.splitlines()) == (0, True)
+
+
+def test_a_built_in_task_needs_no_trust_and_a_decided_run_no_command(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--recipe.length", "20it")
+    code, out, err = call(capsys, "search", "iterative", "--task", "digits", *SHORT, *recipe)
+    assert code == 0, err
+    (command,) = [line for line in out.splitlines() if "ticketry verify" in line]
+    assert "--trust" not in command
+    record = read_run(read_sealed(next(here.glob(".ticketry/runs/*/run.json"))))
+    decided = [replace(one, as_good_as_dense="no") for one in record.verdicts]
+    assert next_verification(replace(record, verdicts=tuple(decided)), here / "run.toml") is None
