@@ -265,7 +265,9 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     options = {
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
-    common = "task model option target replicates seed initialisation-seed order-seed mask-seed controls preset config"
+    common = (
+        "task model option target name replicates seed initialisation-seed order-seed mask-seed controls preset config"
+    )
     common += " trust control-densities devices norms parallel flops time bytes profile measured unweighed"
     engine = "store data workers device precision kernels threads checkpoint-seconds log on json verify bench energy"
     method = "rewind rate levels structured-levels density sparsity densities retrain score distribution spare"

@@ -13,7 +13,8 @@ import tyro
 
 from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import read_record, run_files, run_lines, run_row
+from ticketry.cli.listing import read_record, run_files
+from ticketry.cli.screen.runs import run_lines, run_row
 from ticketry.cli.store import existing
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
@@ -128,7 +129,7 @@ def _named(known: Sequence[Path], name: str) -> Path:
         near = did_you_mean(name, [path.parent.name for path in known])
         raise StoreError(f"no run is called {name!r}; {near}there are {_some(known)}")
     if len(exact or matching) > 1:
-        rows = [run_row(path) for path in matching[-_LISTED:]]
+        rows = [run_row(read_record(path), time.time() - path.stat().st_mtime) for path in matching[-_LISTED:]]
         more = [f"and {len(matching) - _LISTED} older ones"] if len(matching) > _LISTED else []
         choice = "\n".join([*run_lines(rows, sizes=False), *more])
         raise UsageError(
@@ -173,8 +174,8 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
 
 def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
     """The verdicts of a run, and the verification that would decide what they leave undecided."""
+    from ticketry.cli.screen.next_verification import next_lines
     from ticketry.evidence.judging.level_verdicts import with_current_verdicts
-    from ticketry.experiments.next_verification import next_lines
     from ticketry.report import verdict_lines
 
     shown = with_current_verdicts(run)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ticketry.cli.screen.next_verification import needs_trust, next_lines
 from ticketry.cli.screen.timing import show
 from ticketry.cli.screen.verification import told
-from ticketry.experiments.next_verification import needs_trust, next_lines
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import read_run_file
 from ticketry.records.network import TICKET
