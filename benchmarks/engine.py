@@ -10,7 +10,7 @@ torch.compile with freezing, ONNX Runtime, OpenVINO in the same number format) a
 timed in turns; all outputs are compared with eager torch first. What is saved is the median over rounds of 1 - time /
 time of the fastest dense engine in the same round; the columns beside are the ends of its interval.
 
-Masks are synthetic, random in every weight at one density (see `ticketry_engine.bench.masks`), or those of tickets
+Masks are synthetic, random in every weight at one density (see `ticketry.core.synthetic_masks`), or those of tickets
 that are named; weights are random with norms' statistics taken from a few batches of noise under the mask, so that
 activations are neither nothing nor endless. --order any scatters the rows of a group over the layer.
 """
@@ -35,12 +35,12 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
+from ticketry.core.synthetic_masks import Pattern
+from ticketry.experiments.latency_curve import Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against
-from ticketry_engine.bench.curve import Sweep, curve
 from ticketry_engine.bench.dense_engines import Call, Contender, Shrunk, Sparse, names, rivals
-from ticketry_engine.bench.masks import Pattern
 from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
 

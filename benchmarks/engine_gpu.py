@@ -167,7 +167,7 @@ def build(name: str, shape: Sequence[int]) -> nn.Module:
 
 def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one network."""
-    from ticketry_engine.bench.masks import synthetic
+    from ticketry.core.synthetic_masks import synthetic
     from ticketry_engine.gpu import compile_gpu
 
     network, shape = NETWORKS[name]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ticketry.core.mask import Mask
+from ticketry.core.synthetic_masks import synthetic
 from ticketry.tasks import models
-from ticketry_engine.bench.masks import synthetic
 from ticketry_engine.example_inputs import at_batch
 
 SEED = 0

@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from ticketry.core.synthetic_masks import synthetic
 from ticketry.lab.costs.meters.flops import step_flops
 from ticketry.lab.lab import Lab
 from ticketry.tasks import catalogue, models
 from ticketry.tasks.models.language.gpt import GPT
 from ticketry.tasks.models.language.lstm import TiedLSTM
-from ticketry_engine.bench.masks import synthetic
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.kernels.program import Session
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from ticketry.core.synthetic_masks import synthetic
 from ticketry.tasks import models
-from ticketry_engine.bench.masks import synthetic
 
 TARGET = 3.0
 """Their time / ours, at least, with 10 % of the weights."""

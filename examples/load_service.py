@@ -17,7 +17,7 @@ import httpx
 from digits import accuracy, data, network, train
 
 import ticketry as tk
-from ticketry_engine.export import export
+from ticketry.engine.export import export
 
 HERE = Path(__file__).resolve().parent
 PORT = int(os.environ.get("PORT", "8765"))

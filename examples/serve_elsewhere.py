@@ -9,7 +9,7 @@ import torch
 from digits import accuracy, data, network, train
 
 import ticketry as tk
-from ticketry_engine.export import export
+from ticketry.engine.export import export
 
 model = network()
 train(model, 4)

@@ -1,7 +1,4 @@
-"""A ticket for other runtimes: its model, masked or physically shrunk, as ONNX or a torch.export archive, checked.
-
-What is written is read back and run on random inputs of several batch sizes, beside the model that it was made of.
-"""
+"""Models as ONNX or torch.export archives, read back and compared with their source on random inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
-from ticketry.core.scope import unwrapped
-from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
-from ticketry.version import __version__
 from ticketry_engine.capture.eager_checks import own_copy
 from ticketry_engine.capture.tracing.torch_export import Arguments, named_shapes, returned_object
 from ticketry_engine.capture.tracing.torch_export import quiet as silent
-from ticketry_engine.errors import EngineError, MaskError, MissingExtraError, StructureError, UsageError
+from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import Inputs, difference, outputs_of
 
 T = TypeVar("T")
@@ -53,62 +46,45 @@ class Checked:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A file that was written."""
 
     path: str
     format: str
-    shrunk: bool
-    """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
-    why_not_shrunk: str
-    """Empty where it is shrunk, or nobody asked."""
     batch: int | None
     """The only batch size that the file takes; None where it takes any."""
     bytes: int
     """Of the file, and of the one beside it that holds weights from 2 GB on."""
     parameters: int
     """In the file."""
-    dense_parameters: int
-    """Of the model that was given."""
     nonzero: int
     """Parameters in the file that are not 0."""
     runtime: str
     """What read it back."""
     checks: tuple[Checked, ...]
 
-    def describe(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 def export(
     model: nn.Module,
-    mask: Mask | None,
-    example_inputs: Inputs | Mapping[str, Any],
+    example_inputs: Inputs,
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    shrink: bool | None = None,
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
+    """Write a model to a file, read it back and compare its outputs; leave no file behind where that fails.
 
     Args:
-        model: dense; it is exported in evaluation mode, from a copy.
-        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
+        model: is exported in evaluation mode, from a copy.
         example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
         format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
             of the path's ending, or ONNX.
-        shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
-            channel-wise and removes any.
         batch: the only batch size that the file is to take; None lets it take any.
-        facts: metadata for the file, beside what ticketry says of itself.
+        facts: metadata for the file.
 
     Raises:
         UsageError: for an unknown format, or another one than the path's ending says.
         MissingExtraError: without the libraries of the format.
-        MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
-        StructureError: if the model cannot be shrunk though that was asked for.
         EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
     """
     if not isinstance(example_inputs, Tensor | tuple | Mapping):
@@ -124,24 +100,17 @@ def export(
         raise UsageError(f"a batch has at least one example, not {batch}")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
-    masked = own_copy(unwrapped(model))
+    source = own_copy(model)
     # By itself not 1: torch.export takes a size of 1 for a constant.
     given = Arguments.of(example_inputs)
     examples = batch or 2
     call = given.at_batch(examples, seed=_SEED)
-    source, why = masked, ""
-    if mask is not None:
-        mask.to("cpu").apply_(masked)
-        source, why = _shrunk(masked, mask.to("cpu"), call.kwargs or call.args, shrink)
-    elif shrink:
-        raise UsageError("there is no mask that says what to shrink")
     shapes = named_shapes(source, call.args, call.kwargs, examples) if batch is None else None
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
     def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
-        told = {"ticketry": __version__, **(facts or {})}
-        write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=told)
+        write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=dict(facts or {}))
         runtime, run = read(file)
         return runtime, _checked(source, run, given, _BATCHES if batch is None else (batch,), runtime)
 
@@ -150,12 +119,9 @@ def export(
     return Exported(
         path=str(target),
         format=format,
-        shrunk=source is not masked,
-        why_not_shrunk=why,
         batch=batch,
         bytes=size,
         parameters=sum(value.numel() for value in parameters),
-        dense_parameters=sum(value.numel() for value in model.parameters()),
         nonzero=sum(int(value.count_nonzero()) for value in parameters),
         runtime=runtime,
         checks=checks,
@@ -179,21 +145,6 @@ def format_of(path: Path, format: str | None) -> str:
     return format or named or FORMATS[0]
 
 
-def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
-    """The smaller model, or the same one with a reason why it is not smaller."""
-    if shrink is False:
-        return model, ""
-    try:
-        small = shrunk_model(model, mask, inputs)
-    except (MaskError, StructureError) as error:
-        if shrink:
-            raise
-        return model, first_line(error)
-    if not _smaller(small, model):
-        return model, "the mask removes no channel"
-    return small.eval().requires_grad_(False), ""
-
-
 def _written(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
     """What `draft` returns when it has written a file of the target's name elsewhere; that, moved here; its bytes."""
     try:
@@ -208,10 +159,6 @@ def _written(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
     except OSError as error:
         raise EngineError(f"{target} cannot be written: {error.strerror or error}") from error
     return made, size
-
-
-def _smaller(one: nn.Module, other: nn.Module) -> bool:
-    return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())
 
 
 # -- the formats -------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import EngineError
-from ticketry_engine.bench.masks import synthetic
 from ticketry_engine.kernels.target import target
 
 needs_bf16 = pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")

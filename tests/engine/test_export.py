@@ -14,10 +14,10 @@ from torch.nn.utils import prune
 
 import ticketry as tk
 from samples import sample
+from ticketry.engine.export import FORMATS, export, format_of
 from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
 from ticketry.tasks import models
 from ticketry.tasks.models import language
-from ticketry_engine.export import FORMATS, export, format_of
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'ticketry[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")

@@ -18,6 +18,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.latency_curve import Sweep, curve
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
@@ -29,7 +30,6 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
 from ticketry_engine.bench.compare import compare, timed_layers
-from ticketry_engine.bench.curve import Sweep, curve
 from ticketry_engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
 from ticketry_engine.bench.machine import check_cores, choose_cores
 from ticketry_engine.bench.timing import Timing

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import structs
 from torch import Tensor
 
+from ticketry.engine.export import Exported, export
 from ticketry.errors import EngineError
 from ticketry.experiments.ticket_model import Source, compiled, model_name
 from ticketry_engine.bench.compare import TOLERANCE
@@ -17,7 +18,6 @@ from ticketry_engine.bench.dense_engines import Call
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.compiled import Compiled, load
 from ticketry_engine.example_inputs import at_batch, difference
-from ticketry_engine.export import Exported, export
 
 FORMAT = 1
 

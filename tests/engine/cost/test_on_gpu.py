@@ -8,10 +8,10 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
+from ticketry.core.synthetic_masks import synthetic
 from ticketry.engine.cost.on_gpu import GPUS, GpuEstimator
 from ticketry.errors import CostError
 from ticketry.tasks.models.networks import build
-from ticketry_engine.bench.masks import synthetic
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 H100 = GPUS["h100-bf16"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry_engine.bench.masks import synthetic
+from ticketry.core.synthetic_masks import synthetic
 from ticketry_engine.capture import capture
 from ticketry_engine.plan import region_programs
 from ticketry_engine.plan.arenas import PixelsArena, paired, pairs_of

@@ -14,8 +14,8 @@ from ticketry.core.costs.granularity import Granularity
 from ticketry.core.layout import Blocks, Layout
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
-from ticketry_engine.bench.masks import Pattern as Synthetic
-from ticketry_engine.bench.masks import synthetic
+from ticketry.core.synthetic_masks import Pattern as Synthetic
+from ticketry.core.synthetic_masks import synthetic
 from ticketry_engine.support.seeds import generator
 
 DENSITIES = (1e-9, 0.003, 0.02, 0.08, 0.25, 0.6, 1.0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from ticketry.core.synthetic_masks import Pattern, groups_of, synthetic
 from ticketry.errors import UsageError
-from ticketry_engine.bench.masks import Pattern, groups_of, synthetic
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ticketry.core.synthetic_masks import Pattern, synthetic
 from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Call, Contender, Sparse
-from ticketry_engine.bench.masks import Pattern, synthetic
 from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.errors import EngineError

@@ -1,0 +1,129 @@
+"""Export a ticket's model, masked or physically shrunk, as ONNX or a torch.export archive, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import unwrapped
+from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
+from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry.version import __version__
+from ticketry_engine import export as engine
+from ticketry_engine.capture.eager_checks import own_copy
+from ticketry_engine.example_inputs import Inputs, at_batch
+from ticketry_engine.export import FORMATS as FORMATS
+from ticketry_engine.export import Checked, first_line
+from ticketry_engine.export import format_of as format_of
+
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: str
+    format: str
+    shrunk: bool
+    """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
+    why_not_shrunk: str
+    """Empty where it is shrunk, or was not to be."""
+    batch: int | None
+    """The only batch size that the file takes; None where it takes any."""
+    bytes: int
+    """Of the file, and of the one beside it that holds weights from 2 GB on."""
+    parameters: int
+    """In the file."""
+    dense_parameters: int
+    """Of the model that was given."""
+    nonzero: int
+    """Parameters in the file that are not 0."""
+    runtime: str
+    """What read it back."""
+    checks: tuple[Checked, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def export(
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Inputs | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    shrink: bool | None = None,
+    batch: int | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
+
+    Args:
+        model: dense; it is exported in evaluation mode, from a copy.
+        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
+        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
+            of the path's ending, or ONNX.
+        shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
+            channel-wise and removes any.
+        batch: the only batch size that the file is to take; None lets it take any.
+        facts: metadata for the file, beside what ticketry says of itself.
+
+    Raises:
+        UsageError: for an unknown format, or another one than the path's ending says.
+        MissingExtraError: without the libraries of the format.
+        MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
+        StructureError: if the model cannot be shrunk though that was asked for.
+        EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
+    """
+    if mask is None and shrink:
+        raise UsageError("there is no mask that says what to shrink")
+    source, why = unwrapped(model), ""
+    if mask is not None:
+        format_of(Path(path), format)  # before the work of shrinking
+        mask, masked = mask.to("cpu"), own_copy(source)
+        mask.apply_(masked)
+        source, why = _shrunk(masked, mask, example_inputs, shrink)
+        shrunk = source is not masked
+    else:
+        shrunk = False
+    written = engine.export(
+        *(source, example_inputs, path),
+        format=format,
+        batch=batch,
+        facts={"ticketry": __version__, **(facts or {})},
+    )
+    return Exported(
+        shrunk=shrunk,
+        why_not_shrunk=why,
+        dense_parameters=sum(value.numel() for value in model.parameters()),
+        **vars(written),
+    )
+
+
+def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
+    """Return the smaller model, or the same one with the reason why it is not smaller."""
+    if shrink is False:
+        return model, ""
+    try:
+        small = shrunk_model(model, mask, at_batch(inputs, 2, seed=_SEED))
+    except (MaskError, StructureError) as error:
+        if shrink:
+            raise
+        return model, first_line(error)
+    if not _smaller(small, model):
+        return model, "the mask removes no channel"
+    return small.eval().requires_grad_(False), ""
+
+
+def _smaller(one: nn.Module, other: nn.Module) -> bool:
+    return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())
