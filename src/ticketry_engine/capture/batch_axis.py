@@ -126,7 +126,7 @@ def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
 def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A sum or product of two values, or with a constant of the axes that all rows have."""
     name, pair = base(one), [found["self"], found["other"]]
-    need(found.get("alpha", 1) == 1 and found.get("rounding_mode") is None)
+    need(found.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
         pair.reverse()
     x, other = value_of(pair[0]), value_of(pair[1])

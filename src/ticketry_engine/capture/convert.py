@@ -30,7 +30,16 @@ _OPERATORS: Mapping[Any, str] = {
     math.trunc: "int",
 }
 
-_NEEDS_STRIDES = (("aten", "view"), ("aten", "_unsafe_view"))
+_RESHAPES = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten.view_copy.default": "aten.reshape.default",
+    "aten.view_as.default": "aten.reshape_as.default",
+}
+"""Operation that takes only some layouts in memory -> the same one for any: inputs may be laid out in another way."""
+
+_BY_STRIDES = ("as_strided", "as_strided_copy", "as_strided_scatter", "_reshape_alias")
+"""Operations whose result depends on the layout of their input in memory."""
 
 
 class _Leaf:
@@ -134,9 +143,10 @@ class _Reader:
             if not target._schema.returns:
                 return ""
             namespace, _, name = target._schema.name.partition("::")
-            if (namespace, name) in _NEEDS_STRIDES and target._overloadname == "default":
-                return "aten.reshape.default"  # what comes before may be laid out in memory in another way
-            return f"{namespace}.{name}.{target._overloadname}"
+            if namespace == "aten" and name in _BY_STRIDES:
+                _check_memory(one)
+            op = f"{namespace}.{name}.{target._overloadname or 'default'}"
+            return _RESHAPES.get(op, op)
         if target in _OPERATORS:
             return f"operator.{_OPERATORS[target]}"
         if isinstance(target, torch._ops.HigherOrderOperator):
@@ -183,6 +193,21 @@ class _Reader:
         tensor = self.tensors[weight]
         self._tensor(name, tensor, tuple(tensor.shape))
         return name
+
+
+def _check_memory(one: fx.Node) -> None:
+    """Raise `CaptureError` if an operation reads memory by strides, of a tensor that is not the whole of its memory."""
+    read = one.args[0].meta.get("val") if one.args and isinstance(one.args[0], fx.Node) else None
+    if (
+        not isinstance(read, Tensor)
+        or not read.is_contiguous()
+        or read.storage_offset()
+        or read.untyped_storage().nbytes() != read.numel() * read.element_size()
+    ):
+        raise CaptureError(
+            f"the model reads memory by strides ({one.target}) of a view of another tensor, which has another"
+            " layout when it is compiled: use unfold, slices or an index in its place, or call contiguous() before"
+        )
 
 
 def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:

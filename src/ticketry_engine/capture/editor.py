@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ticketry_engine.capture.overloads import OVERLOADS
 from ticketry_engine.capture.tracing.program import Multiple, Sizes
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
 from ticketry_engine.ir.native import Facts, infer, takes
@@ -269,6 +270,18 @@ def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 
 
 def base(one: Node) -> str:
-    """The name of an ATen operation without overload, and "getitem"; "" of a native node and of arithmetic on sizes."""
+    """Return the name of an ATen operation without its overload, or "getitem".
+
+    The name is "" for a native node, for arithmetic on sizes, and for an overload that is not in `OVERLOADS`.
+    """
     kind, _, rest = one.op.partition(".")
-    return rest.partition(".")[0] if kind == "aten" or rest == "getitem" else ""
+    name, _, overload = rest.partition(".")
+    if kind == "aten":
+        return name if overload in OVERLOADS.get(name, ()) else ""
+    return name if rest == "getitem" else ""
+
+
+def packet(one: Node) -> str:
+    """Return the name of an ATen operation, whatever its overload; "" for any other node."""
+    kind, _, rest = one.op.partition(".")
+    return rest.partition(".")[0] if kind == "aten" else ""

@@ -24,7 +24,7 @@ from ticketry_engine.capture.editor import (
 )
 from ticketry_engine.capture.lower_pools import adaptive, in_a_picture, mean, pair, pool
 from ticketry_engine.capture.same_rows import rows_of
-from ticketry_engine.ir import Json, Node, node
+from ticketry_engine.ir import DTYPES, Json, Node, node
 from ticketry_engine.ir.attribute_kinds import is_act
 
 
@@ -87,6 +87,8 @@ def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
             named["bias"] = tensor_of(found["self"]) or ""
             need(found["beta"] == found["alpha"] == 1)
     need(all(name and editor.tensors[name].dim() == {"weight": 2, "bias": 1}[role] for role, name in named.items()))
+    rows = editor.tensors[named["weight"]].shape[0 if base(one) == "linear" else 1]
+    need("bias" not in named or editor.tensors[named["bias"]].shape == (rows,))
     if base(one) != "linear":
         weight = named["weight"]
         named["weight"] = editor.tensor(f"{weight}.T", editor.tensors[weight].t().contiguous())
@@ -153,6 +155,8 @@ def _rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
 def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
     need(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
+    heads, groups = ((editor.shape(name) or ())[1] for name in (q, k))
+    need(heads and groups and not heads % groups)  # queries that are broadcast are left to torch
     return [masked_attention(editor, (q, k, v), one.output, found["attn_mask"], found["scale"], found["is_causal"])]
 
 
@@ -252,6 +256,7 @@ def _same(editor: Editor, one: Node, found: Found) -> str:
     if x is None or found.get("train") is True or found.get("training") is True:
         raise NoMatchError
     need(editor.values[x].dtype == editor.values[one.output].dtype and editor.same_size(x, one.output))
+    need(editor.values[x].dtype in DTYPES)  # a copy of a complex tensor computes its lazy conjugate
     return x
 
 
@@ -259,7 +264,7 @@ def _neutral(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     """x * 1, x / 1, x + 0; else a sum or product."""
     name = base(one)
     number = number_of(found["other"], editor.tensors)
-    if number == (0 if name in ("add", "sub") else 1) and found.get("rounding_mode") is None:
+    if number == (0 if name in ("add", "sub") else 1):
         return _same(editor, one, found)
     need(name in ("add", "mul"))
     if value_of(found["self"]) and value_of(found["other"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeAlias
 
-from ticketry_engine.capture.editor import arguments, base, free_name, tensor_of, value_of
+from ticketry_engine.capture.editor import arguments, base, free_name, packet, tensor_of, value_of
 from ticketry_engine.ir import Graph, Node, aten, leaves, with_leaves
 
 _Root: TypeAlias = "tuple[str, str]"
@@ -14,7 +14,7 @@ _Root: TypeAlias = "tuple[str, str]"
 _VIEWS = ("reshape", "flatten", "slice", "transpose")
 """Native nodes whose result may be their input's memory."""
 
-_GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout")
+_GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 """Operations of torch that do so in evaluation mode, though their schemas do not say it."""
 
 
@@ -64,7 +64,7 @@ def _source(one: Node) -> tuple[str, str]:
     found = arguments(one)
     for known in aten.find(one.op, trusted=True)._schema.arguments:
         alias = known.alias_info
-        if (alias is not None and not alias.is_write) or (base(one) in _GIVE_BACK and known.name == "input"):
+        if (alias is not None and not alias.is_write) or (packet(one) in _GIVE_BACK and known.name == "input"):
             if (name := tensor_of(found[known.name])) is not None:
                 return "weight", name
             return "value", value_of(found[known.name]) or ""

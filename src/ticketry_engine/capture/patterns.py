@@ -46,7 +46,7 @@ def _scale_of(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
     x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
     if x is None and base(one) != "div":  # a number first
         x, number = value_of(found["other"]), number_of(found["self"], editor.tensors)
-    if x is None or not number or found.get("alpha", 1) != 1 or found.get("rounding_mode") is not None:
+    if x is None or not number or found.get("alpha", 1) != 1:
         raise NoMatchError
     return x, (1 / number if base(one) == "div" else number)
 

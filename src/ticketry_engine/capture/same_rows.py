@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry_engine.capture.editor import NoMatchError, arguments, base, need, value_of, without_unused
+from ticketry_engine.capture.editor import NoMatchError, arguments, base, need, packet, value_of, without_unused
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.native import dtype_name
 
@@ -30,6 +30,9 @@ constant_pad_nd flatten unflatten lift_fresh_copy repeat repeat_interleave gathe
 """
 _FOLLOWED = frozenset(_FOLLOWED_NAMES.split())
 """Beside what torch calls pointwise."""
+
+_TRIANGLES = ("triu", "tril")
+"""Operations that treat rows by their number where a row is an example."""
 
 _EXAMPLES = (2, 3)
 _NO_END = 2**63 - 1
@@ -52,7 +55,7 @@ class _Known:
 
     def look(self, one: Node) -> None:
         """Find out about a torch node; `NoMatchError` if what it makes is none of these."""
-        name = base(one)
+        name = packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]
             shape = self.graph.values[x["value"]].shape
@@ -60,6 +63,8 @@ class _Known:
             self.numbers[one.output] = x["value"]
             return
         need(one.op.startswith("aten.") and self._followed(one, name))
+        shape = self.graph.values[one.output].shape  # two and three examples do not tell of `x[:5]`
+        need(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
         made = [self._run(one, examples) for examples in _EXAMPLES]
         need(all(isinstance(tensor, Tensor) for tensor in made))
         need(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))

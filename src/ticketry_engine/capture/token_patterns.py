@@ -42,7 +42,7 @@ def _rms_norm(editor: Editor, one: Node) -> list[Node]:
     pair = [found["self"], found["other"]]
     if any(tensor_of(arg) is not None for arg in pair):
         return _weighted(editor, one)
-    for arg, other in (pair, pair[::-1]):
+    for arg, other in (pair, pair[::-1]) if base(one) == "mul" else (pair,):
         with contextlib.suppress(NoMatchError):
             (x,) = editor.floats(one, arg)
             square, eps = _inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
@@ -59,6 +59,7 @@ def _inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, flo
     square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
     if eps is None or eps < 0 or total["alpha"] != 1 or mean["dim"] is None or mean["keepdim"] is not True:
         raise NoMatchError
+    need(mean["dtype"] is None)
     if square.native:
         need(len(set(square.inputs)) == 1)
         x: str | None = square.inputs[0]

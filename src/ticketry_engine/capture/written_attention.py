@@ -36,6 +36,7 @@ def _length(editor: Editor, one: Node) -> list[Node]:
     need(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
     width = (size or (None,))[-1]
     axes = [int(axis) % len(size or ()) for axis in norm["dim"] or ()]
+    need(editor.same_size(x or "", one.output) and editor.values[x or ""].dtype == editor.values[one.output].dtype)
     need(value_of(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS)
     if not isinstance(width, int):
         raise NoMatchError

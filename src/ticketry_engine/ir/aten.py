@@ -209,7 +209,9 @@ _CONTENTS: Mapping[str, Any] = {
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
     """A function of the node's inputs, in order, that runs its operation. The node has been checked before."""
     function = find(node.op, trusted=True)
-    if not node.attrs["kwargs"]:
+    if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):
+        function = _on_plain_memory(function)
+    elif not node.attrs["kwargs"]:
         function = _IN_PYTHON.get(node.op, function)
     positions = {name: index for index, name in enumerate(node.inputs)}
 
@@ -245,6 +247,35 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
         return function(*given, **early, **{name: of(inputs) for name, of in late.items()})
 
     return call
+
+
+_OF_PLAIN_MEMORY = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("view_as_complex.default", "view_as_real.default", "view.dtype", "view_copy.dtype"),
+        *("as_strided.default", "as_strided_copy.default", "as_strided_scatter.default", "_reshape_alias.default"),
+    )
+)
+"""Operations that read a tensor's memory, and so need it without gaps and pending conjugations."""
+
+
+def _on_plain_memory(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which sees every tensor contiguous from the start of its memory.
+
+    What comes before an operation may be computed in another layout than the model's own, or be a view of more. An
+    operation that a user brings may rely on the layout too.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            return value
+        value = value.resolve_conj().resolve_neg()
+        whole = value.is_contiguous() and not value.storage_offset()
+        return value if whole else value.clone(memory_format=torch.contiguous_format)
+
+    return lambda *args, **kwargs: function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
 
 
 _IN_PYTHON: Mapping[str, Callable[..., Any]] = {
