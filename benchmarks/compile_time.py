@@ -1,8 +1,8 @@
 """How long tk.compile takes, and how much longer a first call is than others: from nothing, and with a warm cache.
 
 Each is timed in a new process that has imported torch and ticketry, once with an empty cache folder, then with what the
-first has left: "the same model" (its capture, plan and kernels are kept), and "other weights" (only its capture and
-kernels are, as for the next ticket of a search). CPU time of one thread, because other processes do not add to it.
+first has left: "the same model" (its plan and kernels are cached), and "other weights" (only kernels are, as for the
+next ticket of a search). A model is captured anew each time. CPU time of one thread: other processes do not add to it.
 
     python benchmarks/compile_time.py resnet-18:cifar10 --batch 64
 """

@@ -32,7 +32,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.workers import cores
-from ticketry_engine.layers import ForInference, describe, median_seconds, table
+from ticketry_engine.layers import ForInference, describe, median_seconds, table, warn_of_notes
 from ticketry_engine.plan.partition import Region, partition
 from ticketry_engine.plan.plan_cache import digest_of
 from ticketry_engine.plan.region_programs import ITEM, Native
@@ -106,6 +106,7 @@ def compile(
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
+    warn_of_notes(made.graph, stacklevel=2)
     call = Arguments.of(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)
@@ -251,10 +252,13 @@ class Compiled(ForInference):
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
         """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
 
+        Args:
+            args, kwargs: what the model is called with, or one tuple or dict of example inputs, as for `compile`.
+
         Returns:
             The module itself.
         """
-        values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
+        values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind_examples(args, kwargs), strict=True))
         threads = self._threads()
 
         def tuned(native: Native, tensors: list[Tensor]) -> list[Tensor]:
@@ -270,9 +274,14 @@ class Compiled(ForInference):
             native.forget()
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
-        """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""
-        inputs = self._call.bind(args, kwargs)
-        self(*args, **kwargs)
+        """Return `layers` with the seconds of each, of a call on one thread: the median of some rounds.
+
+        Args:
+            args, kwargs: what the model is called with, or one tuple or dict of example inputs, as for `compile`.
+            rounds: how many calls are timed.
+        """
+        inputs = self._call.bind_examples(args, kwargs)
+        self._timed(inputs)
         self._seconds = median_seconds(lambda: self._timed(inputs), rounds)
         return self.layers()
 
@@ -320,7 +329,7 @@ class Compiled(ForInference):
         )
 
     def __repr__(self) -> str:
-        return f"{table(self.layers(), f'Compiled for {self.target.name}')}\n{self.beside_eager}"
+        return f"{table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
 
     def _threads(self) -> int:
         """Of a call: more than there are cores would only wait for each other."""

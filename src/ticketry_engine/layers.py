@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -98,8 +99,14 @@ def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> di
     return {name: sorted(several)[len(several) // 2] for name, several in found.items()}
 
 
-def table(layers: Sequence[Layer], title: str) -> str:
-    """The rows as text."""
+def warn_of_notes(graph: Graph, *, stacklevel: int) -> None:
+    """Warn of everything that a user should know about how a graph differs from its model."""
+    for note in graph.notes:
+        warnings.warn(f"compiled with a limit: {note}", stacklevel=stacklevel + 1)
+
+
+def table(layers: Sequence[Layer], title: str, notes: Sequence[str] = ()) -> str:
+    """Format the rows as text, the notes of their graph below."""
     head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
     cells = [head]
     for layer in layers:
@@ -118,4 +125,4 @@ def table(layers: Sequence[Layer], title: str) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([title, *lines])
+    return "\n".join([title, *lines, *(f"note: {note}" for note in notes)])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry_engine.capture.tracing.python_state import first_change, state_of
+from ticketry_engine.capture.tracing.side_effects import Containers, writes_to_input, writes_to_weight
 from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
@@ -62,18 +64,75 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
         return False
 
 
-def check_memory(model: nn.Module, given: Arguments) -> None:
-    """Make sure that what a model gives does not depend on the calls before.
+def check_calls(model: nn.Module, given: Arguments) -> list[str]:
+    """Make sure that a model changes none of its inputs, and that its outputs do not depend on the calls before.
 
     Args:
         model: as it was before any call, on the CPU, in evaluation mode.
         given: example inputs; those without data tell nothing.
 
+    Returns:
+        Notes for the user: what the model changes of its own Python state.
+
     Raises:
-        CaptureError: if it does.
+        CaptureError: if it changes an input or remembers its calls.
     """
-    if not given.examples or not _can_run(model, given):
-        return
+    if not _can_run(model, given):
+        return []
+    if given.examples:
+        _check_memory(model, given)
+    changed = _check_state(model, given)
+    if changed is None:
+        return []
+    return [f"the model changes its own {changed!r} in each call, which the compiled one does not"]
+
+
+def _check_state(model: nn.Module, given: Arguments) -> str | None:
+    """Call a copy of the model twice; return the path of what the second call changes in its Python state, or None.
+
+    Raises:
+        CaptureError: if a call changes an input or a buffer, or counts calls.
+    """
+    called = copy_to_call(model)
+    try:
+        _check_inputs(called, given)
+        before = state_of(called)
+        _check_inputs(called, given)
+    except CaptureError:
+        raise
+    except Exception:  # a model may fail in any way; the capture then says why
+        return None
+    after = state_of(called)
+    counter = first_change(before, after, counters=True)
+    if counter is not None:
+        raise CaptureError(
+            f"{type(model).__name__} has a memory of its calls: each of them changes its {counter!r}, and a graph has"
+            " none. Make what it keeps an argument and an output of its forward, or leave it out"
+        )
+    return first_change(before, after)
+
+
+def _check_inputs(model: nn.Module, given: Arguments) -> None:
+    """Call the model, and raise `CaptureError` if it changes an input or a buffer."""
+    own = given.map(torch.clone)
+    containers = Containers(model, own)
+    inputs = [(name, tensor, tensor.clone()) for name, tensor in containers.tensors()]
+    buffers = [(name, tensor, tensor.clone()) for name, tensor in model.named_buffers()]
+    _call(model, own)
+    containers.check()
+    for known, error in ((buffers, writes_to_weight), (inputs, writes_to_input)):
+        for name, tensor, value in known:
+            if tensor.shape != value.shape or not torch.equal(_bits(tensor), _bits(value)):
+                raise error(name)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's numbers, so that NaN equals itself."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _check_memory(model: nn.Module, given: Arguments) -> None:
+    assert given.examples
     others = given.at_batch(given.examples, seed=1)
     used = copy_to_call(model)
     try:
@@ -101,11 +160,14 @@ def _can_run(model: nn.Module, given: Arguments) -> bool:
 
 def _outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
     """The tensors that a call gives, with the same random numbers each time."""
-    given = given.map(torch.clone)
+    made = outputs_of(_call(call, given.map(torch.clone)))
+    return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
+
+
+def _call(call: Callable[..., Any], given: Arguments) -> Any:
     with torch.no_grad(), plain(), private_random_state([]):
         seed_torch(0)
-        made = outputs_of(call(*given.args, **given.kwargs))
-    return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
+        return call(*given.args, **given.kwargs)
 
 
 def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:

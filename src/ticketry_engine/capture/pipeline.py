@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ticketry_engine.capture import lower_layers, lower_shapes
 from ticketry_engine.capture.batch_axis import straighten
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.defaults import with_defaults
-from ticketry_engine.capture.eager_checks import check_memory, copy_to_call, holds_for_one, own_copy
+from ticketry_engine.capture.eager_checks import check_calls, copy_to_call, holds_for_one, own_copy
 from ticketry_engine.capture.editor import (
     Editor,
     Lowering,
@@ -27,7 +27,6 @@ from ticketry_engine.capture.editor import (
     with_arguments,
     without_unused,
 )
-from ticketry_engine.capture.keeping.kept_captures import kept_or
 from ticketry_engine.capture.lower_constants import lower_constants, with_plain_zeros
 from ticketry_engine.capture.lower_moves import lower_moves
 from ticketry_engine.capture.lower_resizes import lower_resizes
@@ -39,9 +38,9 @@ from ticketry_engine.capture.recurrences import recognise_recurrences
 from ticketry_engine.capture.same_rows import compute_rows
 from ticketry_engine.capture.token_patterns import recognise_tokens
 from ticketry_engine.capture.tracing.examples import FEWEST, NotRecordedError
-from ticketry_engine.capture.tracing.exported_program import check_buffers, functional, program_of
+from ticketry_engine.capture.tracing.exported_program import check_writes, functional, program_of
 from ticketry_engine.capture.tracing.program import ONE_DIFFERS, Program, Sizes, fixed
-from ticketry_engine.capture.tracing.record import record
+from ticketry_engine.capture.tracing.record import FixedSizeError, record
 from ticketry_engine.capture.tracing.torch_export import Arguments, export
 from ticketry_engine.capture.written_attention import recognise_lengths, recognise_written_attention
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
@@ -72,16 +71,15 @@ def capture(
             kernels that skip them.
 
     Raises:
-        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers, or what it
-            gives depends on the calls before.
+        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers or to its
+            inputs, or what it gives depends on the calls before.
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
     twin = _copy(unwrapped(model))
     if mask is not None:
         mask.apply_(twin)
-    found = kept_or(lambda: _captured(twin, given, dynamic_batch), twin, given, dynamic_batch)
-    return simplify(*found, upsampling=upsampling).validate(trusted=True)
+    return simplify(*_captured(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
 
 
 def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
@@ -100,21 +98,31 @@ _Found = tuple[Graph, dict[str, Sizes], bool]
 
 
 def _by_record(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
-    program = record(model, given, dynamic_batch=dynamic_batch)
+    try:
+        program = record(model, given, dynamic_batch=dynamic_batch)
+    except FixedSizeError as reason:
+        program = replace(record(model, given, dynamic_batch=False), notes=fixed(_for_one_size(reason, given)))
     if not program.for_one and given.examples == 1:
         program = replace(record(model, given, dynamic_batch=False), notes=fixed(ONE_DIFFERS))
     return *convert(program, model), program.for_one
 
 
+def _for_one_size(reason: FixedSizeError, given: Arguments) -> str:
+    """Say why a model is captured for the size of its example inputs alone."""
+    if given.examples is None:
+        return str(reason)
+    return f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
+
+
 def _by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
     fresh = copy_to_call(model)
-    graph, sizes = convert(_exported(model, given, dynamic_batch), model)
-    check_memory(fresh, given)
+    notes = check_calls(fresh, given)
+    graph, sizes = convert(_exported(model, given, dynamic_batch, notes=notes), model)
     if not graph.dynamic or holds_for_one(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
         return graph, sizes, False
-    return *convert(_exported(model, given, False, ONE_DIFFERS), model), True
+    return *convert(_exported(model, given, False, ONE_DIFFERS, notes), model), True
 
 
 def _for_several(graph: Graph) -> Graph:
@@ -122,13 +130,13 @@ def _for_several(graph: Graph) -> Graph:
     return replace(graph, signature={**graph.signature, "fewest": FEWEST})
 
 
-def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "") -> Program:
+def _exported(
+    model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
+) -> Program:
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
-    notes = [*fixed(why_fixed or exported.fixed)]
-    for name in check_buffers(program):
-        notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
-    return program_of(program, notes)
+    check_writes(program)
+    return program_of(program, [*fixed(why_fixed or exported.fixed), *notes])
 
 
 def _copy(model: nn.Module) -> nn.Module:

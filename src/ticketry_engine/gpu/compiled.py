@@ -24,7 +24,7 @@ from ticketry_engine.gpu.plan import LAYERS, Choice, facts_of, plan
 from ticketry_engine.gpu.tuning import timed
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import Call, build
-from ticketry_engine.layers import ForInference, layer_of, median_seconds, table
+from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
 from ticketry_engine.results import Layer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
@@ -75,6 +75,7 @@ def compile_gpu(
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
     captured = capture(model, mask, example_inputs, upsampling=False)
+    warn_of_notes(captured, stacklevel=2)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 
 
@@ -135,7 +136,7 @@ class CompiledGpu(ForInference):
 
     def choices(self, *args: Any, **kwargs: Any) -> dict[str, Choice]:
         """How each layer runs for such inputs, by the name of the value it makes."""
-        return self._plan(self._call.bind(args, kwargs))
+        return self._plan(self._call.bind_examples(args, kwargs))
 
     def layers(self) -> list[Layer]:
         """What ran in the last call, how and why: a row for each layer, in the order in which they run."""
@@ -148,7 +149,7 @@ class CompiledGpu(ForInference):
         Python takes longer than they do. What it reads may still be in the GPU's cache. With ``graph=False`` the time
         includes the launches.
         """
-        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
+        inputs = [self._moved(x) for x in self._call.bind_examples(args, kwargs)]
         with self._lock, torch.no_grad(), plain(self.device):
             program = self._run(inputs).program
             if self._record:
@@ -175,7 +176,7 @@ class CompiledGpu(ForInference):
     def __repr__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         shapes = "" if not self._runs else f", inputs of {[list(shape) for shape in next(reversed(self._runs))]}"
-        return table(self.layers(), f"{name}, {self.precision}{shapes}")
+        return table(self.layers(), f"{name}, {self.precision}{shapes}", self.graph.notes)
 
     def _moved(self, x: Tensor) -> Tensor:
         if x.device != self.device:

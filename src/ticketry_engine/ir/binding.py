@@ -136,6 +136,23 @@ class Call:
             inputs.append(tensor)
         return inputs
 
+    def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The graph's inputs in order, of a call or of example inputs as `compile` takes them: one tuple, list or dict.
+
+        Raises:
+            EngineError: as `bind` does.
+        """
+        given = args[0] if len(args) == 1 and not kwargs else None
+        if isinstance(given, (tuple, list, Mapping)) and not self._is_first_argument(given):
+            return self.bind((), given) if isinstance(given, Mapping) else self.bind(tuple(given), {})
+        return self.bind(args, kwargs)
+
+    def _is_first_argument(self, given: Any) -> bool:
+        """Whether a container is of the kind that the model's first argument was when it was captured."""
+        trees = [] if self._signature is None else self._signature["args"]
+        kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
+        return kind in (("dict", "record", "numbered") if isinstance(given, Mapping) else ("tuple", "list", "fields"))
+
     def _found(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if self._signature is None:
             if kwargs or len(args) != len(self._inputs):

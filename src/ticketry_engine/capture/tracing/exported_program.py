@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ticketry_engine.capture.tracing.program import Constant, Multiple, Program
+from ticketry_engine.capture.tracing.side_effects import writes_to_input, writes_to_weight
 from ticketry_engine.capture.tracing.torch_export import plain, quiet
 from ticketry_engine.capture.tracing.writes import without_writes
 from ticketry_engine.errors import CaptureError
@@ -33,23 +34,14 @@ def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return changed
 
 
-def check_buffers(program: torch.export.ExportedProgram) -> list[str]:
-    """Names of the inputs that the model writes to.
-
-    Raises:
-        CaptureError: if it writes to a parameter or a buffer, so that its next call would differ.
-    """
+def check_writes(program: torch.export.ExportedProgram) -> None:
+    """Raise `CaptureError` if the program writes to a parameter, a buffer or an input."""
     kinds = torch.export.graph_signature.OutputKind
-    changed = []
     for spec in program.graph_signature.output_specs:
         if spec.kind in (kinds.BUFFER_MUTATION, kinds.PARAMETER_MUTATION):
-            raise CaptureError(
-                f"the model writes to {spec.target!r} in evaluation mode, and so has a memory of earlier calls:"
-                " the engine takes networks whose outputs depend on their inputs alone"
-            )
+            raise writes_to_weight(str(spec.target))
         if spec.kind == kinds.USER_INPUT_MUTATION:
-            changed.append(str(spec.target))
-    return changed
+            raise writes_to_input(str(spec.target))
 
 
 def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> Program:

@@ -183,6 +183,22 @@ def _multiplied(x: Tensor, y: Tensor) -> Tensor | None:
     return None if shape is None else x.new_empty([*shape, x.shape[-2], y.shape[-1]])
 
 
+def _recurrent(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
+    """A recurrent layer, without the steps that torch takes one by one to find the shape."""
+    several = list(states) if isinstance(states, (list, tuple)) else [states]
+    bidirectional, batch_first = settings[-2:]
+    if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:
+        return None
+    width = several[0].shape[-1] * (2 if bidirectional else 1)
+    examples = x.shape[0] if batch_first else x.shape[1]
+    layers = settings[2] * (2 if bidirectional else 1)
+    if any(each.shape[:2] != (layers, examples) for each in several):
+        return None
+    time_first = (x.shape[1], x.shape[0]) if batch_first else tuple(x.shape[:2])
+    made = x.new_empty((*time_first, width))
+    return (made.transpose(0, 1) if batch_first else made, *(x.new_empty(each.shape) for each in several))
+
+
 def _attended(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor | None:
     if len({each.dtype for each in (queries, keys, values)}) > 1 or queries.dim() != 4:
         return None
@@ -191,7 +207,7 @@ def _attended(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor 
     return queries.new_empty((*queries.shape[:-1], values.shape[-1]))
 
 
-SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | None]] = {
+SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...] | None]] = {
     **dict.fromkeys(
         (
             *(_aten.batch_norm.default, _aten.layer_norm.default, _aten.group_norm.default, _aten.rms_norm.default),
@@ -222,5 +238,9 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | None]] = {
     _aten.stack.default: _stacked,
     _aten.matmul.default: _multiplied,
     _aten.scaled_dot_product_attention.default: _attended,
+    **dict.fromkeys(
+        (_aten.gru.input, _aten.lstm.input, _aten.rnn_tanh.input, _aten.rnn_relu.input),
+        _recurrent,
+    ),
 }
 """Operation -> a rule for its positional arguments, on the meta device"""

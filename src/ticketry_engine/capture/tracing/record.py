@@ -25,15 +25,17 @@ from torch.utils._pytree import (
     SequenceKey,
     tree_flatten,
     tree_flatten_with_path,
-    tree_iter,
 )
 
 from ticketry_engine.capture.tracing.examples import Examples, NotRecordedError
 from ticketry_engine.capture.tracing.lines import Line, is_as_said, is_of_shape
 from ticketry_engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, Program, fixed
+from ticketry_engine.capture.tracing.python_state import first_change, state_of
+from ticketry_engine.capture.tracing.side_effects import Containers, writes_to_input, writes_to_weight
 from ticketry_engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tape
 from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
 from ticketry_engine.capture.tracing.writes import without_writes
+from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _EXAMPLES = (2, 3, 8191)
@@ -50,14 +52,18 @@ def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Pr
         dynamic_batch: for any number of examples from two on; else for that of the arguments.
 
     Raises:
+        CaptureError: if it writes to an input, a parameter or a buffer.
+        FixedSizeError: if it cannot hold for other sizes of the leading axis.
         NotRecordedError: if that cannot be had for sure: by what the model does, or since it does not run.
     """
     examples = arguments.examples
     if dynamic_batch and examples is None:
-        raise NotRecordedError("the inputs have no leading axis")
+        raise FixedSizeError("the inputs have no leading axis")
     try:
         with ONE_AT_A_TIME, quiet(), plain():
             return _recorded(model, arguments, examples if dynamic_batch else None)
+    except CaptureError:
+        raise
     except Exception as error:  # a model may fail in any way
         raise NotRecordedError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
@@ -84,9 +90,14 @@ def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> P
 
 
 def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_Call]:
-    calls = [_Call(twin, arguments, examples, number) for number in _EXAMPLES[:2]]
-    if len(calls[0].tape.tensors) != len(calls[1].tape.tensors):
-        raise NotRecordedError("other operations for other numbers of examples")
+    try:
+        calls = [_Call(twin, arguments, examples, number) for number in _EXAMPLES[:2]]
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        if isinstance(error, NotImplementedError):  # an operation that has no rule for shapes
+            raise
+        raise FixedSizeError(f"the model fails for another size of axis 0 ({str(error)[:100]})") from error
+    if [step.op for step in calls[0].tape.steps] != [step.op for step in calls[1].tape.steps]:
+        raise FixedSizeError("the model does other operations for other sizes of axis 0")
     number = _EXAMPLES[2]
 
     def sizes(ref: Ref) -> list[int]:
@@ -104,6 +115,10 @@ def _stand_in(size: int | Line | None, examples: int) -> int:
 
 
 # -- one call ----------------------------------------------------------------------------------------------------------
+
+
+class FixedSizeError(NotRecordedError):
+    """Why what a model does depends on the size of the leading axis, so that it is captured for one size."""
 
 
 class _Twin:
@@ -125,27 +140,27 @@ class _Twin:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
             self.model: nn.Module = copy.deepcopy(model, stands_for)
-        self._held = dict(self._all())
-        self._tensors = {id(leaf) for value in self._held.values() for leaf in _tensors(value)}
+        self._state = state_of(self.model)
 
-    def _all(self) -> Iterable[tuple[tuple[int, str], Any]]:
-        """What every module holds, by its number and name."""
-        for index, module in enumerate(self.model.modules()):
-            own = {**module.__dict__, **module._parameters, **module._buffers, **module._modules}
-            yield from (((index, name), value) for name, value in own.items())
+    def check(self, tape: Tape, inputs: Sequence[str]) -> None:
+        """Make sure that a call has changed nothing that is left after it.
 
-    def check(self) -> None:
-        """Raise `NotRecordedError` if something is another than before the calls, or there is a new tensor anywhere."""
-        found = dict(self._all())
-        if found.keys() != self._held.keys() or any(value is not self._held[key] for key, value in found.items()):
-            raise NotRecordedError("a model that changes itself when it is called")
-        if any(id(leaf) not in self._tensors for value in found.values() for leaf in _tensors(value)):
-            raise NotRecordedError("a model that keeps tensors of a call")
+        Args:
+            inputs: names of the tensors that the call was given, in the tape's order.
 
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, (Tensor, list, tuple, dict)):
-        yield from (leaf for leaf in tree_iter(value) if isinstance(leaf, Tensor))
+        Raises:
+            CaptureError: if it has written to a weight or an input.
+            NotRecordedError: if it has changed what the model holds besides.
+        """
+        names = [name for name, _, _ in self.weights]
+        if tape.written:
+            first = min(tape.written)
+            if first < len(names):
+                raise writes_to_weight(names[first])
+            raise writes_to_input(inputs[first - len(names)])
+        changed = first_change(self._state, state_of(self.model))
+        if changed is not None:
+            raise NotRecordedError(f"a model that changes {changed!r} when it is called")
 
 
 class _Call:
@@ -170,10 +185,13 @@ class _Call:
         self.names = _names(twin.model, meta)
         inputs = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.tape = Tape([*(stand_in for _, _, stand_in in twin.weights), *inputs])
+        containers = Containers(twin.model, meta)
         tracing = torch._C._EnablePythonDispatcher(), torch._C._EnablePreDispatch()
         with tracing[0], tracing[1], Recorder(self.tape), Reads(self.tape, sizes):
             made = twin.model(*meta.args, **meta.kwargs)
-        twin.check()
+        names = zip(self.names, self.leaves, strict=True)
+        twin.check(self.tape, [name for name, leaf in names if isinstance(leaf, Tensor)])
+        containers.check()
         leaves, self.out_spec = tree_flatten(made)
         self.outputs = [self.tape.find_all(leaf) for leaf in leaves]
 

@@ -8,8 +8,9 @@ cannot be written down this way raises, and the model is exported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,10 +54,14 @@ class Tape:
         self.tensors: list[Tensor] = []  # held, so that no other tensor gets the same id
         self.shapes: list[tuple[int, ...]] = []
         self.steps: list[Step] = []
+        self.written: set[int] = set()
+        """Indices of the given tensors whose memory an operation has written to, also through a view."""
         self._adopted: list[Tensor] = []
         self._place: dict[int, Ref] = {}
-        for tensor in given:
+        self._memory: dict[int, int] = {}
+        for index, tensor in enumerate(given):
             self.add(tensor)
+            self._memory[_memory_of(tensor)] = index
 
     def add(self, tensor: Tensor) -> Ref:
         """Another tensor; or the one that an operation has written to, which is another value from now on.
@@ -71,6 +76,12 @@ class Tape:
         self.tensors.append(tensor)
         self.shapes.append(tuple(tensor.shape))
         return ref
+
+    def note_write(self, tensor: Tensor) -> None:
+        """Remember a write to a tensor, if its memory is that of a given one."""
+        index = self._memory.get(_memory_of(tensor))
+        if index is not None:
+            self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
         """Know the copy that Python gets of a tensor which the last operation has made of nothing."""
@@ -104,6 +115,37 @@ class Tape:
         if isinstance(given, dict):
             return {name: self.find_all(part) for name, part in given.items()}
         return given
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """The identity of a tensor's memory, which its views share; meta tensors have one too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+_UPDATES_STATISTICS = frozenset(
+    {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default, torch.ops.aten.native_batch_norm.default}
+)
+"""Norms that write to running statistics, the arguments 3 and 4, if the argument 5 is true."""
+
+
+@cache
+def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that an operation writes to."""
+    arguments = enumerate(op._schema.arguments)
+    return tuple(
+        (index, one.name) for index, one in arguments if one.alias_info is not None and one.alias_info.is_write
+    )
+
+
+def _written(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call of an operation writes to."""
+    if op in _UPDATES_STATISTICS and args[5]:  # training: what its schema does not say
+        yield from (each for each in args[3:5] if isinstance(each, Tensor))
+    for index, name in _written_arguments(op):
+        given = args[index] if index < len(args) else kwargs.get(name)
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(each, Tensor):
+                yield each
 
 
 def _holds_ref(given: Any) -> bool:
@@ -140,6 +182,8 @@ class Recorder(ProxyTorchDispatchMode):
         if torch.is_autocast_enabled("cpu"):
             raise NotRecordedError("torch.autocast in the model")
         found = self.tape.find_all(args), self.tape.find_all(kwargs)
+        for tensor in _written(op, args, kwargs):
+            self.tape.note_write(tensor)
         made = _run(op, args, kwargs)
         self.tape.steps.append(Step(op, *found, self._made(op, made)))
         return made
