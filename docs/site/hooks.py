@@ -23,6 +23,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "about/contributing.md",
     "CHANGELOG.md": "about/changes.md",
     "SECURITY.md": "about/security.md",
+    "RELEASING.md": "about/releasing.md",
 }
 """Pages that lie beside docs/ and are pages of the site too."""
 
