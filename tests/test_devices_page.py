@@ -1,4 +1,4 @@
-"""The examples of docs/devices.md, run as they stand there, in two processes."""
+"""The examples of docs/cluster.md, run as they stand there, in two processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 import ticketry as tk
 from gloo_processes import together
 
-PAGE = Path(__file__).parents[1] / "docs" / "devices.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+PAGE = Path(__file__).parents[1] / "docs" / "cluster.md"
+EXAMPLES = re.findall(
+    r"runs this block in two processes -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+)
 LONGEST = 14
 """Lines."""
 

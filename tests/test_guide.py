@@ -1,4 +1,4 @@
-"""The guide's example of evidence, run as it stands there."""
+"""The example of methods as plain functions in docs/searches.md runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import ticketry as tk
 
 
 def test_example_of_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    guide = (Path(__file__).parents[1] / "docs" / "searches.md").read_text(encoding="utf-8")
+    *_, code = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)  # the point of this test

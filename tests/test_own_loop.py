@@ -97,12 +97,6 @@ def test_example_of_a_verdict(names: dict[str, Any]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    run_elsewhere = {
-        "Lightning",
-        "Transformers",
-        "Rewind to pre-trained weights",
-        "Steps in sparse kernels",
-    }  # tests/integrations
     run_here = {
         "Hold a mask",
         "Prune before training",
@@ -111,7 +105,7 @@ def test_every_example_is_run() -> None:
         "Measure what it costs",
         "Does it win?",
     }
-    assert set(EXAMPLES) == run_here | run_elsewhere
+    assert set(EXAMPLES) == run_here
 
 
 def test_measure_what_it_costs(names: dict[str, Any]) -> None:

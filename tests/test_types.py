@@ -26,7 +26,7 @@ example_inputs: torch.Tensor
 
 def blocks() -> list[str]:
     """The blocks of Python in README, and of the page on the same from Python."""
-    pages = (ROOT / "README.md", ROOT / "docs" / "python.md")
+    pages = (ROOT / "README.md", ROOT / "docs" / "searches.md")
     return [block for page in pages for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)]
 
 

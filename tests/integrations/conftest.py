@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-loop.md"
+PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 
 
 @pytest.fixture
 def example() -> Callable[[str], str]:
-    """``example(section)``: the code in that section of docs/own-loop.md."""
+    """``example(section)``: the code in that section of docs/trainers.md."""
 
     def found(section: str) -> str:
         text = PAGE.read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]

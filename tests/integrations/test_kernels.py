@@ -164,7 +164,7 @@ def test_in_lightning(tmp_path: Path, calls: list[int], half: bool, example: Cal
     mask = tk.prune(network(), density=0.2, score="random")
     found = []
     told: dict[str, Any] = {"mask": mask, "images": data()[0]}
-    exec(example("Steps in sparse kernels"), told)  # of docs/own-loop.md
+    exec(example("Steps in sparse kernels"), told)  # of docs/trainers.md
     fast = told["callback"]
     if half:
         example_inputs = data()[0][:2]

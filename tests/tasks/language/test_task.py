@@ -26,7 +26,7 @@ from ticketry.tasks.presets.language import LANGUAGE_PRESETS
 from ticketry.tasks.recipe import recipe_from
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "domains.md").read_text(encoding="utf-8")
 DATA = Path(os.environ.get("TICKETRY_DATA") or ROOT.parent / "shared" / "data")
 
 

@@ -95,7 +95,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
 
     Args:
         path: the file; a name without folder and ending is one that comes with the library.
-        trust: whether a file of one's own may name code, see docs/security.md.
+        trust: whether a file of one's own may name code, see docs/reproducibility.md.
 
     Raises:
         UsageError: for whatever cannot be, with the file and the key.

@@ -162,7 +162,7 @@ class Bucket:
             except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
                 raise StoreError(
                     f"{self.address}: no permission to {doing} there. Credentials are looked for where the provider's"
-                    f" own tools look (environment, instance role), see docs/shared-stores.md. ({_words(error)})"
+                    f" own tools look (environment, instance role), see docs/cluster.md. ({_words(error)})"
                 ) from None
             except known.BaseError as error:
                 self._check_bucket(error)

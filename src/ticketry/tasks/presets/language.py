@@ -10,7 +10,7 @@ from ticketry.tasks.recipe import Recipe
 
 _DENSITIES = [0.5, 0.3, 0.1, 0.05]
 _REWIND = "3%"
-_SOURCE = "our own choice: models and recipes as docs/language.md tells them"
+_SOURCE = "our own choice: models and recipes as docs/domains.md tells them"
 
 
 def _search(title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None) -> Experiment:

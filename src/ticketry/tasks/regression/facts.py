@@ -10,7 +10,7 @@ MODEL = "mlp-50"
 """Of Hernández-Lobato & Adams (2015) and those who compare with them."""
 
 RECIPE = Recipe(length="2000it", batch=64, optimizer="adam", lr=1e-2, schedule="cosine")
-"""Our own choice, by the validation parts of ten splits of five tables, see docs/regression.md."""
+"""Our own choice, by the validation parts of ten splits of five tables, see docs/domains.md."""
 
 EACH = "each"
 """As the split asked for: replicate r of a search has split r."""

@@ -16,7 +16,7 @@ from ticketry.tasks.models import language
 
 NAMES = language.names()
 CARRYING = [name for name in NAMES if language.carries(name)]
-PAGE = (Path(__file__).parents[4] / "docs" / "language.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[4] / "docs" / "domains.md").read_text(encoding="utf-8")
 
 
 def small(name: str, width: float = 0.05, context: int = 16, seed: int = 0) -> language.LanguageModel:
@@ -38,7 +38,7 @@ def test_sizes_are_those_that_the_page_tells(name: str) -> None:
         assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == count
         break
     else:
-        raise AssertionError(f"docs/language.md has no row of {name}")
+        raise AssertionError(f"docs/domains.md has no row of {name}")
 
 
 @pytest.mark.parametrize("name", NAMES)
