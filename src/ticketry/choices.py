@@ -1,16 +1,20 @@
-"""Settings whose value is one of a few words: fields of a dataclass that are annotated with `Literal`.
+"""Check the values of settings: one of a few words, or a number within bounds.
 
-The command line reads the choices from the annotation. What comes from Python or a run file is checked here.
+A field that is annotated with `Literal` has its words there, from which the command line reads them. Numbers have the
+same bounds on the command line, in Python, in run files and in campaigns.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 from ticketry.errors import TicketryError, UsageError
 
@@ -109,3 +113,86 @@ def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
         if typing.get_origin(hint) is Literal:
             found[field.name] = (*typing.get_args(hint), *([None] if optional else []))
     return found
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+LEAST, MOST = -(2**63), 2**63 - 1
+"""Of every whole number: more a run file cannot hold."""
+
+
+class Bounds(NamedTuple):
+    """What a number may be, its ends included."""
+
+    low: float
+    high: float
+    whole: bool = True
+
+
+SEED = Bounds(LEAST, MOST)
+BOUNDS = {
+    "replicates": Bounds(1, 10**6),
+    "workers": Bounds(0, 10**4),
+    "threads": Bounds(1, 10**4),
+    "devices": Bounds(1, 10**4),
+    "checkpoint_seconds": Bounds(1e-9, 1e9, whole=False),
+    **dict.fromkeys(("seed", "initialisation_seed", "order_seed", "mask_seed"), SEED),
+}
+"""Name of an option -> its bounds."""
+
+
+def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
+    """Raise `UsageError` unless a number is within its bounds.
+
+    Args:
+        name: of the option, as its user writes it.
+        value: of the option.
+        bounds: of the option; by default those that `BOUNDS` has by its name.
+    """
+    low, high, whole = bounds or BOUNDS[name]
+    kind = "a whole number" if whole else "a number"
+    is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise UsageError(f"{name} must be {kind} from {_end(low)} to {_end(high)}, got {shown(value)}")
+
+
+def check_each(**values: Any) -> None:
+    """Raise `UsageError` unless each of these options is within the bounds that `BOUNDS` has by its name."""
+    for name, value in values.items():
+        check_bounds(name, value)
+
+
+def check_numbers(settings: Any, what: str = "") -> None:
+    """Raise `UsageError` unless all numbers of a dataclass can be written into a run file and read again.
+
+    Args:
+        settings: a dataclass, whose fields may be dataclasses and tuples.
+        what: the beginning of the message.
+    """
+    for field in fields(settings):
+        _check(f"{what}{field.name}", getattr(settings, field.name))
+
+
+def _check(name: str, value: Any) -> None:
+    if isinstance(value, tuple | list):
+        for one in value:
+            _check(name, one)
+    elif is_dataclass(value) and not isinstance(value, type):
+        check_numbers(value, f"{name}.")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        check_bounds(name, value, SEED)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, got {value}")
+
+
+def shown(value: object) -> str:
+    """Return a value as text for a message, short also where it is a number of thousands of digits."""
+    try:
+        text = str(value) if isinstance(value, int | float) else repr(value)
+    except ValueError:  # of more digits than Python converts
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def _end(value: float) -> str:
+    return {LEAST: "-2**63", MOST: "2**63 - 1"}.get(int(value), f"{value:g}")

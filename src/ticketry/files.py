@@ -25,6 +25,9 @@ from ticketry_engine.support.files import (
     make_folder as make_folder,
 )
 from ticketry_engine.support.files import (
+    parse_json as parse_json,
+)
+from ticketry_engine.support.files import (
     private_content_of as private_content_of,
 )
 from ticketry_engine.support.files import (

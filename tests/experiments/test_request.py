@@ -104,11 +104,11 @@ def test_an_unknown_control_is_refused():
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_search_of_no_replicates_is_refused(number: int) -> None:
-    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
         a_run(replicates=number)
-    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
         tk.run("iterative", levels=1, replicates=number, workers=0)
-    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
         ITERATIVE(None, DIGITS, replicates=number)  # type: ignore[arg-type]  # told before there is a lab
 
 

@@ -73,6 +73,7 @@ class _Reproduce(Printing, LabOptions):
 def main(words: Sequence[str]) -> int:
     """Carry out one campaign, or all; 1 if a run could not go on that claims wait for."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
+    _check_file(Path(arguments.campaign))
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
     arguments = dataclasses.replace(arguments, precision=LabOptions.precision, kernels=LabOptions.kernels)
     if arguments.check:
@@ -85,6 +86,14 @@ def main(words: Sequence[str]) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join("\n".join(told(one, width)) for one in outcomes))
     return failed
+
+
+def _check_file(campaign: Path) -> None:
+    """Refuse a file that is no TOML before torch is imported, which takes seconds."""
+    from ticketry.experiments.run_file import toml_tables
+
+    if campaign.suffix == ".toml":
+        toml_tables(campaign, "campaign")
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ticketry.core.mask import Mask, pack
 from ticketry.errors import MaskError
+from ticketry.files import parse_json
 from ticketry_engine.support.sealed_files import read_metadata as read_metadata
 
 FORMAT = "ticketry.mask.1"
@@ -65,7 +65,7 @@ def from_bytes(data: bytes) -> Mask:
 
 def _shapes(layout: str) -> dict[str, tuple[int, ...]]:
     try:
-        shapes = json.loads(layout)
+        shapes = parse_json(layout)
         found = {str(name): tuple(shape) for name, shape in shapes.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise MaskError("the mask's layout is not a JSON object of shapes") from None

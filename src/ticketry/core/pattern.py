@@ -16,7 +16,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ticketry.choices import check_choice
+from ticketry.choices import check_choice, shown
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:  # torch comes late: settings and the command line's help need the words alone
@@ -44,7 +44,7 @@ def share_of(value: object) -> float:
         with suppress(ValueError, ArithmeticError):
             # Of decimals: 64.3 / 100 as floats is not 0.643.
             return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
-    raise UsageError(f"{value!r:.60} is no share: write it as 0.1 or as 10%")
+    raise UsageError(f"{shown(value)} is no share: write it as 0.1 or as 10%")
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
@@ -60,12 +60,15 @@ def check_density(density: float | str | None = None, sparsity: float | str | No
         removed = share_of(sparsity)
         if not 0 <= removed < 1:
             raise UsageError(
-                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {sparsity}{_percent(removed)}"
+                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_said(sparsity)}"
+                f"{_percent(removed)}"
             )
         return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
     kept = share_of(density)
     if not 0 < kept <= 1:
-        raise UsageError(f"a density is the fraction of weights kept, 0 < density <= 1, not {density}{_percent(kept)}")
+        raise UsageError(
+            f"a density is the fraction of weights kept, 0 < density <= 1, not {_said(density)}{_percent(kept)}"
+        )
     return kept
 
 
@@ -78,10 +81,14 @@ def check_share(name: str, value: float | str) -> float:
         if not 0 < share_of(value) <= 1:
             raise UsageError(
                 "flops is the share of the dense network's multiplications that is left, 0 < flops <= 1, not"
-                f" {value}{_percent(share_of(value))}"
+                f" {_said(value)}{_percent(share_of(value))}"
             )
         return share_of(value)
     return check_density(value)
+
+
+def _said(value: float | str) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
-from ticketry.choices import did_you_mean
+from ticketry.choices import did_you_mean, shown
 from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
 from ticketry.lab.remote.address import place_of
@@ -47,8 +47,9 @@ def _value(name: str, value: Any, hint: Any, what: str) -> Any:
         value = (value,)
     try:
         return msgspec.convert(value, hint, dec_hook=lambda kind, one: kind(one))
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{what}: {name} is {value!r:.60}, which cannot be: {error}") from None
+    except ValueError as error:  # msgspec's, or that of a number of thousands of digits
+        why = str(error) if isinstance(error, msgspec.ValidationError) else "it is beyond 64 bits"
+        raise UsageError(f"{what}: {name} is {shown(value)}, which cannot be: {why}") from None
 
 
 def _shares(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ticketry.choices import check_each, check_numbers
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError, needs
 
@@ -63,6 +64,9 @@ class LabOptions:
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
+        check_each(threads=self.threads, devices=self.devices, checkpoint_seconds=self.checkpoint_seconds)
+        if self.workers is not None:
+            check_each(workers=self.workers)
         if self.on and self.workers is not None:
             raise UsageError("--on says where to train, and --workers how many local processes do: give one of the two")
 
@@ -110,6 +114,8 @@ class BenchOptions:
     lie anywhere), groups:ROWS:pairs (neighbouring inputs are kept together), channels."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_each(threads=self.threads)
         if not self.batch or min(self.batch) < 1:
             raise UsageError(f"batches have at least one example, not {min(self.batch, default=0)}")
         if self.cores and len(self.cores) != self.threads:
@@ -140,6 +146,9 @@ class StructureOptions:
     """Of what is drawn at random."""
     null: bool = True
     """Of regroup: measure the coverage of masks without structure too; --no-null saves the time."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def structuring(self, kind: str) -> Structuring:
         """Of that kind; `UsageError` for an option of another kind."""

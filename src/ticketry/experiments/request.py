@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ticketry import search
+from ticketry.choices import check_numbers
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
@@ -85,6 +86,8 @@ class SearchRequest:
 
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
+        if is_dataclass(self.settings):
+            check_numbers(self.settings)
         check_controls(self.controls)
         check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))  # each once, as verify takes them

@@ -6,15 +6,17 @@ import json
 import re
 import sys
 from collections.abc import Container, Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from ticketry.choices import BOUNDS, LEAST, MOST, check_bounds
 from ticketry.core.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS
-from ticketry.files import content_of, within
+from ticketry.files import content_of, reason_of, within
 from ticketry.lab.remote.address import is_url
 from ticketry.records.network import is_dense_rival
 from ticketry.registry import is_offered
@@ -27,8 +29,14 @@ else:
     import tomli as tomllib
 
 
-_LARGEST = 16 << 20
-"""Bytes of a run file."""
+_LARGEST = 1 << 20
+"""Bytes of a run file or a campaign."""
+_MOST_PARTS = 32
+"""Of a key with dots. The time that Python's reader takes grows with their square."""
+_DEEPEST = 100
+"""How deeply tables and arrays may be nested."""
+_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}", re.MULTILINE)
 
 
 def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
@@ -73,6 +81,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         told, _, place = str(error).partition(" - at `$.")
         raise UsageError(f"the run file {path}: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None
+    for name in BOUNDS.keys() & tables.keys():
+        check_bounds(f"the run file {path}: {name}", tables[name], BOUNDS[name])
     return tables
 
 
@@ -84,16 +94,46 @@ def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         text = content_of(path, most=_LARGEST).decode()
-        return text, tomllib.loads(text)
+        if found := _LONG_KEY.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise UsageError(f"the {what} {path} has a key of more than {_MOST_PARTS} parts at line {line}")
+        tables = tomllib.loads(text)
     except OSError as error:
-        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"the {what} {path} cannot be read: {reason_of(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the {what} {path} is not TOML: {error!s:.200}") from None
     except RecursionError:
-        raise UsageError(f"the {what} {path} is not TOML: it is nested too deeply") from None
+        raise UsageError(f"the {what} {path} is nested too deeply: more than {_DEEPEST} tables or arrays") from None
+    except ValueError:  # of a decimal number that Python does not convert
+        raise UsageError(f"the {what} {path} has a number of thousands of digits: {_RANGE}") from None
+    if fault := _fault_in(tables):
+        raise UsageError(f"the {what} {path}: {fault}")
+    return text, tables
 
 
-_Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_RANGE = "whole numbers lie between -2**63 and 2**63 - 1"
+
+
+def _fault_in(tables: dict[str, Any]) -> str:
+    """Return what no entry of a run file or a campaign may be, with its key; empty if there is nothing of the kind."""
+    level: list[tuple[str, Any]] = [("", tables)]
+    for _ in range(_DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for key, value in level:
+            match value:
+                case dict():
+                    inner += [(f"{key}.{name}" if key else name, one) for name, one in value.items()]
+                case list():
+                    inner += [(key, one) for one in value]
+                case int() if not LEAST <= value <= MOST:
+                    return f"{key:.200} is a number beyond 64 bits: {_RANGE}"
+                case date() | time():  # a datetime is a date
+                    return f"{key:.200} is a date or a time, which no entry is: write it as text, in quotes"
+        level = inner
+    return f"it is nested too deeply: more than {_DEEPEST} tables or arrays" if level else ""
+
+
+_Whole = Annotated[int, Meta(ge=LEAST, le=MOST)]
 
 
 class _Entries(Struct):
@@ -114,19 +154,19 @@ class _Entries(Struct):
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     seeds: dict[str, _Whole] = {}
-    replicates: Annotated[int, Meta(ge=1, le=10**6)] = 1
-    seed: _Whole = 0
-    initialisation_seed: _Whole = 0
-    order_seed: _Whole = 0
-    mask_seed: _Whole = 0
-    workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
-    threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
-    devices: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    replicates: int = 1
+    seed: int = 0
+    initialisation_seed: int = 0
+    order_seed: int = 0
+    mask_seed: int = 0
+    workers: int = 0
+    threads: int = 1
+    devices: int = 1
     parallel: str = ""
     norms: str = ""
     kernels: str = ""
     on: str = ""
-    checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
+    checkpoint_seconds: float = 1.0
 
 
 def check_trust(
@@ -225,10 +265,13 @@ def _names_code(word: str) -> bool:
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:
-    # JSON writes strings, numbers, booleans and arrays of them as TOML does; TOML has no null.
-    written = {name: json.dumps(value, ensure_ascii=False) for name, value in table.items() if value is not None}
-    return [f"{_key(name)} = {value}" for name, value in written.items()]
+    return [f"{_key(name)} = {_value(value)}" for name, value in table.items() if value is not None]
+
+
+def _value(value: Any) -> str:
+    # JSON writes strings, finite numbers, booleans and arrays as TOML does, but for one letter; TOML has no null.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)

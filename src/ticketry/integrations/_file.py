@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ticketry.core.mask_files import read_metadata
 from ticketry.errors import TicketryError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.sealed_files import sealed, unsealed
 
 _ENTRY = "ticketry"
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         data = unsealed(content_of(path))
-        tensors, described = load(data), json.loads(read_metadata(data)[_ENTRY])
+        tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])
     except FileNotFoundError:
         raise TicketryError(
             f"{path} is missing, and training goes on from a checkpoint: take one that was written with this callback,"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from ticketry.choices import check_each
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.answers import Answers
@@ -97,8 +98,7 @@ class Lab(Answers):
         executor: concurrent.futures.Executor | None = None,
         loggers: Sequence[str | Logger] = (),
     ) -> None:
-        if workers < 0 or threads < 1 or devices < 1 or checkpoint_seconds <= 0:
-            raise UsageError("workers must be at least 0, threads and devices at least 1, checkpoint_seconds above 0")
+        check_each(workers=workers, threads=threads, devices=devices, checkpoint_seconds=checkpoint_seconds)
         if executor is not None and runner:
             raise UsageError("give either a runner or an executor")
         self._chosen = chosen(executor or runner, workers)

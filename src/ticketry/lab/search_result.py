@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ticketry.choices import check_choice
+from ticketry.choices import LEAST, MOST, SEED, check_bounds, check_choice
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError
@@ -79,6 +79,10 @@ class Seeds:
     mask: int = 0
     """Of whatever is random in a mask."""
 
+    def __post_init__(self) -> None:
+        for name in ("initialisation", "order", "mask"):
+            check_bounds(f"seed of {name}", getattr(self, name), SEED)
+
     @classmethod
     def of(cls, seed: int) -> Seeds:
         """All three from one number (their streams are independent all the same).
@@ -89,12 +93,13 @@ class Seeds:
         return cls(seed, seed, seed)
 
     def replicate(self, number: int) -> Seeds:
-        """The seeds of a further replicate.
+        """Return the seeds of a further replicate; after the largest seed comes the smallest.
 
         Args:
             number: of the replicate: the first is 0.
         """
-        return Seeds(self.initialisation + number, self.order + number, self.mask + number)
+        seeds = (self.initialisation, self.order, self.mask)
+        return Seeds(*((seed + number - LEAST) % (MOST - LEAST + 1) + LEAST for seed in seeds))
 
 
 @dataclass(frozen=True)

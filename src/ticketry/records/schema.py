@@ -184,6 +184,13 @@ _WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
 """How a type is called, and the classes of its values; all others are objects."""
 
 
+def _number(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return "a number of hundreds of digits"
+
+
 def _problem(declared: inspect.Type, value: Any) -> str:
     """Why a value is not what was declared."""
     kind, said = _bare(declared)
@@ -199,5 +206,5 @@ def _problem(declared: inspect.Type, value: Any) -> str:
     problem = said.get("problem") or f"less than {getattr(kind, 'ge', 0)}"
     if isinstance(kind, inspect.LiteralType):
         problem = said.get("problem") or f"not one of {', '.join(map(str, kind.values))}"
-    shown = f"{value!r:.60}" if isinstance(value, str) else f"{value:g}" if isinstance(value, int | float) else ""
+    shown = f"{value!r:.60}" if isinstance(value, str) else _number(value) if isinstance(value, int | float) else ""
     return problem if problem.startswith("is ") else f"is {shown}, {problem}"

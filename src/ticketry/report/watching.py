@@ -89,7 +89,7 @@ def write_look(path: Path, looked: Mapping[str, Any]) -> None:
 def _tried(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     try:
         return make()
-    except (StoreError, msgspec.MsgspecError, ValueError):
+    except (StoreError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import ValidationError, convert
 
-from ticketry.choices import check_choices, listed
+from ticketry.choices import Bounds, check_bounds, check_choices, listed
 from ticketry.errors import UsageError
 from ticketry.step import Step
 
@@ -64,19 +64,15 @@ class Recipe:
     part of the image, resized), which is done while images are read from disk, before the others."""
 
     def __post_init__(self) -> None:
-        for name in _FLOATS:  # 1 and 1.0 are one recipe, and have one key
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for name, bounds in _BOUNDS.items():
+            check_bounds(f"recipe: {name}", getattr(self, name), bounds)
+            if not bounds.whole:  # 1 and 1.0 are one recipe, and have one key
+                object.__setattr__(self, name, float(getattr(self, name)))
         check_choices(self, "recipe: ")
-        if not isinstance(self.batch, int) or isinstance(self.batch, bool):
-            raise UsageError(f"recipe: batch is a whole number of examples, not {self.batch!r}")
         for step in (self.length, self.warmup, *self.milestones):
             Step.parse(step)
         if Step.parse(self.length).unit == "%":
             raise UsageError(f"recipe: length is the whole training, in ep or it, not {self.length}")
-        for name, low, high in _BOUNDS:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"recipe: {name} must lie in [{low:g}, {high:g}], not {value}")
         if self.optimizer != "sgd" and 1.0 in (self.momentum, self.beta2):
             raise UsageError(f"recipe: momentum and beta2 of {self.optimizer} are below 1")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
@@ -124,17 +120,17 @@ class Recipe:
         return replace(self, length=f"{length}it", milestones=milestones, warmup=at(self.warmup))
 
 
-_FLOATS = ("lr", "momentum", "beta2", "weight_decay", "gamma", "label_smoothing", "clip")
-_BOUNDS = (
-    ("batch", 1, 1 << 24),
-    ("lr", 0.0, 1e6),
-    ("momentum", 0.0, 1.0),
-    ("beta2", 0.0, 1.0),
-    ("weight_decay", 0.0, 1e3),
-    ("gamma", 0.0, 1.0),
-    ("label_smoothing", 0.0, 1.0),
-    ("clip", 0.0, 1e12),
-)
+_GIANT = "it has a number of thousands of digits"
+_BOUNDS = {
+    "batch": Bounds(1, 1 << 24),
+    "lr": Bounds(0.0, 1e6, whole=False),
+    "momentum": Bounds(0.0, 1.0, whole=False),
+    "beta2": Bounds(0.0, 1.0, whole=False),
+    "weight_decay": Bounds(0.0, 1e3, whole=False),
+    "gamma": Bounds(0.0, 1.0, whole=False),
+    "label_smoothing": Bounds(0.0, 1.0, whole=False),
+    "clip": Bounds(0.0, 1e12, whole=False),
+}
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
@@ -149,6 +145,6 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
         raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {listed(unknown[0], sorted(known))}")
     try:
         return convert(values, Recipe)
-    except ValidationError as error:
-        told, _, place = str(error).partition(" - at `$.")
+    except ValueError as error:  # msgspec's, or that of a number of thousands of digits
+        told, _, place = (str(error) if isinstance(error, ValidationError) else _GIANT).partition(" - at `$.")
         raise UsageError(f"recipe: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None

@@ -25,7 +25,7 @@ from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.nodes import Json, Node, Value
 from ticketry_engine.ir.packed_weights import PLACES, need, read_weights, stored_as, weight_bytes
 from ticketry_engine.ir.shape_claims import probe
-from ticketry_engine.support.files import content_of, write_atomically
+from ticketry_engine.support.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
 
 KIND = "ticketry.model"
@@ -212,7 +212,7 @@ def _texts(value: Json) -> bool:
 
 def _document(text: str) -> dict[str, Json]:
     try:
-        found: Any = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
     need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")

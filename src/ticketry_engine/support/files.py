@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 _ROOT = 0
@@ -208,3 +210,57 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+_DEEPEST = 100
+"""How deeply values may be nested: whoever walks them calls a function for each step."""
+_MOST_DIGITS = 300
+"""Of a whole number: more cannot be converted to a float, and from 4,300 on not even be printed."""
+_GIANT = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
+
+
+def parse_json(text: str | bytes | bytearray, **hooks: Any) -> Any:
+    """Return the value that a JSON text describes.
+
+    Args:
+        text: in UTF-8 if it is bytes.
+        hooks: arguments of `json.loads`, such as ``parse_constant``.
+
+    Raises:
+        ValueError: if it is no JSON, nested deeper than 100 values, or has a whole number of more than 300 digits.
+
+    Examples:
+        >>> from ticketry_engine.support.files import parse_json
+        >>> parse_json('{"a": [1, 2.5]}')
+        {'a': [1, 2.5]}
+        >>> parse_json("[" * 1000 + "]" * 1000)
+        Traceback (most recent call last):
+            ...
+        ValueError: it is nested too deeply
+    """
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        value = json.loads(text, parse_int=_whole_number if _GIANT.search(text) else None, **hooks)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if _is_deep(value, text):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _is_deep(value: object, text: str) -> bool:
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    level = [value]
+    for _ in range(_DEEPEST):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for part in parts for one in part]
+    return bool(level)

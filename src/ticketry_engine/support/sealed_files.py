@@ -7,9 +7,10 @@ The entry itself is found as it is written, or the file is damaged. Other loader
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from ticketry_engine.support.files import parse_json
 
 _HEAD = b'{"__metadata__":{'
 _KEY = "sha256-all"  # its entry has 80 bytes: what follows keeps its place in eights
@@ -55,6 +56,6 @@ def unsealed(data: bytes, *, required: bool = True) -> bytes:
 def read_metadata(data: bytes) -> Mapping[str, str]:
     """The string-to-string metadata in the header of a safetensors file already found valid."""
     length = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    header: dict[str, Any] = parse_json(data[8 : 8 + length])
     metadata = header.get("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}

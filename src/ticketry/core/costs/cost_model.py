@@ -19,7 +19,7 @@ from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.core.costs.words import Unit, in_columns, parsed, told, told_above
 from ticketry.core.mask import Mask, require_mask
 from ticketry.errors import CostError, UsageError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import content_of, parse_json, write_atomically
 
 KIND = "ticketry.cost"
 _MOST_BYTES = 1 << 26
@@ -225,7 +225,7 @@ class CostModel(Struct, frozen=True):
     def load(cls, path: str | Path) -> CostModel:
         """The costs in the file `path`. Raises `CostError` if there is none, or it is damaged or of another kind."""
         try:
-            document = json.loads(content_of(Path(path), most=_MOST_BYTES))
+            document = parse_json(content_of(Path(path), most=_MOST_BYTES))
             if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
                 raise CostError(f"{path} is no file of costs of this version: tk.cost.model(...).save(path) writes one")
             found = msgspec.convert(document.get("model"), cls)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ticketry.core.ticket.json_values import plain
 from ticketry.errors import TicketError
-from ticketry.files import flush, reason_of
+from ticketry.files import flush, parse_json, reason_of
 from ticketry.folders import delete_tree_if_possible, exists, is_file
 
 KIND = "ticketry.ticket"
@@ -249,7 +249,7 @@ def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes
 
 def _json(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        value = parse_json(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise TicketError(f"{MANIFEST} is not JSON ({str(error)[:80]}): the ticket is damaged") from None
     if not isinstance(value, dict):

@@ -19,6 +19,7 @@ from ticketry.core.devices.parts import is_spread, whole
 from ticketry.core.ticket.folder import FileFact, write_folder
 from ticketry.core.ticket.state_dicts import state_bytes
 from ticketry.errors import TicketError
+from ticketry.files import parse_json
 
 _Written = Callable[[Mapping[str, Tensor]], bytes]
 """Tensors as the bytes of a safetensors file."""
@@ -97,7 +98,7 @@ def _header(state: Mapping[str, Tensor], written: _Written) -> tuple[list[str], 
     The library orders by type and name: it is asked, with tensors of the same names and types without elements.
     """
     hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
-    entries: dict[str, Any] = json.loads(hollow[8:])
+    entries: dict[str, Any] = parse_json(hollow[8:])
     names = [name for name in entries if name != "__metadata__"]
     end = 0
     for name in names:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from ticketry.engine.cost.few_inputs import LIKE
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.errors import CostError
-from ticketry.files import content_of, why_not_private, write_atomically
+from ticketry.files import content_of, parse_json, why_not_private, write_atomically
 from ticketry.folders import exists
 from ticketry_engine.bench.machine import another_machine
 from ticketry_engine.kept_files import folder
@@ -106,7 +106,7 @@ class MachineProfile(Struct, frozen=True):
     @classmethod
     def _read(cls, data: bytes, path: object) -> MachineProfile:
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
                 raise CostError(
                     f"{path} is no profile of a machine of this version: tk.cost.calibrate().save(path) writes one"
@@ -168,7 +168,7 @@ def named(name: str) -> MachineProfile:
 def kind_of(path: Path) -> str | None:
     """What a JSON file of ticketry's says it is; None if it cannot be read as one."""
     try:
-        document = json.loads(content_of(path, most=1 << 26))
+        document = parse_json(content_of(path, most=1 << 26))
     except (OSError, ValueError, RecursionError):
         return None
     return str(document.get("kind")) if isinstance(document, dict) else None

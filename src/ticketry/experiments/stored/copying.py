@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ticketry.errors import StoreError
+from ticketry.files import parse_json
 from ticketry.lab.remote.address import checked_url, is_url
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import moved_inside
@@ -158,7 +158,7 @@ def _digest_by_record(here: Remote, name: str) -> str | None:
 def _object(value: object) -> dict[str, Any]:
     """A JSON object, also as bytes; empty if it is none."""
     try:
-        found = json.loads(value) if isinstance(value, bytes) else value
+        found = parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ticketry.errors import StoreError, UsageError
-from ticketry.files import cache_folder, content_of, why_not_private, write_atomically
+from ticketry.files import cache_folder, content_of, parse_json, why_not_private, write_atomically
 
 BUCKETS = ("s3", "gs", "az")
 """Schemes that obstore opens: Amazon S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage."""
@@ -120,7 +120,7 @@ def _mirrors() -> Path:
 
 def _told(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads(content_of(folder / _NAMED, most=1 << 16))
+        found = parse_json(content_of(folder / _NAMED, most=1 << 16))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.files import content_of, inside, make_folder, write_atomically
+from ticketry.files import content_of, inside, make_folder, parse_json, write_atomically
 from ticketry.folders import files_below, is_file, matching
 from ticketry.lab.remote.address import mirror_name
 from ticketry.lab.remote.lease import Known, Lease, Terms, known_of, object_of
@@ -91,7 +91,7 @@ class Mirror(Link):
         if found is not None:
             self._keep(self.paths.format, found.data)
             try:
-                json.loads(found.data)
+                parse_json(found.data)
             except (ValueError, RecursionError):
                 raise StoreError(
                     f"{self.remote.address}/store.json is damaged: delete this object, the next command makes it anew"
@@ -174,7 +174,7 @@ class Mirror(Link):
             markers = matching(self._pending, "*.json")
         for marker in markers:
             with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
-                told = json.loads(content_of(marker))
+                told = parse_json(content_of(marker))
                 waiting.append((order.get(told["name"].partition("/")[0], 9), told["name"], bool(told["replace"])))
         for _, name, replace in sorted(waiting):
             if is_there(self.paths.root / name):

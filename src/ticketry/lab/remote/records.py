@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, inside, make_folder, write_atomically
+from ticketry.files import content_of, inside, make_folder, parse_json, write_atomically
 from ticketry.folders import files_below, folders_below
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.store.files import explained, is_there, sealed_bytes, unsealed
@@ -135,7 +135,7 @@ class Records:
             make_folder(self._index.parent, private=True)
             with self._lock:
                 try:
-                    index = json.loads(content_of(self._index))
+                    index = parse_json(content_of(self._index))
                 except (OSError, ValueError, RecursionError):
                     index = {}
                 try:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ticketry.errors import RunnerError, needs
+from ticketry.files import parse_json
 from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs_of
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.remote_worker import work
@@ -162,7 +163,6 @@ class _Tasks:
 
 def _runtime_environment(place: Place) -> dict[str, Any] | None:
     """Of a JSON file that ``env=`` names."""
-    import json
     from pathlib import Path
 
     from ticketry.errors import UsageError
@@ -170,7 +170,7 @@ def _runtime_environment(place: Place) -> dict[str, Any] | None:
     if "env" not in place.options:
         return None
     try:
-        found = json.loads(Path(place.options["env"]).read_text(encoding="utf-8"))
+        found = parse_json(Path(place.options["env"]).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--on ray: env= names a JSON file with a runtime environment of Ray's: {error}") from None
     if not isinstance(found, dict):

@@ -17,6 +17,7 @@ import torch
 
 from ticketry import errors
 from ticketry.errors import DataError, RunnerError, StoreError, TicketryError
+from ticketry.files import parse_json
 from ticketry.lab.environment import processor
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.store.store import NUMERICS
@@ -67,9 +68,12 @@ class Request:
     def read(cls, text: str) -> Request:
         """
         Raises:
-            RunnerError: if it is of another version than this worker's; it names the worker.
+            RunnerError: if it is of another version than this worker's, or none at all; it names the worker.
         """
-        values = json.loads(text)
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise RunnerError(f"the worker {here()} got a request that is none of ticketry's: {error}") from None
         if values.get("version") != VERSION:
             raise RunnerError(
                 f"the worker {here()} has ticketry {__version__}, which reads requests of version {VERSION}, and this"
@@ -204,7 +208,7 @@ def read_answer(text: object) -> dict[str, Any]:
         RunnerError: for what no worker of this version answers.
     """
     try:
-        found = json.loads(text) if isinstance(text, str) else None
+        found = parse_json(text) if isinstance(text, str) else None
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("version") != VERSION:

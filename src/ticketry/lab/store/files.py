@@ -13,13 +13,12 @@ from typing import Any
 
 from ticketry import files
 from ticketry.errors import StoreError
+from ticketry.files import parse_json
 from ticketry.folders import exists
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LARGEST = 1 << 30
 """Bytes of a JSON file."""
-_DEEPEST = 100
-"""How deeply a JSON value may be nested."""
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
 _ABOUT_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.EINVAL, errno.ELOOP)
 """Errors that say what is at a path: nothing, a folder, a pipe, a link, or too much. All others leave it unknown."""
@@ -116,23 +115,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def _object_in(data: bytes) -> dict[str, Any] | None:
     """The JSON object in the bytes; None if they hold none, or one with half of a letter in it."""
     try:
-        value = json.loads(data.decode())
+        value = parse_json(data)
         if b"\\ud" in data.lower():  # half of a letter, which nothing could write or compare
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
-    return value if isinstance(value, dict) and not _is_deep(value, data) else None
-
-
-def _is_deep(value: object, data: bytes) -> bool:
-    """Whether a value of these bytes is nested more deeply than a record can be, so that walking it would break off."""
-    if data.count(b"[") + data.count(b"{") <= _DEEPEST:
-        return False
-    level = [value]
-    for _ in range(_DEEPEST):
-        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [one for part in parts for one in part]
-    return bool(level)
+    return value if isinstance(value, dict) else None
 
 
 _SEAL = "sha256"
@@ -176,7 +164,7 @@ def is_as_written(path: Path) -> bool:
     """Whether a JSON file has the very bytes that `write_json` gives its values."""
     with explained(path, "read"):
         data = files.content_of(path, most=_LARGEST)
-    return data == _bytes_of(json.loads(data))
+    return data == _bytes_of(parse_json(data))
 
 
 def unsealed(data: bytes, what: str) -> dict[str, Any]:

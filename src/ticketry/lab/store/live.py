@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import content_of, parse_json, write_atomically
 from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.remote.address import address_of, place_of
 from ticketry.lab.remote.live_objects import LiveObjects
@@ -86,7 +86,7 @@ class Live:
     def told(self, key: str) -> dict[str, Any]:
         """What the worker that trains a segment told last; empty if nothing."""
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(self._files.read(_name(key)) or b"{}")
+            found = parse_json(self._files.read(_name(key)) or b"{}")
             return found if isinstance(found, dict) else {}
         return {}
 

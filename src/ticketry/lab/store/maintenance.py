@@ -103,7 +103,7 @@ def mend_format(root: Path) -> list[Path]:
     except InaccessibleError:
         raise
     except StoreError:
-        if any(map(is_there, paths.folders)):
+        if paths.has_folders():
             _move(paths.format, paths.aside(paths.format))
             write_json(paths.format, DESCRIBED)
             return [paths.format]

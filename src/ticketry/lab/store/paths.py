@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ticketry.files import inside, within
 from ticketry.folders import below, exists, matching
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explained, is_there
 
 
 def ticket_folder(run: Path, replicate: int, level: int) -> Path:
@@ -36,6 +36,10 @@ class Paths:
     def folders(self) -> tuple[Path, ...]:
         """What only a store has, of which one is enough to know one by."""
         return self.results, self.memo, self.runs, self.evidences, self.campaigns
+
+    def has_folders(self) -> bool:
+        """Return whether one of these is there; `StoreError` if the system does not tell."""
+        return any(map(is_there, self.folders))
 
     def blob(self, digest: str) -> Path:
         """Tensors, named by the SHA-256 of the file."""

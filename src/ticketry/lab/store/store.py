@@ -100,21 +100,16 @@ class Store:
         except StoreError as error:
             if error.__cause__ is not None:  # it cannot be read at all
                 raise
-            if not self._has_folders():
+            if not self.paths.has_folders():
                 raise StoreError(f"{self.paths.format} is no store's: choose another folder with --store") from None
             raise StoreError(
                 f"{self.paths.format} is damaged: delete this one file, the next search makes it anew;"
                 " so does `ticketry store check --repair`"
             ) from None
 
-    def _has_folders(self) -> bool:
-        with explained(self.paths.root, "read"):
-            return any(map(exists, self.paths.folders))
-
     def _holds_other_things(self) -> bool:
-        root = self.paths.root
-        with explained(root, "read"):
-            if not exists(root) or self._has_folders():
+        with explained(root := self.paths.root, "read"):
+            if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
         return bool(others) and self._format() is None  # another process may have made the store this very moment

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
 
+from ticketry.choices import check_bounds
 from ticketry.errors import LayerCollapseError, NotStoredError, TicketryError, TrainingError, UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Seeds
 from ticketry.search.common.found_checks import checked
@@ -150,8 +151,7 @@ def on_replicate(
 
 def check_replicates(replicates: int) -> None:
     """Raises `UsageError` for a number of replicates by which nothing would be searched."""
-    if replicates < 1:
-        raise UsageError(f"a search has 1 replicate or more, not {replicates}: each is a whole search, by its seeds")
+    check_bounds("replicates", replicates)
 
 
 NOT_SAID = "not said"

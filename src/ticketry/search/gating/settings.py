@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any, Literal
 
+from ticketry.choices import shown
 from ticketry.core.pattern import Pattern, check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Retrain, retrain_after
@@ -83,7 +84,7 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
             )
         retrain_after(self.rewind, self.retrain)
         if not 0 < self.rounds <= _MOST_ROUNDS:
-            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {self.rounds}")
+            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {shown(self.rounds)}")
         if not self.init or len(set(self.init)) < len(self.init):
             raise UsageError("init names the values of s0 to search with: at least one, and each once")
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):

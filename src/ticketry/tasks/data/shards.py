@@ -187,7 +187,7 @@ def _described(source: Source) -> tuple[Manifest, Index]:
     path = source.local(MANIFEST)
     try:
         manifest = msgspec.json.decode(content_of(path, most=_LARGEST_MANIFEST), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{source}/{MANIFEST} is not a manifest of shards: {error}") from error
     if manifest.format != 1:
         raise DataError(f"{source}/{MANIFEST} has format {manifest.format}: a later ticketry wrote it")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import DataError
+from ticketry.files import parse_json
 from ticketry.tasks.data.locate import text_of
 from ticketry.tasks.language.corpus import PARTS
 
@@ -117,7 +118,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
         if not written.strip():
             continue
         try:
-            row = json.loads(written)
+            row = parse_json(written)
             json.dumps(row, ensure_ascii=False).encode()  # half of a letter can be written in JSON, and is no text
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {line} is no JSON: {error}") from None

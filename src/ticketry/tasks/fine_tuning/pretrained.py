@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import file_digest, reason_of
+from ticketry.files import file_digest, parse_json, reason_of
 from ticketry.folders import is_file, matching
 
 EXTRA = "transformers"
@@ -251,7 +250,7 @@ def _digest(file: Path, size: int, changed: int) -> str:
 @lru_cache(maxsize=16)
 def _json(file: Path, size: int, changed: int) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     if not isinstance(found, dict):

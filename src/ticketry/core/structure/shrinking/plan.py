@@ -22,7 +22,7 @@ from ticketry.core.mask_files import read_metadata
 from ticketry.core.scope import normal_name, unwrapped
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import StructureError, UsageError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.sealed_files import sealed, unsealed
 
 FORMAT = "ticketry.shrink.1"
@@ -110,7 +110,7 @@ class ShrinkPlan:
         """
         try:
             tensors = safetensors_load(data)
-            text = json.loads(read_metadata(data)[FORMAT])
+            text = parse_json(read_metadata(data)[FORMAT])
             shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
             attributes = {
                 str(module): {_attribute(name): _count(value) for name, value in values.items()}

@@ -1,0 +1,255 @@
+"""Every number of every setting has one set of bounds: on the command line, in Python and in a run file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.calling import call
+from samples import sample
+from ticketry.choices import BOUNDS, Bounds, check_bounds, check_numbers, shown
+from ticketry.cli.search import read_arguments, request_by
+from ticketry.errors import TicketryError, UsageError
+from ticketry.evidence.settings import StabilitySettings, VerifySettings
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import BenchOptions, LabOptions, StructureOptions
+from ticketry.experiments.request import SearchRequest, request_of
+from ticketry.experiments.run_file import read_run_file, run_file
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Seeds
+from ticketry.search import METHODS, method
+from ticketry.tasks.recipe import Recipe
+
+WHOLE = (0, 1, -1, 2, 7, 10**4, 10**4 + 1, 10**6 + 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 10**400)
+BROKEN = (0.0, 0.5, 1.0, 1.5, -1.0, 1e-320, 1e12, 1e31, math.inf, -math.inf, math.nan)
+
+
+def _kinds(hint: Any) -> set[type]:
+    """The types that a field's values may have, those in tuples too."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated, tuple):
+        return set().union(*map(_kinds, inner)) if inner else set()
+    return {hint} if isinstance(hint, type) else set()
+
+
+def _numbers(kind: Any) -> list[tuple[str, bool, bool]]:
+    """Name of each field that is a number, whether a whole one, and whether there are several."""
+    hints = typing.get_type_hints(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        kinds = _kinds(hints[field.name])
+        if kinds & {int, float}:
+            found.append((field.name, float not in kinds, typing.get_origin(hints[field.name]) is tuple))
+    return found
+
+
+SETTINGS = [(name, *number) for name in METHODS.built_in for number in _numbers(method(name).Settings)]
+
+
+def _tried(make: Any) -> Any:
+    """What is made; None if it is refused, in words."""
+    with contextlib.suppress(UsageError):
+        return make()
+    return None
+
+
+def _by_words(words: list[str]) -> SearchRequest | None:
+    def made() -> SearchRequest:
+        chosen, arguments = read_arguments(words, command="search")
+        return request_by(chosen, arguments)
+
+    with contextlib.suppress(SystemExit):  # tyro's, for what is no number of the kind
+        return _tried(made)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "whole", "several"),
+    sample(SETTINGS, SETTINGS[::7], ["-".join(map(str, one[:2])) for one in SETTINGS]),
+)
+def test_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, field: str, whole: bool, several: bool
+) -> None:
+    for value in WHOLE if whole else BROKEN:
+        given: Any = (value,) if several else value
+
+        def by_keywords(given: Any = given) -> SearchRequest:
+            return request_of(name, "digits", settings_of({field: given}, method(name).Settings, what="run(…)")[0])
+
+        in_python = _tried(by_keywords)
+        written = f'method = "{name}"\ntask = "digits"\n[settings]\n{field} = '
+        number = str(value) if isinstance(value, int) else repr(value)
+        (tmp_path / "run.toml").write_text(written + (f"[{number}]\n" if several else f"{number}\n"))
+        in_a_file = _by_words(["--config", str(tmp_path / "run.toml")])
+        on_the_line = _by_words([name, "--task", "digits", f"--{field.replace('_', '-')}={number}"])
+        capsys.readouterr()
+        found = [one and one.settings for one in (in_python, in_a_file, on_the_line)]
+        assert found[0] == found[1] == found[2], f"{name} {field} {value!r:.40}: {found}"
+        if in_python is not None:
+            (tmp_path / "again.toml").write_text(run_file(in_python.describe(), in_python.task.spec))
+            again = _by_words(["--config", str(tmp_path / "again.toml")])
+            assert again is not None
+            assert again.settings == in_python.settings
+            assert again.recipe == in_python.recipe
+
+
+@pytest.mark.parametrize(("name", "whole", "several"), _numbers(Recipe))
+def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, whole: bool, several: bool) -> None:
+    assert not several
+    plain = method("iterative").Settings()
+    others = dataclasses.asdict(request_of("iterative", "digits", plain).recipe)
+    written = "".join(f"{other} = {json.dumps(one)}\n" for other, one in others.items() if other != name)
+    for value in WHOLE if whole else BROKEN:
+        in_python = _tried(lambda value=value: request_of("iterative", "digits", plain, recipe={name: value}))
+        head = 'method = "iterative"\ntask = "digits"\n[recipe]\n'
+        (tmp_path / "run.toml").write_text(f"{head}{written}{name} = {value}\n")
+        in_a_file = _by_words(["--config", str(tmp_path / "run.toml")])
+        on_the_line = _by_words(["iterative", "--task", "digits", f"--recipe.{name.replace('_', '-')}={value}"])
+        capsys.readouterr()
+        found = [one and getattr(one.recipe, name) for one in (in_python, in_a_file, on_the_line)]
+        assert found[0] == found[1] == found[2], f"{name} {value!r:.40}"
+        assert found[0] is None or math.isfinite(found[0])
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_options_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    low, high, whole = BOUNDS[name]
+    for value in (*WHOLE, *((low, high) if whole else (*BROKEN, low, high))):
+        fits = (isinstance(value, int) or not whole) and low <= value <= high
+
+        def in_python(value: Any = value) -> object:
+            if name == "replicates":
+                return request_of("iterative", "digits", method("iterative").Settings(), replicates=value)
+            if "seed" in name:
+                return Seeds.of(value)
+            return settings_of({name: value}, LabOptions, what="run(…)")[0]
+
+        (tmp_path / "run.toml").write_text(f'method = "iterative"\ntask = "digits"\n{name} = {value}\n')
+        accepted = [
+            _tried(in_python) is not None,
+            _tried(lambda: read_run_file(tmp_path / "run.toml")) is not None,
+            _by_words(["iterative", "--task", "digits", f"--{name.replace('_', '-')}={value}"]) is not None,
+        ]
+        capsys.readouterr()
+        assert accepted == [fits] * 3, f"{name} {value!r:.40}"
+        if name in ("workers", "threads", "devices", "checkpoint_seconds") and not fits:
+            with pytest.raises(UsageError, match=f"{name} must be"):
+                Lab(tmp_path / "store", **{name: value})
+    assert not (tmp_path / "store").exists(), "refused before anything is made"
+
+
+@pytest.mark.parametrize("kind", [VerifySettings, StabilitySettings, BenchOptions, StructureOptions])
+def test_other_settings_hold_numbers_that_can_be_written(kind: Any) -> None:
+    for name, whole, several in _numbers(kind):
+        for value in (2**63, -(2**63) - 1, 10**5000) if whole else (math.inf, math.nan, 10**5000):
+            with pytest.raises(TicketryError) as caught:
+                kind(**{name: (value,) if several else value})
+            assert len(str(caught.value)) < 500
+
+
+def test_the_last_seed_is_followed_by_the_first() -> None:
+    assert Seeds.of(2**63 - 1).replicate(1) == Seeds.of(-(2**63))
+    assert Seeds.of(5).replicate(3) == Seeds.of(8)
+    assert Seeds.of(-(2**63)).replicate(-1) == Seeds.of(2**63 - 1)
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), 1 << 20000], ids=["large", "small", "binary"])
+def test_numbers_of_thousands_of_digits_are_refused_in_words(value: int) -> None:
+    import torch
+
+    import ticketry as tk
+
+    layer = torch.nn.Linear(4, 2)
+    for attempt in (
+        lambda: tk.prune(layer, density=value),
+        lambda: tk.prune(layer, sparsity=value),
+        lambda: tk.Recipe(lr=value),
+        lambda: tk.Recipe(batch=value),
+        lambda: tk.run("iterative", task="digits", levels=value),
+        lambda: tk.run("iterative", task="digits", replicates=value),
+        lambda: tk.run("iterative", task="digits", seeds=value),
+        lambda: tk.run("iterative", task="digits", threads=value),
+        lambda: tk.run("iterative", task="digits", recipe={"lr": value}),
+        lambda: tk.run("iterative", task="digits", recipe={"batch": value}),
+        lambda: check_bounds("threads", value),
+    ):
+        with pytest.raises(UsageError) as caught:
+            attempt()
+        assert any(words in str(caught.value) for words in ("digits", "64 bits", "characters", "out of range"))
+
+
+def test_numbers_are_looked_for_everywhere() -> None:
+    @dataclasses.dataclass
+    class Inner:
+        share: float = 0.5
+
+    @dataclasses.dataclass
+    class Outer:
+        inner: Inner = dataclasses.field(default_factory=Inner)
+        several: tuple[float, ...] = (1.0,)
+        flag: bool = True
+        text: str = "nan"
+
+    check_numbers(Outer())
+    for odd, name in ((Outer(Inner(math.nan)), "inner.share"), (Outer(several=(1.0, math.inf)), "several")):
+        with pytest.raises(UsageError, match=f"{name} must be a finite number"):
+            check_numbers(odd)
+
+
+def test_values_in_messages() -> None:
+    assert shown(1.5) == "1.5"
+    assert shown("1.5") == "'1.5'"
+    assert len(shown(10**400)) < 100
+    assert "thousands of digits" in shown(10**5000)
+    assert "thousands of digits" in shown((10**5000,))
+    with pytest.raises(UsageError, match=r"^x must be a number from 0 to 1, got 1\.5$"):
+        check_bounds("x", 1.5, Bounds(0, 1, whole=False))
+    for odd in (True, "1", None, 1.0):
+        with pytest.raises(UsageError, match="a whole number"):
+            check_bounds("threads", odd)
+
+
+def test_a_setting_of_a_run_that_is_written_is_read_again(tmp_path: Path) -> None:
+    """Letters that JSON writes as they are and TOML does not."""
+    odd = {"text": 'a\x7fb\u2028"\\\t', "key\x7f": 1}
+    described = {
+        "task": {"name": "digits"},
+        "method": "m",
+        "replicates": 1,
+        "controls": [],
+        "seeds": {},
+        "settings": odd,
+        "recipe": {},
+    }
+    (tmp_path / "run.toml").write_text(run_file(described, None))
+    assert read_run_file(tmp_path / "run.toml")["settings"] == odd
+    assert json.loads(json.dumps(odd)) == odd
+    with pytest.raises(ValueError):
+        run_file({**described, "settings": {"a": math.nan}}, None)
+
+
+def test_words_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (
+        "--seed",
+        "--threads",
+        "--levels",
+        "--density",
+        "--recipe.lr",
+        "--checkpoint-seconds",
+        "--replicates",
+    ):
+        for value in ("9" * 5000, "-" + "9" * 4000, "1e999", "nan", "0x1f", "1_000x"):
+            code, out, err = call(
+                capsys, "search", "imp", "--task", "digits", f"{option}={value}", "--store", "nowhere"
+            )
+            assert code == 2, (option, value[:20], out, err)
+            assert "Traceback" not in err
+            assert out == ""
