@@ -39,15 +39,15 @@ def uses(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
 
     Raises:
-        UsageError: for a parameter in scope that is no weight of a linear or convolution layer, or that no call reads.
+        UsageError: for a parameter in scope that no product of the call has as a factor.
     """
     parameters, known = scope.parameters(model), counted(model, scope)
-    if unknown := [name for name in parameters if name not in known]:
-        raise UsageError(
-            f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}:"
-            " spare them in the scope, or ask for a density"
-        )
     found = times_used(model, parameters, example_inputs)
+    if unknown := [name for name in parameters if name not in known and not found[name]]:
+        raise UsageError(
+            f"multiplications are counted of linear and convolution layers and other products, not of"
+            f" {', '.join(unknown)}: spare them in the scope, or ask for a density"
+        )
     if idle := [name for name, times in found.items() if not times]:
         raise UsageError(f"a call with the example inputs does not use {', '.join(idle)}: spare them in the scope")
     return found

@@ -8,6 +8,8 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.costs.saliency import output_change
+from ticketry.core.prune import budget_scores
+from ticketry.core.score import ScoreInputs
 from ticketry.errors import UsageError
 
 
@@ -120,11 +122,107 @@ def test_inputs_of_zeros_and_single_examples() -> None:
     assert alone["0.weight"].shape == (6, 4, 3, 3)
 
 
-def test_what_is_not_known_is_named() -> None:
-    model = nn.Sequential(nn.LSTM(3, 4))
-    with pytest.raises(UsageError, match=r"0\.weight_ih_l0"):
-        output_change(model, tk.scope(model), torch.zeros(2, 1, 3))
+class Recurrent(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.last = getattr(nn, kind)(3, 4, batch_first=True), nn.Linear(4, 2)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner(x)[0])
+
+
+class Looked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.last = nn.Embedding(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.norm(self.table(x))))
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.last = nn.Parameter(torch.randn(2, 5, 3)), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(torch.einsum("bi,eoi->bo", x, self.up)))
+
+
+def computed() -> nn.Module:
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
+    model(torch.randn(2, 3))
+    return model.eval()
+
+
+STEPS, ROWS = torch.randn(3, 4, 3), torch.randn(5, 3)
+OTHERS = {
+    "LSTM": (lambda: Recurrent("LSTM"), STEPS, {}),
+    "GRU": (lambda: Recurrent("GRU"), STEPS, {}),
+    "RNN": (lambda: Recurrent("RNN"), STEPS, {}),
+    "embedding and norm": (Looked, torch.randint(0, 6, (4, 3)), {"embeddings": True, "norms": True, "biases": True}),
+    "experts": (Experts, ROWS, {"include": ["up"]}),
+    "computed": (computed, ROWS, {}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_other_weight_has_the_squares_of_its_own_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the Jacobian of all outputs, of which many draws find the sum of squares."""
+    monkeypatch.setattr("ticketry.core.costs.saliency._DRAWS", 3000)
+    torch.manual_seed(0)
+    make, x, choice = OTHERS[kind]
+    model = make()
+    change = output_change(model, tk.scope(model, **choice), x)
+    outputs = model(x)
+    rows = [torch.autograd.grad(one, list(model.parameters()), retain_graph=True, allow_unused=True)
+            for one in outputs.flatten()]  # fmt: skip
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if name not in change or name == "last.weight" or (kind == "computed" and name == "2.weight"):
+            continue  # of products, whose inputs and gradients count as uncorrelated
+        squared = sum(row[number].double().square() for row in rows if row[number] is not None)
+        expected = squared * parameter.detach().double().square() / outputs.detach().double().square().sum()
+        torch.testing.assert_close(change[name], expected, rtol=0.15, atol=1e-12)
+    assert all(value.requires_grad for value in model.parameters())
+    assert list(change) == list(tk.scope(model, **choice))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_budget_has_a_default_importance(kind: str) -> None:
+    torch.manual_seed(0)
+    make, x, choice = OTHERS[kind]
+    model = make()
+    scope = tk.scope(model, **choice)
+    batches = ScoreInputs([x], lambda model, batch: model(batch).square().mean())
+    for inputs in (ScoreInputs(), batches):
+        scores = budget_scores(None, model, scope, None, inputs, "weights", x)()
+        assert {name: tuple(values.shape) for name, values in scores.items()} == dict(scope.shapes)
+        assert all(bool(values.any()) for name, values in scores.items() if "bias" not in name)
+
+
+def test_transformers_linear_layer_is_one() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.nf, self.weight = outputs, nn.Parameter(torch.randn(inputs, outputs))
+            self.bias = nn.Parameter(torch.zeros(outputs))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Conv1D(6, 5), nn.Tanh(), Conv1D(5, 4)), torch.randn(7, 3, 6)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    for number in (0, 2):
+        plain[number].load_state_dict({"weight": model[number].weight.t(), "bias": model[number].bias})
+    found, expected = (output_change(each, tk.scope(each), x) for each in (model, plain))
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name].t())
+    assert 0 < tk.prune(model, flops=0.6, example_inputs=x).density <= 0.6
+    assert tk.prune(model, flops=0.6, example_inputs=x).kept == tk.prune(plain, flops=0.6, example_inputs=x).kept
+
+
+def test_what_reaches_no_output_is_named() -> None:
     class Chosen(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -149,12 +149,23 @@ def test_the_contract(build: object) -> None:
     check_score("kfac", model, batches=[drawn(*shape), drawn(*shape)], loss=loss)
 
 
-def test_other_parameters_are_named_before_anything_is_computed() -> None:
-    model = nn.Sequential(nn.Embedding(5, 6), nn.LSTM(6, 3))
-    with pytest.raises(
-        UsageError, match=r"linear layers and convolutions, not of 1\.weight_ih_l0, 1\.weight_hh_l0: spare"
-    ):
-        tk.score.kfac(model, scope(model), batches=[], loss=loss)
+def test_recurrent_weights_have_the_squares_of_their_gradients() -> None:
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Embedding(5, 6), nn.LSTM(6, 3)), [torch.arange(5), torch.arange(4)]
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch)[0].logsumexp(-1).mean()
+
+    found = tk.score.kfac(model, scope(model), batches=batches, loss=loss)
+    for name, values in found.items():
+        weight = model.get_parameter(name)
+        gradients = [torch.autograd.grad(loss(model, batch), [weight])[0] for batch in batches]
+        expected = sum((weight * g).detach().double().square() / 2 for g in gradients) / 2
+        torch.testing.assert_close(values, expected)
+    assert list(found) == ["1.weight_ih_l0", "1.weight_hh_l0"]
+
+
+def test_what_it_needs() -> None:
     with pytest.raises(UsageError, match="there is no batch"):
         tk.score.kfac(linear(), scope(linear()), batches=[], loss=loss)
     with pytest.raises(UsageError, match="score 'kfac' needs batches and a loss"):

@@ -83,8 +83,13 @@ class Call:
 
 
 @contextmanager
-def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, list[Call]]]:
+def watched(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], others: set[str] | None = None
+) -> Iterator[dict[str, list[Call]]]:
     """The calls of the layers whose weights these are, in a block; empty for weights that no layer is called with.
+
+    Args:
+        others: gets the names of those that a call uses by another function, where that is no error.
 
     Raises:
         UsageError: in the block, if a call of `model` uses one of them by another function than its layer or `linear`.
@@ -109,7 +114,7 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
             if name is not None and has_factors(module):
                 undone.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 undone.callback(module.register_forward_hook(partial(watch, name), with_kwargs=True).remove)
-        products = undone.enter_context(_Products(names, calls, inside))
+        products = undone.enter_context(_Products(names, calls, inside, others))
         undone.callback(model.register_forward_pre_hook(products.enter).remove)
         undone.callback(model.register_forward_hook(products.leave, always_call=True).remove)
         yield calls
@@ -118,9 +123,15 @@ def watched(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
 class _Products(TorchFunctionMode):
     """Watches torch's `linear` with a weight, some of its rows or its transpose, where no layer of its own does it."""
 
-    def __init__(self, names: Mapping[int, str], calls: Mapping[str, list[Call]], inside: Set[str]) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        calls: Mapping[str, list[Call]],
+        inside: Set[str],
+        others: set[str] | None = None,
+    ) -> None:
         super().__init__()
-        self._names, self._calls, self._inside = names, calls, inside
+        self._names, self._calls, self._inside, self._others = names, calls, inside, others
         self._depth = 0
 
     def enter(self, model: nn.Module, args: object) -> None:
@@ -145,6 +156,12 @@ class _Products(TorchFunctionMode):
                 return output + self._calls[name][-1].moved
             if name:
                 return output
+        if (right := _right_factor(func, args, kwargs)) is not None:
+            x, factor = right
+            name, first, transposed = self._rows(factor.t()) if factor.dim() == 2 else ("", 0, False)
+            if name and name not in self._inside:
+                self._calls[name].append(Call(x, output, first=first, layer=False, transposed=transposed))
+                return output + self._calls[name][-1].moved
         if self._depth and torch.is_grad_enabled() and func not in _HARMLESS:
             self._refuse_others(func, (args, kwargs), output)
         return output
@@ -171,12 +188,29 @@ class _Products(TorchFunctionMode):
             whole = leaf if leaf._base is None else leaf._base
             name = self._names.get(id(whole), "")
             if name and name not in self._inside and not all(each is whole or each._base is whole for each in made):
+                if self._others is not None:
+                    self._others.add(name)
+                    continue
                 raise UsageError(
                     f"what {name} does to an output is not known: the model uses it in"
                     f" {getattr(func, '__name__', func)!r}, and not by calling its linear layer or convolution, or by"
                     " torch's linear; spare it in the scope, or give another score (score=), such as fisher"
                 )
 
+
+def _right_factor(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """Return activations and what they are multiplied by from the right, of a plain product of matrices."""
+    if kwargs or func not in _RIGHT or len(args) != 2 + _RIGHT[func]:
+        return None
+    x, factor = args[_RIGHT[func] :]
+    return (x, factor) if isinstance(x, Tensor) and isinstance(factor, Tensor) and x.dim() > 1 else None
+
+
+_RIGHT: dict[Any, int] = {
+    **dict.fromkeys((torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), 0),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), 1),
+}
+"""Function that multiplies two matrices -> which of its arguments is the first of them."""
 
 _HARMLESS = frozenset(
     (

@@ -314,17 +314,22 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
         ScoreError: if it is not finite, or no gradient reaches anything from it.
     """
     value = called(loss, model, batch)
+    check_loss(value, count)
+    return value.reshape(())
+
+
+def check_loss(value: object, count: int, *, reached: bool = True) -> None:
+    """Raise what `batch_loss` does of the loss of a batch; with `reached`, also where no gradient reaches anything."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
     if not bool(torch.isfinite(value)):
         raise ScoreError(f"the loss of batch {count} is {float(value.detach()):g}: look at the weights and the inputs")
-    if not value.requires_grad:
+    if reached and not value.requires_grad:
         raise ScoreError(
             f"the loss of batch {count} does not depend on any parameter in scope: is it detached, or computed from"
             " another model than the one it is given?"
         )
-    return value.reshape(())
 
 
 def _gradients(

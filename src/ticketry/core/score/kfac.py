@@ -11,9 +11,17 @@ from ticketry.core.costs.layer_gradients import add_gradients, has_factors, squa
 from ticketry.core.example_call import frozen_parameters
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.score._measure import batch_loss, checked, given, mean_of_all, measuring, no_batch
+from ticketry.core.score._measure import (
+    batch_loss,
+    called,
+    check_loss,
+    checked,
+    given,
+    mean_of_all,
+    measuring,
+    no_batch,
+)
 from ticketry.core.score._protocol import About, Loss, described
-from ticketry.errors import UsageError
 
 
 @described(About(paper="Martens & Grosse 2015", data="yes", order=1, channels="summed"))
@@ -33,8 +41,11 @@ def kfac(
     "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv 1503.05671), of
     convolutions Grosse & Martens (ICML 2016, arXiv 1602.01407), whose places count as uncorrelated too. Unlike `fisher`
     it tells examples of a batch apart, and so is less noisy of as many examples. It can be added up over weights and
-    compared between layers: what ``structure="auto"`` goes by. Float64; of weights of linear layers, attention and
-    convolutions.
+    compared between layers: what ``structure="auto"`` goes by. Float64.
+
+    It is of weights that a product has as a factor: of linear layers, attention and convolutions. Any other weight (of
+    recurrent layers, embeddings, norms, weights that are computed) has w^2 / 2 * size * g^2, of the gradient g of the
+    mean loss of a batch of that size: on average the same, as gradients of different examples cancel.
 
     Args:
         model: whose weights are scored; it is afterwards as it was.
@@ -46,8 +57,7 @@ def kfac(
         at: see `ticketry.score`.
 
     Raises:
-        UsageError: without batches or loss, for a parameter that is no weight of a linear layer or a convolution, or
-            for one that the model uses in another way than by calling that layer or torch's `linear`.
+        UsageError: without batches or loss.
         ScoreError: if all scores are 0 or one is not finite.
 
     Examples:
@@ -58,43 +68,53 @@ def kfac(
         {'weight': tensor([[2.0000, 4.5000]], dtype=torch.float64)}
     """
     batches, loss = given("kfac", batches, loss)
-    _refuse(_of_other_layers(model, scope))
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, frozen_parameters(model):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
-        count = 0
+        count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
-            with watched(model, weights) as calls:
-                value = batch_loss(model, batch, loss, count)
-                _refuse(_unused(model, weights, calls))
-                add_gradients(value, calls)
+            with watched(model, weights, others) as calls:
+                value = called(loss, model, batch)
+                others |= set(_without_product(model, weights, calls))
+                known = {name: made for name, made in calls.items() if name not in others}
+                check_loss(value, count, reached=not others)
+                if value.requires_grad and any(known.values()):
+                    add_gradients(value.reshape(()), known)
                 size = max((call.examples for made in calls.values() for call in made), default=0) or 1
-            for name, made in calls.items():
-                found = squares(weights[name], made) * (size / 2)  # g of the mean loss is that of one example / size
-                scores[name] += found.to(scores[name].device)
+            found = {name: squares(weights[name], made) for name, made in known.items()}
+            theirs = {name: weight for name, weight in weights.items() if name in others}
+            found |= _own_squares(model, theirs, batch, loss, count)
+            for name, values in found.items():  # g of the mean loss is that of one example / size
+                scores[name] += values.to(scores[name].device) * (size / 2)
         if not count:
             raise no_batch()
         mean = mean_of_all(model, weights, {name: values / count for name, values in scores.items()})
     return checked("kfac", mean)
 
 
-_OTHERS = (nn.RNNBase, nn.RNNCellBase)
-"""Layers whose weights are known to have no such score before anything is computed."""
+def _own_squares(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: object, loss: Loss, count: int
+) -> dict[str, Tensor]:
+    """Return the squares of weights, each times that of its gradient of a batch's loss."""
+    if not weights:
+        return {}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        value = batch_loss(model, batch, loss, count)
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+    found = {}
+    for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+        own = torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
+        found[name] = (weight.detach().double() * own.double()).square()
+    return found
 
 
-def _of_other_layers(model: nn.Module, scope: Scope) -> list[str]:
-    theirs = {id(own) for module in model.modules() if isinstance(module, _OTHERS) for own in module.parameters(False)}
-    return [name for name, weight in scope.parameters(model).items() if id(weight) in theirs]
-
-
-def _unused(model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]) -> list[str]:
+def _without_product(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
+) -> list[str]:
     """Weights that no product was seen of; those of layers that have a score are not used, and worth nothing."""
     layers = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]
-
-
-def _refuse(others: list[str]) -> None:
-    if others:
-        raise UsageError(
-            f"score 'kfac' is of weights of linear layers and convolutions, not of"
-            f" {', '.join(others)}: spare that in the scope, or take fisher"
-        )
