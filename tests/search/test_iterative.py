@@ -160,11 +160,13 @@ def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
 
 def test_discovery() -> None:
     assert "iterative" in methods()
-    assert method("imp") is method("iterative") is tk.search.iterative
+    assert method("iterative") is tk.search.iterative
+    assert method("imp").search is method("iterative").search
     with pytest.raises(
         UsageError,
         match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, l0, oneshot,"
-        r" regularised, stochastic, imp, gmp, rigl; or your own as package.module or NAME for NAME.py in this folder$",
+        r" regularised, stochastic, imp, lth, omp, gmp, .*, random; or your own as package.module or NAME for NAME.py"
+        r" in this folder$",
     ):
         method("magic")
 

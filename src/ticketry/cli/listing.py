@@ -106,9 +106,13 @@ def shown(value: object) -> str:
 def _print_methods(rows: list[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "removes")]
     for row in rows:
-        name = f"{row['name']} ({row['alias']})" if row["alias"] else row["name"]
-        table.append((name, row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
+        table.append((row["name"], row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
     _print_with_more(table, [f"{row['description']}. {row['paper']}{_whence(row)}" for row in rows])
+    print("\nnames that papers use")
+    for row in rows:
+        for alias, one in row["aliases"].items():
+            told = f"{alias:<10} {one['stands_for']}: {one['words']}"
+            print(textwrap.fill(told, 80, initial_indent="  ", subsequent_indent=" " * 13))
     print(
         "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
         "       one more, where the search does not need it anyway\n"
@@ -155,13 +159,17 @@ def _tasks(_: Path) -> list[dict[str, Any]]:
 
 
 def _methods(_: Path) -> list[dict[str, Any]]:
-    from ticketry.search import METHODS, methods
+    from ticketry.search import ALIASES, METHODS, methods
 
-    aliases = {name: alias for alias, name in METHODS.aliases.items()}
     return [
         {
             "name": name,
-            "alias": aliases.get(name, ""),
+            "alias": next((alias for alias, one in ALIASES.items() if one.method == name), ""),
+            "aliases": {
+                alias: {"stands_for": one.stands_for, "words": one.words, "settings": dict(one.settings)}
+                for alias, one in ALIASES.items()
+                if one.method == name
+            },
             "from": METHODS.where(name),
             "description": found.title,
             "prunes": found.about.prunes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -128,7 +129,7 @@ def read_arguments(
     check_aims(chosen, said_here)
     tables = _without_what_is_said(tables, said_here)
     about = description or f"{chosen.title}.\n\n{chosen.description}"
-    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.name}", about)
+    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.alias or chosen.name}", about)
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
@@ -321,7 +322,12 @@ def _value(words: Sequence[str], flag: str) -> str:
 
 def _help() -> str:
     lines = [f"  {name:<12} {found.title}" for name, found in methods().items()]
-    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    aliases = textwrap.fill(
+        f"also as papers call them: {', '.join(ALIASES)} (`ticketry list methods`)",
+        80,
+        initial_indent="  ",
+        subsequent_indent="  ",
+    )
     return "\n".join(
         [
             "usage: ticketry search METHOD --task TASK [...]     (ticketry search METHOD --help shows all options)",
@@ -329,7 +335,8 @@ def _help() -> str:
             "",
             "methods:",
             *lines,
-            f"  ({aliases})",
+            "",
+            aliases,
             "",
             "examples:",
             "  ticketry search iterative --task digits --rewind 3% --density 0.05",

@@ -21,8 +21,9 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import OF_TIME, is_dense_rival
 from ticketry.records.run import RunRecord
-from ticketry.search import Method
+from ticketry.search import METHODS, Method
 from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
+from ticketry.search.common.aliases import known_as
 from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.sources import procedure_sources
@@ -165,8 +166,21 @@ class SearchRequest:
         """Method, task and a digest of everything that matters."""
         return f"{_in_a_path(self.method.name)}-{_in_a_path(self.task.name)}-{digest_of(self.identity())[:8]}"
 
+    @property
+    def title(self) -> str:
+        """The method's title; that of an alias only while the settings are those of the alias."""
+        holds = not self.method.alias or self.known_as == self.method.alias
+        return self.method.title if holds else search.method(self.method.name).title
+
+    @property
+    def known_as(self) -> str:
+        """The method's name, or the alias by which it was requested: `search.common.aliases.known_as`."""
+        return known_as(self.method.name, self.method.alias, self.settings)
+
     def named_in(self, paths: Paths) -> SearchRequest:
-        """The request with the name that a new run gets: its score is part of it, if that is not the method's own.
+        """The request with the name that a new run gets: the paper's name of the method, if it was requested by that.
+
+        Else the score is part of it, if that is not the method's own.
 
         A run that the store has under its default name keeps that. Campaigns name their runs by `default_name`.
 
@@ -176,16 +190,21 @@ class SearchRequest:
         if self.label:
             self._check_same(paths.run(self.label) / "run.json")
             return self
-        if self.stored_name or paths.run(self.name).exists() or not (score := self.unusual_score):
+        if self.stored_name or paths.run(self.name).exists():
             return self
-        head, digest = f"{_in_a_path(self.method.name)}-{_in_a_path(score)}", digest_of(self.identity())[:8]
-        return replace(self, stored_name=f"{head}-{_in_a_path(self.task.name)}-{digest}")
+        if (head := self.known_as) == self.method.name:
+            if not self.unusual_score:
+                return self
+            head = f"{head}-{self.unusual_score}"
+        digest = digest_of(self.identity())[:8]
+        return replace(self, stored_name=f"{_in_a_path(head)}-{_in_a_path(self.task.name)}-{digest}")
 
     @property
     def unusual_score(self) -> str:
         """The score in the settings; empty if the method has none, or if it is the one that it has by default."""
         score = getattr(self.settings, "score", None)
-        usual = {each.name: each.default for each in fields(self.settings)}.get("score")
+        kind = search.method(self.method.name).Settings if self.method.alias else self.settings
+        usual = {each.name: each.default for each in fields(kind)}.get("score")
         return score if isinstance(score, str) and score != usual else ""
 
     def _check_same(self, file: Path) -> None:
@@ -199,6 +218,7 @@ class SearchRequest:
         for table in ("options", "seeds", "settings", "recipe"):
             then |= {f"{table}.{name}": value for name, value in then.pop(table, {}).items()}
             now |= {f"{table}.{name}": value for name, value in now.pop(table, {}).items()}
+        then["method"] = METHODS.aliases.get(then.get("method", ""), then.get("method"))
         if changed := [name for name, value in now.items() if name in then and then[name] != value]:
             was, is_now = then[changed[0]], now[changed[0]]
             raise UsageError(

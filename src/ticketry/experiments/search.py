@@ -225,7 +225,8 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         name=run.name,
         label=run.label,
         method=run.method.name,
-        title=run.method.title,
+        title=run.title,
+        alias=run.known_as if run.known_as != run.method.name else "",
         task=task_told(run.task, None, parameters=0, prunable=0),
         points=tuple(points),
         settings=described["settings"],
@@ -281,6 +282,6 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         environment=environment_told(lab, arithmetic, points.segments.values()),
         rounds=points.rounds.rows(),
         left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
-        config=run_file(run.describe(), run.task.spec, chosen),
+        config=run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
         store=shown(lab.store.paths.root),
     )

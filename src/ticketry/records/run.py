@@ -86,6 +86,8 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     method: str
     title: str = ""
     """Of the method."""
+    alias: str = ""
+    """The paper's name by which the method was requested, such as snip; empty if that was the method's own."""
     points: tuple[Point, ...]
     """All trained networks: no two of one replicate, level and role."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +112,11 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """Why some replicate has found less than was asked for; empty if none has."""
     scored: str = ""
     """The score that masks were chosen by, where it is not the one that the settings name."""
+
+    @property
+    def known_as(self) -> str:
+        """The method's name in lists, labels and tables: the paper's name, if it was requested by that."""
+        return self.alias or self.method
 
     @property
     def told_settings(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
     The method is always one of them. What was run comes before the number of replicates.
     """
     tasks = [results.run.task.title for results in runs]
-    methods = [results.run.method for results in runs]
+    methods = [results.run.known_as for results in runs]
     rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
     replicates = [f"n = {results.replicates}" for results in runs]
     settings = list(_methods_told_apart(runs))
@@ -147,10 +147,10 @@ def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
     """
     for results in runs:
         settings = results.run.told_settings
-        alike = [other.run.told_settings for other in runs if other.run.method == results.run.method]
+        alike = [other.run.told_settings for other in runs if other.run.known_as == results.run.known_as]
         own = [name for name in settings if name not in _PLACES and _is_own(name, settings[name], alike)]
         own.sort(key=lambda name: name != "score")
-        yield ", ".join([results.run.method, *(_setting(name, settings[name]) for name in own)])
+        yield ", ".join([results.run.known_as, *(_setting(name, settings[name]) for name in own)])
 
 
 def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:

@@ -18,6 +18,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.registry import Registry
 from ticketry.search.common.aims import COUNTED, Aimed
+from ticketry.search.common.aliases import ALIASES, under_alias
 from ticketry.search.common.method import Method
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ticketry.search.stochastic import Settings as _StochasticSettings
 
 __all__ = [
+    "ALIASES",
     "METHODS",
     "Found",
     "Method",
@@ -55,7 +57,6 @@ __all__ = [
     "stochastic",
 ]
 
-ALIASES = {"imp": "iterative", "gmp": "gradual", "rigl": "dynamic"}
 _IN_FOLDERS = {"decorators": "gate_decorators.search"}
 
 METHODS: Registry[Method[Any]] = Registry(
@@ -69,7 +70,7 @@ METHODS: Registry[Method[Any]] = Registry(
         )
     },
     make=Method.of,
-    aliases=ALIASES,
+    aliases={name: alias.method for name, alias in ALIASES.items()},
     modules=True,
 )
 
@@ -101,6 +102,8 @@ def methods() -> dict[str, Method[Any]]:
 def method(name: str) -> Method[Any]:
     """Return the method of this name or alias, or one's own; `UsageError` if there is none.
 
+    An alias is the name by which a paper calls a method with some of its settings, see `common.aliases`.
+
     Args:
         name: such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
             ``package.module:object``.
@@ -108,12 +111,16 @@ def method(name: str) -> Method[Any]:
     Examples:
         >>> tk.search.method("imp").name
         'iterative'
+        >>> snip = tk.search.method("snip")
+        >>> snip.name, snip.alias, snip.Settings().score, snip.Settings().when
+        ('early', 'snip', 'snip', '0')
         >>> tk.search.method("oneshoot")
         Traceback (most recent call last):
             ...
         ticketry.errors.UsageError: search method 'oneshoot' is not known: acdc, concrete, continuous, ...
     """
-    return METHODS.get(name)
+    found = METHODS.get(name)
+    return under_alias(found, name) if name in ALIASES else found
 
 
 def check_aims(chosen: Method[Any], said: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ def told_of(record: RunRecord | None) -> dict[str, Any]:
     best = best_tickets(results)
     score = record.told_settings.get("score")
     return {
-        "method": record.method,
+        "method": record.known_as,
         "score": score if isinstance(score, str) else "",
         "densities": [round(results.any_at(level).density, 6) for level in results.levels],
         "best": None if best is None else best.metric().mean,

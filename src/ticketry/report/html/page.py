@@ -158,7 +158,7 @@ def _observed(results: Results) -> list[Text | None]:
 def _head(subject: Subject) -> dict[str, object]:
     results = subject.runs[0]
     run, count = results.run, results.replicates
-    facts = [run.task.title, run.method, f"{count} replicate{'' if count == 1 else 's'}"]
+    facts = [run.task.title, run.known_as, f"{count} replicate{'' if count == 1 else 's'}"]
     if "date" in run.environment:
         facts.append(value(run.environment["date"]).replace("T", " ").removesuffix("Z"))
     return {

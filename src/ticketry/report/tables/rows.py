@@ -77,7 +77,7 @@ def point_rows(runs: Sequence[Results]) -> Rows:
     rows: Rows = []
     for results in runs:
         run, metric = results.run, results.run.task.metric
-        named = {"run": run.name, "method": run.method, "task": run.task.name, "rewind": rewind_of(results)}
+        named = {"run": run.name, "method": run.known_as, "task": run.task.name, "rewind": rewind_of(results)}
         for point in run.points:
             phases = point.phases.each if point.phases else {}
             rows.append(
@@ -248,7 +248,7 @@ def method_rows(subject: Subject) -> Rows:
                         "density_asked": match.density,
                         "run": results.run.name,
                         "label": subject.labels[indices[place]],
-                        "method": results.run.method,
+                        "method": results.run.known_as,
                         **_told(group, "level density"),
                         **_told(group.metric(), "mean sd n"),
                         **_told(difference, "minus_dense=mean"),

@@ -207,6 +207,8 @@ class Method(Generic[S]):
     """How many tickets a replicate will find with given settings, if the method can tell."""
     about: About = field(default_factory=About)
     """Facts for lists."""
+    alias: str = ""
+    """The name by which it was requested, where that is an alias: see `common.aliases`."""
     module: str = ""
     """That has its parts; empty for one that was put together otherwise."""
 
@@ -269,6 +271,7 @@ class Method(Generic[S]):
             search,
             getattr(module, "levels", None) or getattr(settings, "tickets", None),
             told if isinstance(told, About) else About(),
+            "",
             module.__name__ if isinstance(module, ModuleType) else getattr(module, "__module__", ""),
         )
 

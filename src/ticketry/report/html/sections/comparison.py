@@ -65,7 +65,7 @@ def _summary_cells(results: Results, with_task: bool) -> list[str]:
     seconds, trained, asked = (cost.get(key) for key in ("train_seconds", "segments_trained", "segments_asked"))
     return [
         *([run.task.title] if with_task else []),
-        shortened(run.method, _LONGEST),
+        shortened(run.known_as, _LONGEST),
         rewind_of(results) or NONE,
         str(len(results.levels)),
         str(results.replicates),

@@ -30,7 +30,7 @@ def networks_section(subject: Subject) -> Section:
         return _summarised(subject)
     several, rows = len(subject.runs) > 1, []
     for label, results in zip(subject.labels, subject.runs, strict=True):
-        named = [label, results.run.method, rewind_of(results) or NONE] if several else []
+        named = [label, results.run.known_as, rewind_of(results) or NONE] if several else []
         test, validation = Style.of(results), Style.of(results, "validation")
         rows += [_row(named, point, results.run.task.metric.name, test, validation) for point in results.run.points]
     texts = ["run", "method", "rewind"] if several else []
@@ -104,7 +104,7 @@ def _summary_rows(runs: list[Results]) -> Iterator[Row]:
     for results in runs:
         for role in results.roles:
             for group in results.of_role(role):
-                members = groups.setdefault((results.run.method, role, group.level), [])
+                members = groups.setdefault((results.run.known_as, role, group.level), [])
                 members.append((results, list(group.points.values())))
     task, name = runs[0].run.task, runs[0].run.task.metric.name
     for (method, role, level), members in groups.items():

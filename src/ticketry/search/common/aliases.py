@@ -1,0 +1,97 @@
+"""Names by which papers call methods: each is a method with some of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from ticketry.errors import UsageError
+
+if TYPE_CHECKING:
+    from ticketry.search.common.method import Method
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A method as a paper calls it."""
+
+    method: str
+    """The name of the method here."""
+    stands_for: str
+    """The paper's name, with the citation."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What it sets; all other settings are the method's own."""
+
+    def holds(self, settings: object) -> bool:
+        """Whether settings have all values that the name stands for."""
+        return all(getattr(settings, name, None) == value for name, value in self.settings.items())
+
+    @property
+    def words(self) -> str:
+        """The method and the options of the command line that it stands for."""
+        flags = {f"--{name.replace('_', '-')}": value for name, value in self.settings.items()}
+        said = [flag if value is True else f"{flag} {value}" for flag, value in flags.items() if value is not False]
+        return " ".join([self.method, *said])
+
+
+_AT_INITIALISATION = {"when": "0", "iterations": 1, "structured": False}
+
+ALIASES: Mapping[str, Alias] = {
+    "imp": Alias("iterative", "IMP: iterative magnitude pruning with rewinding (Frankle et al. 2019)"),
+    "lth": Alias("iterative", "The lottery ticket hypothesis: IMP to step 0 (Frankle & Carbin 2019)", {"rewind": "0"}),
+    "omp": Alias("oneshot", "OMP: one-shot magnitude pruning (Han et al. 2015)"),
+    "gmp": Alias("gradual", "GMP: gradual magnitude pruning (Zhu & Gupta 2017)"),
+    "rigl": Alias("dynamic", "RigL (Evci et al. 2020)", {"grow": "gradient"}),
+    "set": Alias("dynamic", "SET: sparse evolutionary training (Mocanu et al. 2018)", {"grow": "random"}),
+    "cs": Alias("continuous", "CS: Continuous Sparsification (Savarese et al. 2020)"),
+    "snip": Alias("early", "SNIP (Lee et al. 2019)", {**_AT_INITIALISATION, "score": "snip"}),
+    "snap": Alias(
+        "early",
+        "SNAP: SNIP of whole channels (Verdenius et al. 2020)",
+        {**_AT_INITIALISATION, "score": "snip", "structured": True},
+    ),
+    "grasp": Alias("early", "GraSP (Wang et al. 2020)", {**_AT_INITIALISATION, "score": "grasp"}),
+    "synflow": Alias(
+        "early",
+        "SynFlow, in 100 steps (Tanaka et al. 2020)",
+        {**_AT_INITIALISATION, "score": "synflow", "iterations": 100, "schedule": "exponential"},
+    ),
+    "crop": Alias("early", "CroP (Rachwan et al. 2022)", {**_AT_INITIALISATION, "score": "crop"}),
+    "cropit": Alias(
+        "early",
+        "CroPit: CroP in 7 steps (Rachwan et al. 2022)",
+        {**_AT_INITIALISATION, "score": "crop", "iterations": 7},
+    ),
+    "earlycrop": Alias("early", "EarlyCroP (Rachwan et al. 2022)", {"when": "detect", "score": "crop"}),
+    "earlybird": Alias(
+        "early",
+        "Early-Bird tickets (You et al. 2020)",
+        {"when": "detect", "detector": "masks", "score": "slimming", "structured": True},
+    ),
+    "random": Alias("early", "Random pruning at initialisation", {**_AT_INITIALISATION, "score": "random"}),
+}
+
+
+def under_alias(found: Method[Any], name: str) -> Method[Any]:
+    """Return a method as it is under an alias: with the alias's settings as defaults."""
+    from dataclasses import replace
+
+    alias = ALIASES[name]
+    kind = _with_defaults(found.Settings, alias.settings) if alias.settings else found.Settings
+    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
+
+
+def known_as(method: str, alias: str, settings: object) -> str:
+    """Return the name under which a search is listed and drawn: its alias while its settings are those of the alias."""
+    return alias if alias and ALIASES[alias].method == method and ALIASES[alias].holds(settings) else method
+
+
+def _with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
+    """Return a subclass of a settings class with other defaults."""
+    hints = get_type_hints(kind, include_extras=True)
+    if missing := values.keys() - hints.keys():
+        raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")
+    own = [(name, hints[name], field(default=value)) for name, value in values.items()]
+    space = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True, namespace=space)

@@ -1,0 +1,128 @@
+"""Methods by the names that papers use: what they set, and where the name is shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.cli import main
+from ticketry.errors import UsageError
+from ticketry.report.tables.results import Results
+from ticketry.report.tables.rows import point_rows
+from ticketry.search import ALIASES, METHODS, method
+from ticketry.search.common.aliases import known_as
+
+PAPERS = {
+    "imp": "iterative",
+    "lth": "iterative --rewind 0",
+    "omp": "oneshot",
+    "gmp": "gradual",
+    "rigl": "dynamic --grow gradient",
+    "set": "dynamic --grow random",
+    "cs": "continuous",
+    "snip": "early --when 0 --iterations 1 --score snip",
+    "snap": "early --when 0 --iterations 1 --structured --score snip",
+    "grasp": "early --when 0 --iterations 1 --score grasp",
+    "synflow": "early --when 0 --iterations 100 --score synflow --schedule exponential",
+    "crop": "early --when 0 --iterations 1 --score crop",
+    "cropit": "early --when 0 --iterations 7 --score crop",
+    "earlycrop": "early --when detect --score crop",
+    "earlybird": "early --when detect --detector masks --score slimming --structured",
+    "random": "early --when 0 --iterations 1 --score random",
+}
+
+
+def test_they_are_those_of_the_papers() -> None:
+    assert {name: alias.words for name, alias in ALIASES.items()} == PAPERS
+    assert not set(ALIASES) & set(METHODS.built_in)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_is_its_method_with_other_defaults(name: str) -> None:
+    alias, found = ALIASES[name], method(name)
+    plain = method(alias.method)
+    assert (found.name, found.alias, found.search) == (plain.name, name, plain.search)
+    assert issubclass(found.Settings, plain.Settings)
+    assert [one.name for one in fields(found.Settings)] == [one.name for one in fields(plain.Settings)]
+    assert asdict(found.Settings()) == asdict(plain.Settings(**alias.settings))
+    assert asdict(found.Settings()) == {**asdict(plain.Settings()), **alias.settings}
+    assert found.title.startswith(alias.stands_for)
+
+
+def test_the_name_holds_while_the_settings_do() -> None:
+    snip = method("snip")
+    assert known_as("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
+    assert known_as("early", "snip", snip.Settings(iterations=5)) == "early"
+    assert known_as("early", "snip", snip.Settings(structured=True)) == "early"
+    assert known_as("early", "", snip.Settings()) == "early"
+    assert known_as("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
+    with pytest.raises(UsageError, match=r"search method 'snips' is not known: .* did you mean snip"):
+        method("snips")
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+FAST = ("--task", "digits", "--replicates", "1", "--workers", "0", "--controls", "none", "--recipe.length", "20it")
+
+
+def test_a_run_by_an_alias_is_that_of_its_method_and_shows_the_alias(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_alias = answer(capsys, "search", "snip", "--density", "0.2", *FAST, "--json")
+    words = ("search", *PAPERS["snip"].split(), "--density", "0.2")
+    by_method = answer(capsys, *words, *FAST, "--json")
+    assert by_method["now"]["steps_trained"] == 0, "the same trainings"
+    assert by_alias["run"].startswith("snip-digits-")
+    assert by_method["run"] == f"early-{by_alias['run']}", "the same digest"
+    record = json.loads(Path(by_alias["report"]).with_name("run.json").read_text())
+    assert (record["method"], record["alias"], record["settings"]["score"]) == ("early", "snip", "snip")
+    again = answer(capsys, "search", "--config", str(Path(by_alias["report"]).with_name("run.toml")), "--json")
+    assert again["run"] == by_alias["run"]
+    assert again["now"]["steps_trained"] == 0
+
+    run = tk.run("snip", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+    assert (run.name, run.now["steps_trained"]) == (by_alias["run"], 0)
+    assert {row["method"] for row in point_rows([Results(run.record)])} == {"snip"}
+    assert "SNIP (Lee et al. 2019)" in Path(by_alias["report"]).read_text()
+
+    assert main(["report", by_alias["run"], by_method["run"], "--output", "page.html", "--export", "data"]) == 0
+    tables = [list(csv.DictReader(io.StringIO(file.read_text()))) for file in (tmp_path / "data").rglob("*.csv")]
+    named = {row["run"]: row["method"] for table in tables for row in table if {"run", "method"} <= row.keys()}
+    assert named == {by_alias["run"]: "snip", by_method["run"]: "early"}
+
+    named = answer(capsys, "search", "snip", "--density", "0.2", "--name", "mine", *FAST, "--json")
+    assert named["run"] == "mine"
+    assert answer(capsys, *words, "--name", "mine", *FAST, "--json")["now"]["steps_trained"] == 0
+    listed = {row["run"]: row["method"] for row in answer(capsys, "list", "runs", "--json")}
+    assert listed[by_alias["run"]] == "snip"
+    assert listed[by_method["run"]] == "early"
+
+    changed = answer(capsys, "search", "snip", "--density", "0.2", "--iterations", "3", *FAST, "--json")
+    assert changed["run"].startswith("early-snip-digits-"), "in three cuts it is no longer what the paper calls SNIP"
+    record = json.loads(Path(changed["report"]).with_name("run.json").read_text())
+    assert "alias" not in record
+    assert record["title"] == method("early").title
+
+
+def test_lists_name_them(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answer(capsys, "list", "methods", "--json")
+    told = {alias: one["words"] for row in rows for alias, one in row["aliases"].items()}
+    assert told == PAPERS
+    assert main(["list", "methods"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, words in PAPERS.items():
+        assert f"{ALIASES[name].stands_for}: {words}" in text
+    assert main(["search", "--help"]) == 0
+    assert "earlycrop" in capsys.readouterr().out
