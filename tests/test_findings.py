@@ -37,6 +37,7 @@ NOT_MEASURED = (
 def test_pages_have_the_numbers_of_the_findings(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert findings.filled(text, GROUPS) == text, "python docs/site/findings.py fills them in"
+    assert "\n<!--= " not in text, "a comment that begins a line ends the paragraph before it"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
