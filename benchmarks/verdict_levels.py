@@ -5,9 +5,9 @@ A search has several levels, each judged over the same replicates and corrected 
 
 - differences drawn from distributions: normal ones that share part of their variance between levels, a last level with
   three times the standard deviation, and 5 % of collapses, of single networks or of whole replicates;
-- real residuals: differences of the searches in docs/results, less the mean of each level. Replicates are drawn with
-  replacement and smoothed (a normal of the same covariance is added, and both are scaled back), since five draws from
-  ten values contain duplicates that no training has.
+- real residuals: differences of the searches in research/bundles, less the mean of each level. Replicates are drawn
+  with replacement and smoothed (a normal of the same covariance is added, and both are scaled back), since five draws
+  from ten values contain duplicates that no training has.
 
 "Error": the true difference of all levels is minus the margin, and some level is called as good. "Found": it is 0, and
 this share of levels is called as good. "Beside lost levels": levels whose mean is more than 3 margins below dense keep
@@ -43,7 +43,7 @@ SMOOTHING = 0.5
 """Standard deviation of the added normal, as a share of that of the residuals."""
 LEAST_REPLICATES, LEAST_LEVELS = 8, 3
 """Of a search whose residuals are used."""
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "research" / "bundles"
 
 Draw = Callable[[np.random.Generator, int, int], Any]
 """(searches, replicates) -> differences of shape (searches, levels, replicates)."""
@@ -156,7 +156,7 @@ def resampled(differences: Any) -> Draw:
 
 
 def stored() -> Iterator[tuple[str, Any]]:
-    """Searches in docs/results with enough replicates and levels, with their differences (replicates, levels)."""
+    """Searches in research/bundles with enough replicates and levels, with their differences (replicates, levels)."""
     found: dict[str, dict[Any, Any]] = {}
     for bundle in sorted(RESULTS.glob("*.tkz")):
         with Bundle(bundle) as opened:
