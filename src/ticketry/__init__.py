@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ticketry.core.structure.shrinking.shrink import shrink
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.engine import cost
+    from ticketry.engine.adapters import compile, sparse_training
     from ticketry.experiments import bundles as store
     from ticketry.experiments.bench import bench
     from ticketry.experiments.run import run
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from ticketry.tasks.catalogue import get as task
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.task import Split, Splits, Task
-    from ticketry_engine.compiled import compile
-    from ticketry_engine.training.sparse_training import sparse_training
 
 _PUBLIC = {
     "Hold": "ticketry.core.sparse_training.hold:Hold",
@@ -57,7 +56,7 @@ _PUBLIC = {
     "Ticket": "ticketry.core.ticket.ticket:Ticket",
     "allocate": "ticketry.core.allocate:allocate",
     "bench": "ticketry.experiments.bench:bench",
-    "compile": "ticketry_engine.compiled:compile",
+    "compile": "ticketry.engine.adapters:compile",
     "cost": "ticketry.engine.cost",
     "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
@@ -75,7 +74,7 @@ _PUBLIC = {
     "score": "ticketry.core.score",
     "search": "ticketry.search",
     "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
-    "sparse_training": "ticketry_engine.training.sparse_training:sparse_training",
+    "sparse_training": "ticketry.engine.adapters:sparse_training",
     "stability": "ticketry.experiments.stability:stability",
     "store": "ticketry.experiments.bundles",
     "structure": "ticketry.core.structure",

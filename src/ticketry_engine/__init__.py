@@ -1,6 +1,5 @@
 """Sparse kernels for masked PyTorch models: compile a model under a mask for inference, or train it under one.
 
-`compile` turns a module and a mask into a module with the same call; `load` reads one that `Compiled.save` wrote.
 A mask is a mapping of parameter names to bool tensors, True = retained.
 """
 
@@ -11,12 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry_engine.compiled import Compiled, compile, load
+    from ticketry_engine.inspection import InspectedLayer, Machine, examples_to_inspect, inspect, machine
+    from ticketry_engine.results import Layer
+    from ticketry_engine.training.sparse_training import SparseTraining, train
 
-__all__ = ["Compiled", "compile", "load"]
+__all__ = [
+    "Compiled",
+    "InspectedLayer",
+    "Layer",
+    "Machine",
+    "SparseTraining",
+    "compile",
+    "examples_to_inspect",
+    "inspect",
+    "load",
+    "machine",
+    "train",
+]
+
+_MODULES = {
+    **dict.fromkeys(("Compiled", "compile", "load"), "compiled"),
+    **dict.fromkeys(("InspectedLayer", "Machine", "examples_to_inspect", "inspect", "machine"), "inspection"),
+    "Layer": "results",
+    **dict.fromkeys(("SparseTraining", "train"), "training.sparse_training"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: importing the package does not load torch or llvmlite."""
-    if name in __all__:
-        return getattr(import_module("ticketry_engine.compiled"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"ticketry_engine.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'ticketry_engine' has no attribute {name!r}")

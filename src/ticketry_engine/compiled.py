@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.devices.parts import require_model
-from ticketry.core.mask import Mask, require_mask
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.errors import EngineError
@@ -38,6 +36,7 @@ from ticketry_engine.plan.plan_cache import digest_of
 from ticketry_engine.plan.region_programs import ITEM, Native
 from ticketry_engine.results import Layer
 from ticketry_engine.support.model_copies import copied
+from ticketry_engine.support.modules import require_model
 from ticketry_engine.support.process_state import private_random_state
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
@@ -58,7 +57,7 @@ _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
 
 def compile(
     model: nn.Module,
-    mask: Mask | None = None,
+    mask: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
     threads: int | None = None,
@@ -91,15 +90,14 @@ def compile(
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
-        >>> mask, x = tk.prune(model, density=0.25), torch.randn(4, 64)
-        >>> fast = tk.compile(model, mask, x)
-        >>> torch.allclose(fast(x), mask.apply_(model)(x), atol=1e-5)
+        >>> keep, x = {"0.weight": torch.rand(64, 64) < 0.25}, torch.randn(4, 64)
+        >>> fast = ticketry_engine.compile(model, keep, x)
+        >>> model[0].weight.data *= keep["0.weight"]
+        >>> torch.allclose(fast(x), model(x), atol=1e-5)
         True
         >>> fast(torch.randn(10, 64)).shape
         torch.Size([10, 8])
     """
-    if mask is not None:
-        require_mask(mask)
     require_model(model)
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)

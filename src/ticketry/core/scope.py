@@ -17,6 +17,8 @@ from ticketry.choices import did_you_mean, require_name, some_names, with_module
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.parts import require_model
 from ticketry.errors import ScopeError, UsageError
+from ticketry_engine.support.modules import normal_name as normal_name
+from ticketry_engine.support.modules import unwrapped as unwrapped
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _OUTPUTS = (nn.Linear, nn.Bilinear, _ConvNd)
@@ -245,26 +247,6 @@ def end_layers(model: nn.Module) -> tuple[set[str], set[str]]:
     owners = _owners(model)
     first = _weights_of_layer(model, owners, (_ConvNd,), last=False)
     return set(first), set(_weights_of_layer(model, owners, _OUTPUTS, last=True))
-
-
-def normal_name(name: str) -> str:
-    """A parameter's name without what wrappers add to it: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
-    parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
-    while len(parts) > 1 and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(parts)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile and of data-parallel training."""
-    require_model(model)
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

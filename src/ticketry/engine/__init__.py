@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry_engine.compiled import Compiled, compile, load
+    from ticketry.engine.adapters import compile
+    from ticketry_engine.compiled import Compiled, load
     from ticketry_engine.results import Layer
 
 __all__ = ["Compiled", "Layer", "compile", "load"]
@@ -14,7 +15,7 @@ __all__ = ["Compiled", "Layer", "compile", "load"]
 _MODULES = {
     "Compiled": "ticketry_engine.compiled",
     "Layer": "ticketry_engine.results",
-    "compile": "ticketry_engine.compiled",
+    "compile": "ticketry.engine.adapters",
     "load": "ticketry_engine.compiled",
 }
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
+from ticketry.engine.adapters import compile
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.asked_task import asked_of, made_task
 from ticketry.experiments.options import ModelOptions
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
-from ticketry_engine.compiled import Compiled, compile
+from ticketry_engine.compiled import Compiled
 
 WEIGHTS = ("trained", "start")
 

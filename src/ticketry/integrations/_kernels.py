@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
-    from ticketry_engine.training.sparse_training import SparseTraining
+    from ticketry_engine import SparseTraining
 
 KERNELS = ("dense", "sparse")
 PRECISIONS = ("fp32", "bf16")
@@ -50,9 +50,9 @@ class Kernels:
         """Make kernels for a model whose mask somebody else holds; errors as of `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
-            from ticketry_engine.training.sparse_training import SparseTraining
+            from ticketry_engine import train
 
-            self._fast = SparseTraining(model, mask, self._example, precision=self._precision, hooks=False)
+            self._fast = train(model, mask, self._example, precision=self._precision)
 
     def follow(self, mask: Mask) -> None:
         """The mask has moved, if it is another one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,6 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
 from ticketry_engine.bench.dense_engines import Call, Contender, UnavailableError
 from ticketry_engine.bench.machine import can_pin, choose_cores, kept_on, machine
 from ticketry_engine.bench.timing import Samples, Timing, median_interval, quartiles, take
@@ -24,6 +23,7 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import difference
 from ticketry_engine.processor import last_cache
 from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
+from ticketry_engine.support.modules import masked_parameters
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """The largest relative error of an engine that is timed."""
@@ -197,7 +197,9 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def timed_layers(fast: Compiled, model: nn.Module, mask: Mask, inputs: Tensor, precision: str) -> list[SpeedLayer]:
+def timed_layers(
+    fast: Compiled, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, precision: str
+) -> list[SpeedLayer]:
     """Each layer with its seconds, and with those in the same engine with nothing pruned.
 
     Both are of one thread, medians of a few calls; they are not taken in turns, so small differences mean nothing.
@@ -208,10 +210,10 @@ def timed_layers(fast: Compiled, model: nn.Module, mask: Mask, inputs: Tensor, p
     return [SpeedLayer(**structs.asdict(layer), dense_seconds=dense.get(layer.name)) for layer in fast.profile(inputs)]
 
 
-def unpruned(model: nn.Module, mask: Mask) -> nn.Module:
+def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
     """A copy with numbers in the place of pruned weights, so that no layer is sparse: good for its time alone."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    for name, parameter in mask.parameters(filled).items():
+    for name, parameter in masked_parameters(filled, mask).items():
         noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)
         parameter.data = torch.where(mask[name].to(parameter.device), parameter.data, noise.to(parameter))
     return filled

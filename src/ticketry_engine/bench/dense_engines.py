@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ticketry.version import __version__
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import outputs_of
@@ -195,7 +194,7 @@ class Sparse:
         return self.compiled
 
     def versions(self) -> dict[str, str]:
-        return {"ticketry": __version__}
+        return {"ticketry": version("ticketry")}
 
 
 class _ReadsOnnx:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
-from ticketry.core.scope import normal_name
 from ticketry_engine.capture.tracing.program import Constant, Multiple, Program, Sizes
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir import DTYPES, UNFILED, Graph, Json, Node, Value, aten
 from ticketry_engine.ir.memory import plain
 from ticketry_engine.ir.native import dtype_name
+from ticketry_engine.support.modules import normal_name
 
 _OPERATORS: Mapping[Any, str] = {
     **{getattr(operator, name): name for name in aten.OPERATORS if hasattr(operator, name)},

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
-from ticketry.core.scope import unwrapped
 from ticketry_engine.capture import lower_layers, lower_shapes
 from ticketry_engine.capture.batch_axis import straighten
 from ticketry_engine.capture.convert import convert
@@ -47,13 +45,14 @@ from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.memory import plain
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.ir.origins import COMPUTED
+from ticketry_engine.support.modules import apply_mask, unwrapped
 
 _log = logging.getLogger(__name__)
 
 
 def capture(
     model: nn.Module,
-    mask: Mask | None = None,
+    mask: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
     dynamic_batch: bool = True,
@@ -78,7 +77,7 @@ def capture(
     given = Arguments.of(example_inputs)
     twin = _copy(unwrapped(model))
     if mask is not None:
-        mask.apply_(twin)
+        apply_mask(twin, mask)
     return simplify(*_captured(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,6 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.gpu.plan import LAYERS, Choice, facts_of, plan
@@ -39,7 +38,7 @@ T = TypeVar("T")
 
 def compile_gpu(
     model: nn.Module,
-    mask: Mask | None = None,
+    mask: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
     precision: str = "bf16",
@@ -328,7 +327,7 @@ def require_triton() -> None:
 
 def compile_as_it_is(
     model: nn.Module,
-    mask: Mask | None,
+    mask: Mapping[str, Tensor] | None,
     example_inputs: Any,
     *,
     threads: int | None,

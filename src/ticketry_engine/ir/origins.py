@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ticketry.core.scope import normal_name
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.nodes import Node
+from ticketry_engine.support.modules import normal_name
 
 COMPUTED = ".computed"
 """Behind the name of the tensor of the same shape that a tensor was computed of: weights under a parametrisation."""

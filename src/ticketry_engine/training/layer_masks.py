@@ -7,17 +7,17 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
 from ticketry_engine.kernels.window import Array
+from ticketry_engine.support.modules import masked_parameters
 from ticketry_engine.training.tracing import LAYERS
 
 
-def by_parameter(model: nn.Module, mask: Mask) -> dict[int, Tensor]:
+def by_parameter(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """The mask's tensors by ``id`` of their parameters."""
-    return {id(parameter): mask[name] for name, parameter in mask.parameters(model).items()}
+    return {id(parameter): mask[name] for name, parameter in masked_parameters(model, mask).items()}
 
 
-def masks_of_layers(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
+def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of every convolution and linear layer under the mask, its tensor of the mask."""
     found = by_parameter(model, mask)
     # Not by `module.weight`: of a spectral norm it is another one whenever it is read.

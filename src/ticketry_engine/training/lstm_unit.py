@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ticketry.core.sparse_training._held import mark_masked
 from ticketry_engine.support.first_derivative import first_derivative_only
+from ticketry_engine.support.masked_gradients import mark_masked
 from ticketry_engine.training.recurrence import INPUTS, STATES, Reading, Recurrence, Text
 from ticketry_engine.training.region_step import MOST_THREADS
 from ticketry_engine.training.tracing import Substitute

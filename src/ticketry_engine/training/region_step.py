@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.sparse_training._held import HeldParameter, mark_masked
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.bfloat import HALF
 from ticketry_engine.kernels.jit import Library
@@ -17,6 +16,7 @@ from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.training.layout import IMAGES
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.first_derivative import first_derivative_only
+from ticketry_engine.support.masked_gradients import mark_masked
 from ticketry_engine.training.call import Call
 from ticketry_engine.training.emission.region import planned
 from ticketry_engine.training.gradient_memory import GradientMemory
@@ -215,9 +215,9 @@ class _Function(torch.autograd.Function):
 
 
 def _has_hooks(weight: Tensor) -> bool:
-    """Whether somebody beside the one who holds the mask sees a weight's gradient, or changes it."""
+    """Return whether a hook other than that of mask enforcement reads or changes a weight's gradient."""
     hooks = (weight._backward_hooks or {}).values()
-    return any(not isinstance(getattr(hook, "__self__", None), HeldParameter) for hook in hooks)
+    return any(not getattr(getattr(hook, "__self__", None), "masks_gradients", False) for hook in hooks)
 
 
 def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:

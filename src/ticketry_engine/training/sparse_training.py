@@ -1,27 +1,24 @@
-"""The module that `sparse_training` makes: the user's own parameters and modules, with masked layers in kernels."""
+"""The module that `train` makes: the user's own parameters and modules, with masked layers in kernels."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
-from ticketry.choices import check_choice
-from ticketry.core.devices.parts import require_model
-from ticketry.core.mask import Mask
-from ticketry.core.sparse_training.hold import Hold
-from ticketry_engine.errors import CaptureError, EngineError
+from ticketry_engine.errors import CaptureError, EngineError, UsageError
 from ticketry_engine.example_inputs import as_arguments, outputs_of
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.layers import median_seconds, table
 from ticketry_engine.results import Layer
+from ticketry_engine.support.modules import apply_mask, require_model
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.training.kept_weights import KeptWeights
 from ticketry_engine.training.layer_masks import by_parameter, kept_of, masks_of_layers
@@ -29,53 +26,6 @@ from ticketry_engine.training.layer_rows import rows_of
 from ticketry_engine.training.lstm_unit import LstmUnit, lstm_units, masks_of_lstms
 from ticketry_engine.training.tracing import copy_of
 from ticketry_engine.training.units import NOT_COMPILED, Context, Unit, running, units_of, within
-
-
-def sparse_training(
-    model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", precision: str = "fp32"
-) -> SparseTraining:
-    """A module that trains like the model under the mask, with kernels that compute only what is kept.
-
-    It has the model's own parameters, buffers and modules under their names: optimisers, state dicts, clipping and
-    checkpoints work as with the model, and what it learns is in the model. The mask is held as by `tk.hold`.
-
-    In training mode, convolutions, linear layers and LSTMs under the mask (and batch norms, ReLUs, sums and pools
-    around them) run in sparse kernels, forward and backward; all else runs in torch at its place. Layers that would be
-    slower so, by a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the
-    model itself runs in torch.
-
-    A model is traced by `torch.fx`. Where its way depends on its data, its code runs as it is, and the modules that it
-    calls are traced in its place, down to single layers.
-
-    Args:
-        model: float32 on the CPU.
-        mask: of parameters of the model. None: nothing is pruned, and only convolutions in a row that kernels do as
-            fast as torch take part, with what is between them: on processors with AVX-512.
-        example_inputs: a tensor, a tuple of arguments or a dictionary of named ones, the batch first. Other batches may
-            have other sizes.
-        target: as of `tk.compile`.
-        precision: ``"fp32"``, or ``"bf16"``: calls in training mode compute as under ``torch.autocast("cpu",
-            torch.bfloat16)``, which may be around them or not, in kernels as well as in torch. Values between layers
-            and their gradients are bfloat16, parameters and their gradients float32. Outside of autocast, outputs are
-            float32 again. Layers over tokens run in torch.
-
-    Raises:
-        MaskError: the mask does not fit the model.
-        CaptureError: the example does not run through the model.
-        EngineError: it is not in float32 on the CPU, or bfloat16 is asked for where the processor does not multiply it.
-        UsageError: another precision.
-        MissingExtraError: llvmlite is not installed.
-
-    Examples:
-        >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
-        >>> mask = tk.prune(model, density=0.1, collapse="keep")
-        >>> fast = tk.sparse_training(model, mask, x)
-        >>> fast(x).square().mean().backward()
-        >>> bool((model[0].weight.grad[~mask["0.weight"]] == 0).all())
-        True
-    """
-    return SparseTraining(model, mask, example_inputs, target=target, precision=precision)
-
 
 VERSION = 6
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
@@ -85,8 +35,75 @@ PRECISIONS = ("fp32", "bf16")
 OUTSIDE = "outside of kernels"
 
 
+class Enforcement(Protocol):
+    """Keeps the pruned weights of a model at 0."""
+
+    def release(self) -> None:
+        """Stop; the weights stay as they are."""
+
+
+Enforce = Callable[[nn.Module, Mapping[str, Tensor]], Enforcement]
+
+
+def train(
+    model: nn.Module,
+    mask: Mapping[str, Tensor] | None,
+    example_inputs: Any,
+    *,
+    target: str = "host",
+    precision: str = "fp32",
+    enforce: Enforce | None = None,
+) -> SparseTraining:
+    """Return a module that trains like the model under a mask, with kernels that compute only what is retained.
+
+    It has the model's own parameters, buffers and modules under their names: optimisers, state dicts, clipping and
+    checkpoints work as with the model, and what it learns is in the model.
+
+    In training mode, convolutions, linear layers and LSTMs under the mask (and batch norms, ReLUs, sums and pools
+    around them) run in sparse kernels, forward and backward; everything else runs in torch. Layers that kernels would
+    slow down, by a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the
+    model itself runs in torch.
+
+    Args:
+        model: float32, on the CPU.
+        mask: parameter name -> bool tensor, True = retained. None: nothing is pruned, and only consecutive convolutions
+            that kernels compute as fast as torch run in them, on processors with AVX-512.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. Other batches may
+            have other sizes.
+        target: the processor that kernels are made for; ``"host"`` is this one.
+        precision: ``"fp32"``, or ``"bf16"``: calls in training mode compute as under ``torch.autocast("cpu",
+            torch.bfloat16)``. Values between layers and their gradients are bfloat16, parameters and their gradients
+            float32.
+        enforce: called with the model and the mask whenever the module gets a mask; what it returns keeps pruned
+            weights at 0 outside of kernels, until its `release` is called. None: pruned weights are set to 0 once, and
+            the caller keeps them there.
+
+    Raises:
+        MaskError: if the mask does not fit the model.
+        CaptureError: if the example does not run through the model.
+        EngineError: if the model is not in float32 on the CPU, or the processor does not multiply bfloat16.
+        UsageError: for another precision.
+        MissingExtraError: if llvmlite is not installed.
+
+    Examples:
+        >>> import ticketry_engine
+        >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
+        >>> keep = {"0.weight": torch.rand(64, 64) < 0.1}
+        >>> fast = ticketry_engine.train(model, keep, x)
+        >>> fast(x).square().mean().backward()
+        >>> bool((model[0].weight.grad[~keep["0.weight"]] == 0).all())
+        True
+    """
+    return SparseTraining(model, mask, example_inputs, target=target, precision=precision, enforce=enforce)
+
+
 class SparseTraining(nn.Module):
-    """See `sparse_training`; `hooks` as of `Hold`.
+    """See `train`.
+
+    Args:
+        enforce: called with the model and the mask whenever it gets one; what it returns keeps pruned weights at 0
+            outside of kernels, until its `release` is called. None: pruned weights are set to 0 once, and the caller
+            keeps them there.
 
     Examples:
         >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
@@ -104,17 +121,18 @@ class SparseTraining(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        mask: Mask | None,
+        mask: Mapping[str, Tensor] | None,
         example_inputs: Any,
         *,
         target: str = "host",
         precision: str = "fp32",
-        hooks: bool = True,
+        enforce: Enforce | None = None,
     ) -> None:
         super().__init__()
         require_model(model)
-        check_choice("precision", precision, PRECISIONS)
-        self._hooks, self.precision = hooks, precision
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r} is not known: choose from {', '.join(PRECISIONS)}")
+        self._enforce, self.precision = enforce, precision
         for name, parameter in model.named_parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise EngineError(
@@ -133,7 +151,8 @@ class SparseTraining(nn.Module):
         self._units: list[Unit] = []
         self._lstms: list[LstmUnit] = []
         self._seconds: dict[str, float] = {}
-        self._hold: Hold | None = None
+        self._hold: Enforcement | None = None
+        self._released = False
         self._weights: KeptWeights | None = None
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
         self.update(mask)
@@ -141,7 +160,7 @@ class SparseTraining(nn.Module):
         self._try(() if named else as_arguments(example_inputs), named)
         self.train(model.training)
 
-    def update(self, mask: Mask | None) -> None:
+    def update(self, mask: Mapping[str, Tensor] | None) -> None:
         """Hold another mask from now on, or none.
 
         Tables are made anew at the next step, kernels only where shapes need others.
@@ -152,10 +171,14 @@ class SparseTraining(nn.Module):
         model = self._model[0]
         if self._weights is not None:
             self._weights.settle()  # before the mask makes zeros in the model's tensors
-        held = None if mask is None else Hold(model, mask, hooks=self._hooks)
+        held = None
+        if mask is not None and self._enforce is not None:
+            held = self._enforce(model, mask)
+        elif mask is not None:
+            apply_mask(model, mask)
         if self._hold is not None:
             self._hold.release()
-        self._hold, self.mask, self._modules_seen = held, mask, [*model.modules()]
+        self._hold, self._released, self.mask, self._modules_seen = held, False, mask, [*model.modules()]
         masks = {} if mask is None else masks_of_layers(model, mask)
         self._context.kept, self._context.masks = kept_of(masks), masks
         if self._weights is not None:
@@ -265,6 +288,7 @@ class SparseTraining(nn.Module):
     def release(self) -> None:
         """Stop holding the mask; `kept_parameters` have nothing to do with the model any more."""
         weights, self._weights, self._context.weights, self._context.rows = self._weights, None, None, {}
+        self._released = True
         if self._hold is not None:
             self._hold.release()
             self._hold = None
@@ -285,8 +309,7 @@ class SparseTraining(nn.Module):
 
     def _begin(self) -> None:
         """Before a call: layers may have been rebuilt, and rows or tensors changed."""
-        released = self._hold is None and self.mask is not None
-        if not released and [*self._model[0].modules()] != self._modules_seen:
+        if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
             self._weights.begin()

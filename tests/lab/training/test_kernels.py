@@ -28,7 +28,7 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
-from ticketry.lab.training.kernels import LEAST, by_sixteen, kernels_here, share_of
+from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import evaluate
@@ -38,6 +38,7 @@ from ticketry.search.common.moved_mask import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine.inspection import rows_in_sixteens
 from ticketry_engine.kernels import target as target_module
 
 pytest.importorskip("llvmlite")
@@ -331,9 +332,9 @@ def test_auto_wants_more_left_out_where_dense_steps_have_tiles(made, monkeypatch
 
 def test_rows_in_sets_of_sixteen():
     kept = torch.rand(3, 5, 3, 3) < 0.5
-    assert by_sixteen(kept.repeat_interleave(16, dim=0)[torch.randperm(48)])
-    assert not by_sixteen(kept.repeat_interleave(15, dim=0))
-    assert not by_sixteen(torch.rand(32, 5) < 0.5)
+    assert rows_in_sixteens(kept.repeat_interleave(16, dim=0)[torch.randperm(48)])
+    assert not rows_in_sixteens(kept.repeat_interleave(15, dim=0))
+    assert not rows_in_sixteens(torch.rand(32, 5) < 0.5)
 
 
 def test_a_gpu(made, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.modules import require_model as require_model
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,24 +107,6 @@ def require_usable(parameters: Mapping[str, Tensor]) -> None:
     if len(sizes) > 1:
         said = ", ".join(f"{name!r} on {size}" for size, name in sizes.items())
         raise UsageError(f"the parameters lie on different numbers of processes ({said}): shard them over one mesh")
-
-
-def require_model(model: object) -> None:
-    """Make sure that what is given as the argument `model` is one.
-
-    Raises:
-        UsageError: for anything else, such as the state dict that a checkpoint holds; it says what to do.
-    """
-    if isinstance(model, nn.Module):
-        return
-    if isinstance(model, Mapping):
-        todo = "make the model and load it first, model.load_state_dict(...), if this is its state dict"
-    elif isinstance(model, type):
-        todo = f"make one, {model.__name__}(...)"
-    else:
-        todo = "it is the first argument"
-    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    raise UsageError(f"model= is a torch.nn.Module, not {kind}: {todo}")
 
 
 def put_back(model: nn.Module) -> None:

@@ -15,27 +15,17 @@ from ticketry.core.devices.parts import is_spread, part, part_like
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.errors import HoldError
+from ticketry_engine.support.masked_gradients import is_masked
 
 # State that scales steps and is never 0: Adamax's infinity norm, Rprop's step sizes.
 _SCALES = ("exp_inf", "step_size")
 
 
-_MASKED = "_ticketry_masked"
-
-
-def mark_masked(gradient: Tensor, mask: Tensor) -> None:
-    """Tell hooks that a gradient is 0 where a mask prunes, so that it is not masked again as it is."""
-    setattr(gradient, _MASKED, (mask, gradient._version))
-
-
-def _is_masked(gradient: Tensor, mask: Tensor) -> bool:
-    """Whether a gradient was marked, with this mask, and nothing was added or written in place since then."""
-    marked = getattr(gradient, _MASKED, None)
-    return marked is not None and marked[0] is mask and marked[1] == gradient._version
-
-
 class HeldParameter:
     """A parameter and the weights of it that are kept."""
+
+    masks_gradients = True
+    """Tells the engine that this hook changes nothing about a gradient that is masked already."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
@@ -100,7 +90,7 @@ class HeldParameter:
     def _masked(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:  # of a function that has none for it
             return None
-        return gradient if _is_masked(gradient, self._mask) else gradient * self.kept_like(gradient)
+        return gradient if is_masked(gradient, self._mask) else gradient * self.kept_like(gradient)
 
     @torch.no_grad()
     def _mask_accumulated(self, parameter: Tensor) -> None:

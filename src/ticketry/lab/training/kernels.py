@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, scope
-from ticketry.core.structure import row_groups
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
 from ticketry.lab.costs.meters.flops import forward_flops
 from ticketry.lab.store.store import Store, digest_of
@@ -24,15 +23,8 @@ from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.task import Course, Task
-from ticketry_engine.kernels.amx import ROWS
-from ticketry_engine.kernels.bfloat import FLOAT, HALF
-from ticketry_engine.kernels.target import target
-from ticketry_engine.kernels.training.layout import images_of
+from ticketry_engine import SparseTraining, examples_to_inspect, inspect, machine, train
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
-from ticketry_engine.training.capture import full
-from ticketry_engine.training.layer_rows import ALL_WEIGHTS
-from ticketry_engine.training.lstm_unit import FEWEST
-from ticketry_engine.training.sparse_training import VERSION, SparseTraining
 
 KERNELS = ("auto", DENSE, "sparse")
 
@@ -54,15 +46,6 @@ PROCESSORS = ("avx512", "avx2")
 DENSE_PROCESSORS = ("avx512",)
 """Where ``auto`` may use them for what they do nearly all of: ResNet-20, ResNet-18 and VGG-16 without a mask took 0.78,
 0.84 and 0.90 of torch's time there."""
-
-FOLLOWED = FEWEST
-"""Examples that a network is followed on: it is their shape that matters."""
-
-
-def followed(batch: int, precision: str = "fp32") -> int:
-    """Examples that a network is followed on: a whole block of images runs where a batch that fills its blocks does."""
-    half = precision == "bf16"
-    return images_of(HALF if half else FLOAT) if full(batch, half=half) else min(batch, FOLLOWED)
 
 
 @dataclass(frozen=True)
@@ -135,11 +118,11 @@ class Kernels:
         if self.asked == "sparse":
             return mask is not None and bool(known.get("left_out", 0.0) > 0)
         least = LEAST[precision]
-        if precision != "fp32" and target().tiles and 2 * known.get("by_sixteen", 0.0) < known.get("inside", 0.0):
+        if precision != "fp32" and machine().tiles and 2 * known.get("by_sixteen", 0.0) < known.get("inside", 0.0):
             least = LEAST_BESIDE_TILES
         if known.get("left_out", 0.0) >= least:
             return True
-        return precision == "fp32" and target().name in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
+        return precision == "fp32" and machine().kernels in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
 
     def _require(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
@@ -147,7 +130,7 @@ class Kernels:
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
                 " --device cpu, or --kernels dense"
             )
-        here = target()  # raises where llvmlite is missing
+        here = machine()  # raises where llvmlite is missing
         if plain.precision != "fp32" and not here.bf16:
             raise UsageError(
                 f"this processor does not multiply bfloat16, so sparse kernels compute in float32 here, and {task.name}"
@@ -160,8 +143,8 @@ class Kernels:
         if plain.device != "cpu":
             return False
         try:
-            here = target()
-            return here.name in PROCESSORS and (plain.precision == "fp32" or here.bf16)
+            here = machine()
+            return here.kernels in PROCESSORS and (plain.precision == "fp32" or here.bf16)
         except MissingExtraError:
             return False
 
@@ -169,8 +152,14 @@ class Kernels:
         """Of a task's network under a stored mask (None for one that keeps all): the `Share` of kernels in it, or why
         there can be none. Remembered.
         """
-        examples = followed(batch, precision)
-        described = {"kernels": VERSION, "tied": True, "task": dict(task.key()), "mask": mask, "examples": examples}
+        examples = examples_to_inspect(batch, precision)
+        described = {
+            "kernels": machine().numerics,
+            "tied": True,
+            "task": dict(task.key()),
+            "mask": mask,
+            "examples": examples,
+        }
         key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
         def found() -> dict[str, Any]:
@@ -187,9 +176,9 @@ class Kernels:
 
 def kernels_here(precision: str = "fp32") -> str:
     """The sparse kernels of this library on this processor, as keys name them. Tiles (AMX) add up in another order."""
-    here = target()
+    here = machine()
     half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
-    return f"sparse {VERSION} {here.name}{half}"
+    return f"sparse {here.numerics} {here.kernels}{half}"
 
 
 def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
@@ -198,32 +187,16 @@ def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32")
     Raises:
         CaptureError, EngineError: see `tk.sparse_training`.
     """
-    fast = SparseTraining(model.train(), mask, inputs, precision=precision, hooks=False)
-    named = {id(parameter): name for name, parameter in named_parameters(model).items()}  # one name of tied ones
-    inside = [layer for layer in fast.layers() if layer.where == "engine"]
-    layers = {
-        named[id(weight)]: layer
-        for layer in inside
-        for weight in model.get_submodule(layer.name).parameters(recurse=False)
-        if weight.dim() > 1
-    }
-    gone = {
-        name: 1 - float(mask[name].double().mean())
-        for name, layer in layers.items()
-        if name in mask and layer.kernel != ALL_WEIGHTS
-    }
-    sets = dict.fromkeys((name for name in layers if name in mask and by_sixteen(mask[name])), 1.0)
+    layers = inspect(model, mask, inputs, precision=precision)
+    inside = dict.fromkeys((layer.parameter for layer in layers if layer.where == "engine"), 1.0)
+    gone = {layer.parameter: layer.saved for layer in layers if layer.saved}
+    sets = {layer.parameter: 1.0 for layer in layers if layer.where == "engine" and layer.in_sixteens}
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     found = forward_flops(named_parameters(model), lambda: model(*given))
     if not found.dense:
         return Share(0.0, 0.0)
-    left = found.left(gone), found.left(dict.fromkeys(layers, 1.0)), found.left(sets)
+    left = found.left(gone), found.left(inside), found.left(sets)
     return Share(*(round(1 - some / found.dense, 6) for some in left))
-
-
-def by_sixteen(kept: Tensor) -> bool:
-    """Whether all rows of a weight keep the same columns as fifteen others, as kernels by tiles take them."""
-    return all(len(group.rows) % ROWS == 0 for group in row_groups(kept))
 
 
 def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
@@ -237,4 +210,4 @@ def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Ari
             f"this training began in the kernels {arithmetic.kernels!r}, and those of this machine are {here!r},"
             " which give other bits: go on where it began, or run it anew here"
         )
-    return SparseTraining(model, mask, inputs, precision=arithmetic.precision, hooks=False)
+    return train(model, mask, inputs, precision=arithmetic.precision)

@@ -17,7 +17,7 @@ from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.kernels import followed, in_kernels
+from ticketry.lab.training.kernels import in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
@@ -28,6 +28,7 @@ from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import given
 from ticketry.tasks.task import Course
+from ticketry_engine import examples_to_inspect
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
 
@@ -140,7 +141,7 @@ class Loop:
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
-        examples = self._course.inputs(followed(self.segment.recipe.batch, arithmetic.precision))
+        examples = self._course.inputs(examples_to_inspect(self.segment.recipe.batch, arithmetic.precision))
         return in_kernels(self.model, self._around.mask, examples, arithmetic).running
 
     @cached_property

@@ -1,0 +1,81 @@
+"""Models inside the wrappers of torch.compile and data-parallel training, and the parameters that a mask is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ticketry_engine.errors import MaskError, UsageError
+
+
+def require_model(model: object) -> None:
+    """Make sure that what is given as the argument `model` is one.
+
+    Raises:
+        UsageError: for anything else, such as the state dict that a checkpoint holds; it says what to do.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, Mapping):
+        todo = "make the model and load it first, model.load_state_dict(...), if this is its state dict"
+    elif isinstance(model, type):
+        todo = f"make one, {model.__name__}(...)"
+    else:
+        todo = "it is the first argument"
+    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise UsageError(f"model= is a torch.nn.Module, not {kind}: {todo}")
+
+
+def normal_name(name: str) -> str:
+    """A parameter's name without what wrappers add to it: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
+    parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers of torch.compile and of data-parallel training."""
+    require_model(model)
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that a mask is of, by the mask's names.
+
+    Args:
+        keep: parameter name -> bool tensor, True = retained. Names may lack what wrappers add to them.
+
+    Raises:
+        MaskError: if the model lacks a parameter, or has it with another shape.
+    """
+    own = {normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, kept in keep.items():
+        if name not in own:
+            known = ", ".join(list(own)[:4]) + (", …" if len(own) > 4 else "")
+            raise MaskError(f"the mask is of {name!r}, which {type(model).__name__} lacks: its parameters are {known}")
+        if own[name].shape != kept.shape:
+            raise MaskError(
+                f"{name!r} has the shape {tuple(own[name].shape)} in {type(model).__name__}, and {tuple(kept.shape)} in"
+                " the mask: the mask was made for another model"
+            )
+    return {name: own[name] for name in keep}
+
+
+@torch.no_grad()
+def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
+    """Set the pruned weights of a model to exactly 0, in place.
+
+    Raises:
+        MaskError: see `masked_parameters`.
+    """
+    for name, parameter in masked_parameters(model, keep).items():
+        parameter.masked_fill_(~keep[name].to(parameter.device), 0)
