@@ -14,7 +14,7 @@ from ticketry.cli import main
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.kernels import kernels_here
-from ticketry_engine.kernels.target import target
+from ticketry_engine import machine
 
 pytest.importorskip("llvmlite")
 
@@ -85,6 +85,6 @@ def test_words_of_the_command_line_and_of_a_run_file(
     assert "--kernels" not in again, "the run file says them"
     assert main([*common, str(tmp_path / "two"), "--kernels", "dense"]) == 0
     assert kernels_of(tmp_path / "two") == ["dense"]
-    monkeypatch.setattr(kernels_module, "target", lambda: replace(target(), bf16=False))
+    monkeypatch.setattr(kernels_module, "machine", lambda: replace(machine(), bf16=False))
     assert main([*common, str(tmp_path / "three"), "--precision", "bf16"]) == 2
     assert "this processor does not multiply bfloat16" in capsys.readouterr().err

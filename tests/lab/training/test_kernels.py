@@ -38,6 +38,7 @@ from ticketry.search.common.moved_mask import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
+from ticketry_engine import machine
 from ticketry_engine.inspection import rows_in_sixteens
 from ticketry_engine.kernels import target as target_module
 
@@ -297,8 +298,8 @@ def test_unknown_kernels(tmp_path):
 
 
 def test_a_processor_without_bfloat16(made, monkeypatch):
-    here = replace(target_module.target(), bf16=False)
-    monkeypatch.setattr(kernels_module, "target", lambda: here)
+    here = replace(machine(), bf16=False)
+    monkeypatch.setattr(kernels_module, "machine", lambda: here)
     with pytest.raises(UsageError, match=r"not multiply bfloat16.*--precision fp32, or --kernels dense"):
         made("sparse", precision="bf16").segment(NormsTask(), start=0)
     assert segment_of(made("auto", precision="bf16")).arithmetic.kernels == "dense"
@@ -317,8 +318,8 @@ def test_bfloat16_has_a_name_of_its_own(made):
 @pytest.mark.parametrize(("tiles", "kernels"), [(False, "sparse"), (True, "dense")])
 def test_auto_wants_more_left_out_where_dense_steps_have_tiles(made, monkeypatch, tiles, kernels):
     """Single weights, of which three tenths are kept: groups of sixteen rows gain there all the same."""
-    here = replace(target_module.target(), tiles=tiles)
-    monkeypatch.setattr(kernels_module, "target", lambda: here)
+    here = replace(machine(), tiles=tiles)
+    monkeypatch.setattr(kernels_module, "machine", lambda: here)
     task, lab = WideTask(), made("auto", precision="bf16")
     single = prune(rebuilt(task, initial_state(task, 0)), density=0.3, score="random", distribution="uniform", seed=0)
     groups = {name: kept[:1].expand_as(kept) if len(kept) == 16 else kept for name, kept in single.items()}
@@ -359,7 +360,7 @@ def test_without_llvmlite(made, monkeypatch):
     def missing() -> None:
         raise MissingExtraError("llvmlite", "engine", "making kernels for this processor")
 
-    monkeypatch.setattr(kernels_module, "target", missing)
+    monkeypatch.setattr(kernels_module, "machine", missing)
     with pytest.raises(MissingExtraError, match="llvmlite"):
         made("sparse", precision="fp32").segment(NormsTask(), start=0)
     assert segment_of(made("auto", precision="fp32")).arithmetic.kernels == "dense"
