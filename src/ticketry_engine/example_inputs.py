@@ -15,9 +15,9 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of a model's arguments, or a dict of them by name."""
 
 
-def as_arguments(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
-    """A tensor, or a tuple of arguments, as a tuple of arguments."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    """Return a tensor, or a tuple or list of arguments, as a tuple of arguments."""
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def batch_of(inputs: Inputs) -> int:

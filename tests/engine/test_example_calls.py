@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.errors import EngineError
+from ticketry_engine.example_inputs import at_batch
 
 
 class Two(nn.Module):
@@ -73,3 +74,10 @@ def test_a_container_that_is_the_models_argument(model: nn.Module, both: Any):
         assert fast.profile((both,), rounds=1)
     named = tk.compile(model.eval(), None, {"both": both})
     assert named.profile({"both": both}, rounds=1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXAMPLES if kind != "tensor"])
+def test_other_batches_of_every_kind_of_example_inputs(kind: str):
+    found = at_batch(EXAMPLES[kind], 6)
+    tensors = list(found.values()) if isinstance(found, dict) else list(found)
+    assert [tuple(tensor.shape) for tensor in tensors] == [(6, 8)] * len(EXAMPLES[kind])
