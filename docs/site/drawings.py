@@ -46,7 +46,7 @@ def segment() -> str:
         arrow(295, 180, 295, 218),
         box(110, 220, 370, 40, ["SHA-256 of all that = its key in the store"], "box"),
         '<path d="M480 240L520 240L520 84" class="l d" marker-end="url(#a)"/>',
-        text(528, 170, "asked again:", "s", "start"),
+        text(528, 170, "requested again:", "s", "start"),
         text(528, 186, "from the store", "s", "start"),
     ]
     return svg(620, 275, parts, "A segment and its key")

@@ -29,7 +29,7 @@ def findings() -> dict[str, Any]:
 
 def pages() -> list[Path]:
     """Return the pages that take numbers from the findings."""
-    candidates = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    candidates = [ROOT / "README.md", ROOT / "research" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [path for path in candidates if re.search(r"<!--= |<!-- table ", path.read_text(encoding="utf-8"))]
 
 
