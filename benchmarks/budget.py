@@ -129,6 +129,7 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
                 model,
                 x,
                 share,
+                base="engine",
                 cost=costs,
                 score=energy,
                 structure=structure,

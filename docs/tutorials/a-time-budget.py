@@ -92,7 +92,7 @@ def loss(model, batch):
 seen = {"batches": list(torch.arange(1400).split(200)), "loss": loss}
 masks, met = {}, {}
 for share in (0.5, 0.3):
-    met[share] = tk.cost.meet(model, x, share, cost=costs, **seen)
+    met[share] = tk.cost.meet(model, x, share, base="engine", cost=costs, **seen)
     masks[f"time={share}"] = met[share].mask
     print(met[share])
 
@@ -152,6 +152,6 @@ for name in compiled:
 # ## Elsewhere
 #
 # Costs are of one machine, batch, precision and number of threads. `costs.save("laptop.json")` keeps them in a file; on another machine
-# `tk.prune(model, time=0.5, example_inputs=x, cost=tk.cost.load("laptop.json"))` makes a mask for the laptop, without timing
+# `tk.prune(model, time=0.5, base="engine", example_inputs=x, cost=tk.cost.load("laptop.json"))` makes a mask for the laptop, without timing
 # anything. A budget below the floor is refused, and the message says what makes most of it. [Budgets](../budgets.md) has the rest, and
 # how near the clock comes on seven networks; [a ticket for a budget](a-budget.ipynb) counts multiplications in place of time.

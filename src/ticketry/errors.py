@@ -288,6 +288,18 @@ class CostError(TicketryError):
     """
 
 
+class BudgetWarning(UserWarning):
+    """A budget was met in a way that the caller may not expect: without pruning, or with hardly any weights left.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     mask = tk.prune(model, time="1s", example_inputs=torch.randn(8, 16))
+        >>> mask.density, caught[0].category.__name__
+        (1.0, 'BudgetWarning')
+    """
+
+
 for _shared in (
     TicketryError,
     UsageError,

@@ -43,7 +43,7 @@ def test_no_layer_is_left_empty(name: str, tmp_path: Path) -> None:
 
 def test_of_a_time_the_mask_is_that_of_prune(tmp_path: Path) -> None:
     file = costs().save(tmp_path / "costs.json")
-    settings = tk.search.iterative.Settings(time=(0.6, 0.4), profile=str(file), keep_at_least=2)
+    settings = tk.search.iterative.Settings(time=(0.6, 0.4), base="engine", profile=str(file), keep_at_least=2)
     recipe = task().recipe.changed(length="9it")
     with tk.Lab(tmp_path / "store") as lab:
         dense, first, second = tk.search.iterative(lab, task(), settings, recipe=recipe)[0]
@@ -54,6 +54,7 @@ def test_of_a_time_the_mask_is_that_of_prune(tmp_path: Path) -> None:
             found = tk.prune(
                 model,
                 time=share,
+                base="engine",
                 example_inputs=torch.zeros(1, 1, 8, 8),
                 cost=costs(),
                 within=within,
@@ -106,7 +107,7 @@ def test_costs_without_single_weights_are_told_before_anything_is_trained(tmp_pa
     layers = {name: replace(layer, curves={"rows:4": layer.curves["weights"]}) for name, layer in model.layers.items()}
     file = replace(model, layers=layers).save(tmp_path / "costs.json")
     with pytest.raises(UsageError, match="weights"):
-        tk.run("oneshot", task(), time=0.5, profile=str(file), store=tmp_path / "store")
+        tk.run("oneshot", task(), time=0.5, base="engine", profile=str(file), store=tmp_path / "store")
     assert not (tmp_path / "store" / "results").exists()
 
 

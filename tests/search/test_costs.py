@@ -26,6 +26,7 @@ def test_tickets_and_controls_cost_what_was_asked_for(rule: dict[str, Any], tmp_
         "iterative",
         task(),
         time="50%",
+        base="engine",
         rate=0.5,
         profile=str(file),
         store=tmp_path / "store",
@@ -66,7 +67,9 @@ def test_the_digest_of_the_costs_names_the_run_and_not_their_place(tmp_path: Pat
         request_of(
             "oneshot",
             task(),
-            settings_of({"time": "50%", "profile": str(tmp_path / file)}, tk.search.oneshot.Settings, what="")[0],
+            settings_of(
+                {"time": "50%", "base": "engine", "profile": str(tmp_path / file)}, tk.search.oneshot.Settings, what=""
+            )[0],
         ).name
         for file in ("one.json", "two.json", "other.json")
     ]
@@ -85,9 +88,9 @@ def test_amounts_are_read_by_the_costs(tmp_path: Path) -> None:
     [
         ({"time": "50%", "flops": 0.5}, "one budget: flops or time"),
         ({"bytes": "2MB", "profile": "FILE"}, "are in seconds, and bytes is asked for"),
-        ({"time": "1%", "profile": "FILE"}, "below the floor"),
+        ({"time": "1%", "base": "engine", "profile": "FILE"}, "below the floor"),
         ({"density": 0.5, "profile": "FILE"}, "profile has costs for a budget"),
-        ({"time": "quick", "profile": "FILE"}, "a share of the dense network's"),
+        ({"time": "quick", "base": "engine", "profile": "FILE"}, "a share of the dense network's"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -100,5 +103,13 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], said: str, tm
 def test_costs_of_another_network_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     costs().save(tmp_path / "costs.json")
     with pytest.raises(CostError, match="of another network"):
-        tk.run("oneshot", "digits", time=0.5, profile=str(tmp_path / "costs.json"), store=tmp_path / "store", **COMMON)
+        tk.run(
+            "oneshot",
+            "digits",
+            time=0.5,
+            base="engine",
+            profile=str(tmp_path / "costs.json"),
+            store=tmp_path / "store",
+            **COMMON,
+        )
     assert not list((tmp_path / "store" / "results").rglob("*.json"))

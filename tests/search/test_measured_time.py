@@ -53,7 +53,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_ticket_meets_the_time_that_is_measured(machine: dict[str, float], tmp_path: Path) -> None:
     file = costs().save(tmp_path / "costs.json")
-    asked: dict[str, Any] = {"time": 0.5, "profile": str(file), "store": tmp_path / "store", **COMMON}
+    asked: dict[str, Any] = {"time": 0.5, "base": "engine", "profile": str(file), "store": tmp_path / "store", **COMMON}
     asked["controls"] = ("random_prune", "dense_of_time")
     run = tk.run("oneshot", task(), measured=True, **asked)
     points = {point.role: point for point in run.record.points}
@@ -88,13 +88,15 @@ def test_what_cannot_be_timed_is_refused_before_anything_is_trained(tmp_path: Pa
     file = costs().save(tmp_path / "costs.json")
     common: dict[str, Any] = {"store": tmp_path / "store", **COMMON}
     with pytest.raises(CostError, match="of another machine"):
-        tk.run("oneshot", task(), time=0.5, profile=str(file), measured=True, **common)
+        tk.run("oneshot", task(), time=0.5, base="engine", profile=str(file), measured=True, **common)
     with pytest.raises(CostError, match="of another machine"):
-        tk.run("oneshot", task(), time=0.5, profile=str(file), controls=("dense_of_time",), **common)
+        tk.run("oneshot", task(), time=0.5, base="engine", profile=str(file), controls=("dense_of_time",), **common)
     here = costs().scaled(1.0, processor=machine_here()["processor"], threads=4096)
     here.save(tmp_path / "threads.json")
     with pytest.raises(CostError, match="of 4096 threads, and this machine has"):
-        tk.run("oneshot", task(), time=0.5, profile=str(tmp_path / "threads.json"), measured=True, **common)
+        tk.run(
+            "oneshot", task(), time=0.5, base="engine", profile=str(tmp_path / "threads.json"), measured=True, **common
+        )
     with pytest.raises(UsageError, match="measured is of a budget of time"):
         tk.run("oneshot", task(), flops=0.5, measured=True, **common)
     with pytest.raises(UsageError, match="dense_of_time is of tickets for a time"):
@@ -125,6 +127,7 @@ def test_a_search_is_timed_on_this_machine(tmp_path: Path) -> None:
         "oneshot",
         wide,
         time=0.5,
+        base="engine",
         profile=str(file),
         measured=True,
         controls=("dense_of_time",),

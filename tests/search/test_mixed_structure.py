@@ -59,13 +59,13 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
     model, file = costs(cheap), tmp_path / "costs.json"
     model.save(file)
     asked: dict[str, Any] = {"profile": str(file), "store": tmp_path / "store", "controls": ("random_prune",), **COMMON}
-    run = tk.run("iterative", task(), time=(0.3, 0.08), structure="auto", rewind="1it", **asked)
+    run = tk.run("iterative", task(), time=(0.3, 0.08), base="engine", structure="auto", rewind="1it", **asked)
     masks = [ticket.load().mask for ticket in run.tickets]
     for mask, share in zip(masks, (0.3, 0.08), strict=True):
         assert 0.8 * share < spent(mask, model) / model.dense <= share + 1e-9
         assert {name for name in names if rows_go_together(mask[name])} == set(cheap)
     assert any(float(masks[1][name].float().mean()) < 1 for name in cheap)
-    singles = tk.run("iterative", task(), time=(0.3, 0.08), rewind="1it", **asked)
+    singles = tk.run("iterative", task(), time=(0.3, 0.08), base="engine", rewind="1it", **asked)
     assert [ticket.load().mask for ticket in singles.tickets] != masks
     assert singles.record.name != run.record.name
     with tk.Lab(tmp_path / "store") as lab:  # of the first level, whose scores are those of the dense network
@@ -81,7 +81,7 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
         for mask in (masks[0], singles.tickets[0].load().mask)
     )
     assert kept > alone
-    again = tk.run("iterative", task(), time=(0.3, 0.08), structure="auto", rewind="1it", **asked)
+    again = tk.run("iterative", task(), time=(0.3, 0.08), base="engine", structure="auto", rewind="1it", **asked)
     assert again.now["segments_trained"] == 0
 
 
@@ -91,7 +91,14 @@ def test_one_granularity_is_had_in_all_layers(structure: str, tmp_path: Path) ->
     known, file = costs(names), tmp_path / "costs.json"
     known.save(file)
     run = tk.run(
-        "oneshot", task(), time=0.2, structure=structure, profile=str(file), store=tmp_path / "store", **COMMON
+        "oneshot",
+        task(),
+        time=0.2,
+        base="engine",
+        structure=structure,
+        profile=str(file),
+        store=tmp_path / "store",
+        **COMMON,
     )
     mask = run.tickets[0].load().mask
     grouped = {name for name in names if all(bool((part == part[0]).all()) for part in mask[name].flatten(1).split(4))}
@@ -127,7 +134,16 @@ def test_a_mask_whose_costs_know_no_groups_is_shuffled_weight_by_weight() -> Non
 def test_a_granularity_without_costs_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     file = costs(()).save(tmp_path / "costs.json")
     with pytest.raises(UsageError, match=r"'rows:4' has no costs here, but weights have: measure it"):
-        tk.run("oneshot", task(), time=0.5, structure="rows:4", profile=str(file), store=tmp_path / "store", **COMMON)
+        tk.run(
+            "oneshot",
+            task(),
+            time=0.5,
+            base="engine",
+            structure="rows:4",
+            profile=str(file),
+            store=tmp_path / "store",
+            **COMMON,
+        )
     assert not (tmp_path / "store" / "runs").exists()
 
 
@@ -136,9 +152,9 @@ def test_a_granularity_without_costs_is_told_before_anything_is_trained(tmp_path
     [
         ({"density": 0.5}, "structure auto is of a budget of time"),
         ({"flops": 0.5}, "structure auto is of a budget of time"),
-        ({"time": 0.5, "unweighed": True}, "leave unweighed away"),
-        ({"time": 0.5, "distribution": "erk"}, "leave distribution away"),
-        ({"time": 0.5, "keep_at_least": 1}, "leave keep_at_least away"),
+        ({"time": 0.5, "base": "engine", "unweighed": True}, "leave unweighed away"),
+        ({"time": 0.5, "base": "engine", "distribution": "erk"}, "leave distribution away"),
+        ({"time": 0.5, "base": "engine", "keep_at_least": 1}, "leave keep_at_least away"),
     ],
 )
 @pytest.mark.parametrize("method", ["iterative", "oneshot"])

@@ -23,7 +23,7 @@ from ticketry.files import reason_of
 from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
-NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce"))
+NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
 """Commands that are told by name what they are about."""
 # command -> (module, what it does)
 COMMANDS = {
@@ -35,6 +35,7 @@ COMMANDS = {
     "cost": ("cost", "what a task's network takes, layer by layer, here or elsewhere: what --time goes by"),
     "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
+    "speedup": ("speedup", "a model twice as fast in three steps: compiled, whole channels, weights; one table"),
     "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),
     "reproduce": ("reproduce", "decide what papers claim: a campaign of runs and claims, by planned replicates"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),

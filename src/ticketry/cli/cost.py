@@ -24,7 +24,7 @@ a minute; --target estimates them for another processor by its profile. Bytes ar
 
 examples:
   ticketry cost --task cifar10 --model resnet-20 -o costs.json
-  ticketry search iterative --task cifar10 --model resnet-20 --time 0.3 --profile costs.json --measured
+  ticketry search iterative --task cifar10 --model resnet-20 --time 0.3 --base engine --profile costs.json --measured
   ticketry cost --task cifar10 --batch 1 --threads 2 --structure auto -o costs.json
   ticketry cost --task cifar10 --target zen4-avx2 -o laptop.json
   ticketry cost --task digits --unit bytes -o bytes.json"""

@@ -14,6 +14,7 @@ from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
 from ticketry.core.budget import allocate_multiplications, allocate_worth, check_multiplications, checked_flops, uses
 from ticketry.core.computed_weights import computed_weights
+from ticketry.core.costs.bases import EAGER, ENGINE
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.granularity import FINEST
@@ -31,7 +32,7 @@ from ticketry.core.score._asked import asked
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
-from ticketry.core.structuring import NONE, in_blocks
+from ticketry.core.structuring import BY_MEASUREMENT, NONE, adds_scores, in_blocks
 from ticketry.errors import LayerCollapseError, UsageError
 
 SCHEDULES = ("exponential", "halving")
@@ -106,6 +107,18 @@ def structure_by_default(structure: str | None, score: str | Score | None) -> st
     return structure or (NONE if score is not None else FINEST)
 
 
+def structure_of_time(
+    structure: str | None, score: str | Score | None, cost: CostModel | None, within: Mask | None
+) -> str:
+    """Return the structure of a latency budget, where none is named by measurement.
+
+    Costs and candidates that are given leave nothing to measure other structures by: then it is single weights.
+    """
+    if structure is None and score is None and cost is None and within is None:
+        return BY_MEASUREMENT
+    return structure_by_default(structure, score)
+
+
 def finder(
     score: str | Score | None, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
 ) -> Callable[[], dict[str, Tensor]] | None:
@@ -117,12 +130,12 @@ def finder(
     Raises:
         UsageError: for magnitudes there, which cannot be added up.
     """
-    if score is None and in_blocks(structure):
+    if score is None and adds_scores(structure):
         if inputs.batches is None:
             return None
         score = kfac
     function = get(score or magnitude)
-    if function is magnitude and in_blocks(structure):
+    if function is magnitude and adds_scores(structure):
         raise UsageError(
             f"structure {structure} adds scores up and compares layers by them, which magnitudes cannot be: leave the"
             " score out, or take another, such as fisher"
@@ -165,6 +178,7 @@ def prune(
     sparsity: float | str | None = None,
     flops: float | str | None = None,
     time: float | str | None = None,
+    base: str = EAGER,
     bytes: float | str | None = None,
     example_inputs: Any = None,
     cost: CostModel | None = None,
@@ -198,16 +212,21 @@ def prune(
             most of it a multiplication, see `core.budget`. Plain magnitudes leave early layers of deep networks empty
             (an untrained ResNet-50 at 0.25), which is raised with the least share that does not (0.8526):
             `keep_at_least` keeps the best weights of each.
-        time: share of the dense network's time on this machine in the engine, or an amount ("5ms"), instead of density.
-            The mask is compiled, timed and corrected until that is met; `ticketry.cost.meet` does the same and tells
-            what was measured. Goes with what flops goes with, cost and structure: see docs/budgets.md.
+        time: latency budget on this machine instead of density: a share of the base's latency, 0 < time <= 1 or "50%",
+            or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned
+            model meets it once it is compiled, nothing is pruned and a `BudgetWarning` says so. `ticketry.cost.meet`
+            does the same and returns all measurements. Goes with what flops goes with, cost and structure.
+        base: whose latency a share is of, timed once beside the compiled model: ``eager`` (the model as it runs today),
+            ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
         bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
         example_inputs: of a call: flops, time and bytes need them, and a pattern of weights that no layer of torch's
             holds, such as stacked experts: from the call is seen which dimension has their inputs.
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
         structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
-            ``rows:16`` (of any size) is one granularity for all; ``none`` keeps the single weights with the most score
-            for their time. By default ``weights``, or with a score ``none``.
+            ``rows:16`` (of any size) is one granularity for all; ``channels`` removes whole channels; ``none`` keeps
+            the single weights with the most score for their time. By default ``auto``, ``weights`` and ``channels``
+            are each met by measurement, and the one that retains most importance is returned. With a score the default
+            is ``none``, with costs or ``within`` it is ``weights``.
         score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, and of a
             time, the default is `kfac` if there are batches and a loss, and what the outputs change by without each
             weight if not; so it is of flops.
@@ -265,6 +284,8 @@ def prune(
             " taylor, fisher, crop, grasp or synflow"
         )
     pattern = Pattern.parse(pattern)
+    if base != EAGER and time is None:
+        raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
     asked = {"flops": flops, "time": time, "bytes": bytes}
     if given := [(name, amount) for name, amount in asked.items() if amount is not None]:
         plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
@@ -278,7 +299,10 @@ def prune(
             raise UsageError(f"{name} is of a call, in which it is counted: prune(..., example_inputs=x)")
         if name == "flops":
             _refuse_costs(cost, structure)
-        by = structure or NONE if name == "bytes" else structure_by_default(structure, score)
+        if name == "time":
+            by = structure_of_time(structure, score, cost, within)
+        else:
+            by = structure or NONE if name == "bytes" else structure_by_default(structure, score)
         find = budget_scores(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
         if name == "flops":
             return _to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
@@ -293,6 +317,7 @@ def prune(
             within=within,
             keep_at_least=keep_at_least,
             cost=cost,
+            base=base if name == "time" else ENGINE,
         )
         return METERS.get("engine")(request)
     _refuse_costs(cost, structure)

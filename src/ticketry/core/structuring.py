@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ticketry.choices import check_choice, listed
-from ticketry.core.costs.granularity import Granularity
+from ticketry.core.costs.granularity import CHANNELS, Granularity
 from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
 
 NONE = "none"
 AUTO = "auto"
 """Of masks that are chosen for their time: each layer in the granularity that pays."""
+BY_MEASUREMENT = "by measurement"
+"""Of a latency budget: a mix of weights and groups of rows, weights, or whole channels, whichever retains most."""
 CHANNEL_KINDS = ("refill", "refill+", "channels")
 KINDS = (*CHANNEL_KINDS, "regroup", "2:4")
 PLUS = 0.2
@@ -48,6 +50,11 @@ def in_blocks(structure: str) -> bool:
         return Granularity.parse(structure).rows > 0
     except UsageError:
         return False
+
+
+def adds_scores(structure: str) -> bool:
+    """Whether scores are added up over what is removed together, so that they have to be in one unit."""
+    return structure in (BY_MEASUREMENT, CHANNELS) or in_blocks(structure)
 
 
 def only_of(structure: str) -> str:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from ticketry.core.costs.bases import ENGINE
 from ticketry.core.pattern import share_of
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure
+from ticketry.search.common.aims import with_base
 
 if TYPE_CHECKING:
     import pandas
@@ -84,22 +86,46 @@ MET = 1.02
 """How much more than asked for a ticket may take: what a budget is met to."""
 
 
-def taking(tickets: Sequence[RunTicket], what: str, asked: float | str, run: str) -> tuple[RunTicket, ...]:
-    """Those of a run's tickets that are known to take a share of the dense network's, or less.
+def taking(
+    tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
+) -> tuple[RunTicket, ...]:
+    """Return the tickets that are known to take at most a share of the base.
 
     Args:
-        what: of `SHARES`.
+        tickets: of the run.
+        what: one of `SHARES`, which are of the dense network.
+        asked: share of the base.
+        run: its name, for the error.
+        base: over the dense network.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no such ticket.
     """
-    limit = MET * share_of(asked)
+    limit = MET * share_of(asked) * base
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
     found = tuple(one for one, share in known.items() if share <= limit)
     if not found:
-        there = ", ".join(f"{share:.3g}" for share in sorted(set(known.values()))) or "none is told"
+        there = ", ".join(f"{share / base:.3g}" for share in sorted(set(known.values()))) or "none is told"
         raise UsageError(f"the run {run} has no ticket that takes {asked} of the {what}; there are: {there}")
     return found
+
+
+def base_share(settings: Mapping[str, Any]) -> float:
+    """Return the latency of a run's base over that of the compiled network without pruning.
+
+    Args:
+        settings: as the run's record has them.
+
+    Raises:
+        CostError: if the run's costs, which have it, cannot be read.
+    """
+    from ticketry.core.costs.cost_model import CostModel
+
+    base = with_base(settings).get("base", ENGINE)
+    if base == ENGINE or not settings.get("time"):
+        return 1.0
+    costs = CostModel.load(settings["profile"])
+    return costs.base_seconds(base) / costs.dense
 
 
 def path_of(named: str | PathLike[str] | Ticket) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry import search
 from ticketry.choices import check_numbers
+from ticketry.core.costs.bases import ENGINE
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
@@ -231,7 +232,10 @@ class SearchRequest:
         told = asdict(self.settings)
         if (terms := terms_of(self.settings)) and told.get("profile"):
             told["profile"] = terms  # the costs themselves, wherever the file lies
+        told.pop("base", None)
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
+        if base := isinstance(self.settings, Aimed) and self.settings.named_base:
+            settings["base"] = base
         if by_value(self.settings):
             settings["by_value"] = True  # runs of the time when such budgets were spent by magnitudes keep their names
         chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
@@ -269,7 +273,7 @@ def with_profile(
     from ticketry.lab.task_costs import CostOptions, kept_costs
 
     if settings.aim == "time":
-        asked = CostOptions(structure=getattr(settings, "structure", NONE))
+        asked = CostOptions(structure=getattr(settings, "structure", NONE), base=settings.named_base or ENGINE)
     else:
         asked = CostOptions(unit="bytes")
     file = kept_costs(request.task, asked, options.store, data=options.data, say=say)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.frames import RunTicket, controls_json, frame_of, taking, tickets_json
+from ticketry.experiments.frames import RunTicket, base_share, controls_json, frame_of, taking, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_profile
@@ -134,7 +134,8 @@ class Run:
         Args:
             density: of the level that is nearest; by default the sparsest level that looks like a winner, or the
                 ticket that is best if none does.
-            time: in its place, a share of the dense network's time that the ticket may take, as measured: 0.3 or 30%.
+            time: in its place, the latency that the ticket may take, as measured: a share (0.3 or 30%) of the base that
+                the run was searched with, which is the compiled network without pruning if it names none.
             flops: the same of the multiplications.
 
         Raises:
@@ -151,7 +152,7 @@ class Run:
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
         elif time is not None:
-            found = taking(found, "time", time, self.name)
+            found = taking(found, "time", time, self.name, base=base_share(self.record.settings))
         elif flops is not None:
             found = taking(found, "multiplications", flops, self.name)
         elif chosen := self.winner():

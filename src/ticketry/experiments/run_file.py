@@ -21,6 +21,7 @@ from ticketry.lab.remote.address import is_url
 from ticketry.records.network import is_dense_rival
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
+from ticketry.search.common.aims import with_base
 from ticketry.tasks.file_requests import check_network, check_request, refused
 
 if sys.version_info >= (3, 11):
@@ -217,12 +218,12 @@ def check_trust(
 
 
 def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> dict[str, Any]:
-    """Settings of a run file or a ticket, whose file of costs is that of the store where the named one is gone.
+    """Settings of a run file or a ticket in today's terms, with the store's file of costs where the named one is gone.
 
     A search keeps the costs that it measures in its store, which may have been moved since. Which costs they are is
     part of the run's name, so that others are never taken for them.
     """
-    told = dict(settings)
+    told = with_base(settings)
     if not (named := told.get("profile")) or (folder := _costs_folder(store)) is None:
         return told
     profile = Path(str(named))

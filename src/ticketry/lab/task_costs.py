@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ticketry.core.costs.bases import ENGINE, Base
 from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import CostError, UsageError
 
 if TYPE_CHECKING:
     from ticketry.core.costs.cost_model import CostModel
     from ticketry.tasks.task import Task
+
+
+HERE = "this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,10 @@ class CostOptions:
     structure: str = NONE
     """Of seconds: what searches with this --structure need to know, such as auto or rows:16; none and weights are
     single weights."""
-    target: str = "this machine"
+    base: Base = "eager"
+    """Of seconds on this machine: also time the network in this, for searches whose --time is a share of it. engine is
+    the network compiled without pruning, which is timed in any case."""
+    target: str = HERE
     """this machine, which is timed; or the profile of another, by which time is estimated: a name such as zen4-avx2, a
     file, or calibrated, see docs/budgets.md."""
 
@@ -45,6 +52,11 @@ class CostOptions:
             )
         if self.unit == "bytes" and self.structure != NONE:
             raise UsageError("a weight takes as many bytes whatever is kept beside it: leave structure away")
+
+    @property
+    def times_base(self) -> bool:
+        """Whether the network is also timed in its base."""
+        return self.unit == "seconds" and self.target == HERE and self.base != ENGINE
 
 
 def costs_of(
@@ -76,6 +88,7 @@ def costs_of(
         granularities=public.granularities_of(options.structure),
         threads=options.threads,
         precision=options.precision,
+        bases=(options.base,) if options.times_base else (),
         say=say,
     )
 
@@ -102,7 +115,8 @@ def _name(task: Task, options: CostOptions) -> str:
     from ticketry.lab.store.store import digest_of
     from ticketry_engine.bench.machine import PROCESSOR, machine
 
-    described: dict[str, Any] = {"task": dict(task.key()), "options": vars(options)}
+    asked = {name: value for name, value in vars(options).items() if name != "base" or options.times_base}
+    described: dict[str, Any] = {"task": dict(task.key()), "options": asked}
     if options.unit == "seconds":
         here = machine(())
         described |= {fact: here[fact] for fact in PROCESSOR}

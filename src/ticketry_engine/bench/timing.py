@@ -98,19 +98,19 @@ def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_b
     return found
 
 
-def warmed(call: Callable[[], object]) -> float:
-    """Call until three calls in a row are within a tenth of each other, or for three seconds; the last median."""
+def warmed(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
+    """Call until three calls in a row are within a tenth of each other, or for some seconds; the last median."""
     began = time.perf_counter()
     last: list[float] = []
     while True:
         start = time.perf_counter()
         call()
         last = [*last[-2:], max(time.perf_counter() - start, 1e-9)]
-        if len(last) == 3 and (max(last) <= (1 + _STEADY) * min(last) or start - began > _WARM_SECONDS):
+        if len(last) == 3 and (max(last) <= (1 + _STEADY) * min(last) or start - began > seconds):
             return statistics.median(last)
 
 
-def settle(call: Callable[[], object]) -> None:
+def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
     """Call until caches are in the state of a steady run: fifteen times, fewer where a call is long, at least once.
 
     After another contender's turn a call is slower until caches hold again what it reads, for a dozen calls where that
@@ -120,7 +120,7 @@ def settle(call: Callable[[], object]) -> None:
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
         call()
-        if time.perf_counter() - began > _SETTLING_SECONDS:
+        if time.perf_counter() - began > seconds:
             break
 
 

@@ -144,6 +144,7 @@ def test_known_costs_tell_it_before_weights_are_scored(unit: str, amount: float 
     costs, budget = known_costs(unit), "time" if unit == "seconds" else "bytes"
     amount = f"{amount}{'s' if unit == 'seconds' else 'B'}" if amount == "100" else amount
     given: dict[str, Any] = {budget: amount, "example_inputs": X, "cost": costs}
+    given |= {"base": "engine"} if unit == "seconds" else {}
     with pytest.warns(UserWarning, match="another machine") if unit == "seconds" else _quiet():
         with pytest.raises(LayerCollapseError, match=r"the 108 .*\(0\.54 of dense\).* 50 weights .* 2 layers.* 50"):
             tk.prune(network(), **given, score=never, keep_at_least=50)
@@ -158,9 +159,10 @@ def _quiet() -> Any:
 
 @pytest.mark.parametrize("budget", ["time", "bytes"])
 def test_a_network_that_keeps_all_is_told_before_its_costs_are_measured(budget: str, monkeypatch: pytest.MonkeyPatch):
-    for name in ("measured", "model", "Meter"):
-        monkeypatch.setattr(f"ticketry.engine.cost.public.{name}", never)
+    for name in ("latency_budgets.measured", "public.model", "latency_budgets.Meter"):
+        monkeypatch.setattr(f"ticketry.engine.cost.{name}", never)
     options: dict[str, Any] = {budget: 0.5, "example_inputs": X, "score": never, "keep_at_least": 128}
+    options |= {"base": "engine"} if budget == "time" else {}
     with pytest.raises(LayerCollapseError, match=r"128 weights kept .* 0\.weight, has 128, .* of all 2 layers"):
         tk.prune(network(), **options)
     with pytest.raises(UsageError, match="is for a time"):
@@ -169,10 +171,10 @@ def test_a_network_that_keeps_all_is_told_before_its_costs_are_measured(budget: 
 
 def test_measured_costs_tell_it_before_masks_are_timed(monkeypatch: pytest.MonkeyPatch):
     """Of a network whose costs are measured now no mask is timed where they do not pay for the floor."""
-    monkeypatch.setattr("ticketry.engine.cost.public.measured", lambda *_: known_costs("seconds"))
-    monkeypatch.setattr("ticketry.engine.cost.public.meet_by", never)
+    monkeypatch.setattr("ticketry.engine.cost.latency_budgets.measured", lambda *_, **__: known_costs("seconds"))
+    monkeypatch.setattr("ticketry.engine.cost.latency_budgets.approach", never)
     with pytest.raises(LayerCollapseError, match=r"50 weights in each of 2 layers, of which 0\.weight takes 50 s"):
-        tk.cost.meet(network(), X, 0.5, keep_at_least=50)
+        tk.cost.meet(network(), X, 0.5, base="engine", keep_at_least=50)
 
 
 # -- whole channels, and in the course of training ---------------------------------------------------------------------

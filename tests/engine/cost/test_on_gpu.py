@@ -79,7 +79,7 @@ def test_a_mask_for_a_time_there(costs: tk.cost.CostModel, images: torch.Tensor)
     model = small()
     budget = 0.8 * costs.dense
     with pytest.warns(UserWarning, match="estimated and not measured: the costs are of another machine"):
-        mask = tk.prune(model, time=0.8, structure="rows:64", cost=costs, example_inputs=images)
+        mask = tk.prune(model, time=0.8, base="engine", structure="rows:64", cost=costs, example_inputs=images)
     assert costs.estimate(mask).value == pytest.approx(budget, rel=0.05)
     found = GpuEstimator(model, images, H100).seconds(mask)
     assert found == pytest.approx(budget, rel=H100.spread)

@@ -57,7 +57,7 @@ def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_pat
 def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> None:
     file = costs().save(tmp_path / "costs.json")
     with tk.Lab(tmp_path / "store") as lab:
-        ticket = found_by(lab, name, time=0.5, profile=str(file))[-1]
+        ticket = found_by(lab, name, time=0.5, base="engine", profile=str(file))[-1]
         assert 0.49 < slowly(lab.store.get_mask(str(ticket.mask)), costs()) / costs().dense <= 0.5
         told = gating_of(ticket.searched[-1].segment)
         sizes = {name: layer.weights for name, layer in costs().layers.items()}
@@ -105,7 +105,13 @@ def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(measured_time, "check_here", lambda costs: None)
     file = costs().save(tmp_path / "costs.json")
     common: dict[str, Any] = {"replicates": 1, "recipe": {"length": LENGTH}, "store": tmp_path / "store"}
-    asked = {"time": 0.5, "profile": str(file), "measured": True, "controls": ("random_prune", "dense_of_time")}
+    asked = {
+        "time": 0.5,
+        "base": "engine",
+        "profile": str(file),
+        "measured": True,
+        "controls": ("random_prune", "dense_of_time"),
+    }
     run = tk.run("concrete", task(), **SETTINGS["concrete"], **asked, **common)
     points = {point.role: point for point in run.record.points}
     achieved = 1.25 * slowly(run.tickets[0].load().mask, costs()) / costs().dense
@@ -161,7 +167,11 @@ def test_runs_by_density_are_called_what_they_were(name: str) -> None:
         ("continuous", {"flops": 0.5, "budget": "steps"}, "with flops the number of rounds"),
         ("concrete", {"flops": 1.0}, "flops 1 is the dense network"),
         ("l0", {"flops": 0.5, "structured": True}, "leave structured away"),
-        ("concrete", {"time": 0.12, "profile": "FILE"}, "left without a single weight|below the floor"),
+        (
+            "concrete",
+            {"time": 0.12, "base": "engine", "profile": "FILE"},
+            "left without a single weight|below the floor",
+        ),
         ("l0", {"unweighed": True}, "unweighed is of a budget"),
     ],
 )

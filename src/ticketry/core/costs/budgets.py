@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ticketry.core.costs.bases import ENGINE, check_base
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import candidates, check_all_kept, check_floor_of_costs
@@ -15,9 +16,12 @@ from ticketry.core.costs.words import Unit, share_or_amount
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_at_least
 from ticketry.core.scope import Scope
-from ticketry.core.structuring import NONE, in_blocks
+from ticketry.core.structuring import NONE, adds_scores, in_blocks
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
+
+if TYPE_CHECKING:
+    from ticketry.core.structure.channel_wise.path import ChannelOptions
 
 
 @dataclass(frozen=True)
@@ -37,38 +41,65 @@ class Request:
     keep_at_least: int = 0
     cost: CostModel | None = None
     """Of the model; None for those of this machine, measured now."""
+    base: str = ENGINE
+    """Whose latency a share of seconds is of, see `bases.BASES`."""
+    channels: ChannelOptions | None = None
+    """How whole channels are chosen, where that is requested."""
 
     def __post_init__(self) -> None:
+        check_base(self.base)
         if self.within is not None:
             require_mask(self.within, "within")
-        if self.structure != NONE and not self.in_blocks:
+        if self.structure != NONE and not adds_scores(self.structure):
             raise UsageError(
-                "the structure under a budget is none, auto, weights or rows:N (such as rows:16), not"
+                "the structure under a budget is none, auto, weights, rows:N (such as rows:16) or channels, not"
                 f" {self.structure!r}"
             )
         if self.example_inputs is None:
             raise UsageError(f"{self.unit} are those of a call: prune(model, ..., example_inputs=x)")
         if self.cost is not None and self.cost.unit != self.unit:
             raise UsageError(f"a budget of {self.unit} needs costs in {self.unit}, not in {self.cost.unit}")
-        if self.in_blocks and self.structure != FINEST and self.within is not None:
+        if self.within is not None and self.structure not in (NONE, FINEST) and self.channels is None:
             raise UsageError(f"structure {self.structure} chooses whole blocks of each layer anew: leave out within")
-        if self.in_blocks and self.unit != "seconds":
+        if self.structure != NONE and self.unit != "seconds" and self.channels is None:
             raise UsageError(
                 f"what goes together makes no difference in {self.unit}: structure {self.structure} is for a time"
             )
         share, is_share = share_or_amount(self.amount, self.unit)
-        if check_at_least(self.keep_at_least) and is_share:
+        check_at_least(self.keep_at_least)
+        if is_share and (self.unit != "seconds" or self.base == ENGINE):
+            self.check_retained(share)
+
+    def check_retained(self, share: float) -> None:
+        """Raise `LayerCollapseError` if all weights would stay for a share of the unpruned cost below 1."""
+        if self.keep_at_least:
             check_all_kept(self._candidates, share, self.keep_at_least, self.unit)
 
-    def check_floor(self, costs: CostModel) -> None:
-        """Make sure that the budget pays for the weights that every layer keeps: before any mask is scored or timed.
+    def check_floor(self, costs: CostModel, amount: float | str) -> None:
+        """Raise an error, before any mask is scored or timed, if an amount does not pay for `keep_at_least`.
 
         Raises:
-            UsageError: for a budget below what empty layers cost.
-            LayerCollapseError: for one below what these weights cost, see `least.check_floor_of_costs`.
+            UsageError: if it is below the cost of empty layers.
+            LayerCollapseError: if it is below the cost of these weights, see `least.check_floor_of_costs`.
         """
         if self.keep_at_least:
-            check_floor_of_costs(costs, self._candidates, costs.budget(self.amount), self.keep_at_least)
+            check_floor_of_costs(costs, self._candidates, costs.budget(amount), self.keep_at_least)
+
+    def check_base_elsewhere(self, other: str) -> None:
+        """Raise `UsageError` for a share of a base that would have to be timed on another machine.
+
+        Args:
+            other: why the costs are not of this machine.
+        """
+        if share_or_amount(self.amount, self.unit)[1] and self.base != ENGINE:
+            raise UsageError(
+                f"time={self.amount!r} is a share of the latency of {self.base}, which cannot be timed here: {other}."
+                " Give base='engine' (a share of the compiled model without pruning) or an amount (time='5ms')"
+            )
+
+    def all_candidates(self) -> Mask:
+        """The mask that retains every candidate."""
+        return self.within or Mask.ones(self.scope)
 
     @property
     def _candidates(self) -> dict[str, int]:
@@ -81,6 +112,6 @@ class Request:
 
 
 METERS: Registry[Callable[[Request], Mask]] = Registry(
-    "meter of costs", "ticketry.meters", {"engine": "ticketry.engine.cost.public:mask_for"}
+    "meter of costs", "ticketry.meters", {"engine": "ticketry.engine.cost.latency_budgets:mask_for"}
 )
 """Who finds a mask under a budget of seconds or bytes: it has to know what runs the network."""

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ticketry.choices import did_you_mean
+from ticketry.core.costs.bases import ENGINE
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
@@ -143,6 +144,23 @@ class CostModel(Struct, frozen=True):
             raise UsageError(f"a budget of {told(amount, self.unit)} is below the floor: {self.floor_in_words()}")
         return amount
 
+    def base_seconds(self, base: str) -> float:
+        """Return the latency of a budget's base; `CostError` if it was not measured with these costs.
+
+        Args:
+            base: one of `bases.BASES`; "engine" is the network of these costs without a mask.
+        """
+        if base == ENGINE:
+            return self.dense
+        known = self.about.get("bases", {})
+        if base not in known:
+            raise CostError(
+                f"these costs do not have the latency of {base}, of which the budget is a share: measure them with it"
+                f" (ticketry cost --base {base}, or tk.cost.model(..., bases=({base!r},))), give an amount (5ms), or"
+                f" a share of the compiled network without pruning (base {ENGINE})"
+            )
+        return float(known[base])
+
     def left_for(self, names: Iterable[str], amount: float) -> float:
         """What of an `amount` is left for the layers `names`: not for what is fixed, nor for layers that stay dense."""
         pruned = set(names)
@@ -203,7 +221,10 @@ class CostModel(Struct, frozen=True):
             for name, layer in self.layers.items()
         }
         parts = {name: factor * cost for name, cost in self.fixed_parts.items()}
-        return CostModel(self.unit, layers, factor * self.fixed, self.spread, {**self.about, **about}, parts)
+        told = {**self.about, **about}
+        if bases := self.about.get("bases"):
+            told["bases"] = {name: factor * seconds for name, seconds in bases.items()} | about.get("bases", {})
+        return CostModel(self.unit, layers, factor * self.fixed, self.spread, told, parts)
 
     # -- a file --------------------------------------------------------------------------------------------------
 

@@ -201,6 +201,21 @@ class Choice:
         return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
 
 
+def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
+    """Return what the layers of a mask are worth together, by the rule of `Choice`: 0 if they keep all their scores.
+
+    Args:
+        scores: of each weight, none below 0.
+        mask: of these weights, and perhaps of others.
+    """
+    value = 0.0
+    for name, score in scores.items():
+        whole = float(score.double().sum())
+        kept = float(score.double()[mask[name].to(score.device)].sum()) if name in mask else whole
+        value += float(_worth(np.array([kept, whole]))[0])
+    return value
+
+
 def worth_within(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str, Tensor]:
     """The scores of what a mask keeps, and 0 for all else; as they are without one."""
     if mask is None:

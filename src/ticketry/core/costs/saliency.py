@@ -119,3 +119,28 @@ def _pull(outputs: Any, calls: Mapping[str, list[Call]]) -> None:
     for draw in range(draws):
         add_gradients(_combined(found, draw), calls, 1 / draws, again=draw + 1 < draws)
     _require_reached([name for name, made in calls.items() if all(call.pulls is None for call in made)])
+
+
+_TRACE = 1e-6
+"""Share of a layer's importance that goes to its weights by their squares, and of the largest layer's at least."""
+
+
+def with_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add a trace of squared weights to scores, in float64.
+
+    Weights without any importance, such as those of a branch whose last norm starts at 0, then rank by magnitude behind
+    all others, instead of being removed although the budget would pay for them.
+
+    Args:
+        scores: parameter name -> score of each weight, none below 0.
+        parameters: parameter name -> weights.
+    """
+    sums = {name: float(score.double().sum()) for name, score in scores.items()}
+    largest = max(sums.values(), default=0.0)
+    found = {}
+    for name, score in scores.items():
+        squares = parameters[name].detach().double().square().to(score.device)
+        whole = float(squares.sum())
+        trace = _TRACE * max(sums[name], _TRACE * largest) / whole if whole > 0 else 0.0
+        found[name] = score.double() + trace * squares
+    return found

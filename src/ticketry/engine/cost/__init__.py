@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ticketry.core.costs.cost_model import CostModel, Estimate
     from ticketry.engine.cost.calibration import calibrate
+    from ticketry.engine.cost.latency_budgets import meet
     from ticketry.engine.cost.machine_profile import MachineProfile
     from ticketry.engine.cost.meeting import Met
     from ticketry.engine.cost.on_gpu import GpuProfile
     from ticketry.engine.cost.profiles import profile
-    from ticketry.engine.cost.public import load, meet, model
+    from ticketry.engine.cost.public import load, model
 
 __all__ = [
     "CostModel",
@@ -34,7 +35,7 @@ _WHERE = {
     "Met": "engine.cost.meeting",
     "calibrate": "engine.cost.calibration",
     "load": "engine.cost.public",
-    "meet": "engine.cost.public",
+    "meet": "engine.cost.latency_budgets",
     "model": "engine.cost.public",
     "profile": "engine.cost.profiles",
 }

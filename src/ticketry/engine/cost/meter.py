@@ -29,9 +29,28 @@ from ticketry_engine.ir.origins import held, layer_name, origins
 _LEAST_SECONDS = 0.002
 """Of what is timed at once."""
 
-_FEWEST_CALLS, _MOST_CALLS, _LONG_ENOUGH = 3, 12, 0.1
-"""Times that this is done, of which the least counts: no more after so many seconds. Others of the machine, and of the
-host that it may share a last cache with, make a call slower and never faster."""
+
+@dataclass(frozen=True)
+class Effort:
+    """How long latencies are sampled. A sample is the least of several, as other work makes a call only slower."""
+
+    fewest: int
+    most: int
+    """Repetitions of a sample, of which no more are made after `seconds`."""
+    seconds: float
+    settling: float
+    """Seconds of calls before a sample, in which caches fill."""
+    warming: float
+    """Seconds after which calls that differ by more than a tenth count as steady."""
+    rounds: int
+    """Turns in which a mask and the unpruned network are timed for its profile."""
+    profiles: int
+    """Calls that are timed layer by layer."""
+
+
+THOROUGH = Effort(3, 12, 0.1, 0.25, 3.0, rounds=3, profiles=5)
+QUICK = Effort(2, 5, 0.03, 0.05, 0.3, rounds=2, profiles=3)
+"""Enough to choose between masks, of which the chosen one is timed again."""
 
 
 @dataclass
@@ -60,6 +79,7 @@ class Meter:
     precision: str = "fp32"
     scope: Scope | None = None
     """Whose weights are told apart; by default `ticketry.scope(model)`."""
+    effort: Effort = THOROUGH
     graph: Graph = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +131,7 @@ class Meter:
     def dense_seconds(self) -> float:
         """Of a call of the network without a mask."""
         run = self.runner(self.dense)
-        return self._sample(run, warmed(run))
+        return self._sample(run, warmed(run, self.effort.warming))
 
     def runner(self, compiled: Compiled) -> Callable[[], object]:
         """A call with the example inputs."""
@@ -125,10 +145,21 @@ class Meter:
         """The same of a network under a mask and of one without, both compiled anew: nothing was chosen by it."""
         return self._in_turns(self.compiled(mask), self.compiled(), rounds)
 
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of a call."""
+        return self._call.args, self._call.kwargs
+
+    def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
+        """Time a call of anything in turns with the unpruned compiled network; the median ratio and its interval."""
+        return self._ratios(call, self.runner(self.dense), rounds)
+
     def _in_turns(self, compiled: Compiled, dense: Compiled, rounds: int) -> Interval:
-        ours, theirs = self.runner(compiled), self.runner(dense)
-        own_seconds = warmed(ours)
-        warmed(theirs)
+        return self._ratios(self.runner(compiled), self.runner(dense), rounds)
+
+    def _ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
+        own_seconds = warmed(ours, self.effort.warming)
+        warmed(theirs, self.effort.warming)
         ratios = []
         for turn in range(rounds):
             pair = ((ours, own_seconds), (theirs, self.dense_seconds))
@@ -139,11 +170,11 @@ class Meter:
 
     def _sample(self, run: Callable[[], object], usual: float) -> float:
         """Seconds of a call: the least of some, into which nobody has broken, of so many at once that a clock tells."""
-        several = max(1, ceil(_LEAST_SECONDS / usual))
+        several, effort = max(1, ceil(_LEAST_SECONDS / usual)), self.effort
         found: list[float] = []
         with torch.no_grad():
-            settle(run)
-            while len(found) < _FEWEST_CALLS or (len(found) < _MOST_CALLS and several * sum(found) < _LONG_ENOUGH):
+            settle(run, effort.settling)
+            while len(found) < effort.fewest or (len(found) < effort.most and several * sum(found) < effort.seconds):
                 begin = self._clock()
                 for _ in range(several):
                     run()
@@ -158,16 +189,16 @@ class Meter:
     def profile(self, mask: Mask, layout: str | None) -> Profile:
         """Of the network under a mask. Raises `UnsupportedError` where a layout cannot run it."""
         compiled = self.compiled(mask, layout)
-        return self._profile(compiled, self.share(compiled, rounds=3).median * self.dense_seconds)
+        return self._profile(compiled, self.share(compiled, self.effort.rounds).median * self.dense_seconds)
 
-    def _profile(self, compiled: Compiled, whole: float, rounds: int = 5) -> Profile:
+    def _profile(self, compiled: Compiled, whole: float) -> Profile:
         """What each layer takes: medians on one thread, layer by layer, brought to the time of the whole call.
 
         Layers timed one by one take longer than the call, which keeps more in its caches and reads no clock.
         """
         taken: dict[str, list[float]] = {}
         rows: dict[str, tuple[str, str]] = {}
-        for _ in range(rounds):
+        for _ in range(self.effort.profiles):
             for index, row in enumerate(compiled.profile(*self._call.args, rounds=1, **self._call.kwargs)):
                 if row.seconds is not None:
                     key = f"{index} {row.name}"

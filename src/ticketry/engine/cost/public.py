@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,31 +13,26 @@ from torch import Tensor, nn
 
 from ticketry.choices import names_differ
 from ticketry.core.budget import in_multiplications, uses
-from ticketry.core.costs.allocation import allocate_cost
-from ticketry.core.costs.budgets import Request
-from ticketry.core.costs.cost_model import CostModel, least_in_words
+from ticketry.core.costs.bases import check_base
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
-from ticketry.core.costs.mixed import Choice, worth_within
 from ticketry.core.costs.words import Unit
-from ticketry.core.layout import layouts, layouts_or_rows
-from ticketry.core.mask import Mask
-from ticketry.core.prune import budget_scores, structure_by_default
+from ticketry.core.layout import layouts_or_rows
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import Loss, Score, ScoreInputs
-from ticketry.core.structuring import AUTO, in_blocks, only_of
+from ticketry.core.structuring import AUTO, in_blocks
+from ticketry.engine.cost.bases import base_seconds
 from ticketry.engine.cost.estimated import Estimator, ProcessorEstimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
 from ticketry.engine.cost.machine_profile import KIND as PROFILE
 from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, of_this_machine
 from ticketry.engine.cost.measured import Timer, costs_by, measured
-from ticketry.engine.cost.meeting import Met, estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter
 from ticketry.engine.cost.on_gpu import GpuEstimator, GpuProfile
 from ticketry.engine.cost.profiles import profile, profile_names
-from ticketry.errors import CostError
+from ticketry.errors import CostError, UsageError
 from ticketry_engine.bench.machine import another_machine
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import model_file, packed_weights
@@ -67,6 +60,7 @@ def model(
     threads: int | None = None,
     precision: str = "fp32",
     scope: Scope | None = None,
+    bases: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> CostModel:
     """What `model` costs under any mask, for the batch of the example inputs.
@@ -88,9 +82,12 @@ def model(
         threads: that a call uses; None for `torch.get_num_threads()`.
         precision: "fp32" or "bf16".
         scope: weights that may be pruned; by default `ticketry.scope(model)`.
+        bases: of seconds: also time these (``eager``, ``onnxruntime`` …) beside the network, for budgets that are
+            shares of their latency.
         say: is told what is done now.
 
     Raises:
+        UsageError: for bases where nothing is timed.
         CostError: for costs of another model, of other threads, precision or batch, or scores of other parameters than
             those in scope.
         EngineError: if the model cannot be captured, or is not on the CPU.
@@ -110,20 +107,26 @@ def model(
     if unit == "bytes":
         return _bytes(model, example_inputs, chosen)
     aim = _aim(target, threads, precision)
+    if bases and aim is not None:
+        raise UsageError(f"the latency of {', '.join(bases)} is measured on this machine: leave target or bases out")
     if isinstance(aim, MachineProfile | GpuProfile):
         aim.check(threads, precision)
         kind = GpuEstimator if isinstance(aim, GpuProfile) else ProcessorEstimator
         estimator: Estimator = kind(model, example_inputs, aim, chosen)  # type: ignore[arg-type]
         amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE)
-        family = _family(estimator, chosen, scores, amounts)
-        return with_spread(costs_by(estimator, granularities, family, estimator.about(family), say), aim.spread)
+        masks = family(estimator, chosen, scores, amounts)
+        return with_spread(costs_by(estimator, granularities, masks, estimator.about(masks), say), aim.spread)
     meter = Meter(model, example_inputs, threads, precision, chosen)
     if aim is not None:
-        return _fits(aim, meter)
-    return measured(meter, granularities, _family(meter, chosen, scores, densities), say)
+        return check_fits(aim, meter)
+    costs = measured(meter, granularities, family(meter, chosen, scores, densities), say)
+    if not bases:
+        return costs
+    say("timing the bases of budgets")
+    return costs.scaled(1.0, bases={base: base_seconds(meter, check_base(base)) for base in bases})
 
 
-def _family(
+def family(
     timer: Timer, scope: Scope, scores: Mapping[str, Tensor] | None, amounts: Sequence[float] | None = None
 ) -> Family:
     """Masks to time a network under: random ones, unless there are scores."""
@@ -179,93 +182,6 @@ def load(path: str | Path) -> CostModel:
     return CostModel.load(path)
 
 
-def meet(
-    model: nn.Module,
-    example_inputs: Any,
-    time: float | str,
-    *,
-    cost: CostModel | None = None,
-    score: str | Score | None = None,
-    structure: str | None = None,
-    scope: Scope | None = None,
-    within: Mask | None = None,
-    keep_at_least: int = 0,
-    batches: Iterable[object] | None = None,
-    loss: Loss | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-) -> Met:
-    """What ``prune(model, time=..., example_inputs=x)`` does, with all that was measured on the way.
-
-    Args:
-        time: share of the dense network's time in the engine, 0 < time <= 1 or "30%", or an amount: "5ms".
-        cost: of the model on this machine, by `model`; None to measure it now.
-        structure, score, scope, within, keep_at_least, batches, loss, seed: as of `prune`.
-        threads: that a call uses; None for `torch.get_num_threads()`.
-
-    Returns:
-        The mask with the measured share of the dense time, its 95 % interval and what was estimated.
-
-    Raises:
-        UsageError: for a budget below the floor: it says what makes it.
-        LayerCollapseError: if a layer would be left empty.
-        CostError: for costs of another model or another machine, which cannot be met here.
-
-    Examples:
-        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
-        >>> met = tk.cost.meet(model, torch.randn(64, 256), 0.8, keep_at_least=1, threads=1)
-        >>> 0 < met.low <= met.share <= met.high
-        True
-    """
-    chosen = scope or scope_of(model)
-    by = structure_by_default(structure, score)
-    scores = budget_scores(score, model, chosen, within, ScoreInputs(batches, loss, seed), by, example_inputs)
-    request = Request(model, example_inputs, chosen, "seconds", time, scores, by, within, keep_at_least, cost)
-    return _met(request, threads or torch.get_num_threads())
-
-
-def mask_for(request: Request) -> Mask:
-    """The mask that `core.prune` asks for: of seconds met by measurement, unless the costs are another machine's."""
-    if request.unit == "seconds":
-        if request.cost is not None and (other := _elsewhere(request.cost)):
-            warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=3)
-            _tell_of_torch(request.cost)
-            request.check_floor(request.cost)
-            allocate = _allocation(request, request.cost, request.scores())
-            return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
-        return _met(request, torch.get_num_threads()).mask
-    costs = request.cost or model(request.model, request.example_inputs, unit=request.unit, scope=request.scope)
-    request.check_floor(costs)
-    return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, request.scores()))
-
-
-def _at_most(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """The mask for the largest budget whose exact cost is within this one: allocation goes by convex hulls."""
-    aim = budget
-    while True:
-        mask = allocate(aim)
-        cost = costs.estimate(mask).value
-        if cost <= budget:
-            return mask
-        aim *= min(budget / cost, 0.999)
-
-
-def _met(request: Request, threads: int) -> Met:
-    meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope)
-    costs = request.cost
-    if costs is not None:  # what they tell is told before weights are scored
-        if other := _elsewhere(costs):
-            raise CostError(f"a time cannot be met here: {other}")
-        request.check_floor(_fits(costs, meter))
-    values = request.scores()
-    if costs is None:
-        names = granularities_of(request.structure)
-        costs = measured(meter, names, _family(meter, request.scope, worth_within(values, request.within)))
-        request.check_floor(costs)
-    _tell_of_torch(costs)
-    return meet_by(meter, costs, request.amount, _allocation(request, costs, values))
-
-
 def granularities_of(structure: str) -> tuple[str, ...]:
     """Those whose costs masks of a structure need."""
     if structure == AUTO:
@@ -273,40 +189,13 @@ def granularities_of(structure: str) -> tuple[str, ...]:
     return (structure,) if in_blocks(structure) else (FINEST,)
 
 
-def _tell_of_torch(costs: CostModel) -> None:
-    """Warns of a network whose weights are mostly in layers that no mask makes faster."""
-    if costs.in_torch > costs.dense / 2:
-        warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=4)
-
-
-def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
-    """Budget in the unit of the costs -> mask."""
-    if request.in_blocks:
-        only = only_of(request.structure)
-        if only == FINEST:
-            known = layouts_or_rows(request.model, request.scope)
-        else:
-            known = layouts(request.model, request.scope, request.example_inputs)
-        choice = Choice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)
-        return lambda budget: choice.within(budget).mask
-    curves = costs.curves()
-    return lambda budget: allocate_cost(
-        values,
-        curves,
-        costs.left_for(values, budget),
-        within=request.within,
-        keep_at_least=request.keep_at_least,
-        in_words=partial(least_in_words, costs),
-    )
-
-
-def _elsewhere(costs: CostModel) -> str:
-    """What tells that costs are not of this machine; empty if they are."""
+def elsewhere(costs: CostModel) -> str:
+    """Return why costs are not of this machine; empty if they are."""
     other = another_machine(costs.about)
     return other and f"the costs are of another machine ({other})"
 
 
-def _fits(costs: CostModel, meter: Meter) -> CostModel:
+def check_fits(costs: CostModel, meter: Meter) -> CostModel:
     """The costs, if they are of the meter's model. Raises `CostError` if not."""
     sizes = {name: prod(meter.shape(name)) for name in meter.names}
     for name, size in sizes.items():

@@ -35,6 +35,7 @@ from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
+from ticketry.search.common.aims import with_base
 from ticketry.tasks import catalogue
 
 T = TypeVar("T")
@@ -171,7 +172,7 @@ class _Reading:
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
                 raise UsageError(f"the data of {task} differ from replicate to replicate: give its option split")
-            (own,) = settings_of(settings, found.Settings, what=f"settings of {method}")
+            (own,) = settings_of(with_base(settings), found.Settings, what=f"settings of {method}")
             return request_of(
                 found,
                 chosen,

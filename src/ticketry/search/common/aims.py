@@ -5,10 +5,11 @@ Not to be taken for `--budget`, which is what a whole search may cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ticketry.core.costs.bases import EAGER, ENGINE, Base, Latencies
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.words import Unit, share_or_amount, told
 from ticketry.core.pattern import UNSTRUCTURED
@@ -36,8 +37,11 @@ class Aimed:
     most is kept (by kfac, for which magnitude stands here), or the most of another score. Of several each is a ticket.
     """
     time: tuple[float | str, ...] = ()
-    """Share of the dense network's time that a ticket takes (0.3, 30%), or an amount such as 5ms, in place of density,
-    as the costs in --profile estimate it; chosen as under flops. Of several each is a ticket."""
+    """Latency budget of a ticket in place of density: a share of the latency of --base (0.3, 30%), or an amount such as
+    5ms, as the costs in --profile estimate it; chosen as under flops. Several values give one ticket each."""
+    base: Base = "eager"
+    """Whose latency a share in --time is of: eager (the network as it runs in PyTorch), torch.compile, onnxruntime,
+    openvino, or engine (compiled by ticketry without pruning)."""
     bytes: tuple[float | str, ...] = ()
     """The same of bytes (2MB), where --profile is of costs in bytes."""
     profile: str = ""
@@ -70,8 +74,17 @@ class Aimed:
             asked = _stand_ins(self.aim, asked)
         elif self.aim in BY_COSTS:
             costs = costs_for(self.aim, self.profile)
-            asked = [_share_of(costs, one) for one in asked]
+            asked = [_share_of(costs, one, self.base) for one in asked]
         return tuple(sorted(asked, reverse=True))
+
+    @property
+    def named_base(self) -> Base | None:
+        """The base, if the budget is a share of its latency and it is not the compiled network; else None.
+
+        Names and keys have it only then: runs from before bases could be named were shares of the compiled network.
+        """
+        shares = self.aim == "time" and any(share_or_amount(one, "seconds")[1] for one in self.time)
+        return self.base if shares and self.base != ENGINE else None
 
     @property
     def terms(self) -> str:
@@ -86,6 +99,8 @@ class Aimed:
             raise UsageError(f"give one budget: {' or '.join(named)}")
         if self.profile and self.aim not in BY_COSTS:
             raise UsageError("profile has costs for a budget of time or bytes: name one, or leave it away")
+        if self.base != EAGER and self.aim != "time":
+            raise UsageError(f"base {self.base} says what a share in time is of: give time too, or leave base out")
         if self.measured and self.aim != "time":
             raise UsageError("measured is of a budget of time: name one (time and profile), or leave it away")
         if self._mixed and self.aim != "time":
@@ -144,11 +159,26 @@ UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
 """Setting -> the unit of its costs."""
 
 
-def _share_of(costs: CostModel, asked: float | str) -> float:
-    amount = costs.budget(asked)
-    if amount > costs.dense:
-        raise UsageError(f"{asked} is more than the {told(costs.dense, costs.unit)} that the dense network takes")
-    return float(f"{amount / costs.dense:.12g}")
+def _share_of(costs: CostModel, asked: float | str, base: str) -> float:
+    """Return a budget as a share of the unpruned network's costs.
+
+    Raises:
+        UsageError: for a budget that no pruning is needed for.
+        CostError: if the costs do not have the base's latency.
+    """
+    if costs.unit != "seconds":
+        amount = costs.budget(asked)
+        if amount > costs.dense:
+            raise UsageError(f"{asked} is more than the {told(costs.dense, costs.unit)} that the dense network takes")
+        return float(f"{amount / costs.dense:.12g}")
+    number, is_share = share_or_amount(asked, "seconds")
+    now = costs.base_seconds(base) if is_share else costs.dense
+    share = (number * now if is_share else number) / costs.dense
+    if share > 1:
+        known = Latencies(base if is_share else ENGINE, now, costs.dense, number * now if is_share else number)
+        raise UsageError(f"time {asked}: {known}. Ask for less, or for a share of the compiled network (base engine)")
+    costs.budget(share)
+    return float(f"{share:.12g}")
 
 
 def _stand_ins(aim: str, asked: Sequence[float | str]) -> list[float]:
@@ -176,6 +206,15 @@ def costs_in(profile: str) -> CostModel:
     from ticketry.core.costs.cost_model import CostModel
 
     return CostModel.load(profile)
+
+
+def with_base(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings with the base of their latency budget.
+
+    Files that name none were written when every share was of the network compiled by ticketry without pruning.
+    """
+    told = dict(settings)
+    return {**told, "base": ENGINE} if told.get("time") and "base" not in told else told
 
 
 def terms_of(settings: object) -> str:

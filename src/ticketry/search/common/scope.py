@@ -381,7 +381,7 @@ def check_norms(replicate: Replicate, scope: Scope) -> None:
         UsageError: naming the first layer whose channels pass none.
         StructureError: if the network has no channels that can go.
     """
-    from ticketry.core.structure.channel_wise.choose import candidates
+    from ticketry.core.structure.channel_wise.choice import candidates
 
     lab, task = replicate.lab, replicate.task
     structure = lab.structure(task)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_wise.choose import Choice
+from ticketry.core.structure.channel_wise.choice import Choice
 from ticketry.core.structure.channel_wise.refill_scores import refill_scores
 from ticketry.errors import LayerCollapseError
 from ticketry.tasks.models import networks

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ticketry.core.layout import Roles
+from ticketry.core.costs.bases import EAGER
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density
 from ticketry.core.prune import densities, on_the_way
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
-from ticketry.core.score._measure import kept_batches, pruned_to
-from ticketry.core.structure.channel_wise.ranking import ChannelOrder, Count, Step, remove
-from ticketry.core.structure.channel_wise.scores import channel_scores, check_channel_score
+from ticketry.core.score._measure import kept_batches
+from ticketry.core.structure.channel_wise.choice import Choice, out_of_scope
+from ticketry.core.structure.channel_wise.path import ChannelOptions
+from ticketry.core.structure.channel_wise.ranking import ChannelOrder
+from ticketry.core.structure.channel_wise.scores import check_channel_score
+from ticketry.core.structure.channel_wise.under_budget import channels_for, check_budget
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.dependencies.model_copies import Inputs
 from ticketry.core.structure.shrinking.removal_trial import tried_structure
-from ticketry.core.structure.shrinking.selection import (
-    Flags,
-    channel_mask,
-    dead_channels,
-    dead_indices,
-    shapes_of,
-)
-from ticketry.errors import MaskError, StructureError
+from ticketry.errors import MaskError, UsageError
 
 
 def channel_groups(
@@ -74,7 +69,11 @@ def channels(
     density: float | str | None = None,
     *,
     sparsity: float | str | None = None,
-    score: str | Score = "l1",
+    time: float | str | None = None,
+    base: str = EAGER,
+    flops: float | str | None = None,
+    bytes: float | str | None = None,
+    score: str | Score | None = None,
     reduce: str = "mean",
     distribution: str = "global",
     scope: Scope | None = None,
@@ -100,13 +99,21 @@ def channels(
             structure is known, a function that gives it (finding it takes most of the time).
         density: fraction kept, 0 < density <= 1, or "10%".
         sparsity: share removed, instead of density.
+        time: latency budget on this machine instead of density: a share of the base's latency (0.5, "50%") or an amount
+            ("5ms"). The masked model is compiled and timed, and corrected until it meets the budget. If the unpruned
+            model meets it once compiled, no channel goes and a `BudgetWarning` says so.
+        base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino`` or ``engine``.
+        flops: share of the multiplications of the layers in scope, instead of density; at most that is kept.
+        bytes: share of the model file that `Compiled.save` writes, or an amount ("2MB"), instead of density. Under
+            these budgets channels go by importance per cost that their removal saves.
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
             Rachwan et al. 2022), ``activation``, ``activation_l2`` (mean |value|, root mean square of what the layers
             behind read), ``apoz`` (share of those values that are not 0; Hu et al. 2016), or any score of weights, by
             name or as a function, of which each channel gets the sum. ``inverted:`` or ``shuffled:`` before a name turn
-            the scores of channels around, or put those of a group in random places of it: controls.
+            the scores of channels around, or put those of a group in random places of it: controls. By default ``l1``,
+            or under a budget the importance of `prune`: change of the loss, or without one of the outputs.
         reduce: ``mean`` over a channel's weights, or their ``sum``. What is removed is worth the sum but frees as many
             weights as it has: the mean is the worth of each. Gates and activations have no use for it.
         distribution: ``global``: one ranking of all channels; ``uniform``: each group keeps the same share of its own.
@@ -141,9 +148,27 @@ def channels(
     """
     if within is not None:
         require_mask(within, "within")
-    wanted = check_density(density, sparsity)
     order = ChannelOrder(distribution, keep_at_least, multiple)
-    check_channel_score(score)
+    if score is not None:
+        check_channel_score(score)
+    if budget := check_budget({"time": time, "flops": flops, "bytes": bytes}, base, density, sparsity):
+        if callable(example_inputs) or iterations > 1 or distribution != "global":
+            raise UsageError(
+                f"{budget[0]} is met in one cut by one ranking of all channels, for a call with example inputs: leave"
+                " iterations and distribution out, and give inputs"
+            )
+        return channels_for(
+            model,
+            example_inputs,
+            *budget,
+            base=base,
+            score=score,
+            scope=scope_of(model) if scope is None else scope,
+            within=within,
+            inputs=ScoreInputs(batches, loss, seed),
+            options=ChannelOptions(order, tuple(spare), partial(tried_structure, model, example_inputs, spare)),
+        )
+    wanted, score = check_density(density, sparsity), score or "l1"
     known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)
     choice = Choice(model, known, scope_of(model) if scope is None else scope)
     if within is not None:
@@ -193,97 +218,3 @@ def cut_channels(
         raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
     choice.check_numbers(scores)
     return choice.cut(list(scores), None, check_density(density), order)
-
-
-class Choice:
-    """The channels of a model that a scope lets go."""
-
-    def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
-        self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
-        self.positions = candidates(structure, scope)
-        self.groups = [structure.groups[position] for position in self.positions]
-        self.shapes = shapes_of(model)
-        self.held = held_names(self.groups, self.shapes, scope)
-
-    def scores(self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str) -> list[Tensor]:
-        """Of each group's channels, in the network that a mask leaves."""
-        with pruned_to(mask, mask.parameters(self.model) if mask is not None else {}):
-            found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
-        self.check_numbers(found)
-        return found
-
-    def check_numbers(self, scores: Sequence[Tensor]) -> None:
-        """Raises `MaskError` where scores are none."""
-        for group, values in zip(self.groups, scores, strict=True):
-            if bool(torch.isnan(values).any()):
-                raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
-
-    def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raises `LayerCollapseError` where no scores would let enough channels go."""
-        # The largest go first: those that have to stay are then as small as can be.
-        sizes = [
-            -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
-            for group in self.groups
-        ]
-        self.cut(sizes, within, density, order)
-
-    def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
-        """What is left of `within` at a density."""
-        count = Count(self.groups, {name: self.shapes[name] for name in self.held})
-        if within is not None:
-            for g, channel in self.gone(within):
-                count.remove(g, channel)
-        return self.mask(remove(count, order.blocks(count, scores), density, order.limits))
-
-    def gone(self, mask: Mask) -> list[Step]:
-        """The channels that a mask removes."""
-        dead = dead_indices(mask)
-        return [(g, int(c)) for g, group in enumerate(self.groups) for c in np.flatnonzero(dead_channels(group, dead))]
-
-    def mask(self, removed: list[Flags]) -> Mask:
-        return channel_mask(self.held, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True)))
-
-    def check_within(self, mask: Mask) -> None:
-        """Raises `MaskError` unless a mask is one of whole channels of these groups."""
-        flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
-        if set(mask) == set(self.held):
-            for g, channel in self.gone(mask):
-                flags[g][channel] = True
-        if set(mask) != set(self.held) or self.mask(flags) != Mask({name: mask[name] for name in self.held}):
-            raise MaskError(
-                "the mask to go on from is not of whole channels of this model in this scope: make it with"
-                " structure.channels and the same scope"
-            )
-
-
-def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope) -> list[str]:
-    """The tensors that a mask of these channels is of: those in scope, and what the channels share besides."""
-    shared = {member.name for group in groups for member in group.parameters}
-    return [name for name in shapes if name in scope or name in shared]
-
-
-def candidates(structure: Structure, scope: Scope) -> list[int]:
-    """Return the positions of the groups that may lose channels: prunable, and made by weights in scope.
-
-    Raises:
-        StructureError: if there are none, with the reasons.
-    """
-    reasons = [group.reason or out_of_scope(group, structure.roles, scope) for group in structure.groups]
-    found = [position for position, reason in enumerate(reasons) if not reason]
-    if not found:
-        shown = [f"{group.name}: {why}" for group, why in zip(structure.groups, reasons, strict=True)][:6]
-        raise StructureError(f"there are no channels that can be removed; {'; '.join(shown) or 'no layer has any'}")
-    return found
-
-
-def out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
-    """Return why a scope lets a group's channels stay, with the name of the parameter; empty if it does not."""
-    makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
-    if not makers:
-        return "no weight of a layer makes them"
-    outside = [name for name in makers if name not in scope]
-    if not outside:
-        return ""
-    return (
-        f"it is out of scope, made by {', '.join(outside)}: to remove it, give scope=tk.scope(model, include={outside})"
-    )

@@ -30,12 +30,20 @@ class Count:
     A tensor keeps the product over its dimensions of the indices that are left.
     """
 
-    def __init__(self, groups: Sequence[ChannelGroup], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        shapes: Mapping[str, tuple[int, ...]],
+        prices: Mapping[str, float] | None = None,
+    ) -> None:
+        """Count from all channels; `cost` is of what is kept, by `prices` (tensor name -> cost of one weight)."""
         self.groups = groups
         self.removed: list[Flags] = [np.zeros(group.size, dtype=bool) for group in groups]
         self._left = {name: list(shape) for name, shape in shapes.items()}
         self.total = sum(prod(shape) for shape in shapes.values())
         self.kept = self.total
+        self._prices = prices or {}
+        self.cost = sum(self._prices.get(name, 0.0) * prod(shape) for name, shape in shapes.items())
 
     def remove(self, group: int, channel: int) -> None:
         self.removed[group][channel] = True
@@ -57,9 +65,11 @@ class Count:
     def _change(self, group: int, channel: int, sign: int) -> None:
         for member in self.groups[group].parameters:
             left = self._left[member.name]
-            self.kept -= prod(left)
+            before = prod(left)
             left[member.dim] += sign * len(member.indices[channel])
-            self.kept += prod(left)
+            change = prod(left) - before
+            self.kept += change
+            self.cost += change * self._prices.get(member.name, 0.0)
 
 
 def global_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:

@@ -21,7 +21,7 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, Score, ScoreInputs
-from ticketry.core.structure.channel_wise.choose import Choice
+from ticketry.core.structure.channel_wise.choice import Choice
 from ticketry.core.structure.channel_wise.ranking import check_counts
 from ticketry.core.structure.channel_wise.refill_scores import check_refill_score, kept_counts, refill_scores
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure

@@ -12,7 +12,7 @@ from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.mask import Mask
 from ticketry.core.score import Score, ScoreInputs, split_control
 from ticketry.core.score._measure import pruned_to
-from ticketry.core.structure.channel_wise.choose import Choice
+from ticketry.core.structure.channel_wise.choice import Choice
 from ticketry.core.structure.channel_wise.scores import CHANNEL_SCORES, check_channel_score, controlled, weight_scores
 from ticketry.core.structure.dependencies.channel_groups import Member
 

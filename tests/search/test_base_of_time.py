@@ -1,0 +1,140 @@
+"""`base` in searches: whose latency a share is of; and what files say that were written before it could be named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from cli.calling import call
+from search.known_costs import COMMON, costs, task
+from ticketry.errors import CostError, UsageError
+from ticketry.experiments.frames import RunTicket, base_share, taking
+from ticketry.experiments.procedures import search_of
+from ticketry.experiments.request import request_of
+from ticketry.search.common.aims import with_base
+from ticketry.search.oneshot import Settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Costs with the latency of eager, twice that of the compiled network, and of ONNX Runtime, 1.25 times."""
+    known = costs()
+    bases = {"eager": 2 * known.dense, "onnxruntime": 1.25 * known.dense}
+    return known.scaled(1.0, bases=bases).save(tmp_path / "bases.json")
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "shares"),
+    [
+        ("eager", (0.25, 0.1), (0.5, 0.2)),
+        ("onnxruntime", ("40%",), (0.5,)),
+        ("engine", (0.5,), (0.5,)),
+        ("eager", ("8.6ms",), (8.6e-3 / costs().dense,)),
+    ],
+)
+def test_a_share_is_of_the_base(base: Any, asked: tuple[Any, ...], shares: tuple[float, ...], file: Path) -> None:
+    assert Settings(time=asked, base=base, profile=str(file)).targets == pytest.approx(shares)
+
+
+def test_bases_are_scaled_with_the_costs(file: Path) -> None:
+    known = tk.cost.load(file)
+    assert known.scaled(3.0).base_seconds("eager") == pytest.approx(6 * known.dense)
+    assert known.scaled(3.0).base_seconds("engine") == pytest.approx(3 * known.dense)
+
+
+def test_names_from_before_bases_are_those_of_the_engine(tmp_path: Path) -> None:
+    """The names were computed by the version before `base` was a setting."""
+    known = str(costs().save(tmp_path / "costs.json"))
+
+    def name(**settings: Any) -> str:
+        return request_of("oneshot", task(), Settings(**settings)).name
+
+    assert name(time=("50%",), base="engine", profile=known) == "oneshot-digits-5d84dbd3"
+    assert name(time=(0.5, 0.25), base="engine", profile=known) == "oneshot-digits-86c0ba72"
+    assert (
+        name(time=("8ms",), profile=known)
+        == name(time=("8ms",), base="engine", profile=known)
+        == "oneshot-digits-b3f2daaf"
+    )
+    assert name() == "oneshot-digits-58d948ca"
+
+
+def test_another_base_is_another_run(file: Path) -> None:
+    names = {
+        request_of("oneshot", task(), Settings(time=(0.3,), base=base, profile=str(file))).name
+        for base in ("eager", "onnxruntime", "engine")
+    }
+    assert len(names) == 3
+
+
+def test_a_search_that_needs_no_pruning_is_refused(file: Path, tmp_path: Path) -> None:
+    said = r"time 0\.6: now 34\.\d ms \(eager\), compiled without pruning 17\.\d ms, requested .* no pruning needed"
+    with pytest.raises(UsageError, match=said):
+        tk.run("oneshot", task(), time=0.6, profile=str(file), store=tmp_path / "store", **COMMON)
+    with pytest.raises(UsageError, match=r"time 1s: compiled without pruning 17\.\d ms, requested 1 s: no pruning"):
+        tk.run("oneshot", task(), time="1s", profile=str(file), store=tmp_path / "store", **COMMON)
+    assert not (tmp_path / "store" / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"density": 0.5, "base": "openvino"}, UsageError, "base openvino says what a share in time is of"),
+        ({"flops": 0.5, "base": "engine"}, UsageError, "give time too"),
+        (
+            {"time": 0.3, "base": "openvino", "profile": "FILE"},
+            CostError,
+            "do not have the latency of openvino.*--base",
+        ),
+        ({"time": 0.3, "base": "tflite", "profile": "FILE"}, UsageError, "base is 'tflite'"),
+    ],
+)
+def test_bases_that_cannot_be_meant(
+    settings: dict[str, Any], error: type[Exception], said: str, file: Path, tmp_path: Path
+) -> None:
+    given = {name: str(file) if value == "FILE" else value for name, value in settings.items()}
+    with pytest.raises(error, match=said):
+        tk.run("oneshot", task(), store=tmp_path / "store", **given, **COMMON)
+
+
+def test_stored_settings_without_a_base_are_of_the_engine() -> None:
+    assert with_base({"time": [0.5]}) == {"time": [0.5], "base": "engine"}
+    assert with_base({"time": [0.5], "base": "eager"}) == {"time": [0.5], "base": "eager"}
+    assert with_base({"time": [], "density": 0.5}) == {"time": [], "density": 0.5}
+
+
+def test_run_files_and_tickets_from_before_open_with_their_meaning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, store = costs().save(tmp_path / "costs.json"), tmp_path / "store"
+    run = tk.run("oneshot", task(), time=0.5, base="engine", profile=str(known), store=store, controls=(), **COMMON)
+    config = store / "runs" / run.name / "run.toml"
+    text = config.read_text()
+    assert 'base = "engine"\n' in text
+    config.write_text(text.replace('base = "engine"\n', ""))
+    words = ["search", "--config", str(config), "--store", str(store), "--workers", "0", "--trust", "--json"]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert (json.loads(out)["run"], json.loads(out)["now"]["segments_trained"]) == (run.name, 0)
+    ticket = run.tickets[0].load()
+    del ticket.info["settings"]["base"]
+    assert search_of(ticket, trust=True).settings == run.request.settings
+
+
+def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
+    """Tickets measured at 0.5 and 0.2 of the compiled network's latency take 0.25 and 0.1 of eager's."""
+    share = base_share({"time": [0.25, 0.1], "base": "eager", "profile": str(file)})
+    assert share == pytest.approx(2.0)
+    assert base_share({"time": [0.5], "base": "engine"}) == base_share({"time": [0.5]}) == 1.0
+    tickets = tuple(
+        RunTicket(Path(name), 0.5, level, 0, "accuracy", 0.5, 0.5, 0.5, time=time)
+        for level, (name, time) in enumerate([("a", 0.5), ("b", 0.2)], start=1)
+    )
+    assert taking(tickets, "time", 0.25, "run", base=share) == tickets
+    assert taking(tickets, "time", "12%", "run", base=share) == tickets[1:]
+    with pytest.raises(UsageError, match=r"no ticket that takes 0\.05 of the time; there are: 0\.1, 0\.25"):
+        taking(tickets, "time", 0.05, "run", base=share)
