@@ -93,7 +93,7 @@ def test_run_file_repeats_the_run_and_words_go_before_it(
 def test_run_file_is_toml_of_plain_values(searched: tuple[Path, dict[str, Any]]) -> None:
     store, first = searched
     tables = read_run_file(store / "runs" / first["run"] / "run.toml")
-    assert tables["method"] == "iterative"
+    assert tables["method"] == "imp", "as it was requested"
     assert tables["settings"]["rate"] == 0.5
     assert tables["recipe"]["length"] == "40it"
     assert tables["seeds"] == {"initialisation": 0, "order": 0, "mask": 0}

@@ -157,7 +157,13 @@ def _shares(name: str, text: str) -> str:
 
 def _list_flags(kind: Any) -> Iterable[str]:
     """The flags of a dataclass, and of the dataclasses in it, that take several values."""
-    return (flag for flag, hint in _flags_of(kind) if typing.get_origin(_plain(hint)) is tuple)
+    return (flag for flag, hint in _flags_of(kind) if any(typing.get_origin(one) is tuple for one in _kinds(hint)))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows: of a union its members."""
+    plain = _plain(hint)
+    return typing.get_args(plain) if typing.get_origin(plain) in (typing.Union, types.UnionType) else (plain,)
 
 
 def _gathered(words: Sequence[str], flags: set[str]) -> list[str]:
@@ -242,6 +248,8 @@ def _placeholder(kind: Any) -> str | None:
         return _placeholder(inner[0])
     if origin is typing.Literal:
         return "{" + ",".join(str(word) for word in inner if word) + "}"
+    if several := next((one for one in inner if typing.get_origin(one) is tuple), None):
+        return _placeholder(several)
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
         return f"{_placeholder(inner[0]) or 'VALUE'} ..."
     return _PLACEHOLDERS.get(kind)

@@ -102,7 +102,8 @@ def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
     wanted: int | None = level
     if isinstance(settings, Targets):
         settings, wanted = settings.only(level), 1
-    elif isinstance(settings, GateSettings) and settings.target is not None:
+    elif isinstance(settings, GateSettings) and settings.requested:
+        settings = settings.each_alone()[(level - 1) // settings.rounds]
         wanted = None  # as many rounds as it takes to come to the density
     return Procedure(
         lab=lab,

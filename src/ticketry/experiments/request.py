@@ -29,6 +29,7 @@ from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.sources import procedure_sources
 from ticketry.search.common.structure import Restructuring
+from ticketry.search.gating.settings import GateSettings
 from ticketry.search.iterative import Settings as IterativeSettings
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -292,6 +293,8 @@ def planned_densities(request: SearchRequest) -> dict[float, int | None]:
         return {density: level for level, density in settings.ticket_levels().items()}
     if isinstance(targets := getattr(settings, "targets", None), tuple):
         return {density: level for level, density in enumerate(targets, start=1)}
+    if isinstance(settings, GateSettings) and len(settings.requested) > 1:
+        return {density: settings.rounds * number for number, density in enumerate(settings.requested, start=1)}
     target = getattr(settings, "target", None)
     return {} if target is None else {float(target): None}
 

@@ -24,6 +24,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
 from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
+from ticketry.search.common.densities import Shares, requested_densities
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import ScoredParts, check_score, prunable, pruned, shrinks
 from ticketry.search.common.structure import Restructuring, check_structure_score, given
@@ -58,14 +59,15 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
     """Share of the remaining weights that each level removes."""
     levels: int = 10
     """How many times; 0.8^10 leaves 10.7 % of the weights."""
-    density: float | None = None
-    """Fraction of weights kept at the last level, instead of levels."""
+    density: Shares = None
+    """Fraction of weights kept at the last level, instead of levels; of several (0.2,0.1) each is that of a level, and
+    rate leads from one to the next."""
     flops: tuple[float, ...] = ()
     """Share of the dense network's multiplications (of the layers that are pruned) that the last level's ticket takes,
     such as 0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of
     all levels. Each weight is charged as many as there are places it is applied at, and the most score is kept."""
-    sparsity: float | None = None
-    """Fraction removed at the last level, instead of density."""
+    sparsity: Shares = None
+    """Fraction removed, instead of density."""
     densities: tuple[float, ...] = ()
     """The fraction of weights kept at every level, instead of rate and levels; a single one is one-shot pruning."""
     structured_levels: int = 0
@@ -122,7 +124,7 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
     """The density of each level from 1 on, falling; of settings with a budget the share of that, see `Aimed`.
 
     Raises:
-        UsageError: if more than one of densities, density and sparsity is given, or they do not fall.
+        UsageError: if more than one of densities, density and sparsity is given, or densities do not fall.
     """
     if len(settings.shares) > 1:
         return settings.shares
@@ -133,20 +135,24 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
         if asked != sorted(set(asked), reverse=True):
             raise UsageError(f"densities must fall from level to level: {', '.join(map(str, asked))}")
         return tuple(asked)
-    by_rate = (_clean((1 - settings.rate) ** level) for level in range(1, _MOST_LEVELS + 1))
-    if settings.shares:
-        last = settings.shares[0]
-    elif settings.density is None and settings.sparsity is None:
-        return tuple(next(by_rate) for _ in range(settings.levels))
-    else:
-        last = _clean(check_density(settings.density, settings.sparsity))
+    requested = settings.shares or tuple(map(_clean, requested_densities(settings.density, settings.sparsity)))
+    if not requested:
+        return tuple(_clean((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
     found: list[float] = []
-    for density in by_rate:
-        if density <= last * (1 + 1e-9):
-            return (*found, last)
-        found.append(density)
-    asked_for = goal(settings, last)
-    raise UsageError(f"{asked_for} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+    reached = 1.0
+    for wanted in requested:
+        steps = 1
+        while (density := _clean(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
+            found.append(density)
+            steps += 1
+            if len(found) >= _MOST_LEVELS:
+                raise UsageError(
+                    f"{goal(settings, wanted)} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}:"
+                    " raise rate"
+                )
+        found.append(wanted)
+        reached = wanted
+    return tuple(found)
 
 
 @on_replicate

@@ -48,9 +48,10 @@ def test_no_share(method: str, name: str, written: Any) -> None:
         settings(method, **{name: written})
 
 
-def test_several_where_one_is_asked_for() -> None:
-    with pytest.raises(UsageError, match=r"density is a number or a text such as 20%, not \(0.5, 0.2\)"):
-        settings("iterative", density=(0.5, 0.2))
+def test_one_or_several() -> None:
+    assert settings("iterative", density="20%").density == settings("iterative", density=("20%",)).density == 0.2
+    assert settings("iterative", density=(0.5, "20%")).density == settings("iterative", density="50%,20%").density
+    assert settings("iterative", density=[0.5, 0.2]).density == (0.5, 0.2)
 
 
 def test_sparsity_levels_and_budgets() -> None:

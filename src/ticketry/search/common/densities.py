@@ -14,6 +14,28 @@ from ticketry.search.common.budget import Budgeted
 from ticketry.search.common.scope import Scored, ScoredParts, Sparing
 from ticketry.step import Step
 
+Shares = tuple[float, ...] | float | None
+"""One share or several; one is stored as a number, so that records and names of runs stay as they were."""
+
+
+def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
+    """Return the densities that are requested by density or sparsity, the densest first; empty if none is.
+
+    Raises:
+        UsageError: for both, a density outside of (0, 1], or one that is named twice.
+    """
+    kept, removed = _each(density), _each(sparsity)
+    if kept and removed:
+        raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
+    found = [check_density(sparsity=share) for share in removed] or [check_density(share) for share in kept]
+    if len(set(found)) < len(found):
+        raise UsageError(f"density names each share once, not {', '.join(map(str, found))}")
+    return tuple(sorted(found, reverse=True))
+
+
+def _each(shares: Shares) -> tuple[float, ...]:
+    return shares if isinstance(shares, tuple) else () if shares is None else (shares,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets(Sparing, Budgeted):
@@ -30,13 +52,7 @@ class Targets(Sparing, Budgeted):
         """The densities asked for, falling; or the shares of a budget, see `Aimed`."""
         if isinstance(self, Aimed) and self.aim:
             return self.shares
-        if self.density and self.sparsity:
-            raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
-        removed = [check_density(sparsity=share) for share in self.sparsity]
-        found = removed or [check_density(share) for share in self.density] or [0.1]
-        if len(set(found)) < len(found):
-            raise UsageError(f"density names each share once, not {', '.join(map(str, found))}")
-        return tuple(sorted(found, reverse=True))
+        return requested_densities(self.density, self.sparsity) or (0.1,)
 
     def tickets(self) -> int:
         """How many tickets a replicate will find."""

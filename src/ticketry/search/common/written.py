@@ -13,19 +13,23 @@ def take_as_written(settings: Any) -> None:
     """Turn the fields of a frozen dataclass into what their types say, while it is made.
 
     Where several values may stand (a tuple), one alone, ``0.2`` or ``"fc3"``, is a tuple of one, and a list a tuple.
-    Shares become numbers: 0.2, 1, ``"0.2"`` and ``"20%"``; of several also ``"50%,20%"``.
+    Shares become numbers: 0.2, 1, ``"0.2"`` and ``"20%"``; of several also ``"50%,20%"``. Where a share is None by
+    default, one of them is a number and several are a tuple: so records and names of runs with one stay as they were.
 
     Raises:
-        UsageError: for a share that is none, or several where one is asked for.
+        UsageError: for a share that is none.
     """
     for field in fields(settings):
         value, several = getattr(settings, field.name), isinstance(field.default, tuple)
         if value is field.default:
             continue
-        if several:
-            value = _several(value, apart=field.name in SHARES)
-        if field.name in SHARES and value is not None:
-            value = tuple(_share(field.name, one) for one in value) if several else _share(field.name, value)
+        shares = field.name in SHARES
+        if several or (shares and value is not None):
+            value = _several(value, apart=shares)
+        if shares and value is not None:
+            value = tuple(_share(field.name, one) for one in value)
+            if not several and len(value) < 2:
+                value = value[0] if value else None
         object.__setattr__(settings, field.name, value)
 
 

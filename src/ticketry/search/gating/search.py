@@ -20,7 +20,23 @@ if TYPE_CHECKING:
 
 @on_replicate
 def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """One replicate: the dense network, to compare with; then for each s0 and penalty a ticket a round."""
+    """One replicate: the dense network, to compare with; then for each density, s0 and penalty a ticket a round."""
+    alone = settings.each_alone()
+    if len(alone) == 1:
+        yield from _search(replicate, settings)
+        return
+    yield next(_search(replicate, alone[0]))
+
+    def member(position: int, one: GateSettings) -> Iterator[Found]:
+        for found in _search(replicate, one):
+            if found.level:
+                yield replace(found, level=position * one.rounds + found.level)
+
+    yield from replicate.together(partial(member, *each) for each in enumerate(alone))
+
+
+def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
+    """The same for one density at most."""
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
     step = replicate.whole.at(settings.rewind, "rewind")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
+from typing_extensions import Self
+
 from ticketry.choices import shown
-from ticketry.core.pattern import Pattern, check_density
+from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Retrain, retrain_after
 from ticketry.search.common.aims import Aimed
 from ticketry.search.common.budget import Budgeted
+from ticketry.search.common.densities import Shares, requested_densities
 from ticketry.search.common.scope import Patterned, Sparing
 from ticketry.tasks.recipe import Optimizer
 
@@ -42,10 +45,10 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
     init: tuple[float, ...] = (0.0,)
     """s0, what gates begin with: the larger, the denser the tickets. Several are searched side by side, each with its
     own rounds and tickets (-0.2 -0.1 0 0.1)."""
-    density: float | None = None
+    density: Shares = None
     """Fraction of weights kept by the last ticket, to within 10 %: s0 is then found round by round, beginning with
-    init."""
-    sparsity: float | None = None
+    init. Of several (0.2,0.1) each is searched for on its own."""
+    sparsity: Shares = None
     """Fraction removed by the last ticket, instead of density."""
     penalty: tuple[float, ...] = (1e-8,)
     """lambda, times the sum of all gates in the loss. Several are searched side by side, each with every init."""
@@ -77,7 +80,7 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
         if len(self.shares) > 1:
             raise UsageError(f"gates find their s0 for one budget: give one {self.aim}, and search for each by itself")
         Pattern.parse(self.pattern).check_blocks("gates")
-        if self.budget and self.target is not None:
+        if self.budget and self.requested:
             raise UsageError(
                 f"with {self.aim or 'density'} the number of rounds is not known beforehand: give init for a budget of"
                 " steps"
@@ -89,7 +92,7 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
             raise UsageError("init names the values of s0 to search with: at least one, and each once")
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):
             raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
-        if self.target is not None and len(self.members) > 1:
+        if self.requested and len(self.members) > 1:
             what = self.aim or "density"
             raise UsageError(f"{what} finds s0 itself: give one init at most, where it begins, and one penalty")
 
@@ -100,16 +103,23 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
 
     @property
     def target(self) -> float | None:
-        """The density asked for, or the share of a budget of tickets, if one is."""
-        if self.aim:
-            return self.shares[0]
-        if self.density is None and self.sparsity is None:
-            return None
-        return check_density(self.density, self.sparsity)
+        """The one density, or share of a budget of tickets, that is requested; None of several."""
+        return self.requested[0] if len(self.requested) == 1 else None
+
+    @property
+    def requested(self) -> tuple[float, ...]:
+        """The densities, or the share of a budget of tickets, that are requested, the densest first."""
+        return self.shares[:1] if self.aim else requested_densities(self.density, self.sparsity)
+
+    def each_alone(self) -> tuple[Self, ...]:
+        """The settings that search for each of several densities; these settings if there is one, or none."""
+        if len(self.requested) < 2:
+            return (self,)
+        return tuple(replace(self, density=density, sparsity=None) for density in self.requested)
 
     def tickets(self) -> int:
         """How many tickets a replicate will find."""
-        return len(self.members) * self.rounds
+        return len(self.each_alone()) * len(self.members) * self.rounds
 
     def gating(self) -> dict[str, Any]:
         """Of `search.gating.gating.Gating`, what does not change from round to round."""

@@ -1,0 +1,98 @@
+"""Several densities mean the same for every method: a ticket of each, as a search for it alone finds it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.cli.search import read_arguments
+from ticketry.errors import UsageError
+from ticketry.experiments.request import planned_densities, request_of
+from ticketry.search import ALIASES, METHODS, method
+from ticketry.search.iterative import level_densities
+
+WITH_DENSITY = [name for name in (*METHODS.built_in, *ALIASES) if name != "iterative"]
+FORMS = ["--density 0.2,0.1", "--density 0.2 0.1", "--density 20%,10%", "--density=0.1,0.2", "--sparsity 80%,0.9"]
+
+
+def requested(settings: Any) -> tuple[float, ...]:
+    """The densities of the tickets that were requested."""
+    if hasattr(settings, "requested"):
+        return settings.requested
+    return settings.targets if hasattr(settings, "targets") else level_densities(settings)
+
+
+@pytest.mark.parametrize("words", FORMS)
+@pytest.mark.parametrize("name", ["iterative", *WITH_DENSITY])
+def test_every_method_takes_them_in_every_form(name: str, words: str) -> None:
+    settings = read_arguments([name, *words.split()], command="search")[1].settings
+    assert [one for one in requested(settings) if one in (0.2, 0.1)] == [0.2, 0.1]
+
+
+@pytest.mark.parametrize("name", ["iterative", "continuous", "stochastic"])
+def test_one_is_stored_as_a_number_as_ever(name: str) -> None:
+    kind = method(name).Settings
+    for value in (0.1, "10%", (0.1,), [0.1], "0.1"):
+        assert kind(density=value).density == 0.1
+    for value in (None, (), []):
+        assert kind(density=value).density is None
+    assert kind(density="0.2,0.1").density == kind(density=[0.2, 0.1]).density == (0.2, 0.1)
+    for wrong, said in (((0.2, 1.2), "density"), ((0.2, "20%"), "each share once"), ((True,), "is a number or a text")):
+        with pytest.raises(UsageError, match=said):
+            kind(density=wrong)
+    with pytest.raises(UsageError, match=r"either density .* or sparsity"):
+        kind(density=(0.2, 0.1), sparsity=0.5)
+
+
+def test_iterative_levels_pass_through_each() -> None:
+    """By hand: a fifth of the rest goes at each level, and at the densities requested the levels begin anew."""
+    kind = method("iterative").Settings
+    assert level_densities(kind(density=(0.5, 0.3))) == (0.8, 0.64, 0.512, 0.5, 0.4, 0.32, 0.3)
+    assert level_densities(kind(density=(0.3, 0.5))) == level_densities(kind(sparsity=(0.5, 0.7)))
+    assert level_densities(kind(density=(0.8, 0.64))) == (0.8, 0.64)
+    assert level_densities(kind(densities=(0.5, 0.3))) == (0.5, 0.3), "every level, and no others"
+    for single in (0.5, 0.05, 0.0123):
+        levels = level_densities(kind(density=single))
+        assert level_densities(kind(density=(0.9, single)))[-1] == single
+        assert list(levels[:-1]) == [float(f"{0.8**k:.12g}") for k in range(1, len(levels))]
+    with pytest.raises(UsageError, match="is not reached in 200 levels"):
+        kind(density=(0.5, 1e-9), rate=0.01)
+
+
+OPTIONS: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "20it"}, "workers": 0}
+
+
+def found(store: Path, name: str, **settings: Any) -> tk.Run:
+    return tk.run(name, **settings, **OPTIONS, store=store)
+
+
+def test_an_iterative_ticket_is_that_of_its_density_alone(tmp_path: Path) -> None:
+    both = found(tmp_path, "iterative", density=(0.5, 0.4))
+    alone = found(tmp_path, "iterative", density=0.5)
+    assert alone.now["steps_trained"] == 0, "its levels are those of the search for both"
+    assert [round(one.density, 2) for one in both.tickets] == [0.8, 0.64, 0.51, 0.5, 0.4]
+    assert both.tickets[3].load().mask == alone.tickets[3].load().mask
+    assert json.loads((both.path / "run.json").read_text())["settings"]["density"] == [0.5, 0.4]
+    assert json.loads((alone.path / "run.json").read_text())["settings"]["density"] == 0.5
+    request = request_of("iterative", "digits", method("iterative").Settings(density=(0.5, 0.4)))
+    assert planned_densities(request)[0.4] == 5
+
+
+def test_gates_search_for_each_alone(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 2, "rewind": "0", "gate_lr": 20.0, "recipe": {"length": "60it"}}
+    options = {**OPTIONS, **settings, "store": tmp_path}
+    both = tk.run("continuous", density=(0.6, 0.4), **options)
+    assert [one.level for one in both.tickets] == [1, 2, 3, 4]
+    for position, density in enumerate((0.6, 0.4)):
+        alone = tk.run("continuous", density=density, **options)
+        assert alone.now["steps_trained"] == 0
+        mine = both.tickets[2 * position : 2 * position + 2]
+        assert [one.load().mask for one in mine] == [one.load().mask for one in alone.tickets]
+        assert mine[-1].density == pytest.approx(density, rel=0.1)
+    request = request_of("continuous", "digits", method("continuous").Settings(rounds=2, density=(0.6, 0.4)))
+    assert planned_densities(request) == {0.6: 2, 0.4: 4}
+    assert request.method.levels(request.settings) == 4
