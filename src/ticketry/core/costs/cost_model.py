@@ -61,6 +61,8 @@ class CostModel(Struct, frozen=True):
         4096.0
         >>> costs.estimate(tk.prune(model, 0.25)).value
         1024.0
+        >>> costs.base_seconds("engine") == costs.dense
+        True
         >>> costs.budget("25%"), costs.floor, costs.left_for(costs.layers, 1024.0)
         (1024.0, 0.0, 1024.0)
         >>> costs.in_torch, costs.in_torch_in_words()
