@@ -42,6 +42,10 @@ def chunks(x: Tensor, w: Tensor) -> Tensor:
     return torch.cat([F.linear(x, part) for part in w.chunk(2)], -1)
 
 
+def grouped(x: Tensor, w: Tensor) -> Tensor:
+    return torch._grouped_mm(x, w.transpose(1, 2), offs=torch.tensor([1, 2, 3, 5], dtype=torch.int32))
+
+
 KNOWN: dict[str, tuple[tuple[int, ...], Use, int]] = {
     "linear": ((8, 16), F.linear, 1),
     "parts of its rows": ((8, 16), chunks, 1),
@@ -54,6 +58,7 @@ KNOWN: dict[str, tuple[tuple[int, ...], Use, int]] = {
     "experts in turn": ((4, 8, 16), in_turn, 2),
     "experts in turn, transposed": ((4, 16, 8), in_turn_transposed, 1),
     "experts by bmm": ((4, 16, 8), lambda x, w: torch.bmm(x.expand(4, -1, -1), w), 1),
+    "experts by grouped products": ((4, 8, 16), grouped, 2),
     "experts by einsum": ((4, 8, 16), lambda x, w: torch.einsum("bi,eoi->beo", x, w), 2),
 }
 

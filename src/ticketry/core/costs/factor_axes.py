@@ -15,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ticketry.core.costs.weight_uses import place_of, without_fused_layers
 from ticketry.core.example_call import call_in_evaluation
 
-_FACTORS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2)}
+_FACTORS = {
+    "mm": (0, 1),
+    "_grouped_mm": (0, 1),
+    "addmm": (1, 2),
+    "bmm": (0, 1),
+    "baddbmm": (1, 2),
+    "mv": (0, 1),
+    "addmv": (1, 2),
+}
 """Operation -> its two factors: the last axis of the first and the one before it of the second are summed over."""
 
 
