@@ -23,6 +23,9 @@ from ticketry_engine.errors import (
     ModelFileError as ModelFileError,
 )
 from ticketry_engine.errors import (
+    ScopeError as ScopeError,
+)
+from ticketry_engine.errors import (
     StructureError as StructureError,
 )
 from ticketry_engine.errors import (
@@ -34,17 +37,6 @@ from ticketry_engine.errors import (
 from ticketry_engine.errors import (
     needs as needs,
 )
-
-
-class ScopeError(UsageError):
-    """A scope that names no parameter, or one that the model does not have.
-
-    Examples:
-        >>> tk.scope(nn.ReLU())
-        Traceback (most recent call last):
-            ...
-        ticketry.errors.ScopeError: no parameter of ReLU is in scope: it has 0 parameters, none of them the ...
-    """
 
 
 class LayerCollapseError(MaskError):

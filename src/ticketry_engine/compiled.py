@@ -35,8 +35,8 @@ from ticketry_engine.plan.partition import Region, partition
 from ticketry_engine.plan.plan_cache import digest_of
 from ticketry_engine.plan.region_programs import ITEM, Native
 from ticketry_engine.results import Layer
+from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.model_copies import copied
-from ticketry_engine.support.modules import require_model
 from ticketry_engine.support.process_state import private_random_state
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
@@ -55,6 +55,7 @@ _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
 """Runs a step of torch, given what it reads and the name of what it makes."""
 
 
+@entry_point()
 def compile(
     model: nn.Module,
     mask: Mapping[str, Tensor] | None = None,
@@ -98,13 +99,12 @@ def compile(
         >>> fast(torch.randn(10, 64)).shape
         torch.Size([10, 8])
     """
-    require_model(model)
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
-    warn_of_notes(made.graph, stacklevel=2)
+    warn_of_notes(made.graph, stacklevel=3)
     call = Arguments.of(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)

@@ -35,6 +35,17 @@ class UsageError(TicketryError):
     exit_code = 2
 
 
+class ScopeError(UsageError):
+    """A scope that names no parameter, or one that the model does not have.
+
+    Examples:
+        >>> tk.scope(nn.ReLU())
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ScopeError: no parameter of ReLU is in scope: it has 0 parameters, none of them the ...
+    """
+
+
 class MaskError(TicketryError):
     """A mask that is not one (values other than 0 and 1) or that does not fit the model at hand.
 

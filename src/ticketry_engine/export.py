@@ -22,6 +22,7 @@ from ticketry_engine.capture.tracing.torch_export import Arguments, named_shapes
 from ticketry_engine.capture.tracing.torch_export import quiet as silent
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import Inputs, difference, outputs_of
+from ticketry_engine.support.entry_points import entry_point
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class Exported:
     checks: tuple[Checked, ...]
 
 
+@entry_point()
 def export(
     model: nn.Module,
     example_inputs: Inputs,

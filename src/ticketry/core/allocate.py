@@ -18,12 +18,14 @@ from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.layout import Layout, best_of_m
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
 from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 
+@entry_point()
 def allocate(
     scores: Mapping[str, Tensor],
     density: float | str | None = None,
@@ -178,8 +180,6 @@ def _check(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[s
         require_name(name, "scores", MaskError)
     if unknown := [name for name in layouts if name not in scores]:
         raise UsageError(f"layouts names a tensor without scores: {names_differ(unknown[:1], scores)}")
-    if within is not None:
-        require_mask(within, "within")
     check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
 
 

@@ -138,7 +138,9 @@ def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
 
 
 def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Those of a module itself."""
+    """Those of a module itself; TorchScript computes weights in code that cannot be seen."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     if parametrize.is_parametrized(module):
         for local, rule in module.parametrizations.items():  # type: ignore[union-attr,operator]
             originals = tuple(rule.parameters(recurse=False))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import callers_defaults
 from ticketry_engine.support.process_state import private_random_state
 
 
@@ -25,20 +27,44 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules uncompiled, and recurrent ones without cuDNN.
+
+    Compiled code has no second derivatives and is compiled anew for each change of mode; cuDNN has no gradients in
+    evaluation mode.
+    """
+    with ExitStack() as stack:
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
 def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool = False) -> Any:
     """What a model returns in evaluation mode, for hooks to look on.
 
     Args:
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
         gradients: whether they may be asked for afterwards.
+
+    Raises:
+        UsageError: if the model fails on these inputs.
     """
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.set_grad_enabled(gradients), private_random_state([]):
+        with torch.set_grad_enabled(gradients), private_random_state([]), callers_defaults(), uncompiled(model):
             if isinstance(example_inputs, Mapping):
                 return model(**example_inputs)
             return model(*(example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)))
+    except Exception as error:  # a user's model may fail in any way
+        text = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {text}; give a tensor,"
+            " a tuple or a dictionary of its arguments, in their types and on the model's device"
+        ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode

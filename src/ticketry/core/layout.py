@@ -27,6 +27,7 @@ from ticketry.core.scope import (
     unwrapped,
 )
 from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
+from ticketry_engine.support.entry_points import Need, entry_point
 
 _ROWS_FIRST = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """Layers whose weights have outputs in dimension 0 and inputs in dimension 1."""
@@ -86,6 +87,7 @@ class Layout:
         return (rows.transpose(1, 2) if self.inputs_first else rows).flatten(0, 1)
 
 
+@entry_point(Need(values=False))
 def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) -> dict[str, Layout]:
     """Return the layout of each of the named parameters, as the layers that hold them use them.
 

@@ -19,6 +19,7 @@ from ticketry.core.html_tables import html_table
 from ticketry.core.layer_density import LayerDensity, LayerTable
 from ticketry.core.scope import Scope, matching_parameters, normal_name
 from ticketry.errors import MaskError, ScopeError, UsageError
+from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, entry_point, writing_to
 from ticketry_engine.support.seeds import generator
 
 
@@ -62,7 +63,8 @@ class Mask(Mapping[str, Tensor]):
             short = normal_name(require_name(name, "the mask", MaskError))
             if short in checked:
                 raise MaskError(f"two tensors of the mask are called {short!r}")
-            checked[short] = _boolean(short, tensor, copy)
+            with torch.inference_mode(False):  # a mask outlives the caller's mode
+                checked[short] = _boolean(short, tensor, copy)
         if not checked:
             raise MaskError("a mask needs at least one tensor")
         if not sum(tensor.numel() for tensor in checked.values()):
@@ -83,7 +85,9 @@ class Mask(Mapping[str, Tensor]):
             1.0
         """
         known = shapes.shapes if isinstance(shapes, Scope) else shapes
-        return cls({name: torch.ones(shape, dtype=torch.bool) for name, shape in known.items()}, copy=False)
+        return cls(
+            {name: torch.ones(shape, dtype=torch.bool, device="cpu") for name, shape in known.items()}, copy=False
+        )
 
     # -- a mapping -----------------------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Mask(Mapping[str, Tensor]):
 
     # -- a model's weights ---------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @entry_point(Need(python=False, floats=False))
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set the removed weights of `model` to exactly 0, in place, and return it.
 
@@ -211,9 +215,11 @@ class Mask(Mapping[str, Tensor]):
         require_removed(model, parameters, self)
         for name, parameter in parameters.items():
             own = part(parameter)
-            own.masked_fill_(~part_like(self._tensors[name], parameter).to(own.device), 0)
+            with writing_to(own):
+                own.masked_fill_(~part_like(self._tensors[name], parameter).to(own.device), 0)
         return model
 
+    @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The masked parameters of `model`, by name; raises `MaskError` if the mask does not fit.
 
@@ -272,6 +278,14 @@ def require_mask(mask: object, name: str = "mask") -> None:
         )
 
 
+def _check_mask(value: Mask, name: str, model: object) -> Mask:
+    require_mask(value, name)
+    return value
+
+
+ARGUMENT_CHECKS.update(dict.fromkeys(("mask", "within", "at", "structured"), _check_mask))
+
+
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     """Boolean tensors as (bits, layout): uint8 [ceil(total / 8)], the first in the lowest bit; JSON name -> shape."""
     flat = torch.cat([tensor.cpu().flatten() for tensor in tensors.values()])
@@ -283,7 +297,7 @@ def _boolean(name: str, tensor: Tensor, copy: bool) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise MaskError(f"mask {name!r}: a tensor is needed, not {type(tensor).__name__}")
     if tensor.dtype == torch.bool:
-        return tensor.detach().clone() if copy else tensor.detach()
+        return tensor.detach().clone() if copy or tensor.is_inference() else tensor.detach()
     as_bool = tensor.detach() == 1
     if not bool(torch.logical_or(as_bool, tensor.detach() == 0).all()):
         raise MaskError(f"mask {name!r} holds values other than 0 and 1")

@@ -23,7 +23,7 @@ from ticketry.core.costs.saliency import output_change
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
@@ -34,6 +34,7 @@ from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
 from ticketry.core.structuring import BY_MEASUREMENT, NONE, adds_scores, in_blocks
 from ticketry.errors import LayerCollapseError, UsageError
+from ticketry_engine.support.entry_points import Need, entry_point
 
 SCHEDULES = ("exponential", "halving")
 
@@ -171,6 +172,7 @@ def scores_in(
         return {name: values.clone() for name, values in asked(score, model, scope, **given).items()}
 
 
+@entry_point(Need(python=False, floats=False))
 def prune(
     model: nn.Module,
     density: float | str | None = None,
@@ -272,8 +274,6 @@ def prune(
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
     """
-    if within is not None:
-        require_mask(within, "within")
     put_back(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)

@@ -6,18 +6,27 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from ticketry.choices import did_you_mean, require_name, some_names, with_modules
 from ticketry.core.computed_weights import computed_weights
-from ticketry.core.devices.parts import require_model
 from ticketry.errors import ScopeError, UsageError
+from ticketry_engine.support.entry_points import (
+    ARGUMENT_CHECKS,
+    BY_NAME,
+    Need,
+    check_model,
+    entry_point,
+    is_quantised,
+)
 from ticketry_engine.support.modules import normal_name as normal_name
+from ticketry_engine.support.modules import require_model
 from ticketry_engine.support.modules import unwrapped as unwrapped
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -33,6 +42,9 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 _MANY = 0.01
 """Share of the parameters from which on a warning tells of those that the scope does not know."""
+
+Patterns = str | nn.Module | Iterable[str | nn.Module]
+"""Names or patterns of parameters and modules; a module stands for its name."""
 
 SHOWN = 20
 """Names in an error message."""
@@ -84,6 +96,7 @@ class Scope:
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
+    @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The scope's parameters in `model`, by name.
 
@@ -93,11 +106,12 @@ class Scope:
         return matching_parameters(model, self.shapes)
 
 
+@entry_point(BY_NAME)
 def scope(
     model: nn.Module,
     *,
-    spare: Iterable[str] = (),
-    include: Iterable[str] = (),
+    spare: Patterns = (),
+    include: Patterns = (),
     first_conv: bool = True,
     output: bool = True,
     biases: bool = False,
@@ -113,9 +127,9 @@ def scope(
     scope whose zeros are zeros of the weight; without such a one (orthogonal) the layer has to be spared.
 
     Args:
-        spare: names or patterns (``fc*``, ``*.downsample.*``) left out; a module's name spares all its parameters,
+        spare: names or patterns (``fc*``, ``*.downsample.*``) left out, or modules; a module spares all its parameters,
             those that it shares with others too.
-        include: names or patterns taken in whatever they are.
+        include: names, patterns or modules taken in whatever they are.
         first_conv: whether the first convolution (in the order of definition) is in scope.
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
         biases, norms, embeddings: whether those are in scope too.
@@ -141,7 +155,7 @@ def scope(
             ...
         ticketry.errors.ScopeError: spare='fc*' matches no parameter; they are 0.weight, 0.bias, 1.weight, ...
     """
-    require_model(model)
+    spare, include = as_names(spare), as_names(include)
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _owners(model)
     spared = _spared(model, owners, spare, first_conv=first_conv, output=output)
@@ -157,7 +171,7 @@ def scope(
             )
         raise ScopeError(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
-            " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
+            f" weight of a linear, convolution, recurrent or attention layer; {_other_ways(model)}"
         )
     if wrong := [name for name in shapes if not _has_numbers(owners[name].parameter)]:
         raise ScopeError(
@@ -166,6 +180,15 @@ def scope(
         )
     _warn_of_experts(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def _other_ways(model: nn.Module) -> str:
+    """Return what to do about a model without parameters in scope."""
+    try:
+        check_model(model, Need(values=False, floats=False))
+    except UsageError as error:
+        return str(error)
+    return "name others with include= or types="
 
 
 def _warn_of_experts(
@@ -191,15 +214,15 @@ def _warn_of_experts(
             f"{sum(sizes.values()) / total:.0%} of the parameters of {type(model).__name__} are out of scope: {shapes}"
             f"{', …' if len(sizes) > 3 else ''}. Such stacked weights, as of a mixture of experts, are of no layer that"
             " the scope knows, and stay dense: name them in include= to prune them, or in spare= to leave them out",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def scope_among(
-    model: nn.Module, names: Iterable[str], *, spare: Iterable[str] = (), first_conv: bool = True, output: bool = True
+    model: nn.Module, names: Iterable[str], *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> set[str]:
     """Those of the named parameters that the words of `scope` leave in, whatever else the model has."""
-    return set(names) - _spared(model, _owners(model), spare, first_conv=first_conv, output=output)
+    return set(names) - _spared(model, _owners(model), as_names(spare), first_conv=first_conv, output=output)
 
 
 def layer_weights_among(model: nn.Module, names: Iterable[str]) -> set[str]:
@@ -218,9 +241,64 @@ def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> 
     return Scope(shapes, sum(parameter.numel() for parameter in named_parameters(model).values()))
 
 
-def parameters_of(model: nn.Module, patterns: Iterable[str], argument: str) -> set[str]:
+def _check_scope(value: object, name: str, model: object) -> object:
+    if not isinstance(value, Scope):
+        raise UsageError(
+            f"{name}= is a tk.Scope, not a {type(value).__name__}: tk.scope(model, include=[...]) makes one"
+        )
+    return value
+
+
+def as_names(patterns: Patterns) -> tuple[str, ...]:
+    """Return patterns as a tuple of names; `entry_point` has put names in the place of modules."""
+    return (patterns,) if isinstance(patterns, str) else tuple(cast("Iterable[str]", patterns))
+
+
+def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tuple[str, ...]:
+    """Return names and patterns as a tuple; modules become their names.
+
+    Raises:
+        UsageError: for other values, and for modules that the model does not have.
+    """
+    single = isinstance(value, (str, nn.Module, Tensor)) or not isinstance(value, Iterable)
+    found: list[str] = []
+    for one in [value] if single else list(value):  # type: ignore[call-overload]
+        if isinstance(one, nn.Module) and model is not None:
+            found.append(_name_in(model, one, argument))
+        else:
+            found.append(require_name(one, f"{argument}=", UsageError))
+    return tuple(found)
+
+
+def _name_in(model: nn.Module, module: nn.Module, argument: str) -> str:
+    """Return the name of a module of `model`, as a pattern that matches it alone."""
+    for name, one in unwrapped(model).named_modules():
+        if one is module:
+            return escape(normal_name(name)) or "*"
+    raise UsageError(
+        f"{argument}= holds a {type(module).__name__} that is no module of {type(model).__name__}: give modules of this"
+        " very model, or their names"
+    )
+
+
+def _check_types(value: object, argument: str, model: object) -> tuple[type[nn.Module], ...]:
+    types = tuple(value) if isinstance(value, Iterable) and not isinstance(value, type) else (value,)
+    for one in types:
+        if not (isinstance(one, type) and issubclass(one, nn.Module)):
+            raise UsageError(f"{argument}= is a tuple of module classes, such as (nn.Linear,), and holds {one!r:.60}")
+    return types
+
+
+for _argument in ("spare", "include", "half_rate"):
+    ARGUMENT_CHECKS[_argument] = _check_patterns
+for _argument in ("types", "bypass"):
+    ARGUMENT_CHECKS[_argument] = _check_types
+ARGUMENT_CHECKS["scope"] = _check_scope
+
+
+def parameters_of(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
     """Names of the parameters that patterns name as those of `scope` do; errors speak of the `argument`."""
-    return set(_matches(_owners(model), patterns, argument))
+    return set(_matches(_owners(model), as_names(patterns), argument))
 
 
 def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
@@ -289,14 +367,11 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
 
 def is_transposed_linear(module: nn.Module) -> bool:
     """Return whether a module is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
-    outputs, weight = getattr(module, "nf", None), module._parameters.get("weight")
-    named = type(module).__name__ == "Conv1D" and isinstance(outputs, int)
-    return named and (weight is None or tuple(weight.shape[1:]) == (outputs,))
-
-
-def is_quantised(module: nn.Module) -> bool:
-    """Return whether a module is a layer of torch's with a quantised weight, which is no parameter."""
-    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+    outputs = getattr(module, "nf", None)
+    if type(module).__name__ != "Conv1D" or not isinstance(outputs, int):
+        return False
+    weight = module._parameters.get("weight")
+    return weight is None or tuple(weight.shape[1:]) == (outputs,)
 
 
 def _has_numbers(parameter: nn.Parameter) -> bool:

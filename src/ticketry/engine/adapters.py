@@ -8,15 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.computed_weights import require_removed
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.hold import Hold
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.compiled import compile as compile_model
 from ticketry_engine.gpu import CompiledGpu
-from ticketry_engine.support.modules import require_model
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.training.sparse_training import SparseTraining, train
 
 
+@entry_point()
 def compile(
     model: nn.Module,
     mask: Mask | None = None,
@@ -59,9 +60,7 @@ def compile(
         >>> fast(torch.randn(10, 64)).shape
         torch.Size([10, 8])
     """
-    require_model(model)
     if mask is not None:
-        require_mask(mask)
         require_removed(model, mask.parameters(model), mask)
     return compile_model(
         *(model, mask, example_inputs),
@@ -72,6 +71,7 @@ def compile(
     )
 
 
+@entry_point(CHANGES)
 def sparse_training(
     model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", precision: str = "fp32"
 ) -> SparseTraining:

@@ -21,6 +21,7 @@ from ticketry_engine.example_inputs import Inputs, at_batch
 from ticketry_engine.export import FORMATS as FORMATS
 from ticketry_engine.export import Checked, first_line
 from ticketry_engine.export import format_of as format_of
+from ticketry_engine.support.entry_points import entry_point
 
 _SEED = 7
 
@@ -54,6 +55,7 @@ class Exported:
         return asdict(self)
 
 
+@entry_point()
 def export(
     model: nn.Module,
     mask: Mask | None,

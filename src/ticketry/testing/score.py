@@ -12,8 +12,10 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, get
 from ticketry.testing.require import require
+from ticketry_engine.support.entry_points import Need, entry_point
 
 
+@entry_point(Need(python=False))
 def check_score(
     score: str | Score,
     model: nn.Module | None = None,

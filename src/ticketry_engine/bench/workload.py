@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from ticketry_engine.errors import UsageError
 from ticketry_engine.example_inputs import batch_of, difference, outputs_of
 from ticketry_engine.export import write_onnx
+from ticketry_engine.support.entry_points import check_model, entry_point
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -40,6 +41,7 @@ class Case:
             raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.threads < 1:
             raise UsageError(f"there is at least 1 thread, not {self.threads}")
+        check_model(self.model)
         if self.model.training:
             raise UsageError("only models in evaluation mode are timed: call model.eval() first")
 
@@ -71,11 +73,13 @@ class Case:
         """The case of another model, with the same inputs."""
         return replace(self, model=model)
 
+    @entry_point()
     def reference(self) -> list[Tensor]:
         """Outputs of eager torch in float32."""
         with torch.inference_mode():
             return self.outputs(self.model)
 
+    @entry_point()
     def rounding(self) -> float:
         """Relative error of `reference` against float64, by which other roundings may differ too; 0 if the model does
         not run in float64."""

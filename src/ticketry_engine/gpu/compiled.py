@@ -25,6 +25,7 @@ from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import Call, build
 from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
 from ticketry_engine.results import Layer
+from ticketry_engine.support.entry_points import entry_point
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
@@ -36,6 +37,7 @@ Key: TypeAlias = "tuple[tuple[int, ...], ...]"
 T = TypeVar("T")
 
 
+@entry_point()
 def compile_gpu(
     model: nn.Module,
     mask: Mapping[str, Tensor] | None = None,
@@ -74,7 +76,7 @@ def compile_gpu(
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
     captured = capture(model, mask, example_inputs, upsampling=False)
-    warn_of_notes(captured, stacklevel=2)
+    warn_of_notes(captured, stacklevel=3)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 
 

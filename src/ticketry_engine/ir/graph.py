@@ -239,7 +239,8 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         raise GraphError(f"the value {name!r} calls itself {value.name!r}")
     if value.dtype not in types and value.dtype not in OTHERS:
         if value.dtype in UNFILED:
-            raise GraphError(f"{name!r} has the data type {short(value.dtype)}, which files do not hold")
+            kind = short(value.dtype)
+            raise GraphError(f"{name!r} has the data type {kind}, which files do not hold: compute it in real numbers")
         raise GraphError(f"{name!r} has the unknown data type {short(value.dtype)}")
     if value.shape is None:
         return

@@ -32,7 +32,7 @@ class GradientMemory:
         size = shape.numel() * FLOAT
         lent = self._lent.get(key)
         if size < _LARGE or (lent is not None and lent() is not None):
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
         memory = self._memories.get(key)
         if memory is None:
             memory = self._memories[key] = Memory(size)

@@ -31,7 +31,9 @@ class Row:
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
-        self.parameter = nn.Parameter(torch.empty(0), requires_grad=dense.requires_grad)
+        self.parameter = nn.Parameter(
+            torch.empty(0, dtype=torch.float32, device="cpu"), requires_grad=dense.requires_grad
+        )
         self.waiting = False
         """Whether the tensor has not the row's numbers, because nobody is to read it yet."""
         self.take(kept)

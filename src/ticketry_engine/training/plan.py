@@ -363,7 +363,8 @@ class Plan:
     def store(self, call: Call, key: str, shape: Sequence[int]) -> Tensor:
         """A value as a tensor of a shape, with less than all images perhaps. No view: autograd lets it be changed."""
         value = self.shapes[key.rpartition(" ")[2]]
-        tensor = torch.empty(self.blocks * self.images * math.prod(value))
+        size = self.blocks * self.images * math.prod(value)
+        tensor = torch.empty(size, dtype=torch.float32, device="cpu")
         self._moved(call, key, tensor)
         return tensor.resize_(*shape)
 

@@ -258,8 +258,9 @@ class Recurrence:
 
     def _weight(self, reading: Reading, name: str) -> Tensor:
         self._run(reading, self.to_weights[name])
-        packed, ends = torch.empty(self._packed[name]), self._ends_of[name]
-        gradient = torch.empty(self._layers[name].kept.shape[:2])
+        packed = torch.empty(self._packed[name], dtype=torch.float32, device="cpu")
+        ends = self._ends_of[name]
+        gradient = torch.empty(self._layers[name].kept.shape[:2], dtype=torch.float32, device="cpu")
         reading.session.run(ends.start, ends.stop, [packed.data_ptr(), gradient.data_ptr()])
         return gradient
 

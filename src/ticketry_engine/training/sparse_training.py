@@ -18,7 +18,8 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.layers import median_seconds, table
 from ticketry_engine.results import Layer
-from ticketry_engine.support.modules import apply_mask, require_model
+from ticketry_engine.support.entry_points import CHANGES, entry_point
+from ticketry_engine.support.modules import apply_mask
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.training.kept_weights import KeptWeights
 from ticketry_engine.training.layer_masks import by_parameter, kept_of, masks_of_layers
@@ -118,6 +119,7 @@ class SparseTraining(nn.Module):
         >>> fast.release()
     """
 
+    @entry_point(CHANGES)
     def __init__(
         self,
         model: nn.Module,
@@ -129,7 +131,6 @@ class SparseTraining(nn.Module):
         enforce: Enforce | None = None,
     ) -> None:
         super().__init__()
-        require_model(model)
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r} is not known: choose from {', '.join(PRECISIONS)}")
         self._enforce, self.precision = enforce, precision
@@ -158,7 +159,7 @@ class SparseTraining(nn.Module):
         self.update(mask)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         self._try(() if named else as_arguments(example_inputs), named)
-        self.train(model.training)
+        self.training = model.training  # and not train(), which would change the modes of the model's own modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
         """Hold another mask from now on, or none.

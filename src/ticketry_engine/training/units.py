@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.window import Array
+from ticketry_engine.support.entry_points import as_normal_tensors, plain_torch_state
 from ticketry_engine.training.capture import LIMIT, LIMITS, Captured, Part, capture
 from ticketry_engine.training.kept_weights import KeptWeights
 from ticketry_engine.training.nodes import Conv
@@ -143,7 +144,8 @@ class Unit(Substitute):
             self.last = _Form(None, str(why))
             return self.last, leaves
         if key not in self._forms:
-            self._forms[key] = self._new(module, leaves, spec)
+            with plain_torch_state(autocast=True):
+                self._forms[key] = self._new(module, as_normal_tensors(leaves), spec)
         self.last = form = self._forms[key]
         if form.traced is not None and form.captured is None:
             self._capture(form, form.traced)

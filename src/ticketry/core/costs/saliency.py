@@ -20,6 +20,7 @@ from ticketry.core.costs.layer_gradients import Call, add_gradients, squares, wa
 from ticketry.core.example_call import call_in_evaluation, frozen_parameters
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.seeds import generator
 
 _ENOUGH = 8
@@ -29,6 +30,7 @@ _DRAWS = 16
 """Random combinations of the outputs for weights whose own gradients are taken, each of which is one draw."""
 
 
+@entry_point(CHANGES)
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
     """Parameter name -> the share of its outputs' energy by which the model changes without each weight, float64.
 
@@ -44,7 +46,7 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
     """
     parameters = scope.parameters(model)
     others: set[str] = set()
-    with torch.inference_mode(False), frozen_parameters(model), watched(model, parameters, others) as calls:
+    with frozen_parameters(model), watched(model, parameters, others) as calls:
         outputs = call_in_evaluation(model, example_inputs, gradients=True)
         others |= {name for name, made in calls.items() if not made}
         known = {name: made for name, made in calls.items() if name not in others}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.first_derivative import first_derivative_only
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
+@entry_point(Need(values=False, floats=False))
 def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
     """Put a `SynchronisedBatchNorm` in the place of every batch norm of `model`, in place, and return the model.
 

@@ -8,19 +8,20 @@ import torch
 from torch import nn
 
 from ticketry.core.computed_weights import require_removed
-from ticketry.core.devices.parts import is_spread, require_model
+from ticketry.core.devices.parts import is_spread
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.kinds import kind_of
 from ticketry.core.gates.parameter_swap import gated_parameters
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.sparse_training._left import release_left
 from ticketry.errors import MaskError, ScopeError, UsageError
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 class GateOptions(TypedDict, total=False):
@@ -39,6 +40,7 @@ LARGEST_INIT = 50
 """Of either sign. The papers use -0.3 to 0.3; out here a fresh gate is 0 or 1 in float32 and does not train."""
 
 
+@entry_point(CHANGES)
 def attach(
     model: nn.Module,
     *,
@@ -113,9 +115,7 @@ def attach(
         >>> with other.drawing():
         ...     pass  # draws gates in eval mode too: to train them over frozen weights
     """
-    check_model(model, init)
-    if within is not None:
-        require_mask(within, "within")
+    check_init(init)
     if scope is not None:
         parameters = scope.parameters(model)
     else:
@@ -136,15 +136,12 @@ def attach(
     return found
 
 
-def check_model(model: nn.Module, init: float) -> None:
-    """Raises `UsageError` for what no gates can be put on, and for an s0 out of range."""
-    require_model(model)
+def check_init(init: float) -> None:
+    """Raise `UsageError` for an s0 out of range."""
     if not -LARGEST_INIT <= init <= LARGEST_INIT:
         raise UsageError(
             f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"
         )
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise UsageError("TorchScript modules cannot be gated: attach gates to the Python modules they were made from")
 
 
 def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:

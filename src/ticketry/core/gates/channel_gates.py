@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.gates.attach import check_model, prepare
+from ticketry.core.gates.attach import check_init, prepare
 from ticketry.core.gates.gate_kind import Kind, gated
 from ticketry.core.gates.gates import Act, Gates
 from ticketry.core.gates.kinds import kind_of
@@ -20,8 +20,10 @@ from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.channel_wise.choice import candidates
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Member, Structure
 from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
+@entry_point(CHANGES)
 def attach_channels(
     model: nn.Module, structure: Structure, scope: Scope, *, init: float = 0.0, kind: str | Kind, seed: int = 0
 ) -> ChannelGates:
@@ -45,7 +47,7 @@ def attach_channels(
         StructureError: if there are no channels that can be removed.
         UsageError: if no layer with a known weight reads some of them, or a weight has gates already.
     """
-    check_model(model, init)
+    check_init(init)
     readers = readers_of(model, structure, scope)
     read = {member.name for members in readers.values() for member in members}
     parameters = {name: parameter for name, parameter in named_parameters(model).items() if name in read}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ticketry.choices import did_you_mean, some_names
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score._protocol import Score
 from ticketry.errors import ScoreError
+from ticketry_engine.support.entry_points import callers_defaults
 
 
 def asked(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
@@ -48,8 +50,10 @@ def asked_of_some(score: Score, model: nn.Module, scope: Scope, **options: Any) 
 
 
 def _answer(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
+    own = _module_of(score).partition(".")[0] == "ticketry"
     try:
-        found = score(model, scope, **options)
+        with nullcontext() if own else callers_defaults():
+            found = score(model, scope, **options)
     except SystemExit as error:  # or a search would end here, and nothing would say why
         raise ScoreError(f"{called(score)} ends the process (SystemExit: {error}): let it raise an error") from error
     if not isinstance(found, Mapping):
@@ -63,8 +67,12 @@ def called(score: Score) -> str:
     while hasattr(plain, "func"):  # of a functools.partial
         plain = plain.func
     name = getattr(plain, "__name__", type(plain).__name__)
-    module = getattr(plain, "__module__", "") or ""
+    module = _module_of(plain)
     return f"the score {name!r}" if module.partition(".")[0] == "ticketry" else f"the score {name!r} of {module}"
+
+
+def _module_of(score: Score) -> str:
+    return getattr(score, "__module__", "") or ""
 
 
 def _shown(value: object) -> str:

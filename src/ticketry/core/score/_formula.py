@@ -11,6 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._measure import average, checked, given, hessian_gradient, measuring
 from ticketry.core.score._protocol import ABOUT, About, Loss
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 """(weights of a parameter, what was measured of them) -> scores; all of one shape."""
@@ -97,6 +98,7 @@ def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
 def _score(formula: Formula, about: About, measure: Callable[..., dict[str, Tensor]]) -> DataScore:
     name = formula.__name__
 
+    @entry_point(CHANGES)
     def score(
         model: nn.Module,
         scope: Scope,

@@ -16,10 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from ticketry.choices import check_choice
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import processes_of
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.example_call import uncompiled
+from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import Loss, ScoreInputs
 from ticketry.errors import MaskError, ScoreError, UsageError
+from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
 
@@ -33,27 +35,30 @@ def measuring(
     """The scope's parameters by name, in a block in which gradients of `model` may be taken.
 
     All layers are in evaluation mode (no dropout), but norms with running statistics use the batch's with
-    ``norms="batch"``; gradients are on, whatever surrounds the block; random numbers depend on `seed` alone; weights
+    ``norms="batch"``; random numbers depend on `seed` alone; weights
     outside `at` are 0; compiled modules run eagerly. On leaving, also by an exception, modes, buffers, weights,
     ``requires_grad`` and the generators are as before. Memory: a copy of the buffers and, with `at`, of the weights.
 
     Raises:
         UsageError: for another word than batch or running, or an `at` that is no mask.
+        ScoreError: for parameters of complex numbers.
         MaskError: if `at` is not a mask of the scope, or makes a weight that is computed of what it masks no number.
     """
     check_choice("norms", norms, NORMS)
-    if at is not None:
-        require_mask(at, "at")
     if at is not None and at.shapes != dict(scope.shapes):
         raise MaskError("the mask to measure at is not of the parameters in scope")
+    check_model(model, Need(python=False, floats=False, training=True))
     parameters = scope.parameters(model)
+    if unordered := [name for name, parameter in parameters.items() if parameter.is_complex()]:
+        raise ScoreError(
+            f"{unordered[0]!r} holds complex numbers, and scores of gradients are of real ones: score='magnitude' ranks"
+            " complex weights; or spare it"
+        )
     if at is not None:
         require_removed(model, parameters, at)  # or the loss would be no number, and nothing would say why
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
         stack.enter_context(seeded(seed, model))
-        stack.enter_context(_eager(model))
+        stack.enter_context(uncompiled(model))
         stack.enter_context(_unreduced(model))
         stack.enter_context(_modes(model, norms))
         stack.enter_context(_buffers(model))
@@ -154,18 +159,6 @@ def _restore(buffer: Tensor | None, value: Tensor | None) -> None:
         buffer.copy_(value)
 
 
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Compiled modules uncompiled (no second derivatives there, and each change of mode would compile anew), and
-    recurrent ones without cuDNN, which has no gradients in evaluation mode and no second derivatives."""
-    with ExitStack() as stack:
-        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        yield
-
-
 def given(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
     """Both, or `UsageError` saying that the score needs them."""
     if batches is None or loss is None:
@@ -189,7 +182,8 @@ def called(loss: Loss, model: nn.Module, batch: object) -> Tensor:
             f"loss= is called as loss(model, batch), and torch's {name} takes outputs and targets: give a function such"
             " as lambda model, batch: criterion(model(batch[0]), batch[1])"
         )
-    return loss(model, batch)
+    with callers_defaults():
+        return loss(model, as_normal_tensors(batch))
 
 
 def no_batch() -> UsageError:

@@ -12,9 +12,11 @@ from ticketry.core.scope import Scope
 from ticketry.core.score._measure import checked, given, hessian_gradient, measuring
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 @described(About(paper="Wang et al. 2020", data="yes", order=2, channels="summed", signed=True))
+@entry_point(CHANGES)
 def grasp(
     model: nn.Module,
     scope: Scope,

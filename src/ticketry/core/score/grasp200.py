@@ -10,9 +10,11 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.core.score.grasp import grasp
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 @described(About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed", signed=True))
+@entry_point(CHANGES)
 def grasp200(
     model: nn.Module,
     scope: Scope,

@@ -22,9 +22,11 @@ from ticketry.core.score._measure import (
     no_batch,
 )
 from ticketry.core.score._protocol import About, Loss, described
+from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 @described(About(paper="Martens & Grosse 2015", data="yes", order=1, channels="summed"))
+@entry_point(CHANGES)
 def kfac(
     model: nn.Module,
     scope: Scope,

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import About, described
+from ticketry_engine.support.entry_points import Need, entry_point
 
 
 @described(About(paper="Han et al. 2015", data="no", order=0, channels="l1, l2"))
+@entry_point(Need(python=False, floats=False))
 def magnitude(
     model: nn.Module,
     scope: Scope,

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import About, described
+from ticketry_engine.support.entry_points import BY_NAME, entry_point
 from ticketry_engine.support.seeds import generator
 
 
 @described(About(paper="a control", data="no", order=0, channels="summed"))
+@entry_point(BY_NAME)
 def random(
     model: nn.Module,
     scope: Scope,

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
 from ticketry.core.score._measure import called, checked, measuring, no_batch
 from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
+from ticketry_engine.support.entry_points import CHANGES, callers_defaults, entry_point
 from ticketry_engine.support.process_state import default_dtype
 
 
 @described(About(paper="Tanaka et al. 2020", data="shapes", order=1, channels="summed"))
+@entry_point(CHANGES)
 def synflow(
     model: nn.Module,
     scope: Scope,
@@ -63,8 +65,6 @@ def synflow(
         {'0.weight': tensor([[10.],
                 [21.]], dtype=torch.float64), '1.weight': tensor([[10., 21.]], dtype=torch.float64)}
     """
-    if at is not None:
-        require_mask(at, "at")
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
     passed = (*NORMS, *bypass)
@@ -96,7 +96,9 @@ class _Flow(nn.Module):
         self.wanted = wanted  # no arguments: torch's counter of FLOPs waits for gradients of those, and grad makes none
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        total = _sum(self.model(*args, **kwargs))
+        with callers_defaults():
+            output = self.model(*args, **kwargs)
+        total = _sum(output)
         return torch.autograd.grad(total, self.wanted, allow_unused=True) if total.requires_grad else ()
 
 

@@ -44,7 +44,8 @@ class HeldParameter:
         """
         own = part(self.parameter.detach())
         if self._kept is None or self._kept.device != own.device or self._kept.dtype != own.dtype:  # it moved since
-            self._kept = self._made(own)
+            with torch.inference_mode(False):  # it outlives the caller's mode
+                self._kept = self._made(own)
         return self._kept
 
     def kept_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
@@ -190,7 +191,7 @@ class Places:
 
     def as_seen(self, held: Mapping[str, HeldParameter]) -> bool:
         """Whether every module and parameter is where it was, and the parameters are those held."""
-        return all(entries.get(key) is value for _, entries, key, value in self._edges.values()) and all(
+        return all(key in entries and entries[key] is value for _, entries, key, value in self._edges.values()) and all(
             _content(each.parameter) == each._content for each in held.values()
         )
 

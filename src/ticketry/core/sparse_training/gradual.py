@@ -27,6 +27,7 @@ from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
+from ticketry_engine.support.entry_points import Need, entry_point
 
 
 class Choice(TypedDict, total=False):
@@ -97,6 +98,7 @@ class Gradual:
         """What is kept now; before the first cut that is everything in scope."""
         return self._mask
 
+    @entry_point()
     def step(self) -> bool:
         """Tell that the optimiser has made a step; prune if a cut is due, and say whether it was.
 
@@ -139,6 +141,7 @@ class Gradual:
         cuts = [[step, density] for step, density in self.cuts.items()]
         return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}, "cuts": cuts}
 
+    @entry_point()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state, on a model that has the weights of the same checkpoint.
 
@@ -189,7 +192,7 @@ class Gradual:
         warnings.warn(
             f"{said}. It continues along that schedule, not along the one of this training ({_told(self.cuts)} of"
             f" {self.steps:,})",
-            stacklevel=3,
+            stacklevel=4,
         )
         return cuts
 
@@ -259,6 +262,7 @@ class Gradual:
         self._hold = hold(self._model, mask)
 
 
+@entry_point(Need(python=False, floats=False, training=True))
 def gradual(
     model: nn.Module,
     density: float | str | None = None,

@@ -18,15 +18,15 @@ from ticketry.core.devices.parts import (
     part,
     part_like,
     put_back,
-    require_model,
     require_one_mask,
     require_usable,
 )
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training._registrations import Listening
 from ticketry.errors import HoldError, UsageError
+from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.optimizer_steps import Stepping
 
 # Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
@@ -68,10 +68,9 @@ class Hold:
         >>> held.release()
     """
 
+    @entry_point(Need(python=False, floats=False, training=True))
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
-        require_mask(mask)
-        require_model(model)
         release_left(model)
         self._mask, self._hooks, self._left_behind = mask, hooks, False
         put_back(model)

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from ticketry.core.allocate import allocate, largest
 from ticketry.core.layout import Layout, best_of_m, layouts
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.structure.channel_wise.ranking import Count, global_order, remove
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
@@ -20,6 +20,7 @@ from ticketry.core.structure.shrinking.selection import (
     dead_indices,
     shapes_of,
 )
+from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.seeds import generator
 
 
@@ -37,6 +38,7 @@ def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
     return allocate(scores, like.density, distribution=distribution, collapse="keep")
 
 
+@entry_point(Need(values=False))
 def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None) -> Mask:
     """A mask with as many groups of rows as `mask`, each of as many rows and columns, drawn at random.
 
@@ -59,7 +61,6 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
         >>> control.kept == grouped.kept, control == grouped
         (True, False)
     """
-    require_mask(mask)
     views = {} if model is None else matrix_views(model, mask)
     return Mask(
         {

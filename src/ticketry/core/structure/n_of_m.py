@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, best_of_m, layouts
-from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import first_names, layer_weights_among, parameters_of
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Patterns, first_names, layer_weights_among, parameters_of
 from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 
-def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = True, spare: Iterable[str] = ()) -> Mask:
+@entry_point()
+def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = True, spare: Patterns = ()) -> Mask:
     """An N:M mask from an unstructured one: n of every m consecutive inputs.
 
     Blocks lie along a layer's inputs, from the first, separately for each output: of a linear layer along dimension 1
@@ -49,7 +49,6 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
         tensor([[1, 1, 0, 0, 1, 1, 0, 0],
                 [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.int32)
     """
-    require_mask(mask)
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
     spared = parameters_of(model, spare, "spare")

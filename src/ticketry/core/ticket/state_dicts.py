@@ -97,7 +97,7 @@ def warn_of_same_weights(
     warnings.warn(
         f"{problem}: a ticket's training starts from its start. model.state_dict() follows the model as it trains: copy"
         " it early, with {name: tensor.clone() for name, tensor in model.state_dict().items()}",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -31,6 +31,7 @@ from ticketry.core.ticket.state_dicts import (
 from ticketry.core.ticket.text import describe, facts_of, model_card
 from ticketry.core.ticket.together import any_in_parts, save_together
 from ticketry.errors import MaskError, TicketError, UsageError
+from ticketry_engine.support.entry_points import Need, entry_point, writing_to
 
 
 class Ticket:
@@ -66,6 +67,7 @@ class Ticket:
         ticketry.errors.TicketError: this ticket has not been trained: apply its start, and train it
     """
 
+    @entry_point()
     def __init__(
         self,
         mask: Mask,
@@ -128,6 +130,7 @@ class Ticket:
 
     # -- a model -------------------------------------------------------------------------------------------------------
 
+    @entry_point(Need(python=False, floats=False))
     def apply(self, model: nn.Module, which: str = "start") -> nn.Module:
         """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return it.
 
@@ -151,8 +154,10 @@ class Ticket:
         except MaskError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
         filled = state_for(model, state)
+        first = next(iter(model.state_dict().values()))
         try:
-            load_state(model, filled)
+            with writing_to(first):
+                load_state(model, filled)
         except RuntimeError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
         return self.mask.apply_(model)

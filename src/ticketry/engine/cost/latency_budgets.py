@@ -51,6 +51,7 @@ from ticketry.engine.cost.meeting import (
 from ticketry.engine.cost.meter import QUICK, THOROUGH, Meter
 from ticketry.engine.cost.progress import Progress
 from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 _SHARES = (1e-9, 0.08, 0.3, 1.0)
 """Amounts of the masks by which costs are measured for one budget: what they leave open, its own timings correct."""
@@ -62,6 +63,7 @@ _NEAR, _MET = 0.04, 1.05
 """Distance from the budget at which a granularity is compared with others, and share of it up to which it is met."""
 
 
+@entry_point()
 def meet(
     model: nn.Module,
     example_inputs: Any,

@@ -38,6 +38,7 @@ from ticketry_engine.capture import capture
 from ticketry_engine.ir import model_file, packed_weights
 from ticketry_engine.ir.origins import origins
 from ticketry_engine.kernels.target import target as find_target
+from ticketry_engine.support.entry_points import entry_point
 
 THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
 
@@ -48,6 +49,7 @@ GRANULARITIES = ("weights", "rows:4", "rows:16")
 """What structure auto chooses among: what the engine's kernels are fast for."""
 
 
+@entry_point()
 def model(
     model: nn.Module,
     example_inputs: Any,

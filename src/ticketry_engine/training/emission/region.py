@@ -176,7 +176,7 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
     ends = [plan.alone(op) for op in made.end]
 
     def totals(call: Call) -> None:
-        packed = torch.empty(made.packed)
+        packed = torch.empty(made.packed, dtype=torch.float32, device="cpu")
         gradient = call.memory.empty(node.module, call.parameters[node.module, "weight"].shape)
         call.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         call.gradients[node.module, "weight"] = gradient

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ticketry as tk
-from ticketry.errors import StructureError
+from ticketry.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import check, example, groups_of, without
@@ -93,5 +93,5 @@ def test_packed_sequences(kind: type[nn.LSTM | nn.GRU], both: bool) -> None:
 
 
 def test_torchscript_is_told() -> None:
-    with pytest.raises(StructureError, match="TorchScript modules cannot be followed"):
+    with pytest.raises(UsageError, match="is a TorchScript module, whose layers cannot be seen"):
         tk.structure.channels(torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU())), torch.randn(2, 4), 0.5)

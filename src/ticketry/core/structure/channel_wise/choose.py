@@ -8,10 +8,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from ticketry.core.costs.bases import EAGER
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_density
 from ticketry.core.prune import densities, on_the_way
-from ticketry.core.scope import Scope
+from ticketry.core.scope import Patterns, Scope, as_names
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.score._measure import kept_batches
@@ -24,10 +24,12 @@ from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, St
 from ticketry.core.structure.dependencies.model_copies import Inputs
 from ticketry.core.structure.shrinking.removal_trial import tried_structure
 from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 
+@entry_point()
 def channel_groups(
-    model: nn.Module, example_inputs: Inputs, *, spare: Iterable[str] = (), scope: Scope | None = None
+    model: nn.Module, example_inputs: Inputs, *, spare: Patterns = (), scope: Scope | None = None
 ) -> tuple[ChannelGroup, ...]:
     """All groups of coupled channels of `model`, those that can be removed and those that stay, with the reason.
 
@@ -63,6 +65,7 @@ def channel_groups(
     return structure.staying(why).groups
 
 
+@entry_point()
 def channels(
     model: nn.Module,
     example_inputs: Inputs | Callable[[], Structure],
@@ -85,7 +88,7 @@ def channels(
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
-    spare: Iterable[str] = (),
+    spare: Patterns = (),
 ) -> Mask:
     """A mask of whole coupled channels, which `shrink` can take out.
 
@@ -146,8 +149,6 @@ def channels(
         >>> mask.kept, mask.total
         (28, 56)
     """
-    if within is not None:
-        require_mask(within, "within")
     order = ChannelOrder(distribution, keep_at_least, multiple)
     if score is not None:
         check_channel_score(score)
@@ -166,7 +167,7 @@ def channels(
             scope=scope_of(model) if scope is None else scope,
             within=within,
             inputs=ScoreInputs(batches, loss, seed),
-            options=ChannelOptions(order, tuple(spare), partial(tried_structure, model, example_inputs, spare)),
+            options=ChannelOptions(order, as_names(spare), partial(tried_structure, model, example_inputs, spare)),
         )
     wanted, score = check_density(density, sparsity), score or "l1"
     known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Roles
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_density, share_of
-from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_of, scope_of_shapes
+from ticketry.core.scope import Patterns, Scope, as_names, end_layers, named_parameters, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.structure.channel_wise.choice import Choice
 from ticketry.core.structure.channel_wise.ranking import check_counts
@@ -30,8 +30,10 @@ from ticketry.core.structure.shrinking.removal_trial import structure_around
 from ticketry.core.structure.shrinking.selection import Flags, shapes_of
 from ticketry.core.structuring import COUPLINGS
 from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 
+@entry_point()
 def refill(
     model: nn.Module,
     mask: Mask,
@@ -42,7 +44,7 @@ def refill(
     coupled: str = "agree",
     first: bool | None = None,
     output: bool | None = None,
-    spare: Iterable[str] = (),
+    spare: Patterns = (),
     keep_at_least: int = 1,
     multiple: int = 1,
     density: float | str | None = None,
@@ -111,12 +113,11 @@ def refill(
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
-    require_mask(mask)
     check_refill_score(score)
     density = None if density is None else share_of(density)
     _check(plus, density, coupled, keep_at_least, multiple)
     named = _first_names(model, mask)
-    spare = (spare,) if isinstance(spare, str) else tuple(spare)
+    spare = as_names(spare)
     known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
     _check_structure(known, shapes_of(model))
     stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))

@@ -64,7 +64,7 @@ def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInpu
         return {place: _count(mask, member, choice.shapes).double() for place, member in wanted.items()}
     if score in ("l1", "l2"):
         weights = weights_in_use(choice.model, choice.scope.parameters(choice.model))
-        kept = {name: _masked(weights[name], mask.get(name)) for name in {name for name, _ in wanted}}
+        kept = {name: _masked(weights[name], mask.get(name)).abs() for name in {name for name, _ in wanted}}
         power = 1 if score == "l1" else 2
         return {
             (name, dim): torch.linalg.vector_norm(kept[name], power, _others(kept[name], dim), dtype=torch.float64)

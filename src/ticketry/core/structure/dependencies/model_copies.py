@@ -39,26 +39,31 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the model on the CPU, its floats of this type, without gradients.
 
     Raises:
-        StructureError: if the model holds something that cannot be copied, or is TorchScript.
+        StructureError: if the model holds something that cannot be copied.
     """
 
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise StructureError("TorchScript modules cannot be followed: give the Python modules they were made from")
-
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
+        return tensor.detach().to("cpu", _like(tensor, dtype), copy=True)
 
     plain = [tensor for tensor in parameters_and_buffers(model) if type(tensor) in (nn.Parameter, Tensor)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
-            twin = copied(model, {id(tensor): convert(tensor) for tensor in plain}).to("cpu", dtype)
+            twin = copied(model, {id(tensor): convert(tensor) for tensor in plain})
+            twin._apply(lambda tensor: tensor.to("cpu", _like(tensor, dtype)))  # type: ignore[no-untyped-call]
         except Exception as error:  # a user's model may hold anything
             raise StructureError(
                 f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
                 " make what it holds besides parameters and buffers fit for copy.deepcopy"
             ) from error
     return twin.requires_grad_(False)
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the type for a tensor in a copy whose floats are `dtype`; complex numbers keep both their parts."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else None
 
 
 def sharing(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
@@ -72,7 +77,7 @@ def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
     def convert(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        return value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
+        return value.detach().to("cpu", _like(value, dtype), copy=True)
 
     if isinstance(inputs, Mapping):  # of a kind of its own, as tokenizers give, it would be a leaf
         converted: Arguments = tree_map(convert, dict(inputs))
@@ -107,6 +112,7 @@ def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
 
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COMPLEX = (torch.complex128, torch.complex64)
 
 
 class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -129,6 +135,8 @@ class _OneType(EagerMode):
     ) -> Any:
         if kwargs and kwargs.get("dtype") in _FLOATS:
             return func(*args, **{**kwargs, "dtype": self._dtype})
+        if kwargs and kwargs.get("dtype") in _COMPLEX:
+            return func(*args, **{**kwargs, "dtype": self._dtype.to_complex()})
         return func(*args, **(kwargs or {}))
 
 

@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.core.structure.group_wise.columns import choose, group_worth
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views, row_groups
 from ticketry.core.structure.group_wise.similarity import similar_rows
 from ticketry.core.structuring import LayerFit
 from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.seeds import generator
 
 Procedure = Callable[[nn.Module, Mask], Mask]
 
 
+@entry_point()
 def coverage(
     model: nn.Module, mask: Mask, structured: Mask, *, null: bool | Procedure = True, seed: int = 0
 ) -> dict[str, LayerFit]:
@@ -52,8 +54,6 @@ def coverage(
         >>> fit.null_coverage < fit.coverage < 1
         True
     """
-    require_mask(mask)
-    require_mask(structured, "structured")
     views = matrix_views(model, mask)
     _check_same(mask, structured, views)
     sizes = magnitudes(model, mask, views)
@@ -79,6 +79,7 @@ def coverage(
     return found
 
 
+@entry_point()
 def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
     """One line for several layers: sums of rows, columns and groups; densities, fill of all weights, coverage of all
     magnitude. What was not measured for a layer counts as its coverage.

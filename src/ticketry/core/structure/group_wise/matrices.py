@@ -6,21 +6,22 @@ Rows that keep the same columns are what a kernel can compute together; they are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Layout, layouts
-from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import SHOWN, first_names, scope_among
+from ticketry.core.mask import Mask
+from ticketry.core.scope import SHOWN, Patterns, first_names, scope_among
 from ticketry.errors import MaskError, ScopeError
+from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.row_groups import Indices as Indices
 from ticketry_engine.support.row_groups import RowGroup as RowGroup
 from ticketry_engine.support.row_groups import row_groups as row_groups
 
 
+@entry_point()
 def groups(mask: Mask) -> dict[str, list[RowGroup]]:
     """For each parameter of a mask its groups of rows: as many groups as rows where no two rows agree.
 
@@ -35,7 +36,6 @@ def groups(mask: Mask) -> dict[str, list[RowGroup]]:
         >>> [group.rows.tolist() for group in tk.structure.groups(mask)["weight"]]
         [[0, 2], [1]]
     """
-    require_mask(mask)
     return {name: row_groups(kept) for name, kept in mask.items()}
 
 
@@ -82,7 +82,7 @@ class MatrixView:
 
 
 def matrix_views(
-    model: nn.Module, mask: Mask, *, spare: Iterable[str] = (), first_conv: bool = True, output: bool = True
+    model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> dict[str, MatrixView]:
     """For each parameter of a mask that is a matrix or a filter bank, how it is read as one.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import shared_out
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse, check_density, kept_elements
+from ticketry.core.scope import Patterns
 from ticketry.core.structure.group_wise.columns import WORTHS, choose, group_worth, worth_of
 from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views
 from ticketry.core.structure.group_wise.similarity import PaperBlocks, partitioned_rows, similar_rows, sizes_of
 from ticketry.core.structuring import REGROUP_METHODS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.seeds import generator, mix
 
 BUDGETS = ("layer", "global")
 
 
+@entry_point()
 def regroup(
     model: nn.Module,
     mask: Mask,
@@ -34,7 +37,7 @@ def regroup(
     method: str = "similarity",
     budget: str = "layer",
     by: str | None = None,
-    spare: Iterable[str] = (),
+    spare: Patterns = (),
     first_conv: bool = True,
     output: bool = True,
     collapse: str = "raise",
@@ -88,7 +91,6 @@ def regroup(
         >>> grouped.density
         0.25
     """
-    require_mask(mask)
     by = _checked(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {

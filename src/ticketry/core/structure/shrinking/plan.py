@@ -23,6 +23,7 @@ from ticketry.core.scope import normal_name, unwrapped
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import StructureError, UsageError
 from ticketry.files import content_of, parse_json, write_atomically
+from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.sealed_files import sealed, unsealed
 
 FORMAT = "ticketry.shrink.1"
@@ -193,6 +194,7 @@ def _indices(tensor: Tensor, size: int) -> tuple[int, ...]:
 # -- applied ----------------------------------------------------------------------------------------------------------
 
 
+@entry_point(Need(values=False))
 def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """A copy of `model` with only what the plan keeps: parameters, buffers, and the sizes that modules know.
 

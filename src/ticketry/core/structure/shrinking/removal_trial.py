@@ -6,7 +6,7 @@ computed from a width. A model with such a number fails to run without its chann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
-from ticketry.core.scope import SHOWN, unwrapped
+from ticketry.core.scope import SHOWN, Patterns, as_names, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import Counted, Structure, structure_of
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
@@ -32,9 +32,11 @@ from ticketry.core.structure.shrinking.comparison import Problem, compare
 from ticketry.core.structure.shrinking.plan import ShrinkPlan, cut_tensors, module_name, resized
 from ticketry.core.structure.shrinking.selection import Flags, Removed, Sizes, kept_indices
 from ticketry.errors import ControlFlowError, UsageError
+from ticketry_engine.support.entry_points import entry_point
 
 
-def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[str] = ()) -> Structure:
+@entry_point()
+def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = ()) -> Structure:
     """The groups of `model`; those whose removal changes its outputs, or breaks it, stay.
 
     Where a dimension is cut into several and its channels turn out to stay, another of them is taken for the one that
@@ -110,10 +112,10 @@ def structure_around(
             unseen.append(around[-1])
 
 
-def _matching(model: nn.Module, spare: Iterable[str]) -> frozenset[str]:
+def _matching(model: nn.Module, spare: Patterns) -> frozenset[str]:
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
-    for pattern in (spare,) if isinstance(spare, str) else spare:
+    for pattern in as_names(spare):
         matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
         if not matching:
             question = did_you_mean(str(pattern), [module_name(name) for name in names]).strip()

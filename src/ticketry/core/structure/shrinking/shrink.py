@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.mask import Mask, require_mask
-from ticketry.core.scope import named_parameters, unwrapped
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Patterns, named_parameters, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.dependencies.model_copies import Inputs, arguments_of, natural_dtype, twin_of
 from ticketry.core.structure.shrinking.comparison import Problem, compare
@@ -28,9 +27,11 @@ from ticketry.core.structure.shrinking.selection import (
     tensors_of,
 )
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
+from ticketry_engine.support.entry_points import entry_point
 
 
-def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> nn.Module:
+@entry_point()
+def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> nn.Module:
     """A smaller copy of `model` without the channels that `mask` removes; its outputs are those of the masked model.
 
     The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. It is compared
@@ -64,7 +65,8 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Itera
     return rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
 
 
-def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> ShrinkPlan:
+@entry_point()
+def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> ShrinkPlan:
     """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`.
 
     Args:
@@ -83,7 +85,6 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
         >>> {name: plan.shape(name) for name in plan.shapes}
         {'0.bias': (4,), '0.weight': (4, 4), '2.weight': (2, 4)}
     """
-    require_mask(mask)
     mask.parameters(model)
     return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
 
@@ -169,6 +170,7 @@ def _why(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) 
     return "is removed"
 
 
+@entry_point()
 def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan) -> Optimizer:
     """A new optimiser for `small` with the settings and the state (momentum, moments, step counts) of `optimizer`.
 

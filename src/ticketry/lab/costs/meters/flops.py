@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
+from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import Need, callers_defaults, entry_point
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
 """What makes of a weight another tensor with the same zeros: autocast's conversions, memory layouts."""
@@ -59,6 +61,7 @@ class FlopsByWeight:
         return self.dense - sum(gone)
 
 
+@entry_point(Need(values=False, python=False, training=True), autocast=True)
 def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | None = None) -> StepFlops:
     """FLOPs of ``forward().backward()``.
 
@@ -81,10 +84,9 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
         >>> tk.meters.step_flops(model, lambda: model(x).sum()).dense  # 3 * 4 * 2 products, forward and back
         96
     """
-    if mask is not None:
-        require_mask(mask)
     parameters = mask.parameters(model) if mask is not None else {}
-    found = flops_by_weight(parameters, forward)
+    with callers_defaults():
+        found = flops_by_weight(parameters, forward)
     return StepFlops(found.dense, found.left(removed_shares(mask) if mask is not None else {}))
 
 
@@ -108,6 +110,11 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
     """
     with _counter() as counter, _Products(_Named.of_all(parameters), counter.flop_registry) as products:
         loss = forward()
+        if not loss.requires_grad:
+            raise UsageError(
+                "no gradient reaches a parameter from what forward() returns, so there is no backward pass to count:"
+                " model.requires_grad_(True) trains frozen parameters, and forward() runs under torch.enable_grad()"
+            )
         products.forward = False
         loss.backward()  # type: ignore[no-untyped-call]
     return FlopsByWeight(int(counter.get_total_flops()), products.flops)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.mask import Mask, require_mask
+from ticketry.core.mask import Mask
 from ticketry.core.score import Loss
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.errors import UsageError
 from ticketry.lab.costs.meters.flops import step_flops
 from ticketry.lab.costs.meters.memory import allocated_at_peak, resident_at_peak
+from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, entry_point
 from ticketry_engine.support.process_state import private_random_state
 
 _Step = Callable[[], None]
@@ -54,6 +55,7 @@ class StepCost:
     device: str
 
 
+@entry_point(Need(python=False, training=True), autocast=True)
 def measure_step(
     model: nn.Module, loss: Loss, batch: object, optimizer: Optimizer, *, mask: Mask | None = None, repeats: int = 10
 ) -> StepCost:
@@ -80,8 +82,6 @@ def measure_step(
         >>> cost.dense_flops, cost.flops, cost.seconds > 0
         (256, 64.0, True)
     """
-    if mask is not None:
-        require_mask(mask)
     if repeats < 1:
         raise UsageError(f"repeats is the number of steps timed, at least 1, not {repeats}")
     first = next(model.parameters(), None)
@@ -94,7 +94,8 @@ def measure_step(
         optimizer.step()
 
     device = first.device
-    with _restored(model, optimizer, device):
+    batch = as_normal_tensors(batch)
+    with _restored(model, optimizer, device), callers_defaults():
         optimizer.zero_grad(set_to_none=True)
         flops = step_flops(model, lambda: loss(model, batch), mask)
         step()  # makes the optimiser's state

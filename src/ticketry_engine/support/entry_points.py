@@ -1,0 +1,235 @@
+"""The frame of every public function: which models and arguments it takes, and in which state of torch it runs.
+
+`entry_point` checks the arguments that public functions share, each in one place, and runs the function in
+`plain_torch_state`: a caller's inference mode, autocast, `no_grad` or default type and device change no result.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ticketry_engine.errors import ScopeError, UsageError
+from ticketry_engine.support.modules import require_model
+from ticketry_engine.support.process_state import default_dtype
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Check = Callable[[Any, str, Any], Any]
+"""(value, name of the argument, model or None) -> the value to pass on; raises `UsageError` for a wrong one."""
+
+ARGUMENT_CHECKS: dict[str, Check] = {}
+"""Name of an argument -> its check; modules add those of their own types."""
+
+
+class Need(NamedTuple):
+    """What a function needs of its model, besides parameters that have shapes."""
+
+    values: bool = True
+    """Weights with values: not on the meta device."""
+    python: bool = True
+    """Layers that are Python modules: no TorchScript."""
+    floats: bool = True
+    """Layers that are not quantised: their weights are no parameters, and no gradient passes."""
+    training: bool = False
+    """Parameters to change or differentiate: not created in inference mode."""
+
+
+READS = Need()
+CHANGES = Need(training=True)
+BY_NAME = Need(values=False, python=False, floats=False)
+"""Parameters are looked up by name."""
+
+
+def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator for public functions, which checks shared arguments and normalises torch's state.
+
+    Args:
+        need: what the function needs of its arguments `model` and `small`.
+        autocast: whether the caller's autocast stays on, for functions that measure the caller's own step.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters
+        names = list(parameters)
+        optional = {name for name, one in parameters.items() if one.default is None or "None" in str(one.annotation)}
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            model = kwargs["model"] if "model" in kwargs else dict(zip(names, args, strict=False)).get("model")
+
+            def pass_on(name: str, value: Any) -> Any:
+                if value is None and (name in optional or name not in parameters):
+                    return None
+                if name in ("model", "small"):
+                    check_model(value, need, name)
+                check = ARGUMENT_CHECKS.get(name)
+                return value if check is None else check(value, name, model)
+
+            with plain_torch_state(autocast=autocast):
+                positional: Any = [*map(pass_on, names, args), *args[len(names) :]]
+                named: Any = {name: pass_on(name, value) for name, value in kwargs.items()}
+                return function(*positional, **named)
+
+        return checked
+
+    return decorate
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def check_model(model: object, need: Need = READS, name: str = "model") -> None:
+    """Raise an error that says what to do if `model` is no model, or not one that meets the need.
+
+    Raises:
+        UsageError: for a value that is no module, and for a module in TorchScript, quantised, on the meta device or
+            created in inference mode where the function needs another one.
+        ScopeError: for a module with lazy layers.
+    """
+    require_model(model)
+    assert isinstance(model, nn.Module)
+    kind = type(model).__name__
+    for local, module in model.named_modules():
+        if need.python and isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{repr(local) if local else kind} is a TorchScript module, whose layers cannot be seen: use the Python"
+                " module that it was made from, and script or trace that afterwards"
+            )
+        if need.floats and is_quantised(module):
+            raise UsageError(
+                f"{repr(local) if local else kind} is a quantised layer, whose weights are no parameters: use the model"
+                " in floating point, and quantise what comes out"
+            )
+    for local, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ScopeError(f"{local!r} of {kind} has no shape yet (a lazy layer): call the model once on an example")
+        if need.values and tensor.is_meta:
+            raise UsageError(
+                f"{local!r} of {kind} is on the meta device and has no values: model.to_empty(device=...) and"
+                " initialise or load the model first"
+            )
+        if need.training and tensor.is_inference():
+            raise UsageError(
+                f"{local!r} of {kind} was created in torch.inference_mode and can be neither changed nor trained:"
+                " create the model outside, or take copy.deepcopy(model) there"
+            )
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Return whether a module is a layer of torch's with a quantised weight, which is no parameter."""
+    return type(module).__module__.startswith(_QUANTISED)
+
+
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+
+
+# -- the state of torch ------------------------------------------------------------------------------------------------
+
+
+class _Defaults(NamedTuple):
+    """Type and device of tensors that are created without one."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+_PLAIN = _Defaults(torch.float32, torch.device("cpu"))
+
+_callers = threading.local()
+
+
+@contextmanager
+def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
+    """Run a block as torch starts: with gradients, without inference mode and autocast, new tensors float32 on the CPU.
+
+    With `autocast` the caller's autocast stays on.
+
+    Deterministic mode stays as the caller set it: no result depends on it, and the model's own code has to obey it.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device in () if autocast else _AUTOCASTS:
+            if torch.is_autocast_enabled(device):
+                stack.callback(torch.clear_autocast_cache)  # it has weights as they were before
+                stack.enter_context(torch.autocast(device, enabled=False))
+        now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
+        if now != _PLAIN:
+            stack.enter_context(_callers_are(now))
+            stack.enter_context(_defaults(_PLAIN, now))
+        yield
+
+
+_AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
+
+
+@contextmanager
+def callers_defaults() -> Iterator[None]:
+    """Run a block of the user's code, such as a loss, with the default type and device that the caller has set."""
+    theirs: _Defaults | None = getattr(_callers, "defaults", None)
+    now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
+    if theirs is None or theirs == now:
+        yield
+        return
+    with _callers_are(None), _defaults(theirs, now):
+        yield
+
+
+@contextmanager
+def _callers_are(defaults: _Defaults | None) -> Iterator[None]:
+    before = getattr(_callers, "defaults", None)
+    _callers.defaults = defaults
+    try:
+        yield
+    finally:
+        _callers.defaults = before
+
+
+@contextmanager
+def _defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
+    with ExitStack() as stack:
+        if wanted.dtype != now.dtype:
+            stack.enter_context(default_dtype(wanted.dtype))
+        if wanted.device != now.device:
+            stack.enter_context(wanted.device)
+        yield
+
+
+def as_normal_tensors(values: Any) -> Any:
+    """Return the very values, or a copy with ordinary tensors in the place of those created in inference mode.
+
+    Gradients cannot use tensors of inference mode.
+    """
+    leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
+    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
+        return values
+    if isinstance(values, Mapping):  # torch does not look into mappings of other kinds than dict
+        return {key: as_normal_tensors(value) for key, value in values.items()}
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, values)
+
+
+@contextmanager
+def writing_to(tensor: Tensor) -> Iterator[None]:
+    """Run a block that writes to a tensor in place: torch allows that only in the mode it was created in."""
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        yield
+
+
+def _check_example_inputs(value: Any, name: str, model: object) -> Any:
+    return as_normal_tensors(value)
+
+
+ARGUMENT_CHECKS["example_inputs"] = _check_example_inputs
