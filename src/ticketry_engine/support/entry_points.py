@@ -116,7 +116,7 @@ def check_model(model: object, need: Need = READS, name: str = "model") -> None:
             raise ScopeError(f"{local!r} of {kind} has no shape yet (a lazy layer): call the model once on an example")
         if need.values and tensor.is_meta:
             raise UsageError(
-                f"{local!r} of {kind} is on the meta device and has no values: model.to_empty(device=...) and"
+                f"{local!r} is on the meta device and has no values: model.to_empty(device=...) and"
                 " initialise or load the model first"
             )
         if need.training and tensor.is_inference():
