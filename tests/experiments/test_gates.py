@@ -9,6 +9,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from ticketry.cli.screen.search_end import _cut
 from ticketry.errors import UsageError
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
@@ -19,6 +20,7 @@ from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report.tables.costs import cost_points
 from ticketry.report.tables.results import Results
+from ticketry.search.gating import rounds
 
 TOTAL, REWIND = 60, 6
 METHOD = tk.search.continuous
@@ -111,3 +113,20 @@ def test_stability_needs_the_same_early_weights(tmp_path: Path) -> None:
         found = METHOD(lab, TASK, settings, recipe=RECIPE)[0][1]
         with pytest.raises(UsageError, match="search with rewind 0"):
             stability(lab, TASK, RECIPE, found, Seeds())
+
+
+def test_a_density_that_no_gates_leave_is_cut_to_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Controls are trained beside the requested density alone, and the terminal says which ticket was cut."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rounds, "_TRIES", 1)
+    monkeypatch.setattr(rounds, "TOLERANCE", 1e-6)
+    options: dict[str, Any] = {"replicates": 1, "controls": ("shuffled",), "recipe": {"length": "20it"}, "workers": 0}
+    run = tk.run("continuous", density=0.2, rounds=2, rewind="0", gate_lr=10.0, **options)
+    tickets = {point.level: point for point in run.record.points if point.role == "ticket"}
+    assert sorted(tickets) == [1, 2]
+    assert tickets[2].density == pytest.approx(0.2, abs=1e-4)
+    assert [point.level for point in run.record.points if point.role == "shuffled"] == [2]
+    assert [(one.level, one.cut_to) for one in run.record.rounds if one.used] == [(1, None), (2, 0.2)]
+    assert len(run.record.points) == run.request.expected
+    (line,) = _cut(run.record)
+    assert line.startswith("replicate 0 level 2: no s0 leaves 20 %; the nearest leaves ")

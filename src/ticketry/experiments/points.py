@@ -246,7 +246,7 @@ class Rounds:
             if key not in self._rows and (row := _round(replicate, found.level, result)):
                 self._rows[key] = row
             if key in self._rows and result is found.searched[-1]:
-                self._rows[key] = replace(self._rows[key], used=True)
+                self._rows[key] = replace(self._rows[key], used=True, cut_to=found.cut_to)
 
     def rows(self) -> tuple[Round, ...]:
         """In the order of replicates and levels."""

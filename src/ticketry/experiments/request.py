@@ -122,7 +122,10 @@ class SearchRequest:
 
     def controls_beside(self, level: int | None, density: float) -> tuple[str, ...]:
         """The controls that are trained beside tickets of a level, by which they are known where it is planned: its
-        structure may give a ticket another density."""
+        structure may give a ticket another density. Of gates that are led to one density, it is the last ticket."""
+        last = getattr(self.settings, "requested_level", None)
+        if last is not None and not self.control_densities:
+            return self.controls if level == last else ()
         asked, planned = self.control_densities, planned_densities(self)
         levels = {level_of(one, planned, "the search") for one in asked} if planned else {None}
         beside = any(_same(density, one) for one in asked) if None in levels else level in levels
@@ -134,7 +137,8 @@ class SearchRequest:
 
     def controls_of(self, tickets: int) -> int:
         """How many controls a replicate with so many tickets trains."""
-        beside = len(self.control_densities) if self.control_densities else tickets
+        all_beside = 1 if getattr(self.settings, "requested_level", None) is not None else tickets
+        beside = len(self.control_densities) or all_beside
         return min(beside, tickets) * len(self.controls)
 
     @property

@@ -156,6 +156,8 @@ class Found:
     """That its mask was chosen in, see `core.pattern`."""
     aim: str = ""
     """What its mask has a budget of, and by which costs, see `Aimed.terms`; empty where it was pruned to a density."""
+    cut_to: float | None = None
+    """Density that a mask of gates was cut to by their values, where no setting of the gates led to it; else None."""
 
     @property
     def search_steps(self) -> int:

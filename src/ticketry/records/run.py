@@ -51,6 +51,9 @@ class Round(Part, frozen=True, kw_only=True):
     """Gates by how far they are open at the end, in equal bins from 0 to 1."""
     key: str = ""
     """Of the segment in the store."""
+    cut_to: Share | None = None
+    """Density that the ticket's mask was cut to by the values of the gates, because no s0 was found that leaves it;
+    None where the mask is that of the gates which are on."""
 
     def __post_init__(self) -> None:
         if not self.histogram:

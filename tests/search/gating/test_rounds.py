@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from samples import sample
 from ticketry.errors import LayerCollapseError, TrainingError, UsageError
 from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
+from ticketry.search.gating import rounds
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import hardened_weights
+from ticketry.search.gating.masks import gates_of, hardened_weights
 from ticketry.testing import check_search
 
 CONTINUOUS, STOCHASTIC = tk.search.continuous, tk.search.stochastic
@@ -234,10 +236,25 @@ def test_what_was_tried_is_used_again(tmp_path: Path) -> None:
     assert first[1].searched[0].segment == second[1].searched[0].segment
 
 
-def test_a_density_out_of_reach_is_told(tmp_path: Path) -> None:
-    """Gates that do not move are all on or all off."""
-    with tk.Lab(tmp_path) as lab, pytest.raises(TrainingError, match="no s0 found whose density is within 10%"):
-        found_by(lab, density=0.3, rounds=1, gate_lr=0.0, length="20it")
+@pytest.mark.parametrize("rewind", ["10%", "end"])
+def test_where_no_s0_leads_to_a_density_the_nearest_gates_are_cut_by_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewind: str
+) -> None:
+    """The mask is that of the largest s of the nearest of all tries, chosen here by a sort of its own."""
+    monkeypatch.setattr(rounds, "_TRIES", 2)
+    monkeypatch.setattr(rounds, "TOLERANCE", 1e-6)
+    with tk.Lab(tmp_path) as lab:
+        (_, ticket) = found_by(lab, density=0.2, rounds=1, rewind=rewind, length="40it")
+        tries = [float(one.record["gating"]["density"]) for one in ticket.searched]
+        mask = lab.store.get_mask(ticket.mask)
+        logits = {name: s.detach() for name, s in gates_of(lab, ticket.searched[-1]).by_weight().items()}
+    assert len(tries) == 2
+    assert abs(math.log(tries[-1] / 0.2)) <= abs(math.log(tries[0] / 0.2))
+    every = torch.cat([logits[name].flatten() for name in mask])
+    kept = torch.zeros(len(every), dtype=torch.bool)
+    kept[torch.sort(every, descending=True, stable=True).indices[: round(0.2 * len(every))]] = True
+    assert torch.equal(torch.cat([mask[name].flatten() for name in mask]), kept)
+    assert ticket.cut_to == 0.2
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------

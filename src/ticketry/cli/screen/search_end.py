@@ -51,6 +51,7 @@ def tell(run: Run, report: Path) -> None:
         "",
         *(f"left out {one.role} at level {one.level}: {one.why}" for one in record.left_out),
         *(f"pruned   {line}" for line in moment_lines(record)),
+        *(f"cut      {line}" for line in _cut(record)),
         f"tickets  {where}",
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
@@ -73,6 +74,16 @@ def tell_more(run: Run, *, verified: bool, timed: bool) -> None:
         show(as_json(run.timing), layers=False)
     elif timed:
         print(_NO_WINNER.format("speed  ", "timed"))
+
+
+def _cut(record: RunRecord) -> list[str]:
+    """A line for each ticket of gates whose mask was cut to the requested density."""
+    return [
+        f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
+        f" {100 * one.density:.3g} %, and the gates with the largest values were kept"
+        for one in record.rounds
+        if one.cut_to is not None
+    ]
 
 
 def _tickets(run: Run) -> tuple[list[str], str]:

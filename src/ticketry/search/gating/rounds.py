@@ -9,8 +9,9 @@ between the nearest s0 on either side, or in the middle after two tries on one s
 only if it leaves less than D: a large s0 keeps nearly all that it left.
 
 Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about their
-kind's threshold (0 of most), so that density jumps there; a density inside the jump is not found, and the error says to
-begin with another s0.
+kind's threshold (0 of most), so that density jumps there, and no s0 leads to a density inside the jump. After 10 tries
+of a round the nearest one is used. If this is the last round, the ticket's mask is cut to D by the values of its gates,
+which the record says.
 
 Under a budget of tickets (`--flops`, `--time`, `--bytes`) the same is done with the share of its costs that hard gates
 leave in place of the density; the last ticket then spends the budget, see `search.gating.charging`.
@@ -26,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.errors import TrainingError, UsageError
+from ticketry.errors import UsageError
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.scope import prunable
 from ticketry.search.gating.charging import charged, left_of_budget
@@ -44,6 +45,7 @@ TOLERANCE = 0.1
 _TRIES = 10
 _LEAST_STEP = 1e-4
 _MOST_SHARE = 0.99
+_LEAST_SHARE = 1e-9
 _MOST_TYPICAL = 0.1
 _FARTHEST = 50.0
 
@@ -85,11 +87,6 @@ class Rounds:
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
-    @property
-    def threshold(self) -> float:
-        """Above which s leave their gates on."""
-        return self._gating.make_kind().threshold
-
     def left(self, result: Result) -> float:
         """What the gates of a round leave: the density; under a budget of tickets the share of its costs."""
         if self.settings.aim:
@@ -108,11 +105,15 @@ class Rounds:
         return replace(self._gating, init=init, penalty=penalty, seed=seed, earlier=earlier, reset=reset)
 
 
-def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """(the rounds that led here, all that were trained until now) after each round; the last is of the density.
+def is_met(rounds: Rounds, result: Result, density: float) -> bool:
+    """Whether the gates of the last round leave the density to within `TOLERANCE`."""
+    return abs(rounds.left(result) / density - 1) <= TOLERANCE
 
-    Raises:
-        TrainingError: if the density is not met in 10 tries of a round.
+
+def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+    """Yield (the rounds that led here, all that were trained until now) after each round; the last is of the density.
+
+    Where no try of a round is dense or near enough, its nearest one is used, see `is_met`.
     """
     count, (init, _) = rounds.settings.rounds, rounds.settings.members[0]
     chain: list[Result] = []
@@ -123,14 +124,18 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
-        for result in _tries(rounds, chain, init, aim, density):
-            searched.append(result)
-        chain = [*chain, searched[-1]]
+        *others, used = _tries(rounds, chain, init, aim, density)
+        searched += [*others, used]
+        chain = [*chain, used]
         yield chain, list(searched)
 
 
-def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> Iterator[Result]:
-    """Train the round after `chain` with one s0 after another until its density will do."""
+def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
+    """Train the round after `chain` with one s0 after another until its density will do.
+
+    Returns:
+        All tries in their order, but the one to use last.
+    """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
     had = rounds.left(before) if before else 1.0
@@ -138,12 +143,13 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
     tried: list[tuple[float, float]] = []
+    results: list[Result] = []
     for _ in range(_TRIES):
         result = rounds.train(init, rounds.settings.penalty[0], chain)
-        yield result
+        results.append(result)
         found = rounds.left(result)
-        if abs(found / density - 1) <= TOLERANCE if last else found >= density:
-            return
+        if is_met(rounds, result, density) if last else found >= density:
+            return results
         stuck, side = side == (found < aim), found < aim
         if side:
             low = (init, found)
@@ -160,13 +166,9 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
             way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
-    what, border = rounds.settings.aim or "density", rounds.threshold
-    raise TrainingError(
-        f"no s0 found whose {what} is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
-        f" (the last: s0 {tried[-1][0]:.4g}, {what} {found:.4g}): begin with another init, such as"
-        f" {border - 0.05:.4g} (density jumps at {border:.4g}, where gates without a gradient go on or off together),"
-        " train longer, or with a larger gate_lr"
-    )
+    distances = [abs(math.log(max(left, _LEAST_SHARE) / aim)) for _, left in tried]
+    nearest = results.pop(distances.index(min(distances)))
+    return [*results, nearest]
 
 
 def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:

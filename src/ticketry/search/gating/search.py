@@ -11,7 +11,7 @@ from ticketry.lab.search_result import REWINDING, Found, check_rates, retrain_af
 from ticketry.search.common.aims import terms_of
 from ticketry.search.common.budget import compressed, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
-from ticketry.search.gating.rounds import Rounds, steered
+from ticketry.search.gating.rounds import Rounds, is_met, steered
 from ticketry.search.gating.settings import GateSettings
 
 if TYPE_CHECKING:
@@ -67,11 +67,14 @@ def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
 
 def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
     from ticketry.search.gating.charging import paid_mask
-    from ticketry.search.gating.masks import hardened_mask, hardened_weights
+    from ticketry.search.gating.masks import allocated_mask, hardened_mask, hardened_weights
 
     lab, last, retrain, settings = rounds.lab, chain[-1], dense.retrain, rounds.settings
-    if settings.aim and level == settings.rounds:
-        mask = paid_mask(lab, last, settings, settings.shares[0])
+    target, cut_to = settings.target if level == settings.rounds else None, None
+    if settings.aim and target is not None:
+        mask = paid_mask(lab, last, settings, target)
+    elif target is not None and not is_met(rounds, last, target):
+        mask, cut_to = allocated_mask(lab, last, target), target
     else:
         mask = hardened_mask(lab, last)
     rewound = rounds.rewound(chain)
@@ -87,6 +90,7 @@ def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Resu
         behind=None if retrain in REWINDING else _steps_in(chain, rewound),
         pattern=settings.pattern,
         aim=terms_of(settings),
+        cut_to=cut_to,
     )
 
 

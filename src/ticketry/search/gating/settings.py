@@ -117,6 +117,11 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.requested)
 
+    @property
+    def requested_level(self) -> int | None:
+        """The level of the ticket that was requested by density or budget; None where all levels were."""
+        return None if self.target is None else self.rounds
+
     def tickets(self) -> int:
         """How many tickets a replicate will find."""
         return len(self.each_alone()) * len(self.members) * self.rounds
