@@ -42,7 +42,7 @@ def test_verbs_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
     shown = ""
     for command in ("compile", "bench", "export"):
         assert command in COMMANDS
-        code, out, _ = call(capsys, command, "--help")
+        code, out, _ = call(capsys, command, "--help-all")
         assert code == 0
         shown += out
     named = set(re.findall(r"--[a-z][a-z-]+", TEXT))

@@ -11,8 +11,22 @@ import ticketry as tk
 
 PUBLIC = [
     *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Split", "Splits", "Step", "Task", "Ticket"),
-    *("__version__", "allocate", "bench", "compile", "cost", "devices", "engine", "errors", "evidence", "gates"),
-    *("gradual", "hold", "meters", "prune", "restructure", "run", "schedule", "scope", "score", "search", "shrink"),
+    *("__version__", "allocate", "bench", "compile", "cost", "dataset_task", "devices", "engine", "errors"),
+    *(
+        "evidence",
+        "gates",
+        "gradual",
+        "hold",
+        "meters",
+        "prune",
+        "restructure",
+        "run",
+        "schedule",
+        "scope",
+        "score",
+        "search",
+        "shrink",
+    ),
     *("sparse_training", "stability", "store", "structure", "task", "verify"),
 ]
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ticketry.records.metric import Metric
     from ticketry.step import Step
     from ticketry.tasks.catalogue import get as task
+    from ticketry.tasks.dataset_task import dataset_task
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.task import Split, Splits, Task
 
@@ -58,6 +59,7 @@ _PUBLIC = {
     "bench": "ticketry.experiments.bench:bench",
     "compile": "ticketry.engine.adapters:compile",
     "cost": "ticketry.engine.cost",
+    "dataset_task": "ticketry.tasks.dataset_task:dataset_task",
     "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
     "errors": "ticketry.errors",
@@ -99,6 +101,7 @@ __all__ = [
     "bench",
     "compile",
     "cost",
+    "dataset_task",
     "devices",
     "engine",
     "errors",

@@ -261,7 +261,7 @@ def test_one_ticket_lies_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     """A new option is a decision: it is added here too."""
-    _, out, _ = call(capsys, "search", "iterative", "--help")
+    _, out, _ = call(capsys, "search", "iterative", "--help-all")
     options = {
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
@@ -279,9 +279,30 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     assert options == expected
 
 
+@pytest.mark.parametrize("method", ["iterative", "oneshot", "gradual", "continuous", "stochastic", "early", "dynamic"])
+def test_help_fits_a_screen_and_names_where_the_rest_is(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "search", method, "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 60
+    assert f"ticketry search {method} --help-all" in out
+    assert {"--task", "--name", "--controls", "--json"} <= set(out.split())
+    assert "--checkpoint-seconds" not in out
+    shown = [line for line in out.splitlines() if line.startswith("│ --")]
+    assert len(shown) <= 25
+
+
+def test_an_option_that_help_leaves_out_is_read_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "search oneshot --task digits --replicates 1 --controls none --recipe.length 5it --workers 0 --mask-seed 3"
+    code, _, err = call(capsys, *words.split(), "--checkpoint-seconds", "5", "--store", str(tmp_path))
+    assert code == 0, err
+    assert "mask = 3" in next(tmp_path.glob("runs/*/run.toml")).read_text()
+
+
 @pytest.mark.parametrize("words", ["verify", "stability", "structure", "compile", "export", "bench", "search early"])
 def test_help_says_nothing_of_none_and_of_truth_values(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = call(capsys, *words.split(), "--help")
+    _, out, _ = call(capsys, *words.split(), "--help-all")
     for odd in (
         "{None",
         "{,",
@@ -296,7 +317,7 @@ def test_help_says_nothing_of_none_and_of_truth_values(words: str, capsys: pytes
 
 
 def test_help_tells_placeholders_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = call(capsys, "verify", "--help")
+    _, out, _ = call(capsys, "verify", "--help-all")
     told = " ".join(out.replace("│", " ").split())
     assert "--seeds INT So many seeds" in told
     assert "--claim {wins,matches}" in told

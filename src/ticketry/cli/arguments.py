@@ -23,8 +23,12 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     """The arguments `words` as an instance of `kind`: a dataclass, or several as sub-commands.
 
     Wrong usage ends the process with code 2. Lists may be written with commas (``--densities 0.5,0.2``), with spaces,
-    or by giving the flag several times.
+    or by giving the flag several times. ``--help`` shows the everyday options, ``--help-all`` every option.
     """
+    shown = _everyday(kind) if {"-h", "--help"} & set(words) else None  # an option that is not shown is not read
+    words = ["--help" if word == HELP_ALL else word for word in words]
+    if shown is not None:
+        description = f"{description.strip()}\n\nMore options: {prog} {HELP_ALL}"
     several = set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set()
     separated = _gathered(with_places(words), several)
     _check_words(kind, separated, prog)
@@ -35,8 +39,54 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
         prog=prog,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_in_plain_words(),
+        registry=_in_plain_words(shown),
     )
+
+
+HELP_ALL = "--help-all"
+_MOST_SHOWN = 25
+"""Options that ``--help`` shows, so that they fit on a screen."""
+_LONGEST_HELP = 100
+"""Characters of an option's text in ``--help``."""
+_RARE = frozenset(
+    (
+        *(
+            "device",
+            "precision",
+            "threads",
+            "devices",
+            "parallel",
+            "norms",
+            "kernels",
+            "checkpoint_seconds",
+            "log",
+            "on",
+        ),
+        *("energy", "trust"),
+    )
+)
+"""Options of every command that trains, which ``--help`` leaves to ``--help-all``."""
+_EVERYDAY = frozenset(
+    (
+        *("task", "model", "option", "name", "replicates", "controls", "preset", "config", "verify", "bench"),
+        *("store", "data", "workers", "json", "density", "densities", "levels", "rewind", "score", "rounds"),
+        *("when", "time", "length", "rewinds", "masks", "at"),
+    )
+)
+"""Options that ``--help`` shows of a command with more than `_MOST_SHOWN` others."""
+
+
+def _everyday(kind: Any) -> frozenset[str] | None:
+    """The names of the options that ``--help`` shows; None where these are all."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _flags_of(kind))
+    hints = typing.get_type_hints(kind, include_extras=True)
+    groups = frozenset(name for name, hint in hints.items() if dataclasses.is_dataclass(_plain(hint)))
+    usual = names - _RARE
+    if usual == names:
+        return None
+    return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
 
 
 def with_places(words: Sequence[str]) -> list[str]:
@@ -202,8 +252,13 @@ _NOTHING = ("None", "", "''", "False")
 """Defaults that say no more than that the option was not given."""
 
 
-def _in_plain_words() -> ConstructorRegistry:
-    """Dataclasses as tyro reads them, their fields told without None, empty texts, and truth values."""
+def _in_plain_words(shown: frozenset[str] | None) -> ConstructorRegistry:
+    """Dataclasses as tyro reads them, their fields told without None, empty texts, and truth values.
+
+    Args:
+        shown: the names of the options that help shows, each with the first sentence of its text; None for all, with
+            the whole text.
+    """
     registry = ConstructorRegistry()
     asked: list[Any] = []
 
@@ -217,22 +272,32 @@ def _in_plain_words() -> ConstructorRegistry:
         finally:
             asked.pop()
         if isinstance(found, StructConstructorSpec):
-            return dataclasses.replace(found, fields=tuple(map(_told, found.fields)))
+            return dataclasses.replace(found, fields=tuple(_told(field, shown) for field in found.fields))
         return None
 
     return registry
 
 
-def _told(field: StructFieldSpec) -> StructFieldSpec:
+def _told(field: StructFieldSpec, shown: frozenset[str] | None) -> StructFieldSpec:
     """A field with its placeholder, its help on one line for tyro to fold, and a default that says something."""
 
     def helptext() -> str | None:
         found = field.helptext() if callable(field.helptext) else field.helptext
-        return found and " ".join(found.split())
+        text = found and " ".join(found.split())
+        return text if shown is None or not text else _first_sentence(text)
 
     options = tyro.conf.arg(metavar=_placeholder(field.type), help_behavior_hint=_hint)
     kind: Any = Annotated[field.type, options]
+    if shown is not None and field.name not in shown:
+        hidden: Any = tyro.conf.Suppress
+        kind = hidden[kind]
     return dataclasses.replace(field, type=kind, helptext=helptext)
+
+
+def _first_sentence(text: str) -> str:
+    """The text up to its first full stop or semicolon, cut to about a line and a half."""
+    sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
+    return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
 
 def _hint(default: str) -> str:

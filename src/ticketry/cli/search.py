@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import tyro
 
 from ticketry.choices import listed
-from ticketry.cli.arguments import options_said, parse, values_of
+from ticketry.cli.arguments import HELP_ALL, options_said, parse, values_of
 from ticketry.cli.options import Printing, saying
 from ticketry.cli.screen.search_end import tell, tell_more
 from ticketry.cli.screen.verification import interim_teller
@@ -90,7 +90,7 @@ class _Common(Printing, LabOptions):
 
 def main(words: Sequence[str]) -> int:
     """Carry out the search that the words ask for."""
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", HELP_ALL):
         print(_help())
         return 0 if words else 2
     chosen, arguments = read_arguments(words, command="search")
@@ -128,7 +128,9 @@ def read_arguments(
     said_here = options_said(rest)
     check_aims(chosen, said_here)
     tables = _without_what_is_said(tables, said_here)
-    about = description or f"{chosen.title}.\n\n{chosen.description}"
+    about = description or f"{chosen.title}."
+    if not description and HELP_ALL in rest:
+        about += f"\n\n{chosen.description}"
     return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.alias or chosen.name}", about)
 
 

@@ -131,8 +131,8 @@ def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
 
 
 def _rewound(runs: Sequence[Results]) -> bool:
-    """Whether any was asked for a rewind step: of other methods it is a step of their own, which names nothing."""
-    return any("rewind" in results.run.settings for results in runs)
+    """Whether all were asked for a rewind step: of other methods it is a step of their own, which names nothing."""
+    return all("rewind" in results.run.settings for results in runs)
 
 
 _PLACES = {"profile"}

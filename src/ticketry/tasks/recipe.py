@@ -14,7 +14,7 @@ from ticketry.step import Step
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "multistep", "cosine", "onecycle", "linear"]
-Augmentation = Literal["flip", "crop", "resized_crop"]
+Augmentation = Literal["flip", "crop", "resized_crop", "transforms"]
 TO_ZERO = ("cosine", "onecycle", "linear")
 """Schedules whose learning rate is 0, or next to it, in the end."""
 
@@ -61,7 +61,8 @@ class Recipe:
     """Upper bound of the gradient's L2 norm; 0 leaves it alone."""
     augment: tuple[Augmentation, ...] = ()
     """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch; resized_crop (a random
-    part of the image, resized), which is done while images are read from disk, before the others."""
+    part of the image, resized), which is done while images are read from disk, before the others; transforms (random
+    transforms of a data set of PyTorch draw anew at every step, see `dataset_task`)."""
 
     def __post_init__(self) -> None:
         for name, bounds in _BOUNDS.items():
