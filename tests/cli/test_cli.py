@@ -268,7 +268,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     common = (
         "task model option target name replicates seed initialisation-seed order-seed mask-seed controls preset config"
     )
-    common += " trust control-densities devices norms parallel flops time bytes profile measured unweighed"
+    common += " trust control-densities devices norms parallel flops time base bytes profile measured unweighed"
     engine = "store data workers device precision kernels threads checkpoint-seconds log on json verify bench energy"
     method = "rewind rate levels structured-levels density sparsity densities retrain score distribution spare"
     rest = "spare-output spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
