@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
             out.print(f"warning: {said}", markup=False, highlight=False)
     machine = found[0].machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    threads = f"{arguments.threads} thread{'' if arguments.threads == 1 else 's'}"
+    threads = f"{arguments.threads} thread{'' if arguments.threads == 1 else 's'}, {arguments.clock} time"
     out.print(f"{machine['processor']}, {threads}, load {machine['load']}; {versions}", highlight=False)
     return 0
 

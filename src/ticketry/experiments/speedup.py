@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.core.costs.bases import Base
 from ticketry.core.costs.granularity import CHANNELS
@@ -45,6 +45,8 @@ class SpeedupOptions:
     """Of every engine."""
     rounds: int = 7
     """How often everything is timed, in turns."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu: processor time of this process, for a machine that others use too."""
 
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:
@@ -237,7 +239,7 @@ def _timed(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: Sp
         contenders.append(Sparse(compiled(mask), name, model=masked))
     given = inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
     case = Case(plain, given, "fp32", options.threads)
-    return compare(case, contenders, Timing(rounds=options.rounds), say=say)
+    return compare(case, contenders, Timing(rounds=options.rounds, clock=options.clock), say=say)
 
 
 def _table(

@@ -177,9 +177,10 @@ class CostModel(Struct, frozen=True):
         share = f"{100 * self.floor / self.dense:.1f} %" if self.dense else "0 %"
         most = ", ".join(f"{name} {told(cost, self.unit)}" for name, cost in largest if cost > 0)
         in_torch = self.in_torch_in_words()
+        lower = what_lowers(name for name, cost in largest if cost > 0) if self.unit == "seconds" else ""
         return (
             f"{told(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
-            f"{in_torch and f'; {in_torch}'}"
+            f"{in_torch and f'; {in_torch}'}{lower and f'; what lowers it: {lower}'}"
         )
 
     @property
@@ -280,6 +281,39 @@ class CostModel(Struct, frozen=True):
             costs = (layer.at(density, each) if layer.curves else layer.dense for density in _SHOWN)
             found.append((*first, each, *(told(cost, self.unit) for cost in costs)))
         return found
+
+
+_LOWERS = (
+    (("attention", "softmax", "matmul", "bmm"), "fewer heads (structure='channels') or shorter sequences"),
+    (
+        ("norm", "add", "mul", "lu", "sigmoid", "tanh", "swish", "cat"),
+        "fewer channels or hidden units (structure='channels')",
+    ),
+    (("pool", "resize", "interpolate", "unfold"), "smaller inputs"),
+    (("embedding", "gather"), "shorter sequences"),
+    ((", empty",), "fewer layers"),
+)
+"""Words in the names of a floor's parts -> what makes these parts cheaper."""
+
+
+def what_lowers(parts: Iterable[str]) -> str:
+    """Return what makes a floor lower, the dearest part first; empty if it is not known.
+
+    Args:
+        parts: names of operations and of empty layers, the dearest first.
+
+    Examples:
+        >>> from ticketry.core.costs.cost_model import what_lowers
+        >>> what_lowers(["attention", "encoder.0, empty"])
+        "fewer heads (structure='channels') or shorter sequences, fewer layers"
+    """
+    found = []
+    for part in parts:
+        empty = part.endswith(", empty")
+        for words, said in _LOWERS:
+            if any(word in part for word in words) and (not empty or said == "fewer layers") and said not in found:
+                found.append(said)
+    return ", ".join(found)
 
 
 def _canonical(value: object) -> bytes:
