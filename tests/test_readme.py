@@ -18,7 +18,7 @@ def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     draw = torch.Generator().manual_seed(1)
     batches = [(torch.randn(64, 784, generator=draw), torch.randint(0, 10, (64,), generator=draw)) for _ in range(4)]
-    names: dict[str, object] = {"batches": batches}
+    names: dict[str, object] = {"batches": batches, "loss_function": torch.nn.functional.cross_entropy}
     exec(code, names)  # the point of this test
     out = capsys.readouterr().out
     table = out.partition("Compiled for")[0]
