@@ -39,7 +39,7 @@ def options(command: str, kind: str) -> frozenset[str]:
     made = commands_reference.parser(commands_reference.asked(command, words))
     if command == "store":
         made = dict(commands_reference._subcommands(made))[kind]
-    return frozenset(name for row in commands_reference.rows(made) for name in row.names) | {"--help"}
+    return frozenset(name for row in commands_reference.rows(made) for name in row.names) | {"--help", "--help-all"}
 
 
 def problems(words: list[str]) -> list[str]:

@@ -213,6 +213,15 @@ def test_every_page_is_in_the_navigation() -> None:
         assert str(page.relative_to(ROOT / "docs")) in told, page
 
 
+def test_the_reference_has_a_place_for_every_public_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import python_reference
+
+    pages = "\n".join(python_reference.pages().values())
+    for name in set(tk.__all__) - {"__version__"}:
+        assert f"tk.{name}" in pages, name
+
+
 def test_every_tutorial_is_listed() -> None:
     listed = re.findall(r"\]\(([\w-]+)\.ipynb\)", (TUTORIALS / "README.md").read_text())
     assert sorted(listed) == sorted(path.stem for path in TUTORIALS.glob("*.py"))

@@ -62,7 +62,7 @@ def parser(of: Asked) -> argparse.ArgumentParser:
             prog=of.prog,
             description=of.description,
             config=(tyro.conf.FlagCreatePairsOff,),
-            registry=arguments._in_plain_words(),
+            registry=arguments._in_plain_words(None),
         )
 
 

@@ -18,7 +18,7 @@ _GROUPS = {
     ),
     "python-faster": ("Faster models and training", ("compile", "sparse_training")),
     "python-experiments": ("Experiments", ("run", "verify", "stability", "bench", "restructure", "Lab")),
-    "python-tasks": ("Tasks", ("task", "Task", "Split", "Splits", "Recipe", "Step", "Metric")),
+    "python-tasks": ("Tasks", ("task", "dataset_task", "Task", "Split", "Splits", "Recipe", "Step", "Metric")),
 }
 """Page -> title and names; modules have a page each."""
 
