@@ -65,6 +65,13 @@ def test_commands_of_a_page(path: Path) -> None:
     assert not {line: what for line, what in wrong.items() if what}
 
 
+def test_the_example_of_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "comparison.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "0.5\n"
+    assert "print(mask.density)  # 0.5" in code
+
+
 def test_what_is_found() -> None:
     page = "```\nticketry search imp --level 3  # none\nticketry lists\nticketry store check --repair\n```\n"
     found = [problems(words) for words in commands(page)]
