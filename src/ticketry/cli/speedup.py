@@ -24,6 +24,7 @@ Time a model in eager PyTorch, torch.compile, ONNX Runtime and OpenVINO, and in 
   1 compiled without pruning
   2 with whole channels removed, for a latency budget
   3 with weights and groups of rows removed, for the same budget
+
 Outputs are compared with eager PyTorch first. With --task the network is trained, pruned and trained on with each mask,
 and the table has its accuracy. MODEL.py:build is a function without arguments that returns (model, example_inputs).
 

@@ -28,6 +28,9 @@ def concerns(found: Met) -> Iterator[str]:
         instead = "request more time, or try structure='channels', which keeps dense kernels"
         if found.structure == CHANNELS or denser is not None:
             instead = "request more time, or start from a smaller network"
+    other = f" Instead: {denser}" if denser is not None and denser.density > found.mask.density else ""
+    if denser is None:
+        other = " Leave structure out to have all granularities timed"
     if low:
         worst = min(low, key=lambda stage: low[stage])
         more = f" and {len(low) - 1} more stages are below {100 * LEAST:g} %" if len(low) > 1 else ""
@@ -38,5 +41,5 @@ def concerns(found: Met) -> Iterator[str]:
     if abs(found.first - 1) > _WRONG:
         yield (
             f"the first mask was estimated at {100 * found.first:.0f} % of its measured latency; the budget is met by"
-            f" measurement, but how it is spread over the layers is uncertain. Instead: {instead}"
+            f" measurement, but how it is spread over the layers is uncertain.{other}"
         )
