@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticketry_engine.kernels.channels_last import Geometry, Pixels, conv, cost
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
 from ticketry_engine.kernels.channels_last import number_formats as values
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.emitter import Emitter
@@ -87,9 +87,9 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
     for group in groups:
         weight[group] *= kept(weight.shape[1:], density, given.pairs, generator)
     processor, item = target(given.target), ITEM[given.precision]
-    x = Pixels(Geometry.of(size, size, inputs, kernel // 2, item), 64)
+    x = ChannelsLastValue(ChannelsLastGeometry.build(size, size, inputs, kernel // 2, item), 64)
     after = (size - 1) // stride + 1
-    y = Pixels(Geometry.of(after, after, outputs, 1, item), 64 + x.geometry.bytes(images))
+    y = ChannelsLastValue(ChannelsLastGeometry.build(after, after, outputs, 1, item), 64 + x.geometry.bytes(images))
     begin = time.thread_time()
     layer = Convolution(weight, stride=(stride, stride), padding=(kernel // 2, kernel // 2), act="relu")
     spec = BlockSpec(processor, images)

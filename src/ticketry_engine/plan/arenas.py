@@ -36,7 +36,7 @@ class _Wide:
     firsts: list[int]
     """The first channel of each."""
     channels: int
-    geometry: channels_last.Geometry = field(init=False)
+    geometry: channels_last.ChannelsLastGeometry = field(init=False)
     offset: int = field(init=False, default=0)
 
 
@@ -59,12 +59,12 @@ class PixelsArena:
         self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
         self.bytes = self._place(images)
 
-    def value(self, form: Form) -> channels_last.Pixels:
+    def value(self, form: Form) -> channels_last.ChannelsLastValue:
         """Where a value lies, or those of its channels that there are at a time; `UnsupportedError`: nowhere."""
         runs = _runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
-            return channels_last.Pixels(wide.geometry, wide.offset)
+            return channels_last.ChannelsLastValue(wide.geometry, wide.offset)
         start = first + runs[0][1]
         at = start
         for storage, low, high in runs:
@@ -72,7 +72,7 @@ class PixelsArena:
             if other is not wide or base + low != at:
                 raise UnsupportedError("channels that do not lie side by side")
             at = base + high
-        return channels_last.Pixels(wide.geometry, wide.offset, start, at - start)
+        return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
     def order(self, form: Form) -> Order | None:
         """The value's channels in the order in which they lie; None for their own."""
@@ -94,7 +94,7 @@ class PixelsArena:
 
     def _place(self, images: int) -> int:
         """Give each value its place: in memory that no other living value of its geometry uses. Returns the size."""
-        places: Places[channels_last.Geometry] = Places()
+        places: Places[channels_last.ChannelsLastGeometry] = Places()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
         first = self._storages.places(once=True)
@@ -115,13 +115,13 @@ class PixelsArena:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
 
-    def _geometry(self, wide: _Wide) -> channels_last.Geometry:
+    def _geometry(self, wide: _Wide) -> channels_last.ChannelsLastGeometry:
         height, width = self._storages.all[wide.members[0]].pixels
         halo = max(self._storages.halo(one) for one in wide.members)
-        found = channels_last.Geometry.of(height, width, wide.channels, halo, self._item)
+        found = channels_last.ChannelsLastGeometry.build(height, width, wide.channels, halo, self._item)
         if len(wide.members) > 1 or wide.members[0] not in self._apart:
             return found
-        flat = channels_last.Geometry.planar(height, width, wide.channels, halo)
+        flat = channels_last.ChannelsLastGeometry.build_channel_planes(height, width, wide.channels, halo)
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:

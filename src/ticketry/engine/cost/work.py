@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ticketry.engine.cost.few_inputs import of_dots, of_taps
-from ticketry_engine.kernels.channels_last.group_conv import TILE_ARGS, Arg, GroupConv
-from ticketry_engine.kernels.channels_last.tiles import Tile
-from ticketry_engine.kernels.channels_last.tiles import sets as sets_of
+from ticketry_engine.kernels.channels_last.group_conv import TILE_ARGS, ConvArg, GroupConv
+from ticketry_engine.kernels.channels_last.tiles import Tile, count_accumulators
+from ticketry_engine.kernels.jit import title
 from ticketry_engine.kernels.planar.dots import Dots
 from ticketry_engine.kernels.planar.elementwise import Elementwise
 from ticketry_engine.kernels.planar.row_sums import SHAPES, Sums, side_by_side
@@ -78,13 +78,13 @@ def work_of(op: Op, task: Task, setting: Setting) -> Work:
     elif isinstance(kernel, Taps | Dots):
         counts = of_taps(kernel, op) if isinstance(kernel, Taps) else of_dots(kernel, op)
         kind, features = (
-            type(kernel).__name__.lower(),
+            title(kernel),
             _added(counts, _cold(op, setting), _moved(counts, task, setting)),
         )
     elif isinstance(kernel, GroupConv):
         kind, features = "depthwise" if kernel.depthwise else "groups", _group_conv(kernel, op, task, setting)
     else:
-        kind = f"{layout} {type(kernel).__name__.lower()}"
+        kind = f"{layout} {title(kernel)}"
         features = _other(op, task, setting, layout)
     if isinstance(kernel, Sums | Taps | Dots | GroupConv) and task.output.pixels == (1, 1):
         kind += " of a position"  # a tile of images alone: columns and rows count for more
@@ -230,13 +230,13 @@ def _across(kernel: Sums, segments: Any, columns: Any, offsets: Any, places: Any
 
 def _group_conv(kernel: GroupConv, op: Op, task: Task, setting: Setting) -> dict[str, float]:
     args, lanes, images = op.args, setting.target.lanes, setting.images
-    groups, together = args[Arg.GROUPS], args[Arg.TOGETHER]
+    groups, together = args[ConvArg.GROUPS], args[ConvArg.GROUPS_PER_PASS]
     assert isinstance(groups, int)
     assert isinstance(together, int)
     whole = images // kernel.tile.images
-    shapes: list[tuple[Tile, int, int]] = [(kernel.tile, int(Arg.TILES), whole)]
+    shapes: list[tuple[Tile, int, int]] = [(kernel.tile, int(ConvArg.TILES), whole)]
     if kernel.rest is not None:
-        shapes.append((kernel.rest, Arg.TILES + TILE_ARGS, images - whole * kernel.tile.images))
+        shapes.append((kernel.rest, ConvArg.TILES + TILE_ARGS, images - whole * kernel.tile.images))
     vectors = kernel.vectors
     found: dict[str, float] = {}
     for tile, at, times in shapes:
@@ -247,7 +247,7 @@ def _group_conv(kernel: GroupConv, op: Op, task: Task, setting: Setting) -> dict
         turn, tiles = float(columns * times), float(count * times)
         units, pixels = tiles * groups, tile.pixels
         loads = vectors + pixels * (1.0 if kernel.depthwise else 0.5)
-        several = sets_of(vectors, tile, setting.target)
+        several = count_accumulators(vectors, tile, setting.target)
         weights = turn / max(tiles, 1) * vectors * lanes * 4 * min(1.0, together / max(1, groups))
         passes = tiles * max(1.0, groups / together)
         touched = float(task.inputs[0].channels * 4 * pixels * 2)
@@ -264,7 +264,7 @@ def _group_conv(kernel: GroupConv, op: Op, task: Task, setting: Setting) -> dict
                 "run": float(parts * times),
                 "store": units * vectors * pixels,
                 "residual": units * vectors * pixels if kernel.residual else 0.0,
-                "partial": units * pixels if kernel.partial else 0.0,
+                "partial": units * pixels if kernel.partial_vector else 0.0,
             },
             {f"tables {name}": value for name, value in _from_farther(weights, passes, setting.caches).items()},
             {f"inputs {name}": value for name, value in _from_farther(touched, units, setting.caches).items()},

@@ -1,22 +1,25 @@
-"""Kernels over pixels: a value is one pixel after the other, channels innermost, so that vectors run over channels.
+"""Kernels for the channels-last (NHWC-like) layout: vectors run over the channels of a pixel.
 
-Rows of weights that share their columns, in groups of whole vectors, run at the processor's peak at any batch. The
-names here are those of `cpu.planes`, so that a region is emitted in the same way for either layout.
+    memory of an image:  | pixel (0, 0): c0 c1 c2 ... | pixel (0, 1): c0 c1 c2 ... | ...
+
+Groups of weight rows that retain the same columns, at least a vector of rows each, run near the processor's peak at
+any batch size. `kernels.planar` offers functions with the same names, so the planner emits a region for either layout
+with the same code. Start reading with `conv`, then `group_conv`.
 """
 
 from ticketry_engine.kernels.channels_last.attention import attention
 from ticketry_engine.kernels.channels_last.conv import conv, cost
 from ticketry_engine.kernels.channels_last.elementwise import affine, apply, copy, elementwise
 from ticketry_engine.kernels.channels_last.gather import gather
-from ticketry_engine.kernels.channels_last.geometry import Geometry, Pixels
+from ticketry_engine.kernels.channels_last.geometry import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.move import constant, load, store
 from ticketry_engine.kernels.channels_last.norm import layer_norm, rms_norm, softmax
 from ticketry_engine.kernels.channels_last.pool import avg_pool, global_mean, max_pool
 from ticketry_engine.kernels.channels_last.rotary import rotary
 
 __all__ = [
-    "Geometry",
-    "Pixels",
+    "ChannelsLastGeometry",
+    "ChannelsLastValue",
     "affine",
     "apply",
     "attention",

@@ -1,7 +1,18 @@
-"""Attention: softmax(q k') v for each head, the pixels of an image being its tokens.
+"""Attention over the tokens (pixels) of an image, head by head.
 
-Two kernels: one turns the keys over, so that a vector holds one channel of neighbouring keys; the other does a few
-queries of a head at a time, whose scores stay in the first cache.
+    y = softmax(scale * q k' + bias) v        q, k, v: [tokens, heads * size]; a head is a run of ``size`` channels
+
+Two kernels run one after the other:
+
+    TransposeKeys           k [keys, channels]  ->  scratch [channels, padded keys], zeros after the last key
+    ChannelsLastAttention   for each tile of a few queries of a head:
+                                scores[query, key] = sum over channels of q[query, c] * scratch[c, key]
+                                softmax over keys, in place
+                                y[query, c] = sum over keys of scores[query, key] * v[key, c]
+
+Fast because both products multiply one broadcast number by whole vectors of keys or channels, with all sums of a tile
+in registers, and because a tile's scores (at most `MOST_KEYS` for each query) stay in the L1 cache and are never
+written to the arena. The bias table is float32 [windows or 1 times heads or 1, queries, padded keys].
 """
 
 from __future__ import annotations
@@ -10,6 +21,7 @@ import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,21 +30,21 @@ from ticketry_engine.kernels.activations import exp
 from ticketry_engine.kernels.channels_last import lanes as lane
 from ticketry_engine.kernels.channels_last import loops
 from ticketry_engine.kernels.channels_last.elementwise import copy
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, Geometry, Pixels
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.emitter import Emitter, State, Written
 from ticketry_engine.kernels.llvm import ir
 from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 
 _TILE = {32: (4, 6), 16: (2, 6)}
-"""Vector registers of a processor -> vectors and queries of a tile of sums."""
+"""Vector registers of the target -> (vectors, queries) of a tile of sums, chosen so that all sums fit in registers."""
 
 MOST_KEYS = 4096
-"""Keys whose scores a thread's stack holds."""
+"""Most keys of an attention: a tile's scores are stored on the thread's stack."""
 
 
-class Arg(enum.IntEnum):
-    """Arguments of both kernels: bytes of the arena (`loops.begin`, and the turned keys')."""
+class AttentionArg(enum.IntEnum):
+    """Arguments of both kernels: offsets in the arena of the values' first pixels and of the transposed keys."""
 
     Q = 0
     K = 1
@@ -40,14 +52,14 @@ class Arg(enum.IntEnum):
     Y = 3
     TURNED = 4
     BIAS = 5
-    """float32 [windows or 1 times heads or 1, queries, padded keys], where there is one."""
+    """float32 [windows or 1 times heads or 1, queries, padded keys]; absent without a bias."""
 
 
 def attention(
-    q: Pixels,
-    k: Pixels,
-    v: Pixels,
-    y: Pixels,
+    q: ChannelsLastValue,
+    k: ChannelsLastValue,
+    v: ChannelsLastValue,
+    y: ChannelsLastValue,
     heads: int,
     scale: float,
     causal: bool,
@@ -55,59 +67,63 @@ def attention(
     bias: Bias | None = None,
     windows: bool = False,
 ) -> list[Op]:
-    """``y = softmax(scale * q k' + bias) v``, head by head.
+    """Return operations for ``y = softmax(scale * q k' + bias) v``, head by head.
 
-    Kernels compute in float32: values in bfloat16 are copied before and after.
+    The kernels compute in float32; bfloat16 values are converted before and after.
 
     Args:
-        q, k, v: values without halo; a head is a run of channels. k and v have the same tokens, and as many heads as
-            q or fewer, each for as many of q.
-        y: none of the others' memory.
-        causal: whether a token sees none behind itself.
-        bias: what is added to the scores.
-        windows: whether each row of pixels is a window, whose tokens see those of the same window alone. Values may
-            have a halo then.
+        q, k, v: values without a halo; a head is a run of channels. k and v have the same tokens. They may have fewer
+            heads than q, each shared by the same number of query heads.
+        y: the result; it must not overlap the inputs.
+        causal: whether a token attends only to itself and earlier tokens.
+        bias: added to the scores.
+        windows: whether each row of pixels is a window whose tokens attend only to that window. Values may then have a
+            halo.
 
     Raises:
-        EngineError: values that do not fit, more than `MOST_KEYS` keys, or no scratch memory.
+        EngineError: shapes that do not match, more than `MOST_KEYS` keys, or no scratch memory.
     """
-    queries, keys, channels = _tokens(q, windows), _tokens(k, windows), q.channels
+    queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1
     size = channels // heads
     if not q.like(y) or not k.like(v) or channels % heads or k.channels % size or heads % (k.channels // size):
-        raise EngineError(f"attention of {heads} heads: queries, keys, values and result do not fit")
+        raise EngineError(f"attention of {heads} heads: the shapes of queries, keys, values and result do not match")
     if windows and k.geometry.height != rows:
-        raise EngineError(f"{rows} windows of queries, and {k.geometry.height} of keys")
+        raise EngineError(f"attention in windows: {rows} windows of queries, but {k.geometry.height} of keys")
     if keys > MOST_KEYS:
         raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
     if spec.reserve is None:
         raise EngineError("attention needs scratch memory")
-    padded = _padded(keys, spec.target)
+    padded = _pad_keys(keys, spec.target)
     turned = spec.images * rows * k.channels * padded * FLOAT
     if q.geometry.item != FLOAT:
-        copies = [Geometry.of(value.geometry.height, value.geometry.width, value.channels) for value in (q, k, v, y)]
+        copies = [
+            ChannelsLastGeometry.build(value.geometry.height, value.geometry.width, value.channels)
+            for value in (q, k, v, y)
+        ]
         ends = list(itertools.accumulate(geometry.bytes(spec.images) for geometry in copies))
         begin = spec.reserve(ends[-1] + turned)
-        wide = [Pixels(geometry, begin + at) for geometry, at in zip(copies, [0, *ends], strict=False)]
+        wide = [ChannelsLastValue(geometry, begin + at) for geometry, at in zip(copies, [0, *ends], strict=False)]
         inputs = [op for value, there in zip((q, k, v), wide, strict=False) for op in copy(value, there)]
         behind = replace(spec, reserve=lambda size: begin + ends[-1])
         q, k, v, result = wide
         return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias, windows), *copy(result, y)]
-    begins = (*(loops.begin(value) for value in (q, k, v, y)), spec.reserve(turned))
+    begins = (*(loops.first_pixel(value) for value in (q, k, v, y)), spec.reserve(turned))
     steps = [(value.geometry.pixel, value.geometry.row, value.geometry.image) for value in (q, k, v, y)]
     group = channels // k.channels
     settings = (steps[0], steps[2], steps[3], padded, float(scale), causal)
-    turn = Op(TurnKeys(keys, k.channels, steps[1], padded, rows), begins)
+    turn = Op(TransposeKeys(keys, k.channels, steps[1], padded, rows), begins)
     if bias is None:
-        return [turn, Op(Attention(queries, keys, heads, size, *settings, group, rows), begins)]
+        return [turn, Op(ChannelsLastAttention(queries, keys, heads, size, *settings, group, rows), begins)]
     if bias.name not in spec.tables:
         room = ((0, 0), (0, 0), (0, padded - keys))
         spec.tables[bias.name] = np.ascontiguousarray(np.pad(bias.values, room), np.float32)
-    attend = Attention(queries, keys, heads, size, *settings, group, rows, (bias.by_window, bias.by_head))
+    attend = ChannelsLastAttention(queries, keys, heads, size, *settings, group, rows, (bias.by_window, bias.by_head))
     return [turn, Op(attend, (*begins, spec.tables[bias.name]))]
 
 
-def _tokens(value: Pixels, windows: bool) -> int:
+def _count_tokens(value: ChannelsLastValue, windows: bool) -> int:
+    """Return the tokens of an image, or of one window."""
     if windows:
         return value.geometry.width
     if value.geometry.halo:
@@ -115,8 +131,8 @@ def _tokens(value: Pixels, windows: bool) -> int:
     return value.geometry.height * value.geometry.width
 
 
-def _padded(keys: int, target: Target) -> int:
-    """Keys up to whole tiles of vectors."""
+def _pad_keys(keys: int, target: Target) -> int:
+    """Round the number of keys up to whole tiles of vectors."""
     step = _TILE[target.registers][0] * target.lanes
     return -(-keys // step) * step
 
@@ -125,8 +141,8 @@ Steps = tuple[int, int, int]
 """Bytes from one token to the next, from one window to the next, and from one image to the next."""
 
 
-def _window(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
-    """The byte of a window's first token, of windows counted on from image to image."""
+def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
+    """Return the offset in bytes of a window's first token; windows are numbered through all images."""
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
     image, window = e.b.udiv(number, e.i64(windows)), e.b.urem(number, e.i64(windows))
@@ -134,8 +150,10 @@ def _window(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Valu
 
 
 @dataclass(frozen=True)
-class TurnKeys(Written):
-    """From [keys, channels] to [channels, padded keys], with zeros behind the last key."""
+class TransposeKeys(Written):
+    """Kernel that transposes keys from [keys, channels] to [channels, padded keys], with zeros after the last key."""
+
+    title: ClassVar[str] = "turnkeys"
 
     keys: int
     channels: int
@@ -147,34 +165,40 @@ class TurnKeys(Written):
         b, lanes = e.b, e.target.lanes
         blocks = self.padded // lanes
         low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.windows * blocks)))
-        source, result = e.arena(e.arg(Arg.K)), e.arena(e.arg(Arg.TURNED))
+        source, result = e.arena(e.arg(AttentionArg.K)), e.arena(e.arg(AttentionArg.TURNED))
         with e.loop(low, high) as turn:
             image = b.udiv(turn.index, e.i64(blocks))
             first = b.mul(b.sub(turn.index, b.mul(image, e.i64(blocks))), e.i64(lanes))
-            keys = e.at(source, b.add(_window(e, image, self.windows, self.steps), b.mul(first, e.i64(self.steps[0]))))
+            keys = e.at(
+                source, b.add(_window_offset(e, image, self.windows, self.steps), b.mul(first, e.i64(self.steps[0])))
+            )
             row = FLOAT * self.padded
             place = e.at(result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT))))
 
-            def square(byte: ir.Value, counts: list[int]) -> None:
-                rows = [self._key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
-                for number, vector in enumerate(lane.transposed(e, rows)[: counts[0]]):
+            def transpose_block(byte: ir.Value, counts: list[int]) -> None:
+                rows = [self._load_key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
+                for number, vector in enumerate(lane.transpose(e, rows)[: counts[0]]):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
 
-            loops.vectors(e, self.channels, 1, square)
+            loops.loop_vectors(e, self.channels, 1, transpose_block)
 
-    def _key(self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int) -> ir.Value:
-        """Channels of a key, zeros of one behind the last: read from the last, so that nothing else is."""
+    def _load_key(
+        self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int
+    ) -> ir.Value:
+        """Load channels of a key; zeros for a key after the last, whose load is redirected to the last key."""
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
         back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.steps[0])))
-        vector = loops.get(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
+        vector = loops.load_vector(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
         return e.select(inside, vector, e.splat(0.0))
 
 
 @dataclass(frozen=True)
-class Attention(Written):
-    """Some queries of one head at a time."""
+class ChannelsLastAttention(Written):
+    """Kernel that computes a tile of queries of one head at a time."""
+
+    title: ClassVar[str] = "attention"
 
     queries: int
     keys: int
@@ -188,10 +212,10 @@ class Attention(Written):
     scale: float
     causal: bool
     group: int = 1
-    """Heads of queries for each one of keys and values."""
+    """Query heads that share one head of keys and values."""
     windows: int = 1
     biases: tuple[int, int] | None = None
-    """Tables of a bias from one window to the next, and from one head to the next; None without one."""
+    """Bias tables (of one head and window) from one window and from one head to the next; None: no bias."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -204,60 +228,62 @@ class Attention(Written):
             image = b.udiv(unit, e.i64(self.heads))
             head = b.sub(unit, b.mul(image, e.i64(self.heads)))
             query = b.mul(b.sub(turn.index, b.mul(unit, e.i64(tiles))), e.i64(tile))
-            # The last tile is moved back over the one before.
+            # The last tile starts earlier, so that it is full; it recomputes some queries of the tile before.
             query = e.select(b.icmp_signed(">", query, e.i64(self.queries - tile)), e.i64(self.queries - tile), query)
-            _Tile(self, e, tile, stage, (image, head, query)).write()
+            _QueryTile(self, e, tile, stage, (image, head, query)).write_queries()
 
 
-class _Tile:
-    """Writes what is done for some queries of one head."""
+class _QueryTile:
+    """Emits the code for one tile of queries of one head."""
 
-    def __init__(self, kernel: Attention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]) -> None:
-        """`place`: image (times windows, and the window), head and the first of so many queries."""
+    def __init__(
+        self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]
+    ) -> None:
+        """`place`: the image (or window number through all images), the head, and the tile's first query."""
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]
         self.row = FLOAT * kernel.padded
-        """Bytes from one query's scores to the next's."""
-        self.seen = e.i64(kernel.keys)
-        """Keys that the last of the queries sees."""
+        """Bytes from one query's scores to the next query's."""
+        self.visible_keys = e.i64(kernel.keys)
+        """Number of keys that the tile's last query attends to."""
         if kernel.causal:
             last = e.b.add(self.query, e.i64(tile))
-            self.seen = e.select(e.b.icmp_signed("<", last, self.seen), last, self.seen)
+            self.visible_keys = e.select(e.b.icmp_signed("<", last, self.visible_keys), last, self.visible_keys)
 
-    def write(self) -> None:
+    def write_queries(self) -> None:
         e, step = self.e, self.vectors * self.e.target.lanes
-        with e.loop(0, self.seen, step) as some:
-            self._scores(some.index)
-        sums = [self._powers(number) for number in range(self.tile)]
+        with e.loop(0, self.visible_keys, step) as some:
+            self._write_scores(some.index)
+        sums = [self._exponentiate(number) for number in range(self.tile)]
         factors = [e.splat(e.b.fdiv(e.f32(1.0), value)) for value in sums]
         full = self.kernel.size // step * step
         with e.loop(0, full, step) as channel:
-            self._values(channel.index, [e.target.lanes] * self.vectors, factors)
+            self._write_values(channel.index, [e.target.lanes] * self.vectors, factors)
         if full < self.kernel.size:
             left = range(full, self.kernel.size, e.target.lanes)
-            self._values(e.i64(full), [min(e.target.lanes, self.kernel.size - at) for at in left], factors)
+            self._write_values(e.i64(full), [min(e.target.lanes, self.kernel.size - at) for at in left], factors)
 
     @property
-    def _key_head(self) -> ir.Value:
+    def _key_value_head(self) -> ir.Value:
         return self.e.b.udiv(self.head, self.e.i64(self.kernel.group))
 
-    def _token(self, arg: Arg, steps: Steps, token: ir.Value) -> ir.Value:
-        """The pointer to a token's channels of the head."""
-        head = self._key_head if arg is Arg.V else self.head
+    def _token_pointer(self, arg: AttentionArg, steps: Steps, token: ir.Value) -> ir.Value:
+        """Return a pointer to a token's channels of the current head."""
+        head = self._key_value_head if arg is AttentionArg.V else self.head
         e, b = self.e, self.e.b
-        byte = b.add(_window(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
+        byte = b.add(_window_offset(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
         return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
-    def _scores(self, first: ir.Value) -> None:
-        """Scores of all queries with some vectors of keys."""
+    def _write_scores(self, first: ir.Value) -> None:
+        """Compute the scores of all queries with some vectors of keys, and store them on the stack."""
         e, b, kernel = self.e, self.e.b, self.kernel
         size = e.target.lanes * FLOAT
         key_heads = e.i64(kernel.heads // kernel.group)
-        start = b.mul(b.add(b.mul(self.image, key_heads), self._key_head), e.i64(kernel.size * self.row))
+        start = b.mul(b.add(b.mul(self.image, key_heads), self._key_value_head), e.i64(kernel.size * self.row))
         byte = b.mul(first, e.i64(FLOAT))
-        keys = e.at(e.arena(e.arg(Arg.TURNED)), b.add(start, byte))
-        query = self._token(Arg.Q, kernel.q, self.query)
+        keys = e.at(e.arena(e.arg(AttentionArg.TURNED)), b.add(start, byte))
+        query = self._token_pointer(AttentionArg.Q, kernel.q, self.query)
         zeros = [e.splat(0.0)] * (self.vectors * self.tile)
         with e.loop(0, kernel.size, carried=zeros) as channel:
             line = e.at(keys, b.mul(channel.index, e.i64(self.row)))
@@ -272,11 +298,11 @@ class _Tile:
             at = index // self.vectors * self.row + index % self.vectors * size
             score = b.fmul(value, e.splat(kernel.scale))
             if kernel.biases is not None:
-                score = b.fadd(score, e.load(e.at(self._bias(), byte), at))
+                score = b.fadd(score, e.load(e.at(self._bias_pointer(), byte), at))
             e.store(score, place, at)
 
-    def _bias(self) -> ir.Value:
-        """The pointer to what is added to the first query's scores."""
+    def _bias_pointer(self) -> ir.Value:
+        """Return a pointer to the bias of the first query's scores."""
         e, b, kernel = self.e, self.e.b, self.kernel
         row = self.query
         by_window, by_head = kernel.biases or (0, 0)
@@ -285,10 +311,10 @@ class _Tile:
         if by_window:
             window = b.urem(self.image, e.i64(kernel.windows))
             row = b.add(b.mul(window, e.i64(by_window * kernel.queries)), row)
-        return e.at(e.table(Arg.BIAS), b.mul(row, e.i64(self.row)))
+        return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
-    def _powers(self, number: int) -> ir.Value:
-        """Turn a query's scores into exponentials, zeros where it sees no key; their sum."""
+    def _exponentiate(self, number: int) -> ir.Value:
+        """Replace a query's scores by exponentials, zero for masked keys, and return their sum."""
         e, b, lanes = self.e, self.e.b, self.e.target.lanes
         limit = e.i64(self.kernel.keys)
         if self.kernel.causal:
@@ -296,27 +322,27 @@ class _Tile:
             limit = e.select(b.icmp_signed("<", mine, limit), mine, limit)
         row = e.at(self.stage, number * self.row)
 
-        def seen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
-            return e.select(lane.first_lanes(e, b.sub(limit, first)), vector, e.splat(other))
+        def mask_unseen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
+            return e.select(lane.first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
 
-        with e.loop(0, self.seen, lanes, carried=[e.splat(float("-inf"))]) as some:
-            value = seen(some.index, e.load(row, b.mul(some.index, e.i64(FLOAT))), float("-inf"))
+        with e.loop(0, self.visible_keys, lanes, carried=[e.splat(float("-inf"))]) as some:
+            value = mask_unseen(some.index, e.load(row, b.mul(some.index, e.i64(FLOAT))), float("-inf"))
             some.next = [e.intrinsic("llvm.maxnum", some.carried[0], value)]
-        largest = e.splat(lane.largest(e, some.results[0]))
-        with e.loop(0, self.seen, lanes, carried=[e.splat(0.0)]) as some:
+        largest = e.splat(lane.max_lane(e, some.results[0]))
+        with e.loop(0, self.visible_keys, lanes, carried=[e.splat(0.0)]) as some:
             byte = b.mul(some.index, e.i64(FLOAT))
-            power = seen(some.index, exp(e, b.fsub(e.load(row, byte), largest)), 0.0)
+            power = mask_unseen(some.index, exp(e, b.fsub(e.load(row, byte), largest)), 0.0)
             e.store(power, row, byte)
             some.next = [b.fadd(some.carried[0], power)]
-        return lane.total(e, some.results[0])
+        return lane.sum_lanes(e, some.results[0])
 
-    def _values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
-        """Some vectors of the head's channels of the result."""
+    def _write_values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
+        """Compute and store some vectors of the head's channels of the result."""
         e, b, kernel = self.e, self.e.b, self.kernel
         byte = b.mul(first, e.i64(FLOAT))
-        source = e.at(self._token(Arg.V, kernel.v, e.i64(0)), byte)
+        source = e.at(self._token_pointer(AttentionArg.V, kernel.v, e.i64(0)), byte)
         zeros = [e.splat(0.0)] * (len(counts) * self.tile)
-        with e.loop(0, self.seen, carried=zeros) as key:
+        with e.loop(0, self.visible_keys, carried=zeros) as key:
             line = e.at(source, b.mul(key.index, e.i64(kernel.v[0])))
             values = [e.load(line, v * e.target.lanes * FLOAT) for v in range(len(counts))]
             here = e.at(self.stage, b.mul(key.index, e.i64(FLOAT)))
@@ -324,8 +350,10 @@ class _Tile:
                 factor = e.splat(e.load_f32(here, number * self.row))
                 sums = key.carried[number * len(counts) :]
                 key.next += [e.fma(value, factor, so_far) for value, so_far in zip(values, sums, strict=False)]
-        result = self._token(Arg.Y, kernel.y, self.query)
+        result = self._token_pointer(AttentionArg.Y, kernel.y, self.query)
         for index, value in enumerate(key.results):
             number, v = divmod(index, len(counts))
             scaled = b.fmul(value, factors[number])
-            loops.put(e, scaled, e.at(result, number * kernel.y[0]), loops.next_vector(e, byte, v), counts[v])
+            loops.store_vector(
+                e, scaled, e.at(result, number * kernel.y[0]), loops.vector_offset(e, byte, v), counts[v]
+            )

@@ -1,4 +1,17 @@
-"""Convolutions and linear layers over pixels: which blocks of rows, which tables for their kernels, at what cost."""
+"""Plans convolutions and linear layers: groups weight rows into blocks, builds the kernel's tables, estimates the time.
+
+A weight [O, I, kh, kw] is a matrix [rows = O, columns = (tap, input channel)]; a linear layer has one tap. Single
+columns are dropped where no row of a block retains them:
+
+              columns           0 1 2 3 4 5 6 7
+    group A:  rows 0-31         x . x x . . x .     retained columns 0 2 3 6  -> dense [4 columns, 32 rows]
+    group B:  rows 32-47        . x . . x . . x     retained columns 1 4 7    -> dense [3 columns, 16 rows]
+
+1. `flatten_by_tap` brings the weight into this form (bfloat16: a column is a pair of channels, `pair_channels`).
+2. `group_rows` and `join_groups` form groups; joining two groups computes some zeros but saves vectors.
+3. `split_into_blocks` splits groups into blocks of one to four vectors of rows; `tiles` chooses the output tile.
+4. `kernel_arguments` packs weights, offsets and runs for `group_conv.GroupConv`, which explains the tables.
+"""
 
 from __future__ import annotations
 
@@ -10,197 +23,202 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import Activation
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, Geometry, Pixels
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.group_conv import GroupConv
 from ticketry_engine.kernels.channels_last.loops import Strides
 from ticketry_engine.kernels.channels_last.number_formats import rounded
 from ticketry_engine.kernels.channels_last.tiles import (
     CYCLES_A_NANOSECOND,
     WEIGHTS_KEPT,
-    Plane,
-    Shape,
+    BlockShape,
+    ConvAxes,
+    ConvWork,
     Tile,
     Tiling,
-    Work,
-    best_shape,
-    sizes,
+    block_sizes,
+    choose_block_shape,
 )
 from ticketry_engine.kernels.program import BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
 
 _BY_CHANNEL = 2.0
-"""By how much more depthwise convolutions take than is estimated, with AVX-512 (EfficientNet-B0, MobileNetV3 and
-ConvNeXt-atto at batch 1 and 8: 1.3 to 2.7; a Zen 5). With AVX2 regions are chosen right without it."""
+"""Correction factor for the estimated time of depthwise convolutions with AVX-512, fitted to timings of three networks.
+
+AVX2 needs none."""
 
 
-def conv(x: Pixels, y: Pixels, layer: Convolution, residual: Pixels | None, spec: BlockSpec) -> list[Op]:
-    """``y = act(convolution(x) + bias + residual)``.
+def conv(
+    x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, residual: ChannelsLastValue | None, spec: BlockSpec
+) -> list[Op]:
+    """Return operations for ``y = act(convolution(x) + bias + residual)``.
 
-    Where x is stored as bfloat16 weights are rounded to it too, and sums are float32; depthwise convolutions multiply
-    in float32.
+    If x is bfloat16, weights are rounded to bfloat16 and summed in float32; depthwise convolutions multiply in float32.
 
     Args:
         x: the input; its halo is at least the padding.
-        y: where the output goes; not the same memory as the input or the residual.
+        y: the output; it must not overlap the input or the residual.
 
     Raises:
-        EngineError: shapes that do not fit.
+        EngineError: shapes that do not match, or bfloat16 on a target that cannot multiply it.
     """
     shape = ConvShape(x, y, residual, layer.window)
-    weights, parts = _parts(shape, layer, spec.images, spec.target)
-    kernels = [kernel_of(shape, part, layer.act, spec.target) for part in parts]
+    weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
+    kernels = [build_kernel(shape, part, layer.act, spec.target) for part in parts]
     return [
-        Op(kernel, arguments(shape, part, weights, layer.biases, kernel, spec.target))
+        Op(kernel, kernel_arguments(shape, part, weights, layer.biases, kernel, spec.target))
         for kernel, part in zip(kernels, parts, strict=True)
     ]
 
 
-def cost(x: Pixels, y: Pixels, layer: Convolution, spec: BlockSpec) -> float:
-    """About how many nanoseconds `conv` takes for one image on one thread, caches warm."""
-    _, parts = _parts(ConvShape(x, y, None, layer.window), layer, spec.images, spec.target)
+def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: BlockSpec) -> float:
+    """Estimate the nanoseconds that `conv` takes for one image on one thread with warm caches."""
+    _, parts = _plan_parts(ConvShape(x, y, None, layer.window), layer, spec.images, spec.target)
     return sum(part.cycles for part in parts) / CYCLES_A_NANOSECOND
 
 
-def _parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[Part]]:
-    """The weights [rows, columns] (and 2 where columns are pairs), and the layer's blocks of rows by their shape.
+def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
+    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the layer's blocks grouped by their shape.
 
     Raises:
-        EngineError: shapes that do not fit, or pairs where the target has no way to multiply them.
+        EngineError: shapes that do not match, or bfloat16 on a target that cannot multiply it.
     """
     weight, groups = layer.weight, layer.groups
     shape.check(len(weight), weight.shape[1] * groups)
     if shape.pairs and not target.bf16:
-        raise EngineError(f"the target {target.name} ({target.cpu}) multiplies no bfloat16 (vdpbf16ps)")
+        raise EngineError(f"the target {target.name} ({target.cpu}) cannot multiply bfloat16 (vdpbf16ps)")
     if groups == len(weight) == shape.x.channels > 1:
-        if shape.x.geometry.apart:
-            raise EngineError("a convolution of each channel by itself reads channels side by side")
+        if shape.x.geometry.channel_stride:
+            raise EngineError("a depthwise convolution needs an input with innermost channels")
         weights = np.ascontiguousarray(weight.reshape(groups, -1), dtype=np.float32)
-        return weights, [_depthwise(shape, weights, images, target)]
-    weights = columns_by_tap(weight, groups)
+        return weights, [_plan_depthwise(shape, weights, images, target)]
+    weights = flatten_by_tap(weight, groups)
     if not shape.pairs:
-        return weights, _grouped(shape, weights != 0, images, target)
-    pairs = paired(weights, shape.x.channels)
-    return pairs, _grouped(shape, (pairs != 0).any(axis=2), images, target)
+        return weights, _plan_grouped(shape, weights != 0, images, target)
+    pairs = pair_channels(weights, shape.x.channels)
+    return pairs, _plan_grouped(shape, (pairs != 0).any(axis=2), images, target)
 
 
-def _depthwise(shape: ConvShape, weights: Array, images: int, target: Target) -> Part:
-    """Each row has inputs of its own, a vector of rows a vector of inputs: columns are taps."""
+def _plan_depthwise(shape: ConvShape, weights: Array, images: int, target: Target) -> ConvPart:
+    """Plan a depthwise convolution: a vector of rows reads a vector of input channels, and columns are taps."""
     groups = [np.arange(at, min(at + target.lanes, len(weights))) for at in range(0, len(weights), target.lanes)]
-    blocks = blocks_of(weights != 0, groups, target.lanes, {1: 1.0})
-    work = Work(shape.plane, target.lanes, images, len(blocks), float(weights.shape[1]))
-    best, price = best_shape(work, 1, target)
-    return Part(best, blocks, True, price * len(blocks) * (_BY_CHANNEL if target.registers >= 32 else 1.0))
+    blocks = split_into_blocks(weights != 0, groups, target.lanes, {1: 1.0})
+    work = ConvWork(shape.plane, target.lanes, images, len(blocks), float(weights.shape[1]))
+    best, price = choose_block_shape(work, 1, target)
+    return ConvPart(best, blocks, True, price * len(blocks) * (_BY_CHANNEL if target.registers >= 32 else 1.0))
 
 
-def _grouped(shape: ConvShape, support: Array, images: int, target: Target) -> list[Part]:
-    """Groups of rows that share their columns; ``support``, bool [rows, columns], tells which each row keeps."""
-    groups = groups_of(support, target.lanes)
-    kept = sum(float(support[group].any(axis=0).sum()) for group in groups)
-    work = Work(shape.plane, shape.columns, images, len(groups), kept / max(1, len(groups)))
+def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target) -> list[ConvPart]:
+    """Plan a convolution in groups of rows that share columns; ``support`` is bool [rows, columns], True = retained."""
+    groups = group_rows(support, target.lanes)
+    retained = sum(float(support[group].any(axis=0).sum()) for group in groups)
+    work = ConvWork(shape.plane, shape.columns, images, len(groups), retained / max(1, len(groups)))
     most = max(1, -(-len(support) // target.lanes))
-    prices = {size: best_shape(work, size, target)[1] for size in sizes(target) if size <= most}
-    groups = joined(support, groups, target.lanes, prices)
+    prices = {size: choose_block_shape(work, size, target)[1] for size in block_sizes(target) if size <= most}
+    groups = join_groups(support, groups, target.lanes, prices)
     found: dict[int, list[Block]] = {}
-    for block in blocks_of(support, groups, target.lanes, prices):
+    for block in split_into_blocks(support, groups, target.lanes, prices):
         found.setdefault(block.vectors, []).append(block)
     parts = []
     for vectors, blocks in found.items():
         columns = sum(len(block.columns) for block in blocks) / len(blocks)
-        work = Work(shape.plane, shape.columns, images, len(blocks), columns)
-        best, price = best_shape(work, vectors, target)
-        parts.append(Part(best, blocks, False, price * len(blocks)))
+        work = ConvWork(shape.plane, shape.columns, images, len(blocks), columns)
+        best, price = choose_block_shape(work, vectors, target)
+        parts.append(ConvPart(best, blocks, False, price * len(blocks)))
     return parts
 
 
 @dataclass(frozen=True)
 class ConvShape:
-    """A convolution's shape."""
+    """The values and the window of a convolution."""
 
-    x: Pixels
-    y: Pixels
-    residual: Pixels | None
+    x: ChannelsLastValue
+    y: ChannelsLastValue
+    residual: ChannelsLastValue | None
     window: Window
 
     @property
-    def plane(self) -> Plane:
-        return Plane(*self.window.axes(self.x.geometry))
+    def plane(self) -> ConvAxes:
+        return ConvAxes(*self.window.axes(self.x.geometry))
 
     @property
     def pairs(self) -> bool:
-        """Whether inputs are bfloat16, which are multiplied two at a time: a column is then two neighbouring channels
-        of a tap, the last of an odd number of channels with nothing."""
+        """Whether inputs are bfloat16: a column is then a pair of neighbouring channels of a tap.
+
+        With an odd number of channels the last one is paired with a zero weight.
+        """
         return self.x.geometry.item == HALF
 
     @property
     def columns(self) -> int:
-        """Columns of a tap."""
+        """Number of columns of one tap."""
         return -(-self.x.channels // 2) if self.pairs else self.x.channels
 
     @property
-    def reach(self) -> int:
-        """Words from the input of the first column to that of the last."""
+    def largest_offset(self) -> int:
+        """Offset of the last column's input from the first column's, in words of 4 bytes."""
         return int(self.offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
-        """Raises EngineError where the values do not fit a convolution of so many channels."""
+        """Raise EngineError unless the values match a convolution with this many output and input channels."""
         if inputs != self.x.channels:
-            raise EngineError(f"a convolution of {inputs} channels, its input has {self.x.channels}")
+            raise EngineError(f"a convolution of {inputs} channels cannot read an input of {self.x.channels}")
         shape = (outputs, self.plane.rows.outputs, self.plane.columns.outputs)
         mine = (self.y.channels, self.y.geometry.height, self.y.geometry.width)
         if shape != mine:
-            raise EngineError(f"a convolution has outputs of shape {shape}, its place holds {mine}")
+            raise EngineError(f"a convolution has outputs of shape {shape}, but its output value has {mine}")
         if max(self.window.padding) > self.x.geometry.halo:
             raise EngineError(
-                f"a padding of {self.window.padding} needs an input with such a halo, not {self.x.geometry.halo}"
+                f"a padding of {self.window.padding} needs an input with that halo, not {self.x.geometry.halo}"
             )
         if self.residual is not None and not self.residual.like(self.y):
-            raise EngineError("a residual has the shape of the output")
+            raise EngineError("a residual has to have the shape of the output")
 
     def offsets(self, columns: int) -> Array:
-        """Of each column [taps * columns]: words of 4 bytes from the input of tap 0, channel 0."""
+        """Return each column's input offset from tap 0, channel 0, in words of 4 bytes: [taps * columns]."""
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
         rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
         taps = (rows[:, None] + places).reshape(-1, 1) // FLOAT
-        found: Array = (taps + np.arange(columns) * (geometry.apart // FLOAT or 1)).reshape(-1)
+        found: Array = (taps + np.arange(columns) * (geometry.channel_stride // FLOAT or 1)).reshape(-1)
         return found
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Blocks of one shape, which one operation does."""
+class ConvPart:
+    """The blocks of one shape: one operation computes them all."""
 
-    shape: Shape
+    shape: BlockShape
     blocks: list[Block]
     depthwise: bool
     cycles: float
-    """Estimated, for one image."""
+    """Estimated cycles for one image."""
 
 
-def kernel_of(shape: ConvShape, part: Part, act: Activation, target: Target) -> GroupConv:
-    x, best, (down, right) = Strides.of(shape.x), part.shape, shape.window.stride
+def build_kernel(shape: ConvShape, part: ConvPart, act: Activation, target: Target) -> GroupConv:
+    """Return the kernel for the blocks of a part."""
+    x, best, (down, right) = Strides.from_value(shape.x), part.shape, shape.window.stride
     return GroupConv(
         vectors=best.vectors,
         tile=best.tile,
         rest=best.rest,
         x=replace(x, row=x.row * down, pixel=x.pixel * right),
-        y=Strides.of(shape.y),
-        residual=Strides.of(shape.residual) if shape.residual else None,
+        y=Strides.from_value(shape.y),
+        residual=Strides.from_value(shape.residual) if shape.residual else None,
         act=act,
-        partial=any(len(block.rows) % target.lanes for block in part.blocks),
-        wide=shape.reach >= 1 << 16,
+        partial_vector=any(len(block.rows) % target.lanes for block in part.blocks),
+        wide_offsets=shape.largest_offset >= 1 << 16,
         depthwise=part.depthwise,
     )
 
 
-def arguments(
-    shape: ConvShape, part: Part, weights: Array, bias: Array, kernel: GroupConv, target: Target
+def kernel_arguments(
+    shape: ConvShape, part: ConvPart, weights: Array, bias: Array, kernel: GroupConv, target: Target
 ) -> tuple[int | Array, ...]:
-    """The kernel's arguments (`group_conv.Arg`)."""
+    """Return the kernel's arguments, in the order of `group_conv.ConvArg`."""
     blocks, row_count = part.blocks, part.shape.vectors * target.lanes
-    channels = 1 if part.depthwise else shape.columns  # columns that a tap has: of a depthwise convolution a row's own
-    packed = np.concatenate([_packed(weights, block, row_count) for block in blocks])
+    channels = 1 if part.depthwise else shape.columns  # columns of a tap; a depthwise row has one input channel
+    packed = np.concatenate([_pack_weights(weights, block, row_count) for block in blocks])
     columns = np.concatenate([block.columns for block in blocks])
     shapes = [part.shape.tile] + ([part.shape.rest] if part.shape.rest else [])
     return (
@@ -210,44 +228,48 @@ def arguments(
         len(blocks),
         max(1, WEIGHTS_KEPT // max(1, packed.nbytes // len(blocks))),
         np.array([(block.rows[0], (len(block.rows) - 1) % target.lanes + 1) for block in blocks], np.int32),
-        np.stack([bias[_filled(block, row_count)] for block in blocks]),
-        shape.offsets(channels)[columns].astype(np.int32 if kernel.wide else np.uint16),
+        np.stack([bias[_padded_rows(block, row_count)] for block in blocks]),
+        shape.offsets(channels)[columns].astype(np.int32 if kernel.wide_offsets else np.uint16),
         packed,
-        *(arg for tile in shapes for arg in _tiles(shape, tile, blocks, channels)),
+        *(arg for tile in shapes for arg in _tile_tables(shape, tile, blocks, channels)),
     )
 
 
-def _filled(block: Block, row_count: int) -> Array:
-    """A block's rows, the last one repeated up to whole vectors."""
+def _padded_rows(block: Block, row_count: int) -> Array:
+    """Return a block's rows, the last one repeated up to whole vectors."""
     return np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge")
 
 
-def _packed(weights: Array, block: Block, row_count: int) -> Array:
-    """A block's weights [columns, rows] (and 2 where columns are pairs)."""
-    packed = np.ascontiguousarray(weights[_filled(block, row_count)[:, None], block.columns].swapaxes(0, 1))
+def _pack_weights(weights: Array, block: Block, row_count: int) -> Array:
+    """Return a block's weights [columns, rows] (bfloat16: [columns, rows, 2])."""
+    packed = np.ascontiguousarray(weights[_padded_rows(block, row_count)[:, None], block.columns].swapaxes(0, 1))
     return packed if packed.ndim == 2 else rounded(packed)
 
 
-def _tiles(shape: ConvShape, tile: Tile, blocks: Sequence[Block], channels: int) -> tuple[int | Array, ...]:
-    """What the kernel reads of one tile shape (`group_conv.Arg.TILES`)."""
-    tiling = Tiling.of(shape.plane, tile)
+def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[Block], channels: int) -> tuple[int | Array, ...]:
+    """Return the tables of one tile shape, in the order of `group_conv.ConvArg.TILES`."""
+    tiling = Tiling.from_axes(shape.plane, tile)
     x, y = shape.x.geometry, shape.y.geometry
     residual = shape.residual.geometry if shape.residual else y
     stride, padding = shape.window.stride, shape.window.padding
     top, left = tiling.row * stride[0] - padding[0], tiling.column * stride[1] - padding[1]
-    outputs = (_bytes(geometry, tiling.row, tiling.column) for geometry in (y, residual))
-    entries = np.stack([_bytes(x, top, left), *outputs, tiling.kind], axis=1).astype(np.int32)
-    begins, runs = _runs(blocks, tiling.spans, channels)
+    outputs = (_pixel_offsets(geometry, tiling.row, tiling.column) for geometry in (y, residual))
+    entries = np.stack([_pixel_offsets(x, top, left), *outputs, tiling.kind], axis=1).astype(np.int32)
+    begins, runs = _run_tables(blocks, tiling.spans, channels)
     return len(entries), entries, len(tiling.spans), begins, runs
 
 
-def _bytes(geometry: Geometry, rows: Array, columns: Array) -> Array:
+def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) -> Array:
+    """Return the bytes from an image's start to each pixel."""
     found: Array = (rows + geometry.halo) * geometry.row + (columns + geometry.halo) * geometry.pixel
     return found
 
 
-def _runs(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]], channels: int) -> tuple[Array, Array]:
-    """Where the runs of each block and class begin, and each run's kept columns, counted through all blocks."""
+def _run_tables(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]], channels: int) -> tuple[Array, Array]:
+    """Return the index of the first run of each block and tile class, and each run's first column and end.
+
+    Columns are numbered through all blocks.
+    """
     starts = np.cumsum([0, *(len(block.columns) for block in blocks)])
     longest = max(len(each) for each in spans)
     taps = np.array([[*each, *[(0, 0)] * (longest - len(each))] for each in spans])  # [classes, spans, 2]
@@ -255,9 +277,9 @@ def _runs(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]], chann
     found = np.stack(
         [start + np.searchsorted(block.columns, taps * channels) for start, block in zip(starts, blocks, strict=False)]
     )
-    kept = found[..., 1] > found[..., 0]  # [blocks, classes, spans]
-    begins = np.concatenate(([0], np.cumsum(kept.sum(axis=2))))
-    return begins.astype(np.int32), found[kept].astype(np.int32)
+    filled = found[..., 1] > found[..., 0]  # [blocks, classes, spans]
+    begins = np.concatenate(([0], np.cumsum(filled.sum(axis=2))))
+    return begins.astype(np.int32), found[filled].astype(np.int32)
 
 
 # -- blocks of rows ----------------------------------------------------------------------------------------------------
@@ -265,18 +287,18 @@ def _runs(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]], chann
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows done together, in so many vectors: some of one group's."""
+    """Rows of one group that a kernel computes together."""
 
     rows: Array
     columns: Array
-    """Sorted."""
+    """Retained columns, sorted."""
     vectors: int
 
 
-def columns_by_tap(weight: Array, groups: int) -> Array:
-    """A convolution's weights as [rows, taps * input channels]: a tap's channels are neighbours.
+def flatten_by_tap(weight: Array, groups: int) -> Array:
+    """Return a convolution's weight as float32 [rows, taps * input channels], the channels of a tap consecutive.
 
-    Weights [O, I / groups, kh, kw] of a grouped convolution become those of a plain one with zeros.
+    The weight [O, I / groups, kh, kw] of a grouped convolution becomes that of an ungrouped one, with zeros.
     """
     outputs, inputs, height, width = weight.shape
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, height * width, inputs)
@@ -287,15 +309,15 @@ def columns_by_tap(weight: Array, groups: int) -> Array:
     return np.ascontiguousarray(flat.reshape(outputs, -1), dtype=np.float32)
 
 
-def paired(weights: Array, channels: int) -> Array:
-    """Weights [rows, taps * channels] as [rows, taps * pairs of channels, 2], an odd last channel with a zero."""
+def pair_channels(weights: Array, channels: int) -> Array:
+    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2]; an odd last channel is paired with zero."""
     rows = len(weights)
     taps = np.pad(weights.reshape(rows, -1, channels), ((0, 0), (0, 0), (0, channels % 2)))
     return taps.reshape(rows, -1, 2)
 
 
-def groups_of(support: Array, lanes: int) -> list[Array]:
-    """Neighbouring rows with the same columns, joined further where a vector of both does less than two vectors would.
+def group_rows(support: Array, lanes: int) -> list[Array]:
+    """Group neighbouring rows with the same columns, and join groups where one vector of both costs less than two.
 
     Args:
         support: bool [rows, columns], which columns each row keeps.
@@ -319,19 +341,19 @@ def groups_of(support: Array, lanes: int) -> list[Array]:
     return [np.arange(first, last) for first, last in groups]
 
 
-def joined(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Array]:
-    """Neighbouring groups joined where blocks of more vectors, with the columns of both, cost less.
+def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Array]:
+    """Join neighbouring groups where blocks of more vectors, with the columns of both, are estimated to cost less.
 
-    So rows of single weights that keep most columns are done as the dense layer's are, and take no longer.
+    Rows with few pruned weights are thus computed as in the dense layer, and take no longer than it.
 
     Args:
         support: bool [rows, columns].
-        groups: rows of each, as of `groups_of`.
-        lanes: rows a vector holds.
-        cost: of one column of a block, by how many vectors the block has.
+        groups: the rows of each group, from `group_rows`.
+        lanes: rows in a vector.
+        cost: vectors of a block -> cost of one of its columns.
     """
-    cuts = _cuts(-(-len(support) // lanes), cost)
-    prices = [sum(cost[size] for size in cut) for cut in cuts]
+    splits = _cheapest_splits(-(-len(support) // lanes), cost)
+    prices = [sum(cost[size] for size in split) for split in splits]
     found: list[tuple[Array, Array]] = []
     for group in groups:
         mine: Array = np.logical_or.reduce(support[group], axis=0)
@@ -346,16 +368,16 @@ def joined(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, 
     return [group for group, _ in found]
 
 
-def blocks_of(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
-    """Groups cut into blocks.
+def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
+    """Split groups into blocks.
 
     Args:
         support: bool [rows, columns].
-        groups: rows of each.
-        lanes: rows a vector holds.
-        cost: of one column of a block, by how many vectors the block has.
+        groups: the rows of each group.
+        lanes: rows in a vector.
+        cost: vectors of a block -> cost of one of its columns.
     """
-    best = _cuts(max((-(-len(group) // lanes) for group in groups), default=0), cost)
+    best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
     for group in groups:
         columns = np.flatnonzero(support[group].any(axis=0))
@@ -366,8 +388,8 @@ def blocks_of(support: Array, groups: Sequence[Array], lanes: int, cost: dict[in
     return blocks
 
 
-def _cuts(most: int, cost: dict[int, float]) -> list[tuple[int, ...]]:
-    """For 0 … most vectors, the cheapest way to cut them."""
+def _cheapest_splits(most: int, cost: dict[int, float]) -> list[tuple[int, ...]]:
+    """Return, for each of 0 ... most vectors, the cheapest list of block sizes that adds up to it."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for count in range(1, most + 1):
         best.append(

@@ -1,4 +1,10 @@
-"""Elements of values copied to other places: windows, rolls, pads, channels and positions exchanged."""
+"""Gather: fill a value with elements of other values, as window partitions, rolls, pads and transposes need.
+
+    y[channel, position] = sources[number][channel', position']   or 0
+
+The element tables are compiled into runs of consecutive bytes (`kernels.copies`): a table of starts and lengths. A run
+is copied by vectors, so a gather costs about as much as a copy where whole pixels move.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +13,38 @@ from collections.abc import Sequence
 import numpy as np
 
 from ticketry_engine.kernels.channels_last import loops
-from ticketry_engine.kernels.channels_last.geometry import Pixels
+from ticketry_engine.kernels.channels_last.geometry import ChannelsLastValue
 from ticketry_engine.kernels.copies import Copies, copies
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
 
-def gather(sources: Sequence[Pixels], y: Pixels, where: tuple[Array, Array]) -> list[Op]:
-    """Fill a value with elements of others, and with zeros.
+def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
+    """Return operations that fill ``y`` with elements of ``sources`` and with zeros.
 
     Args:
-        where: of each channel and position of the value (each [channels, positions], positions row by row) the number
-            of the source, -1 for a zero; and the element of the source: its channel times its positions, and its
-            position.
+        where: two arrays [channels of y, positions of y], positions row by row. The first has the index of the source,
+            or -1 for a zero. The second has the element of that source: channel * positions + position.
     """
-    of, element = where
+    source_index, element = where
     g = y.geometry
-    places = [_bytes(value) for value in sources]
-    goals = _bytes(y).reshape(of.shape).T
-    found = np.zeros(of.shape, np.int64)
+    places = [_element_offsets(value) for value in sources]
+    goals = _element_offsets(y).reshape(source_index.shape).T
+    found = np.zeros(source_index.shape, np.int64)
     for number, table in enumerate(places):
-        inside = of == number
+        inside = source_index == number
         found[inside] = table.reshape(-1)[element[inside]]
     ops = []
-    for number, plan in copies(goals, found.T, of.T, g.item):
+    for number, plan in copies(goals, found.T, source_index.T, g.item):
         source = sources[number] if number >= 0 else y
         kernel = Copies(plan.length, g.item, True, number < 0)
-        begins = (loops.begin(source), loops.begin(y), source.geometry.image, g.image)
+        begins = (loops.first_pixel(source), loops.first_pixel(y), source.geometry.image, g.image)
         ops.append(Op(kernel, (*begins, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
     return ops
 
 
-def _bytes(value: Pixels) -> Array:
-    """[channels, positions]: bytes from a value's begin to each element of an image."""
+def _element_offsets(value: ChannelsLastValue) -> Array:
+    """Return an array [channels, positions]: bytes from a value's first pixel to each element of an image."""
     g = value.geometry
     rows, columns = np.arange(g.height) * g.row, np.arange(g.width) * g.pixel
     positions = (rows[:, None] + columns).reshape(-1)

@@ -1,14 +1,19 @@
-"""How values lie in memory as pixels.
+"""Memory layout of channels-last values: an image is a sequence of pixels, row by row, and a pixel holds its channels.
 
-An image is one pixel after the other, row after row, and a pixel holds its channels. A halo of zeros surrounds the
-image: ``halo`` rows above and below, ``halo`` pixels before the first of a row, and as many behind the last, which are
-at the same time those before the next row's first. So an input of a convolution lies at one constant distance from the
-output's pixel, at every pixel. The images of a block follow one another.
+A halo of zeros surrounds each image. Here an image of 2 x 3 pixels with ``halo`` 1 (h: zeros, p: a pixel with all its
+channels):
 
-Channels are padded to whole vectors. Halo and padding are zero from the start and no kernel writes to them.
+    h h h h          row above; the halo to the right of a row is also the halo to the left of the next row
+    h p p p
+    h p p p
+    h h h h h        row below, and the right halo of the last row
 
-Pictures of few channels that only convolutions read may have them apart: a plane of pixels for each channel, halo and
-all. A pixel of three channels takes sixteen numbers otherwise, and caches hold a fifth of the picture.
+A tap of a convolution therefore reads at a constant byte offset from the output's pixel, also at the border, and needs
+no test for padding. The images of a block follow one another. Channels are padded to whole cache lines. Halo and
+padding are zero from the start, and no kernel writes to them.
+
+An input image with few channels that only convolutions read may be stored as one plane of pixels for each channel
+(`ChannelsLastGeometry.build_channel_planes`), because padding three channels to a cache line would waste most of it.
 """
 
 from __future__ import annotations
@@ -28,14 +33,15 @@ LINE = 64
 """Bytes of a cache line, and of the widest vector."""
 
 SLACK = 64
-"""Bytes behind the last image that a vector read at the last pixel may touch."""
+"""Bytes after the last image that a vector load at the last pixel may touch."""
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """The shape of a value. Values of one geometry may follow one another in the same memory: none dirties its zeros.
+class ChannelsLastGeometry:
+    """Shape and strides of a value.
 
-    Sequences of tokens are images of one row; vectors without positions are images of one pixel.
+    Values of the same geometry may reuse the same memory one after another, because kernels never write to the zeros of
+    halo and padding. A sequence of tokens is an image of one row; a feature vector is an image of one pixel.
     """
 
     height: int
@@ -47,62 +53,70 @@ class Geometry:
     image: int
     """Bytes from one image to the next."""
     item: int = FLOAT
-    """Bytes of a channel of a pixel: those of a float32 or of a bfloat16."""
-    apart: int = 0
-    """Bytes from a channel to the next where each is a plane of its own; 0 where a pixel has them side by side."""
+    """Bytes of one number: 4 for float32, 2 for bfloat16."""
+    channel_stride: int = 0
+    """Bytes from one channel to the next where each channel is a separate plane; 0 where channels are innermost."""
 
     @classmethod
-    def planar(cls, height: int, width: int, channels: int, halo: int = 0) -> Geometry:
-        """That of float32 channels apart, which convolutions of all channels read and nothing else."""
-        plane = _odd_lines(_positions(height, width, halo) * FLOAT)
-        return cls(height, width, channels, halo, FLOAT, _odd_lines(channels * plane), apart=plane)
+    def build_channel_planes(cls, height: int, width: int, channels: int, halo: int = 0) -> ChannelsLastGeometry:
+        """Return the geometry of a float32 image with one plane for each channel, which only convolutions read."""
+        plane = _round_to_odd_lines(_count_positions(height, width, halo) * FLOAT)
+        return cls(height, width, channels, halo, FLOAT, _round_to_odd_lines(channels * plane), channel_stride=plane)
 
     @classmethod
-    def of(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> Geometry:
-        """The geometry kernels like best.
+    def build(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastGeometry:
+        """Return a geometry whose pixel and image strides are odd numbers of cache lines.
 
-        Both strides are odd numbers of cache lines: pixels at a power of two of bytes would compete for few sets of the
-        first cache.
+        Strides that are powers of two would map all pixels to a few sets of the L1 cache.
         """
-        pixel = _odd_lines(item * channels)
-        return cls(height, width, channels, halo, pixel, _odd_lines(_positions(height, width, halo) * pixel), item)
+        pixel = _round_to_odd_lines(item * channels)
+        return cls(
+            height,
+            width,
+            channels,
+            halo,
+            pixel,
+            _round_to_odd_lines(_count_positions(height, width, halo) * pixel),
+            item,
+        )
 
     @property
     def row(self) -> int:
         """Bytes from one row to the next."""
         return (self.width + self.halo) * self.pixel
 
-    def at(self, y: int, x: int) -> int:
-        """Bytes from an image's start to a pixel; y and x may lie up to ``halo`` outside."""
+    def pixel_offset(self, y: int, x: int) -> int:
+        """Return the bytes from an image's start to a pixel; y and x may be up to ``halo`` outside the image."""
         return (y + self.halo) * self.row + (x + self.halo) * self.pixel
 
     def bytes(self, images: int) -> int:
-        """Bytes of a value of so many images: a multiple of 64."""
+        """Return the bytes of a value of this many images: a multiple of 64."""
         return images * self.image + SLACK
 
 
-def _positions(height: int, width: int, halo: int) -> int:
-    """Of an image with its halo."""
+def _count_positions(height: int, width: int, halo: int) -> int:
+    """Return the number of pixels of an image with its halo."""
     return (height + 2 * halo) * (width + halo) + halo
 
 
-def _odd_lines(size: int) -> int:
+def _round_to_odd_lines(size: int) -> int:
+    """Round bytes up to an odd number of cache lines."""
     return (-(-size // LINE) | 1) * LINE
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """A value: its geometry, at which byte of the arena it begins, and which channels of what lies there are its own.
+class ChannelsLastValue:
+    """A value in the arena: its geometry, its offset, and the range of channels it uses.
 
-    Several values side by side in the channels of a wider one are a concatenation that moves no data.
+    Values that share a geometry and offset with different channel ranges form a concatenation without copying.
     """
 
-    geometry: Geometry
+    geometry: ChannelsLastGeometry
     offset: int
     first: int = 0
     """The first channel."""
     channels: int = -1
-    """How many channels; all that follow the first unless given."""
+    """Number of channels; -1 means all from ``first`` on."""
 
     def __post_init__(self) -> None:
         if self.channels < 0:
@@ -110,22 +124,26 @@ class Pixels:
         if self.first + self.channels > self.geometry.channels:
             raise ValueError(f"channels {self.first} … {self.first + self.channels} of {self.geometry.channels}")
 
-    def part(self, first: int, channels: int) -> Pixels:
-        """Some of the value's channels."""
-        return Pixels(self.geometry, self.offset, self.first + first, channels)
+    def part(self, first: int, channels: int) -> ChannelsLastValue:
+        """Return a view of some channels, counted from this value's first."""
+        return ChannelsLastValue(self.geometry, self.offset, self.first + first, channels)
 
-    def take(self, channels: Sequence[int] | Array) -> Pixels:
-        """Channels that follow one another."""
+    def take(self, channels: Sequence[int] | Array) -> ChannelsLastValue:
+        """Return a view of consecutive channels.
+
+        Raises:
+            ValueError: if the channels are not consecutive.
+        """
         if list(channels) != list(range(int(channels[0]), int(channels[0]) + len(channels))):
-            raise ValueError("channels of pixels that do not lie side by side")
+            raise ValueError("channels of a channels-last value have to be consecutive")
         return self.part(int(channels[0]), len(channels))
 
     @property
     def start(self) -> int:
-        """The arena's byte of the first image's first pixel (the halo's, if there is one) and first channel."""
-        return self.offset + (self.geometry.apart or self.geometry.item) * self.first
+        """Offset in the arena, in bytes, of the first channel of the first image's first pixel (halo included)."""
+        return self.offset + (self.geometry.channel_stride or self.geometry.item) * self.first
 
-    def like(self, other: Pixels) -> bool:
-        """Whether both have the same shape (not necessarily the same halo or place)."""
+    def like(self, other: ChannelsLastValue) -> bool:
+        """Return whether both values have the same height, width and channels; halo and offset may differ."""
         mine, its = self.geometry, other.geometry
         return (mine.height, mine.width, self.channels) == (its.height, its.width, other.channels)

@@ -1,7 +1,22 @@
-"""The kernel of rows of weights that share their columns: vectors over output channels, tiles of pixels in registers.
+"""The convolution kernel: rows that share their retained columns, a tile of output pixels at a time.
 
-For each group of rows and each tile it does ``acc[v][p] += weight[k][v] * x[tile + offset[k] + p]`` over the kept
-columns k. The code depends on the layer's shape alone; which columns are kept is told by tables.
+    for each group of rows, for each tile of output pixels:
+        acc[v][p] = bias[v]                                 v: vectors of rows (output channels), p: pixels of the tile
+        for each retained column k:
+            acc[v][p] += weight[k][v] * x[tile + offset[k] + p]
+        y[tile + p][v] = act(acc[v][p] + residual)
+
+Tables (dtype and shape in `ConvArg`):
+
+    WEIGHTS   | column 0: all rows of the group | column 1 | ...        dense, in the order in which they are read
+    OFFSETS   | column 0: input offset          | column 1 | ...
+    TILES     where each tile begins in input, output and residual, and its class
+    runs      for each group and class: ranges of columns whose taps touch the image (border tiles skip the others)
+
+The generated code depends only on the layer's shape; the mask is in the tables, so one kernel serves many layers.
+
+Fast because all accumulators of a tile stay in registers, each loaded weight vector is used for every pixel of the tile
+and each input for every vector of rows, and pruned columns cost nothing. Single weights have no index and no branch.
 """
 
 from __future__ import annotations
@@ -14,60 +29,61 @@ from ticketry_engine.kernels.activations import Activation, activate_all
 from ticketry_engine.kernels.channels_last import loops, number_formats
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.channels_last.loops import Strides
-from ticketry_engine.kernels.channels_last.tiles import Tile, sets
+from ticketry_engine.kernels.channels_last.tiles import Tile, count_accumulators
 from ticketry_engine.kernels.emitter import I16, I64, Emitter, State, Written
 from ticketry_engine.kernels.llvm import ir
 
 
-class Arg(enum.IntEnum):
+class ConvArg(enum.IntEnum):
     """Arguments of the kernel."""
 
     X = 0
-    """Byte of the arena at which the input's first image begins; Y and RESIDUAL likewise."""
+    """Offset in the arena, in bytes, of the input's first image; Y and RESIDUAL likewise."""
     Y = 1
     RESIDUAL = 2
     GROUPS = 3
-    """How many groups."""
-    TOGETHER = 4
-    """Groups done on one tile before the next tile: as many as keep their weights in the second cache."""
+    """Number of groups."""
+    GROUPS_PER_PASS = 4
+    """Groups computed on one tile before the next tile: as many as fit their weights in the L2 cache."""
     PLACES = 5
-    """int32 [groups, 2]: the first row's channel; rows in the last vector."""
+    """int32 [groups, 2]: output channel of the group's first row; rows in its last vector."""
     BIAS = 6
     """float32 [groups, vectors * lanes]."""
     OFFSETS = 7
-    """Of each kept column, all groups' one behind the other: words of 4 bytes from a tile's input to the column's."""
+    """uint16 or int32 [columns of all groups]: offset from a tile's input to the column's, in words of 4 bytes."""
     WEIGHTS = 8
-    """float32 [columns, vectors * lanes], or bfloat16 [columns, vectors * lanes, 2] where columns are pairs."""
+    """float32 [columns, vectors * lanes]; bfloat16 [columns, vectors * lanes, 2] with pairs of channels."""
     TILES = 9
-    """Of the tile shape: how many an image has; int32 [tiles, 4]: bytes from an image's start to the tile's in input,
-    output and residual, and the tile's class; classes; int32 [groups * classes + 1]: where runs begin; int32
-    [runs, 2]: first kept column, and one behind the last. Then the same of the shape for images left over."""
+    """First of `TILE_ARGS` arguments of the tile shape: tiles in an image; int32 [tiles, 4]: offsets in bytes from the
+    image's start in input, output and residual, and the tile's class; number of classes; int32 [groups * classes + 1]:
+    first run; int32 [runs, 2]: first column and end. The same five follow for the tile shape of remaining images."""
 
 
 TILE_ARGS = 5
+"""Arguments of one tile shape."""
 
 
 @dataclass(frozen=True)
 class GroupConv(Written):
-    """See the module; arguments are listed in `Arg`."""
+    """The kernel described at the top of this module; `ConvArg` lists its arguments."""
 
     finished: ClassVar[bool] = True
 
     vectors: int
     tile: Tile
     rest: Tile | None
-    """For the images that are left over where a tile has several."""
+    """Tile shape for the remaining images, if a tile covers several images."""
     x: Strides
-    """From a tile's pixel to the next along each axis."""
+    """Strides between the inputs of neighbouring output pixels: the convolution's stride is included."""
     y: Strides
     residual: Strides | None
     act: Activation
-    partial: bool
-    """Whether some group's last vector is not full."""
-    wide: bool
-    """Whether offsets are int32 rather than uint16."""
+    partial_vector: bool
+    """Whether the last vector of some group is not full."""
+    wide_offsets: bool
+    """Whether offsets are int32 instead of uint16."""
     depthwise: bool
-    """Whether each row has an input channel of its own, the one at its place, and columns are taps."""
+    """Whether row i reads only input channel i, so that columns are taps."""
 
     @property
     def pairs(self) -> bool:
@@ -77,38 +93,38 @@ class GroupConv(Written):
     def write(self, e: Emitter) -> None:
         images = e.state(State.IMAGES)
         blocks = e.b.udiv(images, e.i64(self.tile.images))
-        writer = _Writer(self, e, self.tile, Arg.TILES)
-        writer.all_tiles(e.i64(0), blocks)
+        writer = _ConvWriter(self, e, self.tile, ConvArg.TILES)
+        writer.write_tiles(e.i64(0), blocks)
         if self.rest is not None:
             done = e.b.mul(blocks, e.i64(self.tile.images))
-            _Writer(self, e, self.rest, Arg.TILES + TILE_ARGS).all_tiles(done, e.b.sub(images, done))
+            _ConvWriter(self, e, self.rest, ConvArg.TILES + TILE_ARGS).write_tiles(done, e.b.sub(images, done))
 
 
-class _Writer:
-    """Writes the loops over tiles of one shape."""
+class _ConvWriter:
+    """Emits the loops over all tiles of one shape."""
 
     def __init__(self, kernel: GroupConv, e: Emitter, tile: Tile, first_arg: int) -> None:
         self.kernel, self.e, self.tile = kernel, e, tile
-        self.sets = sets(kernel.vectors, tile, e.target)
+        self.accumulators = count_accumulators(kernel.vectors, tile, e.target)
         self.bytes = kernel.vectors * e.target.lanes * FLOAT
         self.per_image, self.tiles, self.classes = e.arg(first_arg), e.table(first_arg + 1), e.arg(first_arg + 2)
         self.begins, self.runs = e.table(first_arg + 3), e.table(first_arg + 4)
-        self.places, self.bias = e.table(Arg.PLACES), e.table(Arg.BIAS)
-        self.offsets, self.weights = e.table(Arg.OFFSETS), e.table(Arg.WEIGHTS)
-        self.staged = loops.long(kernel.act)
+        self.places, self.bias = e.table(ConvArg.PLACES), e.table(ConvArg.BIAS)
+        self.offsets, self.weights = e.table(ConvArg.OFFSETS), e.table(ConvArg.WEIGHTS)
+        self.staged = loops.is_expensive(kernel.act)
         if self.staged:
             self.stage = e.scratch(tile.pixels * kernel.vectors)
 
-    def all_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
-        """All tiles of ``blocks`` times the tile's images, of all groups: this thread's share of them."""
+    def write_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
+        """Emit this thread's share of all tiles and groups, for ``blocks`` times the tile's images."""
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)
-        low_group, high_group, low, high = self._share(e.arg(Arg.GROUPS), count)
-        together = e.arg(Arg.TOGETHER)
+        low_group, high_group, low, high = self._divide_work(e.arg(ConvArg.GROUPS), count)
+        groups_per_pass = e.arg(ConvArg.GROUPS_PER_PASS)
         steps = (kernel.x, kernel.y, kernel.residual or kernel.y)
-        bases = [e.arena(e.arg(arg)) for arg in (Arg.X, Arg.Y, Arg.RESIDUAL)]
-        with e.loop(low_group, high_group, together) as some:
-            end = e.b.add(some.index, together)
+        bases = [e.arena(e.arg(arg)) for arg in (ConvArg.X, ConvArg.Y, ConvArg.RESIDUAL)]
+        with e.loop(low_group, high_group, groups_per_pass) as some:
+            end = e.b.add(some.index, groups_per_pass)
             end = e.select(e.b.icmp_signed("<", end, high_group), end, high_group)
             with e.loop(low, high) as turn:
                 block = e.b.udiv(turn.index, self.per_image)
@@ -121,10 +137,10 @@ class _Writer:
                 )
                 kind = e.load_i32(entry, 12)
                 with e.loop(some.index, end) as group:
-                    self._group(group.index, kind, x, y, residual)
+                    self._write_group(group.index, kind, x, y, residual)
 
-    def _share(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
-        """From and to of groups and tiles for this thread: whichever there are more of are shared."""
+    def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
+        """Return first and end of this thread's groups and tiles; threads divide whichever are more."""
         e = self.e
         some_groups, some_tiles = e.share(groups), e.share(tiles)
         by_groups = e.b.icmp_signed(">", groups, tiles)
@@ -136,7 +152,7 @@ class _Writer:
             e.select(by_groups, tiles, some_tiles[1]),
         ]
 
-    def _group(self, group: ir.Value, kind: ir.Value, x: ir.Value, y: ir.Value, residual: ir.Value) -> None:
+    def _write_group(self, group: ir.Value, kind: ir.Value, x: ir.Value, y: ir.Value, residual: ir.Value) -> None:
         e, vectors = self.e, self.kernel.vectors
         row = e.at(self.bias, e.b.mul(group, e.i64(self.bytes)))
         size = e.target.lanes * FLOAT
@@ -145,16 +161,16 @@ class _Writer:
         if self.kernel.depthwise:
             x = e.at(x, e.b.mul(e.load_i32(place), e.i64(self.kernel.x.item)))
         start = biases * self.tile.pixels
-        start += [e.splat(0.0)] * (len(start) * (self.sets - 1))
+        start += [e.splat(0.0)] * (len(start) * (self.accumulators - 1))
         begin = e.at(self.begins, e.b.mul(e.b.add(e.b.mul(group, self.classes), kind), e.i64(4)))
         with e.loop(e.load_i32(begin), e.load_i32(begin, 4), carried=start) as run:
             entry = e.at(self.runs, e.b.mul(run.index, e.i64(8)))
-            run.next = self._columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
-        self._finish(self._sum(run.results), place, y, residual)
+            run.next = self._accumulate_columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
+        self._store_tile(self._add_accumulators(run.results), place, y, residual)
 
-    def _columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
-        """The run's columns: all sets at once, then the last few on the first set."""
-        e, count = self.e, self.sets
+    def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
+        """Add a run's columns: one column for each set of accumulators at once, then the remainder on the first set."""
+        e, count = self.e, self.accumulators
         stop = last if count == 1 else e.b.sub(last, e.i64(count - 1))
         with e.loop(first, stop, count, carried=sums) as column:
             one = len(sums) // count
@@ -170,7 +186,7 @@ class _Writer:
 
     def _multiply(self, column: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         e, vectors, size = self.e, self.kernel.vectors, self.e.target.lanes * FLOAT
-        if self.kernel.wide:
+        if self.kernel.wide_offsets:
             offset = e.load_i32(self.offsets, e.b.mul(column, e.i64(4)))
         else:
             offset = e.b.zext(e.b.load(e.at(self.offsets, e.b.mul(column, e.i64(2))), typ=I16, align=2), I64)
@@ -183,27 +199,27 @@ class _Writer:
         multiply = number_formats.multiply_pairs if self.kernel.pairs else Emitter.fma
         results = []
         for index, place in enumerate(self.tile.places):
-            input_ = self._input(source, self.kernel.x.at(place))
+            input_ = self._load_input(source, self.kernel.x.at(place))
             results += [multiply(e, weights[v], input_, sums[index * vectors + v]) for v in range(vectors)]
         return results
 
-    def _input(self, source: ir.Value, byte: int) -> ir.Value:
-        """What a column's weights are multiplied with at a pixel."""
+    def _load_input(self, source: ir.Value, byte: int) -> ir.Value:
+        """Load the input of a column at a pixel: a vector if depthwise, else one number in all lanes."""
         e, kernel = self.e, self.kernel
         if kernel.depthwise:
             return number_formats.load(e, source, byte, kernel.x.item)
         return number_formats.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
 
-    def _sum(self, parts: list[ir.Value]) -> list[ir.Value]:
-        one = len(parts) // self.sets
+    def _add_accumulators(self, parts: list[ir.Value]) -> list[ir.Value]:
+        one = len(parts) // self.accumulators
         sums = parts[:one]
-        for number in range(1, self.sets):
+        for number in range(1, self.accumulators):
             sums = [self.e.b.fadd(a, b) for a, b in zip(sums, parts[number * one :], strict=False)]
         return sums
 
-    # The end of a tile: residual, activation, store
+    # End of a tile: residual, activation, store
 
-    def _finish(self, sums: list[ir.Value], place: ir.Value, y: ir.Value, residual: ir.Value) -> None:
+    def _store_tile(self, sums: list[ir.Value], place: ir.Value, y: ir.Value, residual: ir.Value) -> None:
         e, kernel = self.e, self.kernel
         vectors, size = kernel.vectors, self.e.target.lanes * FLOAT
         lanes = e.load_i32(place, 4)
@@ -212,7 +228,7 @@ class _Writer:
         residual = e.at(residual, e.b.mul(first, e.i64((kernel.residual or kernel.y).item)))
         if not self.staged:
             for index, pixel in enumerate(self.tile.places):
-                self._pixel(
+                self._store_pixel(
                     sums[index * vectors :][:vectors],
                     e.at(y, kernel.y.at(pixel)),
                     e.at(residual, kernel.residual.at(pixel)) if kernel.residual else None,
@@ -228,21 +244,21 @@ class _Writer:
             e.loop(0, self.tile.columns) as column,
         ):
             at = (image.index, row.index, column.index)
-            source = self._place(self.stage, staged, at)
-            self._pixel(
+            source = self._pixel_pointer(self.stage, staged, at)
+            self._store_pixel(
                 [e.load(source, v * size, align=size) for v in range(vectors)],
-                self._place(y, kernel.y, at),
-                self._place(residual, kernel.residual, at) if kernel.residual else None,
+                self._pixel_pointer(y, kernel.y, at),
+                self._pixel_pointer(residual, kernel.residual, at) if kernel.residual else None,
                 lanes,
             )
 
-    def _place(self, pointer: ir.Value, step: Strides, at: tuple[ir.Value, ...]) -> ir.Value:
+    def _pixel_pointer(self, pointer: ir.Value, step: Strides, at: tuple[ir.Value, ...]) -> ir.Value:
         e = self.e
         for index, bytes_ in zip(at, (step.image, step.row, step.pixel), strict=True):
             pointer = e.at(pointer, e.b.mul(index, e.i64(bytes_)))
         return pointer
 
-    def _pixel(self, sums: list[ir.Value], y: ir.Value, residual: ir.Value | None, lanes: ir.Value) -> None:
+    def _store_pixel(self, sums: list[ir.Value], y: ir.Value, residual: ir.Value | None, lanes: ir.Value) -> None:
         e, kernel, count = self.e, self.kernel, self.e.target.lanes
         if residual is not None:
             assert kernel.residual is not None
@@ -251,7 +267,7 @@ class _Writer:
             sums = [e.b.fadd(value, other) for value, other in zip(sums, beside, strict=True)]
         for v, value in enumerate(activate_all(e, kernel.act, sums)):
             here = e.at(y, v * count * kernel.y.item)
-            if kernel.partial and v == kernel.vectors - 1:
+            if kernel.partial_vector and v == kernel.vectors - 1:
                 number_formats.store_first(e, value, here, lanes, kernel.y.item)
             else:
                 number_formats.store(e, value, here, 0, kernel.y.item)

@@ -1,14 +1,22 @@
-"""Pooling: the largest or the mean of a window of pixels. Tables tell each window, so that padding is never read."""
+"""Max and average pooling.
+
+    y[row, column, c] = max or weighted sum of x[r, q, c]  for r in rows[row], q in columns[column]
+
+Tables hold each output's window: int32 [outputs, 2] for rows and for columns, the first input and the end. Padding is
+cut off there, so it is never read and needs no test. Tables float32 [outputs] hold the weights of a mean. A window is
+reduced for four vectors of channels at once, which stay in registers.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.channels_last import loops
-from ticketry_engine.kernels.channels_last.geometry import Pixels
+from ticketry_engine.kernels.channels_last.geometry import ChannelsLastValue
 from ticketry_engine.kernels.channels_last.loops import Strides
 from ticketry_engine.kernels.emitter import Emitter, Written
 from ticketry_engine.kernels.llvm import ir
@@ -16,71 +24,79 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Pair, Window
 
 _X, _Y, _ROWS, _COLUMNS, _ROW_WEIGHTS, _COLUMN_WEIGHTS = range(6)
-"""Arguments of the kernel: begins of the values; int32 [outputs, 2] of each axis: the window's first input and one
-behind its last; float32 [outputs]: what a mean weighs each with."""
+"""Arguments: offsets of the values' first pixels; int32 [outputs, 2] for each axis: a window's first input and its end;
+float32 [outputs] for each axis: the weight of a mean."""
 
 
-def max_pool(x: Pixels, y: Pixels, window: Window) -> list[Op]:
-    """The largest of each window; how many windows there are (and so torch's ``ceil_mode``) is y's to say."""
-    ones = [np.ones(size) for size in _size(y)]
-    return [_pool("max", x, y, _inside(x, y, window), ones, window.dilation)]
+def max_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Op]:
+    """Return operations for max pooling; y's size gives the number of windows (and so torch's ``ceil_mode``)."""
+    ones = [np.ones(size) for size in _height_and_width(y)]
+    return [_build_pool("max", x, y, _window_ranges(x, y, window), ones, window.dilation)]
 
 
-def avg_pool(x: Pixels, y: Pixels, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """The mean of each window, as of `max_pool`.
+def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_include_pad: bool = True) -> list[Op]:
+    """Return operations for average pooling; y's size gives the number of windows.
 
     Args:
-        count_include_pad: whether padding counts as values of 0, or not at all.
+        count_include_pad: whether padding counts as zeros (True) or is left out of the mean.
     """
-    tables = _inside(x, y, window)
+    tables = _window_ranges(x, y, window)
     counts = [table[:, 1] - table[:, 0] for table in tables]
     if count_include_pad:
-        counts = [axis.padded(outputs) for axis, outputs in zip(window.axes(x.geometry), _size(y), strict=True)]
-    return [_pool("mean", x, y, tables, [1 / np.maximum(count, 1) for count in counts], (1, 1))]
+        counts = [
+            axis.padded(outputs) for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True)
+        ]
+    return [_build_pool("mean", x, y, tables, [1 / np.maximum(count, 1) for count in counts], (1, 1))]
 
 
-def global_mean(x: Pixels, y: Pixels) -> list[Op]:
-    """The mean of all pixels; y has one."""
-    if _size(y) != (1, 1):
-        raise EngineError("the mean of all pixels is one pixel")
-    tables = [np.array([[0, extent]]) for extent in _size(x)]
-    return [_pool("mean", x, y, tables, [1 / table[:, 1] for table in tables], (1, 1))]
+def global_mean(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
+    """Return operations for the mean over all pixels; y has one pixel."""
+    if _height_and_width(y) != (1, 1):
+        raise EngineError("the result of a mean over all pixels has to have one pixel")
+    tables = [np.array([[0, extent]]) for extent in _height_and_width(x)]
+    return [_build_pool("mean", x, y, tables, [1 / table[:, 1] for table in tables], (1, 1))]
 
 
-def _size(value: Pixels) -> Pair:
+def _height_and_width(value: ChannelsLastValue) -> Pair:
     return value.geometry.height, value.geometry.width
 
 
-def _inside(x: Pixels, y: Pixels, window: Window) -> list[Array]:
-    """Of each window the first input that is none of the padding, and a bound behind the last: for rows and columns.
+def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Array]:
+    """Return int32 [outputs, 2] for rows and columns: each window's first input outside the padding, and its end.
 
     Raises:
-        EngineError: a window that begins behind the last input.
+        EngineError: if a window begins after the last input.
     """
     tables = []
-    for axis, outputs in zip(window.axes(x.geometry), _size(y), strict=True):
+    for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True):
         first = axis.begins(outputs)
         if first[-1] >= axis.extent:
-            raise EngineError(
-                f"{outputs} pooling windows, the last of which begins behind the last of {axis.extent} inputs"
-            )
+            raise EngineError(f"the last of {outputs} pooling windows begins after the last of {axis.extent} inputs")
         last = np.minimum(first + axis.dilation * (axis.size - 1) + 1, axis.extent)
         first += -(-np.maximum(-first, 0) // axis.dilation) * axis.dilation
         tables.append(np.stack([first, last], axis=1))
     return tables
 
 
-def _pool(operation: str, x: Pixels, y: Pixels, tables: list[Array], weights: list[Array], steps: Pair) -> Op:
+def _build_pool(
+    operation: str, x: ChannelsLastValue, y: ChannelsLastValue, tables: list[Array], weights: list[Array], steps: Pair
+) -> Op:
     if x.channels != y.channels:
         raise EngineError(f"pooling {x.channels} channels into {y.channels}")
-    kernel = Pool(operation, *_size(y), y.channels, Strides.of(x), Strides.of(y), steps)
+    kernel = ChannelsLastPool(
+        operation, *_height_and_width(y), y.channels, Strides.from_value(x), Strides.from_value(y), steps
+    )
     ranges = [table.astype(np.int32) for table in tables]
-    return Op(kernel, (loops.begin(x), loops.begin(y), *ranges, *(each.astype(np.float32) for each in weights)))
+    return Op(
+        kernel, (loops.first_pixel(x), loops.first_pixel(y), *ranges, *(each.astype(np.float32) for each in weights))
+    )
 
 
 @dataclass(frozen=True)
-class Pool(Written):
-    """The largest or the weighted sum of windows."""
+class ChannelsLastPool(Written):
+    """Kernel of max pooling or of a weighted sum over windows."""
+
+    title: ClassVar[str] = "pool"
 
     operation: str
     """"max" or "mean"."""
@@ -90,20 +106,22 @@ class Pool(Written):
     x: Strides
     y: Strides
     steps: tuple[int, int]
-    """From one input of a window to the next, along rows and columns."""
+    """Dilation: the distance between inputs of a window, along rows and columns."""
 
     def write(self, e: Emitter) -> None:
-        # An output's row tells nothing of the input's, so the input's pointer stays at its image.
+        # The window's rows come from a table, so the input's pointer stays at the start of its image.
         values = [(_X, Strides(self.x.image, 0, 0)), (_Y, self.y)]
-        with loops.pixels(e, self.height, self.width, values) as (row, column, (x, y)):
+        with loops.loop_pixels(e, self.height, self.width, values) as (row, column, (x, y)):
             begins = [e.at(e.table(arg), e.b.mul(at, e.i64(8))) for arg, at in ((_ROWS, row), (_COLUMNS, column))]
             ranges = [(e.load_i32(begin), e.load_i32(begin, 4)) for begin in begins]
             down = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
             right = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
             weight = e.splat(e.b.fmul(down, right))
-            loops.vectors(e, self.channels, 4, lambda at, counts: self._window(e, x, y, ranges, weight, at, counts))
+            loops.loop_vectors(
+                e, self.channels, 4, lambda at, counts: self._write_window(e, x, y, ranges, weight, at, counts)
+            )
 
-    def _window(
+    def _write_window(
         self,
         e: Emitter,
         x: ir.Value,
@@ -120,16 +138,16 @@ class Pool(Written):
             with e.loop(left, right, self.steps[1], carried=row.carried) as column:
                 place = e.at(line, e.b.mul(column.index, e.i64(self.x.pixel)))
                 for number, (count, value) in enumerate(zip(counts, column.carried, strict=True)):
-                    more = loops.get(e, place, loops.next_vector(e, byte, number), count, self.x.item)
-                    column.next.append(self._combine(e, value, more))
+                    more = loops.load_vector(e, place, loops.vector_offset(e, byte, number), count, self.x.item)
+                    column.next.append(self._combine_values(e, value, more))
             row.next = column.results
         for number, (count, value) in enumerate(zip(counts, row.results, strict=True)):
             result = value if self.operation == "max" else e.b.fmul(value, weight)
-            loops.put(e, result, y, loops.next_vector(e, byte, number), count, self.y.item)
+            loops.store_vector(e, result, y, loops.vector_offset(e, byte, number), count, self.y.item)
 
-    def _combine(self, e: Emitter, value: ir.Value, more: ir.Value) -> ir.Value:
+    def _combine_values(self, e: Emitter, value: ir.Value, more: ir.Value) -> ir.Value:
         if self.operation == "mean":
             return e.b.fadd(value, more)
-        # Like torch: NaN is larger than anything.
+        # As in torch, NaN counts as larger than any number.
         larger = e.b.or_(e.b.fcmp_ordered(">", more, value), e.b.fcmp_unordered("uno", more, more))
         return e.select(larger, more, value)

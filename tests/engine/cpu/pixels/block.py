@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticketry_engine.kernels.channels_last import Geometry, Pixels
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.channels_last.number_formats import rounded
 from ticketry_engine.kernels.jit import Library
@@ -39,13 +39,13 @@ class Block:
     def __init__(self, images: int) -> None:
         self.images = images
         self.size = GUARD
-        self.values: dict[Pixels, Array] = {}
+        self.values: dict[ChannelsLastValue, Array] = {}
         self.scratch = (0, 0)
         """First byte and size of what may be left in any state."""
 
-    def place(self, geometry: Geometry, first: int = 0, channels: int = -1) -> Pixels:
+    def place(self, geometry: ChannelsLastGeometry, first: int = 0, channels: int = -1) -> ChannelsLastValue:
         """Room for a new value."""
-        found = Pixels(geometry, self.size, first, channels)
+        found = ChannelsLastValue(geometry, self.size, first, channels)
         self.size += -(-geometry.bytes(self.images) // 64) * 64 + GUARD
         return found
 
@@ -55,14 +55,14 @@ class Block:
         self.size = sum(self.scratch) + 64
         return self.scratch[0]
 
-    def put(self, value: Pixels, data: Array) -> None:
+    def put(self, value: ChannelsLastValue, data: Array) -> None:
         """Set a value to data [images, channels, height, width]."""
         self.values[value] = data
 
     def run(
         self,
         ops: Sequence[Op],
-        outputs: Sequence[Pixels],
+        outputs: Sequence[ChannelsLastValue],
         name: str,
         *,
         threads: int = 1,
@@ -97,15 +97,15 @@ def _floats(data: Array) -> Array:
     return data.copy() if data.dtype == np.float32 else (data.astype(np.uint32) << 16).view(np.float32)
 
 
-def view(memory: Array, value: Pixels, images: int) -> Array:
+def view(memory: Array, value: ChannelsLastValue, images: int) -> Array:
     """A value's numbers in the arena as [images, channels, height, width]: its pixels, without halo and padding.
 
     bfloat16 as its bits.
     """
     geometry = value.geometry
-    at = value.start + geometry.at(0, 0)
+    at = value.start + geometry.pixel_offset(0, 0)
     shape = (images, value.channels, geometry.height, geometry.width)
-    strides = (geometry.image, geometry.apart or geometry.item, geometry.row, geometry.pixel)
+    strides = (geometry.image, geometry.channel_stride or geometry.item, geometry.row, geometry.pixel)
     return np.ndarray(shape, np.float32 if geometry.item == FLOAT else np.uint16, memory, at, strides)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry
 from ticketry_engine.kernels.channels_last.attention import attention
 from ticketry_engine.kernels.program import Bias, BlockSpec
 from ticketry_engine.kernels.target import target
@@ -49,10 +49,10 @@ def test_attention(
     data = [rng.standard_normal((images, count * size, 1, n)).astype(np.float32) for count, n in shapes]
     bias = bias_of(rng, biases, group * heads, queries, keys)
     # Keys and values are channels of one wider value, as a layer that makes them at once leaves them.
-    both = Geometry.of(1, keys, 2 * heads * size)
+    both = ChannelsLastGeometry.build(1, keys, 2 * heads * size)
     k = block.place(both, 0, heads * size)
     v = k.part(heads * size, heads * size)
-    q, y = (block.place(Geometry.of(1, queries, group * heads * size)) for _ in range(2))
+    q, y = (block.place(ChannelsLastGeometry.build(1, queries, group * heads * size)) for _ in range(2))
     for value, numbers in zip((q, k, v), data, strict=True):
         block.put(value, numbers)
     spec = BlockSpec(here, images, block.reserve)
@@ -83,15 +83,15 @@ def mask_of(bias: Bias | None, causal: bool, queries: int, keys: int) -> torch.T
 
 def test_values_that_do_not_fit() -> None:
     block, spec = Block(1), BlockSpec(target())
-    q, k = block.place(Geometry.of(1, 4, 12)), block.place(Geometry.of(1, 5, 12))
+    q, k = block.place(ChannelsLastGeometry.build(1, 4, 12)), block.place(ChannelsLastGeometry.build(1, 5, 12))
     with pytest.raises(EngineError, match="5 heads"):
         attention(q, k, k, q, 5, 1.0, False, spec)
-    with pytest.raises(EngineError, match="do not fit"):
+    with pytest.raises(EngineError, match="do not match"):
         attention(q, k, q, q, 4, 1.0, False, spec)
-    halo = block.place(Geometry.of(1, 4, 12, 1))
+    halo = block.place(ChannelsLastGeometry.build(1, 4, 12, 1))
     with pytest.raises(EngineError, match="halo"):
         attention(halo, k, k, halo, 4, 1.0, False, spec)
-    far = block.place(Geometry.of(1, 4097, 4))
+    far = block.place(ChannelsLastGeometry.build(1, 4097, 4))
     with pytest.raises(EngineError, match="at most 4096"):
         attention(far, far, far, far, 4, 1.0, False, spec)
 
@@ -112,7 +112,9 @@ def test_windows(where, images, windows, heads, biases, size, tokens, halo, thre
     block, here = Block(images), target(where)
     queries, keys = tokens
     data = [rng.standard_normal((images, heads * size, windows, n)).astype(np.float32) for n in (queries, keys, keys)]
-    places = [block.place(Geometry.of(windows, n, heads * size, halo)) for n in (queries, keys, keys, queries)]
+    places = [
+        block.place(ChannelsLastGeometry.build(windows, n, heads * size, halo)) for n in (queries, keys, keys, queries)
+    ]
     for value, numbers in zip(places[:3], data, strict=True):
         block.put(value, numbers)
     bias = None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.channels_last import Geometry, Pixels, conv, cost
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.program import BlockSpec
 from ticketry_engine.kernels.target import target
@@ -122,17 +122,19 @@ def test_any_convolution(case: Case) -> None:
         case.groups,
     )
     beside = 2 * case.beside
-    wide = Geometry.of(case.height, case.width, case.inputs + beside, max(case.padding), item)
+    wide = ChannelsLastGeometry.build(case.height, case.width, case.inputs + beside, max(case.padding), item)
     x = block.place(wide, case.beside, case.inputs)
     if case.apart and item == FLOAT and not depthwise:
-        x = block.place(Geometry.planar(case.height, case.width, case.inputs, max(case.padding)))
-    there = Geometry.of(*expected.shape[2:], case.outputs + beside, case.seed % 3, y_item)
+        x = block.place(
+            ChannelsLastGeometry.build_channel_planes(case.height, case.width, case.inputs, max(case.padding))
+        )
+    there = ChannelsLastGeometry.build(*expected.shape[2:], case.outputs + beside, case.seed % 3, y_item)
     y = block.place(there, case.beside, case.outputs)
     block.put(x, data)
     residual = None
     if case.residual:
         # Some channels of a wider value, in a geometry of its own.
-        other = Geometry.of(*expected.shape[2:], case.outputs + 21, 1, residual_item)
+        other = ChannelsLastGeometry.build(*expected.shape[2:], case.outputs + 21, 1, residual_item)
         residual = block.place(other, 5, case.outputs)
         added = as_stored(rng.standard_normal(expected.shape), residual_item)
         block.put(residual, added)
@@ -151,8 +153,8 @@ def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, pad
         torch.from_numpy(data).double(), torch.from_numpy(weight).double(), padding=padding
     )
     block = Block(x_shape[0])
-    x = block.place(Geometry.of(*x_shape[2:], x_shape[1], padding))
-    y = block.place(Geometry.of(*expected.shape[2:], len(weight)))
+    x = block.place(ChannelsLastGeometry.build(*x_shape[2:], x_shape[1], padding))
+    y = block.place(ChannelsLastGeometry.build(*expected.shape[2:], len(weight)))
     block.put(x, data)
     ops = conv(x, y, Convolution(weight, padding=(padding, padding)), None, BlockSpec(target(where), x_shape[0]))
     return block.run(ops, [y], where)[0], expected
@@ -178,7 +180,7 @@ def test_inputs_that_are_far_apart() -> None:
 
 def test_rows_without_columns_are_their_bias() -> None:
     block = Block(2)
-    x, y = block.place(Geometry.of(3, 3, 4)), block.place(Geometry.of(3, 3, 20))
+    x, y = block.place(ChannelsLastGeometry.build(3, 3, 4)), block.place(ChannelsLastGeometry.build(3, 3, 20))
     block.put(x, np.ones((2, 4, 3, 3), np.float32))
     bias = np.linspace(-1, 1, 20).astype(np.float32)
     ops = conv(x, y, Convolution(np.zeros((20, 4, 1, 1), np.float32), bias, act="relu"), None, BlockSpec(target()))
@@ -188,27 +190,30 @@ def test_rows_without_columns_are_their_bias() -> None:
 
 def test_shapes_and_rows_that_do_not_fit() -> None:
     block, spec = Block(1), BlockSpec(target())
-    x, y = block.place(Geometry.of(8, 8, 4, 1)), block.place(Geometry.of(8, 8, 6))
+    x, y = block.place(ChannelsLastGeometry.build(8, 8, 4, 1)), block.place(ChannelsLastGeometry.build(8, 8, 6))
     weight = np.ones((6, 4, 3, 3), np.float32)
     with pytest.raises(EngineError, match="halo"):
         conv(x, y, Convolution(np.ones((6, 4, 5, 5), np.float32), padding=(2, 2)), None, spec)
-    with pytest.raises(EngineError, match="its place holds"):
+    with pytest.raises(EngineError, match="but its output value has"):
         conv(x, y, Convolution(weight), None, spec)
-    with pytest.raises(EngineError, match="3 channels, its input has 4"):
+    with pytest.raises(EngineError, match="3 channels cannot read an input of 4"):
         conv(x, y, Convolution(np.ones((6, 3, 3, 3), np.float32), padding=(1, 1)), None, spec)
     with pytest.raises(EngineError, match="residual"):
         conv(x, y, Convolution(weight, padding=(1, 1)), x, spec)
-    apart, like = block.place(Geometry.planar(8, 8, 4, 1)), block.place(Geometry.of(8, 8, 4))
+    apart, like = (
+        block.place(ChannelsLastGeometry.build_channel_planes(8, 8, 4, 1)),
+        block.place(ChannelsLastGeometry.build(8, 8, 4)),
+    )
     alone = Convolution(np.ones((4, 1, 3, 3), np.float32), padding=(1, 1), groups=4)
-    with pytest.raises(EngineError, match="reads channels side by side"):
+    with pytest.raises(EngineError, match="needs an input with innermost channels"):
         conv(apart, like, alone, None, spec)
 
 
 def test_what_a_layer_costs() -> None:
     """Nearly as much less as there are fewer weights, more on half the vectors, and less than it takes by nothing."""
     rng, spec = np.random.default_rng(0), BlockSpec(target())
-    x = Pixels(Geometry.of(16, 16, 128, 1), 0)
-    y = Pixels(Geometry.of(16, 16, 128, 0), 0)
+    x = ChannelsLastValue(ChannelsLastGeometry.build(16, 16, 128, 1), 0)
+    y = ChannelsLastValue(ChannelsLastGeometry.build(16, 16, 128, 0), 0)
     weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
     dense = cost(x, y, Convolution(weight, padding=(1, 1)), spec)
     kept = np.repeat(rng.random((4, 128, 3, 3)) < 0.1, 32, axis=0)
@@ -227,7 +232,10 @@ def test_a_linear_layer_of_pairs(images: int, tokens: int, inputs: int) -> None:
     weight[:, ::3] = 0
     data = as_stored(rng.standard_normal((images, inputs, 1, tokens)), HALF)
     block = Block(images)
-    x, y = block.place(Geometry.of(1, tokens, inputs, 0, HALF)), block.place(Geometry.of(1, tokens, 70))
+    x, y = (
+        block.place(ChannelsLastGeometry.build(1, tokens, inputs, 0, HALF)),
+        block.place(ChannelsLastGeometry.build(1, tokens, 70)),
+    )
     block.put(x, data)
     [result] = block.run(conv(x, y, Convolution(weight), None, BlockSpec(target(), images)), [y], "host")
     expected = np.einsum("oc,ncht->noht", as_stored(weight[:, :, 0, 0], HALF).astype(np.float64), data)
@@ -243,7 +251,7 @@ def test_pairs_cost_half_where_they_are_kept_together() -> None:
     apart = pairs * (np.arange(128) % 2 == 0)[:, None, None]
 
     def nanoseconds(mask: np.ndarray[Any, Any], item: int) -> float:
-        x, y = (Pixels(Geometry.of(16, 16, 128, halo, item), 0) for halo in (1, 0))
+        x, y = (ChannelsLastValue(ChannelsLastGeometry.build(16, 16, 128, halo, item), 0) for halo in (1, 0))
         return cost(x, y, Convolution(weight * mask, padding=(1, 1)), spec)
 
     assert nanoseconds(pairs, HALF) == nanoseconds(apart, HALF)
@@ -252,6 +260,6 @@ def test_pairs_cost_half_where_they_are_kept_together() -> None:
 
 def test_pairs_need_a_target_that_multiplies_them() -> None:
     spec = BlockSpec(dataclasses.replace(target(), bf16=False))
-    x, y = (Pixels(Geometry.of(4, 4, 16, 0, HALF), 0) for _ in range(2))
-    with pytest.raises(EngineError, match="multiplies no bfloat16"):
+    x, y = (ChannelsLastValue(ChannelsLastGeometry.build(4, 4, 16, 0, HALF), 0) for _ in range(2))
+    with pytest.raises(EngineError, match="cannot multiply bfloat16"):
         conv(x, y, Convolution(np.ones((16, 16, 1, 1), np.float32)), None, spec)

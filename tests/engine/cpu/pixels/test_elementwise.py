@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, activated, close, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last
-from ticketry_engine.kernels.channels_last import Geometry, Pixels
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 
 ACTS = [None, "relu", "silu", ("leaky_relu", 0.2)]
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 90), st.integers(1, 5), st.integers(1, 5))
@@ -26,10 +26,12 @@ common: dict[str, Any] = {
 }
 
 
-def _value(block: Block, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Pixels, np.ndarray[Any, Any]]:
+def _value(
+    block: Block, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[ChannelsLastValue, np.ndarray[Any, Any]]:
     """A random value, part of a wider one with a random halo."""
     before, behind, halo = (int(n) for n in rng.integers(0, [3, 20, 2]))
-    geometry = Geometry.of(*shape[2:], before + shape[1] + behind, halo)
+    geometry = ChannelsLastGeometry.build(*shape[2:], before + shape[1] + behind, halo)
     value = block.place(geometry, before, shape[1])
     data = rng.standard_normal(shape).astype(np.float32)
     block.put(value, data)
@@ -83,10 +85,10 @@ def test_one_value(
 
 def test_shapes_that_do_not_fit() -> None:
     block = Block(1)
-    x, y, small = (block.place(Geometry.of(4, 4, channels)) for channels in (8, 8, 3))
+    x, y, small = (block.place(ChannelsLastGeometry.build(4, 4, channels)) for channels in (8, 8, 3))
     with pytest.raises(EngineError, match="same shape"):
         channels_last.copy(x, small)
-    with pytest.raises(EngineError, match="no value"):
+    with pytest.raises(EngineError, match="cannot be broadcast"):
         channels_last.elementwise("add", x, small, y)
     with pytest.raises(EngineError, match="3 values for 8"):
         channels_last.affine(x, y, np.ones(3), np.ones(8))

@@ -57,8 +57,10 @@ def test_over_pixels(where, kind, images, channels, size, halo, threads, seed) -
     of, element = moves(kind, channels, size[0] * size[1], rng)
     block = Block(images)
     data = [rng.standard_normal((images, channels, *size)).astype(np.float32) for _ in range(2)]
-    sources = [block.place(channels_last.Geometry.of(*size, channels, halo * number)) for number in range(2)]
-    y = block.place(channels_last.Geometry.of(*size, channels, halo))
+    sources = [
+        block.place(channels_last.ChannelsLastGeometry.build(*size, channels, halo * number)) for number in range(2)
+    ]
+    y = block.place(channels_last.ChannelsLastGeometry.build(*size, channels, halo))
     for value, numbers in zip(sources, data, strict=True):
         block.put(value, numbers)
     [found] = block.run(channels_last.gather(sources, y, (of, element)), [y], where, threads=threads)

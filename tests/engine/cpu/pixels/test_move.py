@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, targets
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.channels_last import Geometry, load, store
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, load, store
 
 LAYOUTS = {
     # name: strides of a tensor [images, channels, height, width] that takes `steps` elements in all
@@ -84,7 +84,9 @@ def test_in_and_out(case: Case) -> None:
     source, inside = case.filled()
     result, written = case.tensor(at_end=case.seed % 2 == 1)
     block = Block(case.images)
-    value = block.place(Geometry.of(case.height, case.width, case.channels + 19, case.halo), 3, case.channels)
+    value = block.place(
+        ChannelsLastGeometry.build(case.height, case.width, case.channels + 19, case.halo), 3, case.channels
+    )
     ops = load(0, case.strides, value) + store(1, case.strides, value)
     before = source.clone()
     outside = [inside, written]
@@ -101,11 +103,11 @@ def test_in_and_out(case: Case) -> None:
 def test_into_channels_that_lie_apart(case: Case) -> None:
     _, inside = case.filled()
     block = Block(case.images)
-    value = block.place(Geometry.planar(case.height, case.width, case.channels, case.halo))
+    value = block.place(ChannelsLastGeometry.build_channel_planes(case.height, case.width, case.channels, case.halo))
     ops = load(0, case.strides, value)
     [held] = block.run(ops, [value], case.where, threads=case.threads, external=[inside], images=case.run)
     assert np.array_equal(held[: case.last], inside[case.run - case.last :].numpy())
-    with pytest.raises(EngineError, match="read by convolutions alone"):
+    with pytest.raises(EngineError, match="only be read by convolutions"):
         store(1, case.strides, value)
 
 

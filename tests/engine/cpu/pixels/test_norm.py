@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last
-from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry
 
 
 @given(
@@ -35,7 +35,7 @@ def test_over_channels(
     rng = np.random.default_rng(seed)
     data = (scale * rng.standard_normal(shape) + 3).astype(np.float32)
     block = Block(shape[0])
-    x, y = (block.place(Geometry.of(*shape[2:], shape[1] + 20, 1), 5, shape[1]) for _ in range(2))
+    x, y = (block.place(ChannelsLastGeometry.build(*shape[2:], shape[1] + 20, 1), 5, shape[1]) for _ in range(2))
     # Beside the value lies another, which must not be taken for part of it.
     block.put(x.part(-5, shape[1] + 20), np.full((shape[0], shape[1] + 20, *shape[2:]), 1e6, np.float32))
     block.put(x, data)
@@ -65,7 +65,7 @@ def test_over_channels(
 def test_a_softmax_of_what_is_minus_infinity_is_zero() -> None:
     data = np.array([0.0, -np.inf, 1.0], np.float32).reshape(1, 3, 1, 1)
     block = Block(1)
-    x, y = (block.place(Geometry.of(1, 1, 3)) for _ in range(2))
+    x, y = (block.place(ChannelsLastGeometry.build(1, 1, 3)) for _ in range(2))
     block.put(x, data)
     [result] = block.run(channels_last.softmax(x, y), [y], "host")
     assert close(result, torch.from_numpy(data).softmax(1))
@@ -73,7 +73,7 @@ def test_a_softmax_of_what_is_minus_infinity_is_zero() -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     block = Block(1)
-    x, y = block.place(Geometry.of(1, 1, 3)), block.place(Geometry.of(1, 2, 3))
+    x, y = block.place(ChannelsLastGeometry.build(1, 1, 3)), block.place(ChannelsLastGeometry.build(1, 2, 3))
     with pytest.raises(EngineError, match="shape"):
         channels_last.softmax(x, y)
     with pytest.raises(EngineError, match="2 values for 3"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close_in
 from ticketry_engine.kernels import channels_last
-from ticketry_engine.kernels.channels_last import Geometry, Pixels
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.channels_last.number_formats import rounded
 from ticketry_engine.kernels.program import BlockSpec
@@ -34,10 +34,14 @@ def test_numbers_are_rounded_to_the_nearest_even() -> None:
     assert np.isnan((rounded(np.array([np.nan], np.float32)).astype(np.uint32) << 16).view(np.float32)).all()
 
 
-def _value(block: Block, shape: tuple[int, ...], item: int, rng: np.random.Generator) -> tuple[Pixels, Array]:
+def _value(
+    block: Block, shape: tuple[int, ...], item: int, rng: np.random.Generator
+) -> tuple[ChannelsLastValue, Array]:
     """A random value, part of a wider one with a random halo."""
     before, behind, halo = (int(n) for n in rng.integers(0, [3, 20, 2]))
-    value = block.place(Geometry.of(*shape[2:], before + shape[1] + behind, halo, item), before, shape[1])
+    value = block.place(
+        ChannelsLastGeometry.build(*shape[2:], before + shape[1] + behind, halo, item), before, shape[1]
+    )
     data = as_stored(rng.standard_normal(shape), item)
     block.put(value, data)
     return value, data
@@ -110,13 +114,13 @@ def test_pools(kind: str, items: tuple[int, int], shape: tuple[int, ...], seed: 
     else:
         pool = functional.max_pool2d if kind == "max" else functional.avg_pool2d
         expected = pool(numbers, 2, 2, 1)
-    y = block.place(Geometry.of(*expected.shape[2:], shape[1], 1, items[1]))
+    y = block.place(ChannelsLastGeometry.build(*expected.shape[2:], shape[1], 1, items[1]))
     if kind == "max":
         ops = channels_last.max_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
     elif kind == "mean":
         ops = channels_last.avg_pool(x, y, Window((2, 2), (2, 2), (1, 1)))
     else:
-        y = block.place(Geometry.of(1, 1, shape[1], 0, items[1]))
+        y = block.place(ChannelsLastGeometry.build(1, 1, shape[1], 0, items[1]))
         ops = channels_last.global_mean(x, y)
     [result] = block.run(ops, [y], "host")
     assert close_in(items[1], result, expected)
@@ -135,7 +139,7 @@ def test_in_and_out(shape: tuple[int, ...], halo: int, last: bool, threads: int,
     images, channels, height, width = shape
     rng = np.random.default_rng(seed)
     block = Block(images)
-    value = block.place(Geometry.of(height, width, channels + 19, halo, HALF), 3, channels)
+    value = block.place(ChannelsLastGeometry.build(height, width, channels + 19, halo, HALF), 3, channels)
     layout = torch.channels_last if last else torch.contiguous_format
     inside = torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).contiguous(memory_format=layout)
     outside = torch.full_like(inside, torch.nan)
@@ -155,9 +159,9 @@ def test_attention(causal: bool, heads: int, size: int, queries: int, keys: int)
     rng, here, images, width = np.random.default_rng(0), target(), 2, heads * size
     queries = keys if causal else queries
     block = Block(images)
-    k = block.place(Geometry.of(1, keys, 2 * width, 0, HALF), 0, width)
+    k = block.place(ChannelsLastGeometry.build(1, keys, 2 * width, 0, HALF), 0, width)
     v = k.part(width, width)
-    q, y = (block.place(Geometry.of(1, queries, width, 0, HALF)) for _ in range(2))
+    q, y = (block.place(ChannelsLastGeometry.build(1, queries, width, 0, HALF)) for _ in range(2))
     data = [as_stored(rng.standard_normal((images, width, 1, n)), HALF) for n in (queries, keys, keys)]
     for value, numbers in zip((q, k, v), data, strict=True):
         block.put(value, numbers)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last
-from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry
 from ticketry_engine.kernels.window import Window
 
 wheres, shapes = st.sampled_from(targets()), st.tuples(*[st.integers(1, most) for most in (4, 80, 12, 12)])
@@ -64,8 +64,8 @@ def test_windows(
     else:
         expected = functional.avg_pool2d(data.double(), kernel, **common, count_include_pad=kind == "mean")
     block = Block(shape[0])
-    x = block.place(Geometry.of(*shape[2:], shape[1] + 5, halo), 2, shape[1])
-    y = block.place(Geometry.of(*expected.shape[2:], shape[1], 1))
+    x = block.place(ChannelsLastGeometry.build(*shape[2:], shape[1] + 5, halo), 2, shape[1])
+    y = block.place(ChannelsLastGeometry.build(*expected.shape[2:], shape[1], 1))
     block.put(x, data.numpy())
     window = Window(kernel, stride, padding, dilation)
     ops = (
@@ -80,8 +80,8 @@ def test_windows(
 def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int, seed: int) -> None:
     data = _random(shape, seed)
     block = Block(shape[0])
-    x = block.place(Geometry.of(*shape[2:], shape[1], 1))
-    z = block.place(Geometry.of(1, 1, shape[1]))
+    x = block.place(ChannelsLastGeometry.build(*shape[2:], shape[1], 1))
+    z = block.place(ChannelsLastGeometry.build(1, 1, shape[1]))
     block.put(x, data.numpy())
     [whole] = block.run(channels_last.global_mean(x, z), [z], where, threads=threads)
     exact = data.double()
@@ -95,7 +95,7 @@ def test_the_largest_of_numbers_that_are_none_is_none() -> None:
     data[0, 0, 0, 1] = torch.nan
     data[0, 0, 1, 2] = -torch.inf
     block = Block(1)
-    x, y = block.place(Geometry.of(2, 4, 1)), block.place(Geometry.of(1, 2, 1))
+    x, y = block.place(ChannelsLastGeometry.build(2, 4, 1)), block.place(ChannelsLastGeometry.build(1, 2, 1))
     block.put(x, data.numpy())
     [result] = block.run(channels_last.max_pool(x, y, Window((2, 2), (2, 2))), [y], "host")
     assert np.array_equal(result, torch.nn.functional.max_pool2d(data, 2).numpy(), equal_nan=True)
@@ -103,6 +103,6 @@ def test_the_largest_of_numbers_that_are_none_is_none() -> None:
 
 def test_a_window_behind_the_input_is_refused() -> None:
     block = Block(1)
-    x, y = block.place(Geometry.of(4, 4, 8)), block.place(Geometry.of(3, 2, 8))
-    with pytest.raises(EngineError, match="behind the last of 4"):
+    x, y = block.place(ChannelsLastGeometry.build(4, 4, 8)), block.place(ChannelsLastGeometry.build(3, 2, 8))
+    with pytest.raises(EngineError, match="after the last of 4"):
         channels_last.max_pool(x, y, Window((2, 2), (2, 2)))

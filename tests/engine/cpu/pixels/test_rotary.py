@@ -12,7 +12,7 @@ from arenas import Arena
 from engine.cpu.pixels.block import Block, as_stored, close, close_in, kinds, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last, planar
-from ticketry_engine.kernels.channels_last import Geometry
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry
 
 _SHAPES = {
     "images": st.sampled_from([1, 2, 4, 16]),
@@ -44,7 +44,10 @@ def test_rotary_over_pixels(kind, images, heads, size, tokens, threads, part, se
     where, item = kind
     half, data = drawn(images, heads, size, tokens, part, seed)
     block = Block(images)
-    values = [block.place(Geometry.of(1, tokens, count, 0, item)) for count in (heads * size, size, size, heads * size)]
+    values = [
+        block.place(ChannelsLastGeometry.build(1, tokens, count, 0, item))
+        for count in (heads * size, size, size, heads * size)
+    ]
     for value, numbers in zip(values, data, strict=False):
         block.put(value, np.broadcast_to(numbers, (images, *numbers.shape[1:])))
     [result] = block.run(channels_last.rotary(*values, half), values[3:], where, threads=threads)
@@ -81,7 +84,7 @@ def test_a_constant_of_pixels(kind, shape, halo, threads) -> None:
     where, item = kind
     numbers = np.random.default_rng(0).standard_normal(shape[1:]).astype(np.float32)
     block = Block(shape[0])
-    y = block.place(Geometry.of(*shape[2:], shape[1] + 7, halo, item), 3, shape[1])
+    y = block.place(ChannelsLastGeometry.build(*shape[2:], shape[1] + 7, halo, item), 3, shape[1])
     block.put(y, np.zeros(shape, np.float32))
     [result] = block.run(channels_last.constant(numbers, y), [y], where, threads=threads)
     assert np.array_equal(result, np.broadcast_to(as_stored(numbers, item), shape))
@@ -104,6 +107,6 @@ def test_a_constant_of_planes(name, shape, halo, images) -> None:
 
 def test_heads_that_do_not_fit_are_told() -> None:
     block = Block(1)
-    x, cos = block.place(Geometry.of(1, 4, 12)), block.place(Geometry.of(1, 4, 5))
-    with pytest.raises(EngineError, match="12 channels are no heads of 5"):
+    x, cos = block.place(ChannelsLastGeometry.build(1, 4, 12)), block.place(ChannelsLastGeometry.build(1, 4, 5))
+    with pytest.raises(EngineError, match="12 channels cannot be split into heads of 5"):
         channels_last.rotary(x, cos, cos, x, 2)

@@ -7,28 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry_engine.kernels.channels_last.conv import blocks_of, columns_by_tap, groups_of, joined
-from ticketry_engine.kernels.channels_last.tiles import Plane, Tile, Tiling, spans
+from ticketry_engine.kernels.channels_last.conv import flatten_by_tap, group_rows, join_groups, split_into_blocks
+from ticketry_engine.kernels.channels_last.tiles import ConvAxes, Tile, Tiling, find_runs
 from ticketry_engine.kernels.window import Axis
 
 
 @st.composite
-def planes(draw: st.DrawFn) -> Plane:
+def planes(draw: st.DrawFn) -> ConvAxes:
     def window() -> Axis:
         size, dilation, padding = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 3))
         least = max(1, dilation * (size - 1) + 1 - 2 * padding)
         return Axis(draw(st.integers(least, least + 12)), size, draw(st.integers(1, 3)), padding, dilation)
 
-    return Plane(window(), window())
+    return ConvAxes(window(), window())
 
 
 @given(planes(), st.integers(1, 6), st.integers(1, 6))
 def test_every_pixel_is_in_a_tile_which_does_every_tap_that_sees_something(
-    plane: Plane, rows: int, columns: int
+    plane: ConvAxes, rows: int, columns: int
 ) -> None:
     shape = (plane.rows.outputs, plane.columns.outputs)
     tile = Tile(1, min(rows, shape[0]), min(columns, shape[1]))
-    tiling = Tiling.of(plane, tile)
+    tiling = Tiling.from_axes(plane, tile)
     seen = np.zeros(shape, dtype=bool)
     for top, left, kind in zip(tiling.row, tiling.column, tiling.kind, strict=True):
         inside = np.s_[top : top + tile.rows, left : left + tile.columns]
@@ -37,13 +37,13 @@ def test_every_pixel_is_in_a_tile_which_does_every_tap_that_sees_something(
         taps = {tap for first, last in tiling.spans[kind] for tap in range(first, last)}
         assert taps == _useful(plane, top, left, tile)
     assert seen.all()
-    assert plane.tiles(tile) == len(tiling.row)
-    assert plane.work(tile) == sum(
+    assert plane.tiles_per_image(tile) == len(tiling.row)
+    assert plane.count_taps(tile) == sum(
         len(_useful(plane, t, c, tile)) for t, c in zip(tiling.row, tiling.column, strict=True)
     )
 
 
-def _useful(plane: Plane, top: int, left: int, tile: Tile) -> set[int]:
+def _useful(plane: ConvAxes, top: int, left: int, tile: Tile) -> set[int]:
     """Taps that lie on the image for some pixel of the tile."""
     found = set()
     for tap in range(plane.taps):
@@ -59,8 +59,8 @@ def _useful(plane: Plane, top: int, left: int, tile: Tile) -> set[int]:
 
 
 @given(planes(), st.integers(1, 30), st.sampled_from([1, 2, 6, 8]))
-def test_tiles_to_choose_from_fit(plane: Plane, pixels: int, images: int) -> None:
-    tiles = plane.candidates(pixels, images)
+def test_tiles_to_choose_from_fit(plane: ConvAxes, pixels: int, images: int) -> None:
+    tiles = plane.candidate_tiles(pixels, images)
     assert tiles
     for tile in tiles:
         assert tile.pixels <= pixels
@@ -71,7 +71,7 @@ def test_tiles_to_choose_from_fit(plane: Plane, pixels: int, images: int) -> Non
 
 @given(st.lists(st.booleans(), max_size=20))
 def test_spans(alive: list[bool]) -> None:
-    taken = [index for first, last in spans(alive) for index in range(first, last)]
+    taken = [index for first, last in find_runs(alive) for index in range(first, last)]
     assert taken == [index for index, value in enumerate(alive) if value]
 
 
@@ -85,10 +85,10 @@ def test_groups_hold_each_row_once_and_blocks_every_weight(rows: list[tuple[int,
     supports = rng.random((4, 30)) < np.array([[0.0], [0.2], [0.5], [1.0]])
     kept = np.concatenate([np.repeat(supports[kind : kind + 1], count, axis=0) for kind, count in rows])
     weights = (kept * rng.uniform(1, 2, kept.shape)).astype(np.float32)
-    groups = groups_of(weights != 0, lanes)
+    groups = group_rows(weights != 0, lanes)
     assert np.array_equal(np.concatenate(groups), np.arange(len(weights)))
     found = np.zeros_like(weights)
-    for block in blocks_of(weights != 0, groups, lanes, {1: 1.0, 2: 1.8, 3: 2.5}):
+    for block in split_into_blocks(weights != 0, groups, lanes, {1: 1.0, 2: 1.8, 3: 2.5}):
         assert 0 < len(block.rows) <= block.vectors * lanes
         assert (np.diff(block.columns) > 0).all()
         found[block.rows[:, None], block.columns] = weights[block.rows[:, None], block.columns]
@@ -98,15 +98,15 @@ def test_groups_hold_each_row_once_and_blocks_every_weight(rows: list[tuple[int,
 def test_groups_are_joined_only_where_that_saves_work() -> None:
     weights = np.zeros((32, 40), np.float32)
     weights[:8, :10] = weights[8:16, 5:15] = weights[16:, 20:] = 1
-    assert [len(group) for group in groups_of(weights != 0, 16)] == [16, 16]
-    assert [len(group) for group in groups_of(weights != 0, 8)] == [8, 8, 16]
+    assert [len(group) for group in group_rows(weights != 0, 16)] == [16, 16]
+    assert [len(group) for group in group_rows(weights != 0, 8)] == [8, 8, 16]
 
 
 def test_a_grouped_convolution_as_a_plain_one() -> None:
     weight = np.arange(1, 13, dtype=np.float32).reshape(4, 3, 1, 1)
     expected = np.zeros((4, 6), np.float32)
     expected[:2, :3], expected[2:, 3:] = weight[:2, :, 0, 0], weight[2:, :, 0, 0]
-    assert np.array_equal(columns_by_tap(weight, 2), expected)
+    assert np.array_equal(flatten_by_tap(weight, 2), expected)
 
 
 PRICES = {1: 1.0, 2: 1.4, 3: 1.8}
@@ -115,13 +115,16 @@ PRICES = {1: 1.0, 2: 1.4, 3: 1.8}
 
 def test_single_weights_that_keep_nearly_all_columns_are_done_as_the_dense_layer_is():
     kept = np.random.default_rng(0).random((48, 300)) < 0.9
-    groups = groups_of(kept, 8)
+    groups = group_rows(kept, 8)
     assert [len(group) for group in groups] == [8] * 6
-    (whole,) = joined(kept, groups, 8, PRICES)
+    (whole,) = join_groups(kept, groups, 8, PRICES)
     assert whole.tolist() == list(range(48))
-    (dense,) = joined(np.ones_like(kept), groups_of(np.ones_like(kept), 8), 8, PRICES)
+    (dense,) = join_groups(np.ones_like(kept), group_rows(np.ones_like(kept), 8), 8, PRICES)
     blocks = [
-        [(block.rows.tolist(), len(block.columns), block.vectors) for block in blocks_of(each, [group], 8, PRICES)]
+        [
+            (block.rows.tolist(), len(block.columns), block.vectors)
+            for block in split_into_blocks(each, [group], 8, PRICES)
+        ]
         for each, group in ((kept, whole), (np.ones_like(kept), dense))
     ]
     assert blocks[0] == blocks[1]
@@ -131,8 +134,8 @@ def test_groups_whose_columns_differ_stay_apart():
     kept = np.zeros((48, 96), dtype=bool)
     for at in range(3):
         kept[16 * at : 16 * (at + 1), 32 * at : 32 * (at + 1)] = True
-    groups = groups_of(kept, 8)
-    assert [group.tolist() for group in joined(kept, groups, 8, PRICES)] == [group.tolist() for group in groups]
+    groups = group_rows(kept, 8)
+    assert [group.tolist() for group in join_groups(kept, groups, 8, PRICES)] == [group.tolist() for group in groups]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -143,9 +146,9 @@ def test_joining_never_costs_more_and_keeps_all_rows_in_order(seed):
         kept = kept.repeat(int(generator.integers(2, 9)), axis=0)
 
     def price(groups):
-        return sum(PRICES[block.vectors] * len(block.columns) for block in blocks_of(kept, groups, 8, PRICES))
+        return sum(PRICES[block.vectors] * len(block.columns) for block in split_into_blocks(kept, groups, 8, PRICES))
 
-    groups = groups_of(kept, 8)
-    found = joined(kept, groups, 8, PRICES)
+    groups = group_rows(kept, 8)
+    found = join_groups(kept, groups, 8, PRICES)
     assert np.concatenate(found).tolist() == list(range(len(kept)))
     assert price(found) <= price(groups) + 1e-9
