@@ -119,3 +119,31 @@ def test_a_service_under_load(tmp_path: Path) -> None:
     rates = re.findall(r"/(ticket|dense) +(\d+) requests", out)
     assert [name for name, _ in rates] == ["ticket", "dense"]
     assert all(int(rate) > 0 for _, rate in rates)
+
+
+@pytest.mark.slow
+def test_a_comparison_for_a_paper(tmp_path: Path) -> None:
+    """A researcher's session in small: own data, four methods, three seeds, figures, a LaTeX table and a verdict."""
+    script = (EXAMPLES / "comparison.sh").read_text()
+    assert len([line for line in script.splitlines() if line.startswith("ticketry ")]) <= 12
+    (tmp_path / "stripes.py").write_text((EXAMPLES / "stripes.py").read_text())
+    (tmp_path / "ticketry").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ticketry "$@"\n')
+    (tmp_path / "ticketry").chmod(0o755)
+    done = subprocess.run(
+        ["sh", EXAMPLES / "comparison.sh", "10it", "train=100"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verdict  " in done.stdout
+    listed = [line.split()[0] for line in done.stdout.splitlines() if " done " in line]
+    assert {"SNIP", "EarlyCroP", "IMP", "CS"} <= set(listed)
+    table = (tmp_path / "figures" / "results.tex").read_text()
+    rows = [line.split(" & ")[0] for line in table.splitlines() if line.endswith("\\\\")]
+    assert rows == ["method", "SNIP", "EarlyCroP", "IMP", "CS"]
+    figure = (tmp_path / "figures" / "comparison-metric-by-density.svg").read_text()
+    assert all(name in figure for name in ("SNIP", "EarlyCroP", "IMP", "CS"))
+    assert (tmp_path / "figures" / "comparison-metric-by-density.pdf").is_file()

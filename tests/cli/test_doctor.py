@@ -52,10 +52,17 @@ def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pip install 'ticketry[" in out or all(f"\n  {extra} " in out for extra in EXTRAS)
 
 
+def test_extras_are_those_of_the_install_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    table = page.partition("| extra | what it adds |")[2].partition("\n\n")[0]
+    named = {extra for row in table.splitlines() for extra in re.findall(r"`([a-z]+)`", row.split(" | ")[0])}
+    assert named - {"demo", "dev", "docs", "rl"} == set(EXTRAS)
+
+
 def test_extras_are_those_of_the_package() -> None:
     file = Path(__file__).parents[2] / "pyproject.toml"
     told = tomllib.loads(file.read_text())["project"]["optional-dependencies"]
     mine = {extra: {re.split(r"[\[><=; ]", one)[0] for one in packages} for extra, packages in told.items()}
-    others = ("cluster", "demo", "dev", "docs", "rl", "gpu")
+    others = ("cluster", "demo", "dev", "docs", "rl")
     own = {name: packages for name, packages in mine.items() if name not in others}
     assert {extra: set(packages) for extra, (packages, _) in EXTRAS.items()} == own

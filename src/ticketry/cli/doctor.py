@@ -25,6 +25,7 @@ examples:
 EXTRAS = {
     "lab": (("matplotlib", "pillow", "pooch", "scipy"), "searches, verdicts, reports, images and downloads of data"),
     "engine": (("llvmlite",), "compile, bench and sparse training in kernels of this processor"),
+    "gpu": (("triton",), "kernels of GPUs"),
     "digits": (("scikit-learn",), "the task digits"),
     "timm": (("timm",), "networks of timm"),
     "torchvision": (("torchvision",), "networks of torchvision"),

@@ -33,6 +33,9 @@ by planned interim analyses until each claim is confirmed, refuted, or undecided
 not trained again. A page tells claim by claim what was found. Precision and kernels are those that the file says,
 unless they are given here.
 
+Replicates have seeds of their own, from 20,000 on, which no search has by default: a claim is never judged by the seeds
+that its settings were tried with. What a search has trained is therefore not reused, and --seed 20000 would be.
+
 examples:
   ticketry reproduce stabilizing
   ticketry reproduce all --scale demo

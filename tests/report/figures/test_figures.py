@@ -339,6 +339,21 @@ def test_labels_at_line_ends_are_apart_and_in_order(places):
     assert spots[-1] <= 300 + 1e-6
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_collapsed_control_does_not_set_the_scale_of_the_tickets(make_record, sign):
+    """One level, tickets 0.4 from dense and the only control 60 from it: the main panel shows the tickets."""
+    record = make_record(levels=1, replicates=3, controls=("shuffled",))
+    record["task"]["metric"]["higher_is_better"] = sign > 0
+    for point in record["points"]:
+        short = {"dense": 0.0, "ticket": 0.4, "shuffled": 60.0}[point["role"]] + 0.05 * point["replicate"]
+        point["test"]["accuracy"] = 80 - sign * short
+    results = Results(read_run(record))
+    low, high = near_dense(results)
+    assert low < 80 - sign * 0.5 < high
+    assert high - low < 5
+    assert whole_range(results)[sign < 0] * sign < (80 - sign * 55) * sign
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
     subject = subject_of(rewind_runs)

@@ -66,8 +66,9 @@ def scale_of(*runs: Results) -> Scale:
 def near_dense(results: Results) -> tuple[float, float] | None:
     """Limits of the y axis that show the better networks well, or None where the whole range does.
 
-    They reach as far below dense as 2.5 times the median shortfall of all other networks, so that at least half of
-    the points lie in the better part of the panel however badly the worst do. (Above it, if less is better.)
+    They reach as far below dense as 2.5 times the median shortfall of all other networks, or of the tickets and
+    controls by role if that is less: one control that has collapsed does not set the scale of the tickets. (Above
+    dense, if less is better.)
     """
     if results.dense is None:
         return None
@@ -75,7 +76,12 @@ def near_dense(results: Results) -> tuple[float, float] | None:
     dense = results.dense.metric()
     at = scale.place(dense.mean)
     others = [group for role in results.roles[1:] for group in results.of_role(role)]
-    shortfall = statistics.median(sign * (at - scale.place(group.metric().mean)) for group in others)
+
+    def short_of_dense(groups: Sequence[Group]) -> float:
+        return statistics.median(sign * (at - scale.place(group.metric().mean)) for group in groups)
+
+    by_role = statistics.median_low(short_of_dense(results.of_role(role)) for role in results.roles[1:])
+    shortfall = min(short_of_dense(others), by_role)
     best = max(sign * scale.place(edge) for group in [results.dense, *others] for edge in _edges(group, scale))
     depth = max(2.5 * shortfall, 4 * scale.spread(dense), best - sign * at)
     one, other = scale.value(at - sign * depth), scale.value(sign * best)
