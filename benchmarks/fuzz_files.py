@@ -49,7 +49,7 @@ from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
-from ticketry.records.ticket import Retraining, read_info
+from ticketry.records.ticket import RetrainingInfo, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.campaigns import markdown
 from ticketry.report.exporting import _tables
@@ -90,7 +90,7 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
         found = tk.Ticket.load(folder)
         found.describe()
         found._repr_html_()
-        told = read_info(Retraining, found.info, str(folder))
+        told = read_info(RetrainingInfo, found.info, str(folder))
         recipe_from(told.recipe)
         made_task(found)
 

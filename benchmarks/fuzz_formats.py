@@ -44,7 +44,7 @@ from ticketry.lab.store.store import Store
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import Repeating, Retraining, read_info
+from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.exporting import _tables
 from ticketry.report.subject import subject_of
@@ -121,9 +121,9 @@ def _tickets(folder: Path) -> Iterator[Format]:
             found = tk.Ticket.load(where)
             found.describe()
             found._repr_html_()
-            told = read_info(Retraining, found.info, "the ticket")
+            told = read_info(RetrainingInfo, found.info, "the ticket")
             recipe_from(told.recipe)
-            read_info(Repeating, found.info, "the ticket")
+            read_info(SearchInfo, found.info, "the ticket")
             made_task(found)
             return found
 

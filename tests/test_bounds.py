@@ -15,7 +15,7 @@ import pytest
 
 from cli.calling import call
 from samples import sample
-from ticketry.choices import BOUNDS, Bounds, check_bounds, check_numbers, shown
+from ticketry.choices import BOUNDS, Bounds, check_bounds, check_numbers, format_value
 from ticketry.cli.search import read_arguments, request_by
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
@@ -205,11 +205,11 @@ def test_numbers_are_looked_for_everywhere() -> None:
 
 
 def test_values_in_messages() -> None:
-    assert shown(1.5) == "1.5"
-    assert shown("1.5") == "'1.5'"
-    assert len(shown(10**400)) < 100
-    assert "thousands of digits" in shown(10**5000)
-    assert "thousands of digits" in shown((10**5000,))
+    assert format_value(1.5) == "1.5"
+    assert format_value("1.5") == "'1.5'"
+    assert len(format_value(10**400)) < 100
+    assert "thousands of digits" in format_value(10**5000)
+    assert "thousands of digits" in format_value((10**5000,))
     with pytest.raises(UsageError, match=r"^x must be a number from 0 to 1, got 1\.5$"):
         check_bounds("x", 1.5, Bounds(0, 1, whole=False))
     for odd in (True, "1", None, 1.0):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ticketry.errors import OutsideError
-from ticketry.files import content_of, file_digest, flush, inside, replacing, write_atomically
+from ticketry.files import content_of, file_digest, flush, join_inside, replacing, write_atomically
 
 
 def fail_after_writing(path: Path) -> None:
@@ -101,7 +101,7 @@ def test_digest(tmp_path: Path, size: int) -> None:
 def test_no_name_leads_out(tmp_path: Path, names: list[str]) -> None:
     """Against the system's own way to read a path."""
     try:
-        found = inside(tmp_path, *names)
+        found = join_inside(tmp_path, *names)
     except OutsideError:
         return
     real = os.path.realpath(found)
@@ -118,13 +118,13 @@ def test_links_out_are_not_followed(tmp_path: Path) -> None:
     (root / "own").symlink_to(root)
     for name in ("out", "back"):
         with pytest.raises(OutsideError, match="is a link to outside"):
-            inside(root, name)
+            join_inside(root, name)
         with pytest.raises(OutsideError, match="is a link to outside"):
-            inside(root, name, "file")
-    assert inside(root, "own", "file") == root / "own" / "file"
+            join_inside(root, name, "file")
+    assert join_inside(root, "own", "file") == root / "own" / "file"
     linked = tmp_path / "linked"
     linked.symlink_to(root)
-    assert inside(linked, "file") == linked / "file", "the root itself may be a link: the user named it"
+    assert join_inside(linked, "file") == linked / "file", "the root itself may be a link: the user named it"
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

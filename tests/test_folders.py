@@ -16,16 +16,16 @@ from other_users import as_user, close, hand_over, place_of_users
 from samples import sample
 from ticketry.core.ticket.folder import write_folder
 from ticketry.folders import (
-    below,
     delete_tree,
     delete_tree_if_possible,
-    entries,
     exists,
-    files_below,
-    folders_below,
     is_file,
     is_folder,
-    matching,
+    iterate_below,
+    iterate_files,
+    iterate_folders,
+    list_entries,
+    list_matching,
 )
 from ticketry.lab.store import parts
 from ticketry.lab.store.paths import Paths
@@ -76,13 +76,13 @@ def test_what_is_below_a_folder(tmp_path: Path, seed: int) -> None:
     for at, inner, names in os.walk(root):
         folders |= {Path(at, name) for name in inner if not Path(at, name).is_symlink()}
         files |= {Path(at, name) for name in (*names, *inner) if Path(at, name) not in folders}
-    found = list(below(root))
+    found = list(iterate_below(root))
     assert set(found) == files | folders
     assert found == sorted(found)
-    assert set(files_below(root)) == {path for path in files if not path.is_symlink()}
-    assert set(folders_below(root)) == folders
+    assert set(iterate_files(root)) == {path for path in files if not path.is_symlink()}
+    assert set(iterate_folders(root)) == folders
     for pattern in ("*", "*/*.json", "*/*/*", "a/*", "*/lock", ".*"):
-        assert matching(root, pattern) == sorted(root.glob(pattern)), pattern
+        assert list_matching(root, pattern) == sorted(root.glob(pattern)), pattern
 
 
 def test_what_is_at_a_path(tmp_path: Path) -> None:
@@ -98,19 +98,24 @@ def test_what_is_at_a_path(tmp_path: Path) -> None:
         "file/inside": (False, False, False),
     }.items():
         assert tuple(ask(tmp_path / name) for ask in (exists, is_file, is_folder)) == found, name
-    assert entries(tmp_path / "gone") == entries(tmp_path / "file") == matching(tmp_path / "gone", "*/*") == []
+    assert (
+        list_entries(tmp_path / "gone")
+        == list_entries(tmp_path / "file")
+        == list_matching(tmp_path / "gone", "*/*")
+        == []
+    )
     with pytest.raises(OSError, match="a link to a place that is missing"):
-        entries(tmp_path / "dangling")
+        list_entries(tmp_path / "dangling")
 
 
 ASKING: dict[str, Callable[[Path], Any]] = {
     "exists": lambda folder: exists(folder / "file"),
     "is_file": lambda folder: is_file(folder / "file"),
     "is_folder": lambda folder: is_folder(folder / "file"),
-    "entries": entries,
-    "matching": lambda folder: matching(folder.parent, "*/*"),
-    "below": lambda folder: list(below(folder.parent)),
-    "files_below": lambda folder: list(files_below(folder.parent)),
+    "entries": list_entries,
+    "matching": lambda folder: list_matching(folder.parent, "*/*"),
+    "iterate_below": lambda folder: list(iterate_below(folder.parent)),
+    "iterate_files": lambda folder: list(iterate_files(folder.parent)),
     "delete_tree": delete_tree,
 }
 
@@ -164,7 +169,7 @@ def test_however_deep(tmp_path: Path) -> None:
     delete_tree(tmp_path / "deep")
     assert not (tmp_path / "deep").exists()
     make_deep(tmp_path / "deep", 1200)
-    assert sum(1 for _ in below(tmp_path / "deep")) == 1201
+    assert sum(1 for _ in iterate_below(tmp_path / "deep")) == 1201
     delete_tree_if_possible(tmp_path / "deep")
     assert not (tmp_path / "deep").exists()
 

@@ -332,7 +332,7 @@ def test_a_runner_by_name(here: None, tmp_path: Path, monkeypatch: pytest.Monkey
     (site / "counting.py").write_text("import test_plugins_runner\nCounting = test_plugins_runner.Counting\n")
     monkeypatch.setitem(sys.modules, "test_plugins_runner", sys.modules[__name__])
     install(site, "counting", {"counting": "counting:Counting"}, group="ticketry.runners")
-    assert RUNNERS.where("counting") == "counting 1.2"
+    assert RUNNERS.find_origin("counting") == "counting 1.2"
     for runner in ("counting", "counting:Counting"):
         before = Counting.submitted
         with tk.Lab(tmp_path / runner.replace(":", "-"), runner=runner) as lab:

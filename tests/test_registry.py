@@ -28,7 +28,7 @@ def test_what_is_built_in():
     shapes = registry()
     assert shapes.names() == ("pi", "join")
     assert shapes.get("pi") == 3.141592653589793
-    assert shapes.where("join") == "built in"
+    assert shapes.find_origin("join") == "built in"
     assert "pi" in shapes
     assert "circle" not in shapes
 
@@ -37,7 +37,7 @@ def test_nothing_is_imported_before_it_is_asked_for():
     code = (
         "import sys; from ticketry.registry import Registry; "
         "shapes = Registry('shape', 'ticketry.shapes', {'wave': 'colorsys:rgb_to_hsv'}); "
-        "assert shapes.names() == ('wave',) and shapes.where('wave') == 'built in'; "
+        "assert shapes.names() == ('wave',) and shapes.find_origin('wave') == 'built in'; "
         "print('colorsys' in sys.modules, end=' '); shapes.get('wave'); print('colorsys' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -51,8 +51,8 @@ def test_what_a_package_offers(site):
     shapes = registry(needs=("corners",))
     assert shapes.names() == ("pi", "join", "circle", "module")
     assert "round_shapes" not in sys.modules
-    assert shapes.where("circle") == "round-shapes 1.2"
-    assert shapes.target("circle") == "round_shapes:Circle"
+    assert shapes.find_origin("circle") == "round-shapes 1.2"
+    assert shapes.find_target("circle") == "round_shapes:Circle"
     assert shapes.get("circle").corners == 0
     assert registry().get("module") is sys.modules["round_shapes"]
 
@@ -77,7 +77,7 @@ def test_ones_own_is_imported_from_the_current_directory(tmp_path, monkeypatch):
     shapes = registry()
     assert shapes.get("own_shapes:Square.side") == 2
     assert shapes.get("own_shapes:cube").corners == 8, "a module of a package, which it does not import itself"
-    assert shapes.where("own_shapes:Square") == "own_shapes"
+    assert shapes.find_origin("own_shapes:Square") == "own_shapes"
 
 
 def test_a_module_of_ones_own_is_an_object_by_its_name_alone(tmp_path, monkeypatch):
@@ -93,8 +93,8 @@ def test_a_module_of_ones_own_is_an_object_by_its_name_alone(tmp_path, monkeypat
         assert shapes.is_outside(name)
         assert name not in sys.modules, "a name is looked at without running its code"
         assert shapes.get(name).where == file
-        assert shapes.target(name) == shapes.where(name) == name
-        assert shapes.source(name) == registry().source(f"{name}:where")
+        assert shapes.find_target(name) == shapes.find_origin(name) == name
+        assert shapes.digest_source(name) == registry().digest_source(f"{name}:where")
     assert not shapes.is_outside("pi"), "what is built in comes first"
     assert shapes.get("pi") == 3.141592653589793
     assert registry().is_outside("own_cone") is False, "where objects are no modules, a module's name is none"
@@ -155,7 +155,7 @@ def test_a_package_that_cannot_be_used_is_named_and_disturbs_nothing(site, caplo
     ):
         shapes.get("bad")
     assert shapes.get("good").corners == 4
-    assert list(shapes.usable()) == ["good"]
+    assert list(shapes.load_usable()) == ["good"]
     assert [record.getMessage() for record in caplog.records if "bad-shapes 0.1" in record.getMessage()]
 
 
@@ -165,7 +165,7 @@ def test_a_built_in_name_stays_the_built_in_one(site, caplog):
     with caplog.at_level(logging.WARNING):
         assert shapes.get("pi") == shapes.get("tau") == 3.141592653589793
         assert shapes.names() == ("pi", "join", "mine")
-    assert shapes.where("tau") == "built in"
+    assert shapes.find_origin("tau") == "built in"
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2, "once each"
     assert "the package greedy 1.2 offers a shape 'pi'" in told[0]
@@ -177,7 +177,7 @@ def test_two_packages_of_one_name_are_an_error_until_one_is_chosen(site):
     install(site, "second", {"circle": "json:dumps", "oval": "json:dumps"})
     shapes = registry()
     assert shapes.names() == ("pi", "join", "circle", "oval")
-    assert shapes.where("circle") == "first 1.2 and second 1.2"
+    assert shapes.find_origin("circle") == "first 1.2 and second 1.2"
     with pytest.raises(PluginError, match=r"first 1.2 \(json:loads\) and second 1.2 \(json:dumps\)"):
         shapes.get("circle")
     assert shapes.get("json:dumps") is shapes.get("oval")
@@ -187,7 +187,7 @@ def test_the_first_of_two_installed_versions_counts(site, tmp_path, monkeypatch)
     install(site, "twice", {"circle": "json:loads"}, version="2.0")
     install(tmp_path / "older", "twice", {"circle": "json:dumps", "oval": "json:dumps"}, version="1.0")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "older")])
-    assert registry().where("circle") == "twice 2.0"
+    assert registry().find_origin("circle") == "twice 2.0"
     assert "oval" not in registry()
 
 
@@ -206,7 +206,7 @@ def test_an_unknown_name():
     ):
         registry(aliases={"jn": "join"}).get("circle")
     with pytest.raises(TaskError, match=r"no shape 'joined', but pi, join; .*; did you mean join\?$"):
-        registry(error=TaskError, unknown="no {kind} {name!r}, but {names}").where("joined")
+        registry(error=TaskError, unknown="no {kind} {name!r}, but {names}").find_origin("joined")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_what_raises_while_it_is_made_is_named_and_disturbs_nothing(site, caplog
         shapes.get("bad")
     with pytest.raises(UsageError, match=rf"shape 'made:Bad' is not known: it cannot be made: {reason}"):
         shapes.get("made:Bad")
-    assert list(shapes.usable()) == ["good"]
+    assert list(shapes.load_usable()) == ["good"]
     assert "made-shapes 1.2" in caplog.text
 
 

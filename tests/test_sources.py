@@ -11,7 +11,7 @@ import pytest
 
 from installed import install, site
 from ticketry.core.score import source_of
-from ticketry.registry import defining_source, source_digest
+from ticketry.registry import digest_defining_source, digest_source
 from ticketry.tasks import catalogue
 
 __all__ = ["site"]  # a fixture
@@ -55,34 +55,34 @@ def forget(*beginnings: str) -> None:
 
 
 def test_of_a_folder_it_is_of_what_lies_beside_the_package_too(own: Path) -> None:
-    assert source_digest("mine.score:score") == by_hand(own, "beside.py", *REACHED)
+    assert digest_source("mine.score:score") == by_hand(own, "beside.py", *REACHED)
 
 
 def test_of_an_installed_package_it_is_not_of_others(own: Path) -> None:
     install(own, "mine", {})
-    assert source_digest("mine.score:score") == by_hand(own, *REACHED)
+    assert digest_source("mine.score:score") == by_hand(own, *REACHED)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py")])
 def test_a_change_is_seen_where_it_is_reached(own: Path, name: str) -> None:
-    before = source_digest("mine.score:score")
+    before = digest_source("mine.score:score")
     (own / name).write_text((own / name).read_text() + "# changed\n")
     forget("mine", "beside")
-    changed = source_digest("mine.score:score") != before
+    changed = digest_source("mine.score:score") != before
     assert changed == (name in {"mine/score.py", "beside.py", *REACHED})
 
 
 @pytest.mark.parametrize("name", ["mine.score", "mine.sums", "mine.late"])
 def test_a_module_that_is_loaded_stays_what_it_is_until_it_is_loaded_again(own: Path, name: str, caplog) -> None:
     """As in a notebook: what runs is the source before the edit, and is not to be kept as what nobody has run."""
-    before = source_digest("mine.score:score")
+    before = digest_source("mine.score:score")
     module, file = importlib.import_module(name), own / f"{name.replace('.', '/')}.py"
-    assert source_digest("mine.score:score") == before
+    assert digest_source("mine.score:score") == before
     file.write_text(file.read_text() + "# changed\n")
-    assert source_digest("mine.score:score") == source_digest("mine.score:score") == before
+    assert digest_source("mine.score:score") == digest_source("mine.score:score") == before
     assert [f"{file} was edited" in told.getMessage() for told in caplog.records] == [True]
     importlib.reload(module)
-    assert source_digest("mine.score:score") != before
+    assert digest_source("mine.score:score") != before
 
 
 def test_a_variant_of_training_is_the_class_that_was_made(site: Path) -> None:
@@ -98,21 +98,21 @@ def test_a_variant_of_training_is_the_class_that_was_made(site: Path) -> None:
 
 
 def test_what_is_loaded_plays_no_part(own: Path) -> None:
-    before = source_digest("mine.score:score")
+    before = digest_source("mine.score:score")
     for name in ("mine.unused", "mine.late"):
         importlib.import_module(name)
-    assert source_digest("mine.score:score") == before
+    assert digest_source("mine.score:score") == before
 
 
 def test_of_a_module_that_reaches_none_it_is_that_of_its_file(own: Path) -> None:
     """As results were kept before others were looked at."""
     import beside
 
-    assert source_digest("beside") == hashlib.sha256((own / "beside.py").read_bytes()).hexdigest()
+    assert digest_source("beside") == hashlib.sha256((own / "beside.py").read_bytes()).hexdigest()
     (own / "beside.py").write_text("import math\nimport ticketry\n\ndef one(): ...\n")
     importlib.reload(beside)
-    assert defining_source(beside.one) == hashlib.sha256((own / "beside.py").read_bytes()).hexdigest()
-    assert defining_source(len, source_digest) == ""
+    assert digest_defining_source(beside.one) == hashlib.sha256((own / "beside.py").read_bytes()).hexdigest()
+    assert digest_defining_source(len, digest_source) == ""
 
 
 SCORE = "from my_sums import total\n\ndef largest(model, scope, *, batches=None, loss=None, seed=0): ...\n"

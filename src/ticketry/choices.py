@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from ticketry.errors import TicketryError, UsageError
 
-_SHOWN = 4
+_MOST_NAMES = 4
 """Names in a message."""
 
 
@@ -32,7 +32,7 @@ def check_choices(settings: Any, of: str = "") -> None:
         UsageError: for a field whose annotation is a `Literal` that lacks its value; the message names the choices.
     """
     kind: Any = type(settings)
-    for name, known in _choices(kind).items():
+    for name, known in _find_choices(kind).items():
         value = getattr(settings, name)
         for word in value if isinstance(value, tuple) else (value,):
             check_choice(f"{of}{name}", word, known)
@@ -41,10 +41,10 @@ def check_choices(settings: Any, of: str = "") -> None:
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
     """Raises `UsageError`, with the choices, unless `word` is one of the `known`; `what` is said before it."""
     if word not in known:
-        raise UsageError(f"{what} {word!r} is not known: {listed(word, known)}")
+        raise UsageError(f"{what} {word!r} is not known: {list_choices(word, known)}")
 
 
-def listed(word: object, known: Iterable[Any]) -> str:
+def list_choices(word: object, known: Iterable[Any]) -> str:
     """The choices as a message has them, and the nearest to a word that is none of them."""
     names = [str(one) for one in known if one]
     near = did_you_mean(str(word), names).rstrip()
@@ -76,30 +76,30 @@ def require_name(name: object, what: str, error: type[TicketryError]) -> str:
     return name
 
 
-def names_differ(given: Iterable[str], known: Iterable[str]) -> str:
+def describe_name_difference(given: Iterable[str], known: Iterable[str]) -> str:
     """Return how `given` names differ from the `known` ones, for a message; empty if they are the same names."""
     given, known = list(given), list(known)
     if unknown := [name for name in given if name not in set(known)]:
         unused = [name for name in known if name not in set(given)] or known
-        return f"{unknown[0]!r} is not one of them, {did_you_mean(unknown[0], unused)}they are {some_names(known)}"
+        return f"{unknown[0]!r} is not one of them, {did_you_mean(unknown[0], unused)}they are {format_names(known)}"
     missing = [name for name in known if name not in set(given)]
     return f"{missing[0]!r} is missing" if missing else ""
 
 
-def some_names(names: Iterable[str]) -> str:
+def format_names(names: Iterable[str]) -> str:
     """Return the first few names, for a message."""
     names = list(names)
-    return ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+    return ", ".join(map(str, names[:_MOST_NAMES])) + (", …" if len(names) > _MOST_NAMES else "")
 
 
-def with_modules(names: Iterable[str]) -> list[str]:
+def add_module_names(names: Iterable[str]) -> list[str]:
     """Return names of parameters and of all modules that they are in."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)))
 
 
 @lru_cache(maxsize=256)
-def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
@@ -153,7 +153,9 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
     kind = "a whole number" if whole else "a number"
     is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise UsageError(f"{name} must be {kind} from {_end(low)} to {_end(high)}, got {shown(value)}")
+        raise UsageError(
+            f"{name} must be {kind} from {_format_bound(low)} to {_format_bound(high)}, got {format_value(value)}"
+        )
 
 
 def check_each(**values: Any) -> None:
@@ -170,13 +172,13 @@ def check_numbers(settings: Any, what: str = "") -> None:
         what: the beginning of the message.
     """
     for field in fields(settings):
-        _check(f"{what}{field.name}", getattr(settings, field.name))
+        _check_value(f"{what}{field.name}", getattr(settings, field.name))
 
 
-def _check(name: str, value: Any) -> None:
+def _check_value(name: str, value: Any) -> None:
     if isinstance(value, tuple | list):
         for one in value:
-            _check(name, one)
+            _check_value(name, one)
     elif is_dataclass(value) and not isinstance(value, type):
         check_numbers(value, f"{name}.")
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -185,7 +187,7 @@ def _check(name: str, value: Any) -> None:
         raise UsageError(f"{name} must be a finite number, got {value}")
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as text for a message, short also where it is a number of thousands of digits."""
     try:
         text = str(value) if isinstance(value, int | float) else repr(value)
@@ -194,5 +196,5 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
-def _end(value: float) -> str:
+def _format_bound(value: float) -> str:
     return {LEAST: "-2**63", MOST: "2**63 - 1"}.get(int(value), f"{value:g}")

@@ -52,7 +52,7 @@ class LayerCollapseError(MaskError):
         >>> error = tk.errors.LayerCollapseError("fc is empty", "spare it", keep="keep a weight")
         >>> print(error)
         fc is empty; spare it, or keep a weight (keep_at_least=1)
-        >>> print(error.keeping_by("collapse=keep").at("level 2"))
+        >>> print(error.with_keep_argument("collapse=keep").with_prefix("level 2"))
         level 2: fc is empty; spare it, or keep a weight (collapse=keep)
         >>> tk.allocate({"0.weight": torch.zeros(4), "1.weight": torch.ones(4)}, density=0.5)
         Traceback (most recent call last):
@@ -65,11 +65,11 @@ class LayerCollapseError(MaskError):
         ways = ", or ".join(way for way in (advice, keep and f"{keep} ({by})") if way)
         super().__init__(f"{what}; {ways}" if ways else what)
 
-    def keeping_by(self, argument: str) -> LayerCollapseError:
+    def with_keep_argument(self, argument: str) -> LayerCollapseError:
         """The same for who calls a function whose `argument` is another."""
         return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
 
-    def at(self, where: str) -> LayerCollapseError:
+    def with_prefix(self, where: str) -> LayerCollapseError:
         """The same, with where it was met in front."""
         return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 

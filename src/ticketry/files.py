@@ -51,7 +51,7 @@ _NO_NAMES = ("", ".", "..")
 _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
 
-def inside(root: Path, *names: str) -> Path:
+def join_inside(root: Path, *names: str) -> Path:
     """`root` / names, where the names may come from the content of a file: the path stays below `root`.
 
     Raises:
@@ -62,10 +62,10 @@ def inside(root: Path, *names: str) -> Path:
         plain = isinstance(name, str) and name not in _NO_NAMES and name.isprintable()
         if not plain or any(letter in name for letter in _SEPARATORS) or len(os.fsencode(name)) > _LONGEST_NAME:
             raise OutsideError(f"{name!r:.80} is no name of a file in {root}: what names it is damaged or forged")
-    return within(root, root.joinpath(*names))
+    return require_inside(root, root.joinpath(*names))
 
 
-def within(root: Path, path: Path) -> Path:
+def require_inside(root: Path, path: Path) -> Path:
     """The path itself, if it lies below `root` once links are followed.
 
     Raises:

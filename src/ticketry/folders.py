@@ -21,29 +21,29 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 def exists(path: Path) -> bool:
     """Return whether something is at a path, links followed; `OSError` if the system does not tell."""
-    return _mode(path) is not None
+    return _stat_mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
     """Return whether a regular file is at a path, links followed; `OSError` if the system does not tell."""
-    mode = _mode(path)
+    mode = _stat_mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
     """Return whether a folder is at a path, links followed; `OSError` if the system does not tell."""
-    mode = _mode(path)
+    mode = _stat_mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def _mode(path: Path) -> int | None:
+def _stat_mode(path: Path) -> int | None:
     try:
         return os.stat(path).st_mode
     except _MISSING:
         return None
 
 
-def entries(folder: Path) -> list[os.DirEntry[str]]:
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return what is directly in a folder, by name; nothing if there is no such folder.
 
     Raises:
@@ -58,7 +58,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def matching(folder: Path, pattern: str) -> list[Path]:
+def list_matching(folder: Path, pattern: str) -> list[Path]:
     """Return the paths in a folder that match a pattern such as ``*/*.json``, sorted; links to folders are followed.
 
     Raises:
@@ -70,13 +70,13 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         places = [
             place / entry.name
             for place in places
-            for entry in entries(place)
+            for entry in list_entries(place)
             if fnmatchcase(entry.name, part) and _is_folder(entry)
         ]
-    return [place / entry.name for place in places for entry in entries(place) if fnmatchcase(entry.name, last)]
+    return [place / entry.name for place in places for entry in list_entries(place) if fnmatchcase(entry.name, last)]
 
 
-def below(folder: Path) -> Iterator[Path]:
+def iterate_below(folder: Path) -> Iterator[Path]:
     """Yield everything below a folder, each folder before what is in it; links are yielded and not followed.
 
     Raises:
@@ -86,27 +86,27 @@ def below(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below a folder; links are neither yielded nor followed. `OSError` as `below`."""
+def iterate_files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder; links are neither yielded nor followed. `OSError` as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_file(follow_symlinks=False):
             yield path
 
 
-def folders_below(folder: Path) -> Iterator[Path]:
-    """Yield the folders below a folder, the outer ones first; links are not followed. `OSError` as `below`."""
+def iterate_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders below a folder, the outer ones first; links are not followed. `OSError` as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_dir(follow_symlinks=False):
             yield path
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    waiting = [(folder / entry.name, entry) for entry in reversed(entries(folder))]
+    waiting = [(folder / entry.name, entry) for entry in reversed(list_entries(folder))]
     while waiting:
         path, entry = waiting.pop()
         yield path, entry
         if entry.is_dir(follow_symlinks=False):
-            waiting += [(path / inner.name, inner) for inner in reversed(entries(path))]
+            waiting += [(path / inner.name, inner) for inner in reversed(list_entries(path))]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -137,13 +137,13 @@ def _delete(folder: Path, *, lenient: bool) -> None:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        _empty(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
+        _empty_folder(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
     finally:
         os.close(handle)
     os.rmdir(folder)
 
 
-def _empty(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
+def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
     """Delete all that is in an open folder. Inner folders are moved up into it, so that no path grows with depth."""
     waiting = _unlink_files(root, attempt)
     while waiting:

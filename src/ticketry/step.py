@@ -58,7 +58,7 @@ class Step:
         Raises:
             UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
         """
-        return text if isinstance(text, Step) else _parsed(text)
+        return text if isinstance(text, Step) else _parse_text(text)
 
     def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
         """The iteration this is, rounded half up, in a training of `total` iterations, `per_epoch` an epoch.
@@ -121,7 +121,7 @@ class Step:
 
 
 @lru_cache(maxsize=1024)  # learning rates are functions of the step, and ask at every one of them
-def _parsed(text: str) -> Step:
+def _parse_text(text: str) -> Step:
     cleaned = str(text).strip().lower()
     if cleaned == "end":
         return Step(Fraction(100), "%")

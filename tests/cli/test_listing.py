@@ -26,7 +26,7 @@ from ticketry.evidence.comparison_names import (
 )
 from ticketry.experiments.run import Run
 from ticketry.lab.store.files import write_sealed
-from ticketry.records.network import DENSE_RIVALS
+from ticketry.records.network import MATCHED_DENSE
 
 
 def searched(store: Path, task: str | tk.Task, **more: object) -> Run:
@@ -143,7 +143,7 @@ def test_controls_are_all_that_an_option_can_name(capsys: pytest.CaptureFixture[
     names = [row["name"] for row in json.loads(out)]
     assert code == 0
     assert len(names) == len(set(names))
-    assert {*names} >= {*RIVALS, *PROCEDURE_RIVALS, *LONGER, *DENSE_RIVALS}
+    assert {*names} >= {*RIVALS, *PROCEDURE_RIVALS, *LONGER, *MATCHED_DENSE}
     for name in names:
         known = (*RIVALS, *PROCEDURE_RIVALS)
         check_controls((name,)) if name not in (SMALL_DENSE, *STATIC) else check_rivals((name,), known)

@@ -62,7 +62,11 @@ def test_what_is_advised_can_be_done(call: Callable[..., object]):
 
 
 def test_what_is_told_goes_with_a_process_and_with_where_it_was():
-    error = LayerCollapseError("fc is empty", "spare it", keep="keep one").keeping_by("collapse=keep").at("level 2")
+    error = (
+        LayerCollapseError("fc is empty", "spare it", keep="keep one")
+        .with_keep_argument("collapse=keep")
+        .with_prefix("level 2")
+    )
     again = pickle.loads(pickle.dumps(error))
     for one in (error, again):
         assert str(one) == "level 2: fc is empty; spare it, or keep one (collapse=keep)"

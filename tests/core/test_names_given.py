@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.choices import did_you_mean, names_differ
+from ticketry.choices import describe_name_difference, did_you_mean
 from ticketry.errors import MaskError, TicketError, TicketryError, UsageError
 
 
@@ -148,8 +148,8 @@ def test_nearest_names(name: str, question: str) -> None:
 
 
 def test_how_names_differ() -> None:
-    assert names_differ(["a", "b"], ["b", "a"]) == ""
-    assert names_differ(["a"], ["a", "b"]) == "'b' is missing"
-    assert names_differ(["a", "wieght"], ["a", "weight"]) == (
+    assert describe_name_difference(["a", "b"], ["b", "a"]) == ""
+    assert describe_name_difference(["a"], ["a", "b"]) == "'b' is missing"
+    assert describe_name_difference(["a", "wieght"], ["a", "weight"]) == (
         "'wieght' is not one of them, did you mean weight? they are a, weight"
     )

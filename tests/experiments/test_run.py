@@ -22,7 +22,7 @@ from ticketry.evidence.verdict import verdict
 from ticketry.experiments import keyword_types as types_of
 from ticketry.experiments import options
 from ticketry.experiments.run import Run
-from ticketry.records.display import html_table
+from ticketry.records.display import build_html_table
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report import verdict_line
@@ -250,7 +250,7 @@ def test_what_a_record_holds_is_no_markup(run: Run) -> None:
 
 
 def test_cells_of_a_table() -> None:
-    assert "<tr><td>1.235</td><td>–</td><td>3</td></tr>" in html_table("a", "xyz", [(1.23456, None, 3)])
+    assert "<tr><td>1.235</td><td>–</td><td>3</td></tr>" in build_html_table("a", "xyz", [(1.23456, None, 3)])
 
 
 def test_a_ticket_whose_weights_a_bundle_left_out_says_so(run: Run) -> None:

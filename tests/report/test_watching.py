@@ -13,16 +13,16 @@ import msgspec
 import pytest
 
 from ticketry.lab.store.files import read_sealed, write_sealed
-from ticketry.records.progress import FILE, InTraining, Progress, SeenPoint
+from ticketry.records.progress import FILE, ActiveSegment, Progress, ProgressPoint
 from ticketry.report.watching import MOST_DONE, Watch, write_look
 
 
 def progress(**changed: Any) -> Progress:
     """A search of which three networks are there."""
     points = [
-        SeenPoint(0, 0, "dense", 1.0, 90.0),
-        SeenPoint(0, 1, "ticket", 0.8, 91.0),
-        SeenPoint(1, 1, "ticket", 0.8, 92.5),
+        ProgressPoint(0, 0, "dense", 1.0, 90.0),
+        ProgressPoint(0, 1, "ticket", 0.8, 91.0),
+        ProgressPoint(1, 1, "ticket", 0.8, 92.5),
     ]
     told = {"metric": "accuracy", "unit": "%", "higher_is_better": True, "points": tuple(points)}
     return Progress(
@@ -49,7 +49,8 @@ def watch(tmp_path: Path) -> Watch:
 
 def test_a_running_search_is_told_by_level(tmp_path: Path, watch: Watch) -> None:
     write(
-        tmp_path, progress(expected=8, trained=2, began=100.0, at=time.time(), active=(InTraining("level 2", 5, 40),))
+        tmp_path,
+        progress(expected=8, trained=2, began=100.0, at=time.time(), active=(ActiveSegment("level 2", 5, 40),)),
     )
     (run,) = watch.look()["runs"]
     assert (run["state"], run["networks"], run["expected"]) == ("running", 3, 8)
@@ -61,18 +62,20 @@ def test_a_running_search_is_told_by_level(tmp_path: Path, watch: Watch) -> None
 
 def test_time_left_is_that_of_networks_that_were_trained() -> None:
     # 100 s for 4 networks, of which 10 of 15 are left, for one was in the store.
-    told = progress(expected=15, trained=4, began=100.0, at=200.0, points=(SeenPoint(0, 0, "dense", 1.0, 90.0),) * 5)
-    assert told.left == 250.0
-    assert progress(expected=0, trained=4).left is None
-    assert progress(expected=15, trained=0).left is None
+    told = progress(
+        expected=15, trained=4, began=100.0, at=200.0, points=(ProgressPoint(0, 0, "dense", 1.0, 90.0),) * 5
+    )
+    assert told.seconds_left == 250.0
+    assert progress(expected=0, trained=4).seconds_left is None
+    assert progress(expected=15, trained=0).seconds_left is None
 
 
 def test_time_left_leaves_the_start_of_workers_out_and_waits_for_those_beside_the_first() -> None:
     # Two workers need 60 s to start; then each trains a network a second: 20 networks take 10 s.
     def told(at: float, trained: int) -> float | None:
-        points = (SeenPoint(0, 0, "dense", 1.0, 90.0),) * trained
+        points = (ProgressPoint(0, 0, "dense", 1.0, 90.0),) * trained
         times = {"began": 100.0, "since": 160.0, "at": at}
-        return progress(expected=20, trained=trained, points=points, at_once=2, **times).left
+        return progress(expected=20, trained=trained, points=points, at_once=2, **times).seconds_left
 
     assert told(161.0, 1) is None
     assert told(161.0, 2) == pytest.approx(9.0)

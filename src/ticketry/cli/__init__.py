@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.files import reason_of
 from ticketry.lab.runners.stopping import heeded, name_of, say
@@ -141,7 +141,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         print(
-            f"ticketry: {words[0]!r} is no command: {listed(words[0], COMMANDS)} (see ticketry --help)", file=sys.stderr
+            f"ticketry: {words[0]!r} is no command: {list_choices(words[0], COMMANDS)} (see ticketry --help)",
+            file=sys.stderr,
         )
         return 2
     module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")

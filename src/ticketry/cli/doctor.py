@@ -164,7 +164,7 @@ def _version(package: str) -> str:
 def _caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
     from ticketry.files import reason_of, why_not_private
-    from ticketry.folders import files_below, is_folder
+    from ticketry.folders import is_folder, iterate_files
     from ticketry.lab.store.usage import size_of
     from ticketry_engine import kept_files
 
@@ -181,7 +181,7 @@ def _caches() -> Iterator[Finding]:
     for name, (folder, means) in folders.items():
         place = folder()
         try:
-            size = megabytes(size_of(files_below(place))) if is_folder(place) else "not there yet"
+            size = megabytes(size_of(iterate_files(place))) if is_folder(place) else "not there yet"
         except OSError as error:
             size = f"not readable ({reason_of(error)})"
         why = why_not_private(place) if name == "kernels" else ""

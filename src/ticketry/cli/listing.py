@@ -170,7 +170,7 @@ def _methods(_: Path) -> list[dict[str, Any]]:
                 for alias, one in ALIASES.items()
                 if one.method == name
             },
-            "from": METHODS.where(name),
+            "from": METHODS.find_origin(name),
             "description": found.title,
             "prunes": found.about.prunes,
             "costs": found.about.costs,
@@ -186,7 +186,7 @@ def _models(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
 
     return [
-        {"name": name, "from": registry.where(name)}
+        {"name": name, "from": registry.find_origin(name)}
         for registry in (NETWORKS, LANGUAGE_MODELS)
         for name in registry.names()
     ]
@@ -197,13 +197,14 @@ def _scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY
 
     of_weights = {
-        name: ((found.__doc__ or "").split("\n")[0], score.about(name)) for name, found in score.SCORES.usable().items()
+        name: ((found.__doc__ or "").split("\n")[0], score.about(name))
+        for name, found in score.SCORES.load_usable().items()
     }
     of_channels = {name: (found.description, found.about) for name, found in CHANNEL_ONLY.items()}
     return [
         {
             "name": name,
-            "from": score.SCORES.where(name) if name in of_weights else BUILT_IN,
+            "from": score.SCORES.find_origin(name) if name in of_weights else BUILT_IN,
             "description": description,
             "data": about.data,
             "order": about.order,
@@ -220,8 +221,8 @@ def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]
     def rows(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
         return [
-            {"name": name, "from": registry.where(name), "description": summary(found)}
-            for name, found in registry.usable().items()
+            {"name": name, "from": registry.find_origin(name), "description": summary(found)}
+            for name, found in registry.load_usable().items()
         ]
 
     return rows

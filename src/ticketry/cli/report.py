@@ -184,12 +184,12 @@ def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
 
 def _figures(run: RunRecord, folder: Path) -> list[Path]:
     """Write a run's figures into its folder."""
-    from ticketry.files import inside
+    from ticketry.files import join_inside
     from ticketry.lab.store.files import write_atomically
     from ticketry.report import figure_svgs
 
     written = []
     for name, svg in figure_svgs(run).items():
-        written.append(inside(folder, f"{name}.svg"))
+        written.append(join_inside(folder, f"{name}.svg"))
         write_atomically(written[-1], svg.encode())
     return written

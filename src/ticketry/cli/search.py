@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import tyro
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.cli.arguments import HELP_ALL, options_said, parse, values_of
 from ticketry.cli.options import Printing, saying
 from ticketry.cli.screen.search_end import tell, tell_more
@@ -283,7 +283,8 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
     unknown = sorted(set(values) - known - others)
     if unknown:
         raise UsageError(
-            f"the run file has an unknown entry {unknown[0]!r}; known: {listed(unknown[0], sorted(known | others))}"
+            f"the run file has an unknown entry {unknown[0]!r}; known: "
+            f"{list_choices(unknown[0], sorted(known | others))}"
         )
     seeds = {f"{name}_seed": value for name, value in values.get("seeds", {}).items()}
     options = tuple(f"{name}={value}" for name, value in values.get("options", {}).items())
@@ -298,7 +299,8 @@ def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(
-            f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: {listed(unknown[0], sorted(known))}"
+            f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: "
+            f"{list_choices(unknown[0], sorted(known))}"
         )
     return settings_of(values, chosen.Settings, what="the run file's [settings]")[0]
 

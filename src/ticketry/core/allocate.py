@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.choices import names_differ, require_name
+from ticketry.choices import describe_name_difference, require_name
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.devices.selection import Ranking
@@ -169,7 +169,7 @@ def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: 
     try:
         return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
-        raise error.keeping_by("collapse=keep") from None
+        raise error.with_keep_argument("collapse=keep") from None
 
 
 def _check(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
@@ -179,7 +179,7 @@ def _check(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[s
     for name in scores:
         require_name(name, "scores", MaskError)
     if unknown := [name for name in layouts if name not in scores]:
-        raise UsageError(f"layouts names a tensor without scores: {names_differ(unknown[:1], scores)}")
+        raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
     check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
 
 

@@ -89,7 +89,7 @@ def allocate_budget(
     try:
         return _by_rule(scores, prices, budget, distribution, within, keep_at_least)
     except LayerCollapseError as error:
-        raise error.at(f"{wanted:g} of the {what}, distribution {distribution}") from None
+        raise error.with_prefix(f"{wanted:g} of the {what}, distribution {distribution}") from None
 
 
 def budget_pruner(

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ticketry.choices import did_you_mean, some_names
+from ticketry.choices import did_you_mean, format_names
 from ticketry.core.computed_weights import computed_weights, computed_weights_of
 from ticketry.core.costs.factor_axes import FactorUse, factor_uses
 from ticketry.core.scope import (
@@ -142,7 +142,7 @@ def _by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
     if unknown := [name for name in names if name not in every]:
         question = did_you_mean(str(unknown[0]), every)
         raise ScopeError(
-            f"{type(model).__name__} has no parameter {unknown[0]!r}; {question}it has {some_names(every)}"
+            f"{type(model).__name__} has no parameter {unknown[0]!r}; {question}it has {format_names(every)}"
         )
     return {name: found[id(every[name])] for name in names}
 

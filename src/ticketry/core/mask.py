@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.choices import names_differ, require_name
+from ticketry.choices import describe_name_difference, require_name
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import part, part_like, put_back
 from ticketry.core.html_tables import html_table
@@ -249,7 +249,7 @@ class Mask(Mapping[str, Tensor]):
             return NotImplemented
         if self.shapes != other.shapes:
             different = sorted(set(self.shapes.items()) ^ set(other.shapes.items()))[0][0]
-            names = names_differ(other, self)
+            names = describe_name_difference(other, self)
             more = f"; {names}" if names else ""
             raise MaskError(f"masks of different tensors cannot be combined: they differ in {different!r}{more}")
         combined = {name: operation(own, other[name].to(own.device)) for name, own in self._tensors.items()}

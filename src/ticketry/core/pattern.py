@@ -16,7 +16,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ticketry.choices import check_choice, shown
+from ticketry.choices import check_choice, format_value
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:  # torch comes late: settings and the command line's help need the words alone
@@ -44,7 +44,7 @@ def share_of(value: object) -> float:
         with suppress(ValueError, ArithmeticError):
             # Of decimals: 64.3 / 100 as floats is not 0.643.
             return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
-    raise UsageError(f"{shown(value)} is no share: write it as 0.1 or as 10%")
+    raise UsageError(f"{format_value(value)} is no share: write it as 0.1 or as 10%")
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
@@ -88,7 +88,7 @@ def check_share(name: str, value: float | str) -> float:
 
 
 def _said(value: float | str) -> str:
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else format_value(value)
 
 
 def _percent(share: float) -> str:

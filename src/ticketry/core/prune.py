@@ -95,7 +95,7 @@ def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[
     except LayerCollapseError as error:
         if target == wanted:
             raise
-        raise error.at(f"on the way to {what} {wanted:g}") from None
+        raise error.with_prefix(f"on the way to {what} {wanted:g}") from None
 
 
 def measures_at_mask(score: Score) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
-from ticketry.choices import did_you_mean, require_name, some_names, with_modules
+from ticketry.choices import add_module_names, did_you_mean, format_names, require_name
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
 from ticketry_engine.support.entry_points import (
@@ -314,7 +314,7 @@ def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tup
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
-                f" {_shown(known)}; {did_you_mean(pattern, with_modules(known))}".rstrip("; ")
+                f" {_shown(known)}; {did_you_mean(pattern, add_module_names(known))}".rstrip("; ")
             )
         found |= named
     return tuple(name for name in known if name in found)
@@ -355,7 +355,7 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
         if name not in everything:
             raise ScopeError(
                 f"{type(model).__name__} has no parameter {name!r}; {did_you_mean(str(name), everything)}its parameters"
-                f" are {some_names(everything)}"
+                f" are {format_names(everything)}"
             )
         if tuple(everything[name].shape) != tuple(shape):
             raise ScopeError(
@@ -492,7 +492,7 @@ def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: st
         found = [name for name, owner in owners.items() if any(_covers(wanted, one) for one in owner.names)]
         if not found:
             raise ScopeError(
-                f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, with_modules(owners))}they are"
+                f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, add_module_names(owners))}they are"
                 f" {_shown(list(owners))}"
             )
         yield from found

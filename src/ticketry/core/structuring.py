@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ticketry.choices import check_choice, listed
+from ticketry.choices import check_choice, list_choices
 from ticketry.core.costs.granularity import CHANNELS, Granularity
 from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
@@ -95,7 +95,7 @@ class Structuring:
     def __post_init__(self) -> None:
         if self.kind not in KINDS and self.n_of_m is None:
             raise UsageError(
-                f"structure {self.kind!r} is not known: {listed(self.kind, KINDS)} (or another N:M, 1 <= N < M)"
+                f"structure {self.kind!r} is not known: {list_choices(self.kind, KINDS)} (or another N:M, 1 <= N < M)"
             )
         for option, kinds in _OF.items():
             if self.kind not in kinds and getattr(self, option) != getattr(type(self), option):

@@ -7,7 +7,7 @@ import torch
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TaskError, TicketError, UsageError
-from ticketry.records.ticket import Asked, AskedTask, Request, read_info
+from ticketry.records.ticket import TaskInfo, TaskRequest, TicketTask, read_info
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened
 from ticketry.tasks.task import Spec, Task
@@ -19,16 +19,16 @@ def name_of(ticket: Ticket) -> str:
     return str(ticket.path or "this ticket")
 
 
-def asked_of(ticket: Ticket) -> AskedTask | None:
+def asked_of(ticket: Ticket) -> TicketTask | None:
     """What the ticket says of its task; None if it says nothing.
 
     Raises:
         TicketError: if that cannot be.
     """
-    return read_info(Asked, ticket.info, name_of(ticket)).task
+    return read_info(TaskInfo, ticket.info, name_of(ticket)).task
 
 
-def made_task(ticket: Ticket, *, request: Request | None = None, trust: bool = False) -> Task:
+def made_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
     """The task of a ticket, from the request that is written in it.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ticketry.choices import check_choice, listed
+from ticketry.choices import check_choice, list_choices
 from ticketry.errors import UsageError
 from ticketry.evidence.control import Control
-from ticketry.records.network import is_dense_rival
+from ticketry.records.network import is_matched_dense
 from ticketry.registry import Registry
 
 
@@ -49,7 +49,7 @@ def network_named(role: str) -> str:
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names themselves; `UsageError` if one is not known, `PluginError` if a package's cannot be used."""
     for name in names:
-        if is_dense_rival(name):
+        if is_matched_dense(name):
             _check_dense_rival(name)
         else:
             CONTROLS.get(name)
@@ -79,7 +79,7 @@ STRUCTURED_RIVALS = ("shuffled", "random_prune")
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
     """Raises `UsageError` for a name that is neither one of `known` nor another control with the ticket's budget."""
     for name in names:
-        if is_dense_rival(name):
+        if is_matched_dense(name):
             _check_dense_rival(name)
             continue
         if name in known:
@@ -87,7 +87,9 @@ def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> Non
         if name in LONGER or (name not in CONTROLS and ":" not in name):
             longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
             of_procedures = " is a control of procedures (--about procedure)" if name in STATIC else ""
-            raise UsageError(f"control {name!r}{longer or of_procedures or ' is not known'}: {listed(name, known)}")
+            raise UsageError(
+                f"control {name!r}{longer or of_procedures or ' is not known'}: {list_choices(name, known)}"
+            )
         CONTROLS.get(name)
 
 

@@ -22,7 +22,7 @@ from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
 from ticketry.lab.training.variant import under_mask
-from ticketry.records.network import DENSE_RIVALS, is_dense_rival
+from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import mix
@@ -49,7 +49,7 @@ class Rivals:
         Raises:
             UsageError: see `check_rivals`.
         """
-        controls = settings.rivals((*RIVALS, DENSE_RIVALS[0]) if subject.form.aim else RIVALS)
+        controls = settings.rivals((*RIVALS, MATCHED_DENSE[0]) if subject.form.aim else RIVALS)
         check_rivals(controls)
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
@@ -57,7 +57,7 @@ class Rivals:
         small = self._narrower() if SMALL_DENSE in controls else None
         self._dense_tasks = {SMALL_DENSE: small} if small else {}
         """By role, the tasks of dense networks other than the ticket's own."""
-        for name in filter(is_dense_rival, controls):
+        for name in filter(is_matched_dense, controls):
             self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
         self.controls = tuple(name for name in controls if name not in self.left_out)
         self.roles = ("ticket", "dense", *self.controls)

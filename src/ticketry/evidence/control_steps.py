@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
-from ticketry.records.network import is_dense_rival
+from ticketry.records.network import is_matched_dense
 
 
 def begins_after(found: Found) -> int | None:
@@ -26,7 +26,7 @@ def begins_after(found: Found) -> int | None:
 
 def obstacle(control: str, found: Found) -> str:
     """Why a control cannot be trained as a ticket is, for as many steps; empty if it can, or is not meant to."""
-    if is_dense_rival(control):
+    if is_matched_dense(control):
         return ""
     from ticketry.lab.training.variant import bound_to_mask
 

@@ -25,7 +25,7 @@ from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, budget
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import under_mask
-from ticketry.records.network import is_dense_rival
+from ticketry.records.network import is_matched_dense
 from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
@@ -43,7 +43,7 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
-    if source := CONTROLS.source(control):
+    if source := CONTROLS.digest_source(control):
         described["source"] = source
     if form == WEIGHTS:
         return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
@@ -181,10 +181,10 @@ def control_trainings(
 def trained_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Trained:
-    """`train_control` with all its trainings; of `records.network.DENSE_RIVALS` too."""
+    """`train_control` with all its trainings; of `records.network.MATCHED_DENSE` too."""
     assert found.mask is not None
     recipe = found.result.segment.recipe  # a budget may have given the ticket a shorter or longer one than the search
-    if is_dense_rival(control):
+    if is_matched_dense(control):
         rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)
         return Trained([rival], fresh=rival, searched=False)
     ticket = found.mask

@@ -22,7 +22,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import time_of, time_of_dense
 from ticketry.lab.search_result import Found, Seeds, budget
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import OF_TIME
+from ticketry.records.network import LATENCY_MATCHED
 from ticketry.tasks import catalogue
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
@@ -42,7 +42,7 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
 
     Args:
         task: that the mask is of.
-        role: a name of `records.network.DENSE_RIVALS`, with the network after a colon if it is not the task's own.
+        role: a name of `records.network.MATCHED_DENSE`, with the network after a colon if it is not the task's own.
         terms: of the ticket's budget, see `Aimed.terms`: they name the costs that a time goes by.
 
     Raises:
@@ -65,7 +65,7 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
         except TaskError as error:
             raise UsageError(f"{role}: {error}") from None
 
-    if role.startswith(OF_TIME):
+    if role.startswith(LATENCY_MATCHED):
         return _of_time(lab, task, role, mask, terms, of_steps)
     wanted, whole = left_multiplications(lab, task, mask), of_steps(STEPS)
     if dense_multiplications(lab, whole) < wanted:

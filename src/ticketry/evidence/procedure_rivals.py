@@ -35,7 +35,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.variant import Variant, bound_to_mask, under_mask
-from ticketry.records.network import is_dense_rival
+from ticketry.records.network import is_matched_dense
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import mix
 
@@ -149,7 +149,7 @@ class ProcedureRivals:
                 mask = random_mask(ticket, seed, role)
             variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
             return Trained(self._for_budget(one, one.task, role, variants), one.budget)
-        if role == SMALL_DENSE or is_dense_rival(role):
+        if role == SMALL_DENSE or is_matched_dense(role):
             task = self._rival(role, one)
             assert task is not None
             return Trained(self._for_budget(one, task, role), one.budget)
@@ -174,7 +174,7 @@ class ProcedureRivals:
 
     def _rival(self, role: str, one: Replicate) -> Task | None:
         """The task with the network of a role."""
-        if is_dense_rival(role):
+        if is_matched_dense(role):
             mask = self.lab.store.get_mask(_mask(one))
             return dense_of_cost(self.lab, one.task, role, mask, one.form.aim)
         return self._narrower(one) if role == SMALL_DENSE else one.task
@@ -186,7 +186,7 @@ class ProcedureRivals:
         task = self._rival(role, one)
         assert task is not None
         everything = sum(value.numel() for value in named_parameters(self.lab.model(task)).values())
-        if role in ("dense", SMALL_DENSE) or is_dense_rival(role):
+        if role in ("dense", SMALL_DENSE) or is_matched_dense(role):
             return everything
         mask = self.lab.store.get_mask(_mask(one))
         return everything - mask.total + mask.kept

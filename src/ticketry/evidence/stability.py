@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import atan2, degrees, hypot
 from typing import TYPE_CHECKING
 
-from ticketry.choices import did_you_mean, some_names
+from ticketry.choices import did_you_mean, format_names
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.lab.search_result import REWINDING, Found, Seeds
@@ -110,8 +110,9 @@ def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor
     shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
     if shared and one is not other:
         warnings.warn(
-            f"the states share memory ({some_names(shared)}), so that they are equal there: model.state_dict() follows"
-            " the model as it trains. Copy it: {name: tensor.clone() for name, tensor in model.state_dict().items()}",
+            f"the states share memory ({format_names(shared)}), so that they are equal there: model.state_dict()"
+            " follows the model as it trains. Copy it: "
+            "{name: tensor.clone() for name, tensor in model.state_dict().items()}",
             stacklevel=3,
         )
 

@@ -20,7 +20,7 @@ from ticketry.evidence.told_variants import told_variants
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
 from ticketry.lab.training.variant import Variant
-from ticketry.records.ticket import AskedTask, Retraining, read_info
+from ticketry.records.ticket import RetrainingInfo, TicketTask, read_info
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task, written_key
 from ticketry_engine.support.seeds import mix
@@ -92,7 +92,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
             f"this ticket does not tell its {', '.join(missing)}, so it cannot be trained again: verify tickets that"
             " a search has saved, or judge your own numbers with evidence.verdict"
         )
-    told = read_info(Retraining, info, name_of(ticket))
+    told = read_info(RetrainingInfo, info, name_of(ticket))
     if not begins_anew(told):
         raise UsageError(
             f"this ticket keeps trained weights (retrain {told.retrain:.40}), so that no dense network or control has"
@@ -127,7 +127,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
     )
 
 
-def _form(told: Retraining, mask: Mask, of: str) -> Form:
+def _form(told: RetrainingInfo, mask: Mask, of: str) -> Form:
     """The form of the ticket's mask; `TicketError` if it has groups that are larger than any layer."""
     pattern = Pattern.parse(told.settings.pattern)
     form = Form.of(told.structure.kind, shrunk=told.segment.shrunk, pattern=str(pattern), aim=told.aim)
@@ -139,7 +139,7 @@ def _form(told: Retraining, mask: Mask, of: str) -> Form:
     return form
 
 
-def _check_steps(told: Retraining, total: int, of: str) -> None:
+def _check_steps(told: RetrainingInfo, total: int, of: str) -> None:
     """Refuse steps that are beyond the recipe's schedule."""
     for name, step in (("segment.last", told.segment.last), ("rewind_step", told.rewind_step)):
         if step > total:
@@ -148,12 +148,12 @@ def _check_steps(told: Retraining, total: int, of: str) -> None:
             )
 
 
-def begins_anew(told: Retraining) -> bool:
+def begins_anew(told: RetrainingInfo) -> bool:
     """Whether all of the ticket's training follows its mask: rewound, or pruned before the first step."""
     return told.retrain in REWINDING or (told.retrain == GRADUAL and told.rewind_step == told.segment.first == 0)
 
 
-def check_task(task: Task, asked: AskedTask) -> None:
+def check_task(task: Task, asked: TicketTask) -> None:
     """Raises `TicketError` unless it is the task that the ticket was found on."""
     own, written = written_key(task), asked.key
     if own == written:

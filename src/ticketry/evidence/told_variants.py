@@ -14,7 +14,7 @@ from ticketry.lab.training.variant import Variant, is_known, under_mask, variant
 from ticketry.lab.training.variants.held_mask import HeldMask
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.lab.training.variants.shrunk import Shrunk
-from ticketry.records.ticket import Retraining, read_info
+from ticketry.records.ticket import RetrainingInfo, read_info
 from ticketry.registry import import_from_here, load
 from ticketry.tasks.file_requests import refused, shown
 
@@ -23,7 +23,7 @@ _OURS = (*_HOLDING, Penalty)
 """Known here because they are imported."""
 
 
-def told_variants(lab: Lab, told: Retraining, mask: Mask, of: str) -> tuple[Variant, ...]:
+def told_variants(lab: Lab, told: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:
     """The variants of training that a ticket is trained again with.
 
     Its mask is in place of the one that it had then: it may have been given a structure since, and then its network may
@@ -59,7 +59,7 @@ def import_variants(ticket: Ticket) -> None:
     Raises:
         UsageError: if one cannot be imported.
     """
-    for each in read_info(Retraining, ticket.info, name_of(ticket)).segment.variants:
+    for each in read_info(RetrainingInfo, ticket.info, name_of(ticket)).segment.variants:
         if "place" in each:
             import_from_here()
             load(str(each["place"]))

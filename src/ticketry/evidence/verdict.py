@@ -24,7 +24,7 @@ from typing import get_args
 
 from msgspec.structs import replace
 
-from ticketry.choices import check_choice, names_differ
+from ticketry.choices import check_choice, describe_name_difference
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.answers import answer, outcome
 from ticketry.evidence.judging.guarded_tests import LEAST_SPREAD
@@ -91,7 +91,7 @@ def verdict(
     check_budgets(steps or {})
     networks = ["ticket", DENSE, *(controls or {})]
     if unknown := [name for name in steps or {} if name not in networks]:
-        raise UsageError(f"steps names a network without values: {names_differ(unknown, networks)}")
+        raise UsageError(f"steps names a network without values: {describe_name_difference(unknown, networks)}")
     rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
     _check_planned(len(ticket), interim)
     return _worded(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)

@@ -23,7 +23,7 @@ from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
 from ticketry.files import file_digest
-from ticketry.folders import matching
+from ticketry.folders import list_matching
 from ticketry.lab.store.files import explained, is_there, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
@@ -113,7 +113,7 @@ def tickets_of(run: Path, replicates: int) -> list[Path]:
         UsageError: if there are none, or a folder among them is no ticket of a run.
     """
     with explained(run, "read"):
-        found = sorted(matching(run / "tickets", "*"), key=_place_of)
+        found = sorted(list_matching(run / "tickets", "*"), key=_place_of)
     found = [ticket for ticket in found if _place_of(ticket)[1] < replicates]
     if not found:
         raise UsageError(f"{run} has no tickets of its first {replicates} replicates")

@@ -8,7 +8,7 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
-from ticketry.choices import did_you_mean, shown
+from ticketry.choices import did_you_mean, format_value
 from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
 from ticketry.lab.remote.address import place_of
@@ -49,7 +49,7 @@ def _value(name: str, value: Any, hint: Any, what: str) -> Any:
         return msgspec.convert(value, hint, dec_hook=lambda kind, one: kind(one))
     except ValueError as error:  # msgspec's, or that of a number of thousands of digits
         why = str(error) if isinstance(error, msgspec.ValidationError) else "it is beyond 64 bits"
-        raise UsageError(f"{what}: {name} is {shown(value)}, which cannot be: {why}") from None
+        raise UsageError(f"{what}: {name} is {format_value(value)}, which cannot be: {why}") from None
 
 
 def _shares(name: str, value: Any) -> Any:

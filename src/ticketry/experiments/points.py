@@ -28,7 +28,7 @@ from ticketry.lab.search_result import DYNAMIC, Found, budget
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import OF_TIME, FirstLayer, Point, Timed, is_dense_rival
+from ticketry.records.network import LATENCY_MATCHED, FirstLayer, Point, RelativeLatency, is_matched_dense
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
@@ -62,10 +62,10 @@ class Points:
         """Batches that trained nothing, of all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
-        self._counted = bool(aim_of(run.settings)) or any(map(is_dense_rival, run.controls))
+        self._counted = bool(aim_of(run.settings)) or any(map(is_matched_dense, run.controls))
         """Whether multiplications are told: of other runs records stay as they are."""
         terms = terms_of(run.settings)
-        beside = any(one.startswith(OF_TIME) for one in run.controls)
+        beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
         self._timed = terms if by_timing(terms) or (terms and beside) else ""
         """The terms by which times are told; empty where none are."""
         if self._timed:
@@ -85,7 +85,7 @@ class Points:
             self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
-        more: dict[str, Any] = {"told_layers": mask.table()}
+        more: dict[str, Any] = {"recorded_layers": mask.table()}
         self.total = mask.total
         if found.searched:
             self.logged.searched(replicate, found)
@@ -146,7 +146,7 @@ class Points:
         if self._on_point:
             self._on_point(row)
 
-    def _time_of(self, result: Result) -> Timed:
+    def _time_of(self, result: Result) -> RelativeLatency:
         """Measured now, or before in this store."""
         lab, task, segment = self._lab, self._run.task, result.segment
         costs = terms_in(lab, task, (), self._timed)
@@ -154,7 +154,7 @@ class Points:
         if segment.mask is not None:
             return time_of(lab, segment.task, lab.store.get_mask(segment.mask), costs)
         if segment.task.key() == task.key():
-            return Timed(1.0, 1.0, 1.0)
+            return RelativeLatency(1.0, 1.0, 1.0)
         return time_of_dense(lab, segment.task, task, costs)
 
     def count(self, results: Iterable[Result]) -> None:

@@ -17,7 +17,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
-from ticketry.records.ticket import Repeating, read_info
+from ticketry.records.ticket import SearchInfo, read_info
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
 from ticketry.search.common.densities import Targets
@@ -49,7 +49,7 @@ def search_of(
     of = name_of(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
         raise TicketError(f"{of} does not tell its {', '.join(missing)}, so that its search cannot be repeated")
-    told = read_info(Repeating, ticket.info, of)
+    told = read_info(SearchInfo, ticket.info, of)
     if told.structure.of:
         raise UsageError(
             f"{of} was given its structure after its search, which a repeated search would not do: search with"

@@ -20,7 +20,7 @@ from ticketry.experiments.options import LabOptions
 from ticketry.experiments.record_files import earlier_record, is_trained_in
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
-from ticketry.records.network import OF_TIME, is_dense_rival
+from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.search import METHODS, Method
 from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
@@ -94,7 +94,9 @@ class SearchRequest:
         check_controls(self.controls)
         check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))  # each once, as verify takes them
-        if aim_of(self.settings) != "time" and (odd := [one for one in self.controls if one.startswith(OF_TIME)]):
+        if aim_of(self.settings) != "time" and (
+            odd := [one for one in self.controls if one.startswith(LATENCY_MATCHED)]
+        ):
             raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")
         if self.control_densities and not self.controls:
             raise UsageError("control densities are given, but no controls")
@@ -158,8 +160,8 @@ class SearchRequest:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The same with controls."""
-        controls = [name for name in self.controls if not is_dense_rival(name)]  # whose colon names a network
-        outside = {f"control {name}": CONTROLS.source(name) for name in controls if CONTROLS.is_outside(name)}
+        controls = [name for name in self.controls if not is_matched_dense(name)]  # whose colon names a network
+        outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_outside(name)}
         return {**self.procedure_sources, **outside}
 
     @property

@@ -18,9 +18,9 @@ from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_profile
 from ticketry.lab.search_result import Seeds
-from ticketry.records.display import Cell, html_table
+from ticketry.records.display import Cell, build_html_table
 from ticketry.records.evidence import VerifyRecord
-from ticketry.records.network import DENSE, TICKET, Point, ratio
+from ticketry.records.network import DENSE, TICKET, Point, share_of
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord
@@ -107,7 +107,7 @@ class Run:
                 validation_value=point.metric(metric, "validation"),
                 dense_value=dense[point.replicate].metric(metric),
                 time=point.timed.share if point.timed else None,
-                multiplications=ratio(point.multiplications, dense[point.replicate].multiplications),
+                multiplications=share_of(point.multiplications, dense[point.replicate].multiplications),
             )
             for point in self._points
         )
@@ -297,7 +297,7 @@ class Run:
             of, verdict = self.verification.claims_of, self.verification.verdict
             told.append(f"verified from fresh seeds, {of}: {verdict}{answers and f' ({answers})'}")
         caption = f"{self.record.title} on {self.record.task.name}: {title}"
-        return html_table(caption, [*header, "verdict"], table, told)
+        return build_html_table(caption, [*header, "verdict"], table, told)
 
 
 def run(

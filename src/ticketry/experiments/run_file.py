@@ -16,9 +16,9 @@ from ticketry.choices import BOUNDS, LEAST, MOST, check_bounds
 from ticketry.core.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS
-from ticketry.files import content_of, reason_of, within
+from ticketry.files import content_of, reason_of, require_inside
 from ticketry.lab.remote.address import is_url
-from ticketry.records.network import is_dense_rival
+from ticketry.records.network import is_matched_dense
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
 from ticketry.search.common.aims import with_base
@@ -193,7 +193,7 @@ def check_trust(
     for what, registry in (("method", METHODS), ("controls", CONTROLS)):
         named = () if what in own else tables.get(what, ())
         for name in map(str, [named] if isinstance(named, str) else named):
-            if what == "controls" and is_dense_rival(name):  # whose colon names a network
+            if what == "controls" and is_matched_dense(name):  # whose colon names a network
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
             elif registry.is_outside(name):
@@ -240,7 +240,7 @@ def _kept_costs(profile: str, store: str | Path | None) -> bool:
     if (folder := _costs_folder(store)) is None:
         return False
     try:
-        return within(folder, Path(profile)).is_file()
+        return require_inside(folder, Path(profile)).is_file()
     except (OutsideError, OSError, ValueError):
         return False
 

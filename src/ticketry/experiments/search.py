@@ -30,7 +30,7 @@ from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import is_there, write_atomically, write_sealed
 from ticketry.lab.store.running import marked_running
-from ticketry.records.network import TICKET, Point, is_dense_rival
+from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
 from ticketry.search.common.scope import Scored, score_of
@@ -123,7 +123,7 @@ def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, mete
             write_atomically(folder / "run.toml", kept.config.encode())
         return with_current_verdicts(kept)  # costs and date are those of the earlier record
     if used := meter.used():
-        record.told_cost.update(energy_kwh=used.kwh, energy_by=used.by)
+        record.recorded_cost.update(energy_kwh=used.kwh, energy_by=used.by)
     record = with_verdicts(record, lab.sizes(run.task)["test"])
     write_sealed(folder / "run.json", as_json(record))
     write_atomically(folder / "run.toml", record.config.encode())
@@ -175,7 +175,7 @@ class _Controls:
             )
         more, trained = {**counts, "budget": control_of.budget}, control_of.trainings
         last = trained[-1].segment
-        if is_dense_rival(control):
+        if is_matched_dense(control):
             more.update(self._dense_counts(last.task, found.mask))
         elif last.whole_channels or found.structured or found.pattern != UNSTRUCTURED or found.aim:
             # Whole channels, groups, blocks meet the ticket's density nearly; of a budget it is the cost that is equal.
@@ -268,7 +268,7 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         task=task_told(run.task, lab, parameters=points.parameters, prunable=points.total),
         steps=ScheduleSteps(dense.segment.total, dense.segment.per_epoch, points.rewind_step),
         command=command,
-        told_cost=as_json(
+        recorded_cost=as_json(
             run_cost(
                 rows,
                 done,

@@ -38,7 +38,7 @@ from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
-from ticketry.records.display import html_table
+from ticketry.records.display import build_html_table
 from ticketry.records.evidence import Curve, Distances, LayerDistances, Rewind, StabilityRecord, StabilityRow
 from ticketry.records.network import DENSE, TICKET, Cost
 from ticketry.records.run import RunRecord
@@ -81,7 +81,7 @@ class Stabilities:
             for apart in [(row.pruning, row.data_order)]
         ]
         header = ("step", "density", "network", "test", "L2, pruning", "L2, data order")
-        return html_table(f"Stability on {self.record.task.name}", header, rows)
+        return build_html_table(f"Stability on {self.record.task.name}", header, rows)
 
 
 def stability(
@@ -283,9 +283,9 @@ def _row(
             Curve(
                 split=made.split,
                 recalibrated=made.recalibrated,
-                told_height=made.height,
+                recorded_height=made.height,
                 alphas=made.alphas,
-                told_errors=made.errors,
+                recorded_errors=made.errors,
             )
             for made in barriers
         ),

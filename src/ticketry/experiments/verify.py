@@ -44,7 +44,7 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
-from ticketry.records.ticket import Retraining, read_info
+from ticketry.records.ticket import RetrainingInfo, read_info
 from ticketry.records.verdict import About
 from ticketry.tasks.task import Task
 
@@ -215,7 +215,7 @@ def execute_verify(
 
 def suited_claim(ticket: Ticket) -> About:
     """What a verdict is about by itself: the ticket, where all of its training follows its mask, else its procedure."""
-    return "ticket" if begins_anew(read_info(Retraining, ticket.info, name_of(ticket))) else "procedure"
+    return "ticket" if begins_anew(read_info(RetrainingInfo, ticket.info, name_of(ticket))) else "procedure"
 
 
 def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:

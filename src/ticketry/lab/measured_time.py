@@ -20,7 +20,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.errors import CostError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import digest_of
-from ticketry.records.network import Timed
+from ticketry.records.network import RelativeLatency
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator
 
@@ -60,13 +60,13 @@ def check_new(lab: Lab, costs: CostModel) -> None:
         check_here(costs)
 
 
-def time_of(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> Timed:
+def time_of(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
     """What a call under a mask takes of a call of the dense network, by a timing that nothing was chosen by."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
     return _remembered(lab, described, lambda: _meter(lab, task, costs).share_anew(mask, _ROUNDS))
 
 
-def time_of_dense(lab: Lab, rival: Task, task: Task, costs: CostModel) -> Timed:
+def time_of_dense(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
     """What a call of another dense network takes of a call of the task's own."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
@@ -92,13 +92,13 @@ def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[f
         ).mask
 
 
-def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> Timed:
+def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
     def made() -> dict[str, Any]:
         with _TIMING:
             found = measure()
         return {"share": found.median, "low": found.low, "high": found.high}
 
-    return Timed(**lab.store.remembered("times", digest_of(described), made))
+    return RelativeLatency(**lab.store.remembered("times", digest_of(described), made))
 
 
 def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:

@@ -12,10 +12,10 @@ from ticketry.errors import StoreError
 from ticketry.records.schema import Count, Density, NotNegative, Number, Part, Role, check_format, read
 
 FORMAT: Final = 1
-FOUND = ("confirmed", "refuted", "undecided")
+OUTCOMES = ("confirmed", "refuted", "undecided")
 _ADVICE = "Run the campaign again to write it anew; what is in the store is not trained again"
-_Found = Annotated[
-    Literal["confirmed", "refuted", "undecided"], Meta(extra={"problem": f"not one of {', '.join(FOUND)}"})
+_Outcome = Annotated[
+    Literal["confirmed", "refuted", "undecided"], Meta(extra={"problem": f"not one of {', '.join(OUTCOMES)}"})
 ]
 
 
@@ -59,7 +59,7 @@ class Claim(Part, frozen=True, kw_only=True):
     """Claims that are corrected together."""
     again: str = ""
     """The claim that this one asks again, on fresh replicates."""
-    found: _Found
+    found: _Outcome
     n: Count
     """Replicates that were judged."""
     limit: Count
@@ -83,7 +83,7 @@ class Claim(Part, frozen=True, kw_only=True):
     """Replicates that were judged and whose dense network has not been trained in a second order."""
 
 
-class TrainedOn(Part, frozen=True, kw_only=True):
+class BlockProvenance(Part, frozen=True, kw_only=True):
     """What decides the bits of a block of replicates, beside its settings."""
 
     first: Count
@@ -126,7 +126,7 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Done."""
     runs: tuple[str, ...] = ()
     """Names of the searches in the store, block by block."""
-    blocks: tuple[TrainedOn, ...] = ()
+    blocks: tuple[BlockProvenance, ...] = ()
     """Of the same."""
     planned_seconds: NotNegative | None = None
     """Of the blocks that were planned and trained in this store, as it was told before."""
@@ -142,7 +142,7 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Why it could not go on, when the campaign was last carried out; empty if it did, or was not needed."""
 
 
-class Twin(Part, frozen=True, kw_only=True):
+class SecondOrderRun(Part, frozen=True, kw_only=True):
     """A replicate's dense network once more, under a second order of the data."""
 
     of: str
@@ -189,7 +189,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     claims: tuple[Claim, ...]
     runs: tuple[CampaignRun, ...]
     table: tuple[MethodRow, ...] = ()
-    twins: tuple[Twin, ...] = ()
+    twins: tuple[SecondOrderRun, ...] = ()
     metric: str = ""
     planned_seconds: NotNegative = 0.0
     """Of all blocks that were planned and trained in this store."""
@@ -233,24 +233,24 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
         return sum(claim.found != "undecided" for claim in self.claims)
 
     @property
-    def questions(self) -> tuple[int, int]:
+    def hypotheses(self) -> tuple[int, int]:
         """Those decided, and all: a claim and the one that asks it again are one question, which either decides.
 
         Each asking is a test of its own, at its family's alpha: a question that is asked k times is confirmed falsely
         with at most k times alpha, and refuted falsely with at most as much (union bound).
         """
         asked = {claim.name: claim.again for claim in self.claims}
-        decided = {_first_asked(claim.name, asked) for claim in self.claims if claim.found != "undecided"}
+        decided = {_find_original_claim(claim.name, asked) for claim in self.claims if claim.found != "undecided"}
         return len(decided), sum(not claim.again for claim in self.claims)
 
     @property
-    def asked_most(self) -> int:
+    def max_tests_per_hypothesis(self) -> int:
         """How many times the question was asked that was asked most often; 0 without claims."""
         asked = {claim.name: claim.again for claim in self.claims}
-        return max(Counter(_first_asked(claim.name, asked) for claim in self.claims).values(), default=0)
+        return max(Counter(_find_original_claim(claim.name, asked) for claim in self.claims).values(), default=0)
 
 
-def _first_asked(name: str, again: Mapping[str, str]) -> str:
+def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
     """The claim that one leads back to, from each to the one that it asks again."""
     seen = set[str]()
     while again.get(name) and name not in seen:  # a record may say anything

@@ -12,7 +12,7 @@ _MOST_DECIMALS, _SMALL = 6, 1e-4
 """Where more decimals are asked for, what is nearer to 0 than that has an exponent."""
 
 
-def number_text(value: float, decimals: int, *, sign: bool = False) -> str:
+def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
     """A number with so many decimals; a small one up to the same place with an exponent, two digits at least: 8.3e-8.
 
     Args:
@@ -26,19 +26,21 @@ def number_text(value: float, decimals: int, *, sign: bool = False) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()) -> str:
+def build_html_table(
+    caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()
+) -> str:
     """A table with a line before it and some after it; nothing in them can become markup.
 
     Cells that are numbers are written with four digits; None is a dash.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(_text(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_format_cell(cell))}</td>' for cell in row)}</tr>" for row in rows)
     after = "".join(f"<p>{escape(line)}</p>" for line in lines)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f"<div><p><b>{escape(caption)}</b></p>{table}{after}</div>"
 
 
-def answers_text(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
+def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
     """The two answers in words; empty for a record that does not have them.
 
     Args:
@@ -53,7 +55,7 @@ def answers_text(as_good: str | None, better: str | None, not_beaten: Sequence[s
     return f"{text} (not shown to beat {', '.join(not_beaten)})" if not_beaten and better != "yes" else text
 
 
-def verdict_table(
+def build_verdict_table(
     outcome: str,
     *,
     claim: str,
@@ -65,10 +67,10 @@ def verdict_table(
 ) -> str:
     """A verdict with the differences that it rests on: ``(network, mean, low, high, p)``."""
     caption = f"{outcome} (claim: {claim}; margin {margin:g}, confidence {100 * confidence:g} %, n = {n})"
-    return html_table(caption, ("ticket minus", "mean", "from", "to", "p"), rows, reasons)
+    return build_html_table(caption, ("ticket minus", "mean", "from", "to", "p"), rows, reasons)
 
 
-def _text(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     if cell is None:
         return "–"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -9,7 +9,18 @@ from msgspec import field
 
 from ticketry.errors import StoreError
 from ticketry.records.network import Cost
-from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Role, check_format, fault, measured, read
+from ticketry.records.schema import (
+    AtLeastOne,
+    Count,
+    Density,
+    Number,
+    Part,
+    Role,
+    check_format,
+    nan_if_invalid,
+    read,
+    reject,
+)
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.records.verdict import Experiment, Judgement, LeftOut, MeanDifference, Task
 
@@ -31,7 +42,7 @@ class Network(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.values:
-            fault("values", "is empty")
+            reject("values", "is empty")
 
 
 class Reference(Part, frozen=True):
@@ -117,23 +128,23 @@ class Curve(Part, frozen=True):
     split: str
     recalibrated: Count
     """Batches from which the statistics of batch normalisation were recomputed; 0 for none."""
-    told_height: float | None = field(name="height")
+    recorded_height: float | None = field(name="height")
     alphas: tuple[Number, ...]
-    told_errors: tuple[float | None, ...] = field(name="errors")
+    recorded_errors: tuple[float | None, ...] = field(name="errors")
 
     def __post_init__(self) -> None:
-        if len(self.alphas) != len(self.told_errors):
-            fault("errors", f"has {len(self.told_errors)} numbers for {len(self.alphas)} alphas")
+        if len(self.alphas) != len(self.recorded_errors):
+            reject("errors", f"has {len(self.recorded_errors)} numbers for {len(self.alphas)} alphas")
 
     @property
     def height(self) -> float:
         """NaN where it is not finite."""
-        return measured(self.told_height)
+        return nan_if_invalid(self.recorded_height)
 
     @property
     def errors(self) -> tuple[float, ...]:
         """NaN where one is not finite."""
-        return tuple(map(measured, self.told_errors))
+        return tuple(map(nan_if_invalid, self.recorded_errors))
 
 
 class StabilityRow(Part, frozen=True, omit_defaults=True):
@@ -183,7 +194,7 @@ class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", t
         for index, row in enumerate(self.rows):
             identity = (row.replicate, row.step, row.level, row.role)
             if identity in seen:
-                fault(f"rows[{index}]", f"is the second {row.role} of its replicate, step and level")
+                reject(f"rows[{index}]", f"is the second {row.role} of its replicate, step and level")
             seen.add(identity)
 
 

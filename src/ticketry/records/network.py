@@ -19,16 +19,16 @@ from ticketry.records.schema import (
     Number,
     Part,
     Role,
-    fault,
-    kind_of,
-    measured,
+    describe_json_type,
+    nan_if_invalid,
+    reject,
 )
 from ticketry.records.structure import Structure
 
 DENSE, TICKET = "dense", "ticket"
 """Roles; the others are names of controls."""
-OF_TIME = "dense_of_time"
-DENSE_RIVALS = ("dense_of_flops", OF_TIME)
+LATENCY_MATCHED = "dense_of_time"
+MATCHED_DENSE = ("dense_of_flops", LATENCY_MATCHED)
 """Controls that are dense networks and cost what the ticket does: of its own network at another width, or of one that
 is named after a colon (``dense_of_flops:vgg-11``). The first by multiplications, the second by measured time."""
 PHASES = ("dense", "search", "sparse")
@@ -36,12 +36,12 @@ DISTANCE, MASKS = "distance", "masks"
 """Detectors of the moment to prune."""
 
 
-def is_dense_rival(role: str) -> bool:
+def is_matched_dense(role: str) -> bool:
     """Whether it is a dense network of a ticket's cost."""
-    return role.partition(":")[0] in DENSE_RIVALS
+    return role.partition(":")[0] in MATCHED_DENSE
 
 
-def ratio(part: float | None, whole: float | None) -> float | None:
+def share_of(part: float | None, whole: float | None) -> float | None:
     """The share that a part is of what the dense network takes; None where either is not told."""
     return None if part is None or not whole else part / whole
 
@@ -49,7 +49,7 @@ def ratio(part: float | None, whole: float | None) -> float | None:
 LARGEST_SIDE = 1 << 20
 
 
-_Look = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is not a step and a value"})]
+_StepValue = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is not a step and a value"})]
 
 
 class FirstLayer(Part, frozen=True):
@@ -65,13 +65,13 @@ class FirstLayer(Part, frozen=True):
     def __post_init__(self) -> None:
         sides = 4 if self.kind == "filters" else 3
         if len(self.shape) != sides or not all(1 <= size <= LARGEST_SIDE for size in self.shape):
-            fault("shape", f"is not that of {self.kind}")
+            reject("shape", f"is not that of {self.kind}")
         elements = math.prod(self.shape)
         if len(self.data) != (-(-elements // 8) if self.kind == "filters" else elements):
-            fault("data", f"is {len(self.data)} bytes long, which does not fit the shape")
+            reject("data", f"is {len(self.data)} bytes long, which does not fit the shape")
 
 
-class Timed(Part, frozen=True):
+class RelativeLatency(Part, frozen=True):
     """What a call takes of a call of the task's dense network, in turns on one machine: a median and its interval."""
 
     share: NotNegative
@@ -92,7 +92,7 @@ class Phase(Part, frozen=True):
     """Bytes of tensors at the height of one training step; None too where scoring was all there was."""
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there was no such phase."""
         return not (self.steps or self.flops or self.seconds)
 
@@ -108,13 +108,13 @@ class Phases(Part, frozen=True):
     """Its own training with its mask."""
 
     @property
-    def each(self) -> dict[str, Phase]:
+    def by_name(self) -> dict[str, Phase]:
         return {name: getattr(self, name) for name in PHASES}
 
     @property
-    def whole(self) -> Phase:
+    def total(self) -> Phase:
         """Sums; of memory the highest of phases that train. None where a phase that took place was not measured."""
-        parts = [part for part in self.each.values() if not part.empty]
+        parts = [part for part in self.by_name.values() if not part.is_empty]
         memories = [part.memory for part in parts if part.steps]
         known = [memory for memory in memories if memory is not None]
         return Phase(
@@ -153,7 +153,7 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
     """How that was found out."""
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Cost:
+    def from_values(cls, told: Mapping[str, Any]) -> Cost:
         """What can be used of what is told: costs are a courtesy, so a strange one is left out, not refused."""
         usable: dict[str, Any] = {}
         for name, value in told.items():
@@ -172,23 +172,23 @@ class Moment(Part, frozen=True):
     detector: str
     threshold: Number
     """Below it, what `compared` has is small enough."""
-    told_looks: tuple[_Look, ...] = field(default=(), name="looks")
+    recorded_looks: tuple[_StepValue, ...] = field(default=(), name="looks")
     seconds: NotNegative = 0.0
     """Of the looks."""
 
     def __post_init__(self) -> None:
-        steps = [step for step, _ in self.told_looks]
+        steps = [step for step, _ in self.recorded_looks]
         for index, step in enumerate(steps):
             if step < 0 or step != int(step):
-                fault(f"looks[{index}]", "is not a step and a value")
+                reject(f"looks[{index}]", "is not a step and a value")
         if any(one >= other for one, other in pairwise(steps)):
-            fault("looks", "are not in the order of steps")
+            reject("looks", "are not in the order of steps")
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
         """(step, value), in the order of steps. Detector distance: ||w - w0|| / ||w0||. Detector masks: the share of
         elements in which the mask differs from that of the look before, NaN where there is none."""
-        return tuple((int(step), measured(value)) for step, value in self.told_looks)
+        return tuple((int(step), nan_if_invalid(value)) for step, value in self.recorded_looks)
 
     @property
     def compared(self) -> tuple[tuple[int, float], ...]:
@@ -203,7 +203,7 @@ class Moment(Part, frozen=True):
         return tuple((step, change / first if first else math.nan) for step, change in zip(steps, changes, strict=True))
 
     @property
-    def at(self) -> float:
+    def value_at_pruning(self) -> float:
         """What was compared at the last look up to the moment; NaN without looks."""
         return next((value for step, value in reversed(self.compared) if step <= self.step), math.nan)
 
@@ -240,7 +240,7 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     multiplications: Count | None = None
     """That a call with one example takes, in linear and convolution layers, where removed weights take none; of runs
     with a budget, or with dense networks of equal cost."""
-    timed: Timed | None = None
+    timed: RelativeLatency | None = None
     """What a call takes, measured; of runs whose tickets meet a measured time, or with dense networks of equal time."""
     model: str = ""
     """The name of its network, where it is another than the task's."""
@@ -253,12 +253,12 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     """That its mask was given after it was found."""
     ticket: str = ""
     """Its folder."""
-    told_layers: tuple[LayerDensity, ...] | None = field(default=None, name="layers")
+    recorded_layers: tuple[LayerDensity, ...] | None = field(default=None, name="layers")
 
     @property
     def layers(self) -> tuple[LayerDensity, ...]:
         """Empty where the record has none."""
-        return self.told_layers or ()
+        return self.recorded_layers or ()
 
     def metric(self, name: str, split: str = "test") -> float:
         """A metric, which the record was checked to have."""
@@ -269,10 +269,10 @@ def check_metric(values: dict[str, Any], name: str, place: str) -> None:
     """Refuse metrics without the one that networks are compared by.
 
     Raises:
-        ValueError: see `fault`.
+        ValueError: see `reject`.
     """
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        fault(f"{place}.{name}", f"is {kind_of(value)}, not a number")
+        reject(f"{place}.{name}", f"is {describe_json_type(value)}, not a number")
     if not abs(value) <= LARGEST:
-        fault(f"{place}.{name}", f"is no finite number up to {LARGEST:g}")
+        reject(f"{place}.{name}", f"is no finite number up to {LARGEST:g}")

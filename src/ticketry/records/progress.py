@@ -12,7 +12,7 @@ EVERY: Final = 2.0
 """Seconds from one writing to the next."""
 
 
-class SeenPoint(Part, frozen=True):
+class ProgressPoint(Part, frozen=True):
     """A trained network."""
 
     replicate: Count
@@ -23,7 +23,7 @@ class SeenPoint(Part, frozen=True):
     """By the task's metric, on the test split."""
 
 
-class InTraining(Part, frozen=True):
+class ActiveSegment(Part, frozen=True):
     """A segment that is being trained."""
 
     label: str
@@ -55,13 +55,13 @@ class Progress(Part, frozen=True, kw_only=True):
     """Of the first step of training, which workers have to be started for; 0 before, and where it is not told."""
     at_once: Count = 0
     """Networks that were being trained together, at the most."""
-    points: tuple[SeenPoint, ...] = ()
-    active: tuple[InTraining, ...] = ()
+    points: tuple[ProgressPoint, ...] = ()
+    active: tuple[ActiveSegment, ...] = ()
 
     @property
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds; None if that cannot be told yet."""
-        return time_left(
+        return estimate_time_left(
             self.at - (self.since or self.began),
             self.trained,
             len(self.points),
@@ -70,7 +70,7 @@ class Progress(Part, frozen=True, kw_only=True):
         )
 
 
-def time_left(seconds: float, trained: int, there: int, expected: int, *, at_once: int = 1) -> float | None:
+def estimate_time_left(seconds: float, trained: int, there: int, expected: int, *, at_once: int = 1) -> float | None:
     """Seconds that a run will still take; None if that cannot be told yet.
 
     Args:

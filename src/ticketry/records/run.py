@@ -10,7 +10,7 @@ from msgspec.structs import force_setattr
 
 from ticketry.errors import StoreError
 from ticketry.records.network import Cost, Point, check_metric
-from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, check_format, fault, read
+from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, check_format, read, reject
 from ticketry.records.verdict import Experiment, LeftOut, LevelVerdict
 
 FORMAT: Final = 1
@@ -57,7 +57,7 @@ class Round(Part, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.histogram:
-            fault("histogram", "is empty")
+            reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
         """On the validation split, with soft gates or of the hard network."""
@@ -101,7 +101,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     sources: dict[str, str] = field(default_factory=dict)
     """Digests of the source of method, score, kind of gates and controls, of those that are not built in."""
     steps: ScheduleSteps = ScheduleSteps()
-    told_cost: dict[str, Any] = field(default_factory=dict, name="cost")
+    recorded_cost: dict[str, Any] = field(default_factory=dict, name="cost")
     config: str = ""
     """The run file."""
     verdicts: tuple[LevelVerdict, ...] = ()
@@ -122,14 +122,14 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
         return self.alias or self.method
 
     @property
-    def told_settings(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         """The settings, with the score that masks were chosen by."""
         return {**self.settings, "score": self.scored} if self.scored else self.settings
 
     @property
     def cost(self) -> Cost:
         """What all of it cost."""
-        return Cost.of(self.told_cost)
+        return Cost.from_values(self.recorded_cost)
 
     def __post_init__(self) -> None:
         force_setattr(self, "title", self.title or self.method)
@@ -138,7 +138,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
         for index, point in enumerate(self.points):
             identity = (point.replicate, point.level, point.role)
             if identity in seen:
-                fault(
+                reject(
                     f"points[{index}]",
                     f"is the second {point.role} of replicate {point.replicate} at level {point.level}: "
                     "it would be counted twice",
@@ -150,7 +150,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
             for split in ("validation", "soft_validation"):
                 check_metric(getattr(one, split), metric, f"rounds[{index}].{split}")
         if len({len(one.histogram) for one in self.rounds}) > 1:
-            fault("rounds", "have histograms of different bins")
+            reject("rounds", "have histograms of different bins")
 
 
 RunValues = RunRecord | Mapping[str, Any]

@@ -35,7 +35,7 @@ Role = Annotated[
 T = TypeVar("T")
 
 
-def fault(key: str, problem: str) -> NoReturn:
+def reject(key: str, problem: str) -> NoReturn:
     """Refuse a part from within its ``__post_init__``: `read` puts the part's place before the key.
 
     Raises:
@@ -46,22 +46,22 @@ def fault(key: str, problem: str) -> NoReturn:
 
 def as_json(record: msgspec.Struct) -> dict[str, Any]:
     """A record as JSON values, which `read` reads back."""
-    made: dict[str, Any] = _listed(msgspec.to_builtins(record, enc_hook=_plain))
+    made: dict[str, Any] = _tuples_to_lists(msgspec.to_builtins(record, enc_hook=_encode_string))
     return made
 
 
-def _plain(value: object) -> str:
+def _encode_string(value: object) -> str:
     """A text of a class of its own, such as torch's version, as text."""
     if isinstance(value, str):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no place in a record")
 
 
-def _listed(value: Any) -> Any:
+def _tuples_to_lists(value: Any) -> Any:
     """With lists for tuples, as JSON has none of these."""
     if isinstance(value, dict):
-        return {key: _listed(one) for key, one in value.items()}
-    return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _tuples_to_lists(one) for key, one in value.items()}
+    return [_tuples_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
@@ -77,7 +77,7 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        place, problem = _fault_of(kind, value, error)
+        place, problem = _locate_fault(kind, value, error)
         raise StoreError(f"{what}: {place} {problem}. {advice}") from None
 
 
@@ -100,12 +100,12 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
         )
 
 
-def share(value: float) -> float:
+def clip_to_unit(value: float) -> float:
     """Without what rounding has added."""
     return min(max(value, 0.0), 1.0)
 
 
-def measured(value: float | None) -> float:
+def nan_if_invalid(value: float | None) -> float:
     """A number that was measured; NaN where it is null, infinite or a mistake."""
     return value if value is not None and abs(value) <= LARGEST else float("nan")
 
@@ -113,7 +113,7 @@ def measured(value: float | None) -> float:
 # -- errors in words ---------------------------------------------------------------------------------------------------
 
 
-def kind_of(value: object) -> str:
+def describe_json_type(value: object) -> str:
     """What a value is, in JSON's words."""
     if value is None:
         return "missing"
@@ -121,36 +121,38 @@ def kind_of(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def _fault_of(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
+def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
     """The place of a fault, and what is wrong there."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
-    if isinstance(error.__cause__, ValueError):  # of `fault`
+    if isinstance(error.__cause__, ValueError):  # of `reject`
         key, _, problem = text.partition(" ")
         return f"{path}.{key}".strip("."), problem
     if missing := re.search(r"missing required field `(.*)`", text):
         path = f"{path}.{missing[1]}".strip(".")
     parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
-    return path or "the whole", _problem(_declared(_type_of(kind), parts), _found(value, parts))
+    return path or "the whole", _describe_problem(
+        _declared_type_at(_inspect_type(kind), parts), _value_at(value, parts)
+    )
 
 
 @functools.cache
-def _type_of(kind: Any) -> inspect.Type:
+def _inspect_type(kind: Any) -> inspect.Type:
     """What is declared; to find it takes tens of milliseconds for a large record."""
     return inspect.type_info(kind)
 
 
-def _found(value: Any, parts: list[str | int]) -> Any:
+def _value_at(value: Any, parts: list[str | int]) -> Any:
     """What is at a place; None if nothing is."""
     for part in parts:
         value = value.get(part) if isinstance(part, str) else value[part]
     return value
 
 
-def _declared(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
+def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
     """What is declared for a place."""
     for part in parts:
-        kind = _bare(kind)[0]
+        kind = _strip_metadata(kind)[0]
         if isinstance(kind, inspect.StructType | inspect.DataclassType):
             kind = next(field.type for field in kind.fields if field.encode_name == part)
         elif isinstance(kind, inspect.VarTupleType):
@@ -160,7 +162,7 @@ def _declared(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
     return kind
 
 
-def _bare(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
+def _strip_metadata(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
     """A type that may also be null, or that something is said of, by itself; and what is said."""
     said: Mapping[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
@@ -171,7 +173,7 @@ def _bare(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
     return kind, said
 
 
-_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
+_TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
     inspect.IntType: ("a whole number", (int,)),
     inspect.FloatType: ("a number", (int, float)),
     inspect.BoolType: ("true or false", (bool,)),
@@ -184,19 +186,19 @@ _WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
 """How a type is called, and the classes of its values; all others are objects."""
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     try:
         return f"{value:g}"
     except OverflowError:
         return "a number of hundreds of digits"
 
 
-def _problem(declared: inspect.Type, value: Any) -> str:
+def _describe_problem(declared: inspect.Type, value: Any) -> str:
     """Why a value is not what was declared."""
-    kind, said = _bare(declared)
-    words, classes = _WORDS.get(type(kind), ("an object", (dict,)))
+    kind, said = _strip_metadata(declared)
+    words, classes = _TYPE_WORDS.get(type(kind), ("an object", (dict,)))
     if type(value) not in classes:
-        return f"is {kind_of(value)}, not {words}"
+        return f"is {describe_json_type(value)}, not {words}"
     if isinstance(kind, inspect.FloatType) and not abs(value) <= LARGEST:
         return f"is no finite number up to {LARGEST:g}"
     if isinstance(kind, inspect.IntType) and value > LARGEST_COUNT:
@@ -206,5 +208,7 @@ def _problem(declared: inspect.Type, value: Any) -> str:
     problem = said.get("problem") or f"less than {getattr(kind, 'ge', 0)}"
     if isinstance(kind, inspect.LiteralType):
         problem = said.get("problem") or f"not one of {', '.join(map(str, kind.values))}"
-    shown = f"{value!r:.60}" if isinstance(value, str) else _number(value) if isinstance(value, int | float) else ""
+    shown = (
+        f"{value!r:.60}" if isinstance(value, str) else _format_number(value) if isinstance(value, int | float) else ""
+    )
     return problem if problem.startswith("is ") else f"is {shown}, {problem}"

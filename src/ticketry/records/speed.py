@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ticketry.records.schema import AtLeastOne, Count, Number, fault
-from ticketry.records.ticket import OfTicket
+from ticketry.records.schema import AtLeastOne, Count, Number, reject
+from ticketry.records.ticket import TicketRecord
 from ticketry_engine.results import (
     CurvePoint as CurvePoint,
 )
@@ -27,7 +27,7 @@ from ticketry_engine.results import (
 )
 
 
-class SpeedRecord(OfTicket, frozen=True, kw_only=True):
+class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
     """What both kinds of timings tell: of which ticket, and how it was timed."""
 
     name: str
@@ -72,7 +72,7 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def __post_init__(self) -> None:
         if not self.comparisons:
-            fault("comparisons", "is empty")
+            reject("comparisons", "is empty")
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
@@ -84,4 +84,4 @@ class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def __post_init__(self) -> None:
         if not self.curves:
-            fault("curves", "is empty")
+            reject("curves", "is empty")

@@ -9,8 +9,8 @@ from msgspec.structs import force_setattr
 
 from ticketry.core.structuring import LayerFit as LayerFit
 from ticketry.core.structuring import Structuring
-from ticketry.records.schema import AtLeastOne, NearShare, NotNegative, Part, fault, share
-from ticketry.records.ticket import OfTicket
+from ticketry.records.schema import AtLeastOne, NearShare, NotNegative, Part, clip_to_unit, reject
+from ticketry.records.ticket import TicketRecord
 
 _MOST_PIXELS = 1 << 20
 
@@ -35,12 +35,12 @@ class LayerPicture(Part, frozen=True):
     def __post_init__(self) -> None:
         height, width = self.shape
         if min(self.shape) < 1 or height * width > _MOST_PIXELS:
-            fault("shape", "is not that of a picture")
+            reject("shape", "is not that of a picture")
         if sum(self.groups) != height or min(self.groups) < 1:
-            fault("groups", "do not add up to the picture's rows")
+            reject("groups", "do not add up to the picture's rows")
         for name in ("before", "after"):
             if len(bits := getattr(self, name)) != -(-height * width // 8):
-                fault(name, f"is {len(bits)} bytes long, which does not fit the shape")
+                reject(name, f"is {len(bits)} bytes long, which does not fit the shape")
 
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
     pictures: tuple[LayerPicture, ...] = ()
 
     def __post_init__(self) -> None:
-        force_setattr(self, "before", share(self.before))
+        force_setattr(self, "before", clip_to_unit(self.before))
         force_setattr(self, "name", self.name or self.kind)
 
 
-class StructureRecord(OfTicket, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
+class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
     """A ticket that was given a structure; `ticket` is the one that it was made of."""
 
     path: str

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct, field
 
 from ticketry.errors import StoreError, TicketError
-from ticketry.records.schema import AtLeastOne, Count, Density, Part, fault, read
+from ticketry.records.schema import AtLeastOne, Count, Density, Part, read, reject
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 T = TypeVar("T", bound=Struct)
 
 
-class Request(Part, frozen=True):
+class TaskRequest(Part, frozen=True):
     """The request that made a task, see `tasks.task.Spec`."""
 
     name: str
@@ -26,13 +26,13 @@ class Request(Part, frozen=True):
     options: dict[str, str] = field(default_factory=dict)
 
 
-class AskedTask(Part, frozen=True):
+class TicketTask(Part, frozen=True):
     """A ticket's task."""
 
     name: str = ""
     key: dict[str, Any] = field(default_factory=dict)
     """What tells its numbers from another's."""
-    spec: Request | None = None
+    spec: TaskRequest | None = None
     """None where no request made it, and in tickets of before they had one."""
 
 
@@ -44,7 +44,7 @@ class Seeds(Part, frozen=True):
     mask: _Seed
 
 
-class Trained(Part, frozen=True):
+class TrainedSegment(Part, frozen=True):
     """The segment of training in which the ticket was trained."""
 
     first: Count
@@ -55,37 +55,37 @@ class Trained(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if self.last < self.first:
-            fault("last", f"is {self.last}, before the first step ({self.first})")
+            reject("last", f"is {self.last}, before the first step ({self.first})")
 
 
-class Settings(Part, frozen=True):
+class ControlSettings(Part, frozen=True):
     """Of the search, those that decide how controls are made."""
 
     pattern: str = "unstructured"
 
 
-class Structured(Part, frozen=True):
+class StructureKind(Part, frozen=True):
     """What the mask was turned into."""
 
     kind: str = ""
 
 
-class ForTraining(Part, frozen=True, kw_only=True):
+class TrainingInfo(Part, frozen=True, kw_only=True):
     """What a ticket has to tell for whatever is trained for it."""
 
-    task: AskedTask
+    task: TicketTask
     recipe: dict[str, Any]
     seeds: Seeds
 
 
-class Retraining(ForTraining, frozen=True, kw_only=True):
+class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
     """All that a ticket has to tell to be trained again."""
 
-    segment: Trained
+    segment: TrainedSegment
     retrain: str
     rewind_step: Count
-    settings: Settings = Settings()
-    structure: Structured = Structured()
+    settings: ControlSettings = ControlSettings()
+    structure: StructureKind = StructureKind()
     aim: str = ""
     """What its mask has a budget of, and by which costs; empty where it was pruned to a density."""
     method: str = ""
@@ -94,42 +94,42 @@ class Retraining(ForTraining, frozen=True, kw_only=True):
     search_steps: Count | None = None
 
 
-class Searched(Part, frozen=True):
+class SearchRequest(Part, frozen=True):
     """The search as it was asked for, where the ticket's own entries do not tell it. Tickets of before lack it."""
 
     replicates: AtLeastOne
     recipe: dict[str, Any] | None = None
     """Where the ticket's is another, as of a budget."""
-    task: Request | None = None
+    task: TaskRequest | None = None
     """Where each replicate had its own, such as a split."""
     sources: dict[str, str] | None = None
     """Digests of the source of method, score and kind of gates, where one of them is not built in."""
 
 
-class Ready(Part, frozen=True):
+class StructureOrigin(Part, frozen=True):
     """What the ticket became after its search; `of` is the mask that it had then."""
 
     of: str = ""
 
 
-class Repeating(ForTraining, frozen=True, kw_only=True):
+class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
     """All that a ticket has to tell for its search to be repeated."""
 
     method: str
     settings: dict[str, Any]
     replicate: Count
     level: AtLeastOne
-    search: Searched | None = None
-    structure: Ready = Ready()
+    search: SearchRequest | None = None
+    structure: StructureOrigin = StructureOrigin()
 
 
-class Asked(Part, frozen=True):
+class TaskInfo(Part, frozen=True):
     """A ticket's task alone."""
 
-    task: AskedTask | None = None
+    task: TicketTask | None = None
 
 
-class OfTicket(Part, frozen=True, kw_only=True):
+class TicketRecord(Part, frozen=True, kw_only=True):
     """A record of one saved ticket."""
 
     format: Literal[1] = 1

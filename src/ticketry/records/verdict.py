@@ -7,9 +7,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta, field
 
-from ticketry.records.display import Cell, answers_text, verdict_table
+from ticketry.records.display import Cell, build_verdict_table, describe_answers
 from ticketry.records.metric import Metric
-from ticketry.records.schema import Count, Density, Number, Part, Role, fault
+from ticketry.records.schema import Count, Density, Number, Part, Role, reject
 
 About = Literal["ticket", "procedure"]
 """What a verdict is about: one mask with its start, or a method with its settings, the whole search repeated."""
@@ -38,7 +38,7 @@ class Task(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if self.prunable > self.parameters:
-            fault("prunable", f"is more than all parameters ({self.parameters})")
+            reject("prunable", f"is more than all parameters ({self.parameters})")
 
     @property
     def title(self) -> str:
@@ -108,17 +108,17 @@ class LongerDifference(Difference, frozen=True, kw_only=True):
     """Of the other network."""
 
 
-Lacking = TypeVar("Lacking")
+Missing = TypeVar("Missing")
 
 
-class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
+class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     """The answers to both questions of a verdict, and what they rest on. p-values are corrected for interim analyses.
 
     Lacking: None in records, of which those of before 2026-11-22 had one verdict on both questions; nothing else.
     """
 
-    as_good_as_dense: _Answer | Lacking = None  # type: ignore[assignment]
-    better_than_controls: _Answer | Lacking = None  # type: ignore[assignment]
+    as_good_as_dense: _Answer | Missing = None  # type: ignore[assignment]
+    better_than_controls: _Answer | Missing = None  # type: ignore[assignment]
     """Than every one of them; "undecided" where there are none."""
     not_beaten: tuple[Role, ...] = ()
     """Controls that the ticket is not shown to be better than."""
@@ -127,16 +127,16 @@ class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
     confidence: Number
     n: Count
     """Seeds, or replicates."""
-    groups: Count | Lacking = None  # type: ignore[assignment]
+    groups: Count | Missing = None  # type: ignore[assignment]
     """Of seeds that share nothing: as many as seeds, or as parents."""
     p: Number
     """Of the claim: small if it is shown."""
-    p_as_good: Number | Lacking = None  # type: ignore[assignment]
-    p_loses: Number | Lacking = None  # type: ignore[assignment]
+    p_as_good: Number | Missing = None  # type: ignore[assignment]
+    p_loses: Number | Missing = None  # type: ignore[assignment]
     """Of "not as good as dense"."""
-    p_better: Number | Lacking = None  # type: ignore[assignment]
+    p_better: Number | Missing = None  # type: ignore[assignment]
     """Of "better than every control"."""
-    p_not_better: Number | Lacking = None  # type: ignore[assignment]
+    p_not_better: Number | Missing = None  # type: ignore[assignment]
     more_seeds: Count | None = None
     """About how many more would decide with a probability of 80 %, if the means and spreads stay what they are; 0 if it
     is decided, None if more than `evidence.judging.paired_comparisons.MOST_SEEDS` would be needed in all."""
@@ -151,9 +151,9 @@ class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
         answered = self.claim == "matches" or self.better_than_controls != "undecided"
         return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
 
-    def shown_as(self, outcome: str, rows: Iterable[Sequence[Cell]]) -> str:
-        """As a notebook shows it, with a row for each comparison: see `verdict_table`."""
-        return verdict_table(
+    def to_html(self, outcome: str, rows: Iterable[Sequence[Cell]]) -> str:
+        """As a notebook shows it, with a row for each comparison: see `build_verdict_table`."""
+        return build_verdict_table(
             outcome,
             claim=self.claim,
             margin=self.margin,
@@ -164,7 +164,7 @@ class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
         )
 
 
-class Judgement(Judged[None], frozen=True, kw_only=True):
+class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
     """What the paired differences of one level, of one ticket, or of a repeated search show."""
 
     about: _About = "ticket"
@@ -177,7 +177,7 @@ class Judgement(Judged[None], frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.interval is not None and self.interval[0] > self.interval[1]:
-            fault("interval", _NO_INTERVAL)
+            reject("interval", _NO_INTERVAL)
 
     @property
     def claims_of(self) -> str:
@@ -187,7 +187,7 @@ class Judgement(Judged[None], frozen=True, kw_only=True):
     @property
     def answers(self) -> str:
         """Both answers in words; empty in records that have none."""
-        return answers_text(
+        return describe_answers(
             self.as_good_as_dense, self.better_than_controls, self.not_beaten, len(self.comparisons) > 1
         )
 
@@ -198,7 +198,7 @@ class Judgement(Judged[None], frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         rows = [(each.role, each.mean, each.low, each.high, each.p) for each in self.comparisons]
-        return self.shown_as(f"{self.claims_of}: {self.verdict}", rows)
+        return self.to_html(f"{self.claims_of}: {self.verdict}", rows)
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):

@@ -29,19 +29,19 @@ from typing import Any, Generic, TypeVar
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TicketryError, UsageError
-from ticketry.registry.loading import import_from_here, is_module, load, require_own, resolve
-from ticketry.registry.sources import defining_source, reached_modules, source_digest
+from ticketry.registry.loading import import_from_here, is_module, load, require_user_file, resolve
+from ticketry.registry.sources import digest_defining_source, digest_source, find_reached_modules
 
 __all__ = [
     "BUILT_IN",
     "Registry",
-    "defining_source",
+    "digest_defining_source",
+    "digest_source",
+    "find_reached_modules",
     "import_from_here",
     "is_offered",
     "load",
-    "reached_modules",
     "resolve",
-    "source_digest",
 ]
 
 T = TypeVar("T")
@@ -98,17 +98,17 @@ class Registry(Generic[T]):
         self._unknown = unknown
         self._made: dict[str, T] = {}
         """Of what is built in."""
-        self._shadowed: set[_Offer] = set()
+        self._shadowed: set[_EntryPoint] = set()
 
     def names(self) -> tuple[str, ...]:
         """What is built in, then what installed packages offer; whether that can be imported is not looked at."""
-        return (*self.built_in, *sorted(self._offers()))
+        return (*self.built_in, *sorted(self._list_entry_points()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __contains__(self, name: str) -> bool:
-        return self.aliases.get(name, name) in self.built_in or name in self._offers()
+        return self.aliases.get(name, name) in self.built_in or name in self._list_entry_points()
 
     def get(self, name: str) -> T:
         """What the name stands for.
@@ -118,35 +118,35 @@ class Registry(Generic[T]):
             TicketryError: of the registry's own class, for a name that is not there, or ``module:object`` that cannot
                 be imported or is not of this kind.
         """
-        target, where = self.target(name), self.where(name)
+        target, where = self.find_target(name), self.find_origin(name)
         if where == BUILT_IN:
             own = self.aliases.get(name, name)
             if own not in self._made:
-                self._made[own] = self._of_kind(own, resolve(target))
+                self._made[own] = self._check_kind_and_build(own, resolve(target))
             return self._made[own]
-        offered = name in self._offers()
+        offered = name in self._list_entry_points()
         if not offered:
             import_from_here()
         try:
             found = load(target)
             if not offered:
-                require_own(name, found)
-            return self._of_kind(name, found)
+                require_user_file(name, found)
+            return self._check_kind_and_build(name, found)
         except TicketryError as error:
             if offered:
                 raise PluginError(f"the {self.kind} {name!r} of the package {where} cannot be used: {error}") from error
             raise self._error(f"{self.kind} {name!r} is not known: {error}") from error
 
-    def where(self, name: str) -> str:
+    def find_origin(self, name: str) -> str:
         """Whence it is: ``built in``, or package and version, or the module of ``module:object``."""
         if self.aliases.get(name, name) in self.built_in:
             return BUILT_IN
-        offers = self._offers().get(name)
-        return " and ".join(offer.package for offer in offers) if offers else self.target(name).partition(":")[0]
+        offers = self._list_entry_points().get(name)
+        return " and ".join(offer.package for offer in offers) if offers else self.find_target(name).partition(":")[0]
 
-    def target(self, name: str) -> str:
+    def find_target(self, name: str) -> str:
         """The ``module:object`` that a name stands for; raises as `get`, but imports nothing."""
-        offers = self._offers().get(name, [])
+        offers = self._list_entry_points().get(name, [])
         if len(offers) > 1:
             which = " and ".join(f"{offer.package} ({offer.target})" for offer in offers)
             raise PluginError(
@@ -157,23 +157,25 @@ class Registry(Generic[T]):
             return offers[0].target
         if self.aliases.get(name, name) in self.built_in:
             return self.built_in[self.aliases.get(name, name)]
-        if not self._is_own(name):
-            raise self.unknown(name)
+        if not self._is_user_defined(name):
+            raise self.build_unknown_error(name)
         return name
 
     def is_outside(self, name: str) -> bool:
         """Whether the name is a package's or one's own, so that code of others runs if it is asked for."""
-        return self.aliases.get(name, name) not in self.built_in and (self._is_own(name) or name in self._offers())
+        return self.aliases.get(name, name) not in self.built_in and (
+            self._is_user_defined(name) or name in self._list_entry_points()
+        )
 
-    def _is_own(self, name: str) -> bool:
+    def _is_user_defined(self, name: str) -> bool:
         """Whether the name is one's own object: ``module:object``, or a module where modules can be objects."""
         return ":" in name or (self._modules and is_module(name))
 
-    def source(self, name: str) -> str:
+    def digest_source(self, name: str) -> str:
         """A digest of the source of an object that is not built in, for keys of what it makes; "" of one that is."""
-        return "" if self.where(name) == BUILT_IN else source_digest(self.target(name), self.get(name))
+        return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
-    def usable(self) -> dict[str, T]:
+    def load_usable(self) -> dict[str, T]:
         """Every object by its name. Packages whose objects cannot be used are told of and left out."""
         found = {}
         for name in self.names():
@@ -183,7 +185,7 @@ class Registry(Generic[T]):
                 _log.warning("%s", error)
         return found
 
-    def unknown(self, name: str) -> TicketryError:
+    def build_unknown_error(self, name: str) -> TicketryError:
         """The error for a name that is not there: it names the choices, and the nearest of them."""
         names = (*self.names(), *self.aliases)
         text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
@@ -193,7 +195,7 @@ class Registry(Generic[T]):
         error.exit_code = UsageError.exit_code  # a wrong word, whatever kind of error else is told of its kind
         return error
 
-    def _of_kind(self, name: str, found: Any) -> T:
+    def _check_kind_and_build(self, name: str, found: Any) -> T:
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
@@ -205,10 +207,10 @@ class Registry(Generic[T]):
             raise UsageError(f"it cannot be made: {type(error).__name__}: {error}") from error
         return made
 
-    def _offers(self) -> dict[str, list[_Offer]]:
+    def _list_entry_points(self) -> dict[str, list[_EntryPoint]]:
         """What installed packages offer under names that are not built in."""
-        found: dict[str, list[_Offer]] = {}
-        for offer in _installed(tuple(sys.path)):
+        found: dict[str, list[_EntryPoint]] = {}
+        for offer in _find_entry_points(tuple(sys.path)):
             if offer.group != self.group:
                 continue
             if self.aliases.get(offer.name, offer.name) not in self.built_in:
@@ -225,11 +227,11 @@ class Registry(Generic[T]):
 
 def is_offered(name: str) -> bool:
     """Whether an installed package offers anything of that name, of whatever kind."""
-    return any(offer.name == name for offer in _installed(tuple(sys.path)))
+    return any(offer.name == name for offer in _find_entry_points(tuple(sys.path)))
 
 
 @dataclass(frozen=True, order=True)
-class _Offer:
+class _EntryPoint:
     """An entry point of an installed package."""
 
     group: str
@@ -239,7 +241,7 @@ class _Offer:
     target: str
 
 
-def _tell_of_unknown_groups(offers: Sequence[_Offer]) -> None:
+def _warn_unknown_groups(offers: Sequence[_EntryPoint]) -> None:
     """Warn of what a package offers and nobody looks for, for its group is another word than it should be."""
     for group in sorted({offer.group for offer in offers} - GROUPS):
         package = next(offer.package for offer in offers if offer.group == group)
@@ -251,11 +253,11 @@ def _tell_of_unknown_groups(offers: Sequence[_Offer]) -> None:
 
 
 @lru_cache(maxsize=8)
-def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
+def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
     """All entry points in groups of this library; `path` is sys.path, along which packages are looked for."""
     from importlib.metadata import distributions  # 20 ms, and not needed for help
 
-    found: dict[str, list[_Offer]] = {}
+    found: dict[str, list[_EntryPoint]] = {}
     for package in distributions(path=list(path)):
         name = "?"
         try:
@@ -263,7 +265,7 @@ def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
                 continue
             name = package.metadata["Name"]
             offers = [
-                _Offer(point.group, point.name, f"{name} {package.version}", point.value.partition("[")[0].strip())
+                _EntryPoint(point.group, point.name, f"{name} {package.version}", point.value.partition("[")[0].strip())
                 for point in package.entry_points
                 if point.group.startswith(_PREFIX)
             ]
@@ -271,6 +273,6 @@ def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
             _log.warning("the entry points of the package %s cannot be read: %s: %s", name, type(error).__name__, error)
             continue
         if name.lower().replace("_", "-") not in found:
-            _tell_of_unknown_groups(offers)
+            _warn_unknown_groups(offers)
         found.setdefault(name.lower().replace("_", "-"), offers)  # the first along the path is the one imported
     return tuple(sorted(offer for offers in found.values() for offer in offers))

@@ -28,7 +28,7 @@ def is_module(name: str) -> bool:
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
         return False
-    if _own_file(name):
+    if _find_user_file(name):
         return True
     if len(parts) < 2:
         return False
@@ -37,22 +37,22 @@ def is_module(name: str) -> bool:
     except (ImportError, ValueError, AttributeError):  # another's package may be damaged in any way
         return False
     folders = (package.submodule_search_locations or ()) if package else ()
-    return any(_module_file(Path(folder, *parts[1:])) for folder in folders)
+    return any(_find_module_file(Path(folder, *parts[1:])) for folder in folders)
 
 
-def require_own(name: str, found: object) -> None:
+def require_user_file(name: str, found: object) -> None:
     """Raise `UsageError` if a name means a module of the current directory, and another of that name was imported."""
-    file, loaded = _own_file(name), getattr(found, "__file__", None)
+    file, loaded = _find_user_file(name), getattr(found, "__file__", None)
     if ":" not in name and file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
         raise UsageError(f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file")
 
 
-def _own_file(name: str) -> Path | None:
+def _find_user_file(name: str) -> Path | None:
     """The file of a module of the current directory."""
-    return _module_file(Path(os.getcwd(), *name.split(".")))
+    return _find_module_file(Path(os.getcwd(), *name.split(".")))
 
 
-def _module_file(path: Path) -> Path | None:
+def _find_module_file(path: Path) -> Path | None:
     """The file of a module or package whose path without suffix is given."""
     return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
@@ -68,11 +68,11 @@ def load(target: str) -> Any:
         return resolve(target)
     except AttributeError as error:
         if name not in sys.modules:
-            raise _not_imported(name, error) from error
+            raise _import_failed(name, error) from error
         file = getattr(sys.modules[name], "__file__", None)
         raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
     except (Exception, SystemExit) as error:  # another's module may do anything at all
-        raise _not_imported(name, error) from error
+        raise _import_failed(name, error) from error
 
 
 def resolve(target: str) -> Any:
@@ -84,5 +84,5 @@ def resolve(target: str) -> Any:
     return attrgetter(path)(found) if colon else found
 
 
-def _not_imported(module: str, error: BaseException) -> UsageError:
+def _import_failed(module: str, error: BaseException) -> UsageError:
     return UsageError(f"the module {module!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}")

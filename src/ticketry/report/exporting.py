@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ticketry.files import inside
+from ticketry.files import join_inside
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
 from ticketry.report.figures import (
@@ -50,7 +50,7 @@ def export(
     subject = subject_of(records, evidence)
     written = []
     for name, data in (*_figures(subject), *_tables(subject), *_latex(subject)):
-        written.append(inside(folder, name))
+        written.append(join_inside(folder, name))
         write_atomically(written[-1], data)
     return written
 

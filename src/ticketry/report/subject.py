@@ -146,8 +146,8 @@ def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
     record lacks came later than it, and is no difference.
     """
     for results in runs:
-        settings = results.run.told_settings
-        alike = [other.run.told_settings for other in runs if other.run.known_as == results.run.known_as]
+        settings = results.run.effective_settings
+        alike = [other.run.effective_settings for other in runs if other.run.known_as == results.run.known_as]
         own = [name for name in settings if name not in _PLACES and _is_own(name, settings[name], alike)]
         own.sort(key=lambda name: name != "score")
         yield ", ".join([results.run.known_as, *(_setting(name, settings[name]) for name in own)])

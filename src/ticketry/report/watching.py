@@ -18,7 +18,7 @@ import msgspec
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
 from ticketry.records.campaign import read_campaign_record
-from ticketry.records.progress import EVERY, Progress, SeenPoint
+from ticketry.records.progress import EVERY, Progress, ProgressPoint
 from ticketry.records.run import read_run
 from ticketry.report.tables.results import summarise
 
@@ -109,7 +109,7 @@ def _running(told: Progress) -> dict[str, Any]:
         "state": "running",
         "at": told.at,
         "began": told.began,
-        "left": told.left,
+        "left": told.seconds_left,
         "expected": told.expected,
         "networks": len(told.points),
         "active": [msgspec.to_builtins(one) for one in told.active],
@@ -120,7 +120,7 @@ def _running(told: Progress) -> dict[str, Any]:
 def _done(values: object) -> dict[str, Any]:
     record = read_run(values)
     metric = record.task.metric
-    points = [SeenPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
+    points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
     return {
         **_head(record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better),
         "state": "done",
@@ -135,9 +135,9 @@ def _head(name: str, title: str, task: str, metric: str, unit: str, higher: bool
     return {"name": name, "title": title, "task": task, "metric": metric, "unit": unit, "higher": higher}
 
 
-def _levels(points: Iterable[SeenPoint]) -> list[dict[str, Any]]:
+def _levels(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     """Of each level and role the mean over replicates, the standard deviation and how many there are."""
-    found: dict[tuple[int, str], list[SeenPoint]] = {}
+    found: dict[tuple[int, str], list[ProgressPoint]] = {}
     for point in points:
         found.setdefault((point.level, point.role), []).append(point)
     levels = []

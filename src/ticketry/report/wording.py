@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.records.display import number_text
+from ticketry.records.display import format_number
 from ticketry.records.metric import Metric
 from ticketry.report.tables.results import Results, Split, Summary
 
@@ -60,8 +60,8 @@ class Style:
         return cls(min(max(decimals, 0), most), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
-        """A number with a true minus, a small one as `number_text` has it; `sign` asks for a plus as well."""
-        text = number_text(value, self.decimals, sign=sign)
+        """A number with a true minus, a small one as `format_number` has it; `sign` asks for a plus as well."""
+        text = format_number(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)

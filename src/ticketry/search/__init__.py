@@ -96,7 +96,7 @@ def methods() -> dict[str, Method[Any]]:
         >>> tk.search.methods()["l0"].about.paper
         'Louizos et al. 2018'
     """
-    return METHODS.usable()
+    return METHODS.load_usable()
 
 
 def method(name: str) -> Method[Any]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from ticketry.choices import shown
+from ticketry.choices import format_value
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
@@ -91,7 +91,7 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
         if not 0 < self.rate < 1:
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
         if not 0 < self.levels <= _MOST_LEVELS:
-            raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {shown(self.levels)}")
+            raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {format_value(self.levels)}")
         self.check_aim()
         densities = level_densities(self)
         self.check_masks(densities)

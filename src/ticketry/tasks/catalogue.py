@@ -71,7 +71,7 @@ def names() -> tuple[str, ...]:
 
 def where(name: str) -> str:
     """Whence a task is, see `Registry.where`."""
-    return (DATA_SETS if _is_data_set(name) else TASKS).where(_entry(name))
+    return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_entry(name))
 
 
 def describe(name: str) -> str:
@@ -86,7 +86,7 @@ def describe(name: str) -> str:
         if _is_data_set(name):
             return str(DATA_SETS.get(name))
         if name not in TASKS:
-            raise TASKS.unknown(name)
+            raise TASKS.build_unknown_error(name)
         return (TASKS.get(name).__doc__ or name).strip().partition("\n")[0].rstrip(".")
     except PluginError as error:
         return str(error)
@@ -164,9 +164,9 @@ def _made(spec: Spec, *, annotated: bool = False) -> Task:
     if _is_data_set(spec.name):
         return images.make(spec)
     entry = _entry(spec.name)
-    if TASKS.where(entry) != BUILT_IN:
+    if TASKS.find_origin(entry) != BUILT_IN:
         return user_task.load(spec, TASKS, annotated=annotated)
-    made: Task = resolve(TASKS.target(entry))(spec)
+    made: Task = resolve(TASKS.find_target(entry))(spec)
     return made
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.errors import TaskError
 from ticketry.tasks.task import Spec
 
@@ -21,7 +21,9 @@ class Options:
     def __init__(self, spec: Spec, known: Sequence[str]) -> None:
         self._task, self.given = spec.name, dict(spec.options)
         if unknown := sorted(set(self.given) - set(known)):
-            raise TaskError(f"the task {spec.name} has no option {unknown[0]}: it has {listed(unknown[0], known)}")
+            raise TaskError(
+                f"the task {spec.name} has no option {unknown[0]}: it has {list_choices(unknown[0], known)}"
+            )
 
     def text(self, option: str, default: str = "") -> str:
         """As it is written."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import ValidationError, convert
 
-from ticketry.choices import Bounds, check_bounds, check_choices, listed
+from ticketry.choices import Bounds, check_bounds, check_choices, list_choices
 from ticketry.errors import UsageError
 from ticketry.step import Step
 
@@ -143,7 +143,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {listed(unknown[0], sorted(known))}")
+        raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {list_choices(unknown[0], sorted(known))}")
     try:
         return convert(values, Recipe)
     except ValueError as error:  # msgspec's, or that of a number of thousands of digits

@@ -10,7 +10,7 @@ from typing import Any
 
 from ticketry.errors import TaskError, TicketryError, UsageError
 from ticketry.records.metric import Metric
-from ticketry.registry import Registry, source_digest
+from ticketry.registry import Registry, digest_source
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Task
 
@@ -42,7 +42,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
     task = _make(found, spec)
     _check(task, spec.name)
     try:
-        source = source_digest(registry.target(spec.name), type(task))
+        source = digest_source(registry.find_target(spec.name), type(task))
     except UsageError as error:
         raise TaskError(f"{spec.name}: {error}") from None
     return OwnTask(task, spec, source)

@@ -38,12 +38,12 @@ def check_score(
     known = scope_of(model)
     kept = None if batches is None else list(batches)
     with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it is; and again afterwards, whatever the score does
-        before, values = _as_it_is(model), _state(model)
+        before, values = _snapshot(model), _copy_state(model)
         first = function(model, known, batches=kept, loss=loss, seed=0)
-        after = _as_it_is(model)
+        after = _snapshot(model)
     for what, found in before.items():
         require(after[what] == found, f"a score leaves as before: {what}")
-    _require_same(values, _state(model), "a score leaves weights, buffers and gradients as they were")
+    _require_same(values, _copy_state(model), "a score leaves weights, buffers and gradients as they were")
     require(list(first) == list(known), f"a score names the parameters in scope, in order: {list(known)}")
     for name, tensor in first.items():
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
@@ -65,27 +65,27 @@ def _small_network() -> nn.Module:
         )
 
 
-def _as_it_is(model: nn.Module) -> dict[str, object]:
+def _snapshot(model: nn.Module) -> dict[str, object]:
     """All that a score could change beside values, by what the promise calls it."""
     parameters, modules = dict(model.named_parameters()), list(model.modules())
     return {
         "the objects that are parameters": {name: id(one) for name, one in parameters.items()},
         "which parameters are trained": {name: one.requires_grad for name, one in parameters.items()},
         "each module's mode": [module.training for module in modules],
-        "the hooks of modules": [_hooks(module) for module in modules],
-        "the hooks of parameters": {name: _hooks(one) for name, one in parameters.items()},
+        "the hooks of modules": [_list_hooks(module) for module in modules],
+        "the hooks of parameters": {name: _list_hooks(one) for name, one in parameters.items()},
         "torch's random state": torch.get_rng_state().tolist(),
         "Python's random state": random.getstate(),
         "whether gradients are taken": torch.is_grad_enabled(),
     }
 
 
-def _hooks(of: nn.Module | nn.Parameter) -> dict[str, list[int]]:
-    found = {name: getattr(of, name, None) for name in dir(of) if name.endswith("_hooks")}
+def _list_hooks(of: nn.Module | nn.Parameter) -> dict[str, list[int]]:
+    found = {name: getattr(of, name, None) for name in dir(of) if name.endswith("_list_hooks")}
     return {name: list(hooks) for name, hooks in found.items() if isinstance(hooks, dict) and hooks}
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def _copy_state(model: nn.Module) -> dict[str, Tensor]:
     values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
     return values | {f"{name}.grad": gradient for name, gradient in gradients.items()}

@@ -67,19 +67,19 @@ def check_search(
         AssertionError: saying which promise is broken.
     """
     trial = _Trial(method, settings, catalogue.asked(task or "digits"), recipe)
-    with Lab(folder / "first") as lab, _checked_at_every_step():
+    with Lab(folder / "first") as lab, _check_every_step():
         found = trial.run(lab)
         _check_levels(lab, found, densities)
         for ticket in found[1:]:
             _check_start(lab, ticket)
             _check_end(lab, ticket)
-        trained, middles = lab.ledger.segments_trained, _of_each_kind(lab)
+        trained, middles = lab.ledger.segments_trained, _select_trainings(lab)
         _check_searched(lab, trial, found)
-    bits = _bits(found)
-    if _bits(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
-        require(_bits(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
+    bits = _result_digests(found)
+    if _result_digests(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
+        require(_result_digests(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
-    require(_bits(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
+    require(_result_digests(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
     _check_resume(trial, folder / "interrupted", bits, trained, middles)
     return found
 
@@ -169,14 +169,14 @@ def _check_start(lab: Lab, ticket: Found) -> None:
     start = lab.state(lab.train(segment.until(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
-    masked = _first_names(segment.task)  # a mask has a shared parameter once
+    masked = _first_parameter_names(segment.task)  # a mask has a shared parameter once
     for name, tensor in start.items():
         kept = mask.get(masked[name])
         wanted = dense[name] if kept is None else dense[name] * kept
         require(torch.equal(tensor, wanted), f"level {ticket.level} starts at level 0's {name!r} times the mask")
 
 
-def _first_names(task: Task) -> dict[str, str]:
+def _first_parameter_names(task: Task) -> dict[str, str]:
     """Each tensor of the task's network by name -> the first of the names that it has."""
     first: dict[int, str] = {}
     named = task.build().state_dict(keep_vars=True).items()
@@ -230,11 +230,14 @@ def _check_resume(
             except KeyboardInterrupt:
                 found = []
         done += lab.ledger.segments_trained
-    require(_bits(found) == bits, "interrupted in the middle of a training and run again, a search gives the same bits")
+    require(
+        _result_digests(found) == bits,
+        "interrupted in the middle of a training and run again, a search gives the same bits",
+    )
     require(done <= trained, f"no finished segment is trained again: {done} trainings instead of {trained}")
 
 
-def _of_each_kind(lab: Lab) -> set[str]:
+def _select_trainings(lab: Lab) -> set[str]:
     """The keys of a lab's trainings: of each set of variants of training the first that has a middle."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
@@ -247,12 +250,12 @@ def _of_each_kind(lab: Lab) -> set[str]:
     return set(first.values())
 
 
-def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:
+def _result_digests(found: Sequence[Found]) -> list[tuple[str | None, str]]:
     return [(item.mask, item.result.model) for item in found]
 
 
 @contextmanager
-def _checked_at_every_step() -> Iterator[None]:
+def _check_every_step() -> Iterator[None]:
     original = Loop._one_step
 
     def checked(loop: Loop, batch: Any) -> None:

@@ -20,7 +20,7 @@ from ticketry.report.tables.claims import facts, more_needed
 )
 def test_a_claim_and_the_one_that_asks_it_again_are_one_question(first: Found, second: Found, decided: int) -> None:
     made = record(claim("x", first), claim("y", "confirmed"), claim("z", "undecided"), claim("x-again", second, "x"))
-    assert made.questions == (decided, 3)
+    assert made.hypotheses == (decided, 3)
     assert f" One asks another again, on fresh replicates: of 3 questions {decided} are decided." in facts(made)[0]
 
 

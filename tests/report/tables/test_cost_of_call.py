@@ -10,7 +10,7 @@ from msgspec import structs
 from rich.console import Console
 
 from made_records import search_record
-from ticketry.records.network import Timed
+from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report import summary_lines, summary_table
 from ticketry.report.html.page import render
@@ -113,7 +113,7 @@ def timed(name: str = "one", **settings: Any) -> Any:
     for point in made.points:
         role = "dense_of_time" if point.role == "dense_of_flops" else point.role
         share = (0.6, 0.4, 0.25)[point.level - 1] + 0.01 * point.replicate if point.level else None
-        told = None if share is None else Timed(share=share, low=share - 0.01, high=share + 0.01)
+        told = None if share is None else RelativeLatency(share=share, low=share - 0.01, high=share + 0.01)
         points.append(structs.replace(point, role=role, timed=told))
     return structs.replace(made, points=tuple(points))
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from made_records import search_record
-from ticketry.records.network import Timed
+from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
@@ -36,7 +36,7 @@ def run(
         if point.level:
             value += differences[point.replicate][point.level - 1]
             share = shares[point.level - 1]
-            timed = Timed(share=share, low=share, high=share)
+            timed = RelativeLatency(share=share, low=share, high=share)
         points.append(structs.replace(point, test={**point.test, "accuracy": value}, timed=timed))
     return Results(structs.replace(made, points=tuple(points), **changed))
 

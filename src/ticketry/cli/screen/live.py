@@ -16,7 +16,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
 from ticketry.lab.runners.runner import Event
 from ticketry.records.network import Point
-from ticketry.records.progress import time_left
+from ticketry.records.progress import estimate_time_left
 from ticketry.report import summary_table
 
 
@@ -82,7 +82,7 @@ class Live(Progress):
         told = self._underway
         trained_for = time.time() - (told.since or self._began)
         there, of = len(self._points), self._run.expected
-        seconds = time_left(trained_for, told.trained, there, of, at_once=told.at_once)
+        seconds = estimate_time_left(trained_for, told.trained, there, of, at_once=told.at_once)
         return f", about {_duration(seconds)} left" if seconds else ""
 
 

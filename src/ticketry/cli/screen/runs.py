@@ -22,7 +22,7 @@ def told_of(record: RunRecord | None) -> dict[str, Any]:
 
     results, metric = Results(record), record.task.metric
     best = best_tickets(results)
-    score = record.told_settings.get("score")
+    score = record.effective_settings.get("score")
     return {
         "method": record.known_as,
         "score": score if isinstance(score, str) else "",

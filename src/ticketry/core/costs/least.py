@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ticketry.choices import names_differ
+from ticketry.choices import describe_name_difference
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.words import Unit, told, told_above
 from ticketry.core.layout import Layout, best_of_m
@@ -72,7 +72,7 @@ def check_least_of(
 def check_within(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> None:
     """Raises `MaskError` if a mask of candidates is of other tensors."""
     if within is not None and within.shapes != dict(shapes):
-        names = names_differ(within, shapes)
+        names = describe_name_difference(within, shapes)
         raise MaskError(
             "the mask to go on from is not of the tensors that have scores: "
             + (names or "a tensor has another shape in it")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.choices import names_differ
+from ticketry.choices import describe_name_difference
 from ticketry.core.gates.gate_kind import Kind, Moment
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse
@@ -61,7 +61,7 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) ->
             f" gates have {beta:g}: attach them with the same settings of their kind (final)"
         )
     if _shapes(state) != _shapes(own):
-        names = names_differ(state["gates"], own["gates"])
+        names = describe_name_difference(state["gates"], own["gates"])
         raise MaskError(
             "the state is of gates on other weights: attach them to the same model and scope"
             + (f"; {names}" if names else "")

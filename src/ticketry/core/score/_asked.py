@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.choices import did_you_mean, some_names
+from ticketry.choices import did_you_mean, format_names
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score._protocol import Score
 from ticketry.errors import ScoreError
@@ -44,7 +44,7 @@ def asked_of_some(score: Score, model: nn.Module, scope: Scope, **options: Any) 
     if more := [str(name) for name in found if name not in shapes]:
         raise ScoreError(
             f"{called(score)} gives scores for {_first(more)}, and the model has no such parameters;"
-            f" {did_you_mean(more[0], shapes)}they are {some_names(shapes)}"
+            f" {did_you_mean(more[0], shapes)}they are {format_names(shapes)}"
         )
     return {name: _checked(score, name, values, shapes[name]) for name, values in found.items()}
 

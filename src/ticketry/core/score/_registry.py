@@ -94,7 +94,7 @@ def get(score: str | Score) -> Score:
         return SCORES.get(plain)
     except UsageError:
         if plain.partition(":")[2] in SCORES:  # a control is meant, and not an object of one's own
-            raise SCORES.unknown(score) from None
+            raise SCORES.build_unknown_error(score) from None
         raise
 
 
@@ -119,7 +119,7 @@ def source_of(score: str) -> str:
     control, plain = split_control(score)
     if control:
         return source_of(plain)
-    return SCORES.source(plain) if plain in SCORES or ":" in plain else ""  # scores of channels alone are our own
+    return SCORES.digest_source(plain) if plain in SCORES or ":" in plain else ""  # channel scores are our own
 
 
 def about(name: str) -> About:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from ticketry.choices import names_differ
+from ticketry.choices import describe_name_difference
 from ticketry.core.costs.least import check_least_of
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
@@ -157,7 +157,7 @@ class Gradual:
             raise MaskError("this is no state of gradual pruning: it has done and mask")
         mask = Mask(state["mask"])
         if mask.shapes != self._mask.shapes:
-            names = names_differ(mask, self._mask)
+            names = describe_name_difference(mask, self._mask)
             raise MaskError("the state is of pruning another model or scope" + (f": {names}" if names else ""))
         done = int(state["done"])
         if "cuts" in state:

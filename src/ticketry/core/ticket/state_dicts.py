@@ -12,7 +12,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
-from ticketry.choices import did_you_mean, require_name, some_names
+from ticketry.choices import did_you_mean, format_names, require_name
 from ticketry.core.devices.parts import groups_of, is_spread, part, part_like, spread_like, summed
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
@@ -50,7 +50,7 @@ def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
         if name not in start:
             question = did_you_mean(name, start)
             raise TicketError(
-                f"the mask names {name!r}, which start does not have; {question}start has {some_names(start)}"
+                f"the mask names {name!r}, which start does not have; {question}start has {format_names(start)}"
             )
         if tuple(start[name].shape) != shape:
             raise TicketError(f"the mask of {name!r} has the shape {shape}, but start {tuple(start[name].shape)}")
@@ -63,7 +63,7 @@ def require_alike(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) ->
             lacks, other = ("trained", trained) if name in start else ("start", start)
             raise TicketError(
                 f"{name!r} is in one of start and trained, but not in the other; {did_you_mean(name, other)}{lacks} has"
-                f" {some_names(other)}"
+                f" {format_names(other)}"
             )
         if start[name].shape != trained[name].shape:
             shapes = tuple(start[name].shape), tuple(trained[name].shape)
@@ -86,7 +86,7 @@ def warn_of_same_weights(
     """
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
     if shared:
-        problem = f"start shares memory with trained ({some_names(shared)}), so that it has the trained weights"
+        problem = f"start shares memory with trained ({format_names(shared)}), so that it has the trained weights"
     elif not any(is_spread(tensor) for tensor in start_copy.values()) and all(
         torch.equal(*((one[mask[name]], other[mask[name]]) if name in mask else (one, other)))
         for name, one, other in ((name, tensor, trained_copy[name]) for name, tensor in start_copy.items())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.choices import names_differ
+from ticketry.choices import describe_name_difference
 from ticketry.core.budget import in_multiplications, uses
 from ticketry.core.costs.bases import check_base
 from ticketry.core.costs.cost_model import CostModel
@@ -134,7 +134,7 @@ def family(
     """Masks to time a network under: random ones, unless there are scores."""
     if scores is None:
         return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
-    if different := names_differ(scores, scope):
+    if different := describe_name_difference(scores, scope):
         raise CostError(f"scores are not of the parameters in scope: {different}")
     for name, shape in scope.shapes.items():
         if tuple(scores[name].shape) != tuple(shape):

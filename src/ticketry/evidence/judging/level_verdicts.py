@@ -29,9 +29,9 @@ from ticketry.records.verdict import (
     Claim,
     Diagnosis,
     Difference,
-    Judged,
     LevelVerdict,
     LongerDifference,
+    VerdictAnswers,
 )
 
 MARGIN_POINTS = 0.5
@@ -219,7 +219,7 @@ def judgement(made: Verdict) -> dict[str, Any]:
     """A verdict as the fields of a `Judgement`."""
     compared, dense = {DENSE: made.dense, **made.controls}, made.dense
     return {
-        **{name: getattr(made, name) for name in Judged.__struct_fields__},
+        **{name: getattr(made, name) for name in VerdictAnswers.__struct_fields__},
         "verdict": made.outcome,
         "difference": dense.mean,
         "interval": None if dense.low is None or dense.high is None else (dense.low, dense.high),

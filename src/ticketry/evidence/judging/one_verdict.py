@@ -7,10 +7,10 @@ from typing import NoReturn
 
 from ticketry.evidence.judging.paired_comparisons import Comparison
 from ticketry.records.network import DENSE
-from ticketry.records.verdict import Judged, Outcome
+from ticketry.records.verdict import Outcome, VerdictAnswers
 
 
-class Verdict(Judged[NoReturn], frozen=True, kw_only=True):
+class Verdict(VerdictAnswers[NoReturn], frozen=True, kw_only=True):
     """What was shown, and by what. p-values are corrected for interim analyses already: compare them with alpha."""
 
     outcome: Outcome
@@ -27,6 +27,6 @@ class Verdict(Judged[NoReturn], frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         compared = {DENSE: self.dense, **self.controls}
-        return self.shown_as(
+        return self.to_html(
             self.outcome, [(name, one.mean, one.low, one.high, one.p_of(name)) for name, one in compared.items()]
         )

@@ -10,7 +10,7 @@ from ticketry.evidence.judging.more_seeds import ASSUMED_SPREAD
 from ticketry.evidence.judging.one_verdict import Verdict
 from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, Comparison
 from ticketry.evidence.judging.pooled_tests import LOST, PooledSD
-from ticketry.records.display import answers_text, number_text
+from ticketry.records.display import describe_answers, format_number
 from ticketry.records.network import DENSE
 
 _SETTLED = "their number was settled before they were seen: judged again whenever some are added, they err more often"
@@ -20,7 +20,7 @@ _FINER = 0.01
 
 def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """The answers, a line a comparison, what is unusual, and what an undecided verdict asks for."""
-    lines = [answers_text(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
+    lines = [describe_answers(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
         told = f"{_difference(one)} over {_over(made)}"
@@ -40,7 +40,7 @@ def _difference(one: Comparison) -> str:
     decimals = 2 if one.margin >= _FINER else 1 - floor(log10(one.margin))
 
     def told(value: float) -> str:
-        return number_text(value, decimals, sign=True)
+        return format_number(value, decimals, sign=True)
 
     return told(one.mean) + ("" if one.low is None or one.high is None else f" [{told(one.low)}, {told(one.high)}]")
 

@@ -31,7 +31,7 @@ from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import is_known
-from ticketry.registry import load, reached_modules
+from ticketry.registry import find_reached_modules, load
 from ticketry.report.tables.claims import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
@@ -163,7 +163,7 @@ def _own_modules(campaign: Campaign) -> set[str]:
     """Those that the campaign's methods of one's own reach, which are imported when these search. What else a store
     names is never imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
-    return set().union(*(reached_modules(METHODS.target(name)) for name in own))
+    return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
 
 
 def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:

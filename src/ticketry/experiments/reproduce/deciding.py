@@ -256,5 +256,5 @@ def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: Run
 
 def cost_of(point: Point, what: str) -> float:
     """Steps, FLOPs, seconds or bytes of memory of all that a network needed; NaN where that was not measured."""
-    value = getattr(point.phases.whole, what) if point.phases else None
+    value = getattr(point.phases.total, what) if point.phases else None
     return float("nan") if value is None else float(value)

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from ticketry.experiments.record_files import now
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.records.campaign import CampaignRecord, FileVersion, TrainedOn
+from ticketry.records.campaign import BlockProvenance, CampaignRecord, FileVersion
 from ticketry.records.run import RunRecord
 
 
-def trained_on(done: Iterable[RunRecord]) -> Iterator[TrainedOn]:
+def trained_on(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
     """How each block of replicates was trained."""
     first = 0
     for one in done:
-        yield TrainedOn(
+        yield BlockProvenance(
             first=first,
             last=first + one.replicates,
             precision=str(one.environment.get("precision", "")),

@@ -10,7 +10,7 @@ from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.reproduce.hypothesis import STABILITY, Side
 from ticketry.experiments.reproduce.work import plain
 from ticketry.experiments.request import SearchRequest
-from ticketry.records.network import DENSE, TICKET, Phases, Point, is_dense_rival
+from ticketry.records.network import DENSE, TICKET, Phases, Point, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.search.common.budget import STRETCHED
 from ticketry.search.gating.settings import GateSettings
@@ -111,7 +111,7 @@ class _Replicate:
         compressed = getattr(self.request.settings, "budget", "") == "steps"
         begins = self.run if compressed and self.request.method.name not in STRETCHED else self.points[DENSE, 0].key
         # A control may have a fresh start of its own beside its ticket's, and another network has nothing else.
-        begun = 0 if is_dense_rival(role) else min(phases.dense.steps, of_ticket.dense.steps)
+        begun = 0 if is_matched_dense(role) else min(phases.dense.steps, of_ticket.dense.steps)
         return _Parts({("dense", begins): begun, ("fresh", self.run, role): phases.dense.steps - begun})
 
     def _masked(self, role: str, point: Point, phases: Phases) -> _Parts:

@@ -20,7 +20,7 @@ from ticketry.lab.store.second_orders import measured_second, second_order
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import unusual
 from ticketry.lab.training.segment import Segment
-from ticketry.records.campaign import Twin
+from ticketry.records.campaign import SecondOrderRun
 from ticketry.records.network import DENSE, Point
 from ticketry.records.run import RunRecord
 
@@ -32,17 +32,17 @@ class Twins:
         known: of its earlier record.
     """
 
-    def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[Twin]) -> None:
+    def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
         self._lab, self._campaign = lab, campaign
         self._of = {name: _what(campaign, name) for name in campaign.runs}
         self._found = {(one.of, one.replicate): one for one in known if one.of in self._of.values()}
 
     @property
-    def told(self) -> tuple[Twin, ...]:
+    def told(self) -> tuple[SecondOrderRun, ...]:
         """As they stand in the record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
-    def join(self, others: Iterable[Twin]) -> None:
+    def join(self, others: Iterable[SecondOrderRun]) -> None:
         """Take those that another process has found, or trained, since."""
         for one in others:
             mine = self._found.get((one.of, one.replicate))
@@ -57,7 +57,7 @@ class Twins:
                 continue
             if (second := measured_second(self._lab.store, dense_one.key)) is not None:
                 key, result = second
-                self._found[self._of[run], replicate] = Twin(
+                self._found[self._of[run], replicate] = SecondOrderRun(
                     of=self._of[run],
                     replicate=replicate,
                     value=float(result["metrics"]["test"][metric]),
@@ -82,7 +82,7 @@ class Twins:
         new = self._lab.ledger.segments_trained - before
         seconds = (time.monotonic() - began) / max(len(unknown), 1)
         for number, (replicate, result) in enumerate(zip(unknown, results, strict=True)):
-            self._found[of, replicate] = Twin(
+            self._found[of, replicate] = SecondOrderRun(
                 of=of,
                 replicate=replicate,
                 value=result.metrics["test"][metric],

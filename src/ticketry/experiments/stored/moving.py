@@ -12,7 +12,7 @@ from pathlib import Path
 from ticketry.errors import StoreError
 from ticketry.experiments.stored.copying import renamed
 from ticketry.files import file_digest, flush, replacing
-from ticketry.folders import below, delete_tree, folders_below
+from ticketry.folders import delete_tree, iterate_below, iterate_folders
 from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.store.files import explained, is_there, read_json, read_sealed, write_json, write_sealed
 from ticketry.lab.store.paths import Paths
@@ -102,7 +102,7 @@ def _copied(root: Path, target: Path) -> _Files:
 def _files(root: Path) -> _Files:
     own, found = Paths(root), _Files()
     with explained(root, "read"):
-        for path in below(root):
+        for path in iterate_below(root):
             about = os.lstat(path)
             if stat.S_ISDIR(about.st_mode):
                 continue
@@ -145,7 +145,7 @@ def _settle(root: Path, target: Path, copied: _Files) -> None:
     if _files(root) != copied:
         raise StoreError(f"{root} changed while it was moved: run the same command again, it goes on")
     with explained(target, "write"):
-        for folder in (target, *folders_below(target)):
+        for folder in (target, *iterate_folders(target)):
             flush(folder)
     if is_there(own):
         _copy_file(own, Paths(target).format)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.errors import StoreError
-from ticketry.folders import delete_tree, entries, files_below
+from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.remote.address import shown
 from ticketry.lab.store.files import explained, is_there
 from ticketry.lab.store.maintenance import collect
@@ -75,14 +75,16 @@ def stored_runs(root: Path) -> list[StoredRun]:
 def _changed(folder: Path, *, shared: bool) -> float:
     """When a run's folder last changed; of a shared store's when its files did, for the folder is this machine's."""
     with explained(folder, "read"):
-        paths = [*([] if shared else [folder]), *files_below(folder)]
+        paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
     """Of each run its record, and those of the evidence that is about it alone; under "" what else is there."""
     with explained(store.paths.runs, "read"):
-        found: dict[str, list[Mapping[str, Any]]] = {one.name: [] for one in entries(store.paths.runs) if one.is_dir()}
+        found: dict[str, list[Mapping[str, Any]]] = {
+            one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
+        }
     found[""] = []
     for path in store.paths.run_records():
         found.setdefault(path.parent.name, []).append(store.read(path) or {})
@@ -115,7 +117,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     named = _records(store)
     known = [one for one in named if one]
     if name not in known:
-        raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {listed(name, known) or 'none'}")
+        raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {list_choices(name, known) or 'none'}")
     if what := under_way(store):
         raise StoreError(f"{what}: remove runs when it has ended")
     usage = Usage(store)

@@ -17,7 +17,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
 from ticketry.lab.runners.underway import Underway
 from ticketry.records.network import Point
-from ticketry.records.progress import EVERY, FILE, InTraining, Progress, SeenPoint
+from ticketry.records.progress import EVERY, FILE, ActiveSegment, Progress, ProgressPoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +33,7 @@ class Telling:
         self._lab, self._run = lab, run
         self._path = lab.store.paths.live_file(run.name, FILE)
         self._guard = threading.Lock()
-        self._points: list[SeenPoint] = []
+        self._points: list[ProgressPoint] = []
         self._underway = Underway()
         self._began = time.time()
         self._ended = threading.Event()
@@ -44,7 +44,7 @@ class Telling:
         """A network of the run."""
         value = point.metric(self._run.task.metric.name)
         with self._guard:
-            self._points.append(SeenPoint(point.replicate, point.level, point.role, point.density, value))
+            self._points.append(ProgressPoint(point.replicate, point.level, point.role, point.density, value))
 
     def told(self) -> Progress:
         """As it is now."""
@@ -85,5 +85,5 @@ class Telling:
         delete_tree_if_possible(self._path.parent)
 
 
-def _in_training(event: Event) -> InTraining:
-    return InTraining(event.label, event.step - event.first, event.last - event.first, event.kind == "waiting")
+def _in_training(event: Event) -> ActiveSegment:
+    return ActiveSegment(event.label, event.step - event.first, event.last - event.first, event.kind == "waiting")

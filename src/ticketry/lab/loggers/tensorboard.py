@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import needs
-from ticketry.files import inside
+from ticketry.files import join_inside
 from ticketry.lab.loggers.logger import Logged, flat
 
 _DONE = "finished"
@@ -69,7 +69,7 @@ class TensorBoard:
         return f"tensorboard --logdir {self._folder}"
 
     def _of(self, run: Logged) -> Path:
-        return inside(self._folder, _plain(run.group), "whole" if run.whole else _plain(run.name))
+        return join_inside(self._folder, _plain(run.group), "whole" if run.whole else _plain(run.name))
 
 
 def _plain(name: str) -> str:

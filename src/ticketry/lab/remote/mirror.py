@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.files import content_of, inside, make_folder, parse_json, write_atomically
-from ticketry.folders import files_below, is_file, matching
+from ticketry.files import content_of, join_inside, make_folder, parse_json, write_atomically
+from ticketry.folders import is_file, iterate_files, list_matching
 from ticketry.lab.remote.address import mirror_name
 from ticketry.lab.remote.lease import Known, Lease, Terms, known_of, object_of
 from ticketry.lab.remote.objects import Listed, Remote
@@ -171,7 +171,7 @@ class Mirror(Link):
         order = {folder: number for number, folder in enumerate(_IMMUTABLE[:1] + _IMMUTABLE[:0:-1])}
         waiting = []
         with explained(self._pending, "read"):
-            markers = matching(self._pending, "*.json")
+            markers = list_matching(self._pending, "*.json")
         for marker in markers:
             with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
                 told = parse_json(content_of(marker))
@@ -257,7 +257,7 @@ class Mirror(Link):
             self._list()
             for name in sorted(self._listed):
                 if name.startswith(("results/", "memo/")):
-                    self.wanted(inside(self.paths.root, *name.split("/")))
+                    self.wanted(join_inside(self.paths.root, *name.split("/")))
         if records or results:
             self.records.fetch()
 
@@ -266,7 +266,7 @@ class Mirror(Link):
 
     def _renew(self, name: str) -> None:
         """What is there takes the place of what is here, so that it is what gets checked."""
-        path = inside(self.paths.root, *name.split("/"))
+        path = join_inside(self.paths.root, *name.split("/"))
         if name.startswith(("runs/", "evidence/", "campaigns/")):
             self.records.get(name)
         elif not is_there(self._marker(name)) and (found := self.remote.read(name)):
@@ -298,7 +298,7 @@ class Mirror(Link):
     def set_aside(self, path: Path, place: Path) -> None:
         with explained(place, "read"):
             data = content_of(place) if is_file(place) else None
-            inside = [] if data is not None else list(files_below(place))
+            inside = [] if data is not None else list(iterate_files(place))
         if data is not None:
             self.remote.replace(self._name(place), data)
             self.removed([path])

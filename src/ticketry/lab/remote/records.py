@@ -18,8 +18,8 @@ from typing import Any
 import filelock
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, inside, make_folder, parse_json, write_atomically
-from ticketry.folders import files_below, folders_below
+from ticketry.files import content_of, join_inside, make_folder, parse_json, write_atomically
+from ticketry.folders import iterate_files, iterate_folders
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.store.files import explained, is_there, sealed_bytes, unsealed
 from ticketry.lab.store.paths import Paths
@@ -56,7 +56,7 @@ class Records:
     def _here(self) -> Iterator[Path]:
         for folder in _FOLDERS:
             with explained(self._paths.root / folder, "read"):
-                found = list(files_below(self._paths.root / folder))
+                found = list(iterate_files(self._paths.root / folder))
             for path in found:
                 names = path.relative_to(self._paths.root).parts
                 plain = not is_mark(path.name) and not _is_page(path.name)
@@ -78,7 +78,7 @@ class Records:
                     path.unlink(missing_ok=True)
                 del index[name]
             with explained(self._paths.runs, "read"):
-                folders = list(folders_below(self._paths.runs))
+                folders = list(iterate_folders(self._paths.runs))
             for folder in reversed(folders):
                 with contextlib.suppress(OSError):  # it is not empty
                     folder.rmdir()
@@ -109,7 +109,7 @@ class Records:
         found = None if _is_page(name) else self._remote.read(name)
         if found is None:
             return
-        path = inside(self._paths.root, *name.split("/"))
+        path = join_inside(self._paths.root, *name.split("/"))
         data = self._translated(path, found.data, self._remote.address, str(self._paths.root))
         with explained(path, "write"):
             write_atomically(path, data)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.files import beside, content_of, flush, inside, make_folder, reason_of, within
-from ticketry.folders import entries, exists, files_below, is_folder
+from ticketry.files import beside, content_of, flush, join_inside, make_folder, reason_of, require_inside
+from ticketry.folders import exists, is_folder, iterate_files, list_entries
 from ticketry.lab.remote.objects import Content, Listed, Remote
 from ticketry.lab.remote.patience import PATIENT, PassingError, Patience
 from ticketry.lab.store.files import explained
@@ -110,16 +110,16 @@ class SharedFolder:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> Path:
-        return inside(self.root, *name.split("/"))
+        return join_inside(self.root, *name.split("/"))
 
     def _files(self, folder: str) -> Iterator[Listed]:
         start = self._path(folder) if folder else self.root
         newest: dict[str, Listed] = {}
-        for path in files_below(start):
+        for path in iterate_files(start):
             with contextlib.suppress(FileNotFoundError):
                 if path.name.endswith(".tmp") or path.name == "lock":
                     continue
-                about, name = within(self.root, path).stat(), path.relative_to(self.root).as_posix()
+                about, name = require_inside(self.root, path).stat(), path.relative_to(self.root).as_posix()
                 mark = f"{about.st_size}-{about.st_mtime_ns}"
                 one = Listed(
                     name.partition("@")[0] if _is_numbered(name) else name, about.st_size, mark, about.st_mtime
@@ -147,7 +147,7 @@ class SharedFolder:
 
     def _numbers(self, name: str) -> dict[int, Path]:
         path = self._path(name)
-        found = (one.name.rpartition("@") for one in entries(path.parent))
+        found = (one.name.rpartition("@") for one in list_entries(path.parent))
         return {
             int(number): path.with_name(f"{base}@{number}")
             for base, _, number in found

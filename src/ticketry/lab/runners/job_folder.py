@@ -13,7 +13,7 @@ from pathlib import Path
 
 import filelock
 
-from ticketry.folders import delete_tree_if_possible, is_file, matching
+from ticketry.folders import delete_tree_if_possible, is_file, list_matching
 
 _LOCK = "driver"
 
@@ -45,7 +45,7 @@ class JobFolder:
 def delete_abandoned(parent: Path) -> None:
     """Delete the folders of drivers that have ended without doing so. What their jobs still train is in the store when
     it is trained, and asked for by whoever goes on with the search."""
-    for folder in matching(parent, "search-*"):
+    for folder in list_matching(parent, "search-*"):
         with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError):
             # One of a version that held no lock stays, and so does what another user made.
             if is_file(folder / _LOCK):

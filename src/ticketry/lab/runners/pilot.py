@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketry.files import content_of, inside, write_atomically
+from ticketry.files import content_of, join_inside, write_atomically
 from ticketry.folders import delete_tree_if_possible, exists
 from ticketry.lab.runners.remote_worker import work
 
@@ -81,7 +81,7 @@ class Box:
             OSError: if the box is gone.
         """
         for name in sorted(_names(self._queue)):
-            mine = inside(self._taken, f"{name}@{pilot}")
+            mine = join_inside(self._taken, f"{name}@{pilot}")
             try:
                 os.rename(self._queue / name, mine)
             except FileNotFoundError:  # another was faster; or, on a network file system, the answer to ours was lost

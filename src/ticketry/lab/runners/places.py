@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.errors import UsageError
 
 _UNITS = {"": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
@@ -45,7 +45,7 @@ class Place:
         """Raise `UsageError` for an option that is none of the known ones, with the nearest."""
         for option in self.options:
             if option not in known:
-                raise UsageError(f"--on {self.name}: has no option {option!r}: {listed(option, known)}")
+                raise UsageError(f"--on {self.name}: has no option {option!r}: {list_choices(option, known)}")
 
     def number(self, option: str, default: float | None = None) -> float | None:
         """An option that is a number of at least 0, or the default."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
-from ticketry.folders import delete_tree, files_below
+from ticketry.folders import delete_tree, iterate_files
 from ticketry.lab.store import parts
 from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_json, write_json
 from ticketry.lab.store.paths import Paths
@@ -149,7 +149,7 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
                 continue
             is_folder = stat.S_ISDIR(about.st_mode)  # of a ticket
             with explained(path, "read"):
-                freed = list(files_below(path)) if is_folder else [path]
+                freed = list(iterate_files(path)) if is_folder else [path]
                 files, size = files + len(freed), size + sum(os.lstat(one).st_size for one in freed)
             if not dry_run:
                 with explained(path, "delete"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ticketry.files import inside, within
-from ticketry.folders import below, exists, matching
+from ticketry.files import join_inside, require_inside
+from ticketry.folders import exists, iterate_below, list_matching
 from ticketry.lab.store.files import explained, is_there
 
 
@@ -159,7 +159,7 @@ class Paths:
         """Temporary files of writers that were killed, folders of tickets that were being saved or replaced, and what
         drivers that were killed told their workers."""
         with explained(self.root, "read"):
-            found = [path for path in below(self.root) if _is_temporary(path.name)]
+            found = [path for path in iterate_below(self.root) if _is_temporary(path.name)]
         yield from self._checked(found)
         yield from self._there(self.live, "*/*")
 
@@ -171,22 +171,22 @@ class Paths:
             while exists(place):
                 number += 1
                 place = place.with_name(f"{path.name}.{number}")
-        return within(self.root, place)
+        return require_inside(self.root, place)
 
     def _there(self, folder: Path, pattern: str) -> Iterator[Path]:
         with explained(folder, "read"):
-            found = matching(folder, pattern)
+            found = list_matching(folder, pattern)
         yield from self._checked(found)
 
     def _checked(self, paths: list[Path]) -> Iterator[Path]:
         sound = set[Path]()  # links of a folder are followed once, not once for each of thousands of files in it
         for path in paths:
             if path.parent not in sound:
-                sound.add(within(self.root, path.parent))
-            yield within(self.root, path) if path.is_symlink() else path
+                sound.add(require_inside(self.root, path.parent))
+            yield require_inside(self.root, path) if path.is_symlink() else path
 
     def _inside(self, *names: str) -> Path:
-        return inside(self.root, *names)
+        return join_inside(self.root, *names)
 
 
 def _is_temporary(name: str) -> bool:

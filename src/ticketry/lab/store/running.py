@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from ticketry.files import within
-from ticketry.folders import entries, exists, is_file
+from ticketry.files import require_inside
+from ticketry.folders import exists, is_file, list_entries
 from ticketry.lab.remote.address import shown
 from ticketry.lab.store.files import explained
 
@@ -56,7 +56,7 @@ def marked_running(folder: Path) -> Iterator[None]:
 
 def marked_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
     """Marks a store as one in which something is carried out: who removes runs, or moves the store, waits."""
-    return marked_running(within(paths.root, paths.live))
+    return marked_running(require_inside(paths.root, paths.live))
 
 
 def is_running(folder: Path) -> bool:
@@ -66,7 +66,7 @@ def is_running(folder: Path) -> bool:
         StoreError: if the folder or a mark in it cannot be read.
     """
     with explained(folder, "read"):
-        return any(is_mark(entry.name) and _is_held(folder / entry.name) for entry in entries(folder))
+        return any(is_mark(entry.name) and _is_held(folder / entry.name) for entry in list_entries(folder))
 
 
 def under_way(store: Store) -> str:
@@ -77,13 +77,13 @@ def under_way(store: Store) -> str:
     """
     paths, place = store.paths, shown(store.paths.root)
     with explained(paths.runs, "read"):
-        runs = [entry.name for entry in entries(paths.runs)]
+        runs = [entry.name for entry in list_entries(paths.runs)]
     for name in runs:
         if is_running(paths.run(name)):
             return f"the run {name} is being carried out in {place}"
     # A command marks the store; anybody's own loop, with a lab of its own, holds the lock of what it trains.
     with explained(paths.results, "read"):
-        if is_running(within(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
+        if is_running(require_inside(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
             return f"something is being trained in {place}"
     training = store.link.busy()
     return training and f"{training} is under way on another machine"

@@ -21,7 +21,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.mask_files import from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError
 from ticketry.files import content_of, replacing
-from ticketry.folders import entries, exists
+from ticketry.folders import exists, list_entries
 from ticketry.lab.store import parts
 from ticketry.lab.store.files import (
     REPAIR,
@@ -273,7 +273,7 @@ class Store:
         self.link.trajectory(trajectory)
         folder = self.paths.trajectory(trajectory)
         with explained(folder, "read"):
-            names = [Path(entry.name) for entry in entries(folder)]
+            names = [Path(entry.name) for entry in list_entries(folder)]
         return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
 
     # -- checkpoints inside a segment --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.folders import files_below
+from ticketry.folders import iterate_files
 from ticketry.lab.store.files import InaccessibleError, explained, is_there
 from ticketry.lab.store.maintenance import blobs_of
 from ticketry.lab.store.packing import keys_of, outputs
@@ -49,7 +49,7 @@ class Usage:
     def within(self, folder: Path) -> list[Path]:
         """All files of the store under a folder."""
         with explained(folder, "read"):
-            here = list(files_below(folder))
+            here = list(iterate_files(folder))
         return [*here, *(path for path in self.elsewhere if path.is_relative_to(folder))]
 
     def bytes_of(self, files: Iterable[Path]) -> int:

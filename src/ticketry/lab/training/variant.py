@@ -31,7 +31,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.state import TrainingState
-from ticketry.registry.sources import with_reached
+from ticketry.registry.sources import add_reached_modules
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
@@ -130,7 +130,7 @@ class Variant:
         """What tells it from other variants in keys: outside the library its place and the digest of its source too."""
         told = {"variant": cls.name}
         for place in _place(cls):
-            whole = with_reached(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
+            whole = add_reached_modules(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
             told |= {"place": place, "source": whole.hexdigest()}
         return told
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ticketry.records.network import TICKET, is_dense_rival
+from ticketry.records.network import TICKET, is_matched_dense
 from ticketry.report.figures.axes import log_axis, tick_label
 from ticketry.report.figures.metric_by_density import limits_of, scale_of
 from ticketry.report.figures.panels import legend, sheet
@@ -48,8 +48,8 @@ def metric_by_call(measure: Measure, series: Sequence[Series], narrow: bool = Fa
 def _drawn(axes: Any, line: Line, shown: Sequence[Line], several: bool, scale: Any) -> Any:
     """A line with markers over the band of its intervals; what a legend shows of it."""
     ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
-    if is_dense_rival(line.role):
-        kinds = [one.role for one in shown if is_dense_rival(one.role)]
+    if is_matched_dense(line.role):
+        kinds = [one.role for one in shown if is_matched_dense(one.role)]
         look: dict[str, Any] = {
             "color": COLOURS["muted"],
             "marker": "sDvP"[kinds.index(line.role) % 4],

@@ -108,7 +108,7 @@ def _compared(axes: Axes, group: Sequence[Watched], colours: Sequence[str]) -> N
     for one, colour in zip(group, colours, strict=True):
         axes.axhline(max(one.threshold, _LOW), color=colour, lw=1.3, zorder=2)
         for moment in one.moments.values():
-            at = one.threshold if math.isnan(moment.at) else moment.at
+            at = one.threshold if math.isnan(moment.value_at_pruning) else moment.value_at_pruning
             _mark(axes, (moment.step, max(at, _LOW)), moment, colour)
     log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, general)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, MethodRow, Side, TrainedOn
+from ticketry.records.campaign import BlockProvenance, CampaignRecord, CampaignRun, Claim, MethodRow, Side
 from ticketry.records.network import DENSE
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import NONE, Style, aligned, amount, duration, percent, role_name, short_count, short_p
@@ -125,7 +125,7 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
 
 def trained_in(run: CampaignRun) -> str:
     """The precision and kernels of a run's networks: with the replicates, where they are not those of all."""
-    blocks: dict[str, list[TrainedOn]] = {}
+    blocks: dict[str, list[BlockProvenance]] = {}
     for one in run.blocks:
         blocks.setdefault(" + ".join(filter(None, (one.precision, *one.kernels))), []).append(one)
     if len(blocks) <= 1:
@@ -177,14 +177,15 @@ def facts(record: CampaignRecord) -> list[str]:
 def _asked_again(record: CampaignRecord) -> str:
     """What is decided where a claim and the one that asks it again count once, and how often that errs; nothing where
     none asks again."""
-    decided, questions = record.questions
+    decided, questions = record.hypotheses
     count = len(record.claims) - questions
     if not count:
         return ""
     asks = "One asks another" if count == 1 else f"{count} ask others"
     return (
         f" {asks} again, on fresh replicates: of {questions} questions {decided} are decided. Each asking is a test of"
-        f" its own, so that a question that is asked k times (here up to {record.asked_most}) errs with at most k times"
+        f" its own, so that a question that is asked k times (here up to {record.max_tests_per_hypothesis}) errs with"
+        " at most k times"
         " alpha, for confirmed and for refuted."
     )
 

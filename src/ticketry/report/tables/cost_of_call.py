@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ticketry.records.network import DENSE, OF_TIME, TICKET, Point, is_dense_rival
+from ticketry.records.network import DENSE, LATENCY_MATCHED, TICKET, Point, is_matched_dense
 from ticketry.report.tables.results import Group, Results, Summary, summarise
 from ticketry.report.tables.rows import Rows
 
@@ -29,7 +29,7 @@ class Measure:
 
 
 MULTIPLICATIONS = Measure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
-TIME = Measure("time", OF_TIME, "time", lambda point: None if point.timed is None else point.timed.share)
+TIME = Measure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
 MEASURES = (TIME, MULTIPLICATIONS)
 """The first that a run tells is the first that is shown of it."""
 
@@ -115,9 +115,9 @@ def lines_of(runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[
     alone = len(told) == 1
     lines = [Line(index, TICKET, tuple(cost_points(results, TICKET, measure))) for index, results in told]
     for index, results in told if alone else ():
-        plain = [role for role in results.controls if not is_dense_rival(role)]
+        plain = [role for role in results.controls if not is_matched_dense(role)]
         lines += [Line(index, role, tuple(points)) for role in plain if (points := cost_points(results, role, measure))]
-    kinds = dict.fromkeys(role for _, results in told for role in results.roles if is_dense_rival(role))
+    kinds = dict.fromkeys(role for _, results in told for role in results.roles if is_matched_dense(role))
     for role in kinds:
         whole = cost_points(told[0][1], DENSE, measure) if ":" not in role else []
         if narrower := _dense(role, (results for _, results in told), measure):
@@ -152,7 +152,7 @@ def at_equal_cost(results: Results, point: CostPoint, runs: Sequence[Results], m
     metric, found = results.run.task.metric, list[CostPoint]()
     for other in runs:
         for role in other.roles if results.pairs_with(other) else ():
-            if is_dense_rival(role):
+            if is_matched_dense(role):
                 beside = other is results and role.partition(":")[0] == measure.rival
                 found += [
                     one

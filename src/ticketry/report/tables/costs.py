@@ -37,7 +37,7 @@ def in_phase(run: RunRecord, phase: Phase, measure: str) -> float | None:
 
 def spent(run: RunRecord, point: Point, measure: str) -> float | None:
     """What the whole training of a network took; None where it was not measured."""
-    return None if point.phases is None else in_phase(run, point.phases.whole, measure)
+    return None if point.phases is None else in_phase(run, point.phases.total, measure)
 
 
 def relative(results: Results, group: Group, measure: str) -> Summary | None:
@@ -120,8 +120,8 @@ def ledger(results: Results, group: Group) -> dict[str, MeanPhase]:
     told = [point.phases for point in group.points.values() if point.phases is not None]
     if len(told) < len(group.points):
         return {}
-    by_name = {name: [phases.each[name] for phases in told] for name in PHASES}
-    by_name["whole"] = [phases.whole for phases in told]
+    by_name = {name: [phases.by_name[name] for phases in told] for name in PHASES}
+    by_name["whole"] = [phases.total for phases in told]
     return {name: _mean_phase(results.run, phases) for name, phases in by_name.items()}
 
 

@@ -79,7 +79,7 @@ def point_rows(runs: Sequence[Results]) -> Rows:
         run, metric = results.run, results.run.task.metric
         named = {"run": run.name, "method": run.known_as, "task": run.task.name, "rewind": rewind_of(results)}
         for point in run.points:
-            phases = point.phases.each if point.phases else {}
+            phases = point.phases.by_name if point.phases else {}
             rows.append(
                 {
                     **named,

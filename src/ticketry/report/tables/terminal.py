@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, ratio
+from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, share_of
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report.tables.cost_of_call import asked_measure, cost_of
@@ -221,14 +221,14 @@ def cost_lines(record: RunValues) -> list[str]:
 
 
 def _relative(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
-    whole = phases.whole
+    whole = phases.total
     return {
         "replicate": point.replicate,
         "level": point.level,
-        "steps": ratio(whole.steps, dense.steps),
-        "flops": ratio(whole.flops, dense.flops),
-        "memory": ratio(whole.memory, dense.memory),
-        "own_memory": ratio(phases.sparse.memory or None, dense.memory),
+        "steps": share_of(whole.steps, dense.steps),
+        "flops": share_of(whole.flops, dense.flops),
+        "memory": share_of(whole.memory, dense.memory),
+        "own_memory": share_of(phases.sparse.memory or None, dense.memory),
         "seconds": None if whole.seconds is None else round(whole.seconds, 3),
     }
 

@@ -365,4 +365,4 @@ def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError
         return error
     which = f"replicates {', '.join(others)} and {last}" if others else f"replicate {last}"
     where = f"{which} cannot go on"
-    return error.at(where) if isinstance(error, LayerCollapseError) else type(error)(f"{where}: {error}")
+    return error.with_prefix(where) if isinstance(error, LayerCollapseError) else type(error)(f"{where}: {error}")

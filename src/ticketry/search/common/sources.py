@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ticketry.errors import TicketryError
-from ticketry.registry import defining_source
+from ticketry.registry import digest_defining_source
 from ticketry.search.common.method import Method
 
 
@@ -20,7 +20,7 @@ def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
         UsageError: if a module has no source file.
     """
     defined = (sys.modules.get(method.module), method.search, method.Settings)
-    found = {"method": defining_source(*defined), **{name: _named(settings, name) for name in ("score", "kind")}}
+    found = {"method": digest_defining_source(*defined), **{name: _named(settings, name) for name in ("score", "kind")}}
     return {name: source for name, source in found.items() if source}
 
 
@@ -35,5 +35,5 @@ def _named(settings: Any, name: str) -> str:
     with contextlib.suppress(TicketryError):  # a score that cannot be used is told of where it is used
         if name == "score":
             return source_of(value)
-        return KINDS.source(value) if KINDS.is_outside(value) else ""
+        return KINDS.digest_source(value) if KINDS.is_outside(value) else ""
     return ""

@@ -85,7 +85,7 @@ def paid_mask(lab: Lab, result: Result, settings: Aimed, share: float, collapse:
             return as_asked(lab, task, prices, terms, share, cut)
         except LayerCollapseError as error:
             where = f"{goal(settings, share)}, of the gates after {result.segment.steps} steps"
-            raise error.keeping_by("collapse=keep").at(where) from None
+            raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
 
     described = {"gates": result.variants[Gating.name], "of": result.segment.key}
     return lab.remembered_mask({**described, "budget": {"of": terms, "share": share}, "collapse": collapse}, made)

@@ -129,7 +129,7 @@ class Gating(Variant):
         return kind_of(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
     def describe(self) -> dict[str, Any]:
-        source = KINDS.source(self.kind)  # a kind of one's own may change
+        source = KINDS.digest_source(self.kind)  # a kind of one's own may change
         return super().describe() | ({"source": source} if source else {})
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-from ticketry.choices import shown
+from ticketry.choices import format_value
 from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Retrain, retrain_after
@@ -87,7 +87,7 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
             )
         retrain_after(self.rewind, self.retrain)
         if not 0 < self.rounds <= _MOST_ROUNDS:
-            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {shown(self.rounds)}")
+            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {format_value(self.rounds)}")
         if not self.init or len(set(self.init)) < len(self.init):
             raise UsageError("init names the values of s0 to search with: at least one, and each once")
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):

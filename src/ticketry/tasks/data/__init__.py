@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from ticketry.registry import BUILT_IN, source_digest
+from ticketry.registry import BUILT_IN, digest_source
 from ticketry.registry import load as load_object
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.prepared import prepared
@@ -38,15 +38,15 @@ def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1
         TaskError: for an unknown name, or a number of training examples that cannot be had.
         DataError: if it is absent and cannot be downloaded, or not what its published digest says.
     """
-    DATA_SETS.target(name)
+    DATA_SETS.find_target(name)
     return _load(name, places(data), train, factor)
 
 
 def source(name: str) -> str:
     """The digest of what reads a data set of an installed package; empty for any other."""
-    if name not in DATA_SETS.names() or DATA_SETS.where(name) == BUILT_IN:
+    if name not in DATA_SETS.names() or DATA_SETS.find_origin(name) == BUILT_IN:
         return ""
-    return source_digest(DATA_SETS.get(name).read)
+    return digest_source(DATA_SETS.get(name).read)
 
 
 @lru_cache(maxsize=4)

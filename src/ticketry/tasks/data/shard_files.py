@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import cache_folder, file_digest, inside, replacing
+from ticketry.files import cache_folder, file_digest, join_inside, replacing
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "file")
 _CHUNK = 8 << 20
@@ -43,7 +43,7 @@ class Source:
             OutsideError: for a name that leads out of the source.
         """
         # Of a URL by its digest, so that a shard that was exchanged there is another one here.
-        path = inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
+        path = join_inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
         if self.url and not (sha256 and path.is_file()):
             self._fetch(name, path, sha256)
         try:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ticketry.errors import DataError
 from ticketry.files import content_of, file_digest, reason_of
-from ticketry.folders import below
+from ticketry.folders import iterate_below
 from ticketry.tasks.data.image_files import SUFFIXES, stacked
 from ticketry.tasks.data.shard_files import Source
 
@@ -230,7 +230,7 @@ def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     try:
-        files = [path for path in below(folder) if path.name.endswith(".tar") and not path.name.startswith(".")]
+        files = [path for path in iterate_below(folder) if path.name.endswith(".tar") and not path.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     names = [path.relative_to(folder).as_posix() for path in files]

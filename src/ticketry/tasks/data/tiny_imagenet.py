@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ticketry.errors import DataError
-from ticketry.folders import below
+from ticketry.folders import iterate_below
 from ticketry.tasks.data.image_files import decoded, pixels
 from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Origin, Place, check, members, obtain
 from ticketry.tasks.data.splits import held_out
@@ -93,7 +93,7 @@ _File = tuple[PurePosixPath, Callable[[], bytes]]
 
 def _from_folder(folder: Path) -> Iterator[_File]:
     for part in ("train", "val"):
-        for path in below(folder / part):
+        for path in iterate_below(folder / part):
             yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import file_digest, parse_json, reason_of
-from ticketry.folders import is_file, matching
+from ticketry.folders import is_file, list_matching
 
 EXTRA = "transformers"
 """What is installed for it."""
@@ -167,7 +167,7 @@ class Pretrained:
 
     def _matching(self, pattern: str) -> list[Path]:
         try:
-            return matching(self.path, pattern)
+            return list_matching(self.path, pattern)
         except OSError as error:
             raise TaskError(f"{self.path} cannot be read: {reason_of(error)}") from error
 

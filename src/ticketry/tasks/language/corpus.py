@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import reason_of
-from ticketry.folders import below, is_file
+from ticketry.folders import is_file, iterate_below
 from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, text_of, unpacked
 from ticketry.tasks.language.facts import PUBLISHED
 
@@ -69,7 +69,7 @@ def _parts(folder: Path) -> dict[str, Path]:
 def _files(folder: Path) -> list[Path]:
     kinds = tuple(suffix for suffix in (*SUFFIXES, ".md.gz", ".text.gz", ".md.xz", ".text.xz") if suffix)
     try:
-        found = [path for path in below(folder) if path.name.endswith(kinds) and is_file(path)]
+        found = [path for path in iterate_below(folder) if path.name.endswith(kinds) and is_file(path)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))

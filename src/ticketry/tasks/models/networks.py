@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ticketry.errors import TaskError, TicketryError
-from ticketry.registry import source_digest
+from ticketry.registry import digest_source
 from ticketry.tasks.models import other_libraries
 from ticketry.tasks.models.mlp import MLP, hidden_widths
 from ticketry.tasks.models.network import Network
@@ -95,7 +95,7 @@ def identity(name: str) -> dict[str, str]:
     parsed = NetworkName.parse(name)
     model = {"model": str(parsed)}
     if parsed.is_outside:
-        return {**model, "source": source_digest(NETWORKS.target(parsed.base), _network(parsed, name).make)}
+        return {**model, "source": digest_source(NETWORKS.find_target(parsed.base), _network(parsed, name).make)}
     return {**model, "library": other_libraries.version(parsed)} if parsed.library else model
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
 from ticketry.tasks import models
@@ -345,7 +345,7 @@ def _missing(options: Options) -> Missing:
     for known in get_args(Missing):
         if word == known:
             return cast(Missing, known)
-    raise options.wrong("missing", f"one of {listed(word, get_args(Missing))}")
+    raise options.wrong("missing", f"one of {list_choices(word, get_args(Missing))}")
 
 
 def _split(options: Options, name: str, splits: int | None) -> int | None:

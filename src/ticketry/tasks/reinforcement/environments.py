@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
-from ticketry.registry import defining_source, import_from_here
+from ticketry.registry import digest_defining_source, import_from_here
 from ticketry.tasks.reinforcement.facts import EXTRA
 from ticketry_engine.support.seeds import mix
 
@@ -230,7 +230,7 @@ def source_of(name: str) -> str:
     Of what is wrapped around it those wrappers count that are not Gymnasium's, and of ``module:NAME`` the module, which
     says how the environment is made. Raises what `made` does.
     """
-    return defining_source(*outside) if (outside := _outside(name)) else ""
+    return digest_defining_source(*outside) if (outside := _outside(name)) else ""
 
 
 @lru_cache(maxsize=64)

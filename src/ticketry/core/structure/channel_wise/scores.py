@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ticketry.choices import listed
+from ticketry.choices import list_choices
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.layout import Roles
 from ticketry.core.scope import Scope, named_parameters
@@ -35,12 +35,12 @@ def check_channel_score(score: str | Score, more: Sequence[str] = ()) -> None:
         return
     owner, _, word = plain.partition(":")
     if word in known:
-        raise UsageError(f"{owner!r} is no control of a score: {listed(owner, CONTROLS)}")
+        raise UsageError(f"{owner!r} is no control of a score: {list_choices(owner, CONTROLS)}")
     if word:
         get(plain)  # one's own
         return
     raise UsageError(
-        f"score {score!r} is not known: {listed(plain, known)}; or a control of one, such as inverted:l1 or"
+        f"score {score!r} is not known: {list_choices(plain, known)}; or a control of one, such as inverted:l1 or"
         " shuffled:l1; or a function as in ticketry.score"
     )
 

@@ -61,7 +61,7 @@ def _text(results: Results, moment: Moment | None) -> str:
         return NONE
     epoch = results.run.steps.per_epoch
     epochs = f" ({moment.step / epoch:.3g} ep)" if isinstance(epoch, int) and epoch > 0 and moment.step else ""
-    value = "" if math.isnan(moment.at) else f": {moment.at:.3g}"
+    value = "" if math.isnan(moment.value_at_pruning) else f": {moment.value_at_pruning:.3g}"
     return f"step {moment.step:,}{epochs}, {_how(results, moment)}{value}"
 
 

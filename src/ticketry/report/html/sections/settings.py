@@ -35,7 +35,7 @@ def settings_section(results: Results, place: Place) -> Section:
     }
     steps = {_STEPS.get(name, name): number for name, number in as_json(run.steps).items()}
     tables = pairs(
-        (f"Method: {run.method}{f' ({run.alias})' if run.alias else ''}", run.told_settings),
+        (f"Method: {run.method}{f' ({run.alias})' if run.alias else ''}", run.effective_settings),
         ("Recipe", {**run.recipe, **steps}),
         ("Task", of_task),
         ("Environment", run.environment),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ticketry.errors import TaskError
-from ticketry.registry import source_digest
+from ticketry.registry import digest_source
 from ticketry.tasks.models.language.base import LanguageModel
 from ticketry.tasks.models.networks import widest
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown
@@ -57,8 +57,8 @@ def carries(name: str) -> bool:
 def identity(name: str) -> dict[str, str]:
     """What a task's key says of its model: its name in the one form that counts; from outside its source too."""
     parsed = check(name)
-    target = LANGUAGE_MODELS.target(parsed.base)
-    source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": source_digest(target)}
+    target = LANGUAGE_MODELS.find_target(parsed.base)
+    source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": digest_source(target)}
     return {"model": str(parsed), **source}
 
 
