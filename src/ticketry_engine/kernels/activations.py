@@ -1,7 +1,10 @@
-"""Activations on vectors of float32, for every kernel that ends in one.
+"""Activation functions on float32 vectors, used at the end of every kernel.
 
-Each is within about 1e-6 (relative) of the true value over all finite inputs, as long as that value is a normal
-number; where GELU is nearer to 0 than 1e-6, within 1e-5. Infinities give the limit or NaN; NaN stays NaN.
+    exp(x) = 2^n * p(r),   n = round(x / ln 2),   r = x - n * ln 2,   p a polynomial of degree 6
+
+The others derive from it, for example silu(x) = x / (1 + exp(-x)); no function calls a maths library. Results are
+within about 1e-6 (relative) of the true value for all finite inputs whose result is a normal number; GELU within 1e-5
+where it is closer to 0 than 1e-6. Infinities give the limit or NaN; NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from ticketry_engine.kernels.emitter import I32, Emitter, same
 from ticketry_engine.kernels.llvm import ir
 
 Activation = str | tuple[str, float] | None
-"""A name, or a name with its parameter: hashable, with a ``repr`` that tells all. None: the identity."""
+"""A name, or a name with its parameter; None is the identity. Hashable, with a ``repr`` that identifies it."""
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6
@@ -31,10 +34,11 @@ _EXP = (
     0.008374812702164443,
     0.0013829361274767455,
 )
-"""exp(r) for abs(r) <= ln(2) / 2, lowest power first: a Chebyshev fit, relative error 4e-9."""
+"""Coefficients of exp(r) for abs(r) <= ln(2) / 2, lowest power first: Chebyshev fit, relative error 4e-9."""
 
 _TANH = (-0.333332871334848, 0.13331561137605988, -0.05374844201579714, 0.02066472368341192, -0.005731194760048102)
-"""(tanh(x) - x) / x**3 in powers of x**2 for abs(x) <= 0.625: a least-squares fit, relative error of tanh 5e-9."""
+"""Coefficients of (tanh(x) - x) / x**3 in powers of x**2 for abs(x) <= 0.625: least-squares fit, relative error 5e-9.
+"""
 
 _ERFC = (
     0.28208347657421584,
@@ -47,14 +51,15 @@ _ERFC = (
     0.28843953083919144,
     -0.05989809557173538,
 )
-"""erfc(z) * exp(z**2) / t in powers of t = 1 / (1 + z / 2), for 0 <= z <= 9.4: a Chebyshev fit, relative error 5e-8."""
+"""Coefficients of erfc(z) * exp(z**2) / t in powers of t = 1 / (1 + z / 2), for 0 <= z <= 9.4: Chebyshev fit, relative
+error 5e-8."""
 
 
 def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
-    """An activation as kernels hold it, from a name or ``{"leaky_relu": slope}``.
+    """Normalise an activation given by name, or as ``{"leaky_relu": slope}``, to the form kernels store.
 
     Raises:
-        EngineError: there is no such activation.
+        EngineError: if the activation is unknown.
     """
     if act is None or (isinstance(act, str) and act in _PLAIN):
         return act
@@ -66,16 +71,16 @@ def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Act
 
 
 def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vector: Any) -> Any:
-    """The activation of each value of a vector (of any width).
+    """Apply an activation to each value of a vector of any width.
 
-    Those that take an exponential become a function of the module: written and compiled once for all its vectors.
+    Activations with an exponential become a function of the module, so that their code exists once per vector width.
     """
     act = activation(act)
     if act is None:
         return vector
     if not isinstance(act, str):
         return _WITH_PARAMETER[act[0]](e, vector, act[1])
-    if act in _LONG:
+    if act in _WITH_EXPONENTIAL:
         return e.b.call(_function(e, act, _PLAIN[act], vector.type), [vector])
     return _PLAIN[act](e, vector)
 
@@ -83,26 +88,26 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
 def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
-    """The activation of each value of several vectors of one width.
+    """Apply an activation to several vectors of one width.
 
-    Those that take an exponential are done for some vectors at once, which share the loads of its many constants.
+    Activations with an exponential process some vectors jointly, so that they share the loads of its constants.
     """
     act = activation(act)
-    if act not in _LONG:
+    if act not in _WITH_EXPONENTIAL:
         return [activate(e, act, vector) for vector in vectors]
-    most, found = _TOGETHER if e.target.registers >= 32 else _TOGETHER // 2, []
+    most, found = _VECTORS_AT_ONCE if e.target.registers >= 32 else _VECTORS_AT_ONCE // 2, []
     for at in range(0, len(vectors), most):
         some = vectors[at : at + most]
-        found += _parted(e, activate(e, act, _joined(e, some)), len(some))
+        found += _split_vectors(e, activate(e, act, _concatenate(e, some)), len(some))
     return found
 
 
-_TOGETHER = 4
-"""Vectors at once: they and their exponentials stay in registers."""
+_VECTORS_AT_ONCE = 4
+"""Vectors processed at once with 32 registers, half with 16: the vectors and their exponentials fit in registers."""
 
 
-def _joined(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """All lanes of some vectors in a wider one; of two vectors each time, the last filled up with itself."""
+def _concatenate(e: Emitter, vectors: Sequence[Any]) -> Any:
+    """Concatenate vectors into one wide vector, pairwise; a missing partner is replaced by the vector itself."""
     while len(vectors) > 1:
         lanes = vectors[0].type.count
         whole = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
@@ -111,8 +116,8 @@ def _joined(e: Emitter, vectors: Sequence[Any]) -> Any:
     return vectors[0]
 
 
-def _parted(e: Emitter, wide: Any, count: int) -> list[Any]:
-    """The first so many vectors of the target's width that a wider one holds."""
+def _split_vectors(e: Emitter, wide: Any, count: int) -> list[Any]:
+    """Split a wide vector into its first `count` vectors of the target's width."""
     width = e.target.lanes
     if count == 1:
         return [wide]
@@ -121,10 +126,10 @@ def _parted(e: Emitter, wide: Any, count: int) -> list[Any]:
 
 
 def slope(e: Emitter, act: str, vector: Any) -> Any:
-    """The derivative of an activation at each value of a vector.
+    """Return the derivative of an activation at each value of a vector.
 
     Raises:
-        EngineError: there is none in kernels.
+        EngineError: if no kernel has this derivative.
     """
     if act not in SLOPES:
         raise EngineError(f"no derivative of {act!r} in kernels: choose from {', '.join(SLOPES)}")
@@ -132,7 +137,7 @@ def slope(e: Emitter, act: str, vector: Any) -> Any:
 
 
 def _function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind: Any) -> Any:
-    """A function of a vector in the module at hand, by its name."""
+    """Return the module's function `what` on vectors of type `kind`, writing it on first use."""
     name = f"{what}.{kind.count}"
     if name not in e.module.globals:
         function = ir.Function(e.module, ir.FunctionType(kind, [kind]), name)
@@ -145,19 +150,19 @@ def _function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind:
 
 
 def relu(e: Emitter, x: Any) -> Any:
-    return _at_least(e, x, 0.0)
+    return _clamp_below(e, x, 0.0)
 
 
 def relu6(e: Emitter, x: Any) -> Any:
-    return _at_most(e, _at_least(e, x, 0.0), 6.0)
+    return _clamp_above(e, _clamp_below(e, x, 0.0), 6.0)
 
 
 def leaky_relu(e: Emitter, x: Any, slope: float) -> Any:
-    return e.select(e.b.fcmp_ordered("<", x, _all(x, 0.0)), e.b.fmul(x, _all(x, slope)), x)
+    return e.select(e.b.fcmp_ordered("<", x, _constant_like(x, 0.0)), e.b.fmul(x, _constant_like(x, slope)), x)
 
 
 def hardsigmoid(e: Emitter, x: Any) -> Any:
-    return e.b.fmul(relu6(e, e.b.fadd(x, _all(x, 3.0))), _all(x, 1 / 6))
+    return e.b.fmul(relu6(e, e.b.fadd(x, _constant_like(x, 3.0))), _constant_like(x, 1 / 6))
 
 
 def hardswish(e: Emitter, x: Any) -> Any:
@@ -165,128 +170,132 @@ def hardswish(e: Emitter, x: Any) -> Any:
 
 
 def sigmoid(e: Emitter, x: Any) -> Any:
-    one = _all(x, 1.0)
+    one = _constant_like(x, 1.0)
     return e.b.fdiv(one, e.b.fadd(one, exp(e, e.b.fneg(x))))
 
 
 def silu(e: Emitter, x: Any) -> Any:
-    return e.b.fdiv(x, e.b.fadd(_all(x, 1.0), exp(e, e.b.fneg(x))))
+    return e.b.fdiv(x, e.b.fadd(_constant_like(x, 1.0), exp(e, e.b.fneg(x))))
 
 
 def tanh(e: Emitter, x: Any) -> Any:
-    """A polynomial near 0, where 1 - 2 / (exp(2x) + 1) would lose its digits."""
+    """Return tanh(x): a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
     b = e.b
     square = b.fmul(x, x)
     near = e.fma(b.fmul(square, x), _polynomial(e, square, _TANH), x)
     size = e.intrinsic("llvm.fabs", x)
-    one = _all(x, 1.0)
-    far = b.fsub(one, b.fdiv(_all(x, 2.0), b.fadd(exp(e, b.fadd(size, size)), one)))
-    return e.select(b.fcmp_ordered("<", size, _all(x, 0.625)), near, e.intrinsic("llvm.copysign", far, x))
+    one = _constant_like(x, 1.0)
+    far = b.fsub(one, b.fdiv(_constant_like(x, 2.0), b.fadd(exp(e, b.fadd(size, size)), one)))
+    return e.select(b.fcmp_ordered("<", size, _constant_like(x, 0.625)), near, e.intrinsic("llvm.copysign", far, x))
 
 
 def gelu(e: Emitter, x: Any) -> Any:
-    """x times the normal distribution function: through erfc of abs(x), which keeps its digits where it is small."""
+    """Return x times the normal CDF, through erfc(abs(x)), which stays accurate in the tail."""
     b = e.b
     return b.fmul(x, _normal(e, x)[0])
 
 
 def _normal(e: Emitter, x: Any) -> tuple[Any, Any]:
-    """The normal distribution function, and exp(-x²/2)."""
+    """Return the normal CDF and exp(-x²/2)."""
     b = e.b
-    z = b.fmul(e.intrinsic("llvm.fabs", x), _all(x, 0.7071067811865476))
-    one = _all(x, 1.0)
-    t = b.fdiv(one, e.fma(z, _all(x, 0.5), one))
+    z = b.fmul(e.intrinsic("llvm.fabs", x), _constant_like(x, 0.7071067811865476))
+    one = _constant_like(x, 1.0)
+    t = b.fdiv(one, e.fma(z, _constant_like(x, 0.5), one))
     bell = exp(e, b.fneg(b.fmul(z, z)))
     tail = b.fmul(b.fmul(t, _polynomial(e, t, _ERFC)), bell)
-    half = b.fmul(tail, _all(x, 0.5))
-    return e.select(b.fcmp_ordered("<", x, _all(x, 0.0)), half, b.fsub(one, half)), bell
+    half = b.fmul(tail, _constant_like(x, 0.5))
+    return e.select(b.fcmp_ordered("<", x, _constant_like(x, 0.0)), half, b.fsub(one, half)), bell
 
 
 def gelu_tanh(e: Emitter, x: Any) -> Any:
-    """With the approximation 0.5 (1 + tanh(u)) = sigmoid(2u) of the distribution function."""
+    """Return GELU with the tanh approximation, x * sigmoid(2u), since 0.5 (1 + tanh(u)) = sigmoid(2u)."""
     b = e.b
-    cubic = e.fma(b.fmul(x, x), _all(x, 0.044715), _all(x, 1.0))
-    twice = b.fmul(b.fmul(x, cubic), _all(x, -2 * 0.7978845608028654))
-    return b.fdiv(x, b.fadd(_all(x, 1.0), exp(e, twice)))
+    cubic = e.fma(b.fmul(x, x), _constant_like(x, 0.044715), _constant_like(x, 1.0))
+    twice = b.fmul(b.fmul(x, cubic), _constant_like(x, -2 * 0.7978845608028654))
+    return b.fdiv(x, b.fadd(_constant_like(x, 1.0), exp(e, twice)))
 
 
 def _gelu_slope(e: Emitter, x: Any) -> Any:
     share, bell = _normal(e, x)
-    return e.fma(e.b.fmul(x, _all(x, 0.3989422804014327)), bell, share)
+    return e.fma(e.b.fmul(x, _constant_like(x, 0.3989422804014327)), bell, share)
 
 
 def _gelu_tanh_slope(e: Emitter, x: Any) -> Any:
-    """Of x * sigmoid(2u): s + x * s * (1 - s) * 2u'."""
-    b, square, one, twice = e.b, e.b.fmul(x, x), _all(x, 1.0), _all(x, 2 * 0.7978845608028654)
-    s = sigmoid(e, b.fmul(b.fmul(x, twice), e.fma(square, _all(x, 0.044715), one)))
-    inner = b.fmul(twice, e.fma(square, _all(x, 3 * 0.044715), one))
+    """Return the derivative of x * s, s = sigmoid(2u): s + x * s * (1 - s) * 2u'."""
+    b, square, one, twice = e.b, e.b.fmul(x, x), _constant_like(x, 1.0), _constant_like(x, 2 * 0.7978845608028654)
+    s = sigmoid(e, b.fmul(b.fmul(x, twice), e.fma(square, _constant_like(x, 0.044715), one)))
+    inner = b.fmul(twice, e.fma(square, _constant_like(x, 3 * 0.044715), one))
     return e.fma(b.fmul(b.fmul(x, inner), s), b.fsub(one, s), s)
 
 
 def _silu_slope(e: Emitter, x: Any) -> Any:
-    one, s = _all(x, 1.0), sigmoid(e, x)
+    one, s = _constant_like(x, 1.0), sigmoid(e, x)
     return e.b.fmul(s, e.fma(x, e.b.fsub(one, s), one))
 
 
 def _sigmoid_slope(e: Emitter, x: Any) -> Any:
     s = sigmoid(e, x)
-    return e.b.fmul(s, e.b.fsub(_all(x, 1.0), s))
+    return e.b.fmul(s, e.b.fsub(_constant_like(x, 1.0), s))
 
 
 def _tanh_slope(e: Emitter, x: Any) -> Any:
     t = tanh(e, x)
-    return e.b.fsub(_all(x, 1.0), e.b.fmul(t, t))
+    return e.b.fsub(_constant_like(x, 1.0), e.b.fmul(t, t))
 
 
 def _relu6_slope(e: Emitter, x: Any) -> Any:
-    inside = e.b.and_(e.b.fcmp_ordered(">", x, _all(x, 0.0)), e.b.fcmp_ordered("<", x, _all(x, 6.0)))
-    return e.select(inside, _all(x, 1.0), _all(x, 0.0))
+    inside = e.b.and_(
+        e.b.fcmp_ordered(">", x, _constant_like(x, 0.0)), e.b.fcmp_ordered("<", x, _constant_like(x, 6.0))
+    )
+    return e.select(inside, _constant_like(x, 1.0), _constant_like(x, 0.0))
 
 
 def _hardsigmoid_slope(e: Emitter, x: Any) -> Any:
-    inside = e.b.and_(e.b.fcmp_ordered(">", x, _all(x, -3.0)), e.b.fcmp_ordered("<", x, _all(x, 3.0)))
-    return e.select(inside, _all(x, 1 / 6), _all(x, 0.0))
+    inside = e.b.and_(
+        e.b.fcmp_ordered(">", x, _constant_like(x, -3.0)), e.b.fcmp_ordered("<", x, _constant_like(x, 3.0))
+    )
+    return e.select(inside, _constant_like(x, 1 / 6), _constant_like(x, 0.0))
 
 
 def _hardswish_slope(e: Emitter, x: Any) -> Any:
-    """x / 3 + 1/2 between -3 and 3; there 0, here 1."""
-    middle = e.fma(x, _all(x, 1 / 3), _all(x, 0.5))
-    outside = e.select(e.b.fcmp_ordered(">", x, _all(x, 0.0)), _all(x, 1.0), _all(x, 0.0))
-    return e.select(e.b.fcmp_ordered("<", e.intrinsic("llvm.fabs", x), _all(x, 3.0)), middle, outside)
+    """Return x / 3 + 1/2 between -3 and 3, 0 below and 1 above."""
+    middle = e.fma(x, _constant_like(x, 1 / 3), _constant_like(x, 0.5))
+    outside = e.select(e.b.fcmp_ordered(">", x, _constant_like(x, 0.0)), _constant_like(x, 1.0), _constant_like(x, 0.0))
+    return e.select(e.b.fcmp_ordered("<", e.intrinsic("llvm.fabs", x), _constant_like(x, 3.0)), middle, outside)
 
 
 def exp(e: Emitter, x: Any) -> Any:
-    """2**n * exp(r), n the nearest integer to x / ln 2. Inputs beyond -87 and 88.3 count as those."""
+    """Return 2**n * exp(r), with n the integer nearest to x / ln 2. Inputs are clamped to [-87, 88.3]."""
     b = e.b
-    x = _at_most(e, _at_least(e, x, -87.0), 88.3)
-    shifted = e.fma(x, _all(x, _LOG2_E), _all(x, _ROUND))
-    n = b.fsub(shifted, _all(x, _ROUND))
-    r = e.fma(n, _all(x, -_LN2_HIGH), x)
-    r = e.fma(n, _all(x, -_LN2_LOW), r)
+    x = _clamp_above(e, _clamp_below(e, x, -87.0), 88.3)
+    shifted = e.fma(x, _constant_like(x, _LOG2_E), _constant_like(x, _ROUND))
+    n = b.fsub(shifted, _constant_like(x, _ROUND))
+    r = e.fma(n, _constant_like(x, -_LN2_HIGH), x)
+    r = e.fma(n, _constant_like(x, -_LN2_LOW), r)
     integers = ir.VectorType(I32, x.type.count)
     exponent = b.shl(b.bitcast(shifted, integers), ir.Constant(integers, [23] * x.type.count))
     return b.bitcast(b.add(b.bitcast(_polynomial(e, r, _EXP), integers), exponent), x.type)
 
 
 def _polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
-    """By Horner's rule; ``coefficients`` from the lowest power."""
-    value = _all(x, coefficients[-1])
+    """Evaluate a polynomial by Horner's rule; ``coefficients`` start at the lowest power."""
+    value = _constant_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        value = e.fma(value, x, _all(x, coefficient))
+        value = e.fma(value, x, _constant_like(x, coefficient))
     return value
 
 
-def _at_least(e: Emitter, x: Any, bound: float) -> Any:
-    """As a comparison and a choice, which processors do in one instruction, and which lets NaN through."""
-    return e.select(e.b.fcmp_ordered("<", x, _all(x, bound)), _all(x, bound), x)
+def _clamp_below(e: Emitter, x: Any, bound: float) -> Any:
+    """Return max(x, bound). A compare and a select propagate NaN and compile to one instruction."""
+    return e.select(e.b.fcmp_ordered("<", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 
-def _at_most(e: Emitter, x: Any, bound: float) -> Any:
-    return e.select(e.b.fcmp_ordered(">", x, _all(x, bound)), _all(x, bound), x)
+def _clamp_above(e: Emitter, x: Any, bound: float) -> Any:
+    return e.select(e.b.fcmp_ordered(">", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 
-def _all(like: Any, value: float) -> Any:
-    """A constant in all lanes of a vector such as ``like``, rounded to float32 as IR's text asks for."""
+def _constant_like(like: Any, value: float) -> Any:
+    """Return a constant in all lanes of a vector like `like`, rounded to float32 as the IR text format requires."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
     return same(like.type, rounded)
 
@@ -312,6 +321,6 @@ SLOPES: dict[str, Callable[[Emitter, Any], Any]] = {
     "sigmoid": _sigmoid_slope,
     "tanh": _tanh_slope,
 }
-"""Activations whose derivative is in kernels."""
-_LONG = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
+"""Derivatives by activation name."""
+_WITH_EXPONENTIAL = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
 _WITH_PARAMETER: dict[str, Callable[[Emitter, Any, float], Any]] = {"leaky_relu": leaky_relu}

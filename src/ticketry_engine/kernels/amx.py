@@ -1,10 +1,10 @@
-"""Tiles of matrices in registers of their own, and their products (Intel's AMX): what kernels write of it.
+"""Instructions of Intel's AMX: matrix tiles in dedicated registers, and their product.
 
-A tile has up to 16 rows of 64 bytes. ``multiply`` adds to 16 x 16 sums in float32 the product of 16 rows of 32 bfloat16
-with 16 columns of as many, in the time that AVX-512 takes for a sixteenth of it. The right matrix lies as pairs: its
-row ``k`` has the numbers ``2k`` and ``2k + 1`` of each column side by side.
+    sums [16, 16] float32  +=  left [16, 32] bfloat16  @  right [32, 16] bfloat16
 
-Each kernel configures the tiles when it begins, and gives them back when it ends.
+A tile has up to 16 rows of 64 bytes. The right matrix is stored in pairs: its row ``k`` holds elements ``2k`` and
+``2k + 1`` of each column side by side. One `multiply` takes as long as AVX-512 needs for a sixteenth of it. A kernel
+configures the tiles when it begins and releases them when it ends.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ticketry_engine.kernels.llvm import ir
 from ticketry_engine.kernels.window import Array
 
 ROWS = 16
-"""Of a tile."""
+"""Rows of a tile."""
 
 ROW_BYTES = 64
 
 TILE_BYTES = ROWS * ROW_BYTES
 
 DEPTH = 32
-"""bfloat16 in a row of a tile: the terms that one product adds to a sum."""
+"""bfloat16 values per row of a tile: the terms that one product adds to each sum."""
 
 
 def configuration(tiles: Sequence[tuple[int, int]]) -> Array:
-    """The table that `configure` is given: rows of each tile, and bytes of a row."""
+    """Return the configuration table for `configure`, from the (rows, bytes per row) of each tile."""
     table = np.zeros(64, dtype=np.uint8)
     table[0] = 1
     for number, (rows, size) in enumerate(tiles):
@@ -39,12 +39,12 @@ def configuration(tiles: Sequence[tuple[int, int]]) -> Array:
 
 
 def configure(e: Emitter, table: Any) -> None:
-    """Begin to use tiles."""
+    """Configure the tiles before use."""
     e.call("llvm.x86.ldtilecfg", ir.VoidType(), [table])
 
 
 def release(e: Emitter) -> None:
-    """Use them no longer."""
+    """Release the tiles."""
     e.call("llvm.x86.tilerelease", ir.VoidType(), [])
 
 
@@ -53,7 +53,7 @@ def zero(e: Emitter, tile: int) -> None:
 
 
 def load(e: Emitter, tile: int, pointer: Any, stride: int = ROW_BYTES) -> None:
-    """Rows of a tile that lie so many bytes apart."""
+    """Load a tile whose rows are `stride` bytes apart."""
     e.call("llvm.x86.tileloadd64", ir.VoidType(), [_number(tile), pointer, e.i64(stride)])
 
 
@@ -62,7 +62,7 @@ def store(e: Emitter, tile: int, pointer: Any) -> None:
 
 
 def multiply(e: Emitter, sums: int, left: int, right: int) -> None:
-    """``sums += left @ right``: bfloat16 in pairs, sums in float32; denormal numbers count as zero."""
+    """Write ``sums += left @ right``: bfloat16 pairs, float32 sums; denormal numbers count as zero."""
     e.call("llvm.x86.tdpbf16ps", ir.VoidType(), [_number(sums), _number(left), _number(right)])
 
 
@@ -71,5 +71,5 @@ def _number(tile: int) -> Any:
 
 
 def least(e: Emitter, one: Any, other: Any) -> Any:
-    """The smaller of two integers."""
+    """Return the smaller of two integers."""
     return e.select(e.b.icmp_signed("<", one, other), one, other)

@@ -1,6 +1,10 @@
-"""Values in memory as float32 or as bfloat16. In registers they are float32, but for the pairs that are multiplied.
+"""Load, store and multiply values stored as float32 or bfloat16.
 
-``item`` is the size of a value in memory: `FLOAT` or `HALF` bytes.
+In registers values are float32, except for the bfloat16 pairs that ``vdpbf16ps`` multiplies:
+
+    sum[lane] += a[2 * lane] * x[2 * lane] + a[2 * lane + 1] * x[2 * lane + 1]
+
+``item`` is the size of a stored value, `FLOAT` or `HALF` bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ HALF = 2
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite has no name for."""
+    """LLVM's bfloat type, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -37,7 +41,7 @@ BFLOAT = _BFloat()
 
 
 def rounded(values: Array) -> Array:
-    """float32 as the bits of the nearest bfloat16 (ties to even): uint16 of the same shape."""
+    """Return the bits of the bfloat16 nearest to each float32 (ties to even): uint16 of the same shape."""
     import torch
 
     nearest = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(torch.bfloat16)
@@ -49,14 +53,14 @@ def rounded(values: Array) -> Array:
 
 
 def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> ir.Value:
-    """A vector."""
+    """Load a vector as float32."""
     if item == FLOAT:
         return e.load(pointer, byte)
     return widened(e, e.b.load(e.at(pointer, byte), typ=halves(e), align=HALF))
 
 
 def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> None:
-    """Write a vector."""
+    """Store a float32 vector."""
     if item == FLOAT:
         e.store(vector, pointer, byte)
     else:
@@ -64,7 +68,7 @@ def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int 
 
 
 def load_one(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
-    """One value."""
+    """Load one value as float32."""
     if item == FLOAT:
         return e.load_f32(pointer)
     half = e.b.zext(e.b.load(pointer, typ=I16, align=HALF), I32)
@@ -72,7 +76,7 @@ def load_one(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
 
 
 def store_one(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT) -> None:
-    """Write one value."""
+    """Store one float32 value."""
     if item == FLOAT:
         e.b.store(value, pointer, align=FLOAT)
     else:
@@ -80,18 +84,18 @@ def store_one(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT)
 
 
 def halves(e: Emitter) -> ir.VectorType:
-    """The bits of as many bfloat16 as a vector has float32."""
+    """Return the type of a vector of bfloat16 bits, one per float32 lane."""
     return ir.VectorType(I16, e.target.lanes)
 
 
 def widened(e: Emitter, values: ir.Value) -> ir.Value:
-    """`halves` as float32."""
+    """Convert a vector of bfloat16 bits (`halves`) to float32."""
     words = ir.VectorType(I32, e.target.lanes)
     return e.b.bitcast(e.b.shl(e.b.zext(values, words), same(words, 16)), e.vector)
 
 
 def narrowed(e: Emitter, vector: ir.Value) -> ir.Value:
-    """To the nearest bfloat16, ties to even."""
+    """Round a float32 vector to bfloat16 bits, ties to even."""
     return e.b.bitcast(e.b.fptrunc(vector, ir.VectorType(BFLOAT, e.target.lanes)), halves(e))
 
 
@@ -99,33 +103,33 @@ def narrowed(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def pairs(e: Emitter) -> ir.VectorType:
-    """A pair of bfloat16 in each lane."""
+    """Return the type of a vector with a pair of bfloat16 in each lane."""
     return ir.VectorType(BFLOAT, 2 * e.target.lanes)
 
 
 def splat_pair(e: Emitter, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
-    """Two neighbouring bfloat16 in memory, in every lane."""
+    """Load two consecutive bfloat16 and repeat the pair in every lane."""
     word = e.b.load(e.at(pointer, byte), typ=I32, align=HALF)
     return e.b.bitcast(e.splat(word), pairs(e))
 
 
 def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """``a[0] * x[0] + a[1] * x[1] + y`` in each lane: pairs of bfloat16, a sum in float32.
+    """Return ``a[0] * x[0] + a[1] * x[1] + y`` in each lane: bfloat16 pairs, float32 sum.
 
-    Each product is added with a rounding of its own; denormal numbers count as zero.
+    Each product is rounded separately; denormal numbers count as zero.
     """
     return e.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * e.target.lanes}", e.vector, [y, a, x])
 
 
 def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int = HALF) -> ir.Value:
-    """A vector of pairs of neighbours."""
+    """Load a vector of pairs of neighbours."""
     return e.b.load(e.at(pointer, byte), typ=pairs(e), align=align)
 
 
 def interleaved(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
-    """Pairs of a value of each of two vectors of twice as many bfloat16 as lanes: two vectors, which `apart` orders.
+    """Interleave two vectors of bfloat16 into pairs (one[i], other[i]), as two vectors.
 
-    Each piece of 128 bits is interleaved by itself, which takes one instruction for each vector.
+    Each 128-bit piece is interleaved separately, which takes one instruction per vector. `apart` uses the same order.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -144,13 +148,13 @@ def interleaved(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
 
 
 def apart(e: Emitter, values: ir.Value) -> list[ir.Value]:
-    """Twice as many bfloat16 as lanes, as two vectors of float32: of each 128 bits the first half, and the second."""
+    """Convert a vector of bfloat16, two per lane, to two float32 vectors: the halves of each 128 bits."""
     nothing = same(ir.VectorType(I16, 2 * e.target.lanes), 0)
     return [e.b.bitcast(one, e.vector) for one in interleaved(e, nothing, values)]
 
 
 def store_together(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, byte: ir.Value | int) -> None:
-    """Write what is `apart` as bfloat16, the nearest ones."""
+    """Round two float32 vectors in the order of `apart` to bfloat16 and store them as one vector."""
     lanes = e.target.lanes
     first, second = vectors
     both = e.call(f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * lanes}", pairs(e), [second, first])

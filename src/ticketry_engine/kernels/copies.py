@@ -1,4 +1,11 @@
-"""Copies of runs of elements inside a thread's working memory, whatever the layout: their plans, and the kernel."""
+"""Copy runs of consecutive elements within a thread's working memory, in any layout.
+
+    for start in starts:              int64 [outer, 2]: (destination, source) byte offsets
+        for run in runs:              int64 [inner, 2]: offsets added to the start's
+            copy `length` elements
+
+Splitting the offsets into an outer and an inner table keeps the tables small, and whole runs move as vectors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from ticketry_engine.kernels.llvm import ir
 from ticketry_engine.kernels.window import Array
 
 _MOST_LENGTHS = 6
-"""Lengths of runs that have a kernel each: elements of more are copied one by one."""
+"""Number of different run lengths that get their own kernel; beyond it elements are copied one by one."""
 
 _UNROLLED = 4
 
@@ -22,38 +29,39 @@ class Arg(enum.IntEnum):
     """Arguments of the kernel."""
 
     SOURCE = 0
-    """Bytes of the arena."""
+    """Byte offset in the arena."""
     RESULT = 1
     SOURCE_IMAGE = 2
-    """Bytes from one image to the next."""
+    """Bytes between two images."""
     RESULT_IMAGE = 3
     OUTER = 4
-    """How many entries the first table has."""
+    """Number of entries in the first table."""
     INNER = 5
     STARTS = 6
-    """int64 [outer, 2]: bytes from the begin to where an entry is written, and to where it is read."""
+    """int64 [outer, 2]: byte offsets of an entry's destination and source."""
     RUNS = 7
-    """int64 [inner, 2]: the same from the start of an entry to each of its runs."""
+    """int64 [inner, 2]: byte offsets of each run within an entry."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Copies of runs of elements: from each start, each run."""
+class CopyPlan:
+    """The runs to copy: every run of every start."""
 
     starts: Array
-    """int64 [entries, 2]: to, from."""
+    """int64 [entries, 2]: destination, source."""
     runs: Array
     length: int
-    """Elements of a run."""
+    """Elements per run."""
 
 
-def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Plan]]:
-    """Copies that fill `goals` from `places`, each with the number of its source (-1: zeros).
+def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
+    """Yield the copies that fill `goals` from `places`, each with the number of its source (-1: zeros).
 
     Args:
-        goals, places: bytes, int64 [outer, inner]: of `goals` the sum of one of each row and one of each column.
-        of: the number of the source of each.
-        size: bytes of an element.
+        goals: destination bytes, int64 [outer, inner]; each is the sum of a row's offset and a column's.
+        places: source bytes, of the same shape.
+        of: number of each element's source.
+        size: bytes per element.
     """
     for number in np.unique(of).tolist():
         mine = of == number
@@ -66,15 +74,15 @@ def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[
             if np.array_equal(first + line, source):
                 starts = np.stack([to[:, 0], first[:, 0]], axis=-1)
                 for runs, length in _runs(to[0] - to[0, 0], line, size, number < 0):
-                    yield number, Plan(np.ascontiguousarray(starts), runs, length)
+                    yield number, CopyPlan(np.ascontiguousarray(starts), runs, length)
                 continue
         to = goals[mine]
         for runs, length in _runs(to, to if number < 0 else places[mine], size, number < 0):
-            yield number, Plan(np.zeros((1, 2), np.int64), runs, length)
+            yield number, CopyPlan(np.zeros((1, 2), np.int64), runs, length)
 
 
 def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
-    """Elements that follow one another on both sides as runs, by their lengths: [runs, 2], and how long they are."""
+    """Group elements that are consecutive on both sides into runs, by length: yield ([runs, 2], length)."""
     breaks = np.diff(to) != size
     if not zeros:
         breaks = breaks | (np.diff(source) != size)
@@ -89,16 +97,16 @@ def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Ar
 
 @dataclass(frozen=True)
 class Copies(Written):
-    """Copies runs; arguments are listed in `Arg`."""
+    """Kernel that copies runs; its arguments are listed in `Arg`."""
 
     length: int
-    """Elements of a run."""
+    """Elements per run."""
     item: int
-    """Bytes of an element."""
+    """Bytes per element."""
     by_image: bool
-    """Whether every image has the runs; otherwise elements hold all images."""
+    """Whether each image has its own elements; otherwise one element holds all images."""
     zeros: bool
-    """Whether zeros are written and nothing is read."""
+    """Whether to write zeros instead of reading a source."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -112,12 +120,12 @@ class Copies(Written):
             there = e.at(source, b.add(b.mul(image, e.arg(Arg.SOURCE_IMAGE)), e.load_i64(start, 8)))
             most = b.mul(b.udiv(inner, e.i64(_UNROLLED)), e.i64(_UNROLLED))
             with e.loop(0, most, _UNROLLED) as turn:
-                self._some(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, there)
+                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, there)
             with e.loop(most, inner) as turn:
-                self._some(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, there)
+                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, there)
 
-    def _some(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, there: ir.Value) -> None:
-        """Neighbouring runs."""
+    def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, there: ir.Value) -> None:
+        """Copy `count` consecutive runs."""
         ends = [
             (e.at(to, e.load_i64(pairs, 16 * number)), e.at(there, e.load_i64(pairs, 16 * number + 8)))
             for number in range(count)
@@ -127,14 +135,14 @@ class Copies(Written):
         whole = size // (4 * e.target.lanes) * 4 * e.target.lanes
         if whole:
             with e.loop(0, whole, 4 * e.target.lanes) as turn:
-                self._piece(e, [(e.at(goal, turn.index), e.at(source, turn.index)) for goal, source in ends], wide)
+                self._copy_piece(e, [(e.at(goal, turn.index), e.at(source, turn.index)) for goal, source in ends], wide)
         at = whole
         while at < size:
-            kind, step = next((kind, step) for kind, step in _kinds(e.target.lanes) if step <= size - at)
-            self._piece(e, [(e.at(goal, at), e.at(source, at)) for goal, source in ends], kind)
+            kind, step = next((kind, step) for kind, step in _copy_types(e.target.lanes) if step <= size - at)
+            self._copy_piece(e, [(e.at(goal, at), e.at(source, at)) for goal, source in ends], kind)
             at += step
 
-    def _piece(self, e: Emitter, ends: list[tuple[ir.Value, ir.Value]], kind: ir.Type) -> None:
+    def _copy_piece(self, e: Emitter, ends: list[tuple[ir.Value, ir.Value]], kind: ir.Type) -> None:
         if self.zeros:
             values = [ir.Constant(kind, None)] * len(ends)
         else:
@@ -143,7 +151,7 @@ class Copies(Written):
             e.b.store(value, goal, align=self.item)
 
 
-def _kinds(lanes: int) -> list[tuple[ir.Type, int]]:
-    """Types of memory and their bytes, the widest first."""
+def _copy_types(lanes: int) -> list[tuple[ir.Type, int]]:
+    """Return the types to copy with and their bytes, widest first."""
     widths = [width for width in (8, 4) if width < lanes]
     return [*((ir.VectorType(I32, width), 4 * width) for width in widths), (I64, 8), (I32, 4), (I16, 2)]

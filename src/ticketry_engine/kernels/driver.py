@@ -1,11 +1,15 @@
-"""The native loop over blocks of images and operations: a whole network is one call into it.
+"""The native loop over blocks and operations: a whole network is one call into it.
 
-``drive(state, ops, n_ops, first block, last block, images a block, images in all)`` runs every operation on every
-block. Where threads share operations (`State.PARTS` above 1), they meet at a barrier after each.
+    drive(state, ops, n_ops, first block, last block, images per block, images in total)
 
-Inference takes denormal numbers (below 1.2e-38) as zero (`Driver.denormals`): SiLU, GELU and softmax make them wherever
-an input is far below 0, and every product with one takes an Intel a hundred cycles and more. The processor is told so
-for the time of a call.
+    for block in first ... last:
+        for op in ops:
+            op.kernel(state, op)
+            if PARTS > 1: wait at the barrier
+
+Inference flushes denormal numbers (below 1.2e-38) to zero (`Driver.denormals`). SiLU, GELU and softmax produce them for
+very negative inputs, and multiplying with one costs more than a hundred cycles on Intel. The processor's flag is set
+during the call only.
 """
 
 from __future__ import annotations
@@ -16,18 +20,18 @@ from ticketry_engine.kernels.emitter import State
 from ticketry_engine.kernels.target import Target
 
 BARRIER_BYTES = 128
-"""Of a barrier: how many have come and, in a cache line of its own, the number of the meeting."""
+"""Size of a barrier: the arrival counter and, on its own cache line, the generation number."""
 
 _PATIENCE = 100
-"""Turns of waiting before a thread offers its core to others: some microseconds, which a yield that nobody takes does
-not lengthen. Where others compute too, the one that is waited for may need the core (with 4000 turns, four threads
-that met on four cores in part taken by others took ten times as long as with 200)."""
+"""Spins before a waiting thread calls ``sched_yield``: a few microseconds.
+
+A small number matters on busy machines, where the awaited thread may need this core."""
 
 _PAUSES = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
-"""Processor -> how a waiting thread tells it so: the declaration, and the call."""
+"""Spin-wait hint per processor: (declaration, call)."""
 
 _FLUSHES = {
     "x86_64": (
@@ -49,8 +53,9 @@ _FLUSHES = {
         "call void @llvm.aarch64.set.fpcr(i64 %before)",
     ),
 }
-"""Processor -> how it is told to take denormal numbers as zero (x86: results and inputs, bits 15 and 6), and to go back
-to what it did: the declarations, and what a call begins and ends with."""
+"""Code that flushes denormals per processor: (declarations, code at entry, code at exit).
+
+On x86 it sets bits 15 (flush results) and 6 (treat inputs as zero) of MXCSR; the exit code restores the old state."""
 
 _DRIVE = """
 target triple = "{triple}"
@@ -158,10 +163,10 @@ done:
 
 @dataclass(frozen=True)
 class Driver:
-    """The function that calls the kernels (its signature is its own: see the module)."""
+    """The function that calls the kernels; its signature differs from theirs (see the module docstring)."""
 
     denormals: bool = True
-    """Whether denormal numbers are kept, as torch keeps them."""
+    """Whether denormal numbers are preserved, as in torch."""
 
     def emit(self, name: str, target: Target) -> str:
         processor = target.triple.split("-")[0]

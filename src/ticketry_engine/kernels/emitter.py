@@ -1,7 +1,11 @@
-"""Writes the LLVM IR of one kernel: arguments, loops whose values stay in registers, vectors of float32.
+"""Write the LLVM IR of one kernel: arguments, loops whose carried values stay in registers, float32 vectors.
 
-A kernel is a function ``void (i64* state, i64* op)``. `State` names what the runtime tells every kernel of the moment
-(which images, which share of the work); ``op`` holds the integers and table addresses of one operation.
+A kernel is a function ``void (i64* state, i64* op)``:
+
+    state   one int64 per slot of `State`: working memory, images of the block, thread number, external tensors
+    op      [kernel address, args[0], args[1], ...]: integers and table addresses of one operation (`program.Op`)
+
+Loop counts, tile shapes and activations are fixed when the kernel is written, so the loops contain no dispatch.
 """
 
 from __future__ import annotations
@@ -22,56 +26,61 @@ PTR = ir.PointerType()
 
 
 def same(kind: ir.Type, value: Any) -> ir.Constant:
-    """A constant of a type; of a vector, the value in all lanes.
+    """Return a constant of type `kind`; for a vector type, the value in every lane.
 
-    Each is made and put into words once: lists of numbers otherwise take half the time of writing a kernel.
+    Constants are cached, because building lists of numbers took half the time of writing a kernel.
     """
-    return _same(kind, value, repr(value))
+    return _cached_constant(kind, value, repr(value))
 
 
 @functools.lru_cache(maxsize=1024)
-def _same(kind: ir.Type, value: Any, text: str) -> ir.Constant:
-    """``text`` tells -0.0 from 0.0."""
+def _cached_constant(kind: ir.Type, value: Any, text: str) -> ir.Constant:
+    """Build the constant. ``text`` is part of the cache key because 0.0 == -0.0."""
     listed = isinstance(kind, ir.VectorType) and value is not ir.Undefined
     return ir.Constant(kind, [value] * kind.count if listed else value)
 
 
 _REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
-"""Processor -> how inline assembly names a register of integers, and one of vectors."""
+"""Register constraints of inline assembly per processor: (integer, vector)."""
 
 
 class State(enum.IntEnum):
-    """Slots of the state that the runtime hands to every kernel, each an int64."""
+    """Slots of the runtime state passed to every kernel, each an int64."""
 
     ARENA = 0
     """Address of this thread's working memory."""
     FIRST = 1
-    """The first image of the block at hand, counted in the whole batch."""
+    """Index in the batch of the block's first image."""
     IMAGES = 2
-    """How many images the block has: at most what the program was made for; fewer in the last block."""
+    """Number of images in this block; only the last block may have fewer than the program was built for."""
     PART = 3
-    """Which share of each operation this thread does, 0 … parts - 1."""
+    """Index of this thread among those that share each operation, 0 … PARTS - 1."""
     PARTS = 4
-    """How many threads share each operation; 1 where threads share the batch instead."""
+    """Number of threads that share each operation; 1 if threads split the batch instead."""
     BARRIER = 5
-    """Address of what those threads meet at after each operation."""
+    """Address of the barrier at which these threads meet after each operation."""
     EXTERNAL = 8
-    """Here and after: addresses of the tensors that come in and go out."""
+    """First of the slots with the addresses of input and output tensors."""
 
 
 @dataclass
 class Loop:
-    """A loop being written: `index`, the values `carried` into a turn, and `next`, to be set to those of the next."""
+    """A loop while its body is being written.
+
+    `index` is the loop variable and `carried` holds the values at the start of an iteration. The body must set `next`
+    to
+    their values for the next iteration.
+    """
 
     index: ir.Value
     carried: list[ir.Value]
     next: list[ir.Value] = field(default_factory=list)
     results: list[ir.Value] = field(default_factory=list)
-    """After the loop: the values it ends with (those it began with, if it had no turn)."""
+    """Carried values after the loop; the initial ones if it ran zero times."""
 
 
 class Emitter:
-    """One kernel being written for a target. `b` is llvmlite's builder, for what is not here."""
+    """Builder of one kernel for one target. `b` is llvmlite's IRBuilder, for everything not covered here."""
 
     def __init__(self, name: str, target: Target) -> None:
         self.target = target
@@ -86,35 +95,35 @@ class Emitter:
         self.vector = ir.VectorType(F32, target.lanes)
 
     def text(self) -> str:
-        """The finished module."""
+        """Close the function and return the module's IR."""
         self.b.ret_void()
         return str(self.module)
 
     # Arguments
 
     def state(self, slot: int) -> ir.Value:
-        """An integer of the state (see `State`)."""
+        """Load an integer of the runtime state (see `State`)."""
         return self.load_i64(self._state, 8 * slot)
 
     def arg(self, index: int) -> ir.Value:
-        """An integer, or a table's address as one, of this operation: ``Op.args[index]``."""
+        """Load argument `index` of the operation, ``Op.args[index]``: an integer, or a table's address as one."""
         return self.load_i64(self._op, 8 * (index + 1))  # the first is the kernel itself
 
     def table(self, index: int) -> ir.Value:
-        """The pointer to a table of this operation: ``Op.args[index]``."""
+        """Return the pointer to a table of the operation, ``Op.args[index]``."""
         return self.b.inttoptr(self.arg(index), PTR)
 
     def arena(self, offset: ir.Value | int = 0) -> ir.Value:
-        """A pointer into this thread's working memory."""
+        """Return a pointer into this thread's working memory."""
         return self.at(self.b.inttoptr(self.state(State.ARENA), PTR), offset)
 
     def external(self, number: ir.Value) -> ir.Value:
-        """The pointer to a tensor that comes in or goes out, by its number."""
+        """Return the pointer to an input or output tensor, by its number."""
         slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(State.EXTERNAL)), self.i64(8)))
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
     def share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
-        """The turns (from, to) of ``count`` that this thread does."""
+        """Return the range (from, to) of ``count`` iterations that this thread executes."""
         count = self.i64(count)
         part, parts = self.state(State.PART), self.state(State.PARTS)
         low = self.b.udiv(self.b.mul(count, part), parts)
@@ -127,32 +136,32 @@ class Emitter:
         return ir.Constant(I64, int(value)) if isinstance(value, int) else value
 
     def at(self, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
-        """The pointer so many bytes further."""
+        """Return the pointer ``byte`` bytes after `pointer`."""
         return self.b.gep(pointer, [self.i64(byte)], source_etype=I8)
 
     def load_i64(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
         return self.b.load(self.at(pointer, byte), typ=I64, align=8)
 
     def load_i32(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-        """A signed 32-bit integer, widened to 64."""
+        """Load a signed 32-bit integer, widened to 64 bits."""
         return self.b.sext(self.b.load(self.at(pointer, byte), typ=I32, align=4), I64)
 
     def load_u16(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-        """An unsigned 16-bit integer, widened to 64."""
+        """Load an unsigned 16-bit integer, widened to 64 bits."""
         return self.b.zext(self.b.load(self.at(pointer, byte), typ=I16, align=2), I64)
 
     def load_f32(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
         return self.b.load(self.at(pointer, byte), typ=F32, align=4)
 
     def load(self, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> ir.Value:
-        """A vector of float32."""
+        """Load a float32 vector of the target's width."""
         return self.b.load(self.at(pointer, byte), typ=self.vector, align=align)
 
     def store(self, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> None:
         self.b.store(value, self.at(pointer, byte), align=align)
 
     def fetch(self, pointer: ir.Value, byte: ir.Value | int) -> None:
-        """Have a line of memory in the nearest cache before its turn comes."""
+        """Prefetch the cache line at `pointer` + `byte` into the L1 cache."""
         reading, nearest, data = (ir.Constant(I32, value) for value in (0, 3, 1))
         self.call("llvm.prefetch.p0", ir.VoidType(), [self.at(pointer, byte), reading, nearest, data])
 
@@ -160,7 +169,7 @@ class Emitter:
         return ir.Constant(F32, value)
 
     def splat(self, scalar: ir.Value | float) -> ir.Value:
-        """A vector with one value in all lanes: of float32, or of the value's own type."""
+        """Return a vector with `scalar` in every lane; its type is float32 or the type of the value."""
         if isinstance(scalar, (int, float)):
             return same(self.vector, float(scalar))
         nothing = same(ir.VectorType(scalar.type, self.target.lanes), ir.Undefined)
@@ -168,25 +177,25 @@ class Emitter:
         return self.b.shuffle_vector(one, nothing, same(ir.VectorType(I32, self.target.lanes), 0))
 
     def fma(self, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        """``a * x + y``, in one rounding on all processors that have an instruction for it."""
+        """Return ``a * x + y``, rounded once on processors that have a fused multiply-add."""
         return self.intrinsic("llvm.fma" if self.target.fused else "llvm.fmuladd", a, x, y)
 
     def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
-        """An LLVM intrinsic over values of one type, such as ``llvm.maxnum``."""
+        """Call an LLVM intrinsic, such as ``llvm.maxnum``, whose arguments all have one type."""
         kind = values[0].type
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         return self.call(f"{name}.{suffix}", kind, values)
 
     def call(self, name: str, result: ir.Type, values: Sequence[ir.Value]) -> ir.Value:
-        """A function from outside the module, such as an intrinsic by its whole name."""
+        """Call an external function or an intrinsic by its full name, declaring it on first use."""
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(result, [value.type for value in values]), name)
         return self.b.call(self.module.globals[name], values)
 
     def opaque(self, value: ir.Value) -> ir.Value:
-        """The same value, of which the optimiser knows nothing: so that it stays where and what it is.
+        """Return `value` through an empty asm statement, so that the optimiser neither moves nor rewrites it.
 
-        Not so for a vector that is wider than the target's registers: LLVM would end the process.
+        Vectors wider than the target's registers are returned unchanged: LLVM would abort the process.
         """
         register = _REGISTERS.get(self.target.triple.split("-")[0])
         if register is None or (isinstance(value.type, ir.VectorType) and value.type.count > self.target.lanes):
@@ -196,9 +205,9 @@ class Emitter:
         return self.b.asm(signature, "", f"={kind},0", [value], False)
 
     def scratch(self, vectors: int) -> ir.Value:
-        """The pointer to memory for so many vectors on the stack."""
+        """Allocate memory for ``vectors`` vectors on the stack and return its pointer."""
         with self.b.goto_entry_block():
-            # By way of an integer: llvmlite takes a fresh pointer for one to an array.
+            # llvmlite types a fresh pointer as one to an array; a round trip through an integer removes that.
             place = self.b.alloca(ir.ArrayType(self.vector, vectors))
             return self.b.inttoptr(self.b.ptrtoint(place, I64), PTR)
 
@@ -208,9 +217,9 @@ class Emitter:
     def loop(
         self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()
     ) -> Iterator[Loop]:
-        """``for index in range(start, stop, step)``; ``carried`` values live in registers from turn to turn.
+        """Write ``for index in range(start, stop, step)``; ``carried`` values stay in registers across iterations.
 
-        Inside, set ``loop.next`` to what the next turn gets; after, read ``loop.results``.
+        Inside, set ``loop.next`` to the values of the next iteration; after the loop, read ``loop.results``.
         """
         b, start, stop = self.b, self.i64(start), self.i64(stop)
         before = b.block
@@ -241,13 +250,13 @@ class Emitter:
 
     @contextmanager
     def when(self, condition: ir.Value) -> Iterator[None]:
-        """``if condition:`` without an else and without results."""
+        """Write ``if condition:`` without an else branch and without results."""
         with self.b.if_then(condition):
             yield
 
     @contextmanager
     def turns(self, outer: ir.Value, inner: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """This thread's share of the turns of two nested loops: the number of the outer one's turn, the inner one's."""
+        """Loop over this thread's share of ``outer * inner`` iterations and yield both indices."""
         low, high = self.share(self.b.mul(outer, inner))
         with self.loop(low, high) as turn:
             yield self.b.udiv(turn.index, inner), self.b.urem(turn.index, inner)
@@ -257,14 +266,14 @@ class Emitter:
 
 
 class Written:
-    """A kernel that is written with an `Emitter`."""
+    """Base class of kernels written with an `Emitter`."""
 
     def emit(self, name: str, target: Target) -> str:
-        """LLVM IR of a module with the kernel as a function of this name."""
+        """Return the LLVM IR of a module that contains the kernel as a function called `name`."""
         e = Emitter(name, target)
         self.write(e)
         return e.text()
 
     def write(self, e: Emitter) -> None:
-        """The kernel's body."""
+        """Write the kernel's body."""
         raise NotImplementedError

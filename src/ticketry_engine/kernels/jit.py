@@ -1,4 +1,9 @@
-"""Compiles kernels to machine code, once for each, and keeps the objects in the user's cache."""
+"""Compile kernels to machine code, once each, and cache the object files on disk.
+
+    kernel (dataclass) --repr, generator sources, LLVM, target--> name --> kernels/<name>.o in the user's cache
+
+The name is a digest of everything the code depends on, so a stale object can never be loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,19 @@ from ticketry_engine.kernels.target import Target, binding
 
 
 class Kernel(Protocol):
-    """What a kernel is made from: a frozen dataclass of plain values, whose ``repr`` tells all its code depends on.
+    """A kernel description: a frozen dataclass of plain values whose ``repr`` determines its code.
 
-    A class attribute ``finished`` says that its loops are written as they should run: it is only tidied up, which takes
-    half the time of LLVM's usual passes.
+    If the class attribute ``finished`` is true, the kernel's loops are already in final form: only clean-up passes run,
+    which halves compilation time.
     """
 
     def emit(self, name: str, target: Target) -> str:
-        """LLVM IR of a module with one function ``void name(i64* state, i64* op)``."""
+        """Return the LLVM IR of a module with one function ``void name(i64* state, i64* op)``."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A kernel known by its name alone: its machine code is in the cache, and what it was made from is not at hand."""
+    """A kernel known only by the name of its cached machine code; its description is not available."""
 
     name: str
     title: str
@@ -38,27 +43,27 @@ class Kept:
 
 
 def title(kernel: Kernel) -> str:
-    """A kernel's name for people."""
+    """Return a kernel's display name."""
     return str(getattr(kernel, "title", type(kernel).__name__.lower()))
 
 
 class Library:
-    """Kernels as machine code in memory. Lives as long as any program that calls it."""
+    """Compiled kernels in memory. It must outlive every program that calls them."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.compiled = 0
-        """Kernels that had to be compiled: the others were in the cache, or here already."""
+        """Number of kernels that had to be compiled because no cached object existed."""
         self._engine: Any = None
         self._machine: Any = None
         self._addresses: dict[str, int] = {}
         self._objects: list[Any] = []
         self._read: dict[str, bytes] = {}
-        """Machine code by name, read from the cache and not in memory's executable part yet."""
+        """Machine code by name, read from the cache but not loaded into executable memory yet."""
         self._lock = threading.Lock()
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
-        """The address of each kernel, compiled where it is not there yet."""
+        """Return the address of each kernel, compiling those that are missing."""
         names = [self.name(kernel) for kernel in kernels]
         with self._lock:
             new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
@@ -72,24 +77,24 @@ class Library:
 
     @functools.cached_property
     def identity(self) -> str:
-        """What machine code depends on beside the kernel itself: the generators, LLVM, the target."""
-        return f"{_sources()} {binding().llvm_version_info} {self.target!r}"
+        """Identity of everything outside the kernel that its code depends on: generators, LLVM and target."""
+        return f"{_source_digest()} {binding().llvm_version_info} {self.target!r}"
 
     def name(self, kernel: Kernel) -> str:
-        """The name of a kernel's machine code: a digest of all that it depends on."""
+        """Return the name of a kernel's machine code: a digest of all its dependencies."""
         if isinstance(kernel, Kept):
             return kernel.name
         text = f"{self.identity} {kernel!r}"
         return "k" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def has(self, kernel: Kernel) -> bool:
-        """Whether a kernel's machine code is here or in the cache."""
+        """Return whether a kernel's machine code is loaded or cached."""
         name = self.name(kernel)
         if name in self._addresses or name in self._read:
             return True
         code = kept(folder("kernels") / f"{name}.o")
         if code is not None:
-            self._read[name] = code  # what is whole now is what will be run
+            self._read[name] = code  # hold the bytes: the file may be gone when the kernel runs
         return code is not None
 
     def _object(self, name: str, kernel: Kernel) -> bytes:
@@ -99,7 +104,7 @@ class Library:
             self.compiled += 1
             if self._machine is None:
                 self._machine = machine_for(self.target, jit=True)
-            code = bytes(self._machine.emit_object(optimised(kernel, name, self.target, self._machine)))
+            code = bytes(self._machine.emit_object(optimise(kernel, name, self.target, self._machine)))
             keep(path, code)
         return code
 
@@ -112,18 +117,18 @@ class Library:
 
 
 def machine_for(target: Target, **settings: Any) -> Any:
-    """LLVM's machine of a target, with settings of its own."""
+    """Create LLVM's target machine, with additional `settings`."""
     found = binding().Target.from_triple(target.triple)
     return found.create_target_machine(target.cpu, target.features, opt=3, **settings)
 
 
-def optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
-    """A kernel's IR as LLVM's middle end leaves it for a machine."""
+def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
+    """Return a kernel's LLVM module after the middle-end passes."""
     llvm = binding()
     module = llvm.parse_assembly(kernel.emit(name, target))
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_unrolling = False  # the generators unroll what should be
+    options.loop_unrolling = False  # generators unroll themselves
     options.loop_vectorization = options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     if getattr(kernel, "finished", False):
@@ -137,6 +142,6 @@ def optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 
 
 @functools.cache
-def _sources() -> str:
-    """A digest of the generators, so that objects made by others than these are not used."""
+def _source_digest() -> str:
+    """Digest of the generator sources; objects compiled by other versions are not used."""
     return digest_of_files(Path(__file__).parent.rglob("*.py"))

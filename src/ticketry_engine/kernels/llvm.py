@@ -1,7 +1,7 @@
-"""llvmlite's `ir`; or, where the extra ``engine`` is not installed, a stand-in that can only be imported from.
+"""llvmlite's `ir`; without the extra ``engine``, a stand-in that only supports being imported.
 
-The lab imports the engine for all that trains, with kernels or without. Whoever makes code asks `target()` first, which
-raises `MissingExtraError` where llvmlite is missing: the stand-in's types are named by then, and never used.
+Kernel modules name llvmlite's types at import time. Code generation calls `target()` first, which raises
+`MissingExtraError` if llvmlite is missing, so the stand-in's types are never used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError:
 
     class _Named:
-        """A type of llvmlite's that modules derive from, or make constants of, while they are imported."""
+        """Stand-in for a type that modules derive from or instantiate at import time."""
 
         def __init__(self, *of: Any, **how: Any) -> None:
             pass

@@ -1,4 +1,11 @@
-"""A program: operations on one block of images, linked to machine code, and run over a batch by one or more threads."""
+"""Link operations and their tables into a native program, and run it over a batch with one or more threads.
+
+    batch:   | block 0 | block 1 | ... |       a block has `images` images
+    block:   op 0 -> op 1 -> op 2 -> ...       all operations, one block at a time, in one arena
+
+Blocks are small enough for their activations to stay in the cache from one operation to the next. A whole run is one
+native call (`driver`), so no time is spent in Python between operations.
+"""
 
 from __future__ import annotations
 
@@ -22,37 +29,37 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.workers import Job, Workers
 
 _EMPTY_CALLS = 8
-"""Timed before a profile, of which the shortest counts."""
+"""Number of empty calls timed before a profile; the shortest is subtracted as overhead."""
 
 _SLOTS = 64
-"""Of a state: the named ones, then the addresses of at most 56 tensors that come in or go out."""
+"""Length of a state array: the named slots, then up to 56 addresses of input and output tensors."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: its kernel, and what `Emitter.arg` and `Emitter.table` read (integers, and tables by address)."""
+    """One operation: its kernel and the arguments that `Emitter.arg` and `Emitter.table` read."""
 
     kernel: Kernel
     args: tuple[int | np.ndarray[Any, Any], ...]
     label: str = ""
-    """Which layer it belongs to."""
+    """Name of the layer it belongs to."""
 
 
 @dataclass(frozen=True)
 class Bias:
-    """What an attention adds to its scores; several layers may add the same."""
+    """An additive attention bias; several layers may share one."""
 
     name: str
     values: np.ndarray[Any, Any]
-    """float32 [windows or 1 times heads or 1, queries, keys], -inf where a query does not see a key."""
+    """float32 [windows or 1 times heads or 1, queries, keys]; -inf where a query does not attend to a key."""
     by_head: int
-    """Tables from one head to the next: 1, or 0 where all have the same."""
+    """Number of tables between two heads: 1, or 0 if all heads share one."""
     by_window: int = 0
-    """From one window to the next."""
+    """Number of tables between two windows."""
 
     @classmethod
     def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
-        """Of [(windows or 1,) heads or 1, queries, keys]."""
+        """Build a bias from an array [(windows or 1,) heads or 1, queries, keys]."""
         heads = values.shape[-3]
         several = values.ndim == 4 and len(values) > 1
         return cls(name, values.reshape(-1, *values.shape[-2:]), int(heads > 1), heads if several else 0)
@@ -60,42 +67,42 @@ class Bias:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """The blocks that operations are made for."""
+    """What operations are built for: the processor, the block size and the scratch memory."""
 
     target: Target
     images: int = 1
-    """Of a block, mostly."""
+    """Images per block (the last block of a batch may have fewer)."""
     reserve: Callable[[int], int] | None = None
-    """For so many bytes that one operation uses for itself: where in the arena they begin (a multiple of 64)."""
+    """Function that reserves scratch bytes for one operation and returns their arena offset, a multiple of 64."""
     tables: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
-    """Those that several operations have, by name."""
+    """Tables that several operations share, by name."""
 
 
 @dataclass
 class _Workspace:
-    """What one call needs for itself: a state and a working memory for each thread, a barrier, the other threads."""
+    """Memory of one call: a state and an arena per thread, a barrier and the worker threads."""
 
     states: list[np.ndarray[Any, Any]]
     starts: list[int]
-    """Their addresses."""
+    """Addresses of the states."""
     arenas: list[Memory]
     barrier: np.ndarray[Any, Any]
     workers: Workers
 
 
 MARGIN = 1 << 20
-"""Bytes before and behind working memory that kernels may read, and that mean nothing."""
+"""Bytes before and after working memory that kernels may read; their values are unused."""
 
 
 class Memory:
-    """Zeroed working memory at a page's start, in large pages where the system gives them.
+    """Zeroed, page-aligned working memory, in huge pages if the system provides them.
 
-    `MARGIN` bytes around it belong to it and are no part of it: nobody writes them, and most are never touched.
+    `MARGIN` bytes on both sides belong to the mapping too. They are never written, and most are never touched.
     """
 
     def __init__(self, size: int) -> None:
         large = 1 << 21
-        # Private: shared memory gets no large pages, and a forked process would work in the same one.
+        # Private: shared mappings get no huge pages, and a forked child would write into the parent's memory.
         private: dict[str, Any] = (
             {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         )
@@ -110,16 +117,16 @@ class Memory:
 
 @dataclass
 class Program:
-    """Operations linked for a target.
+    """Operations linked for one target.
 
     Args:
-        ops: in order; each works on one block.
-        images: images a block has.
-        arena: bytes of working memory a thread needs.
-        library: where kernels are compiled.
-        split: how several threads work: "batch" (each takes blocks, with a memory of its own) or "parts" (all share
+        ops: the operations in order; each works on one block.
+        images: images per block.
+        arena: bytes of working memory per thread.
+        library: compiles the kernels.
+        split: how threads divide the work: "batch" (each takes whole blocks, with its own memory) or "parts" (all share
             each operation of each block, and one memory).
-        denormals: whether denormal numbers are kept; else they count as zero, which is faster (see `driver`).
+        denormals: whether to keep denormal numbers. Flushing them to zero is faster (see `driver`).
     """
 
     ops: Sequence[Op]
@@ -140,18 +147,18 @@ class Program:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of all tables: weights, biases, and where the inputs of each weight lie."""
+        """Total bytes of all tables: weights, biases and offsets."""
         tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
         return sum({table.ctypes.data: table.nbytes for table in tables}.values())
 
     def _link(self, addresses: Sequence[int]) -> None:
-        """Tables into one memory, then each operation's arguments, then the list of operations.
+        """Copy the tables into one memory, followed by the arguments of each operation and the list of operations.
 
-        The operations' tables become views of that memory, so that none is held twice.
+        The operations' tables become views of that memory, so that none is stored twice.
         """
-        # What several operations share is there once.
+        # Tables shared by several operations are stored once.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
-        ends = list(itertools.accumulate(_rounded(table.nbytes) for table in tables.values()))
+        ends = list(itertools.accumulate(_padded_size(table.nbytes) for table in tables.values()))
         begins = dict(zip(tables, [0, *ends], strict=False))
         size = ends[-1] if ends else 0
         arguments = sum(len(op.args) + 1 for op in self.ops)
@@ -186,16 +193,16 @@ class Program:
         """Run all operations on a batch.
 
         Args:
-            batch: how many images.
-            external: addresses of the tensors that come in and go out.
-            threads: that share the work.
-            holding: what lives at those addresses: kept until no thread uses it, even if the call is interrupted.
+            batch: number of images.
+            external: addresses of the input and output tensors.
+            threads: number of threads that share the work.
+            holding: owner of those tensors; a reference is held until no thread uses them, even after an interrupt.
         """
         if len(external) > _SLOTS - State.EXTERNAL:
             raise EngineError(f"{len(external)} tensors go in and out of one program: {_SLOTS - State.EXTERNAL} may")
         blocks = -(-batch // self.images)
         threads = max(1, min(threads, blocks if self.split == "batch" else threads))
-        workspace = self._take(threads)
+        workspace = self._take_workspace(threads)
         for state in workspace.states:
             state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
         count, images, starts = len(self.ops), self.images, workspace.starts
@@ -210,17 +217,17 @@ class Program:
                 jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
             used = (self._memory, self.library, workspace.states, workspace.arenas, workspace.barrier, holding)
             workspace.workers.run(jobs, used)
-        self._give_back(workspace)  # not after an error or an interruption: who knows how it was left
+        self._give_back(workspace)  # not after an error: the state is unknown
 
     def profile(
         self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter
     ) -> list[float]:
-        """Seconds of each operation over the batch, block by block on one thread, without what the clock takes."""
-        workspace = self._take(1)
+        """Return the seconds of each operation over the batch, on one thread, without the overhead of the clock."""
+        workspace = self._take_workspace(1)
         state = workspace.states[0]
         state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
         seconds = [0.0] * len(self.ops)
-        nothing = min(self._of_nothing(workspace.starts[0], batch, clock) for _ in range(_EMPTY_CALLS))
+        nothing = min(self._time_empty_call(workspace.starts[0], batch, clock) for _ in range(_EMPTY_CALLS))
         for block in range(-(-batch // self.images)):
             for index in range(len(self.ops)):
                 begin = clock()
@@ -230,23 +237,23 @@ class Program:
         self._give_back(workspace)
         return seconds
 
-    def _of_nothing(self, start: int, batch: int, clock: Callable[[], float]) -> float:
-        """Seconds of a call of no operation: a microsecond or two, which is much beside a layer that keeps little."""
+    def _time_empty_call(self, start: int, batch: int, clock: Callable[[], float]) -> float:
+        """Return the seconds of an empty call: a microsecond or two, which matters next to small layers."""
         begin = clock()
         self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
         return clock() - begin
 
     def session(self, threads: int = 1) -> Session:
-        """Working memory that keeps what it holds from call to call, for runs of some of the operations.
+        """Return working memory that persists between calls, for running ranges of operations.
 
-        Several threads share each operation: of a program that is split in "parts".
+        With several threads, which share each operation, the program must have been built with ``split="parts"``.
         """
-        return Session(self, self._take(threads))
+        return Session(self, self._take_workspace(threads))
 
-    def _take(self, threads: int) -> _Workspace:
-        """A workspace nobody uses: two Python threads may run the program at once.
+    def _take_workspace(self, threads: int) -> _Workspace:
+        """Return a free workspace, or create one; two Python threads may run the program at once.
 
-        Nor one made before a fork, whose threads are only in the process that made it.
+        Workspaces are keyed by process id, because worker threads do not survive a fork.
         """
         with self._lock:
             free = self._free.get((os.getpid(), threads))
@@ -270,14 +277,14 @@ class Program:
 
 
 class Session:
-    """Working memory of a program in which its operations run part by part."""
+    """Persistent working memory of a program whose operations run range by range."""
 
     def __init__(self, program: Program, workspace: _Workspace) -> None:
         self._program, self._workspace = program, workspace
         self._whole = True
-        """Whether no run was left by an error: who knows how it left the memory, and the threads."""
+        """False after an error, when the state of the memory and the threads is unknown."""
         self.seconds: dict[str, float] | None = None
-        """Of operations by their labels, where they are asked for: each then runs by itself, on one thread."""
+        """If set, collects seconds per label; every operation then runs alone on one thread."""
         self.arena = workspace.arenas[0].bytes
 
     def run(
@@ -289,10 +296,10 @@ class Session:
         *,
         shared: bool = False,
     ) -> None:
-        """Run the operations from one number to another (not included) on one block: so many images, or all.
+        """Run operations ``first`` to ``last`` (exclusive) on one block of ``images`` images (default: all).
 
         Args:
-            shared: whether threads share each of them: worth while where they take longer than threads to wake up.
+            shared: whether threads share each operation; pays off for operations longer than a thread's wake-up.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
@@ -300,13 +307,13 @@ class Session:
         self._run([(first, last)] * len(states), images, apart=False)
 
     def run_apart(self, bounds: Sequence[int]) -> None:
-        """Run operations, each thread those from one number to the next, which have nothing to do with one another."""
+        """Run independent ranges of operations in parallel: thread i runs ``bounds[i]`` to ``bounds[i + 1]``."""
         if len(self._workspace.states) == 1:
             self.run(bounds[0], bounds[-1])
         else:
             self._run(list(itertools.pairwise(bounds)), None, apart=True)
 
-    def _timed(self, first: int, last: int, images: int, seconds: dict[str, float]) -> None:
+    def _run_timed(self, first: int, last: int, images: int, seconds: dict[str, float]) -> None:
         state, program = self._workspace.states[0], self._program
         state[State.PART], state[State.PARTS] = 0, 1
         for number in range(first, last):
@@ -318,14 +325,14 @@ class Session:
     def _run(self, ranges: Sequence[tuple[int, int]], images: int | None, *, apart: bool) -> None:
         program, workspace = self._program, self._workspace
         images = program.images if images is None else images
-        if len(ranges) == 1 and self.seconds is None:  # small steps are mostly such calls
+        if len(ranges) == 1 and self.seconds is None:  # fast path of small steps
             (first, last), state = ranges[0], workspace.states[0]
             state[State.PART], state[State.PARTS] = 0, 1
             program._drive(workspace.starts[0], program._first_entry + 8 * first, last - first, 0, 1, images, images)
             return
         if self.seconds is not None:
             for low, high in ranges if apart else ranges[:1]:
-                self._timed(low, high, images, self.seconds)
+                self._run_timed(low, high, images, self.seconds)
             return
         jobs: list[Job] = []
         for part, (first, last) in enumerate(ranges):
@@ -339,15 +346,15 @@ class Session:
         self._whole = True
 
     def kernel(self, number: int) -> Kernel:
-        """The kernel of an operation."""
+        """Return the kernel of operation `number`."""
         return self._program.ops[number].kernel
 
     def close(self) -> None:
-        """Give the memory to the next session. What it holds is not kept."""
+        """Return the memory for reuse by the next session; its contents are discarded."""
         if self._whole:
             self._program._give_back(self._workspace)
 
 
-def _rounded(size: int) -> int:
-    """So that each table begins at a cache line of its own, and a vector read at its end stays inside."""
+def _padded_size(size: int) -> int:
+    """Round a table's size up to cache lines, plus one line so that a vector load at its end stays inside."""
     return -(-size // 64) * 64 + 64

@@ -1,4 +1,4 @@
-"""What processor kernels are made for: its triple, its features, the width and the number of its vector registers."""
+"""The processor that kernels are compiled for: triple, features, width and number of its vector registers."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from ticketry_engine.errors import EngineError, MissingExtraError
 from ticketry_engine.processor import cache_sizes
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
-"""Levels of x86-64, each of which runs what those behind it do: float32 values in a vector register."""
+"""x86-64 levels and their float32 lanes per vector register; each level also runs code of the later ones."""
 
 _LINUX = "x86_64-unknown-linux-gnu"
 
 NEAR = 32_000
-"""Bytes of inputs that the nearest cache keeps beside weights and outputs."""
+"""L1 bytes available for inputs, beside weights and outputs, of a 32 KB cache."""
 
 WIDE_NEAR, WIDE_NEAR_OF_FEW = 40_000, 44_000
-"""The same where it has 48 KB; and of rows that keep less than `FEW` of their inputs, whose weights need less of it.
+"""The same for a 48 KB L1 cache; the second number applies to rows with a density below `FEW`.
 
-With single weights ResNet-18, VGG-16 and ResNet-20 took 0.97 to 1.01 of the time with 20 %, 0.93 to 1.0 with 10 % and
-0.87 to 0.99 with 5 % (batch 64 and 1; a Zen 5), on a Granite Rapids 0.97 to 0.99, 0.98, and 0.95 to 0.99 with the first
-number (batch 64)."""
+Sparser rows need less of the cache for their weights. Both numbers were chosen by measurement on ResNet-18, VGG-16
+and ResNet-20."""
 
 FEW = 0.15
+"""Density below which `Target.near_of_few` applies."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A processor as the generators see it. Two targets that are equal share their compiled kernels."""
+    """A processor as the code generators see it. Equal targets share their compiled kernels."""
 
     name: str
     triple: str
     cpu: str
     features: str
     lanes: int
-    """float32 values in a vector register."""
+    """float32 values per vector register."""
     registers: int
-    """Vector registers there are."""
+    """Number of vector registers."""
     bf16: bool = False
-    """Whether it multiplies pairs of bfloat16 (``vdpbf16ps``)."""
+    """Whether it multiplies bfloat16 pairs (``vdpbf16ps``)."""
     tiles: bool = False
-    """Whether it multiplies tiles of them (AMX), and this process may."""
+    """Whether it multiplies bfloat16 tiles (AMX) and this process is allowed to."""
     fused: bool = True
-    """Whether it multiplies and adds in one instruction. Where it does not, LLVM would call a function of libm."""
+    """Whether it has a fused multiply-add. Without one, LLVM's ``fma`` would call libm."""
     near: int = NEAR
-    """Bytes of inputs that single rows of weights range over before the next row's turn comes."""
+    """Bytes of inputs that one segment of a single weight row covers, so that they stay in the L1 cache."""
     near_of_few: int = NEAR
-    """The same of rows that keep less than `FEW` of their inputs."""
+    """The same for rows with a density below `FEW`."""
     second: int = 2 << 20
-    """Bytes of its second cache."""
+    """Bytes of the L2 cache."""
 
     @property
     def masks(self) -> bool:
-        """Whether it has registers for masks (AVX-512): elsewhere what is read or written by one takes far longer."""
+        """Whether it has mask registers (AVX-512); elsewhere masked loads and stores are far slower."""
         return self.lanes == _X86["avx512"]
 
     @property
     def gathers(self) -> bool:
-        """Whether it reads a vector's lanes from anywhere in one instruction (AVX2, AVX-512)."""
+        """Whether it can load a vector's lanes from arbitrary addresses in one instruction (AVX2, AVX-512)."""
         return self.lanes >= _X86["avx2"] and self.triple.startswith("x86_64")
 
 
@@ -73,13 +73,14 @@ _FOREIGN = {
 
 
 def target(name: str = "host") -> Target:
-    """The target of a name: ``"host"``, or one whose kernels the host runs too.
+    """Return the target called `name`: ``"host"``, or one whose kernels the host can run.
 
-    ``"avx512"``, ``"avx2"`` and ``"generic"`` (four lanes, nothing beyond SSE4.2) are levels of x86-64, ``"aarch64"``
-    is Arm's 64-bit processors with NEON.
+    ``"avx512"``, ``"avx2"`` and ``"generic"`` (four lanes, SSE4.2) are levels of x86-64; ``"aarch64"`` is 64-bit Arm
+    with
+    NEON.
 
     Raises:
-        EngineError: no such name, the host lacks what the name asks for, or no kernels run on this system.
+        EngineError: if the name is unknown, the host lacks the level, or no kernels run on this system.
     """
     host = _host()
     if name in ("host", host.name):
@@ -92,10 +93,10 @@ def target(name: str = "host") -> Target:
 
 
 def foreign(name: str) -> Target:
-    """The target of a name as any host can make code for it, whether it runs that or not.
+    """Return the target called `name` for cross-compilation, whether or not the host can run it.
 
     Raises:
-        EngineError: no such name.
+        EngineError: if the name is unknown.
     """
     if name not in _FOREIGN:
         raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_FOREIGN)}")
@@ -103,7 +104,7 @@ def foreign(name: str) -> Target:
 
 
 def near_inputs(first: int) -> tuple[int, int]:
-    """`Target.near` and `near_of_few` of a processor with AVX-512, by the bytes of its first cache."""
+    """Return `Target.near` and `Target.near_of_few` of an AVX-512 processor with an L1 cache of `first` bytes."""
     return (WIDE_NEAR, WIDE_NEAR_OF_FEW) if first >= 48 << 10 else (NEAR, NEAR)
 
 
@@ -132,10 +133,10 @@ def _host() -> Target:
 
 
 def binding() -> Any:
-    """llvmlite's binding, imported when it is first needed.
+    """Return llvmlite's binding module, imported on first use.
 
     Raises:
-        MissingExtraError: llvmlite is not installed.
+        MissingExtraError: if llvmlite is not installed.
     """
     try:
         import llvmlite.binding

@@ -1,4 +1,9 @@
-"""How a convolution or a pooling slides over its input, whatever the layout. Pairs are (vertical, horizontal)."""
+"""The sliding window of a convolution or pooling layer, independent of the layout.
+
+    input row read by output row p and tap t:   p * stride + t * dilation - padding
+
+Pairs are (vertical, horizontal). A tap is one position of the window; the halo is the zero border around an image.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Axis:
-    """A window along one axis: taps ``size``, and what its outputs read of ``extent`` inputs."""
+    """A window along one axis: ``size`` taps over ``extent`` inputs."""
 
     extent: int
     size: int
@@ -39,24 +44,24 @@ class Axis:
         return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def begins(self, outputs: int) -> Array:
-        """The input of each output's first tap: before the first one, perhaps."""
+        """Return the input read by each output's first tap; negative in the padding."""
         return np.arange(outputs) * self.stride - self.padding
 
     def padded(self, outputs: int) -> Array:
-        """How many taps of each window lie on inputs or padding."""
+        """Return the number of taps of each window that fall on inputs or padding."""
         counts: Array = np.minimum(self.size, self.extent + self.padding - self.begins(outputs))
         return counts
 
     def seen(self, length: int) -> int:
-        """Inputs that so many outputs side by side lie among."""
+        """Return the number of inputs spanned by `length` consecutive outputs."""
         return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
 
     def starts(self, length: int) -> Array:
-        """Where tiles of a length begin: side by side, the last moved back over the one before to end with the axis."""
+        """Return the first output of each tile of `length`; the last tile is moved back to end with the axis."""
         return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
 
     def alive(self, length: int) -> Array:
-        """For each tile of a length, the taps that see more than halo: bool [tiles, size]."""
+        """Return, for each tile of `length` outputs, which taps read any real input: bool [tiles, size]."""
         outputs = self.starts(length)[:, None] + np.arange(length)
         inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
         seen = (inputs >= 0) & (inputs < self.extent)
@@ -66,7 +71,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Window:
-    """The window of a convolution or pooling."""
+    """The window of a convolution or pooling layer."""
 
     size: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -78,28 +83,28 @@ class Window:
         return [(row, column) for row in range(self.size[0]) for column in range(self.size[1])]
 
     def axes(self, x: Images) -> tuple[Axis, Axis]:
-        """Over the rows and the columns of x."""
+        """Return the windows along the rows and along the columns of x."""
         sizes = zip((x.height, x.width), self.size, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = (Axis(*axis) for axis in sizes)
         return rows, columns
 
     def input(self, position: int, tap: int, axis: int) -> int:
-        """The row (axis 0) or column of x that a tap reads for a row or column of y."""
+        """Return the row (axis 0) or column (axis 1) of x that a tap reads for position `position` of y."""
         return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
     def shift(self, tap: Pair) -> Pair:
-        """Rows and columns from a pixel of x to the one that a tap reads for the pixel of y that begins there."""
+        """Return the rows and columns from pixel ``p * stride`` of x to the pixel that a tap reads for pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
     def meets(self, x: Images, y: Images, tap: Pair) -> bool:
-        """Whether a tap reads a pixel of x for any pixel of y: others only ever see the halo."""
+        """Return whether a tap reads any pixel of x; the other taps only ever read the halo."""
         return all(
             any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
     def held(self, x: Images, y: Images) -> bool:
-        """Whether all that the taps read are pixels and halo of x."""
+        """Return whether every tap reads only pixels and halo of x."""
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
             taps = [tap[axis] for tap in self.taps if self.meets(x, y, tap)]
             low = min((self.input(0, tap, axis) for tap in taps), default=0)
@@ -111,7 +116,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """A convolution's weights and how they slide. A linear layer is one of a single pixel."""
+    """The weights and window of a convolution. A linear layer is a convolution over a single pixel."""
 
     weight: Array
     """float32 [O, I / groups, kh, kw], rows in the order of y's channels; a pruned weight is exactly 0."""
@@ -130,5 +135,5 @@ class Convolution:
 
     @property
     def biases(self) -> Array:
-        """The bias of each row, zeros without one."""
+        """The bias of each row; zeros if there is none."""
         return np.zeros(len(self.weight), np.float32) if self.bias is None else np.asarray(self.bias, np.float32)

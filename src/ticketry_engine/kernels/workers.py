@@ -1,8 +1,8 @@
-"""Threads that stay, each fed by a queue: a native call in each, none of which holds Python's lock.
+"""Persistent threads, each fed by a queue, that run native calls without holding the GIL.
 
-Jobs may wait for one another natively, so either all of them have to begin or none, wherever the caller is interrupted.
-Python runs handlers of signals between its own instructions, not inside of a function in C; so feeding all queues and
-doing the caller's job is one call of such a function.
+Jobs may wait for each other natively, so either all of them must start or none, wherever the caller is interrupted.
+Python runs signal handlers between its own instructions, never inside a C function. Therefore filling all queues and
+running the caller's own job is a single call of a C function (``list.extend`` over ``map``).
 """
 
 from __future__ import annotations
@@ -25,55 +25,56 @@ _CALL = methodcaller("__call__")
 
 
 def cores() -> int:
-    """Cores that the calling thread may run on."""
+    """Return the number of cores that the calling thread may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @dataclass(slots=True)
-class _Call:
-    """What the jobs of one call share."""
+class _JobBatch:
+    """State shared by the jobs of one call."""
 
     holding: object
-    """What they use: each thread holds it until its job has ended, even if the caller did not wait for that."""
+    """Objects the jobs use; each thread keeps a reference until its job ends, even if the caller did not wait."""
     threads: int
-    """Beside the caller's."""
+    """Number of threads besides the caller's."""
     ended: list[BaseException | None] = field(default_factory=list)
-    """Of each job that has ended on a thread of its own: its error."""
+    """Error or None of each job that has finished on a worker thread."""
     signal: SimpleQueue[None] = field(default_factory=SimpleQueue)
-    """Gets an entry when all have."""
+    """Receives an entry when all jobs have finished."""
 
 
-_Queue = SimpleQueue["tuple[Job, _Call] | weakref.ref[Workers]"]
+_Queue = SimpleQueue["tuple[Job, _JobBatch] | weakref.ref[Workers]"]
 
 
 class Workers:
-    """So many threads beside the caller's. Used by one caller at a time; they end when nobody holds this any more."""
+    """A fixed number of worker threads, used by one caller at a time. They end when this object is collected."""
 
     def __init__(self, count: int) -> None:
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
         for queue in self._queues:
-            # Its last entry is put by the reference itself, a function in C: no handler of signals runs inside, whose
-            # error would be lost there. And before it starts: a caller interrupted here leaves none that waits.
+            # The weakref callback is a C function, so no signal handler can raise inside it. It is set
+            # before the thread starts, so that an interrupted caller leaves no waiting thread.
             gone = weakref.ref(self, queue.put)
             threading.Thread(target=_serve, args=(queue, gone), daemon=True, name="ticketry-engine").start()
 
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
-        """Do the first job here and each other one on a thread of its own; return when all are done.
+        """Run the first job here and each other job on its own thread; return when all have finished.
 
         Args:
-            jobs: functions with their arguments. Once one of them has begun, all will.
-            holding: what the jobs use. It lives until the last of them has ended.
+            jobs: functions with their arguments. Once one has started, all will.
+            holding: objects the jobs use, kept alive until the last job ends.
 
         Raises:
-            BaseException: the first that a job or a handler of signals raised, when all have ended. These workers are
-                not to be used again then.
+            BaseException: the first error of a job or a signal handler, after all jobs have ended. These workers must
+            not be
+                used again afterwards.
         """
         queues = self._queues[: len(jobs) - 1]
         if len(queues) < len(jobs) - 1:
             raise ValueError(f"{len(jobs)} jobs for {len(self._queues) + 1} threads")
-        call = _Call(holding, len(queues))
+        call = _JobBatch(holding, len(queues))
         steps: list[Callable[[], Any]] = [
             partial(queue.put, (job, call)) for queue, job in zip(queues, jobs[1:], strict=True)
         ]
@@ -87,7 +88,7 @@ class Workers:
                 call.signal.get()
         except BaseException as error:
             errors.append(error)
-            while begun and len(call.ended) < len(queues):  # interrupted once more, they still have to end
+            while begun and len(call.ended) < len(queues):  # even if interrupted again
                 with suppress(KeyboardInterrupt):
                     time.sleep(0.001)
         errors += [error for error in call.ended if error is not None]
@@ -96,7 +97,7 @@ class Workers:
 
 
 def _serve(queue: _Queue, gone: weakref.ref[Workers]) -> None:
-    """Do what the queue gives until it gives `gone`: whose threads they were is no more."""
+    """Run jobs from the queue until it delivers `gone`, the weak reference to the collected owner."""
     while not isinstance(given := queue.get(), weakref.ref):
         (function, arguments), call = given
         error: BaseException | None = None

@@ -167,7 +167,7 @@ def test_what_jobs_use_lives_until_they_have_ended() -> None:
         ended.append(alive() is not None)
 
     workers = Workers(1)
-    call = module._Call(used, 1)
+    call = module._JobBatch(used, 1)
     workers._queues[0].put(((job, ()), call))
     mine = [thread for thread in _engine_threads() if thread.is_alive()]
     del workers, used, call

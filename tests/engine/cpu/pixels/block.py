@@ -76,7 +76,7 @@ class Block:
         images = self.images if images is None else images
         touched = min(images, self.images)
         program = Program(ops, self.images, self.size, library(name), split="parts")
-        workspace = program._take(threads)
+        workspace = program._take_workspace(threads)
         program._give_back(workspace)
         memory = workspace.arenas[0].bytes
         for value, data in self.values.items():

@@ -134,7 +134,7 @@ class Case:
     def run(self, program: Program, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """What comes out and what should. Where nothing may be written, nothing was."""
         layer = self.layer
-        workspace = program._take(threads)
+        workspace = program._take_workspace(threads)
         program._give_back(workspace)
         arena = workspace.arenas[0].bytes
         arena[self.scratch :] = 255  # NaN: what is there is not to be relied on
@@ -248,7 +248,7 @@ def test_the_residual_may_be_what_is_written() -> None:
     case = Case(layer)
     case.residual = case.y
     program = case.program()
-    arena = program._take(1)
+    arena = program._take_workspace(1)
     program._give_back(arena)
     value = case.rng.standard_normal((16, 70, 8, 8)).astype(np.float32)
     beside = case.rng.standard_normal((16, 28, 8, 8)).astype(np.float32)
