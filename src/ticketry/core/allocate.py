@@ -201,7 +201,9 @@ def _of_m(
 ) -> Mask:
     """What N:M leaves of the candidates."""
     if half_rate:
-        raise UsageError(f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike")
+        raise UsageError(
+            f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
+        )
     chosen = {}
     for name, score in scores.items():
         _check_numbers(name, score)

@@ -288,13 +288,23 @@ def prune(
         raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
     asked = {"flops": flops, "time": time, "bytes": bytes}
     if given := [(name, amount) for name, amount in asked.items() if amount is not None]:
-        plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
-        if len(given) > 1 or not plain or iterations > 1 or regrow or half_rate or collapse != "raise":
-            raise UsageError(
-                f"{given[0][0]} takes the place of density and goes with score, scope, within, keep_at_least, batches,"
-                " loss and seed only: single weights over all layers in one cut"
-            )
         name, amount = given[0]
+        others = {
+            **{other: True for other, _ in given[1:]},
+            "density": density is not None,
+            "sparsity": sparsity is not None,
+            "pattern": not pattern.unstructured,
+            "distribution": distribution != "global",
+            "iterations": iterations != 1,
+            "regrow": regrow,
+            "half_rate": bool(half_rate),
+            "collapse": collapse != "raise",
+        }
+        if wrong := [other for other, is_given in others.items() if is_given]:
+            raise UsageError(
+                f"{name} takes the place of density, and chooses single weights over all layers in one cut: leave"
+                f" {' and '.join(wrong)} out"
+            )
         if example_inputs is None:
             raise UsageError(f"{name} is of a call, in which it is counted: prune(..., example_inputs=x)")
         if name == "flops":

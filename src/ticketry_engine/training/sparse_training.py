@@ -137,7 +137,8 @@ class SparseTraining(nn.Module):
         for name, parameter in model.named_parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise EngineError(
-                    f"{name} is {parameter.dtype} on {parameter.device}: sparse training computes in float32 on the CPU"
+                    f"{name} is {parameter.dtype} on {parameter.device}: sparse training computes in float32 on the"
+                    " CPU: move the model there, model.float().cpu(), before its optimiser is made"
                 )
         # The very dictionaries of the model: what takes a place in one takes it in the other.
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules

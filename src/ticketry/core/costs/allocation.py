@@ -138,6 +138,8 @@ def allocate_cost(
         raise UsageError(
             f"a budget of {budget:.4g} is below the {base + forced * unit:.4g} that these layers cost"
             + (f" with {keep_at_least} weights in each" if keep_at_least else " without any weight")
+            + ": ask for more"
+            + (" or keep fewer in each (keep_at_least)" if keep_at_least else "")
         )
     mask = flat.mask(chosen)
     if empty := [name for name, part in mask.items() if part.numel() and not bool(part.any())]:

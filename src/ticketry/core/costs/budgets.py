@@ -58,7 +58,10 @@ class Request:
         if self.example_inputs is None:
             raise UsageError(f"{self.unit} are those of a call: prune(model, ..., example_inputs=x)")
         if self.cost is not None and self.cost.unit != self.unit:
-            raise UsageError(f"a budget of {self.unit} needs costs in {self.unit}, not in {self.cost.unit}")
+            raise UsageError(
+                f"a budget of {self.unit} needs costs in {self.unit}, not in {self.cost.unit}: leave cost out, or take"
+                f" those of tk.cost.model(model, example_inputs, unit={self.unit!r})"
+            )
         if self.within is not None and self.structure not in (NONE, FINEST) and self.channels is None:
             raise UsageError(f"structure {self.structure} chooses whole blocks of each layer anew: leave out within")
         if self.structure != NONE and self.unit != "seconds" and self.channels is None:

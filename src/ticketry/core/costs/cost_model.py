@@ -143,7 +143,9 @@ class CostModel(Struct, frozen=True):
         """
         amount = parsed(asked, self.unit, self.dense)
         if amount < self.floor:
-            raise UsageError(f"a budget of {told(amount, self.unit)} is below the floor: {self.floor_in_words()}")
+            raise UsageError(
+                f"a budget of {told(amount, self.unit)} is below the floor: {self.floor_in_words()}; ask for more"
+            )
         return amount
 
     def base_seconds(self, base: str) -> float:

@@ -184,7 +184,8 @@ class Places:
                 raise HoldError(
                     f"the mask cannot be held: {type(self.model).__name__} has"
                     f" {'lost' if name not in found else 'another shape of'} its parameter {name!r} since (a module was"
-                    " rebuilt, parametrised or resized): leave the block before, and hold a mask of the new model"
+                    " rebuilt, parametrised or resized): leave the block or release() the mask before that, and hold a"
+                    " mask of the new model"
                 )
         tied = {name: name not in self._shapes and one is found[self.masked_by[name]] for name, one in found.items()}
         return {name: one for name, one in found.items() if not tied[name]}
@@ -194,6 +195,11 @@ class Places:
         return all(key in entries and entries[key] is value for _, entries, key, value in self._edges.values()) and all(
             _content(each.parameter) == each._content for each in held.values()
         )
+
+    def has_parameter_of(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimiser steps any parameter that the model has now."""
+        own = {id(parameter) for parameter in self.model.parameters()}
+        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     def is_on_the_way(self, module: nn.Module, key: str) -> bool:
         """Whether a masked parameter is reached through what the module calls `key`."""

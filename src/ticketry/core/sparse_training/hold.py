@@ -190,7 +190,12 @@ class Hold:
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._places.as_seen(self._held):
             put_back(self._places.model)
-            self._follow()
+            try:
+                self._follow()
+            except HoldError:
+                if self._concerns(optimizer) or self._places.has_parameter_of(optimizer):
+                    raise
+                return  # another model's step; the next one of this model reports it, or the check
         # State from before the mask came would move removed weights. A load of another state makes a new dictionary.
         if self._known.get(optimizer) is not optimizer.state and self._concerns(optimizer):
             self._known[optimizer] = optimizer.state

@@ -232,7 +232,10 @@ def meet_by(meter: Meter, costs: CostModel, time: float | str, allocate: Callabl
         UsageError: for a budget below the floor: it says what makes it.
     """
     if costs.unit != "seconds":
-        raise UsageError(f"a latency budget needs costs in seconds, not in {costs.unit}")
+        raise UsageError(
+            f"a latency budget needs costs in seconds, not in {costs.unit}: take those of tk.cost.model(model,"
+            " example_inputs)"
+        )
     asked, dense = costs.budget(time) / costs.dense, meter.dense_seconds
     tried = approach(meter, asked, by_costs(costs, allocate), floor=costs.floor / costs.dense)
     return replace(met_by(meter, tried, asked, Latencies(ENGINE, dense, dense, asked * dense)), costs=costs)
