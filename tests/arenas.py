@@ -50,7 +50,7 @@ class Arena:
         """Run a program of these operations; pixels and slack hold NaN before, halos zero before and after."""
         images = self.values[0].geometry.images
         program = Program(ops, images, self.size, library(self.target), self.split)
-        workspace = program._take(self.threads if self.split == "parts" else 1)
+        workspace = program._take_workspace(self.threads if self.split == "parts" else 1)
         for memory in workspace.arenas:
             floats = memory.bytes.view(np.float32)
             floats[:] = np.nan
