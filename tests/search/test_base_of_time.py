@@ -51,7 +51,7 @@ def test_names_from_before_bases_are_those_of_the_engine(tmp_path: Path) -> None
     known = str(costs().save(tmp_path / "costs.json"))
 
     def name(**settings: Any) -> str:
-        return request_of("oneshot", task(), Settings(**settings)).name
+        return request_of("oneshot", task(), Settings(**settings), replicates=3).name
 
     assert name(time=("50%",), base="engine", profile=known) == "oneshot-digits-5d84dbd3"
     assert name(time=(0.5, 0.25), base="engine", profile=known) == "oneshot-digits-86c0ba72"
