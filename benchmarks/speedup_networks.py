@@ -1,4 +1,4 @@
-"""Networks of docs/speedup.md: ``ticketry speedup benchmarks/speedup_networks.py:resnet18 --batch 1``. Needs timm.
+"""Networks of docs/budgets.md: ``ticketry speedup benchmarks/speedup_networks.py:resnet18 --batch 1``. Needs timm.
 
 All are untrained, with the weights that the libraries give them: latencies do not depend on them, masks do.
 """
