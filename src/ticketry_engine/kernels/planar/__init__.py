@@ -1,6 +1,9 @@
-"""Kernels over planes: a value is one plane a channel, images innermost, so that vectors run over positions and images.
+"""Kernels on the planar layout: each channel is one plane, images innermost.
 
-Any row of weights may keep any columns: an input column is the address of a plane plus a shift, and a table holds it.
+    plane of a channel:   [rows, columns, images] float32        vectors run over positions and images
+
+A weight row may retain any columns, because a column is only an address (plane plus shift) in a table. The time of
+sparse single weights is therefore proportional to their number.
 """
 
 from ticketry_engine.kernels.planar.attention import attention

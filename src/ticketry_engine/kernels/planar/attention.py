@@ -1,8 +1,16 @@
-"""Scaled dot-product attention over planes: channels are the features of all heads, positions the tokens.
+"""Scaled dot-product attention on planes: channels are the features of all heads, positions are the tokens.
 
-A few vectors of queries stay while the keys go by in blocks. Scores, their exponentials and the sums over keys all have
-one lane a query and image, so that no lane needs another's. The largest score so far is kept, and what has been summed
-is scaled when it grows (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): no score is kept.
+    y = softmax(scale * q @ k.T + bias) @ v,   for each head and image
+
+    for each tile of query vectors:                  one lane per query and image
+        for each block of keys:
+            s = scale * q @ k.T + bias               in registers
+            m' = max(m, s),  p = exp(s - m')
+            sums = sums * exp(m - m') + p @ v,  total = total * exp(m - m') + sum(p)
+        y = sums / total
+
+The running maximum m makes one pass over the keys enough, and no score is stored (Milakov and Gimelshein, "Online
+normalizer calculation for softmax", 2018). No lane needs a value of another lane.
 """
 
 from __future__ import annotations
@@ -22,9 +30,11 @@ from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.window import Array
 
 _MOST_KEYS = 12
-"""A block of keys has at most as many."""
+"""Maximum number of keys per block."""
 
 _HIDDEN = -1e30
+"""Finite stand-in for -inf in bias tables: its exponential is 0, and subtracting it from itself gives 0 rather than
+NaN."""
 
 
 def attention(
@@ -39,17 +49,17 @@ def attention(
     bias: Bias | None = None,
     windows: bool = False,
 ) -> list[Op]:
-    """``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
+    """Return the operations of ``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
 
     Args:
-        q, k, v, y: with heads * features channels, and tokens as positions. ``k`` and ``v`` may have other tokens than
-            ``q``, and fewer heads, each for as many of ``q``. ``y`` shares memory with none of them.
-        bias: what is added to the scores.
-        causal: whether a query sees the keys up to its own position only.
-        windows: whether each row of pixels is a window, whose tokens see those of the same window alone.
+        q, k, v, y: values with heads * features channels and tokens as positions. ``k`` and ``v`` may have other tokens
+            than ``q``, and fewer heads, each shared by several heads of ``q``. ``y`` must not overlap the others.
+        bias: added to the scores.
+        causal: whether a query attends only to keys up to its own position.
+        windows: whether each row of pixels is a window whose tokens attend only to each other.
 
     Raises:
-        EngineError: channels do not divide into heads, or tokens have a halo between them.
+        EngineError: if the channels do not divide into heads, or tokens have a halo between them.
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)
@@ -71,10 +81,10 @@ def attention(
 
 
 def _added(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
-    """[tables, keys, queries] with room behind the last query; bytes from head to head, from key to key, and from
-    window to window.
+    """Return the bias table [tables, keys, queries], padded after the last query, and its byte strides (head, key,
+    window).
 
-    -inf becomes a number so low that nothing is left of its exponential, but that can be taken from itself.
+    -inf becomes a finite number whose exponential is 0 and which can be subtracted from itself.
     """
     if bias.name not in spec.tables:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
@@ -84,7 +94,7 @@ def _added(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
 
 
 def _tokens(g: Geometry) -> tuple[int, int]:
-    """How many tokens a value has, and at which byte of a plane the first one is."""
+    """Return the number of tokens and the byte of the first one in its plane."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
     return g.height * g.width, g.position(0, 0) * g.step
@@ -98,7 +108,7 @@ class Attention(Written):
     values: int
     """Features of a head's values."""
     keys: int
-    """How many there are, at most `_MOST_KEYS`."""
+    """Keys per block, at most `_MOST_KEYS`."""
     causal: bool
     biased: bool = False
     windows: bool = False
@@ -108,23 +118,23 @@ class Attention(Written):
 
 
 class _Writer:
-    """Writes the kernel: a tile of ``across`` vectors of queries against blocks of ``block`` keys."""
+    """Writer of the kernel: tiles of ``across`` query vectors against blocks of ``block`` keys."""
 
     def __init__(self, kernel: Attention, e: Emitter) -> None:
         self.kernel, self.e, target = kernel, e, e.target
-        # Keys of several images are read for few queries each: more vectors of queries make up for it.
+        # With several images per vector each key is loaded for few queries: more query vectors make up for it.
         many = target.registers >= 32
         self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
         self.block = min(kernel.keys, (24 if many else 12) // self.across)
         self.images = min(kernel.images, target.lanes)
-        """Images in a vector; `parts` of them make up all."""
+        """Images per vector; a position takes `parts` vectors."""
         self.parts = kernel.images // self.images
         self.pixels = target.lanes // self.images
-        """Tokens in a vector."""
+        """Tokens per vector."""
         self.heads, self.group, self.depth, self.queries, self.count = (e.arg(i) for i in range(5))
         self.starts = [e.arg(5 + i) for i in range(4)]
         self.begins = self.starts
-        """Of the window at hand."""
+        """Starts of the current window."""
         self.window = e.i64(0)
         self.tables = [e.table(9 + i) for i in range(4)]
         self.scale = e.splat(e.load_f32(e.table(13)))
@@ -133,7 +143,7 @@ class _Writer:
 
     def _memory(self, vectors: int) -> ir.Value:
         place = self.e.b.alloca(ir.ArrayType(self.e.vector, vectors))
-        place.align, place.type = self._size, PTR  # the builder gives it a type of pointers that LLVM has no more
+        place.align, place.type = self._size, PTR  # the builder assigns a typed pointer, which LLVM no longer has
         return place
 
     @property
@@ -153,7 +163,7 @@ class _Writer:
             self._tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
     def _tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
-        """All keys for the queries from ``first`` on."""
+        """Process all keys for the queries from ``first`` on."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:
@@ -182,7 +192,7 @@ class _Writer:
         self._write(head, first, part, turn.results[self.across :])
 
     def _scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
-        """Products of each key of the block with each vector of queries."""
+        """Return the dot products of each key of the block with each query vector."""
         e, b = self.e, self.e.b
         key_head = b.udiv(head, self.group)
         with e.loop(0, self.depth, carried=[e.splat(0.0)] * (self.block * self.across)) as i:
@@ -198,7 +208,7 @@ class _Writer:
         return i.results
 
     def _biased(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
-        """The scores with what is added to those of each query and key."""
+        """Add the bias of each query and key to the scores."""
         e, b = self.e, self.e.b
         by_head, by_key = e.arg(15), e.arg(16)
         table = b.add(b.mul(head, by_head), b.mul(self.window, e.arg(17)))
@@ -215,7 +225,7 @@ class _Writer:
         return found
 
     def _masked(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """The scores; -inf where the key has been seen in an earlier block, or is after the query."""
+        """Set scores to -inf for keys already seen in an earlier block and for keys after the query."""
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))
         for index, score in enumerate(scores):
@@ -240,7 +250,7 @@ class _Writer:
     def _powers(
         self, scores: Sequence[ir.Value], most: Sequence[ir.Value], totals: Sequence[ir.Value]
     ) -> list[ir.Value]:
-        """Put the exponentials of the scores in their memory; add them up."""
+        """Store the exponentials of the scores and add them to the totals."""
         e, b = self.e, self.e.b
         for index, score in enumerate(scores):
             e.store(b.fsub(score, most[index % self.across]), self.scores, index * self._size, self._size)
@@ -253,7 +263,7 @@ class _Writer:
         return j.results
 
     def _add_values(self, head: ir.Value, key: ir.Value, part: ir.Value, shrink: Sequence[ir.Value]) -> None:
-        """Shrink what has been summed, and add the values of the block's keys by their exponentials."""
+        """Rescale the sums and add the values of the block's keys, weighted by their exponentials."""
         e, b = self.e, self.e.b
         powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
         begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
@@ -267,7 +277,7 @@ class _Writer:
                 e.store(total, here, v * self._size, self._size)
 
     def _write(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
-        """What has been summed over the total of the exponentials, of those queries that there are."""
+        """Store sums / totals for the queries that exist."""
         e, b = self.e, self.e.b
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
         left = b.sub(self.queries, first)
@@ -283,19 +293,19 @@ class _Writer:
 
     @property
     def _step(self) -> int:
-        """Bytes from one vector of queries to the next."""
+        """Bytes between two vectors of queries."""
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 
     def _sum(self, feature: ir.Value) -> ir.Value:
         return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
 
     def _place(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
-        """A token in a plane of the queries, keys, values or results."""
+        """Return the pointer to a token in a plane of q, k, v or y (`which` 0 to 3)."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
         byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
         return self.e.at(self.e.arena(plane), byte)
 
     def _image_values(self, place: ir.Value, token: int) -> ir.Value:
-        """The values of each image at a token, for all the queries in a vector."""
+        """Return each image's value at a token, repeated for all queries of a vector."""
         return lanes.repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

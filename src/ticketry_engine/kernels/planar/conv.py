@@ -1,6 +1,9 @@
-"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their tables.
+"""Turn a convolution and its weights into operations with tables. A linear layer is a 1x1 convolution.
 
-The tables of `row_sums`, which rows are summed over which columns, are packed without a loop over weights.
+    y[row] = act(bias[row] + residual[row] + sum over columns of weight[row, column] * x_shifted[column])
+
+A column is an input channel at one tap: the byte of its plane plus the tap's shift. `kernel_choice` picks the kernel;
+this module packs the tables described in `row_sums`, without a Python loop over weights.
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ from ticketry_engine.kernels.window import Array, Convolution, Window
 
 
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
-    """Operations for ``y = act(conv(x) + bias + residual)``. Pruned weights cost nothing.
+    """Return the operations of ``y = act(conv(x) + bias + residual)``. Pruned weights cost nothing.
 
     Args:
-        residual: has y's channels; may be y itself.
-        spec: without scratch memory x is read as it is, also where it would be faster not to.
+        residual: a value with y's channels; may be y itself.
+        spec: without scratch memory, x is read in place even where copying it would be faster.
 
     Raises:
-        ValueError: shapes do not fit; or x cannot be read as it is, and there is no scratch memory.
+        ValueError: if shapes do not match, or x cannot be read in place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
     _fits(x, y, layer, residual)
@@ -64,7 +67,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
 
 
 def _by_taps(tiles: Sequence[Tapped], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
-    """All rows by the kernel of rows with few inputs."""
+    """Return the operation that computes all rows with the kernel for rows with few inputs (`taps`)."""
     row, column = np.nonzero(matrix.weight)
     begins = matrix.columns[row // matrix.group_rows, column]
     entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
@@ -79,7 +82,7 @@ def _by_dots(
     layer: Convolution,
     spec: BlockSpec,
 ) -> list[Op]:
-    """All rows by inner products, over values of one position."""
+    """Return the operations that compute all rows as inner products (`dots`), for values of one position."""
     assert spec.reserve is not None
     x, y, residual = (0 if g is None else g.position(0, 0) * g.step for g in geometries)
     at = replace(
@@ -95,15 +98,15 @@ def _by_dots(
 
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
-    """Bytes of scratch memory that `conv` needs; 0 where it reads x as it is."""
+    """Return the bytes of scratch memory that `conv` needs; 0 if it reads x in place."""
     way = _way(x, y, layer, spec.target)
     return 0 if way.folds is None else way.folds.bytes
 
 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
-    """An estimate of the time that `conv` takes for a block of images on one thread, in nanoseconds.
+    """Estimate the time of `conv` for one block of images on one thread, in nanoseconds.
 
-    For choosing between ways to do the same work: see `kernel_choice`.
+    The estimate only serves to choose between ways to do the same work: see `kernel_choice`.
     """
     return _way(x, y, layer, spec.target).nanoseconds
 
@@ -114,7 +117,7 @@ def _way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_cho
 
 
 def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
-    """Weights as O x I x taps, without the taps that only ever see the halo."""
+    """Return the weights as O x I x taps, with zeros for taps that only read the halo."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.meets(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
@@ -122,7 +125,7 @@ def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer over what it reads, be it x or its copies."""
+    """A layer and the value it reads: x or its unfolded copies."""
 
     matrix: Matrix
     x: Planes
@@ -130,7 +133,7 @@ class _Layer:
     target: Target
 
     def op(self, kind: kernel_choice.Kind) -> Op:
-        """The operation for the rows of a kind."""
+        """Return the operation for the rows of one kind."""
         made = self._tables(kind)
         spec = Sums(
             kind.rows,
@@ -171,21 +174,21 @@ def _fits(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A layer as rows over columns."""
+    """A layer as a matrix: rows (outputs) over columns (inputs times taps)."""
 
     weight: Array
     """O x K float32; K runs over a conv group's inputs, then taps."""
     columns: Array
-    """Groups x K int64: the byte where each column begins: plane plus shift, relative to a tile's place."""
+    """Groups x K int64: the byte where each column begins (plane plus shift), relative to a tile's place."""
     taps: int
     y: Array
-    """O int64: where the planes of y begin."""
+    """O int64: the byte where each plane of y begins."""
     residual: Array | None
     bias: Array
 
     @property
     def inputs(self) -> int:
-        """Inputs of a conv group."""
+        """Inputs per conv group."""
         return int(self.weight.shape[1]) // self.taps
 
     @property
@@ -195,7 +198,7 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """What a kernel of `sums` is given, and what it must know of it."""
+    """Tables of a `row_sums` kernel and the properties its code depends on."""
 
     segments: Array
     columns: Array
@@ -205,16 +208,16 @@ class Tables:
     wide: bool
     blocked: bool
     reach: tuple[int, int]
-    """The least and the greatest byte at which a column begins."""
+    """Least and greatest byte at which a column begins."""
 
 
 def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
-    """Each row for itself.
+    """Pack tables in which each row has its own columns.
 
     Args:
-        rows: ascending.
-        block: inputs that a segment ranges over.
-        chunks: parts of the rows that threads may work on apart.
+        rows: row numbers, ascending.
+        block: inputs covered by one segment.
+        chunks: number of parts of the rows that threads may process in parallel.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -233,12 +236,12 @@ def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
 
 
 class _Rows:
-    """Tables of single rows as they grow."""
+    """Builder of the tables of single rows."""
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         self._parts: list[tuple[Array, ...]] = []
-        """Rows, head words and bases of segments; their columns, and weights."""
+        """Rows, head words and bases of segments; their columns and weights."""
         self._starts: list[tuple[int, int]] = []
         self._reach: list[int] = []
 
@@ -246,7 +249,7 @@ class _Rows:
         self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
 
     def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
-        """Segments of some rows; ``row`` (an index into them) and ``column`` of each weight."""
+        """Add a segment for each of `rows`; ``row`` (an index into them) and ``column`` locate each weight."""
         m = self._matrix
         index = rows[row]
         begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
@@ -266,10 +269,10 @@ class _Rows:
 
 
 def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> Tables:
-    """Rows that keep the same columns.
+    """Pack tables in which rows share their columns.
 
     Args:
-        groups: of each, sets of rows that are summed together, all of one length.
+        groups: for each set of shared columns, the sets of rows that are summed together, all of one length.
     """
     sets = [rows for group in groups for rows in group]
     kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
@@ -291,25 +294,25 @@ def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) ->
 
 
 class Reading(Protocol):
-    """Tables of what a kernel reads."""
+    """Tables with the bounds of what a kernel reads."""
 
     @property
     def weights(self) -> Array: ...
 
     @property
     def reach(self) -> tuple[int, int]:
-        """The least and the greatest byte at which a column begins."""
+        """Least and greatest byte at which a column begins."""
 
 
 def check(tables: Reading, x: Planes, places: Array, reach: tuple[int, int]) -> None:
-    """That no tile reads outside the planes.
+    """Check that no tile reads outside the planes.
 
     Args:
-        places: of the tiles.
-        reach: the least byte a tile reads, counted from where a column begins in it, and the first it does not.
+        places: places of the tiles.
+        reach: first and past-the-end byte that a tile reads, relative to the start of a column.
 
     Raises:
-        ValueError: it would.
+        ValueError: if a tile would read outside.
     """
     if not tables.weights.size:
         return
@@ -321,7 +324,7 @@ def check(tables: Reading, x: Planes, places: Array, reach: tuple[int, int]) -> 
 
 
 def _bases(begins: Array, counts: Array) -> Array:
-    """The least begin of each segment; 0 for one without columns."""
+    """Return the least column start of each segment; 0 for segments without columns."""
     bases = np.zeros(len(counts), dtype=np.int64)
     some = counts > 0
     if some.any():
@@ -330,7 +333,7 @@ def _bases(begins: Array, counts: Array) -> Array:
 
 
 def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
-    """``rows``: segments x rows of each."""
+    """Build the segment table; ``rows`` is [segments, rows per segment]."""
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
     for number, word in enumerate(head):
@@ -344,7 +347,7 @@ def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
 
 
 def _flags(counts: Array) -> Array:
-    """Rows x blocks: which block begins, and which ends each row: its first and last with weights, or block 0."""
+    """Return [rows, blocks] flags: each row's first block with weights gets FIRST, its last LAST (block 0 if empty)."""
     some = counts > 0
     flags = np.zeros(counts.shape, dtype=np.int64)
     index = np.arange(len(counts))
@@ -355,7 +358,7 @@ def _flags(counts: Array) -> Array:
 
 
 def even_parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
-    """Consecutive parts of about equal work, none of them empty; none with rows of two groups, if groups are given."""
+    """Yield consecutive non-empty slices of about equal work, none of which spans two groups."""
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
     if groups is not None:
@@ -373,7 +376,12 @@ def _tables(
     blocked: bool,
     reach: tuple[int, int],
 ) -> Tables:
-    """``columns`` in bytes from their segments' bases; of each chunk the first segment, their number, first weights."""
+    """Build `Tables`.
+
+    Args:
+        columns: bytes relative to their segment's base.
+        chunks: for each chunk its first segment, number of segments and first weight.
+    """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
     common = int(np.gcd.reduce(columns)) if len(columns) else 0

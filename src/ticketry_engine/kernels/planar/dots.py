@@ -1,14 +1,16 @@
-"""Kernels of values of one image and one position, as behind a mean over an image: inner products of rows of weights.
+"""Linear layers on a single position and image: inner products of sparse rows.
 
-Sums of planes would fill one lane of a vector there. Here lanes are columns: what the columns read is brought together
-once, side by side; then every row (or rows that keep the same columns) gathers the numbers of its columns, some at a
-time, and adds up the lanes at its end.
+    y[row] = act(bias[row] + residual[row] + sum over j of weight[row, j] * packed[column[row, j]])
+
+Used behind a global pooling, where planes hold one value and `row_sums` would fill one lane of a vector. Lanes are
+columns here: `Collect` copies the inputs side by side once, then each row (or rows with equal columns) gathers its
+inputs a vector at a time and adds the lanes once, at its end.
 
 Tables:
-    `Collect`: places (int32: the byte of each column), their number, the byte where they go. A zero follows them.
-    `Dots`: groups (int32): from which chunk of columns to which, then for each row where its plane of y begins, where
-        that of the residual does, and its bias; their number, the byte where columns lie side by side; columns
-        [chunks, lanes], counted in floats; weights [chunks, rows, lanes]. Chunks are filled up with the zero.
+    `Collect`: places (int32: byte of each column), their number, the byte where they go. A zero follows them.
+    `Dots`: groups (int32): first and past-the-end chunk of columns, then for each row the bytes of its planes of y and
+        of the residual, and its bias; their number; the byte of the packed inputs; columns [chunks, lanes], counted in
+        floats; weights [chunks, rows, lanes]. Chunks are padded with the index of the zero.
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array
 
 HEAD, ROW = 2, 3
-"""Words of a group before those of its rows, and of each row."""
+"""Words of a group before its rows, and words per row."""
 
 _WIDE = 1 << 16
 
 _MOST_ROWS = 4
-"""That share what is gathered."""
+"""Maximum number of rows that share one gather."""
 
 
 def possible(x: Geometry, y: Geometry, target: Target) -> bool:
-    """Whether a layer between such values has lanes to spare, and the processor gathers."""
+    """Return whether values have one position and image, and the processor gathers."""
     return y.height * y.width * y.images == 1 == x.images and target.gathers
 
 
 def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """About what both kernels take. ``kinds`` as of `kernel_choice.kinds`."""
+    """Estimate the cycles of both kernels. ``kinds`` as returned by `kernel_choice.kinds`."""
     total = 2.0 * columns
     for rows, groups in kinds.items():
         for sets in groups:
@@ -54,7 +56,7 @@ def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, targe
 
 @dataclass(frozen=True)
 class Collect(Written):
-    """Floats of anywhere, side by side."""
+    """Kernel that copies floats from arbitrary addresses side by side."""
 
     finished: ClassVar[bool] = True
 
@@ -112,7 +114,7 @@ class Dots(Written):
 
 
 def _gathered(e: Emitter, x: Any, index: Any) -> Any:
-    """The floats at some numbers (int32) from a place."""
+    """Load the floats at `index` (int32) from `x`."""
     count, scale = e.target.lanes, FLOAT
     if count == 16:
         everywhere = ir.Constant(ir.VectorType(I1, count), [1] * count)
@@ -123,7 +125,7 @@ def _gathered(e: Emitter, x: Any, index: Any) -> Any:
 
 
 def scratch_bytes(columns: int) -> int:
-    """Of what the columns read, side by side."""
+    """Return the bytes of the packed inputs."""
     return -(-(columns + 1) * FLOAT // LINE) * LINE
 
 
@@ -135,23 +137,23 @@ def ops(
     act: Activation,
     target: Target,
 ) -> list[Op]:
-    """The operations of a layer.
+    """Return the operations of a layer.
 
     Args:
         matrix: weights, rows x columns of a conv group; and the byte of each column, conv groups x columns.
-        kinds: rows that keep the same columns, as of `kernel_choice.kinds`.
-        rows: of each row the bytes where its planes of y and of the residual begin, and its bias.
-        scratch: where columns may lie side by side.
+        kinds: rows with equal columns, as returned by `kernel_choice.kinds`.
+        rows: for each row the bytes of its planes of y and of the residual, and its bias.
+        scratch: byte of the scratch memory for packed inputs.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)
-    places = columns[used].astype(np.int32)  # others may lie outside of the input
+    places = columns[used].astype(np.int32)  # unused columns may point outside the input
     number = np.cumsum(used).reshape(used.shape) - 1
     wide = len(places) >= _WIDE
     found = [Op(Collect(), (places if places.size else np.zeros(1, np.int32), len(places), scratch))]
     for size, sets in _parts(kinds).items():
         tables = _Tables(size, target.lanes, len(places))
-        # One number of chunks after the other: a loop whose length changes is foreseen wrongly.
+        # Sorted by number of chunks: branch prediction fails on loops whose length changes.
         for some in sorted(sets, key=lambda some: -(-np.count_nonzero(weight[some[0]]) // target.lanes)):
             kept = np.flatnonzero(weight[some[0]])
             numbers = number[some[0] // (len(weight) // len(columns)), kept]
@@ -163,7 +165,7 @@ def ops(
 
 
 class _Tables:
-    """The tables of `Dots` as they grow."""
+    """Builder of the tables of `Dots`."""
 
     def __init__(self, rows: int, lanes_: int, zero: int) -> None:
         self._rows, self._lanes, self._zero = rows, lanes_, zero
@@ -172,7 +174,7 @@ class _Tables:
         self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
 
     def add(self, columns: Array, weights: Array, words: list[int]) -> None:
-        """A group of rows: numbers of its columns, weights [rows, columns]."""
+        """Add a group of rows: numbers of its columns, weights [rows, columns]."""
         begin, count = len(self._columns), -(-len(columns) // self._lanes)
         filled = np.full(count * self._lanes, self._zero)
         filled[: len(columns)] = columns
@@ -183,12 +185,12 @@ class _Tables:
         self._groups.append([begin, begin + count, *words])
 
     def arrays(self, kind: type) -> tuple[Array, Array, Array]:
-        """Groups, columns, weights. The first chunk is nobody's, so that no table is empty."""
+        """Return groups, columns and weights. An unused first chunk keeps the tables from being empty."""
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 
 def _parts(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
-    """Sets of rows by their number, none of more than `_MOST_ROWS`."""
+    """Return sets of at most `_MOST_ROWS` rows, by their size."""
     found: dict[int, list[Array]] = {}
     for groups in kinds.values():
         for rows in (rows for sets in groups for rows in sets):

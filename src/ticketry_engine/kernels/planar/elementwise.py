@@ -1,7 +1,9 @@
-"""Sums, products, activations, and scales and shifts by channel, value by value over planes.
+"""Elementwise operations on planes: sums, products, activations, per-channel scale and shift, rotary embeddings.
 
-Values of one geometry are gone through in one run a plane, the halo's zeros between the rows included where they stay
-zeros; others row by row.
+    y = act(a + b)      y = act(a * b)      y = act(scale[c] * x + shift[c])      y = x * cos + partner * sin
+
+If all values have the same row length, a plane is one long run, including the halo where the result stays zero there;
+otherwise it is processed row by row. Four vectors per iteration keep loads and arithmetic busy.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from ticketry_engine.kernels.window import Array
 
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid")
 _UNROLLED = 4
-"""Vectors a turn of the main loop has: at least as many as a position's images take."""
+"""Vectors per iteration of the main loop: at least as many as the images of a position take."""
 
 
 def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> list[Op]:
-    """``y = act(a + b)`` (kind "add") or ``act(a * b)`` ("mul"); ``y`` may be ``a`` or ``b``.
+    """Return the operations of ``y = act(a + b)`` (kind "add") or ``act(a * b)`` ("mul"); ``y`` may be ``a`` or ``b``.
 
-    ``b`` has a's height and width, or one position, whose value is then every position's.
+    ``b`` has a's height and width, or one position that is broadcast.
     """
     if kind not in ("add", "mul"):
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
@@ -39,26 +41,27 @@ def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> 
 
 
 def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
-    """``y = act(x)``; ``y`` may be ``x``."""
+    """Return the operations of ``y = act(x)``; ``y`` may be ``x``."""
     return [_op(Elementwise("copy", activation(act)), [x], y, [])]
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
-    """``y = x``, in another geometry of the same height, width and images."""
+    """Return the operations of ``y = x`` for a geometry of the same height, width and images."""
     return apply(None, x, y)
 
 
 def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) -> list[Op]:
-    """``y = act(scale * x + shift)`` with one scale and shift a channel; ``y`` may be ``x``."""
+    """Return the operations of ``y = act(scale * x + shift)`` with per-channel factors; ``y`` may be ``x``."""
     factors = np.stack([scale, shift], 1).astype(np.float32)
     return [_op(Elementwise("affine", activation(act)), [x], y, [factors])]
 
 
 def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op]:
-    """``y = x * cos + partner * sin`` for each head, as many channels as ``cos`` and ``sin`` have.
+    """Return the operations of ``y = x * cos + partner * sin``, for heads of as many channels as ``cos`` and ``sin``.
 
-    The partner of a head's channel i is i + half for i < half, i - half below 2 half, and itself behind. ``y`` is none
-    of the others.
+    The partner of channel i of a head is i + half for i < half, i - half for i < 2 half, and i itself otherwise. ``y``
+    must
+    not overlap the others.
     """
     size = cos.channels
     partner = np.arange(size)
@@ -84,15 +87,15 @@ def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Seque
 
 @dataclass(frozen=True)
 class Elementwise(Written):
-    """``y = act(...)`` over runs of floats in the planes of each channel."""
+    """Kernel of ``y = act(...)`` on runs of floats in the planes of each channel."""
 
     kind: str
     """"copy", "affine" (one source), "add", "mul" (two) or "rotary" (four)."""
     act: Activation
     images: int = 0
-    """Where `spread`: of a position of the second source."""
+    """If `spread`: images per position of the second source."""
     spread: bool = False
-    """Whether the second source has one position."""
+    """Whether the second source has one position, which is broadcast."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -112,7 +115,7 @@ class Elementwise(Written):
                 self._run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """What is done with one vector of each source."""
+        """Return the function that combines one vector of each source."""
         b = e.b
         if self.kind == "affine":
             pair = e.at(e.table(factors), entry)
@@ -125,7 +128,7 @@ class Elementwise(Written):
         return lambda x, other: activate(e, self.act, (b.fadd if self.kind == "add" else b.fmul)(x, other))
 
     def _run(self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]) -> None:
-        """A run of floats: several vectors at once, then one by one, of which the last may be a part of one."""
+        """Process a run of floats: several vectors at once, then one by one; the last may be partial."""
         b, width = e.b, e.target.lanes
         step = _UNROLLED * width
         whole = b.mul(b.udiv(floats, e.i64(step)), e.i64(step))

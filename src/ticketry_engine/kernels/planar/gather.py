@@ -1,4 +1,9 @@
-"""Elements of planes copied to other places: windows, rolls, pads, channels and positions exchanged."""
+"""Copy elements of planes to other positions: window partitions, rolls, pads, transposes of channels and positions.
+
+    y[i] = source[of[i]][element[i]]      or 0 where of[i] is -1
+
+The copies are grouped into runs of consecutive elements (`copies`), which move as whole vectors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from ticketry_engine.kernels.window import Array
 
 
 def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
-    """Fill a value with elements of others, and with zeros. Arguments as of `pixels.gather`."""
+    """Fill a value with elements of `sources` and zeros. Arguments as of `channels_last.gather`."""
     of, element = where
     goals, found = _bytes(y).reshape(of.shape), np.zeros(of.shape, np.int64)
     for number, source in enumerate(sources):
@@ -28,7 +33,7 @@ def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> 
 
 
 def _bytes(value: Planes) -> Array:
-    """[channels, positions]: the arena's byte of each element."""
+    """Return the arena byte of each element: [channels, positions]."""
     g = value.geometry
     rows = np.arange(g.height) * g.row + g.position(0, 0)
     positions = (rows[:, None] + np.arange(g.width)).reshape(-1)

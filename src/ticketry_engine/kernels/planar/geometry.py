@@ -1,12 +1,16 @@
-"""How values lie in memory as planes.
+"""The planar layout: how a value is stored as one plane per channel.
 
-The plane of a channel holds its pixels row after row, and at each pixel the values of ``images`` images. A halo of
-zeros surrounds the pixels: ``halo`` rows above and below, ``halo`` positions before the first pixel of a row, and as
-many behind the last, which are at the same time those before the next row's first (``row`` is the distance of two
-rows). So a shift of an input by one tap of a convolution is one constant, at every pixel.
+    plane of a channel, halo 1:      . . . . . .        each position holds `images` floats
+                                     . p p p p .        p: pixel   .: halo (zeros)
+                                     . p p p p .        row: positions between two rows
+                                     . . . . . .
 
-A value is a list of planes, each somewhere in the arena: concatenation, splitting and shuffling of channels are other
-lists of the same planes and move no data.
+A halo of zeros surrounds the pixels: ``halo`` rows above and below, and ``halo`` positions between two rows, shared as
+the right border of one row and the left border of the next. So a tap of a convolution is one constant shift of the
+address at every pixel, with no bounds checks.
+
+A value is a list of planes at arbitrary arena offsets: concatenating, splitting and shuffling channels only permutes
+that list and moves no data.
 """
 
 from __future__ import annotations
@@ -24,41 +28,41 @@ LINE = 64
 """Bytes of a cache line."""
 
 SLACK = 256
-"""Bytes behind a plane that a kernel's last tile may read and, with zeros or a value's own, write."""
+"""Bytes after a plane that a kernel's last tile may read, and overwrite with zeros or the value's own data."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of one plane. Values of one geometry may follow one another in the same memory: all keep halos zero."""
+    """The shape of one plane. Values of equal geometry may reuse the same memory, since all keep the halo zero."""
 
     height: int
     width: int
     halo: int
     images: int
     row: int
-    """Positions from one row to the next: at least ``width + halo``."""
+    """Positions between the starts of two rows: at least ``width + halo``."""
 
     @classmethod
     def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
-        """The geometry with the tightest rows, or those given."""
+        """Build a geometry with the given row length, or the shortest possible."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def position(self, y: int, x: int) -> int:
-        """The position of a pixel in its plane; y and x may lie up to ``halo`` outside."""
+        """Return the position of a pixel in its plane; y and x may be up to ``halo`` outside."""
         return (y + self.halo) * self.row + x + self.halo
 
     def shift(self, rows: int, columns: int) -> int:
-        """Bytes from a pixel to the one so many rows below and columns to the right."""
+        """Return the bytes from a pixel to the one ``rows`` below and ``columns`` to the right."""
         return (rows * self.row + columns) * self.step
 
     @property
     def positions(self) -> int:
-        """Positions a plane has, halos included."""
+        """Positions of a plane, halo included."""
         return (self.height + 2 * self.halo) * self.row + self.halo
 
     @property
     def step(self) -> int:
-        """Bytes from one position to the next."""
+        """Bytes between two positions."""
         return FLOAT * self.images
 
     @property
@@ -69,7 +73,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Bare(Geometry):
-    """One whose planes have no slack: for tiles that end where planes end."""
+    """A geometry without slack, for tiles that end exactly where planes end."""
 
     @property
     def bytes(self) -> int:
@@ -78,14 +82,14 @@ class Bare(Geometry):
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A value: the geometry of its planes, and at which byte of the arena the plane of each channel begins."""
+    """A value: the geometry of its planes and the arena byte where each channel's plane begins."""
 
     geometry: Geometry
     offsets: np.ndarray[Any, np.dtype[np.int64]]
 
     @classmethod
     def at(cls, geometry: Geometry, channels: int, offset: int) -> Planes:
-        """Planes one behind the other from an offset (a multiple of 64)."""
+        """Place planes one after the other from `offset` on (a multiple of 64)."""
         return cls(geometry, offset + geometry.bytes * np.arange(channels, dtype=np.int64))
 
     @property
@@ -93,9 +97,9 @@ class Planes:
         return len(self.offsets)
 
     def take(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
-        """Some of the value's channels, in any order."""
+        """Return the value with these channels, in this order."""
         return Planes(self.geometry, self.offsets[np.asarray(channels, dtype=np.int64)])
 
     def part(self, first: int, channels: int) -> Planes:
-        """Some of the value's channels."""
+        """Return the value with ``channels`` channels from ``first`` on."""
         return Planes(self.geometry, self.offsets[first : first + channels])

@@ -1,7 +1,13 @@
-"""Which kernels of `sums` a layer takes: which rows are summed together, over which tiles, of x as it is or unfolded.
+"""Choose the kernel of a convolution by estimated time.
 
-Times are counted in cycles of a core that does two loads and two multiply-adds a cycle, and were compared with
-measurements on one processor (see benchmarks/kernels.py). They are for choosing between ways to do the same work.
+    row_sums   weighted sums of planes; rows with equal columns are summed together, over tiles of x or of its copies
+    taps       rows with few inputs, such as depthwise convolutions
+    dots       inner products, for one position and one image
+
+    time = sum over tiles of (columns * cycles per column + segments * cycles per segment) + copies + cache misses
+
+Cycles assume a core with two loads and two multiply-adds per cycle; the constants were fitted to measurements (see
+benchmarks/kernels.py). The estimates only serve to compare ways to do the same work.
 """
 
 from __future__ import annotations
@@ -23,58 +29,58 @@ from ticketry_engine.kernels.window import Array, Window
 from ticketry_engine.support.row_groups import row_groups
 
 _LAST = 16 << 20
-"""Bytes that stay in the last cache, beside what others put there."""
+"""Bytes that stay in the L3 cache beside other data."""
 
 _VISITS = ((2 << 20, 140), (1 << 20, 80), (1 << 18, 50))
-"""Cycles that it takes to go to the planes of other rows, where all values have more bytes than these: as many for four
-vectors as for sixteen (measured where an image has 64 to 240 planes of 28 x 28 to 112 x 112 pixels), and as many for
-rows that are summed together as for one: counted for each, layers of one pixel's products took 0.3 to 0.7 of it."""
+"""(bytes of all values, cycles per visit of another row's planes), for each cache level they exceed. Fitted to layers
+of
+64 to 240 planes of 28 x 28 to 112 x 112 pixels."""
 
 _ALONE = 1.3
-"""By how much more single rows take than is estimated, beside rows that share columns."""
+"""Correction factor of the estimate for single rows whose columns other rows share."""
 
 _BYTES_A_CYCLE = 8.0
-"""That come from memory, or go there."""
+"""Memory bandwidth in bytes per cycle."""
 
 _UNITS = 12
-"""Units of work that an operation should have, for threads to share."""
+"""Units of work per operation, for threads to share."""
 
 _CYCLES_PER_NS = 4.0
 
 _WIDEST_STRIDE = 2
-"""Columns from one window to the next up to which vectors are read as they lie, and positions picked from them."""
+"""Largest horizontal stride at which whole vectors are read and positions are picked from them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """Rows that are summed by one kernel."""
+    """Rows of a layer that one kernel computes."""
 
     rows: int
     """Rows summed together."""
     groups: list[list[Array]]
-    """Of each group of rows that keep the same columns, the sets of so many rows."""
+    """For each group of rows with equal columns, the sets of `rows` rows."""
     tiles: list[Tiles]
     block: int
-    """Inputs of a conv group that a segment ranges over."""
+    """Inputs of a conv group covered by one segment."""
     cycles: float
 
     @property
     def chunks(self) -> int:
-        """Parts of the rows that threads may work on apart."""
+        """Number of parts of the rows that threads may process in parallel."""
         return -(-_UNITS // sum(len(t.places) for t in self.tiles))
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """How a layer is done."""
+    """A way to compute a layer, with its estimated time."""
 
     folds: Unfolding | None
     kinds: list[Kind]
     cycles: float
     tapped: list[taps.Tapped] | None = None
-    """Tiles of the kernel of rows with few inputs, which then does all rows."""
+    """Tiles of the `taps` kernel, which then computes all rows."""
     dots: dict[int, list[list[Array]]] | None = None
-    """All rows by `kinds`, where inner products do them."""
+    """All rows by set size as of `kinds`, if inner products compute them."""
 
     @property
     def nanoseconds(self) -> float:
@@ -82,7 +88,7 @@ class Way:
 
     @property
     def visits(self) -> int:
-        """How often sums go from the planes of some rows to those of others: once for each tile of each set of rows."""
+        """How often the sums move on to the planes of other rows: once per tile and set of rows."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
         )
@@ -98,14 +104,14 @@ def best(
     target: Target,
     unfold: bool = True,
 ) -> Way:
-    """The way that takes least time.
+    """Return the fastest way.
 
     Args:
         weight: O x I/groups x taps.
-        unfold: whether x may be.
+        unfold: whether x may be copied.
 
     Raises:
-        ValueError: x would have to be unfolded, and may not be, or cannot as an image takes several vectors.
+        ValueError: if x would have to be unfolded but may not be, or cannot because an image takes several vectors.
     """
     outputs, inputs, size = weight.shape
     kept = weight != 0
@@ -142,7 +148,7 @@ def best(
 
 
 def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
-    """How many rows are summed together, by the number: of each group that keeps the same columns the sets of rows."""
+    """Return the sets of rows with equal columns that are summed together: set size -> for each group, its sets."""
     found: dict[int, list[list[Array]]] = {}
     per = len(kept) // groups
     for group in range(groups):
@@ -157,14 +163,14 @@ def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
 
 def _apart(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
-    """The same with every row by itself."""
+    """Return the same rows, each in its own set."""
     return {
         1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
     }
 
 
 def _together(rows: int) -> list[int]:
-    """Rows that keep the same columns in sets of at most 6, if possible of one size."""
+    """Split rows with equal columns into sets of at most 6, of one size if possible."""
     for size in (6, 4, 5):
         if rows % size == 0:
             return [size] * (rows // size)
@@ -172,9 +178,9 @@ def _together(rows: int) -> list[int]:
 
 
 def vectors(rows: int, target: Target) -> tuple[int, ...]:
-    """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers.
+    """Return the possible numbers of vectors per tile: sums, one column's inputs and one weight stay in registers.
 
-    For single rows smaller tiles too: the nearest cache keeps more inputs of those, so rows are taken up less often.
+    Single rows also try smaller tiles: the L1 cache then holds more of their inputs, so rows have fewer segments.
     """
     if target.registers >= 32:
         return {1: (16, 8), 2: (8,), 3: (8,)}.get(rows, (4,))
@@ -191,7 +197,7 @@ def _kinds(
     window: Window,
     target: Target,
 ) -> list[Kind]:
-    """``columns``: inputs of one conv group x taps, the byte where each begins."""
+    """Return the kinds with their tiles and times. ``columns``: [inputs of a conv group, taps], bytes."""
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
     for size, groups in rows.items():
@@ -206,7 +212,7 @@ def _kinds(
 
 
 def _block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
-    """Inputs whose part of a tile has so many bytes, which the nearest cache keeps."""
+    """Return the number of inputs whose share of a tile fills ``near`` bytes of the L1 cache."""
     some = columns[:8]
     if not some.size:
         return 1
@@ -215,7 +221,7 @@ def _block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
 
 
 def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
-    """The time of a kind: what each column and each segment of it takes, over all tiles."""
+    """Estimate the cycles of a kind: those of each column and each segment, over all tiles."""
     entries = sum(int(kept[group[0][0]].sum()) * len(group) for group in kind.groups)
     blocks = max(1, -(-len(columns) // kind.block))
     segments = sum(len(group) for group in kind.groups)
@@ -226,7 +232,7 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
         across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
         sets = side_by_side(kind.rows, vectors)
-        several = kind.rows == 1 and sets > 1  # columns of which one load reads the weights, and one the places
+        several = kind.rows == 1 and sets > 1  # one load reads several columns' weights, another their offsets
         loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
         sums = max(kind.rows * vectors / 2, 4 / sets)
         each = max(loads, sums) + (0.8 if sets == 1 else 0.4)

@@ -1,7 +1,7 @@
-"""What kernels over planes do with lanes of vectors: parts of a vector, transposes, values of a few images repeated.
+"""Lane operations of planar kernels: masks, partial vectors, transposes, repeated images.
 
-In a plane, lane j of the vectors at a position belongs to image j of those ``images``; a vector holds several positions
-where images are fewer than lanes, and a position takes several vectors where they are more.
+images < lanes:   a vector holds several positions      [p0 i0, p0 i1, p1 i0, p1 i1, ...]
+images >= lanes:  a position takes several vectors
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry
 from ticketry_engine.kernels.target import Target
 
 MOST = 16
-"""No target has more lanes."""
+"""Maximum number of lanes of any target."""
 
 
 def vector(lanes: int) -> ir.VectorType:
-    """The type of so many float32."""
+    """Return the type of a vector of float32."""
     return ir.VectorType(F32, lanes)
 
 
 def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
-    """The lanes of two vectors, those of ``b`` counted on after those of ``a``."""
+    """Return the selected lanes of two vectors; indices of ``b`` follow those of ``a``."""
     return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
 def splat(e: Emitter, scalar: ir.Value, lanes: int) -> ir.Value:
-    """A vector of so many lanes with one value in all of them."""
+    """Return a vector of `lanes` lanes that all hold `scalar`."""
     one = e.b.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, ir.Constant(I32, 0))
     return shuffle(e, one, one, [0] * lanes)
 
 
 def within(e: Emitter, count: ir.Value) -> ir.Value:
-    """The mask of the first ``count`` lanes (none, if it is negative)."""
+    """Return the mask of the first ``count`` lanes (empty if negative)."""
     lanes = e.target.lanes
     most = e.i64(lanes)
     few = e.b.trunc(e.select(e.b.icmp_signed("<", count, most), count, most), I32)
@@ -45,7 +45,7 @@ def within(e: Emitter, count: ir.Value) -> ir.Value:
 
 
 def from_bits(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-    """The mask that a table holds as a bit for each lane, in `mask_type`."""
+    """Load a mask stored as one bit per lane, in `mask_type`."""
     lanes = e.target.lanes
     bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
     if lanes < 8:
@@ -54,12 +54,12 @@ def from_bits(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Val
 
 
 def mask_type(target: Target) -> np.dtype[Any]:
-    """What a table of masks is made of, one a vector."""
+    """Return the element type of a mask table, one element per vector."""
     return np.dtype(np.uint16 if target.lanes == 16 else np.uint8)
 
 
 def only(e: Emitter, count: int) -> ir.Value | None:
-    """The mask of the first ``count`` lanes, known as the kernel is written; None if that is all of them."""
+    """Return the constant mask of the first ``count`` lanes; None if that is all of them."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
 
@@ -71,7 +71,7 @@ def load(
     mask: ir.Value | None = None,
     otherwise: ir.Value | None = None,
 ) -> ir.Value:
-    """A vector, of which lanes that are not in the mask are zero, or as ``otherwise``: their memory is not touched."""
+    """Load a vector. Lanes outside the mask are not read and become zero, or those of ``otherwise``."""
     if mask is None:
         return e.load(pointer, byte)
     given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
@@ -81,7 +81,7 @@ def load(
 def store(
     e: Emitter, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None
 ) -> None:
-    """Write the lanes of a vector that are in the mask."""
+    """Store the lanes of a vector that are in the mask."""
     if mask is None:
         e.store(value, pointer, byte)
         return
@@ -90,7 +90,7 @@ def store(
 
 
 def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
-    """Write the first ``count`` lanes of a vector, known as the kernel is written: in pieces, where masks are slow."""
+    """Store the first ``count`` lanes, a constant; in power-of-two pieces where masked stores are slow."""
     if e.target.masks or count >= e.target.lanes:
         store(e, value, pointer, byte, only(e, count))
         return
@@ -103,16 +103,16 @@ def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count
 
 
 def cleared(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
-    """A vector with zero in each lane for which a mask in memory, an int32 each, has 0 and not -1."""
+    """Zero the lanes whose entry in a mask in memory (int32, 0 or -1 per lane) is 0."""
     whole = ir.VectorType(I32, e.target.lanes)
     kept = e.b.and_(e.b.bitcast(value, whole), e.b.load(mask, typ=whole, align=4))
     return e.b.bitcast(kept, e.vector)
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """First lane 0 of each row, then lane 1 of each, and so on: as many vectors as there are rows (a power of two).
+    """Return lane 0 of each row, then lane 1 of each, and so on, as many vectors as rows (a power of two).
 
-    As many rows as lanes are transposed.
+    With as many rows as lanes this is a transpose.
     """
     if len(rows) == 1:
         return list(rows)
@@ -124,7 +124,7 @@ def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """The rows of which `interleave` makes these vectors."""
+    """Invert `interleave`."""
     if len(vectors) == 1:
         return list(vectors)
     lanes, halves = vectors[0].type.count, []
@@ -135,7 +135,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
-    """The values of ``images`` images, as often as a vector holds them (of more images than lanes, the first lanes)."""
+    """Load the values of ``images`` images, repeated to fill a vector (the first lanes, if there are more images)."""
     lanes = e.target.lanes
     if images >= lanes:
         return e.load(pointer, byte)
@@ -146,7 +146,7 @@ def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 
 
 
 def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
-    """What the positions in a vector add up to, as ``images`` lanes."""
+    """Sum the positions of a vector; the result has ``images`` lanes."""
     count = value.type.count
     while count > images:
         count //= 2
@@ -156,13 +156,13 @@ def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def every(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """Of the positions in so many neighbouring vectors, one of every so many: one vector."""
+    """Pick one of every ``len(vectors)`` positions of neighbouring vectors, from ``phase`` on, as one vector."""
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
     wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]
     found = vectors[0]
     for part in range(1, len(vectors)):
-        # Lanes that come from vectors before this one are in their places already.
+        # Lanes from earlier vectors are already in place.
         taken = [place % width + width if place // width == part else k for k, place in enumerate(wanted)]
         if part == 1:
             taken = [place if place < 2 * width else 0 for place in wanted]
@@ -171,16 +171,16 @@ def every(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) 
 
 
 def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """How the pixels of values of one size, each with a geometry of its own, lie as runs of floats.
+    """Return how the pixels of values of equal size form runs of consecutive floats.
 
     Args:
         geometries: of one height, width and number of images.
-        halos: whether positions of the halo between the pixels may be worked on too, which makes longer runs where all
-            geometries have the same rows.
+        halos: whether the halo between pixels may be processed too, which makes longer runs if all rows have one
+        length.
 
     Returns:
-        The number of runs, the floats of each, and for each geometry the byte at which the first one begins and the
-        bytes from one to the next.
+        The number of runs, the floats of each, and for each geometry the byte of the first run and the bytes between
+        two.
     """
     first = geometries[0]
     places = tuple((g.position(0, 0) * g.step, g.row * g.step) for g in geometries)

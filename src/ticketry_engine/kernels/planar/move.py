@@ -1,8 +1,11 @@
-"""Moves values between tensors outside, with any strides, and planes.
+"""Move values between external tensors of any strides and planes.
 
-Where pixels of a row are neighbours in the tensor, the rows of as many images are interleaved; where channels of a
-pixel are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or over the
-last channel, begins earlier instead: nothing outside the tensor is read or written.
+    tensor [image, channel, row, column]  <->  planes [channel][row, column, image]
+
+If the pixels of a row are contiguous in the tensor, the rows of several images are interleaved (`Rows`); if the
+channels of a pixel are, squares of pixels and channels are transposed in registers (`Columns`); otherwise elements
+move one by one (`Elements`). A vector that would cross the end of a row or the last channel starts earlier instead, so
+nothing outside the tensor is accessed.
 """
 
 from __future__ import annotations
@@ -20,27 +23,27 @@ from ticketry_engine.kernels.window import Array
 
 
 def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
-    """Read an external tensor of float32 into planes.
+    """Read an external float32 tensor into planes.
 
-    In a block with fewer images than planes have, the last one is there several times.
+    In a block with fewer images than the planes hold, the last image is repeated.
 
     Args:
-        number: which external tensor.
-        strides: from one image, channel, row and column of it to the next, in elements.
-        y: where its values go. Its geometry and channels are the tensor's.
-        item: bytes of a value in planes: `FLOAT`, or `bfloat.HALF` for bfloat16, of which positions hold twice as many
-            as their geometry says. Vectors have to have 16 lanes then.
+        number: number of the external tensor.
+        strides: elements between two images, channels, rows and columns of the tensor.
+        y: the destination, with the tensor's height, width and channels.
+        item: bytes of a stored value: `FLOAT`, or `bfloat.HALF` for bfloat16, with twice the images per position. The
+            latter requires vectors of 16 lanes.
     """
     return [_move(number, strides, y, item, out=False)]
 
 
 def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
-    """Write planes to an external tensor of float32 whose elements lie apart. Arguments as of `load`."""
+    """Write planes to an external float32 tensor with any strides. Arguments as of `load`."""
     return [_move(number, strides, x, item, out=True)]
 
 
 def constant(values: Array, y: Planes) -> list[Op]:
-    """Fill planes, for each image alike, with float32 [channels, height, width]."""
+    """Fill planes with float32 [channels, height, width], the same for each image."""
     g, width = y.geometry, values.shape[2]
     kernel = Rows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
     steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
@@ -70,10 +73,10 @@ def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: b
 
 
 class _Sides:
-    """Both sides of a move, as its kernel reads them from the operation's arguments."""
+    """Both sides of a move, as the kernel reads them from the operation's arguments."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
-        """`held`: the tensor is a table of the operation's."""
+        """Read the arguments. `held`: the tensor is a table of the operation."""
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
@@ -84,25 +87,28 @@ class _Sides:
         self.tensor = e.at(tensor, e.b.mul(e.state(State.FIRST), self.by_image))
 
     def outside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
-        """Where a row of the block's first image begins in the tensor."""
+        """Return the pointer to a row of the block's first image in the tensor."""
         b = self.e.b
         return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
 
     def inside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
-        """Where a row begins in its plane."""
+        """Return the pointer to a row in its plane."""
         b = self.e.b
         plane = self.e.arena(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image(self, number: int) -> ir.Value:
-        """Bytes from the block's first image to another in the tensor: to the last one there is, if it is not there."""
+        """Return the tensor's bytes from the block's first image to image `number`, or to the last one that exists."""
         b = self.e.b
         last = b.sub(self.here, self.e.i64(1))
         there = b.icmp_signed("<", self.e.i64(number), self.here)
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """How many chunks of ``size`` cover ``count`` (``few``, if below `lanes.MOST`), and where the last begins."""
+        """Return the number of chunks of ``size`` that cover ``count``, and the start of the last one.
+
+        ``few`` is `count` if it is below `lanes.MOST`.
+        """
         if few < size:
             return self.e.i64(1), self.e.i64(0)
         b = self.e.b
@@ -122,13 +128,13 @@ def _exchange(
     out: bool,
     item: int,
 ) -> None:
-    """Move vectors, turned on the way, between planes and rows of the tensor.
+    """Move vectors between planes and rows of the tensor, transposing them on the way.
 
     Args:
-        near: for each vector in a plane a pointer, bytes further, and which of its lanes are meant.
-        far: where each row begins, of which the lanes in `mask` are meant.
-        out: whether they go to the tensor.
-        item: bytes of a value in planes.
+        near: for each vector in a plane: pointer, further bytes, mask.
+        far: pointers to rows of the tensor; `mask` selects their lanes.
+        out: whether to write the tensor.
+        item: bytes of a stored value in planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
@@ -180,19 +186,19 @@ class Rows(Written):
                 self._chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
 
     def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
-        """One vector of each image's row."""
+        """Move one vector of each image's row."""
         width = e.target.lanes
         mask = lanes.only(e, self.width)
         together = min(self.images, width)
         for part in range(0, self.images, together):
-            # where the vectors that hold these images begin in the plane, and which lanes of each are pixels
+            # byte offsets and masks of the vectors that hold these images in the plane
             places = [self._place(index, part, width) for index in range(together)]
             near = [(plane, byte, lanes.only(e, floats)) for byte, floats in places if floats > 0]
             ways = (lanes.interleave, lanes.deinterleave)
             _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
-        """Of one of the vectors of a chunk: at which byte it begins, and how many of its lanes belong to the row."""
+        """Return the byte of a chunk's vector in the plane and the number of its lanes that belong to the row."""
         if self.images >= width:
             return self.item * (index * self.images + part), width if index < self.width else 0
         return FLOAT * index * width, self.width * self.images - index * width
@@ -200,13 +206,13 @@ class Rows(Written):
 
 @dataclass(frozen=True)
 class Columns(Written):
-    """Moves pixels whose channels are neighbours in the tensor."""
+    """Kernel that moves pixels whose channels are contiguous in the tensor."""
 
     images: int
     width: int
-    """Pixels of a row, or `lanes.MOST`."""
+    """Pixels per row, at most `lanes.MOST`."""
     channels: int
-    """Channels, or `lanes.MOST`."""
+    """Number of channels, at most `lanes.MOST`."""
     out: bool
     item: int = FLOAT
 
@@ -230,7 +236,7 @@ class Columns(Written):
     def _square(
         self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
-        """As many channels as lanes, by as many pixels and images."""
+        """Move as many channels as lanes, by as many pixels and images."""
         width = e.target.lanes
         mask = lanes.only(e, self.channels)
         floats = lanes.only(e, self.width * self.images)
@@ -240,7 +246,7 @@ class Columns(Written):
             _exchange(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
     def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
-        """Where the channels of each lane's pixel and image lie in the tensor: the last pixel's where a row ends."""
+        """Yield the tensor address of each lane's pixel and image; the last pixel's beyond the end of a row."""
         for x in range(e.target.lanes // len(images)):
             here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
             for image in images:
@@ -249,7 +255,7 @@ class Columns(Written):
 
 @dataclass(frozen=True)
 class Elements(Written):
-    """Moves one element after the other: any strides, and values too small for vectors."""
+    """Kernel that moves single elements: for any strides and for values too small for vectors."""
 
     out: bool
     held: bool = False

@@ -1,7 +1,11 @@
-"""Layer norm, root-mean-square norm and softmax over the channels of each position: a token's features, or a pixel's.
+"""Layer norm, RMS norm and softmax over the channels of each position.
 
-A few vectors of positions at a time are gone through channel after channel, once for each sum and once to write; they
-stay in the cache meanwhile.
+    layer norm   y = (x - mean) / sqrt(variance + eps) * weight + bias
+    RMS norm     y = x / sqrt(mean(x^2) + eps) * weight
+    softmax      y = exp(x - max(x)) / sum(exp(x - max(x)))
+
+Vectors run over positions and images, so no lanes are added together. 256 bytes of positions are processed at a time,
+channel by channel: one pass per sum and one to write. They stay in the L1 cache between passes.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
 _BYTES = 256
-"""Of a channel that are worked on at a time."""
+"""Bytes of each channel processed at a time."""
 
 
 def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, eps: float) -> list[Op]:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of each position; ``y`` may be ``x``."""
+    """Return operations for ``(x - mean) / sqrt(variance + eps) * weight + bias`` over channels; ``y`` may be ``x``."""
     factors = np.zeros((x.channels, 2), np.float32)
     factors[:, 0] = 1 if weight is None else weight
     factors[:, 1] = 0 if bias is None else bias
@@ -33,13 +37,13 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
 
 
 def rms_norm(x: Planes, y: Planes, weight: Array | None, eps: float) -> list[Op]:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the channels of each position; ``y`` may be ``x``."""
+    """Return operations for ``x / sqrt(mean(x^2) + eps) * weight`` over channels; ``y`` may be ``x``."""
     factors = np.ones(x.channels, np.float32) if weight is None else np.asarray(weight, np.float32)
     return [_op(RmsNorm(), x, y, [np.array([1 / x.channels, eps], np.float32), factors])]
 
 
 def softmax(x: Planes, y: Planes) -> list[Op]:
-    """``exp(x) / sum(exp(x))`` over the channels of each position; ``y`` may be ``x``."""
+    """Return operations for ``exp(x) / sum(exp(x))`` over channels; ``y`` may be ``x``."""
     return [_op(Softmax(), x, y, [])]
 
 
@@ -50,7 +54,7 @@ def _op(kernel: LayerNorm | RmsNorm | Softmax, x: Planes, y: Planes, tables: Seq
 
 
 class _Stack:
-    """A few vectors of positions, and the same ones of every channel."""
+    """A few vectors of positions across all channels."""
 
     def __init__(self, e: Emitter, channels: ir.Value, x: ir.Value, y: ir.Value, mask: list[ir.Value | None]) -> None:
         self.e, self.channels, self.mask = e, channels, mask
@@ -58,7 +62,7 @@ class _Stack:
         self._tables = e.table(7), e.table(8)
 
     def each(self, step: Callable[..., Sequence[ir.Value]], carried: Sequence[ir.Value] = ()) -> list[ir.Value]:
-        """``carried = step(channel, carried)`` from the first channel to the last."""
+        """Write ``carried = step(channel, carried)`` for each channel in order; return the final values."""
         with self.e.loop(0, self.channels, carried=carried) as channel:
             channel.next = list(step(channel.index, channel.carried))
         return channel.results
@@ -104,10 +108,11 @@ def _over_positions(e: Emitter, body: Callable[[_Stack], None]) -> None:
 
 @dataclass(frozen=True)
 class LayerNorm(Written):
-    """Mean and variance in passes of their own, the second of which also finds by how much the mean was missed.
+    """Layer norm kernel with one pass for the mean and one for the variance.
 
-    No digits are lost where the mean is far from 0 (Chan, Golub and LeVeque, "Algorithms for computing the sample
-    variance", 1983).
+    The second pass also sums ``x - mean``, the rounding error of the mean, and corrects for it (Chan, Golub and
+    LeVeque,
+    "Algorithms for computing the sample variance", 1983), so that a mean far from 0 loses no digits.
     """
 
     def write(self, e: Emitter) -> None:
@@ -150,7 +155,7 @@ class LayerNorm(Written):
 
 @dataclass(frozen=True)
 class RmsNorm(Written):
-    """Over the root of the mean square."""
+    """Root-mean-square norm kernel."""
 
     def write(self, e: Emitter) -> None:
         _over_positions(e, self._normalise)
@@ -178,7 +183,7 @@ class RmsNorm(Written):
 
 @dataclass(frozen=True)
 class Softmax(Written):
-    """Of the values less the largest one."""
+    """Softmax kernel; subtracts the largest value first."""
 
     def write(self, e: Emitter) -> None:
         _over_positions(e, self._normalise)

@@ -1,7 +1,9 @@
-"""Pooling over planes: the largest or the mean value of windows, and the mean of a whole plane.
+"""Max and average pooling of windows, and the mean of whole planes.
 
-Tables tell for each row and column of the output where its window begins in the input, and how many of its taps are
-inside: a halo's zeros never count.
+    y[r, c] = max or mean of x[r * stride + i * dilation - padding, c * stride + j * dilation - padding] over taps i, j
+
+Tables hold for each output row and column where its window begins in the input and how many of its taps are inside, so
+the zeros of the halo never count and the inner loops have no bounds checks.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from ticketry_engine.kernels.window import Array, Axis, Window
 
 
 def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
-    """The largest value of each window; NaN does not count. The size of ``y`` tells how many windows there are."""
+    """Return operations for the maximum of each window. The size of ``y`` determines the number of windows."""
     return [_Pool("max", x, y, window).op(np.ones(1), np.ones(1))]
 
 
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """The mean of each window, as of `max_pool`.
+    """Return operations for the mean of each window, as in `max_pool`.
 
     Args:
-        count_include_pad: whether the padding counts as zeros rather than not at all.
+        count_include_pad: whether padding counts as zeros or not at all.
     """
     pool = _Pool("mean", x, y, window)
     counts = [pool.inside(axis)[:, 1] for axis in (0, 1)]
@@ -39,7 +41,7 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
 
 
 def global_mean(x: Planes, y: Planes) -> list[Op]:
-    """The mean of each plane; ``y`` has one position."""
+    """Return operations for the mean of each plane; ``y`` has one position."""
     g = x.geometry
     _, floats, ((start, _),) = lanes.runs([g], halos=True)
     share = np.array([1 / (g.height * g.width)], np.float32)
@@ -49,7 +51,7 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Which windows of ``x`` become which positions of ``y``."""
+    """Mapping from windows of ``x`` to positions of ``y``."""
 
     kind: str
     x: Planes
@@ -57,12 +59,12 @@ class _Pool:
     window: Window
 
     def along(self, axis: int) -> tuple[Axis, int]:
-        """The windows along the rows (axis 0) or columns (1), and how many there are."""
+        """Return the windows along the rows (axis 0) or columns (1) and their number."""
         g = self.y.geometry
         return self.window.axes(self.x.geometry)[axis], (g.height, g.width)[axis]
 
     def inside(self, axis: int) -> Array:
-        """Of each window: the first row or column inside the input, and how many of its taps are."""
+        """Return for each window its first row or column inside the input and the number of taps inside."""
         along, outputs = self.along(axis)
         begin, step = along.begins(outputs), along.dilation
         first = np.maximum(0, -(begin // step))
@@ -70,7 +72,7 @@ class _Pool:
         return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
 
     def op(self, share_rows: Array, share_columns: Array) -> Op:
-        """The operation. A mean is the sum times the shares of its row and column."""
+        """Return the operation. A mean is the sum times the factors of its row and column."""
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
         rows, columns = self.inside(0), self.inside(1)
         rows[:, 0] = (rows[:, 0] * g.row + g.position(0, 0)) * g.step
@@ -87,7 +89,7 @@ class _Pool:
         return Op(kernel, (*args, table, -padding * g.step))
 
     def _spanned(self) -> bool:
-        """Whether vectors over positions save time, and all they read is in the plane (and its halo wide enough)."""
+        """Whether vectors over positions save time, and read only the plane and its halo."""
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         saved = stride * g.images <= 8 and stride <= 4 and size <= 7
@@ -95,12 +97,12 @@ class _Pool:
 
     @property
     def _last(self) -> int:
-        """The last column that a window reaches."""
+        """Last column that a window reads."""
         along, outputs = self.along(1)
         return int(along.begins(outputs)[-1]) + (along.size - 1) * along.dilation
 
     def _bounds(self) -> Array:
-        """What values of a row count at most, from the first window's begin on: those outside, as nothing."""
+        """Return upper bounds of a row's values from the first window on: inf inside, -inf outside the input."""
         g, (along, outputs) = self.x.geometry, self.along(1)
         count = (_rounded(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
         columns = np.arange(count) - along.padding
@@ -108,19 +110,19 @@ class _Pool:
         return np.repeat(bounds, g.images).astype(np.float32)
 
     def _repeated(self, shares: Array) -> Array:
-        """The share of each column, as often as there are images."""
+        """Return the factor of each column, repeated for each image."""
         values = np.zeros(_rounded(len(shares) * self.x.geometry.images), np.float32)
         values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)
         return values
 
 
 def _rounded(floats: int) -> int:
-    """Floats that vectors of any target take to hold so many."""
+    """Round up to whole vectors of any target."""
     return -(-floats // lanes.MOST) * lanes.MOST
 
 
 class _Line:
-    """A row of the output, and the rows of the input that its windows have taps in."""
+    """A row of the output and the input rows of its windows."""
 
     def __init__(self, e: Emitter, turn: ir.Value) -> None:
         b = e.b
@@ -133,7 +135,7 @@ class _Line:
         self._e, self._row = e, row
 
     def share(self) -> ir.Value:
-        """By what the sums of this row are multiplied."""
+        """Load the factor of this row's sums."""
         return self._e.load_f32(self._e.table(8), self._e.b.mul(self._row, self._e.i64(FLOAT)))
 
 
@@ -152,15 +154,16 @@ def _added(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value:
     if kind == "mean":
         return e.b.fadd(old, new)
     larger = e.b.or_(e.b.fcmp_ordered(">", old, new), e.b.fcmp_unordered("uno", old, old))
-    return e.select(larger, old, new)  # like torch: NaN is larger than anything
+    return e.select(larger, old, new)  # as in torch, NaN is the maximum
 
 
 @dataclass(frozen=True)
 class Windows(Written):
-    """The largest (``"max"``) or mean (``"mean"``) value of windows of any shape, position by position.
+    """Max (``"max"``) or mean (``"mean"``) pooling of windows of any shape, position by position.
 
-    A vector holds the images of one position. The last arguments are the shares by which columns' sums are multiplied,
-    and for each column where its windows begin and how many taps they have.
+    A vector holds the images of one position. The last arguments are the factors of the columns' sums, and for each
+    column
+    the start of its windows and their number of taps.
     """
 
     kind: str
@@ -180,7 +183,7 @@ class Windows(Written):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
     def _window(self, e: Emitter, line: _Line, first: ir.Value, count: ir.Value) -> list[ir.Value]:
-        """What the taps inside come to, as many vectors as a position's images take."""
+        """Return the maximum or sum of the taps inside, as many vectors as a position's images take."""
         b = e.b
         kind = lanes.vector(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_nothing(self.kind)] * kind.count)
@@ -197,11 +200,12 @@ class Windows(Written):
 
 @dataclass(frozen=True)
 class Spans(Written):
-    """As `Windows`, for few images: vectors run over positions.
+    """Pooling for few images: vectors run over positions.
 
-    With a stride, positions between those wanted are worked out too and left out at the end. Positions outside the
-    input are read as the halo's zeros (means), or `bounded`. The last arguments are the shares of each float of a row's
-    sums, or what each float of a row of the input counts at most; and the byte at which a row's first window begins.
+    With a stride, the positions in between are computed and dropped. Positions outside the input are read as the halo's
+    zeros (means) or clamped to -inf (`bounded`). The last arguments are the factor of each float of an output row, or
+    the
+    upper bound of each float of an input row; and the byte where a row's first window begins.
     """
 
     kind: str
@@ -209,9 +213,9 @@ class Spans(Written):
     taps: int
     """Columns of a window."""
     stride: int
-    """From one window to the next along a row."""
+    """Columns between two windows."""
     bounded: bool
-    """Whether windows reach over the ends of a row and their largest values are wanted."""
+    """Whether windows cross the ends of a row in max pooling."""
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, e.target.lanes
@@ -226,7 +230,7 @@ class Spans(Written):
                 self._vector(e, line, whole, lanes.within(e, rest))
 
     def _vector(self, e: Emitter, line: _Line, first: ir.Value, mask: ir.Value | None) -> None:
-        """A vector of a row of the output, from a float on."""
+        """Compute one vector of an output row."""
         byte = e.b.mul(first, e.i64(FLOAT))
         value = lanes.every(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
@@ -234,7 +238,7 @@ class Spans(Written):
         lanes.store(e, value, line.y, byte, mask)
 
     def _sums(self, e: Emitter, line: _Line, byte: ir.Value) -> list[ir.Value]:
-        """What windows that begin at each of so many neighbouring positions come to."""
+        """Return the maximum or sum of the windows at consecutive positions, `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_nothing(self.kind))] * self.stride) as row:
@@ -246,14 +250,16 @@ class Spans(Written):
                     value = e.load(e.at(start, along), further)
                     if self.bounded:
                         most = e.load(e.at(e.table(11), b.add(byte, along)), further)
-                        value = e.select(b.fcmp_ordered(">", most, e.splat(0.0)), value, most)  # NaN outside too
+                        value = e.select(
+                            b.fcmp_ordered(">", most, e.splat(0.0)), value, most
+                        )  # also replaces NaN outside
                     row.next[part] = _added(e, self.kind, row.next[part], value)
         return row.results
 
 
 @dataclass(frozen=True)
 class Mean(Written):
-    """The mean of each plane, whose halo of zeros between the rows is added too."""
+    """Mean of each plane; halo zeros between rows are added too."""
 
     images: int
 

@@ -1,22 +1,22 @@
-"""The kernel: weighted sums of shifted planes.
+"""Kernel of sparse convolutions and linear layers: weighted sums of shifted planes.
 
-For a set of rows that keep the same columns, and a tile of positions, ``sum[row][t] += weight[row] * x[column][t]``
-stays in registers over all columns. A column is the address of a plane plus a shift, so a table of columns is all that
-tells convolutions, groups, concatenated inputs and linear layers from one another.
+    sum[row][t] += weight[row] * x[column + t]        t: vectors of a tile, all sums in registers
+
+For a set of rows with equal columns and a tile of positions, the sums stay in registers over all columns: one load of
+an input serves all rows, and one broadcast weight all vectors of the tile. A column is the address of a plane plus a
+shift, so the table of columns is all that distinguishes convolutions, groups, concatenated inputs and linear layers.
 
 Tables:
-    segments (int32): the number of columns, shifted by `FLAG_BITS`, and flags; a byte that all its columns are counted
-        from; where several rows share columns, the first of them in the table of columns; then for each row where its
-        plane of y begins, where that of the residual does, and its bias
-    columns: where each begins, in units of `Sums.unit` bytes; of the segments in turn, or shared between segments
-    weights (float32): for each column of each segment in turn, each row's weight
-    chunks (int64), parts of the rows for threads to share: the first byte of its segments, their number, the first of
-        its weights
+    segments (int32): the number of columns, shifted left by `FLAG_BITS`, and flags; the base byte of its columns; if
+        several rows share columns, the first of them in the table of columns; then the byte of each row's plane of y,
+        that of its residual plane, and its bias
+    columns: offset of each from the base, in units of `Sums.unit` bytes; in segment order, or shared between segments
+    weights (float32): each row's weight, for each column of each segment
+    chunks (int64): parts of the rows for threads: the first byte of its segments, their number, its first weight
     places and masks of tiles: see `tiles`
 
-A row may be summed in several segments, one for each block of inputs, so that the inputs of a block stay in the nearest
-cache: sums are then added to what is in y, unless the segment is its row's `FIRST`; activation and masks come with its
-`LAST`.
+A row may have several segments, one per block of inputs, so that a block's inputs stay in the L1 cache. Sums are then
+added to y, unless the segment is the row's `FIRST`; activation and masks are applied in its `LAST`.
 """
 
 from __future__ import annotations
@@ -31,35 +31,34 @@ from ticketry_engine.kernels.planar.geometry import LINE
 from ticketry_engine.kernels.planar.tiles import Shape
 
 FIRST, LAST = 1, 2
-"""Flags of a segment: it begins its rows' sums; it ends them."""
+"""Flags of a segment: it starts its rows' sums; it completes them."""
 
 FLAG_BITS = 2
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, their number, its masks."""
+"""Arguments: tables, the number of chunks; then for each shape its places, their number and its masks."""
 
 AHEAD = 3
-"""Columns of a single row that are looked up before their turn: so that reading x never waits for an address."""
+"""Columns of a single row whose offsets are loaded ahead, so that reading x never waits for an address."""
 
 FETCHED_AHEAD = 4096
-"""Bytes of weights after which the next lines of the tables are asked for, where tiles have few positions.
+"""Prefetch distance in the table of weights, in bytes, for tiles with few positions.
 
-With one image tables are read once, from the last cache: VGG-16 and ResNet-18 with 20 and 10 % of their weights took
-0.75, 0.88, 0.89 and 0.99 of the time (a Zen 5; 2,048 and 8,192 bytes did as well), with sixteen images and more as long
-as before. With AVX2, where turns are shorter, they took 0.89 to 1.03 of it: there nothing is asked for."""
+With one image each table entry is read once, from the L3 cache. Chosen by measurement on VGG-16 and ResNet-18; half
+and twice the distance perform alike. AVX2 gains nothing, so nothing is prefetched there."""
 
 
 _UNDER_WAY = 8
-"""Sums that keep the adders busy: two adders, four cycles each."""
+"""Independent sums that keep the adders busy: two adders with a latency of four cycles."""
 
 
 def side_by_side(rows: int, vectors: int) -> int:
-    """Sums of each row and vector that are held side by side, where those of a tile are too few to keep adders busy."""
+    """Return how many partial sums each row and vector needs so that a small tile keeps the adders busy."""
     return -(-_UNDER_WAY // (rows * vectors))
 
 
 class OfSegments(Written):
-    """A kernel that goes over segments: how they lie in their table."""
+    """Base class of kernels that process segments: the layout of the segment table."""
 
     rows: int
     residual: bool
@@ -76,15 +75,17 @@ class OfSegments(Written):
 
 @dataclass(frozen=True)
 class Sums(OfSegments):
-    """Args:
-    rows: rows that share columns.
-    shapes: of the tiles, each with its own code.
-    masked: for each shape whether its tiles have masks.
-    residual: whether y begins with another value.
-    blocked: whether rows have several segments.
-    unit: bytes that columns are counted in.
-    wide: whether columns take 32 bits (signed) instead of 16.
-    sets: sums of each row and vector held side by side, the same for all tiles; 0 for what each tile needs by itself.
+    """Kernel of weighted sums of planes.
+
+    Args:
+        rows: rows that share columns.
+        shapes: shapes of the tiles; each gets its own code.
+        masked: for each shape whether its tiles have masks.
+        residual: whether another value is added to y.
+        blocked: whether rows have several segments.
+        unit: unit of the column offsets, in bytes.
+        wide: whether columns take 32 bits (signed) instead of 16.
+        sets: partial sums per row and vector, the same for all tiles; 0 for what each tile needs (`side_by_side`).
     """
 
     finished: ClassVar[bool] = True
@@ -106,7 +107,7 @@ class Sums(OfSegments):
 
 @dataclass
 class _Tile:
-    """Pointers to a tile, in an imagined plane at the arena's start, of x, y and the residual, and to its masks."""
+    """Pointers to a tile of x, y and the residual, in a plane at the arena's start, and to its masks."""
 
     x: Any
     y: Any
@@ -115,7 +116,7 @@ class _Tile:
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: Sums, number: int) -> None:
         self.e, self.spec, self.number = e, spec, number
@@ -129,7 +130,7 @@ class _Body:
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
     def emit(self) -> None:
-        """Units of work, for threads to share: a chunk of the rows over a tile each."""
+        """Loop over this thread's units of work: one chunk of rows over one tile each."""
         e, b = self.e, self.e.b
         low, high = e.share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
@@ -137,7 +138,7 @@ class _Body:
             self._chunk(chunk, self._tile(b.udiv(unit.index, self.chunk_count)))
 
     def _chunk(self, chunk: Any, tile: _Tile) -> None:
-        """All segments of a chunk, over one tile."""
+        """Process all segments of a chunk, over one tile."""
         e, b, spec = self.e, self.e.b, self.spec
         start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
@@ -191,7 +192,7 @@ class _Body:
         return loop.results[:count]
 
     def _side_by_side(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
-        """Several columns a turn, as far as they go: where they end, and the sums of all sets."""
+        """Process several columns per iteration; return where they end, and the sums over all sets."""
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))
@@ -213,7 +214,7 @@ class _Body:
         return middle, parts[0]
 
     def _fetch(self, table: Any, index: Any, size: int, count: int) -> None:
-        """Ask for the lines of so many entries of a table, of so many bytes each, whose turn comes later."""
+        """Prefetch the lines that hold `count` entries of a table, `FETCHED_AHEAD` bytes ahead."""
         if not self.e.target.masks:
             return
         ahead = FETCHED_AHEAD * size // (4 * self.spec.rows)
@@ -222,14 +223,14 @@ class _Body:
             self.e.fetch(here, ahead + byte)
 
     def _some(self, columns: Any, index: Any, count: int) -> list[Any]:
-        """The bytes where so many columns from an index on begin, of which one load reads several."""
+        """Return the byte offsets of `count` columns from `index` on; one load reads several."""
         e, b, size = self.e, self.e.b, self._column_bytes
         found, bits = [], 8 * size
         for number in range(count):
             part = number * size % 8
             if part == 0:
                 at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
-                word = e.opaque(b.load(at, typ=I64, align=size))  # or it would be read when its turn comes
+                word = e.opaque(b.load(at, typ=I64, align=size))  # opaque: the load must not be delayed
             value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
             if not self.spec.wide:
                 value = b.and_(b.lshr(word, e.i64(8 * part)), e.i64((1 << bits) - 1))
@@ -237,7 +238,7 @@ class _Body:
         return found
 
     def _weights(self, index: Any, count: int) -> list[list[Any]]:
-        """For so many columns each row's weight in all lanes, of which one load reads those of a single row."""
+        """Return each row's weight in all lanes, for `count` columns; one load reads several of a single row."""
         e, b, rows = self.e, self.e.b, self.spec.rows
         at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
         if rows > 1 or count == 1:
@@ -247,18 +248,18 @@ class _Body:
         found = []
         width = min(count, e.target.lanes)
         for start in range(0, count, width):
-            # Opaque, or the optimiser makes a load for each of them.
+            # Opaque, or the optimiser loads each weight separately.
             several = e.opaque(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
             found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
         return found
 
     def _column(self, columns: Any, index: Any, further: int = 0) -> Any:
-        """The byte where the column of an index begins, or that of one so many further."""
+        """Return the byte offset of column ``index + further``."""
         e, b = self.e, self.e.b
         size = self._column_bytes
         at = e.at(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
         kind, widen = (I32, b.sext) if self.spec.wide else (I16, b.zext)
-        # Atomic (which costs nothing here), or the optimiser moves it back to where the column is read.
+        # Atomic (free here), or the optimiser delays the load until the column is read.
         value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
         return b.mul(widen(value, I64), e.i64(self.spec.unit))
 
@@ -274,9 +275,9 @@ class _Body:
     # What sums are added to, and what becomes of them
 
     def _bases(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
-        """Row by row the vectors that the segment's sums are added to.
+        """Return, row by row, the vectors to which the segment's sums are added.
 
-        Read behind the sums and not before, so that no sum waits for them to come from a farther cache.
+        They are read after the sums, so that no sum waits for a slower cache.
         """
         if not self.spec.blocked:
             return self._fresh(segment, tile)

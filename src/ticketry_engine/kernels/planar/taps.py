@@ -1,25 +1,24 @@
-"""The kernel of rows with few inputs, as of depthwise convolutions: weighted sums of shifted planes without copies.
+"""Kernel of rows with few inputs, such as depthwise convolutions: weighted sums of shifted planes without copies.
 
-Where a vector spans several positions, what a tap reads for some of them may lie outside of x, or be the end of another
-row. `unfold` makes copies for that, which pays where many rows read them. Here a vector is read as it lies, and lanes
-that see nothing count as zero, by a table of masks: three loads for a tap in the place of a copy. With a horizontal
-stride so many neighbouring vectors are read, of which every so-manieth position is taken.
+    y[row][t] = act(bias + residual + sum over taps of weight[tap] * (x[t * stride + shift(tap)] if inside else 0))
 
-Where a processor has registers for masks, lanes that see nothing are not read, and a mask is a bit for each lane. On
-others reading by a mask takes several times as long, and writing by one ten times: there all lanes are read, be it
-beyond a plane's end, and what sees nothing is cleared by a mask of whole lanes, of which there are few different ones.
+If a vector spans several positions, a tap may read outside of x, or beyond the end of a row, for some of them.
+`unfold` copies planes to avoid that, which pays if many rows read a copy. Here vectors are read in place, and a table
+of masks zeroes the lanes that read outside: three loads per tap instead of a copy. With a horizontal stride, `stride`
+neighbouring vectors are read and every stride-th position is picked.
 
-A channel's tiles follow one another, so that its plane is read from front to back.
+With mask registers (AVX-512), masked lanes are not read, and a mask has one bit per lane. Elsewhere masked loads are
+several times slower and masked stores ten times: all lanes are read, even beyond the plane, and ANDed with a mask of
+whole lanes, of which few differ. The tiles of a channel are consecutive, so its plane is read from front to back.
 
 Tables:
-    segments (int32), one a row: how many columns; where its plane of y begins, where that of the residual does (0
-        without one), its bias
-    columns (int32): where each begins (plane plus shift), and its tap
-    weights (float32), one a column
+    segments (int32), one per row: number of columns; bytes of its planes of y and of the residual (0 if none); bias
+    columns (int32): byte of each (plane plus shift), and its tap
+    weights (float32), one per column
     chunks (int64), parts of the rows for threads to share: the first segment, their number, the first column
-    of each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number; which
+    for each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number; which
         lanes are read and written: bits [tiles, taps, vectors, stride] and [tiles, vectors], or (uint16) [tiles, taps,
-        vectors] and [tiles, vectors], the byte where a mask begins among those that follow; masks (int32) [n, lanes]
+        vectors] and [tiles, vectors], the byte of a mask in the last table: masks (int32) [n, lanes]
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Window
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, their number, what is read and written, and
-masks."""
+"""Arguments: tables, the number of chunks; then for each shape its places, their number, its read and write masks, and
+the table of masks."""
 
 SHAPE_ARGS = 5
 
@@ -52,14 +51,16 @@ SEGMENT_WORDS = 4
 
 @dataclass(frozen=True)
 class Taps(Written):
-    """Args:
-    shapes: of the tiles, each with its own code.
-    taps: of the window.
-    stride: positions of x from one position of a vector to the next.
-    images: of a position.
-    few: for each shape how many lanes of each vector are written, from the first one on.
-    masked: for each shape whether what its vectors give lies in part between two rows: it stays zero there.
-    residual: whether y begins with another value.
+    """Kernel of rows with few inputs.
+
+    Args:
+        shapes: shapes of the tiles; each gets its own code.
+        taps: taps of the window.
+        stride: positions of x between two positions of a vector.
+        images: images per position.
+        few: for each shape the number of leading lanes of each vector that are written.
+        masked: for each shape whether some of these lanes are between two rows and must stay zero.
+        residual: whether another value is added to y.
     """
 
     finished: ClassVar[bool] = True
@@ -90,7 +91,7 @@ class Taps(Written):
 
 
 class _Tiles:
-    """Writes what is done with one shape of tiles."""
+    """Writer of the loops of one shape of tiles."""
 
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
@@ -128,7 +129,7 @@ class _Tiles:
                 self._write(value, y, written, number)
 
     def _write(self, value: Any, y: Any, masks: Any, number: int) -> None:
-        """Write a vector of the tile."""
+        """Store a vector of the tile."""
         e, byte = self.e, self.shape.y[number]
         if self.masked and e.target.masks:
             lanes.store(e, value, y, byte, lanes.from_bits(e, masks, self.bytes * number))
@@ -138,12 +139,12 @@ class _Tiles:
             lanes.store_first(e, value, y, byte, self.few[number])
 
     def _cleared(self, value: Any, masks: Any, number: int) -> Any:
-        """A vector with zero in the lanes that an entry of a table leaves out."""
+        """Zero the lanes that a mask entry excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
         return lanes.cleared(self.e, value, self.e.at(self.masks, at))
 
     def _input(self, source: Any, masks: Any, number: int) -> Any:
-        """What a tap reads for a vector of the tile."""
+        """Return what a tap reads for a vector of the tile."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
@@ -162,35 +163,35 @@ class _Tiles:
 
 @dataclass(frozen=True, eq=False)
 class Tapped:
-    """Tiles of one shape: where they begin, and which lanes of what is read and written mean something."""
+    """Tiles of one shape: their places, and masks of the lanes read and written."""
 
     shape: Shape
     few: tuple[int, ...]
-    """How many lanes of each vector are written, from the first one on."""
+    """Number of leading lanes of each vector that are written."""
     places: Array
-    """int32 [tiles, 3], of x (where the first pixel's own input lies), y and the residual."""
+    """int32 [tiles, 3]: bytes in x (of the first pixel's own input), y and the residual."""
     read: Array
-    """[tiles, taps, vectors, parts], as the kernel takes it."""
+    """[tiles, taps, vectors, parts], in the form the kernel takes."""
     written: Array
     """[tiles, vectors]."""
     masks: Array
-    """int32 [n, lanes], of which the others tell where in it they begin; none where they are bits themselves."""
+    """int32 [n, lanes], to which the other tables point; unused if they hold bits."""
     masked: bool
-    """Whether lanes among the first `few` are none of a pixel's."""
+    """Whether some of the first `few` lanes belong to no pixel."""
 
     @property
     def args(self) -> tuple[int | Array, ...]:
-        """As the kernel takes them."""
+        """Arguments of the kernel."""
         return self.places, len(self.places), self.read, self.written, self.masks
 
 
 def _entry(target: Target) -> np.dtype[Any]:
-    """What tells which lanes of a vector mean something: bits, or the byte where their mask begins."""
+    """Return the element type of mask tables: bits, or the byte offset of a mask."""
     return lanes.mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
 def _parts(stride: int, target: Target) -> int:
-    """Masks of what a tap reads for a vector: of each vector that is read, or of what is picked from them."""
+    """Return the masks per tap and vector: one per vector read, or one for the positions picked from them."""
     return stride if target.masks else 1
 
 
@@ -206,10 +207,10 @@ class _Vector:
 
 @functools.lru_cache(maxsize=256)
 def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
-    """All tiles of a plane.
+    """Return all tiles of a plane.
 
-    Rows go on into the next one where x, y and the residual have rows of one length and the stride is 1; elsewhere each
-    is cut into vectors by itself.
+    If x, y and the residual have rows of one length and the stride is 1, vectors continue into the next row; otherwise
+    each row is divided into vectors separately.
     """
     beside = y if residual is None else residual
     each, follow = target.lanes // y.images, _follow(x, y, beside, window)
@@ -228,21 +229,21 @@ def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, 
 
 
 def reach(x: Geometry, window: Window) -> int:
-    """Bytes before or behind a plane that is read as it lies, by which a window's taps may miss it."""
+    """Return by how many bytes a window's taps may read before or after a plane."""
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
 
 def _follow(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
-    """Whether a vector may go on into the next row."""
+    """Return whether a vector may continue into the next row."""
     return window.stride == (1, 1) and x.row == y.row == residual.row
 
 
 _Run = tuple[int, int, int]
-"""A vector's row, its first column (perhaps behind the row's end: in rows below), and how many positions it has."""
+"""A vector's row, first column (possibly beyond the row's end, hence in a later row) and number of positions."""
 
 
 def _runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """The vectors of each tile."""
+    """Yield the vectors of each tile."""
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
@@ -310,7 +311,7 @@ def _inside(place: Array, extent: int) -> Array:
 
 
 def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
-    """[..., positions of a vector] -> [..., stride]: of each vector read the lanes that are taken and see something."""
+    """Convert [..., positions of a vector] to masks [..., stride] of the lanes used in each vector read."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
@@ -327,13 +328,14 @@ def op(
     act: Activation,
     target: Target,
 ) -> Op:
-    """The operation of a layer.
+    """Return the operation of a layer.
 
     Args:
-        tiles: of all its planes.
-        columns: of each weight that is kept, row by row: its row, the byte where what it reads begins (plane plus
-            shift), its tap, its value.
-        rows: of each row the bytes where its planes of y and of the residual begin, and its bias.
+        tiles: tiles of all its planes.
+        columns: for each retained weight, row by row: its row, the byte of what it reads (plane plus shift), its tap,
+        its
+            value.
+        rows: for each row the bytes of its planes of y and of the residual, and its bias.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows
@@ -361,34 +363,33 @@ def op(
 
 
 _CHUNKS = 12
-"""Parts of the rows for threads to share."""
+"""Number of parts of the rows for threads to share."""
 
 
 _SECOND_BYTES_A_CYCLE, _LAST_BYTES_A_CYCLE = 40, 16
-"""That come from the second cache, and from the last one."""
+"""Bandwidths of the L2 and L3 caches, in bytes per cycle."""
 
 _SECOND = 1 << 20
-"""Bytes of an input that the second cache keeps."""
+"""Bytes of inputs that the L2 cache holds."""
 
 
 def cycles(tiles: Sequence[Tapped], kept: Array, plane: int, planes: int, stride: int, target: Target) -> float:
-    """About what it takes: every vector of every column, what is done once for a tile of a row, and planes that
-    several rows fetch.
+    """Estimate the cycles: each vector of each column, the overhead per tile and row, and repeated reads of planes.
 
     Args:
-        tiles: as of `tapped`.
-        kept: rows x inputs x taps, of a conv group.
-        plane: bytes of one.
-        planes: that x has.
-        stride: from one window to the next, along a row.
+        tiles: tiles returned by `tapped`.
+        kept: retained weights [rows, inputs, taps] of a conv group.
+        plane: bytes of one plane.
+        planes: number of planes of x.
+        stride: horizontal stride.
         target: the processor.
     """
-    beside = 1 if target.lanes == 16 else 3  # without masks in registers of their own
+    beside = 1 if target.lanes == 16 else 3  # without mask registers
     entries, rows, total = int(kept.sum()), len(kept), 0.0
     for each in tiles:
         vectors = len(each.shape.x)
         column = vectors * (0.5 * (1 + 1.9 * stride) + (stride - 1)) * beside + 2.5
         total += len(each.places) * (entries * column + rows * (12 + 2.0 * vectors))
     speed = _LAST_BYTES_A_CYCLE if plane * planes > _SECOND else _SECOND_BYTES_A_CYCLE
-    again = max(0, int(kept.any(axis=2).sum()) - planes)  # once each plane is fetched however it is done
+    again = max(0, int(kept.any(axis=2).sum()) - planes)  # each plane is read at least once
     return total + again * plane / speed

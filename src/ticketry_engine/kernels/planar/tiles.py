@@ -1,8 +1,9 @@
 """Tiles: sets of vectors whose sums a kernel holds in registers at once.
 
-Where a pixel's images fill vectors, a tile is a rectangle of pixels, at any stride. Where a vector spans several
-positions, it is such a rectangle if rows are a multiple of a vector, else a run of vectors along the flattened plane,
-across the halo between two rows: what they give there is masked to zero.
+    rectangle   pixels of some rows and columns; used if a position fills vectors, or rows are a multiple of a vector
+    run         consecutive vectors of the flattened plane, across row ends; results in the halo are masked to zero
+
+A tile's sums reuse each weight for all its vectors, so larger tiles load fewer weights per multiply-add.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry
 
 @dataclass(frozen=True)
 class Shape:
-    """The vectors of a tile: byte offsets from the tile's place in the planes of x, of y and of the residual."""
+    """The vectors of a tile: byte offsets from the tile's place in the planes of x, y and the residual."""
 
     x: tuple[int, ...]
     y: tuple[int, ...]
@@ -32,9 +33,9 @@ class Tiles:
 
     shape: Shape
     places: np.ndarray[Any, np.dtype[np.int32]]
-    """Tiles x 3: the byte in a plane of x (of tap 0 without padding), of y and of the residual where a tile begins."""
+    """int32 [tiles, 3]: the byte in a plane of x (of tap 0 without padding), y and the residual where a tile begins."""
     masks: np.ndarray[Any, Any] | None
-    """Tiles x vectors: a bit for each lane that holds a pixel. None: all do."""
+    """[tiles, vectors]: one bit per lane that holds a pixel; None if all do."""
 
 
 def cut(
@@ -47,13 +48,13 @@ def cut(
     most: int,
     taps: int = 1,
 ) -> list[Tiles]:
-    """Tiles that cover each pixel of y once, of at most ``most`` vectors and at most four shapes.
+    """Return tiles that cover each pixel of y once, of at most ``most`` vectors and at most four shapes.
 
     Args:
-        taps: rows and columns of the kernel that slides over x: tiles are squarer where it is large.
+        taps: rows and columns of the window on x: larger windows get squarer tiles.
 
     Raises:
-        ValueError: positions of x, y and the residual do not go side by side as vectors need them to.
+        ValueError: if positions of x, y and the residual cannot be processed in common vectors.
     """
     residual = y if residual is None else residual
     if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
@@ -71,7 +72,7 @@ def cut(
 
 
 def split(extent: int, most: int) -> list[tuple[int, int]]:
-    """An extent in as few parts of at most ``most`` as it takes, as equal as can be: (from, size) of each."""
+    """Split an extent into the fewest, nearly equal parts of at most ``most``: (start, size) of each."""
     parts = -(-extent // most)
     bounds = [extent * part // parts for part in range(parts + 1)]
     return [(low, high - low) for low, high in itertools.pairwise(bounds)]
@@ -108,7 +109,7 @@ def _rectangles(
 
 
 def _best(height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int) -> tuple[int, int]:
-    """The largest rows and columns of a tile that take the least time, by the loads of one weight and of the inputs."""
+    """Return the rows and columns of a tile that minimise the time for loading weights and inputs."""
     best, least = (1, 1), math.inf
     for rows in range(1, min(height, most) + 1):
         for cols in range(1, min(columns, most // rows) + 1):

@@ -1,9 +1,11 @@
-"""Unfolding: copies of planes, shifted by the taps of a convolution, so that it reads whole vectors.
+"""Unfolding: copies of planes, shifted by the taps of a convolution, so that it reads aligned whole vectors.
 
-Where a vector spans several positions, shifts by a tap begin anywhere in a line (which halves the rate of loads),
-strides leave gaps, and small planes leave lanes empty. A copy has the positions of y, one for each, and zeros where its
-tap reads outside of x. Taps share a copy if that leaves vectors aligned (to half a line at least, for those one below
-the other).
+    x row:   . a b c d .        copy for tap -1:   . a b c        copy for tap +1:   b c d .
+
+If a vector spans several positions, shifted reads cross cache lines (which halves the load rate), strides leave gaps,
+and small planes leave lanes empty. A copy has one position per position of y, and zeros where its tap reads outside of
+x. Taps share a copy if the vectors they read in it stay aligned (to half a cache line at least, for taps one below the
+other). Copies cost time once per channel, and pay if many rows read them.
 """
 
 from __future__ import annotations
@@ -23,53 +25,55 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy for one or several taps: its rows are every so-manieth of x from ``row`` on, and so are its columns."""
+    """A copy for one or several taps: rows from ``row`` on and columns from ``column`` on, both with the window's
+    stride.
+    """
 
     row: int
     rows: int
     phase: int
     """Column of x modulo the horizontal stride."""
     column: int
-    """Of the columns in that phase the first one; it may be before the first of x."""
+    """First column, counted among those of the phase; negative if it is before the first of x."""
     columns: int
 
 
 @dataclass(frozen=True, eq=False)
 class Unfolding:
-    """Which copies of which channels a layer reads, and where they lie once there is a place for them."""
+    """The copies a layer reads, and their layout in scratch memory."""
 
     x: Geometry
     y: Geometry
     window: Window
     copies: tuple[Copy, ...]
     of: dict[Pair, tuple[int, int, int]]
-    """For each tap its copy, and the row and column of the copy that it reads for the first pixel of y."""
+    """For each tap: its copy, and the row and column of the copy that it reads for the first pixel of y."""
     used: Array
-    """Copies x channels: those that any weight reads."""
+    """[copies, channels]: whether any weight reads the copy."""
     row: int
-    """Positions from one row of a copy to the next."""
+    """Positions between two rows of a copy."""
     target: Target
 
     @property
     def geometry(self) -> Geometry:
-        """Of all copies."""
+        """Geometry of all copies."""
         rows = max((copy.rows for copy in self.copies), default=self.y.height)
         columns = max((copy.columns for copy in self.copies), default=self.y.width)
         return Geometry(rows, columns, 0, self.y.images, self.row)
 
     @property
     def apart(self) -> int:
-        """Bytes from one copy to the next: whole vectors, with no slack that would keep them from sharing pages."""
+        """Bytes between two copies: whole cache lines, without slack, so that copies share pages."""
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
     @property
     def phases(self) -> list[int]:
-        """Columns of x modulo the horizontal stride that taps read; none if it is 1."""
+        """Columns of x modulo the horizontal stride that taps read; empty if the stride is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
     def phase(self) -> Geometry:
-        """Of every so-manieth column of x."""
+        """Geometry of the columns of one phase."""
         return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
 
     @property
@@ -79,41 +83,43 @@ class Unfolding:
 
     @property
     def bytes(self) -> int:
-        """Memory that the copies take."""
+        """Scratch memory for the copies, in bytes."""
         return int(self.used.sum()) * self.apart + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
     def turned(self) -> bool:
-        """Whether copies are the rows of x moved sideways, whole vectors but for their ends."""
+        """Whether copies are rows of x moved sideways, in whole vectors except for their ends."""
         each = self.target.lanes // self.y.images
         alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
         return self.window.stride == (1, 1) and alike and self.x.width % each == 0 and self.row % each == 0
 
     @property
     def cycles(self) -> float:
-        """About what the copies take."""
+        """Estimated cycles of the copies."""
         if self.turned:
             return 1.5 * self.vectors
-        return self.vectors * (2 + 2 * self.pieces) * (1 if self.target.lanes == 16 else 2)  # masks are slower there
+        return (
+            self.vectors * (2 + 2 * self.pieces) * (1 if self.target.lanes == 16 else 2)
+        )  # masks are slower without mask registers
 
     @property
     def vectors(self) -> int:
-        """Vectors written."""
+        """Number of vectors written."""
         each = -(-self.geometry.positions * self.y.images // self.target.lanes)
         return int(self.used.sum()) * each
 
     @property
     def pieces(self) -> int:
-        """How many pieces most vectors of a copy are put together from, about."""
+        """Approximate number of pieces from which a vector of a copy is assembled."""
         each = self.target.lanes // self.y.images
         return 1 if self.row % each == 0 else 1 + -(-each // self.row)
 
     def value(self, offset: int) -> Planes:
-        """All copies, one behind the other from an offset on."""
+        """Return all copies as planes, one after the other from `offset` on."""
         return Planes(self.geometry, offset + self.apart * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
-        """Channels x taps: the byte where each begins, for copies from an offset on; 0 where there is none."""
+        """Return the byte of each channel and tap, [channels, taps], for copies at `offset`; 0 if unused."""
         starts = self._starts(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
@@ -123,13 +129,13 @@ class Unfolding:
         return columns
 
     def _starts(self, offset: int) -> Array:
-        """Copies x channels: the byte where each begins; 0 where there is none."""
+        """Return the byte of each copy and channel, [copies, channels]; 0 if unused."""
         starts = np.zeros(self.used.shape, dtype=np.int64)
         starts[self.used] = self.value(offset).offsets
         return starts
 
     def ops(self, x: Planes, offset: int) -> list[Op]:
-        """What makes the copies."""
+        """Return the operations that make the copies."""
         ops, sources = [], {0: x}
         if self.phases:
             first = offset + int(self.used.sum()) * self.apart + SLACK
@@ -148,7 +154,7 @@ class Unfolding:
         return ops
 
     def _turn(self, x: Planes, channels: Array, offset: int) -> Op:
-        """All copies of some channels."""
+        """Return the operation that makes all copies of some channels by moving rows sideways."""
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
@@ -171,7 +177,7 @@ class Unfolding:
         return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))))
 
     def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
-        """The copies of some channels (a flag for each)."""
+        """Return the operation that assembles the copies of the flagged channels from pieces."""
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
@@ -189,7 +195,7 @@ class Unfolding:
         return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))))
 
     def _pieces(self, copy: Copy, source: Geometry) -> tuple[Array, Array]:
-        """For each vector of a copy what it is put together from: bytes of the source, and lanes."""
+        """Return for each vector of a copy the bytes of the source pieces and their lanes."""
         width, images = self.target.lanes, self.y.images
         each = width // images
         vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)
@@ -214,10 +220,10 @@ _NOWHERE = -(1 << 40)
 
 
 def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
-    """What a layer needs unfolded.
+    """Return the copies that a layer needs.
 
     Args:
-        used: channels x taps, whether any weight reads it.
+        used: [channels, taps], whether any weight reads it.
     """
     each = target.lanes // y.images
     whole = y.width % each == 0
@@ -243,7 +249,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
 
 
 def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
-    """Equal for taps that share a copy: those that read the same phases, at shifts that leave vectors aligned."""
+    """Return a key that is equal for taps that can share a copy: same phases, at shifts that keep vectors aligned."""
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
@@ -254,10 +260,11 @@ def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> t
 
 @dataclass(frozen=True)
 class Gather(Written):
-    """Vectors put together from pieces: consecutive lanes of anywhere in a plane each; what no piece covers is zero.
+    """Kernel that assembles vectors from pieces of consecutive lanes of a plane; uncovered lanes are zero.
 
-    Arguments: places (from, to, its first vector and the one behind its last; each int64), their number, for each
-    vector the bytes of its pieces (int32), and their lanes.
+    Arguments: places (source, destination, first and past-the-end vector; int64), their number, the bytes of each
+    vector's
+    pieces (int32), and their lanes.
     """
 
     pieces: int
@@ -284,18 +291,19 @@ class Gather(Written):
 
 @dataclass(frozen=True)
 class Turn(Written):
-    """Rows of planes moved sideways by so many lanes, for several copies at once; what comes from outside is zero.
+    """Kernel that moves rows of planes sideways, for several copies at once; positions outside are zero.
 
-    Arguments: places (from the first row inside; to of each copy; int64), their number, bytes from one row to the next,
-    and rows of a copy: the first that lies inside, the one behind the last that does, and how many there are.
+    Arguments: places (byte of the first inside row; byte of each copy; int64), their number, bytes between two rows,
+    and
+    rows of a copy: the first inside x, the one after the last inside, and their total.
     """
 
     shifts: tuple[int, ...]
-    """Lanes that each copy begins further on; fewer than 0: before."""
+    """Lanes by which each copy starts later than x (negative: earlier)."""
     vectors: int
-    """Of a row."""
+    """Vectors per row of x."""
     row: int
-    """Vectors of a copy's row."""
+    """Vectors per row of a copy."""
 
     def write(self, e: Emitter) -> None:
         b, arena, places = e.b, e.arena(), e.table(0)
@@ -318,7 +326,7 @@ class Turn(Written):
                     self._moved(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
 
     def _moved(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
-        """A row, of which each lane is that of so many lanes further on."""
+        """Write a row of a copy, shifted by `shift` lanes."""
         lanes_, last = e.target.lanes, self.vectors * e.target.lanes
         for at in range(0, self.row * lanes_, lanes_):
             begin = at + shift
@@ -337,11 +345,13 @@ class Turn(Written):
 
 @dataclass(frozen=True)
 class Split(Written):
-    """Every so-manieth pixel of each row, once for each of some phases.
+    """Kernel that picks every stride-th pixel of each row, once for each of some phases.
 
-    Arguments: places (from, to of the first phase; int64), their number, rows, bytes from one row to the next and in
-    the phases, bytes from one phase's plane to the next phase's, vectors that a phase's row takes, and the lanes of a
-    row's vectors that hold pixels.
+    Arguments: places (source, destination of the first phase; int64), their number, rows, bytes between two rows of x
+    and
+    of the phases, bytes between two phases' planes, vectors per row of a phase, and masks of the lanes of a row that
+    hold
+    pixels.
     """
 
     stride: int
