@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "budgets.md"
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ticketry.errors.BudgetWarning", "ignore:the budget was not met")
 def test_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    in_python, others = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    build, in_python, others = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     torch.manual_seed(0)
     layers = [nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
     model = nn.Sequential(*layers).eval()
@@ -30,6 +30,9 @@ def test_examples(capsys: pytest.CaptureFixture[str]) -> None:
         "batches": batches,
         "loss": lambda network, batch: nn.functional.cross_entropy(network(batch[0]), batch[1]),
     }
+    exec(build, names)
+    network, inputs = names["build"]()
+    assert network(inputs).shape == (2, 64, 28, 28)
     exec(in_python, names)  # the point of this test
     assert names["met"].mask.total == sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
     assert "eager" in capsys.readouterr().out
