@@ -215,15 +215,14 @@ def test_runs_are_compared_in_a_table_and_folded_away(rewind_runs):
     page = _Reader(_page(rewind_runs))
     assert page.rows[0][:5] == ["run", "method", "rewind", "levels", "replicates"]
     assert [row[:5] for row in page.rows[1:5]] == [
-        [f"rewind {asked}", "iterative", asked, "10", "3"] for asked in ("0", "1%", "3%", "10%")
+        [f"iterative, rewind {asked}", "iterative", asked, "10", "3"] for asked in ("0", "1%", "3%", "10%")
     ]
     assert all(row[-1] == "120 / 174" for row in page.rows[1:5])
     runs = [attributes for tag, attributes in page.elements if attributes.get("class") == "run"]
     assert [(run["id"], "open" in run) for run in runs] == [(f"run-{number}", False) for number in (1, 2, 3, 4)]
     networks = sum(len(run["points"]) for run in rewind_runs)
-    assert (
-        sum(row[:1] in ([f"rewind {asked}"] for asked in ("0", "1%", "3%", "10%")) for row in page.rows) == 4 + networks
-    )
+    labels = [f"iterative, rewind {asked}" for asked in ("0", "1%", "3%", "10%")]
+    assert sum(row[:1] in ([label] for label in labels) for row in page.rows) == 4 + networks
 
 
 def test_runs_of_different_numbers_of_replicates_say_so(make_record):
@@ -248,10 +247,12 @@ def test_figures_are_numbered_in_order(full_record, make_verify, make_stability)
 def test_verdicts_level_by_level(full_record):
     page = _Reader(_page(full_record))
     text = "".join(page.text)
-    rows = [row for row in page.rows if len(row) == 12 and row[2] in ("wins", "loses", "undecided")]
+    rows = [row for row in page.rows if len(row) == 13 and row[2] in ("wins", "loses", "undecided")]
     assert len(rows) == 9
     assert rows[0][:3] == ["1", "80.0", "undecided"]
     assert rows[0][-1] == "about 4"
+    assert rows[0][5] == "> 0.999"
+    assert any(cell.startswith("P(difference > ") for row in page.rows for cell in row)
     assert rows[-1][2:5:2] == ["loses", "–"]
     assert "Holm's correction for the 9 levels" in text
     assert "wins at 7 of them, loses at 1, undecided at 1; the sparsest that wins keeps 16.8" in text
@@ -267,7 +268,7 @@ def test_both_answers_stand_in_words_and_a_tie_with_a_control_does_not_lose(full
     verify = make_verify() | answers | told
     verify["comparisons"][0] |= {"sd": 0.4, "diagnosis": seen}
     page = _Reader(_page(full_record, [verify]))
-    rows = [row for row in page.rows if len(row) == 14 and row[2] == "matches"]
+    rows = [row for row in page.rows if len(row) == 15 and row[2] == "matches"]
     assert len(rows) == 9
     assert rows[0][3:5] == ["yes", "undecided: random pruning"]
     text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
