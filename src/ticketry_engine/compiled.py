@@ -100,7 +100,9 @@ def compile(
         torch.Size([10, 8])
     """
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
-        return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
+        return gpu.compile_gpu_in_own_precision(
+            model, mask, example_inputs, threads=threads, target=target, precision=precision
+        )
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)

@@ -1,4 +1,4 @@
-"""A model compiled for its mask on a GPU: an `nn.Module` with the call of the model it was made of, for inference."""
+"""A model compiled for its mask on a GPU: an `nn.Module` for inference that is called like the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.gpu.plan import LAYERS, Choice, facts_of, plan
+from ticketry_engine.gpu.plan import LAYERS, Choice, layer_facts, plan
 from ticketry_engine.gpu.tuning import timed
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import Call, build
@@ -30,7 +30,7 @@ from ticketry_engine.support.entry_points import entry_point
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
 MOST_SHAPES = 8
-"""Input shapes whose CUDA graphs are kept; the one that was not used for longest goes."""
+"""Input shapes whose CUDA graphs are cached; the least recently used is dropped."""
 
 Key: TypeAlias = "tuple[tuple[int, ...], ...]"
 
@@ -48,23 +48,22 @@ def compile_gpu(
     device: torch.device | str | None = None,
     force: bool = False,
 ) -> CompiledGpu:
-    """A module with the model's call whose layers with groups of rows run in sparse kernels on a GPU.
+    """Compile a model for a GPU: layers whose rows share columns in groups run in sparse kernels.
 
-    Inputs and outputs have the model's own types; in between all floating point numbers are of `precision`.
+    Inputs and outputs have the model's dtypes; in between all floating point numbers have `precision`.
 
     Args:
-        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
-        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        model: any module that `torch.export` accepts. It is not changed, and compiled in eval mode.
+        mask: applied to a copy of the model; None if its pruned weights are already zero.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
-            have other numbers of examples: each makes a plan of its own.
-        precision: "bf16", "fp16", or "tf32": float32 that is multiplied with 10 bits of fraction.
-        graph: record a CUDA graph for each shape of inputs, and replay it.
-        device: where it runs; None for the device of the model's parameters.
-        force: every layer that can be runs in the sparse kernels, also where they are estimated to be slower.
+            have other batch sizes; each gets a separate plan.
+        precision: "bf16", "fp16", or "tf32": float32 multiplied with 10 bits of fraction.
+        graph: record a CUDA graph for each input shape and replay it.
+        device: device to run on; None for that of the model's parameters.
+        force: use the sparse kernels wherever they can run, also where they are estimated to be slower.
 
     Raises:
-        EngineError: the model cannot be captured, its parameters are on several devices, or on one that the kernels
-            are not for.
+        EngineError: the model cannot be captured, its parameters are on several devices, or the device has no kernels.
         MaskError: the mask does not fit the model.
         MissingExtraError: Triton is not installed.
         UsageError: an unknown precision.
@@ -88,7 +87,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def check_device(device: torch.device) -> torch.device:
-    """The device, with its number.
+    """Return the device with its index.
 
     Raises:
         EngineError: Triton's kernels cannot run there.
@@ -109,7 +108,7 @@ def check_device(device: torch.device) -> torch.device:
 
 
 class CompiledGpu(ForInference):
-    """A graph on a device, with one plan for each shape of inputs."""
+    """A compiled graph on a GPU, with one plan for each input shape."""
 
     def __init__(
         self, graph: Graph, device: torch.device, *, precision: str = "bf16", record: bool = True, force: bool = False
@@ -124,48 +123,47 @@ class CompiledGpu(ForInference):
         self._settings = {"precision": precision, "record": record, "force": force}
         self._record = record and device.type == "cuda"
         self._call = Call(graph, device.type)
-        self._facts = facts_of(graph)
+        self._facts = layer_facts(graph)
         self._weights = Weights(graph, self._facts, PRECISIONS[precision], device)
-        self._runs: OrderedDict[Key, _Run] = OrderedDict()
+        self._runs: OrderedDict[Key, _ShapeProgram] = OrderedDict()
         self._lock = threading.Lock()
         nn.Module.train(self, False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
-        with self._lock, torch.no_grad(), plain(self.device):
+        inputs = [self._check_device_of(x) for x in self._call.bind(args, kwargs)]
+        with self._lock, torch.no_grad(), computing_mode(self.device):
             return build(self.graph.outputs, self._run(inputs)(inputs))
 
     def choices(self, *args: Any, **kwargs: Any) -> dict[str, Choice]:
-        """How each layer runs for such inputs, by the name of the value it makes."""
+        """Return how each layer would run for these inputs, by the name of its output."""
         return self._plan(self._call.bind_examples(args, kwargs))
 
     def layers(self) -> list[Layer]:
-        """What ran in the last call, how and why: a row for each layer, in the order in which they run."""
+        """Return a row for each layer, in order: which kernel it used in the last call, and why."""
         return self._layers({})
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
-        """`layers` with the seconds of each: the median of some rounds, every operation waited for.
+        """Return `layers` with the seconds of each: the median of some rounds, synchronised after every operation.
 
-        On a GPU each operation is replayed from a CUDA graph of its own, as in a call: launching its kernels from
-        Python takes longer than they do. What it reads may still be in the GPU's cache. With ``graph=False`` the time
-        includes the launches.
+        Each operation is replayed from a separate CUDA graph, because launching from Python would take longer than the
+        kernels. Its inputs may still be in the GPU's cache. With ``graph=False`` the time includes the launches.
         """
-        inputs = [self._moved(x) for x in self._call.bind_examples(args, kwargs)]
-        with self._lock, torch.no_grad(), plain(self.device):
+        inputs = [self._check_device_of(x) for x in self._call.bind_examples(args, kwargs)]
+        with self._lock, torch.no_grad(), computing_mode(self.device):
             program = self._run(inputs).program
             if self._record:
                 warm_up(lambda: program(inputs), self.device)
-                return self._layers(program.timed(inputs, _Replayed(rounds)))
+                return self._layers(program.timed(inputs, _ReplayClock(rounds)))
             clock = timed if self.device.type == "cuda" else _wall
             return self._layers(median_seconds(lambda: program.timed(inputs, clock), rounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a model file, as `Compiled.save`: it holds the network and no plan, and loads for a CPU."""
+        """Write a model file, as `Compiled.save` does. It holds the network without plans, and loads for a CPU."""
         return model_file.save(self.graph, Path(path))
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes on the device of the weights of all layers that were called so far, with the tables of their places."""
+        """Bytes on the device of the weights and tables of all layers called so far."""
         return self._weights.bytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
@@ -179,18 +177,18 @@ class CompiledGpu(ForInference):
         shapes = "" if not self._runs else f", inputs of {[list(shape) for shape in next(reversed(self._runs))]}"
         return table(self.layers(), f"{name}, {self.precision}{shapes}", self.graph.notes)
 
-    def _moved(self, x: Tensor) -> Tensor:
+    def _check_device_of(self, x: Tensor) -> Tensor:
         if x.device != self.device:
             raise EngineError(f"an input is on {x.device}, but the model was compiled for {self.device}")
         return x.detach()
 
-    def _run(self, inputs: Sequence[Tensor]) -> _Run:
+    def _run(self, inputs: Sequence[Tensor]) -> _ShapeProgram:
         key = tuple(tuple(x.shape) for x in inputs)
         if key not in self._runs:
-            from ticketry_engine.gpu.program import Program
+            from ticketry_engine.gpu.program import GpuProgram
 
             choices = self._plan(inputs)
-            self._runs[key] = _Run(Program(self.graph, choices, self._weights), self._record)
+            self._runs[key] = _ShapeProgram(GpuProgram(self.graph, choices, self._weights), self._record)
             while len(self._runs) > MOST_SHAPES:
                 self._runs.popitem(last=False)
         self._runs.move_to_end(key)
@@ -217,8 +215,8 @@ def _batch(inputs: Sequence[Tensor]) -> int:
     return next((int(x.shape[0]) for x in inputs if x.dim()), 1)
 
 
-class _Run:
-    """A program for inputs of one shape: recorded once where that is asked for, then replayed."""
+class _ShapeProgram:
+    """A program for one input shape, recorded as a CUDA graph if requested, then replayed."""
 
     def __init__(self, program: Any, record: bool) -> None:
         self.program = program
@@ -229,7 +227,7 @@ class _Run:
         if not self._record:
             return self.program(inputs)  # type: ignore[no-any-return]
         if self._recorded is None:
-            self._recorded = self._recording(inputs)
+            self._recorded = self._record_program(inputs)
         graph, static, made = self._recorded
         for held, x in zip(static, inputs, strict=True):
             held.copy_(x)
@@ -237,7 +235,7 @@ class _Run:
         # The next replay writes to the same memory.
         return {name: one.clone() if isinstance(one, Tensor) else one for name, one in made.items()}
 
-    def _recording(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]]:
+    def _record_program(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]]:
         static = [x.clone() for x in inputs]
         warm_up(lambda: self.program(static), static[0].device)
         graph, made = record(lambda: self.program(static))
@@ -245,7 +243,7 @@ class _Run:
 
 
 def warm_up(call: Callable[[], object], device: torch.device) -> None:
-    """Three calls beside the current stream: kernels are compiled and timed in them, and libraries make their plans."""
+    """Call three times on another stream, so that kernels are compiled and tuned, and libraries initialised."""
     stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -255,7 +253,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
 
 
 def record(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A CUDA graph of a call, and what the call made: each replay writes it anew.
+    """Record a call as a CUDA graph; return the graph and the call's result, which each replay overwrites.
 
     Raises:
         EngineError: the call cannot be recorded.
@@ -271,8 +269,8 @@ def record(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     return graph, made
 
 
-class _Replayed:
-    """A clock that runs a function from a CUDA graph, and keeps the graphs, as later ones read what they write."""
+class _ReplayClock:
+    """A clock that times a function by replaying its CUDA graph. Graphs stay alive: later ones read their outputs."""
 
     REPLAYS = 10
 
@@ -288,7 +286,7 @@ class _Replayed:
         for one in caught:
             if one not in empty:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        if empty:  # a view: no kernel, no time
+        if empty:  # a view runs no kernel
             return made, 0.0
         self._graphs.append(graph)
 
@@ -301,8 +299,8 @@ class _Replayed:
 
 
 @contextlib.contextmanager
-def plain(device: torch.device) -> Iterator[None]:
-    """No autocast, TF32 for products of float32, and the device as the current one."""
+def computing_mode(device: torch.device) -> Iterator[None]:
+    """Disable autocast, multiply float32 as TF32, and make the device current."""
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = matmul.fp32_precision, conv.fp32_precision
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -320,14 +318,12 @@ def _wall(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def require_triton() -> None:
-    """Raises:
-    MissingExtraError: Triton is not installed.
-    """
+    """Raise MissingExtraError unless Triton is installed."""
     if find_spec("triton") is None:
         raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
 
 
-def compile_as_it_is(
+def compile_gpu_in_own_precision(
     model: nn.Module,
     mask: Mapping[str, Tensor] | None,
     example_inputs: Any,
@@ -336,13 +332,13 @@ def compile_as_it_is(
     target: str,
     precision: str = "fp32",
 ) -> CompiledGpu:
-    """`compile_gpu` in the precision of the model's own weights; float32 is multiplied as TF32.
+    """Call `compile_gpu` with the precision of the model's weights; float32 is multiplied as TF32.
 
     Raises:
-        EngineError: settings that are a CPU's, weights in float64, and as `compile_gpu` does.
+        EngineError: settings for a CPU, weights in float64, and as `compile_gpu` does.
     """
     if threads is not None or target != "host":
-        raise EngineError("threads and target are of a CPU: leave them out, or move the model to the CPU")
+        raise EngineError("threads and target apply to a CPU only: leave them out, or move the model to the CPU")
     own = precision_of(model)
     if precision not in ("fp32", own):
         raise EngineError(
@@ -352,7 +348,7 @@ def compile_as_it_is(
 
 
 def precision_of(model: nn.Module) -> str:
-    """The precision that keeps the weights of a model as they are."""
+    """Return the precision of most of a model's weights."""
     counts: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         if parameter.is_floating_point():

@@ -1,8 +1,13 @@
-"""The Triton kernels. Importing this module imports Triton; nothing here is called but through `engine.gpu.ops`.
+"""The Triton kernels, called only through `ops`. Importing this module imports Triton.
 
-One layout is behind them all: *inner* (`engine.gpu.layout`), channels outermost and the batch innermost. A kept column,
-a channel at a tap, is then one run of memory for consecutive images, so that a gather of columns is a gather of vectors
-of 16 bytes. With channels innermost each element of a gather would be an access of its own.
+    group_product   out[row, pixel] = act(sum of weight[row, k] * x[place[k], pixel] over columns k + bias + residual)
+    layer_norm      mean and variance over the features of each token
+    transpose       change of layout
+    pool            max and average pooling
+
+All but `transpose` use the inner layout (`layout`): channels outermost, the batch innermost. A retained column (a
+channel at a tap) is then a contiguous run of images, so gathering columns loads vectors of 16 bytes; with innermost
+channels every gathered element would be a separate access. The gathered block is multiplied on tensor cores.
 """
 
 from __future__ import annotations
@@ -13,14 +18,14 @@ import triton.language as tl
 
 @triton.jit
 def clamped(v):
-    """v within 0 and 6. A NaN stays one, as in torch; the GPU's minimum and maximum would leave it out."""
+    """Clamp v to [0, 6]; NaN stays NaN as in torch, which the GPU's minimum and maximum do not guarantee."""
     v = tl.where(v < 0, 0.0, v)
     return tl.where(v > 6, 6.0, v)
 
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """The acts of `engine.graph.native` on float32; "" is the identity."""
+    """Apply an activation of `ir.native` to float32; "" is the identity."""
     if ACT == "relu":
         v = tl.where(v < 0, 0.0, v)
     elif ACT == "leaky_relu":
@@ -43,7 +48,7 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
         inner = 0.7978845608028654 * (v + 0.044715 * v * v * v)
         v = v / (1.0 + tl.exp(-2.0 * inner))
     else:
-        tl.static_assert(ACT == "", "an activation that the kernels do not know")
+        tl.static_assert(ACT == "", "unknown activation")
     return v
 
 
@@ -57,7 +62,7 @@ _SIZES = [
     "stride_w",
     "count",
 ]
-"""Numbers whose values the compiler is not to look at: one binary for the layers of a network, not one for each."""
+"""Arguments that are not specialised, so that all layers of a network share one binary."""
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -68,9 +73,9 @@ def group_product(
     residual,  # as out
     out,  # inner: [O, out_height, out_width, images]
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
-    rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
-    places,  # [columns]: where a column is read, as `tables.Tables` says
-    eights,  # images / 8, padded: the compiler then knows that runs of images are whole vectors
+    rows,  # [tiles, TILE]: the output row; -1 after the tile's last row
+    places,  # [columns]: input place of a column, see `tables.GroupTables`
+    eights,  # padded images / 8: tells the compiler that runs of images are whole vectors
     height,
     width,
     out_height,
@@ -81,21 +86,21 @@ def group_product(
     TILE: tl.constexpr,  # rows of a tile
     PIXELS: tl.constexpr,  # outputs of a program
     COLUMNS: tl.constexpr,  # columns of a step
-    TAPS: tl.constexpr,  # whether places hold taps
-    BORDER: tl.constexpr,  # whether a tap may be outside of the image
-    WIDE: tl.constexpr,  # offsets of 64 bits
+    TAPS: tl.constexpr,  # whether places include taps
+    BORDER: tl.constexpr,  # whether a tap may be outside the image
+    WIDE: tl.constexpr,  # 64-bit offsets
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr,  # of a product of float32
-    WIDEN: tl.constexpr,  # multiply as float32, where products of 16-bit numbers are exact: for Triton's interpreter
+    PRECISION: tl.constexpr,  # input precision of float32 products
+    WIDEN: tl.constexpr,  # multiply 16-bit numbers as float32: for Triton's interpreter
 ):
-    """act(x[columns] weight^T + bias + residual) of one tile of rows at PIXELS outputs."""
+    """Compute act(x[columns] weight^T + bias + residual) for one tile of rows at PIXELS outputs."""
     images = eights * 8
     outputs = out_height * out_width * images
     program = tl.program_id(0)
-    # All tiles at the same outputs run side by side: what they gather is then in the cache.
+    # Tiles at the same outputs run next to each other, so that they gather the same inputs from the cache.
     tile = program % count
     m = (program // count) * PIXELS + tl.arange(0, PIXELS)
     inside = m < outputs
@@ -117,8 +122,8 @@ def group_product(
     weights = weight + start + one[:, None] * padded + k[None, :]
 
     total = tl.zeros((PIXELS, TILE), dtype=tl.float32)
-    # One step ahead of its use, and through the loop's own state: Triton then leaves it out of its pipeline of copies
-    # to shared memory, in which versions before 3.9 would copy it once for each thread.
+    # Loaded one step ahead and carried by the loop, which keeps it out of Triton's pipeline of copies to shared memory:
+    # versions before 3.9 would copy it once for each thread.
     place = tl.load(places + first + k)
     for step in range(tl.cdiv(columns, COLUMNS)):
         valid = (place >= 0)[:, None] & inside[None, :]
@@ -167,12 +172,12 @@ def layer_norm(
     FEATURES: tl.constexpr,  # a power of two, at least the width
     WIDE: tl.constexpr,
 ):
-    """Each token's features to mean 0 and variance 1, then scaled and shifted; read once, and held in registers."""
+    """Normalise each token's features, then scale and shift them; features are read once and stay in registers."""
     run = eights * 8
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, FEATURES)
     inside = (t < tokens)[None, :]
-    # Padding is written too, as a bound of whole vectors keeps the stores whole ones.
+    # Padding is written too, so that all stores are whole vectors.
     stored = (c < width)[:, None] & (t < run)[None, :]
     if WIDE:
         t, run = t.to(tl.int64), run.to(tl.int64)
@@ -202,7 +207,7 @@ def transpose(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """out[r, i, j] = x[r, i, j] of three axes of any steps, in square tiles of the last two."""
+    """Copy out[r, i, j] = x[r, i, j] with any strides, in square tiles of the last two axes."""
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)
     j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -238,7 +243,7 @@ def pool(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Pooling of [C, H, W, N]: one channel at BLOCK outputs."""
+    """Pool [C, H, W, N]: one channel at BLOCK outputs."""
     images = eights * 8
     outputs = out_height * out_width * images
     blocks = tl.cdiv(outputs, BLOCK)
@@ -262,11 +267,11 @@ def pool(
             at = ((channel * height + y) * width + z) * images + n
             if MODE == "max":
                 v = tl.load(x + at, mask=valid, other=float("-inf")).to(tl.float32)
-                total = tl.where((v > total) | (v != v), v, total)  # a NaN stays, as in torch
+                total = tl.where((v > total) | (v != v), v, total)  # NaN stays NaN, as in torch
             else:
                 total += tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
     if MODE != "max":
-        # torch clips the window at the padded image first, then, without the padding, at the image.
+        # torch clips the window at the padded image, and for "mean" then at the image.
         bottom = tl.minimum(top + kernel_h, height + pad_h)
         end = tl.minimum(left + kernel_w, width + pad_w)
         if MODE == "mean":

@@ -1,13 +1,12 @@
-"""The kernels as operations of torch, so that torch.compile, torch.export and CUDA graphs see them.
+"""Registers the kernels as torch operations, so that torch.compile, torch.export and CUDA graphs can use them.
 
-    ticketry::group_conv2d   act(conv2d(x) + bias + residual) of a weight given as `tables.Tables`
-    ticketry::group_linear   act(x weight^T + bias + residual) of such a weight
-    ticketry::turn           x with its channels outermost in memory, its batch innermost
+    ticketry::group_conv2d   act(conv2d(x) + bias + residual) with a weight in `tables.GroupTables`
+    ticketry::group_linear   act(x weight^T + bias + residual) with a weight in `tables.GroupTables`
+    ticketry::turn           a copy of x in the inner or the outer layout
     ticketry::inner_layer_norm, ticketry::inner_pool2d
 
-Shapes are torch's own; inner is a matter of strides (`engine.gpu.layout`). An input that does not lie as its operation
-reads it is copied first. On a CPU they run where TRITON_INTERPRET=1 was set before this module was imported: slowly,
-for tests.
+Shapes are those of torch; the inner layout is expressed by strides (`layout`). An input in another layout is converted
+first. On a CPU the operations run only if TRITON_INTERPRET=1 was set before this module was imported, for tests.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import kernels
-from ticketry_engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, padded
+from ticketry_engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, round_up
 from ticketry_engine.gpu.tables import has_taps
 from ticketry_engine.gpu.tuning import Config, choose
 from ticketry_engine.ir.native_shapes import windows
@@ -31,7 +30,7 @@ _WIDE = 1 << 31
 _TURN = 64
 _POOL = 256
 _NORMED = 1 << 14
-"""Numbers of a program of a layer norm: 64 registers of each thread."""
+"""Numbers that a program of a layer norm keeps in registers: 64 in each thread."""
 _WIDEST = 1 << 13
 
 Indices = Sequence[int]
@@ -57,25 +56,25 @@ def group_conv2d(
     act: str,
     slope: float,
 ) -> Tensor:
-    """act(conv2d(x) + bias + residual), inner.
+    """Return act(conv2d(x) + bias + residual) in the inner layout.
 
     Args:
-        x: [N, C, H, W] of float16, bfloat16 or float32 (multiplied as TF32), as `weight`, `bias` and `residual` are.
-        weight, tiles, rows, places: of `tables.Tables`, made for this padding and dilation.
+        x: [N, C, H, W] in float16, bfloat16 or float32 (multiplied as TF32); all tensors have the same dtype.
+        weight, tiles, rows, places: fields of `tables.GroupTables`, packed for this padding and dilation.
         outputs: output channels.
-        act: as in `engine.graph.native`, "" for none; "leaky_relu" has the slope `slope`.
+        act: an activation of `ir.native`, "" for none; "leaky_relu" uses `slope`.
     """
     out = _conv_out(x, outputs, kernel, stride, padding, dilation)
-    x, residual = _ready(x, weight, bias, residual, out)
+    x, residual = _prepare_operands(x, weight, bias, residual, out)
     if not out.numel():
         return out
     taps = has_taps(kernel, padding)
-    run = padded(x.shape[0])
+    run = round_up(x.shape[0])
     product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
-    if not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
-        product.launch(_Images(x.shape[2] * x.shape[3] * run))
+    if not taps and tuple(stride) == (1, 1):  # the pixels of a channel are one contiguous run
+        product.launch(_ImageShape(x.shape[2] * x.shape[3] * run))
     else:
-        images = _Images(run, x.shape[2:], out.shape[2:], stride)
+        images = _ImageShape(run, x.shape[2:], out.shape[2:], stride)
         product.launch(images, taps=taps, border=max(padding) > 0)
     return out
 
@@ -107,12 +106,12 @@ def group_linear(
     act: str,
     slope: float,
 ) -> Tensor:
-    """act(x weight^T + bias + residual) of x [tokens, I]: as `group_conv2d`."""
+    """Return act(x weight^T + bias + residual) of x [tokens, I]; arguments as for `group_conv2d`."""
     out = inner_empty((x.shape[0], outputs), x)
-    x, residual = _ready(x, weight, bias, residual, out)
+    x, residual = _prepare_operands(x, weight, bias, residual, out)
     if out.numel():
         product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
-        product.launch(_Images(padded(x.shape[0])))
+        product.launch(_ImageShape(round_up(x.shape[0])))
     return out
 
 
@@ -125,10 +124,10 @@ def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
 # -- launching ---------------------------------------------------------------------------------------------------------
 
 
-def _ready(
+def _prepare_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """x and the residual inner; `EngineError` for operands that do not go together."""
+    """Return x and the residual in the inner layout; raise EngineError for operands that do not match."""
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
@@ -138,12 +137,12 @@ def _ready(
 
 
 def _inner(x: Tensor) -> Tensor:
-    return x if is_inner(x) else _turned(x, True)
+    return x if is_inner(x) else _change_layout(x, True)
 
 
 @dataclass(frozen=True)
-class _Images:
-    """What the kernel sees of the images: as many as their padded run, with (height, width) before and after."""
+class _ImageShape:
+    """The padded number of images, and (height, width) before and after the layer."""
 
     run: int
     size: Indices = (1, 1)
@@ -153,7 +152,7 @@ class _Images:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """The operands of a group product, and where its result goes."""
+    """The operands and the output of a group product."""
 
     x: Tensor
     weight: Tensor
@@ -166,7 +165,7 @@ class _Product:
     act: str
     slope: float
 
-    def launch(self, images: _Images, *, taps: bool = False, border: bool = False) -> None:
+    def launch(self, images: _ImageShape, *, taps: bool = False, border: bool = False) -> None:
         """Run the group kernel."""
         x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
         outputs = images.run * images.out_size[0] * images.out_size[1]
@@ -179,13 +178,13 @@ class _Product:
             "TILE": tile,
             "TAPS": taps,
             "BORDER": border,
-            "WIDE": max(_end(x), _end(out)) >= _WIDE,
+            "WIDE": max(_extent(x), _extent(out)) >= _WIDE,
             "ACT": self.act,
             "SLOPE": self.slope,
             "BIAS": self.bias is not None,
             "RESIDUAL": self.residual is not None,
             "PRECISION": "tf32",
-            # The interpreter multiplies bfloat16 as if its bits were integers.
+            # Triton's interpreter multiplies the bits of bfloat16 as integers.
             "WIDEN": x.dtype == torch.bfloat16 and x.device.type == "cpu",
         }
 
@@ -203,8 +202,8 @@ class _Product:
         launch(choose(key, tile, outputs, count, x, launch))
 
 
-def _end(x: Tensor) -> int:
-    """One more than the largest offset of an element."""
+def _extent(x: Tensor) -> int:
+    """Return the largest element offset plus one."""
     return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
 
 
@@ -213,38 +212,38 @@ def _end(x: Tensor) -> int:
 
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
-    """A copy of x [N, C, H, W] or [tokens, C] that is inner, or outer."""
-    return _turned(x, inner)
+    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner or the outer layout."""
+    return _change_layout(x, inner)
 
 
-def _turned(x: Tensor, inner: bool) -> Tensor:
-    out = _turn_out(x, inner)
+def _change_layout(x: Tensor, inner: bool) -> Tensor:
+    out = _empty_in_layout(x, inner)
     if not out.numel():
         return out
     if x.dim() == 4 and x.shape[2] > 1 and x.stride(2) != x.shape[3] * x.stride(3):
-        x = x.contiguous(memory_format=torch.channels_last)  # rows that do not follow each other
+        x = x.contiguous(memory_format=torch.channels_last)  # rows are not contiguous
     axes = _axes(x, out)
     programs = axes[0][0] * triton.cdiv(axes[1][0], _TURN) * triton.cdiv(axes[2][0], _TURN)
-    wide = max(_end(x), _end(out)) >= _WIDE
+    wide = max(_extent(x), _extent(out)) >= _WIDE
     kernels.transpose[(programs,)](x, out, *(step for axis in axes for step in axis), BLOCK=_TURN, WIDE=wide)
     return out
 
 
-def _turn_out(x: Tensor, inner: bool) -> Tensor:
+def _empty_in_layout(x: Tensor, inner: bool) -> Tensor:
     return inner_empty(x.shape, x) if inner else outer_empty(x.shape, x)
 
 
-turn.register_fake(_turn_out)
+turn.register_fake(_empty_in_layout)
 
 
 def _axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
-    """(size, step in x, step in out) of three axes that cover the tensor; the last two are tiled."""
+    """Return (size, stride in x, stride in out) of three axes that cover the tensor; the last two are tiled."""
     if x.dim() == 2:
         return (1, 0, 0), (x.shape[1], x.stride(1), out.stride(1)), (x.shape[0], x.stride(0), out.stride(0))
     n, c, h, w = x.shape
     (x_n, x_c, _, x_p), (y_n, y_c, _, y_p) = x.stride(), out.stride()
     if (x_c, y_c) == (h * w * x_p, h * w * y_p):
-        return (1, 0, 0), (c * h * w, x_p, y_p), (n, x_n, y_n)  # channels and pixels are one run: NCHW
+        return (1, 0, 0), (c * h * w, x_p, y_p), (n, x_n, y_n)  # channels and pixels form one axis: NCHW
     return (h * w, x_p, y_p), (c, x_c, y_c), (n, x_n, y_n)
 
 
@@ -253,20 +252,20 @@ def _axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
 
 @torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
 def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """layer_norm of x [tokens, C] over its features, inner: what a linear layer in the group kernel reads."""
+    """Return layer_norm of x [tokens, C] in the inner layout, as a linear layer in the group kernel reads it."""
     out = inner_empty(x.shape, x)
     if not out.numel():
         return out
-    if x.shape[1] > _WIDEST:  # more than registers hold
+    if x.shape[1] > _WIDEST:  # does not fit in registers
         normed: Tensor = turn(torch.layer_norm(x, x.shape[1:], weight, bias, eps), True)
         return normed
     x = x.contiguous()
     scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
-    wide = max(_end(x), _end(out)) >= _WIDE
+    wide = max(_extent(x), _extent(out)) >= _WIDE
     features = triton.next_power_of_2(x.shape[1])
     tokens = max(EIGHT, min(32, _NORMED // features))
     kernels.layer_norm[(triton.cdiv(x.shape[0], tokens),)](
-        x, scale, shift, out, padded(x.shape[0]) // EIGHT, *x.shape, eps,
+        x, scale, shift, out, round_up(x.shape[0]) // EIGHT, *x.shape, eps,
         AFFINE=weight is not None, TOKENS=tokens, FEATURES=features, WIDE=wide,
         num_warps=max(1, min(16, tokens * features // 2048)),
     )  # fmt: skip
@@ -291,20 +290,20 @@ def inner_pool2d(
     ceil: bool,
     mode: str,
 ) -> Tensor:
-    """Pooling of x [N, C, H, W] as torch does it, inner.
+    """Return max or average pooling of x [N, C, H, W] in the inner layout, with torch's semantics.
 
     Args:
-        mode: "max", "mean" (of the elements inside of the image) or "padded_mean" (padding counts as zeros).
+        mode: "max", "mean" (over elements inside the image) or "padded_mean" (padding counts as zeros).
     """
     out = _pool_out(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
     x = _inner(x)
-    run = padded(x.shape[0])
+    run = round_up(x.shape[0])
     grid = (out.shape[1] * triton.cdiv(out.shape[2] * out.shape[3] * run, _POOL),)
     kernels.pool[grid](
         x, out, run // EIGHT, *x.shape[2:], *out.shape[2:], *stride, *padding, *dilation, *kernel,
-        MODE=mode, BLOCK=_POOL, WIDE=max(_end(x), _end(out)) >= _WIDE,
+        MODE=mode, BLOCK=_POOL, WIDE=max(_extent(x), _extent(out)) >= _WIDE,
     )  # fmt: skip
     return out
 

@@ -1,4 +1,4 @@
-"""Which layers run in which kernel at one input shape, and why."""
+"""Chooses the kernel of each layer at one input shape: the group kernel, a 2:4 product, or a dense layer of torch."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.gpu import cost
-from ticketry_engine.gpu.cost import Rates, Work
-from ticketry_engine.gpu.tables import unfit
+from ticketry_engine.gpu.cost import LayerWork, Rates
+from ticketry_engine.gpu.tables import why_no_tables
 from ticketry_engine.ir import Graph, Node
 from ticketry_engine.support.row_groups import row_groups
 
 LAYERS = ("conv2d", "linear")
 
 FOLLOWS = frozenset({"act", "add", "mul", "affine", "max_pool2d", "avg_pool2d", "global_avg_pool", "concat", "slice"})
-"""Operations that run in either layout, and leave it as it is."""
+"""Operations that run in either layout and do not change it."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer runs."""
+    """The kernel of one layer, and the reason."""
 
     kernel: str
     """"group", "2:4" or "dense"."""
     why: str
     tile: int = 0
-    """Rows of a tile, of a "group"."""
+    """Rows of a tile, if the kernel is "group"."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is read off a layer's weight once, for any input shape."""
+class LayerFacts:
+    """Facts about a layer's weight that do not depend on the input shape."""
 
     groups: list[tuple[int, int]]
-    """(rows, kept columns) of each set of rows that share their columns."""
+    """(rows, retained columns) of each group of rows that share their columns."""
     two_four: bool
     unfit: str | None
-    """Why it cannot be in the group kernel."""
+    """Why the layer cannot run in the group kernel; None if it can."""
 
 
-def facts_of(graph: Graph) -> dict[str, Facts]:
-    """Output -> facts of each layer with zeros among its weights, and of those without."""
+def layer_facts(graph: Graph) -> dict[str, LayerFacts]:
+    """Return the facts of each convolution and linear layer, by the name of its output."""
     found = {}
     for node in graph.nodes:
         if node.op in LAYERS:
@@ -53,80 +53,80 @@ def facts_of(graph: Graph) -> dict[str, Facts]:
             window = (
                 {name: node.attrs[name] for name in ("groups", "padding", "dilation")} if node.op == "conv2d" else None
             )
-            reason = None if window is None else unfit(tuple(weight.shape), **window)
-            found[node.output] = Facts(groups, node.op == "linear" and is_two_four(weight), reason)
+            reason = None if window is None else why_no_tables(tuple(weight.shape), **window)
+            found[node.output] = LayerFacts(groups, node.op == "linear" and is_two_four(weight), reason)
     return found
 
 
 def plan(
     graph: Graph,
     batch: int,
-    facts: Mapping[str, Facts],
+    facts: Mapping[str, LayerFacts],
     dtype: torch.dtype,
     device: torch.device,
     *,
     rates: Rates | None = None,
     force: bool = False,
 ) -> dict[str, Choice]:
-    """Output -> choice of each layer.
+    """Return the choice of each layer, by the name of its output.
 
-    First each layer by itself, then, as long as that makes the whole cheaper, one layer more or less in the group
-    kernel: what it saves may be less than the changes of layout around it. The same from all layers dense; the cheaper
-    of the two.
+    Each layer is first chosen alone. Then single layers are switched between the group kernel and dense while that
+    lowers the estimate of the whole network, because changes of layout cost time. The search also starts from all
+    layers dense, and the cheaper result is returned.
 
     Args:
-        rates: of the device; None for the constants of `engine.gpu.cost`.
-        force: every layer in the group kernel that can be, whatever it costs: for tests and calibration.
+        rates: rates of the device; None for the constants of `cost`.
+        force: use the group kernel wherever it can run, for tests and calibration.
     """
     rates = rates or cost.RATES[dtype]
-    works = works_of(graph, batch, facts)
+    works = layer_works(graph, batch, facts)
     found: dict[str, Choice] = {}
     for name, fact in facts.items():
         if fact.unfit is not None:
             found[name] = Choice("dense", fact.unfit)
         else:
-            found[name] = _alone(works.get(name), fact.two_four and can_run(device, dtype), rates, force)
+            found[name] = _choose_kernel(works.get(name), fact.two_four and can_run(device, dtype), rates, force)
     if force:
         return found
-    dense = {name: _switched(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
-    starts = [_settled(graph, batch, works, start, rates) for start in (found, dense)]
+    dense = {name: _switch_kernel(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
+    starts = [_improve_choices(graph, batch, works, start, rates) for start in (found, dense)]
     return min(starts, key=lambda settled: estimate(graph, batch, works, settled, rates))
 
 
-def _alone(work: Work | None, two_four: bool, rates: Rates, force: bool) -> Choice:
+def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: bool) -> Choice:
     if work is None:
-        return Choice("dense", "its input is of no known shape")
+        return Choice("dense", "the shape of its input is unknown")
     tile = cost.best_tile(work, rates)
     if force:
         return Choice("group", "it was asked for", tile)
     dense, group = cost.dense_seconds(work, rates), cost.group_seconds(work, tile, rates)
     if two_four and cost.two_four_seconds(work, rates) < min(group, cost.MARGIN * dense):
-        return Choice("2:4", _against(cost.two_four_seconds(work, rates), dense))
+        return Choice("2:4", _compare_times(cost.two_four_seconds(work, rates), dense))
     kept = sum(rows * columns for rows, columns in work.groups)
     if kept == work.rows * work.columns:
         return Choice("dense", "no weight is removed")
-    if cost.filled(work) < cost.LEAST_FILLED:
+    if cost.tile_fill(work) < cost.LEAST_FILLED:
         return Choice("dense", "too few rows share their columns to fill a tile of the tensor cores")
     if work.run < cost.FEWEST_IMAGES:
         return Choice("dense", f"{work.run} images or tokens are too few for vectors of 8")
     if group >= cost.MARGIN * dense:
-        return Choice("dense", f"in the group kernel {_against(group, dense)}", tile)
-    return Choice("group", _against(group, dense), tile)
+        return Choice("dense", f"in the group kernel {_compare_times(group, dense)}", tile)
+    return Choice("group", _compare_times(group, dense), tile)
 
 
-def _against(seconds: float, dense: float) -> str:
+def _compare_times(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
-def works_of(graph: Graph, batch: int, facts: Mapping[str, Facts]) -> dict[str, Work]:
-    """Output -> work of each layer whose shapes are known."""
+def layer_works(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
+    """Return the work of each layer with known shapes, by the name of its output."""
     made = {
         node.output: _work(graph, node, batch, facts[node.output].groups) for node in graph.nodes if node.op in LAYERS
     }
     return {name: work for name, work in made.items() if work is not None}
 
 
-def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
+def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> LayerWork | None:
     x, made = graph.values[node.inputs[0]], graph.values[node.output]
     if x.shape is None or made.shape is None:
         return None
@@ -134,7 +134,7 @@ def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -
     weight = graph.tensors[node.weights["weight"]]
     run = batch if x.shape[0] is None else x.shape[0]
     pixels = outputs // max(1, weight.shape[0])
-    return Work(
+    return LayerWork(
         pixels=pixels,
         run=max(1, run if node.op == "conv2d" else pixels),
         rows=weight.shape[0],
@@ -153,10 +153,10 @@ def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -
 _SWEEPS = 4
 
 
-def _settled(
-    graph: Graph, batch: int, works: Mapping[str, Work], start: Mapping[str, Choice], rates: Rates
+def _improve_choices(
+    graph: Graph, batch: int, works: Mapping[str, LayerWork], start: Mapping[str, Choice], rates: Rates
 ) -> dict[str, Choice]:
-    """The choices after single ones were changed between "group" and "dense" for as long as the estimate fell."""
+    """Switch single layers between "group" and "dense" as long as the estimate of the whole network falls."""
     found = dict(start)
     least = estimate(graph, batch, works, found, rates)
     for _ in range(_SWEEPS):
@@ -164,7 +164,7 @@ def _settled(
         for name, old in start.items():
             if not old.tile:
                 continue
-            last, found[name] = found[name], old if found[name] is not old else _switched(old)
+            last, found[name] = found[name], old if found[name] is not old else _switch_kernel(old)
             total = estimate(graph, batch, works, found, rates)
             if total < least * (1 - 1e-9):
                 least = total
@@ -175,24 +175,26 @@ def _settled(
     return found
 
 
-def _switched(choice: Choice) -> Choice:
+def _switch_kernel(choice: Choice) -> Choice:
     other = "dense" if choice.kernel == "group" else "group"
     return Choice(other, f"{choice.why}, but for the changes of layout", choice.tile)
 
 
-def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates) -> float:
-    """Seconds of all layers and of the changes of layout between them; other operations are the same in any plan."""
+def estimate(
+    graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, Choice], rates: Rates
+) -> float:
+    """Estimate the seconds of all layers and of the changes of layout; other operations are the same in any plan."""
     layers = sum(_seconds(work, choices[name], rates) for name, work in works.items())
-    return layers + turns_seconds(graph, batch, choices, rates)
+    return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
 
-def turns_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates: Rates) -> float:
-    """Seconds of the changes of layout alone."""
+def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates: Rates) -> float:
+    """Estimate the seconds of all changes of layout."""
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
     def turned(name: str) -> float:
-        return cost.turn_seconds(graph.values[name].numel(batch), rates)
+        return cost.layout_change_seconds(graph.values[name].numel(batch), rates)
 
     def need(name: str, layout: str) -> None:
         nonlocal total
@@ -212,7 +214,9 @@ def turns_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         for name in node.inputs:
             need(name, reads)
-        if reads == "inner" and made == "outer":  # features at the end of an image, brought back
+        if (
+            reads == "inner" and made == "outer"
+        ):  # a linear layer on the last axis of an image: its result is converted back
             total += turned(node.output)
         held[node.output] = {made}
     for name in graph.results:
@@ -220,7 +224,7 @@ def turns_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates
     return total
 
 
-def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
+def _seconds(work: LayerWork, choice: Choice, rates: Rates) -> float:
     if choice.kernel == "group":
         return cost.group_seconds(work, choice.tile, rates)
     if choice.kernel == "2:4":
@@ -229,12 +233,12 @@ def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
 
 
 def is_group(node: Node, choices: Mapping[str, Choice]) -> bool:
-    """Whether a node is a layer in the group kernel."""
+    """Return whether a node is a layer in the group kernel."""
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
 
 def wanted_inner(graph: Graph, choices: Mapping[str, Choice]) -> set[str]:
-    """Values that somebody would read inner: layer norms make such ones inner, and others outer."""
+    """Return the values with a reader that prefers the inner layout; layer norms write these inner."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
@@ -242,22 +246,23 @@ def wanted_inner(graph: Graph, choices: Mapping[str, Choice]) -> set[str]:
                 wanted.update(node.inputs)
         elif follows(graph, node) and node.output in wanted:
             wanted.update(node.inputs)
-    return {name for name in wanted if not _of_grid(graph, name)}
+    return {name for name in wanted if not _is_grid_result(graph, name)}
 
 
 def _is_grid(graph: Graph, node: Node) -> bool:
-    """Whether a linear layer's features are at the end of an image, which is no inner layout."""
+    """Return whether a linear layer works on the last axis of an image, which the inner layout does not support."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 
-def _of_grid(graph: Graph, name: str) -> bool:
+def _is_grid_result(graph: Graph, name: str) -> bool:
+    """Return whether a value is the result of a linear layer or layer norm on the last axis of an image."""
     maker = graph.makers.get(name)
     shape = graph.values[name].shape or ()
     return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 
 
 def follows(graph: Graph, node: Node) -> bool:
-    """Whether a node can run on inner inputs: images of one shape, or rows of features of one shape."""
+    """Return whether a node can run on inner inputs: images of one shape, or feature rows of one shape."""
     if node.op not in FOLLOWS:
         return False
     shapes = [graph.values[name].shape for name in node.inputs]
@@ -269,18 +274,18 @@ def follows(graph: Graph, node: Node) -> bool:
 
 
 _ROWS, _COLUMNS = 32, 64
-"""torch's semi-structured tensors of 16-bit types have multiples of these."""
+"""torch's semi-structured 16-bit tensors need multiples of these sizes."""
 
 
 def is_two_four(weight: Tensor) -> bool:
-    """Whether each four neighbouring columns of a linear layer's weight [O, I] keep two at most."""
+    """Return whether every four neighbouring columns of a weight [O, I] retain at most two."""
     if weight.dim() != 2 or weight.shape[0] % _ROWS or weight.shape[1] % _COLUMNS:
         return False
     return bool(((weight != 0).reshape(len(weight), -1, 4).sum(2) <= 2).all())
 
 
 def can_run(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device has such products for this type."""
+    """Return whether the device supports 2:4 products with this dtype."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

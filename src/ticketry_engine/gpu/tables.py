@@ -1,4 +1,10 @@
-"""A layer's weight as the group kernel reads it: tiles of rows that share their kept columns, dense in those."""
+"""Packs a layer's weight for the group kernel: dense tiles of rows that share their retained columns.
+
+    group:  32 rows, retained columns 3 7 20 ...      tile 0:  rows 0-15   [16, columns padded to 64]
+                                                      tile 1:  rows 16-31  [16, columns padded to 64]
+
+`GroupTables` lists the arrays. All tiles of a group share one list of input places.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +22,31 @@ from ticketry_engine.support.row_groups import Indices, row_groups
 Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 UNIT = 64
-"""Columns of a tile are padded to a multiple of this, and offsets counted in it: any step of the kernel fits."""
+"""Columns of a tile are padded to a multiple of this, which every step size of the kernel divides."""
 
 FARTHEST = 127
-"""Pixels: a tap's distance from its output's first pixel, dilation and padding included, is a signed byte."""
+"""Most pixels from a tap to its output's first pixel, with dilation and padding: it is stored as a signed byte."""
 
 MOST_CHANNELS = 1 << 15
-"""Of the input of a layer with taps."""
+"""Most input channels of a layer with taps: the channel shares an int32 with the tap."""
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What one launch of the kernel reads. Every index is made here, from a weight: none comes from a file."""
+class GroupTables:
+    """The arrays that one launch of the kernel reads. All indices are computed here; none comes from a file."""
 
     weight: Tensor
-    """[sum over tiles of tile rows x padded columns], in the layer's number format."""
+    """[sum over tiles of rows * padded columns], in the layer's number format."""
     tiles: Tensor
-    """int32 [tiles, 3]: first column / 64, columns, first weight / 64. Longest tiles first."""
+    """int32 [tiles, 3]: first column / 64, number of columns, first weight / 64. Longest tiles first."""
     rows: Tensor
-    """int32 [tiles, tile]: the output channel of each row, -1 beyond the group's."""
+    """int32 [tiles, tile]: the output channel of each row; -1 after the group's last row."""
     places: Tensor
-    """int32 [columns, and one unit more]: where a column is read. Without taps (a kernel of one pixel) the channel;
-    with taps channel << 16 | rows down << 8 | columns right, the two as signed bytes less the layer's padding. Negative
-    in the padding."""
+    """int32 [columns + 64]: the input of each column; negative in the padding.
+
+    Without taps it is the channel; with taps it is channel << 16 | rows down << 8 | columns right, both as signed bytes
+    minus the layer's padding.
+    """
     tile: int
     """Rows of a tile."""
 
@@ -47,24 +55,24 @@ class Tables:
         """Bytes of all tables."""
         return sum(held.nbytes for one in fields(self) if isinstance(held := getattr(self, one.name), Tensor))
 
-    def to(self, device: torch.device | str) -> Tables:
-        """The tables on a device."""
+    def to(self, device: torch.device | str) -> GroupTables:
+        """Return a copy of the tables on a device."""
         names = [one.name for one in fields(self) if isinstance(getattr(self, one.name), Tensor)]
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows that keep the same columns, counted over all input channels."""
+    """Rows that retain the same columns; columns are numbered over all input channels."""
 
     rows: Indices
     columns: Indices
 
 
 def layer_groups(weight: Tensor, groups: int = 1) -> list[Group]:
-    """Rows with equal support of a weight [O, C / groups, ...].
+    """Return groups of rows of a weight [O, C / groups, ...] with the same nonzero columns.
 
-    Rows of different groups of a convolution read different channels and are never together.
+    Rows in different groups of a convolution read different channels, so they are never grouped.
     """
     rows, width = len(weight) // groups, weight[0].numel()
     return [
@@ -82,15 +90,15 @@ def pack(
     groups: int = 1,
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
-) -> Tables:
-    """The tables of a convolution's weight [O, C / groups, kh, kw] or a linear layer's [O, I], zeros being removed.
+) -> GroupTables:
+    """Pack the nonzero columns of a convolution's weight [O, C / groups, kh, kw] or a linear layer's [O, I].
 
     Raises:
-        EngineError: for what `unfit` says.
+        EngineError: if `why_no_tables` gives a reason, or the weight is too large.
     """
     flat = weight.detach().cpu().reshape(len(weight), -1)
     kernel = tuple(weight.shape[2:]) or (1, 1)
-    if (reason := unfit(tuple(weight.shape), groups=groups, padding=padding, dilation=dilation)) is not None:
+    if (reason := why_no_tables(tuple(weight.shape), groups=groups, padding=padding, dilation=dilation)) is not None:
         raise EngineError(f"the GPU's tables cannot hold this layer: {reason}")
     found = sorted(layer_groups(weight, groups), key=lambda group: -len(group.columns))
     weights, tiles, rows, columns = [], [], [], []
@@ -112,8 +120,8 @@ def pack(
     places = _places(np.concatenate(columns), kernel, padding, dilation)
     if start >= UNIT << 31 or first >= 1 << 31:
         raise EngineError(f"a layer with {start} kept weights is too large for the GPU's tables")
-    return Tables(
-        # Never empty: a kernel's pointer has to point to something, though a layer of zeros reads nothing of it.
+    return GroupTables(
+        # Never empty, so that the pointer is valid even for a layer of zeros.
         torch.cat([*weights, torch.zeros(UNIT)]).to(dtype),
         torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3),
         torch.from_numpy(np.stack(rows).astype(np.int32)),
@@ -123,12 +131,12 @@ def pack(
 
 
 def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether places hold taps."""
+    """Return whether places include taps."""
     return (*kernel, *padding) != (1, 1, 0, 0)
 
 
-def unfit(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation: Sequence[int]) -> str | None:
-    """Why a weight of this shape has no tables; None if it has."""
+def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation: Sequence[int]) -> str | None:
+    """Return why a weight of this shape cannot be packed; None if it can."""
     kernel = tuple(shape[2:]) or (1, 1)
     if not has_taps(kernel, padding):
         return None
@@ -141,7 +149,7 @@ def unfit(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation
 
 
 def _places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
-    """Where columns, flattened as (channel, kh, kw), are read; -1 for those that are none."""
+    """Return the input place of columns, flattened as (channel, kh, kw); -1 for padding."""
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
     if not has_taps(kernel, padding):

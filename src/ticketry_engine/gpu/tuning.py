@@ -1,7 +1,7 @@
-"""Which tile of pixels and how many warps a launch uses: a few candidates, timed once for each shape.
+"""Chooses the tile of pixels and the number of warps of a launch by timing a few candidates for each shape.
 
-Timing takes place at the first call of a shape on a GPU, never while a CUDA graph is recorded, and is kept for the
-process. On a CPU the first candidate is taken.
+Candidates are timed at the first call with a shape on a GPU, never while a CUDA graph is recorded; the result is cached
+in the process. On a CPU the first candidate is used.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run the group kernel."""
+    """Launch parameters of the group kernel."""
 
     pixels: int
-    """Outputs of a program."""
+    """Output pixels of a program."""
     columns: int
-    """Kept columns of a step; 32 or 64, as tables are padded to 64."""
+    """Retained columns of a step: 32 or 64, because tables are padded to 64."""
     warps: int
     stages: int
-    """Steps of the gather that are in shared memory at once."""
+    """Steps of the gather that are in shared memory at once (pipeline stages)."""
 
 
 T = TypeVar("T")
 
 ROUNDS = 7
-"""Timed runs of each candidate, in turns."""
+"""Timed runs of each candidate, alternating."""
 
 _FILL = 132 * 2
-"""Programs below which smaller tiles are tried: two for each multiprocessor of an H100."""
+"""Below this many programs smaller tiles are tried: two for each multiprocessor of an H100."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _lock = threading.Lock()
 
 
 def configs(tile: int, outputs: int, tiles: int) -> list[Config]:
-    """The candidates for tiles of so many rows at so many outputs, the most likely first."""
+    """Return the candidates for ``tiles`` tiles of ``tile`` rows at this many outputs, the most promising first."""
     found = {
         16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
         32: [Config(256, 64, 8, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
@@ -53,16 +53,16 @@ def configs(tile: int, outputs: int, tiles: int) -> list[Config]:
         128: [Config(128, 64, 8, 3), Config(256, 64, 8, 4), Config(256, 32, 8, 4), Config(64, 64, 4, 4)],
     }[tile]
     few = [one for one in found if tiles * -(-outputs // one.pixels) < _FILL]
-    if few and len(few) == len(found):  # too few programs whichever it is: as many as there can be
+    if few and len(few) == len(found):  # too few programs with any candidate: use the smallest tiles
         return [*sorted(found, key=lambda one: one.pixels)[:2], Config(32, 64, 4, 5)]
     return [one for one in found if one not in few] + few[:1]
 
 
 def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
-    """The fastest candidate for `key`, by timing `run` where that can be done."""
+    """Return the fastest candidate for `key`: cached, timed with `run`, or the first where timing is not possible."""
     candidates = configs(tile, outputs, tiles)
     if x.device.type != "cuda":
-        return _narrow(candidates[0], outputs)
+        return _limit_pixels(candidates[0], outputs)
     key = (torch.cuda.get_device_name(x.device), key)
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():
@@ -76,12 +76,12 @@ def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: C
 def fastest(
     candidates: list[Config], run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]
 ) -> Config:
-    """The candidate whose median over rounds in turns is least; one that the device cannot run is left out."""
+    """Return the candidate with the least median time over alternating rounds; skip those that cannot run."""
     times: dict[Config, list[float]] = {}
     errors: list[Exception] = []
     for config in candidates:
         try:
-            run(config)  # compiled, and found to fit
+            run(config)  # compiles it, and shows whether it fits
         except Exception as error:  # out of shared memory or registers on a smaller GPU
             _log.info("%s is left out: %s", config, error)
             errors.append(error)
@@ -96,7 +96,7 @@ def fastest(
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What a call makes, and its seconds on the current GPU, by events before and after it."""
+    """Return the result of a call and its seconds on the current GPU, measured by CUDA events."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     made = call()
@@ -113,8 +113,8 @@ def _seconds(call: Callable[[], None]) -> float:
     return timed(four)[1] / 4
 
 
-def _narrow(config: Config, outputs: int) -> Config:
-    """No more pixels than there are: the interpreter computes every one of them."""
+def _limit_pixels(config: Config, outputs: int) -> Config:
+    """Halve the pixels of a program to about the number of outputs, because the interpreter computes them all."""
     pixels = config.pixels
     while pixels > 16 and pixels // 2 >= outputs:
         pixels //= 2

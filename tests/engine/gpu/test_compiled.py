@@ -20,9 +20,9 @@ import ticketry as tk
 from interpreter import run
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.gpu import compile_gpu
-from ticketry_engine.gpu.compiled import MOST_SHAPES, compile_as_it_is, precision_of
+from ticketry_engine.gpu.compiled import MOST_SHAPES, compile_gpu_in_own_precision, precision_of
 from ticketry_engine.gpu.plan import Choice
-from ticketry_engine.gpu.program import Program
+from ticketry_engine.gpu.program import GpuProgram
 from ticketry_engine.ir import model_file
 
 BOUNDS = {"tf32": 2e-3 if torch.cuda.is_available() else 1e-5, "fp16": 5e-3, "bf16": 3e-2}
@@ -273,13 +273,13 @@ def test_tk_compile_asks_for_the_precision_of_the_weights(device, network):
     with pytest.raises(EngineError, match="float64"):
         precision_of(copy.deepcopy(model).double())
     x = torch.randn(2, 3, 4, 4, device=device)
-    fast = compile_as_it_is(copy.deepcopy(model).to(device), mask, x, threads=None, target="host")
+    fast = compile_gpu_in_own_precision(copy.deepcopy(model).to(device), mask, x, threads=None, target="host")
     assert fast.precision == "tf32"
     assert error(fast(x), expected(model, mask, x)) < BOUNDS["tf32"]
     with pytest.raises(EngineError, match="of a CPU"):
-        compile_as_it_is(model, mask, x, threads=2, target="host")
+        compile_gpu_in_own_precision(model, mask, x, threads=2, target="host")
     with pytest.raises(EngineError, match="the model's weights are tf32"):
-        compile_as_it_is(model, mask, x, threads=None, target="host", precision="bf16")
+        compile_gpu_in_own_precision(model, mask, x, threads=None, target="host", precision="bf16")
 
 
 def test_without_the_interpreter_a_cpu_is_refused():
@@ -311,6 +311,6 @@ def test_two_in_four(device):
     mask = tk.Mask({"0.weight": kept.view(256, 256)})
     x = torch.randn(8192, 256, device=device)
     fast = compile_gpu(copy.deepcopy(model).to(device), mask, x)
-    program = Program(fast.graph, dict.fromkeys(fast.choices(x), Choice("2:4", "")), fast._weights)
+    program = GpuProgram(fast.graph, dict.fromkeys(fast.choices(x), Choice("2:4", "")), fast._weights)
     (made,) = program([x]).values()
     assert error(made, expected(model, mask, x)) < BOUNDS["bf16"]

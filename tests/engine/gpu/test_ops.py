@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'tick
 from ticketry.errors import EngineError
 from ticketry_engine.gpu import ops, tuning
 from ticketry_engine.gpu.layout import is_inner
-from ticketry_engine.gpu.program import named_act
+from ticketry_engine.gpu.program import kernel_activation
 from ticketry_engine.gpu.tables import pack
 from ticketry_engine.ir.attribute_kinds import ACTS
 from ticketry_engine.ir.reference import activation
@@ -60,7 +60,7 @@ class Case:
         tables, moved = self.tables, lambda one: None if one is None else one.to(self.device)
         return (
             moved(self.x), tables.weight, moved(self.bias), moved(self.residual), tables.tiles, tables.rows,
-            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act),
+            tables.places, len(self.weight), self.kernel, *self.window, *kernel_activation(self.act),
         )  # fmt: skip
 
     def check(self):

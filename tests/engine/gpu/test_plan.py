@@ -11,8 +11,8 @@ from torch import nn
 from group_masks import grouped
 from ticketry_engine.capture import capture
 from ticketry_engine.gpu import cost, plan
-from ticketry_engine.gpu.cost import RATES, Work
-from ticketry_engine.gpu.plan import Choice, can_run, facts_of, follows, is_two_four
+from ticketry_engine.gpu.cost import RATES, LayerWork
+from ticketry_engine.gpu.plan import Choice, can_run, follows, is_two_four, layer_facts
 from ticketry_engine.gpu.plan import plan as make_plan
 
 BF16 = RATES[torch.bfloat16]
@@ -22,13 +22,13 @@ CPU = torch.device("cpu")
 def work(rows=512, columns=4608, pixels=64 * 196, run=64, group=64, density=0.26, **changes):
     """A convolution of a ResNet's middle."""
     groups = [(group, round(columns * density))] * (rows // group)
-    made = Work(pixels, run, rows, columns, groups, pixels * columns // 9, pixels * rows, False, True)
+    made = LayerWork(pixels, run, rows, columns, groups, pixels * columns // 9, pixels * rows, False, True)
     return replace(made, **changes)
 
 
 def choices(model, batch=64, dtype=torch.bfloat16, shape=(256, 14, 14), **options):
     graph = capture(model.eval(), None, torch.randn(2, *shape))
-    made = make_plan(graph, batch, facts_of(graph), dtype, CPU, **options)
+    made = make_plan(graph, batch, layer_facts(graph), dtype, CPU, **options)
     return [made[node.output] for node in graph.nodes if node.output in made]
 
 
@@ -75,14 +75,14 @@ def test_groups_of_48_rows_do_not_pay_for_64():
 
 
 def test_few_images_are_padded():
-    assert work(run=9, pixels=9 * 10).padded == 16 * 10
-    assert work(run=16, pixels=160).padded == 160
+    assert work(run=9, pixels=9 * 10).padded_pixels == 16 * 10
+    assert work(run=16, pixels=160).padded_pixels == 160
 
 
 def test_filled():
-    assert cost.filled(work(group=16)) == 1
-    assert cost.filled(work(group=1)) == 1 / 16
-    assert cost.filled(work(groups=[])) == 1
+    assert cost.tile_fill(work(group=16)) == 1
+    assert cost.tile_fill(work(group=1)) == 1 / 16
+    assert cost.tile_fill(work(groups=[])) == 1
 
 
 # -- choices -----------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
     networks = [(convolutions, (256, 14, 14)), (nn.Sequential(nn.LayerNorm(768), up, nn.GELU(), down), (128, 768))]
     for model, shape in networks:
         graph = capture(model.eval(), None, torch.randn(2, *shape))
-        facts = facts_of(graph)
+        facts = layer_facts(graph)
         for batch in (4, 16, 64):
             found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
             works = {
@@ -182,7 +182,7 @@ def test_norms_write_the_layout_that_is_read():
             return self.linear(self.norm(x.flatten(2).transpose(1, 2)))
 
     graph = capture(Model().eval(), None, torch.randn(2, 16, 6, 6))
-    made = make_plan(graph, 8, facts_of(graph), torch.bfloat16, CPU, force=True)
+    made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     names = {node.weights.get("weight", node.op): node for node in graph.nodes}
     wanted = plan.wanted_inner(graph, made)
     assert names["one.weight"].output in wanted
@@ -205,7 +205,7 @@ def test_features_at_the_end_of_images_stay_outer():
             return self.down(self.up(self.norm(x)))
 
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 16))
-    made = make_plan(graph, 8, facts_of(graph), torch.bfloat16, CPU, force=True)
+    made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     assert {choice.kernel for choice in made.values()} == {"group"}
     assert plan.wanted_inner(graph, made) == set()
 
@@ -222,23 +222,25 @@ def test_what_torch_reads_is_turned():
             return self.two(self.one(x).softmax(1))
 
     graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
-    facts = facts_of(graph)
+    facts = layer_facts(graph)
     layers = [node for node in graph.nodes if node.op == "conv2d"]
     works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
     group = dict.fromkeys(works, Choice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(cost.group_seconds(one, 64, BF16) for one in works.values())
     # The input, into the softmax, out of it, and the result.
-    assert plan.estimate(graph, 8, works, group, BF16) == pytest.approx(alone + 4 * cost.turn_seconds(numbers, BF16))
+    assert plan.estimate(graph, 8, works, group, BF16) == pytest.approx(
+        alone + 4 * cost.layout_change_seconds(numbers, BF16)
+    )
 
 
 def test_features_at_the_end_of_images_are_turned_at_once():
     graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
-    facts = facts_of(graph)
+    facts = layer_facts(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
     work = plan._work(graph, node, 8, facts[node.output].groups)
     found = plan.estimate(graph, 8, {node.output: work}, {node.output: Choice("group", "", 64)}, BF16)
-    turn = cost.turn_seconds(8 * 3 * 4 * 64, BF16)
+    turn = cost.layout_change_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(cost.group_seconds(work, 64, BF16) + 2 * turn)
 
 

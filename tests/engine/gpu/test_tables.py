@@ -1,4 +1,4 @@
-"""Tables hold exactly the weight they were made of."""
+"""GroupTables hold exactly the weight they were made of."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from group_masks import grouped
 from ticketry.errors import EngineError
-from ticketry_engine.gpu.tables import UNIT, Tables, has_taps, layer_groups, pack, unfit
+from ticketry_engine.gpu.tables import UNIT, GroupTables, has_taps, layer_groups, pack, why_no_tables
 
 
 def signed(byte: int) -> int:
     return (byte & 0xFF) - (256 if byte & 0x80 else 0)
 
 
-def unpacked(tables: Tables, outputs: int, channels: int, *, taps: bool = True) -> dict[tuple[int, int], torch.Tensor]:
+def unpacked(
+    tables: GroupTables, outputs: int, channels: int, *, taps: bool = True
+) -> dict[tuple[int, int], torch.Tensor]:
     """(rows down, columns right) -> weight [O, C], read as the kernel reads: column by column, row by row."""
     found: dict[tuple[int, int], torch.Tensor] = {}
     seen = torch.zeros(outputs, dtype=torch.int64)
@@ -98,12 +100,12 @@ def test_layers_that_tables_cannot_hold():
     with pytest.raises(EngineError, match="reaches 140 pixels"):
         pack(torch.ones(1, 1, 3, 3), tile=16, dtype=torch.float32, dilation=(1, 70))
     plain = {"groups": 1, "padding": (0, 0), "dilation": (1, 1)}
-    assert "channels" in unfit((4, 1 << 15, 3, 3), **plain)
-    assert unfit((4, 1 << 15, 1, 1), **plain) is None
-    assert unfit((4, 1 << 14, 3, 3), **plain) is None
-    assert "channels" in unfit((4, 1 << 14, 3, 3), **{**plain, "groups": 2})
-    assert "reaches 128" in unfit((4, 1, 1, 1), **{**plain, "padding": (0, 128)})
-    assert unfit((4, 70_000), **plain) is None
+    assert "channels" in why_no_tables((4, 1 << 15, 3, 3), **plain)
+    assert why_no_tables((4, 1 << 15, 1, 1), **plain) is None
+    assert why_no_tables((4, 1 << 14, 3, 3), **plain) is None
+    assert "channels" in why_no_tables((4, 1 << 14, 3, 3), **{**plain, "groups": 2})
+    assert "reaches 128" in why_no_tables((4, 1, 1, 1), **{**plain, "padding": (0, 128)})
+    assert why_no_tables((4, 70_000), **plain) is None
 
 
 def test_far_taps_and_many_channels():

@@ -32,7 +32,7 @@ def test_tk_compile_hands_models_on_a_gpu_over(monkeypatch):
         def parameters(self, recurse=True):
             return iter([SimpleNamespace(device=torch.device("cuda", 0))])
 
-    monkeypatch.setattr(compiled, "compile_as_it_is", lambda *args, **options: (args, options))
+    monkeypatch.setattr(compiled, "compile_gpu_in_own_precision", lambda *args, **options: (args, options))
     model, x = OnGpu(2, 2), torch.zeros(1, 2)
     options = {"threads": 3, "target": "host", "precision": "bf16"}
     assert tk.compile(model, None, x, threads=3, precision="bf16") == ((model, None, x), options)

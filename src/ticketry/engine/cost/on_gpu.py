@@ -14,8 +14,8 @@ from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Profile
 from ticketry.errors import CostError
-from ticketry_engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
-from ticketry_engine.gpu.plan import Choice, facts_of, plan, turns_seconds, works_of
+from ticketry_engine.gpu.cost import RATES, LayerWork, Rates, group_product_seconds, programs_seconds
+from ticketry_engine.gpu.plan import Choice, all_layout_changes_seconds, layer_facts, layer_works, plan
 from ticketry_engine.ir import Graph, Node
 from ticketry_engine.ir.origins import held, origins
 from ticketry_engine.plan.value_axes import UnsupportedError
@@ -68,7 +68,7 @@ class GpuProfile:
         if precision not in ("fp32", self.precision):
             raise CostError(f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for")
 
-    def seconds(self, work: Work, choice: Choice) -> float:
+    def seconds(self, work: LayerWork, choice: Choice) -> float:
         """What a layer takes.
 
         Args:
@@ -145,12 +145,12 @@ class GpuEstimator(Estimator):
     def _estimated(self, graph: Graph, layout: str | None) -> Profile:
         if layout == "pixels":
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")
-        rates, facts = self.gpu.rates, facts_of(graph)
+        rates, facts = self.gpu.rates, layer_facts(graph)
         choices = plan(graph, self.batch, facts, self.gpu.dtype, torch.device("cpu"), rates=rates)
-        works = works_of(graph, self.batch, facts)
+        works = layer_works(graph, self.batch, facts)
         others = {
             "inputs and outputs": self._converted(graph),
-            "changes of layout": turns_seconds(graph, self.batch, choices, rates),
+            "changes of layout": all_layout_changes_seconds(graph, self.batch, choices, rates),
         }
         spent = Profile(dict.fromkeys(self.names, 0.0), others, set())
         of = origins(graph, self._shapes)
