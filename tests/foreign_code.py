@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ticketry_engine.kernels.jit import Kernel, machine_for, optimised
+from ticketry_engine.kernels.jit import Kernel, machine_for, optimise
 from ticketry_engine.kernels.target import Target, binding
 
 
@@ -15,10 +15,10 @@ def _machine(target: Target):
 def assembly(kernel: Kernel, name: str, target: Target) -> str:
     """A kernel as assembly."""
     machine = _machine(target)
-    return machine.emit_assembly(optimised(kernel, name, target, machine))
+    return machine.emit_assembly(optimise(kernel, name, target, machine))
 
 
 def relocatable(kernel: Kernel, name: str, target: Target) -> bytes:
     """A kernel as an object file that a linker takes."""
     machine = _machine(target)
-    return machine.emit_object(optimised(kernel, name, target, machine))
+    return machine.emit_object(optimise(kernel, name, target, machine))
