@@ -1,11 +1,14 @@
-"""Kernels that go through values channel by channel: batch norms, ReLU, sums, and their gradients.
+"""Kernels that process values channel by channel: batch norm, ReLU, activations, sums, and their gradients.
 
-Each reads and writes the same pixels of some values, which may have different halos, with a few numbers for each
-channel; some also add up over all pixels and images of a channel, lane by lane: what the lanes give is added up by the
-caller, in float64.
+    forward    y  = scale[c] * x + shift[c] (+ residual, ReLU)
+    backward   dx = a[c] * g + b[c] * x + c[c],    g = dy where the ReLU was positive, else 0
 
-Batch norm: Ioffe and Szegedy, "Batch Normalization" (2015), section 3: its gradient is written as
-``a * g + b * x + c`` with numbers of the channel, where ``g`` is the gradient behind the norm.
+(Ioffe and Szegedy, "Batch Normalization", 2015, section 3.) Each kernel reads and writes the same pixels of some values
+and uses a few numbers per channel. Some also sum over all pixels and images of a channel, in one lane per image; the
+caller adds the lanes in float64. The values exceed the L2 cache, so each kernel fuses what can be computed in one pass,
+and prefetches.
+
+Table of an operation: float32 numbers [channels, numbers], then sums [parts, channels, sums, lanes].
 """
 
 from __future__ import annotations
@@ -28,37 +31,40 @@ from ticketry_engine.kernels.training.layout import IMAGES, Batch, images_of, pa
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 7
-"""Arguments before those of the values: channels, first block and end, rows, images that there are, the byte of the
-table where the operation's sums begin, and the table."""
+"""Number of arguments before those of the values: channels, first and past-the-end block, rows, existing images, byte
+of
+the operation's sums in the table, and the table."""
 
 _CHAINS = 4
-"""Sums under way side by side."""
+"""Independent partial sums, which keep the adders busy."""
 
 _AHEAD = 4096
-"""Bytes ahead of what is computed that lines of values are asked for.
+"""Prefetch distance in bytes, for targets of sixteen lanes.
 
-Values of a batch lie beyond the second cache, and the processor does not ask for enough of them by itself: steps of
-ResNet-18 with 5 % and of ResNet-20 with 10 % of their weights took 0.96 and 0.935 of the time (a Granite Rapids; half
-and twice as far ahead within 0.01). Of fewer than sixteen lanes nobody measured it, and nothing is asked for."""
+The values exceed the L2 cache, and hardware prefetching is not enough. Chosen by measurement on ResNet-18 and
+ResNet-20; half and twice the distance perform alike."""
 
 
 @dataclass(frozen=True)
 class ByChannel(Written):
-    """Args:
-    vectors: of a row of pixels.
-    item: bytes of a value in memory. Whatever it is, sums and all that is computed are float32.
-    masked: whether the last block has fewer images than planes: what is written there is 0, and adds nothing.
+    """Base class of kernels that process values channel by channel.
+
+    Args:
+        vectors: vectors per row of pixels.
+        item: bytes of a stored value. Arithmetic and sums are float32 in any case.
+        masked: whether the last block has fewer images than planes: its remaining lanes are written as 0 and add
+        nothing.
     """
 
     finished: ClassVar[bool] = True
     numbers: ClassVar[int] = 0
-    """That the table has for each channel."""
+    """Numbers per channel in the table."""
     sums: ClassVar[int] = 0
-    """That are added up for each channel: vectors in the table, behind the numbers of all channels."""
+    """Sums per channel, one vector each in the table, after the numbers of all channels."""
     sides: ClassVar[int] = 1
     near: ClassVar[bool] = False
-    """Whether the first number is a value of the channel, the first one that the operation sees. It comes behind the
-    sums, in all lanes."""
+    """Whether the first number is the channel's first value, used as a shift; it is stored after the sums, in all
+    lanes."""
 
     vectors: int
     item: int
@@ -66,19 +72,25 @@ class ByChannel(Written):
 
     @property
     def stored(self) -> int:
-        """Vectors of each channel in the table."""
+        """Vectors per channel in the table."""
         return self.sums + self.near
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        """One vector: what it adds to each sum. ``at``: its place in each value; ``there``: its mask, or None."""
+        """Write one vector and return its addend of each sum.
+
+        Args:
+            at: the vector's pointer in each value.
+            numbers: the channel's numbers, in all lanes.
+            there: mask of the existing images, or None.
+        """
         raise NotImplementedError
 
     def load(self, e: Emitter, at: Any) -> Any:
-        """A vector of a value."""
+        """Load a vector of a value."""
         return bfloat.load(e, at, 0, self.item)
 
     def store(self, e: Emitter, value: Any, at: Any) -> None:
-        """Write a vector of a value."""
+        """Store a vector of a value."""
         bfloat.store(e, value, at, 0, self.item)
 
     def write(self, e: Emitter) -> None:
@@ -123,7 +135,7 @@ class ByChannel(Written):
                 e.store(numbers[0], sums, width * self.sums)
 
     def _there(self, e: Emitter, images: Any) -> list[Any] | None:
-        """The masks of the vectors of a position."""
+        """Return the masks of a position's vectors."""
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
@@ -136,7 +148,7 @@ def _only(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sums of x less a number near its mean, and of their squares: see `moments_of`. Value: x."""
+    """Sums of ``x - shift`` and of its square, with a shift near the mean: see `moments_of`. Value: x."""
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
@@ -158,7 +170,7 @@ class Total(ByChannel):
 
 @dataclass(frozen=True)
 class Scale(ByChannel):
-    """``y = scale * x + shift``, then plus r, then ReLU. Values: x, y, r."""
+    """``y = scale * x + shift``, optionally plus r, optionally ReLU. Values: x, y, r."""
 
     numbers: ClassVar[int] = 2
 
@@ -173,7 +185,7 @@ class Scale(ByChannel):
         value = e.fma(self.load(e, at[0]), numbers[0], numbers[1])
         if self.residual:
             value = e.b.fadd(value, self.load(e, at[2]))
-        if self.relu:  # NaN stays NaN
+        if self.relu:  # NaN is preserved
             value = e.select(e.b.fcmp_unordered(">", value, e.splat(0.0)), value, e.splat(0.0))
         self.store(e, _only(e, there, value), at[1])
         return []
@@ -181,10 +193,10 @@ class Scale(ByChannel):
 
 @dataclass(frozen=True)
 class NormSums(ByChannel):
-    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where a ReLU gave 0. Values: dy, x, y if residual.
+    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, y if residual.
 
-    Numbers: mean, scale, shift. Where nothing was added before the ReLU, x tells what it gave, and y need not be read;
-    else g is written over dy.
+    Numbers: mean, scale, shift. Without a residual, the sign of y follows from x, so y is not read; with one, dy is
+    overwritten by g.
     """
 
     numbers: ClassVar[int] = 3
@@ -210,7 +222,7 @@ class NormSums(ByChannel):
 
 @dataclass(frozen=True)
 class NormGradient(ByChannel):
-    """``dx = a * g + b * x + c``, where g is dy, or 0 where a ReLU gave 0. Values: dy, x, dx.
+    """``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
 
     Numbers: a, b, c; scale, shift.
     """
@@ -232,7 +244,7 @@ class NormGradient(ByChannel):
 
 @dataclass(frozen=True)
 class Add(ByChannel):
-    """``y = g + r``, where g is a gradient behind a ReLU or not. Values: dy, y if ReLU, what is written, r if added."""
+    """``out = g + r``, where g is dy, masked by the ReLU if there is one. Values: dy, y if ReLU, out, r if added."""
 
     relu: bool
     residual: bool
@@ -277,14 +289,13 @@ class ActivationGradient(ByChannel):
 
 
 def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any) -> list[Op]:
-    """A kernel over some values of the same pixels, block by block or over all at once (see `parts`).
+    """Return the operations of a kernel on values of the same pixels, block by block or over all blocks (see `parts`).
 
-    One with a single channel counts for all channels.
-
-    They have one table: numbers of each channel, then sums of each of them (see `sums_of`).
+    A value with one channel is broadcast to all channels. The operations share one table: the numbers of each channel,
+    then the sums of each operation (see `sums_of`).
 
     Args:
-        images: that there are: fewer than the blocks have, perhaps.
+        images: number of existing images; may be less than the blocks hold.
     """
     first = values[0]
     height, width = first.geometry.height, first.geometry.width
@@ -313,23 +324,23 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
 
 
 def numbers_of(op: Op) -> Array:
-    """The part of an operation's table with the numbers of each channel: channels x numbers."""
+    """Return the numbers of each channel in an operation's table: channels x numbers."""
     kernel, table = _table(op)
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
 def sums_of(op: Op, target: Target) -> Array:
-    """What an operation, and the others of its table, added up: channels x sums, float64."""
+    """Return the sums of all operations that share a table: channels x sums, float64."""
     return np.asarray(_stored(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 
 def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
-    """Mean and variance of each channel, float64, from those of the parts that operations of `Moments` went over.
+    """Return mean and variance of each channel, float64, combined from the parts of `Moments` operations.
 
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
 
     Args:
-        counts: values that each part has of a channel.
+        counts: number of values per channel in each part.
     """
     stored = _stored(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -341,7 +352,7 @@ def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Ar
 
 
 def _stored(op: Op, target: Target) -> Array:
-    """Parts x channels x vectors x lanes."""
+    """Return the stored vectors: parts x channels x vectors x lanes."""
     kernel, table = _table(op)
     channels = int(op.args[0])
     return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.stored, target.lanes)

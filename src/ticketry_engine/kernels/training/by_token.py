@@ -1,8 +1,13 @@
-"""Layer norm over tokens with its gradient: sums over the features of each token, then passes feature by feature.
+"""Layer norm over tokens and its gradient.
 
-Values are planes of features, vectors run over tokens. Lei Ba, Kiros and Hinton, "Layer Normalization" (2016), section
-3. Its gradient is ``(g - mean(g) - n * mean(g * n)) / deviation``, with ``g`` the output's gradient times the scale and
-``n`` the normalised input; both means are over features.
+    n  = (x - mean) / deviation,   y = n * scale + shift
+    dx = (g - mean(g) - n * mean(g * n)) / deviation,   g = dy * scale       (means over features)
+
+(Ba, Kiros and Hinton, "Layer Normalization", 2016, section 3.) Values are planes of features and vectors run over
+tokens, so each lane sums its own token's features without exchanging lanes. First `ByToken` kernels compute the
+statistics of each token, then `ByChannel` kernels process feature by feature.
+
+Table of an operation: float32 [1 / features, epsilon, factor of each feature].
 """
 
 from __future__ import annotations
@@ -23,35 +28,37 @@ from ticketry_engine.kernels.training.layout import IMAGES, Batch, parts
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 4
-"""Arguments before those of the values: features, first block and end, and the table."""
+"""Number of arguments before those of the values: features, first and past-the-end block, and the table."""
 
 _FACTORS = 2
-"""Numbers of the table before those of each feature: 1 / features, and what is added to variances."""
+"""Numbers in the table before those of the features: 1 / features and epsilon."""
 
 
 @dataclass(frozen=True)
 class ByToken(Written):
-    """Args:
-    vectors: of a plane.
+    """Base class of kernels that compute statistics of each token.
+
+    Args:
+        vectors: vectors per plane.
     """
 
     finished: ClassVar[bool] = True
     sides: ClassVar[int]
-    """Values that have a plane for each feature, before those that have one."""
+    """Number of values with a plane per feature; those with a single plane follow."""
     sums: ClassVar[int] = 2
 
     vectors: int
 
     def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
-        """What the terms of a vector need, looked up once: ``at`` is its place in each value."""
+        """Return what the terms of a vector need, loaded once; ``at`` is its pointer in each value."""
         raise NotImplementedError
 
     def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        """What a feature adds to each sum."""
+        """Return the addends of a feature for each sum."""
         raise NotImplementedError
 
     def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Write what follows from the means over features."""
+        """Store the results, computed from the means over features."""
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:
@@ -90,7 +97,7 @@ class TokenMoments(ByToken):
     sides: ClassVar[int] = 1
 
     def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
-        return e.load(at[0])  # a number near the mean
+        return e.load(at[0])  # shift near the mean, against cancellation
 
     def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
         apart = e.b.fsub(e.load(at[0]), begun)
@@ -107,7 +114,7 @@ class TokenMoments(ByToken):
 
 @dataclass(frozen=True)
 class TokenSums(ByToken):
-    """Means over features of g, and of g times the normalised input. Values: dy, x, mean and inverse; both means."""
+    """Means over features of g and of g times the normalised input. Values: dy, x, mean, inverse; both means."""
 
     sides: ClassVar[int] = 4
 
@@ -138,7 +145,8 @@ class LayerNorm(ByChannel):
 
 @dataclass(frozen=True)
 class LayerNormGradient(ByChannel):
-    """Its gradient, and sums of dy * n and of dy. Values: dy, x, dx; of each token mean, inverse, and both means.
+    """Gradient of layer norm, with the sums of dy * n and of dy. Values: dy, x, dx; per token mean, inverse, both
+    means.
 
     Number: scale.
     """
@@ -157,7 +165,7 @@ class LayerNormGradient(ByChannel):
 
 
 def token_operations(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
-    """A kernel over values of the same tokens, those with a plane for each feature first. They have one table."""
+    """Return the operations of a kernel on values of the same tokens, those with a plane per feature first."""
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
         raise ValueError(f"not tokens: {first}")
@@ -172,7 +180,7 @@ def token_operations(kind: type[ByToken], values: Sequence[Batch], epsilon: floa
 
 
 def factors_of(op: Op) -> Array:
-    """The part of an operation's table with a number for each feature."""
+    """Return the per-feature factors in an operation's table."""
     table = op.args[_HEAD - 1]
     assert isinstance(table, np.ndarray)
     return table[_FACTORS:]

@@ -1,4 +1,9 @@
-"""Columns of a layer in tables: sets of them that kernels take together, and where each begins."""
+"""Tables of columns for training kernels: padding segments to whole sets, and loading a column's offset.
+
+    segment with 5 columns, sets of 4:   c0 c1 c2 c3 | c4 c4 c4 c4       (the last column repeated)
+
+Whole sets need no remainder loop.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,11 @@ from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
 
 
 def column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide: bool) -> Any:
-    """The byte where the column so many behind that of an index begins.
+    """Load the byte offset of column ``index + further``.
 
     Args:
-        unit: bytes that columns are counted in.
-        wide: whether they take 32 bits (signed) instead of 16.
+        unit: unit of the offsets, in bytes.
+        wide: whether offsets take 32 bits (signed) instead of 16.
     """
     kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
     at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
@@ -25,14 +30,15 @@ def column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide:
 
 
 def filled_up(made: Tables, rows: int, together: int, *, once: bool = False) -> Tables:
-    """Tables whose segments have whole sets of columns: the last one again.
+    """Pad segments to whole sets of columns by repeating the last column.
 
-    Those of several rows have columns of their own. Weights are in the order in which kernels take them: for each set
-    of columns those of one row after the other.
+    With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each
+    set
+    of columns, one row after the other.
 
     Args:
-        together: columns of a set.
-        once: whether a column that is there again has weights of 0; else it has its own.
+        together: columns per set.
+        once: whether repeated columns get zero weights rather than copies of the last weights.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // together) * together

@@ -1,7 +1,10 @@
-"""A convolution (or a linear layer, as one of a single pixel) with its gradients: operations and their tables.
+"""A convolution (or linear layer) and its gradients: their operations and tables.
 
-The tables depend on the mask alone. Weights are gathered into them before each pass, by an index that is made with
-them: a table of weights is packed as if each weight were its own place in the dense tensor.
+    y = W * x       dx = W^T * dy       dW[o, i, tap] = sum over positions and images of dy[o] * x[i, shifted by tap]
+
+Only retained weights appear in any table. Tables depend only on the mask; before each pass the weights are gathered
+into them by an index. That index is made by packing a "weight" tensor whose entries are their own positions in the
+dense tensor (plus 1; 0 is pruned).
 """
 
 from __future__ import annotations
@@ -33,46 +36,47 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 from ticketry_engine.support.row_groups import row_groups
 
 NEAR = 32_000
-"""Bytes of inputs that the nearest cache keeps beside weights and outputs."""
+"""Bytes of inputs that stay in the L1 cache beside weights and outputs."""
 
 FEWEST = 8
-"""Weights of a segment, on the average of its rows, below which it ranges over more inputs than a cache keeps.
+"""Minimum average number of weights per segment and row; sparser rows get segments that exceed the L1 cache.
 
-Each one reads and writes the sums of a tile. A step of ResNet-18 with 1, 2 and 5 % of its weights took 0.79, 0.89 and
-0.92 of the time so (AVX-512); with 10 %, segments of half as many more inputs took 1.07."""
+Each segment reads and writes the sums of a tile, which outweighs cache misses for few weights. Chosen by measurement on
+ResNet-18 with 1 to 10 % of its weights."""
 
 SECOND = 3 << 19
-"""Bytes of sums that stay in the second cache beside planes."""
+"""Bytes of sums that stay in the L2 cache beside planes."""
 
 FLAT_NEAR, FLAT_VECTORS = 48_000, 4
-"""`NEAR` and `VECTORS` for values of a single row of positions (tokens, examples): neighbours share no inputs there, so
-small tiles let a row run over more inputs before the next one. Layers of 256 to 4,096 features with a tenth of their
-weights took 0.6 to 0.9 of the time that 16 vectors took (AVX-512, forward and back; not measured with fewer lanes)."""
+"""`NEAR` and `VECTORS` for values of a single row of positions (tokens, examples), with sixteen lanes.
+
+Neighbouring positions share no inputs there, so small tiles let a segment cover more inputs. Chosen by measurement on
+layers of 256 to 4,096 features with a tenth of their weights."""
 
 PRODUCTS, FEW_PRODUCTS = (4, 5, 6, 3, 2), (2,)
-"""Rows that are multiplied together, with 32 registers and with 16, the best number first."""
+"""Numbers of rows multiplied together, preferred first, with 32 registers and with 16."""
 
 LONG = 48
-"""Vectors of a tile whose rows are multiplied together."""
+"""Vectors per tile for rows multiplied together."""
 
 SHARING = 4
-"""Rows that share their columns, from which on they are summed together."""
+"""Minimum number of rows with equal columns that are summed together."""
 
 UNITS = 4
-"""Of an operation, for each thread: tiles, and parts of the rows where tiles are too few."""
+"""Units of work per operation and thread: tiles, and parts of the rows if there are too few tiles."""
 
 VECTORS = 16
-"""Of a tile, with 32 registers; 12 with 16."""
+"""Vectors per tile with 32 registers; 12 with 16."""
 
 PAIR_VECTORS = {1: 8, 4: 3, 5: 2, 6: 2}
-"""Of a tile in bfloat16, each with two sums, by rows that are summed together."""
+"""Vectors per tile in bfloat16, with two sums each, by number of rows summed together."""
 
 FAR = 1 << 40
-"""As of `NEAR`, in bfloat16: rows are not summed in parts, which would be rounded one by one."""
+"""`NEAR` for bfloat16: rows are never summed in several segments, since each would round once more."""
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
-    """The halo that the gradient of an output needs, for the input's to be read from it."""
+    """Return the halo an output's gradient needs so that the input's gradient can be read from it."""
     needed = 0
     for axis in range(2):
         for tap, position in itertools.product(range(window.size[axis]), range(size[axis])):
@@ -83,7 +87,7 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
 
 
 def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
-    """``y = conv(x)``, or with what a residual holds added to it. Pruned weights cost nothing."""
+    """Return the operations of ``y = conv(x)``, plus a residual if given. Pruned weights cost nothing."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -93,10 +97,12 @@ def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | 
 
 
 def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
-    """The gradient by the input, phase by phase of the stride: pixels of x that the same taps reach from pixels of y.
+    """Return the operations of the gradient by the input.
+
+    They go phase by phase of the stride: all pixels of x that are reached by the same taps.
 
     Args:
-        residual: a gradient of x that is added: ``dx`` itself, where a stride leaves pixels out.
+        residual: a gradient of x to add; must be ``dx`` itself if the stride skips pixels.
     """
     window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
@@ -132,24 +138,24 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
 
 @dataclass(frozen=True, eq=False)
 class ProductTables:
-    """The tables of products of a layer's inputs with its output gradients, wherever these lie."""
+    """Tables of the weight gradient; they do not depend on where values are stored."""
 
     made: Tables
     sets: list[Array]
-    """Of sixteen rows, for tiles."""
+    """Sets of sixteen rows, for AMX tiles."""
     rows: int
-    """That are multiplied together."""
+    """Rows multiplied together."""
     most: int
-    """Vectors of a tile."""
+    """Maximum number of vectors per tile."""
     chunks: Array
     by_block: bool
-    """Whether sums stay in the second cache, so that blocks go one after the other."""
+    """Whether sums stay in the L2 cache, so that blocks are processed one after the other."""
     several: int
-    """Threads that have sums of their own."""
+    """Number of threads with sums of their own."""
 
 
 def product_tables(x: Batch, dy: Batch, layer: Layer, target: Target) -> ProductTables:
-    """Those of a layer whose values are laid out like these."""
+    """Return the tables for a layer whose values have these layouts."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -182,11 +188,11 @@ def weight_gradient(
     reserve: Callable[[int], int],
     tables: ProductTables | None = None,
 ) -> WeightGradient:
-    """The gradient by the weights that are kept.
+    """Return the operations of the gradient by the retained weights.
 
     Args:
-        reserve: gives so many bytes of the arena, to be used meanwhile: the first one.
-        tables: made already.
+        reserve: function that reserves temporary bytes of the arena and returns their offset.
+        tables: result of `product_tables`, if available.
     """
     lanes, sides, size = target.lanes, [Side(x, stride=layer.window.stride), Side(dy)], _size(dy)
     tables = tables or product_tables(x, dy, layer, target)
@@ -218,7 +224,7 @@ def weight_gradient(
 
 
 def _reached(window: Window, axis: int, position: int, tap: int) -> int:
-    """Stride times the output that reads a position of the input by a tap."""
+    """Return ``stride * output`` for the output that reads this input position through a tap."""
     return position + window.padding[axis] - tap * window.dilation[axis]
 
 
@@ -231,19 +237,19 @@ def _flat(target: Target, size: Pair) -> bool:
 
 
 def _near(target: Target, size: Pair) -> int:
-    """Bytes of inputs that a segment of single rows ranges over."""
+    """Return the bytes of inputs that a segment of single rows covers."""
     return FLAT_NEAR if _flat(target, size) else NEAR
 
 
 def _most(target: Target, size: Pair) -> int:
-    """Vectors of a tile of single rows."""
+    """Return the maximum number of vectors per tile of single rows."""
     if _flat(target, size):
         return FLAT_VECTORS
     return VECTORS if target.registers >= 32 else 12
 
 
 def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
-    """Rows over columns. ``places``: rows x inputs x taps; ``columns``: groups x inputs x taps."""
+    """Build a matrix from ``places``, rows x inputs x taps, and ``columns``, groups x inputs x taps."""
     return Matrix(
         places.reshape(len(places), places.shape[1] * places.shape[2]),
         columns.reshape(len(columns), columns.shape[1] * columns.shape[2]),
@@ -255,7 +261,7 @@ def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> 
 
 
 def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> Tables:
-    """Tables of single rows, by blocks of inputs whose part of a tile has so many bytes."""
+    """Return tables of single rows, in blocks of inputs that fill ``near`` bytes per tile."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, near * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
@@ -266,13 +272,13 @@ def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) ->
 
 
 def _check(made: Tables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
-    """That no tile reads outside the planes."""
+    """Check that no tile reads outside the planes."""
     for t in cut:
         check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
 
 
 def _zeros(value: Batch, target: Target) -> Gathered:
-    """A value made 0, with nothing to gather."""
+    """Return operations that zero a value; nothing is gathered."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
     ops = [
         Op(Zero(), (value.offset + part.start * value.block_bytes, len(part) * vectors))
@@ -314,7 +320,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
         if half:
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
-        # By the smallest tile, for all: the order of sums is part of the version of the kernels' numbers.
+        # The smallest tile decides: the order of sums is part of the version of the kernels' numbers.
         several = side_by_side(rows, min(len(shape.x) for shape in shapes))
         spec = Sums(rows, shapes, (False,) * len(cut), residual, None, made.blocked, made.unit, made.wide, several)
         ops.append(Op(spec, tuple(args)))
@@ -322,28 +328,28 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
 
 
 def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
-    """Sets of rows that keep the same columns and are summed together, where that is faster than each by itself.
+    """Return sets of rows with equal columns that are summed together, if that is faster than single rows.
 
-    All rows have to be in sets of one size, of four rows or more; with few registers a tile's inputs for all columns
-    have to stay in the nearest cache. 3x3 convolutions with groups of 16 rows took 0.8 to 0.9 of the time with 64 and
-    128 channels, and 1.0 to 1.2 with 256 and 512 (AVX2).
+    All sets must have one size of at least `SHARING` rows. With few registers, the inputs of a tile for all columns
+    must
+    also stay in the L1 cache.
     """
     kept = matrix.weight != 0
     if SHARING * len({row.tobytes() for row in np.packbits(kept, axis=1)}) > len(kept):
-        return []  # too many sets, as of nearly every mask of single weights: told much faster than which they are
+        return []  # too many sets, as in unstructured masks: this count is much faster than finding the sets
     kinds = kernel_choice.kinds(kept, len(matrix.columns))
     rows = min(kinds)
     if len(kinds) > 1 or rows < SHARING:
         return []
     columns = max(int(np.count_nonzero(matrix.weight[group[0][0]])) for group in kinds[rows])
     tile = kernel_choice.vectors(rows, target)[0] * target.lanes * FLOAT
-    if tile < IMAGES * FLOAT:  # not one position
+    if tile < IMAGES * FLOAT:  # less than one position
         return []
     return kinds[rows] if target.registers >= 32 or columns * tile <= NEAR // 2 else []
 
 
 def _alike(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Groups of rows that keep the same columns, in sets of the first of these sizes that divides all of them."""
+    """Return sets of rows with equal columns, of the first of these sizes that divides all groups."""
     found = []
     per = len(matrix.weight) // len(matrix.columns)
     for group in range(len(matrix.columns)):
@@ -356,9 +362,10 @@ def _alike(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
 
 
 def _chunks(made: Tables, width: int, threads: int) -> tuple[Array, bool]:
-    """Runs of segments whose sums, of so many bytes each, stay in the second cache, as tables of chunks tell them.
+    """Return runs of segments whose sums (`width` bytes per column) stay in the L2 cache, and whether one run is
+    enough.
 
-    As many for each of the threads that share an operation. Also whether one run would be enough.
+    The number of runs is a multiple of the threads that share an operation.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     before, total = np.cumsum(counts) - counts, int(counts.sum())

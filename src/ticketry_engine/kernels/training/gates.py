@@ -1,12 +1,12 @@
-"""The gates of an LSTM, forward and backward: what happens to each unit between two products with its weights.
+"""LSTM gates, forward and backward: the elementwise part between two products with the weights.
 
-Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with forget gates (Gers et al. 2000), as torch has it: of
-four sums of products i, f, g, o
+    c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    h' = sigmoid(o) * tanh(c')
 
-    c' = sigmoid(f) * c + sigmoid(i) * tanh(g),    h' = sigmoid(o) * tanh(c')
-
-The gates are written over their sums, and their gradients over the gates: nothing else is kept for the way back but the
-cells.
+(Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997; forget gates by Gers et al., 2000.) Inputs are the four
+sums of products i, f, g, o, in torch's order: [blocks, 4, units, images]. The gates overwrite their sums and the
+gradients overwrite the gates; besides them only the cells are stored for the backward pass. One pass over memory
+computes all gates of a unit.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.training.layout import IMAGES
 
 GATES = 4
-"""Of a unit, in torch's order: input, forget, cell, output."""
+"""Gates per unit, in torch's order: input, forget, cell, output."""
 
 _PLANE = IMAGES * FLOAT
-"""Bytes of a unit of a block."""
+"""Bytes of a unit in a block."""
 
 
 @dataclass(frozen=True)
 class _OfUnits(Written):
-    """Goes over all units of some blocks."""
+    """Base class of kernels that process all units of some blocks."""
 
     finished: ClassVar[bool] = True
 
     @contextmanager
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """The places of a vector of each gate, and in so many states. Arguments: units, blocks, where each begins."""
+        """Yield pointers to a vector of each gate and of each state. Arguments: units, blocks, value bytes."""
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
         with e.turns(blocks, b.mul(units, parts)) as (block, turn):
@@ -50,7 +50,7 @@ class _OfUnits(Written):
 
 @dataclass(frozen=True)
 class Gates(_OfUnits):
-    """One word forth. Arguments: units, blocks; where the sums begin, the cells before, the cells, the states."""
+    """One time step forward. Arguments: units, blocks; bytes of the sums, previous cells, cells and states."""
 
     def write(self, e: Emitter) -> None:
         with self.vectors(e, 3) as (places, (before, after, state)):
@@ -65,9 +65,10 @@ class Gates(_OfUnits):
 
 @dataclass(frozen=True)
 class GatesGradient(_OfUnits):
-    """One word back. Arguments: units, blocks; where gates begin, cells before, cells, gradients of states, of cells.
+    """One time step backward. Arguments: units, blocks; bytes of gates, previous cells, cells, state and cell
+    gradients.
 
-    Gradients of cells become those of the cells before.
+    The gradients of the cells are replaced by those of the previous cells.
     """
 
     def write(self, e: Emitter) -> None:
@@ -88,10 +89,10 @@ class GatesGradient(_OfUnits):
 
     @staticmethod
     def _rest(e: Emitter, tanh: Any) -> Any:
-        """1 - tanh²"""
+        """Return 1 - tanh²."""
         return e.b.fsub(e.splat(1.0), e.b.fmul(tanh, tanh))
 
     @staticmethod
     def _sigmoid(e: Emitter, gradient: Any, gate: Any) -> Any:
-        """By what came into a gate."""
+        """Return the gradient by the input of a sigmoid gate."""
         return e.b.fmul(gradient, e.b.fmul(gate, e.b.fsub(e.splat(1.0), gate)))

@@ -1,4 +1,11 @@
-"""Halos made zero, where a value lies in memory that others had before."""
+"""Zero the halos of a value that reuses memory of other values.
+
+    head        . . . . . .        before the first pixel
+    row ends    . p p p . .        between two rows (the halo of both)
+    tail        . . . . . .        after the last pixel
+
+Only the halo is written, not the pixels, which are overwritten anyway.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +20,11 @@ from ticketry_engine.kernels.training.layout import Batch, parts
 
 @dataclass(frozen=True)
 class Border(Written):
-    """Zeros all around the pixels of planes that follow one another.
+    """Kernel that zeroes everything around the pixels of consecutive planes.
 
-    Arguments: how many planes, where the first begins, bytes of each; bytes before the first pixel; rows but the last,
-    bytes of a row's pixels, and from one row to the next; where the last row's pixels end.
+    Arguments: number of planes, byte of the first, bytes per plane; bytes before the first pixel; rows minus one, bytes
+    of
+    a row's pixels and between two rows; byte after the last pixel.
     """
 
     finished: ClassVar[bool] = True
@@ -39,7 +47,7 @@ class Border(Written):
 
 
 def border(value: Batch) -> list[Op]:
-    """The operations that make the halo of a value zero, block by block or over all at once (see `parts`)."""
+    """Return the operations that zero a value's halo, block by block or over all blocks (see `parts`)."""
     g = value.geometry
     pixels = g.width * g.step
     last = g.position(g.height - 1, 0) * g.step + pixels

@@ -1,4 +1,4 @@
-"""A layer as its mask leaves it, and what is made of it: operations and the tables that are filled before each pass."""
+"""A layer with its mask, and its lowered form: operations whose weight tables are refilled before each pass."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ticketry_engine.kernels.window import Array, Window
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What a layer keeps, and how it slides over its input."""
+    """A layer's mask and window."""
 
     kept: Array
-    """bool [O, I / groups, kh, kw]"""
+    """bool [O, I / groups, kh, kw]: retained weights."""
     window: Window
     groups: int = 1
     threads: int = 1
-    """That compute it. Of all that they give, gradients of weights alone depend on their number, in the last bits."""
+    """Number of threads. Only the last bits of weight gradients depend on it."""
     alone: bool = False
-    """Whether its weights come, and their gradients go, as a row of the kept ones alone."""
+    """Whether weights and gradients are packed vectors of the retained ones, rather than dense tensors."""
 
     @property
     def places(self) -> Array:
-        """[O, I / groups, taps]: 1 + the place of a weight in the dense tensor, 0 where it is pruned.
+        """[O, I / groups, taps]: 1 + the position of each weight in the dense tensor; 0 if pruned.
 
-        int32, where that is enough: of large layers it is what making tables takes most memory for.
+        int32 where sufficient: for large layers this array dominates the memory of making tables.
         """
         numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
         numbered = numbered.reshape(self.kept.shape)
@@ -45,20 +45,17 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Operations, one for each part of the blocks, whose table of weights is filled from the dense ones before."""
+    """Operations, one per part of the blocks, whose weight table is filled from the weights before each pass."""
 
     ops: list[Op]
     index: Array
-    """Integers: the place in the dense tensor of each entry of the table; -1: it is 0."""
+    """Position in the dense tensor of each entry of the table; -1: the entry is 0."""
     alone: bool = False
-    """Whether weights come as a row of the kept ones alone."""
+    """Whether weights are a packed vector of the retained ones."""
 
     @property
     def rows(self) -> Array:
-        """int64: segments x rows of each, in the order of their biases, which are the last words of a segment.
-
-        Counted in bytes of y's planes.
-        """
+        """int64 [segments, rows of each]: bytes of y's planes, in the order of the biases, a segment's last words."""
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
         assert isinstance(spec, (Sums, PairSums, TileSums))
         assert isinstance(segments, np.ndarray)
@@ -66,13 +63,13 @@ class Gathered:
 
     @property
     def table(self) -> Array:
-        """The weights, of all the operations: float32, or the bits of bfloat16."""
+        """The weight table of all operations: float32, or the bits of bfloat16."""
         table = self.ops[0].args[2]
         assert isinstance(table, np.ndarray)
         return table
 
     def gather(self, source: Gathered | None = None) -> Op:
-        """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
+        """Return the operation that fills the table from external tensor 0, or from a table with the same weights."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
             index = self.index
@@ -88,13 +85,13 @@ class Gathered:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradient:
-    """Operations that give the gradients of kept weights."""
+    """Operations that compute the gradients of retained weights."""
 
     begin: list[Op]
-    """One, or one for each thread that takes blocks of its own."""
+    """Operations that zero the sums: one, or one per thread with its own blocks."""
     ops: list[Op]
-    """One for each part of the blocks."""
+    """One operation per part of the blocks."""
     end: list[Op]
-    """With two external tensors: one for packed gradients, and the dense one that they are written to, with zeros."""
+    """Final operations, with external tensors 0 (packed gradients) and 1 (the destination, with zeros elsewhere)."""
     packed: int
-    """Elements of the first of these tensors."""
+    """Number of elements of the packed gradients."""

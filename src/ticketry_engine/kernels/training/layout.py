@@ -1,4 +1,10 @@
-"""Where the values of a whole batch lie: planes of sixteen images, block after block, and tiles over them."""
+"""The layout of a whole batch: planes of sixteen images, block after block, and tiles on them.
+
+    value:   block 0 [channel 0 | channel 1 | ...]   block 1 [channel 0 | ...]   ...
+    plane:   [rows, columns, 16 images]       one AVX-512 vector per position
+
+One vector per position makes every shift and stride aligned; tiles may span blocks if planes are small.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +19,50 @@ from ticketry_engine.kernels.planar.tiles import Shape, Tiles, split
 from ticketry_engine.kernels.window import Pair
 
 IMAGES = 16
-"""Images of a block in float32: what one vector with 16 lanes holds. In bfloat16 the same bytes hold twice as many."""
+"""Images per block in float32: one vector of 16 lanes. In bfloat16 the same bytes hold twice as many."""
 
 
 def images_of(item: int) -> int:
-    """Images of a block of values of so many bytes."""
+    """Return the images per block for values of `item` bytes."""
     return IMAGES * FLOAT // item
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A value of a batch: the planes of the channels of its first block of images, of the second, and so on."""
+    """A value of a batch: the planes of all channels of its first block of images, of the second, and so on."""
 
     geometry: Geometry
     channels: int
     blocks: int
     offset: int
-    """The byte of the arena where the first plane begins."""
+    """Arena byte of the first plane."""
     item: int = FLOAT
-    """Bytes of a value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in either."""
+    """Bytes of a stored value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in both."""
     passing: bool = False
-    """Whether blocks follow one another at one place: none is read any more when the next one is written."""
+    """Whether all blocks reuse one place: a block is no longer read when the next one is written."""
 
     @classmethod
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
-        """Channels of so many rows and columns.
+        """Build a value of `channels` planes of `size` (rows, columns).
 
-        Planes of single positions have no slack: tiles end with them, and linear layers took 0.92 to 0.94 of the time.
+        Planes of single positions have no slack, which makes linear layers faster: their tiles end exactly with them.
         """
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
         return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
 
     @property
     def images(self) -> int:
-        """Of a block."""
+        """Images per block."""
         return images_of(self.item)
 
     @property
     def block_bytes(self) -> int:
-        """From one block to the next."""
+        """Bytes between two blocks."""
         return 0 if self.passing else self.geometry.bytes * self.channels
 
     @property
     def _places(self) -> int:
-        """Blocks that lie beside one another."""
+        """Number of blocks stored at the same time."""
         return 1 if self.passing else self.blocks
 
     @property
@@ -65,7 +71,7 @@ class Batch:
 
     @property
     def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Where the plane of each channel begins in a block."""
+        """Byte of each channel's plane in a block."""
         return np.arange(self.channels, dtype=np.int64) * self.geometry.bytes
 
     @property
@@ -76,20 +82,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Side:
-    """How tiles go over a value: the pixel that they begin at, and the pixels from one position to the next."""
+    """How tiles cover a value: first pixel and stride in pixels."""
 
     value: Batch
     begin: Pair = (0, 0)
     stride: Pair = (1, 1)
 
     def place(self, block: int, row: int, column: int) -> int:
-        """The byte in channel 0 of a tile that begins at a position of a block."""
+        """Return the byte, in channel 0, of a tile that begins at a position of a block."""
         g = self.value.geometry
         pixel = g.position(self.begin[0] + row * self.stride[0], self.begin[1] + column * self.stride[1])
         return self.value.offset + block * self.value.block_bytes + pixel * g.step
 
     def vectors(self, blocks: int, rows: int, columns: int, lanes: int) -> tuple[int, ...]:
-        """Bytes from a tile's place to each of its vectors."""
+        """Return the bytes from a tile's place to each of its vectors."""
         g = self.value.geometry
         return tuple(
             block * self.value.block_bytes + g.shift(row * self.stride[0], column * self.stride[1]) + part * FLOAT
@@ -101,11 +107,11 @@ class Side:
 
 
 def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
-    """Tiles that cover so many rows and columns of every block once, each of at most ``most`` vectors.
+    """Return tiles of at most ``most`` vectors that cover all rows and columns of every block once.
 
     Args:
-        sides: two, or three with that of a value which is added.
-        part: the blocks that are covered; all without it.
+        sides: input and output, and optionally an added value.
+        part: blocks to cover; default all.
     """
     part = range(sides[0].value.blocks) if part is None else part
     return list(_tiles(tuple(sides), size, lanes, most, part))
@@ -113,7 +119,7 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
 
 @functools.lru_cache(maxsize=4096)
 def _tiles(sides: tuple[Side, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
-    """They depend on no mask: a layer asks for the same ones several times, and again for each mask."""
+    """Compute the tiles. They do not depend on masks, so the cache serves all layers and updates."""
     positions = max(1, most * lanes // IMAGES)
     rows, columns = _rectangle(size, positions)
     together = max(1, min(len(part), positions // (rows * columns)))
@@ -139,7 +145,7 @@ def _tiles(sides: tuple[Side, ...], size: Pair, lanes: int, most: int, part: ran
 def _in_a_block(
     sides: tuple[Side, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Where tiles begin in the first block, by rows and columns of a tile. It depends on no mask and is often asked."""
+    """Return the places of tiles in the first block, by (rows, columns) of a tile. Independent of masks, so cached."""
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):
@@ -148,26 +154,24 @@ def _in_a_block(
 
 
 def _rectangle(size: Pair, most: int) -> Pair:
-    """The rows and columns of a tile: long rows, which caches are filled with before their turn comes.
-
-    Squares share more inputs between their rows, and yet took a fifth longer where planes are large (16 to 64 channels
-    of 32 x 32 pixels).
-    """
+    """Return the rows and columns of a tile: long rows, which hardware prefetching handles better than squares."""
     columns = min(size[1], most)
     return max(1, min(size[0], most // columns)), columns
 
 
 def parts(blocks: int, size: Pair) -> list[range]:
-    """Blocks that an operation goes over at a time: one, if its pixels fill tiles: caches keep it for the next one."""
+    """Return the blocks of each operation: single blocks if their pixels fill tiles, so that caches serve the next
+    operation.
+    """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
 
 def shares(blocks: int, threads: int) -> list[range]:
-    """The blocks of each thread: as even as can be, and as many threads as have some."""
+    """Divide blocks evenly among threads; only threads with at least one block are listed."""
     threads = min(blocks, threads)
     return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
 
 
 def apart(blocks: int, size: Pair, threads: int) -> bool:
-    """Whether threads take whole blocks each, or else share each operation: see `parts`."""
+    """Return whether each thread takes whole blocks (otherwise threads share each operation: see `parts`)."""
     return threads > 1 and blocks >= threads and len(parts(blocks, size)) == blocks

@@ -1,7 +1,10 @@
-"""Kernels between dense tensors and the tables that kernels read: weights are gathered, gradients scattered.
+"""Gather weights from dense tensors into kernel tables, and scatter packed gradients back.
 
-What is kept of a large weight lies in about as many cache lines as it has numbers: reading and writing those is most of
-what this costs. So tables of the way back are gathered from those of the way there, and dense gradients written once.
+    gather    table[i] = source[index[i]]
+    scatter   goal[places[i]] = source[order[i]],  0 elsewhere
+
+The cost is the number of cache lines touched, about one per retained weight of a large sparse layer. So the tables of
+the backward pass are gathered from those of the forward pass, and dense gradients are written in one pass.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from ticketry_engine.kernels.window import Array
 
 @dataclass(frozen=True)
 class Gather(Written):
-    """``table[i] = source[index[i]]``. Arguments: index (int32), table, how many, and the source.
+    """Kernel of ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
 
     Args:
-        packed: whether the source is another table, or a tensor from outside, by its number.
-        item: bytes of a number in tables; with those of bfloat16, a negative index stands for 0.
+        packed: whether the source is another table rather than an external tensor, given by its number.
+        item: bytes of a table entry; with bfloat16, a negative index gives 0.
     """
 
     finished: ClassVar[bool] = True
@@ -46,10 +49,10 @@ class Gather(Written):
 
 @dataclass(frozen=True)
 class Copy(Written):
-    """``goal[i] = source[index[i]]``. Arguments: index (int32), how many; the numbers of the two tensors from outside.
+    """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of both external tensors.
 
     Args:
-        spread: whether it is the goal's places that are told: ``goal[index[i]] = source[i]``.
+        spread: whether the index addresses the destination instead: ``goal[index[i]] = source[i]``.
     """
 
     finished: ClassVar[bool] = True
@@ -66,15 +69,16 @@ class Copy(Written):
 
 
 PART = 4096
-"""Numbers of a dense tensor that are made at a time: they stay in the nearest cache meanwhile."""
+"""Elements of a dense tensor written at a time, so that they stay in the L1 cache between zeroing and scattering."""
 
 
 @dataclass(frozen=True)
 class Scatter(Written):
-    """A dense tensor from packed numbers: ``goal[places[i]] = source[order[i]]``, and 0 at all other places.
+    """Kernel that expands packed numbers to a dense tensor: ``goal[places[i]] = source[order[i]]``, 0 elsewhere.
 
-    Arguments: places, ascending, order and the first of them in each part (int32); how many parts, and how many
-    elements there are; the numbers of the two tensors from outside.
+    Arguments: ascending places, order and the first place of each part (int32); number of parts and of elements;
+    numbers of
+    both external tensors.
     """
 
     finished: ClassVar[bool] = True
@@ -100,12 +104,11 @@ class Scatter(Written):
 
 
 def scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
-    """The operation that makes a dense tensor of so many elements, the external one 1, of packed numbers, the 0.
+    """Return the operation that expands external tensor 0 (packed) to external tensor 1 of `elements` elements.
 
     Args:
-        places: int64: of each packed number its place in the dense tensor. A place may come several times with the same
-            number.
-        alone: whether it makes a tensor of the packed numbers alone, in the order of their places.
+        places: int64, position of each packed number in the dense tensor. Repeated places must hold equal numbers.
+        alone: whether to write only the packed numbers, in the order of their places.
     """
     found, order = np.unique(places, return_index=True)
     if alone:

@@ -1,12 +1,13 @@
-"""The kernel: weighted sums of shifted planes in bfloat16, two columns at a time.
+"""bfloat16 kernel of weighted sums of shifted planes, two columns at a time.
 
-A position holds 32 images. The values that two columns read there are interleaved, image by image, and multiplied
-with the pair of weights that a row has for them: ``vdpbf16ps`` adds both products to sums in float32, of which a vector
-of values has two. Interleaving costs two instructions for each vector and pair of columns, however many rows share
-them. What is stored is rounded once.
+    sum[row][image] += w[row, k] * x[k][image] + w[row, k + 1] * x[k + 1][image]        (vdpbf16ps)
 
-Tables are those of `planes.row_sums`, but that segments have even numbers of columns, each segment columns of its own,
-and that weights are bfloat16: for each pair of columns each row's two. No row has several segments.
+A position holds 32 images. The values that two columns read are interleaved image by image and multiplied by the row's
+pair of weights; the sums are float32, two vectors per vector of values. Interleaving takes two instructions per vector
+and pair of columns, for all rows that share them. Results are rounded to bfloat16 once.
+
+Tables are those of `planar.row_sums`, except that segments have an even number of columns of their own, weights are
+bfloat16 pairs (for each pair of columns, each row's two), and each row has a single segment.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from ticketry_engine.kernels.planar.tiles import Shape
 from ticketry_engine.kernels.training.columns import column
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, and their number."""
+"""Arguments: tables, the number of chunks; then for each shape its places and their number."""
 
 PAIR = 2
-"""Columns that are multiplied together."""
+"""Columns multiplied together."""
 
 
 @dataclass(frozen=True)
 class PairSums(OfSegments):
-    """Args:
-    rows: rows that share columns.
-    shapes: of the tiles, each with its own code.
-    residual: whether y begins with another value.
-    unit: bytes that columns are counted in.
-    wide: whether columns take 32 bits (signed) instead of 16.
+    """Kernel of weighted sums in bfloat16.
+
+    Args:
+        rows: rows that share columns.
+        shapes: shapes of the tiles; each gets its own code.
+        residual: whether another value is added to y.
+        unit: unit of the column offsets, in bytes.
+        wide: whether columns take 32 bits (signed) instead of 16.
     """
 
     finished: ClassVar[bool] = True
@@ -52,7 +55,7 @@ class PairSums(OfSegments):
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -62,7 +65,7 @@ class _Body:
         self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
 
     def emit(self) -> None:
-        """Units of work, for threads to share: a chunk of the rows over a tile each."""
+        """Loop over this thread's units of work: one chunk of rows over one tile each."""
         e, b, spec = self.e, self.e.b, self.spec
         low, high = e.share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
@@ -79,7 +82,7 @@ class _Body:
                 self._end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Row by row two for each vector of values, of images in the order of `bfloat.interleaved`."""
+        """Return two sums per row and vector of values, with images in the order of `bfloat.interleaved`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
@@ -109,11 +112,11 @@ class _Body:
 def write_rows(
     e: Emitter, spec: OfSegments, shape: Shape, at: tuple[Any, Any, Any], sums: Callable[[int, int], Sequence[Any]]
 ) -> None:
-    """The end of a segment: sums with biases, and with the residual, as bfloat16.
+    """Write the end of a segment: sums plus biases and residual, rounded to bfloat16.
 
     Args:
-        at: the segment in its table, a tile of y, and one of the residual.
-        sums: both sums of a row and a vector.
+        at: pointers to the segment, to a tile of y, and to a tile of the residual.
+        sums: function that returns both sums of a row and a vector.
     """
     b, (segment, y, residual) = e.b, at
     for row in range(spec.rows):

@@ -1,4 +1,11 @@
-"""Pooling with its gradient: windows that lie side by side, the whole plane, the largest of windows that overlap."""
+"""Max and average pooling with their gradients.
+
+    forward    y = max or mean of x over the window
+    backward   mean: dx = dy / taps;      max: dx = dy at the first largest input, 0 at the others
+
+`Pool` handles adjacent windows and whole planes, so each input has one gradient and dx is stored; `Overlapping` handles
+overlapping max windows and adds to dx. Vectors hold the images of a position, so no lane needs another lane's value.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +22,14 @@ from ticketry_engine.kernels.window import Pair, Window
 
 @dataclass(frozen=True)
 class Pool(Written):
-    """Args:
-    size: rows and columns of a window; windows lie side by side.
-    steps: bytes from one row, and from one position, to the next, in x and in what has its pixels.
-    largest: whether the largest input counts, or their mean.
-    backward: whether gradients go back: values are dy, dx and, where the largest counts, x.
-    item: bytes of a value in memory.
+    """Kernel of pooling with adjacent windows.
+
+    Args:
+        size: rows and columns of a window.
+        steps: bytes between two rows and between two positions, in the large value and in the one with its pixels.
+        largest: max pooling rather than the mean.
+        backward: whether to compute gradients: the values are dy, dx and, for max pooling, x.
+        item: bytes of a stored value.
     """
 
     size: Pair
@@ -50,7 +59,7 @@ class Pool(Written):
                 (self._back if self.backward else self._forth)(e, *at)
 
     def _taps(self, side: int) -> list[int]:
-        """The byte of each tap of a window, in the large value or the other one."""
+        """Return the byte of each tap of a window, in the large value (0) or the other one (1)."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
@@ -70,7 +79,7 @@ class Pool(Written):
                 bfloat.store(e, share, dx, tap, self.item)
             return
         values = [bfloat.load(e, x, tap, self.item) for tap in self._taps(1)]
-        # To the first of the largest, as in torch: what is left goes from tap to tap.
+        # The first of the largest gets the gradient, as in torch; `gradient` is zeroed once it is used.
         largest = values[0]
         for value in values[1:]:
             largest = e.select(e.b.fcmp_ordered(">", value, largest), value, largest)
@@ -81,12 +90,12 @@ class Pool(Written):
 
 
 def forth(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
-    """``y`` from windows of x that lie side by side."""
+    """Return the operation that pools adjacent windows of x into ``y``."""
     return _op(y, x, x, size, largest, False)
 
 
 def back(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
-    """The gradient of x, in windows: what no window covers is left as it is."""
+    """Return the operation that writes the gradient of x; pixels outside all windows are left unchanged."""
     return _op(dy, dx, x, size, largest, True)
 
 
@@ -102,14 +111,14 @@ def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, bac
 
 @dataclass(frozen=True)
 class Overlapping(Written):
-    """The largest value of windows that overlap, or reach over the border, where the nearest pixel stands for none.
+    """Kernel of max pooling with overlapping or padded windows; taps outside read the nearest pixel inside.
 
     Args:
         window: size, stride and padding.
-        steps: bytes from one row, and from one position, to the next, in x or dx, and in x where gradients go back.
+        steps: bytes between two rows and between two positions, in x or dx, and in x for gradients.
         inside: rows and columns of x.
-        backward: whether gradients are added to dx: values are dy, dx, x; else y, x.
-        item: bytes of a value in memory.
+        backward: whether to add gradients to dx (values dy, dx, x) rather than pool (values y, x).
+        item: bytes of a stored value.
     """
 
     window: Window
@@ -145,7 +154,7 @@ class Overlapping(Written):
                             self._forth(e, here, taps[0], part)
 
     def _reached(self, e: Emitter, index: Any, axis: int) -> list[Any]:
-        """The rows or columns that a window sees, those outside as the nearest inside."""
+        """Return the rows or columns that a window reads, clamped to the inside."""
         b, w = e.b, self.window
         begin = b.sub(b.mul(index, e.i64(w.stride[axis])), e.i64(w.padding[axis]))
         last, found = e.i64(self.inside[axis] - 1), []
@@ -162,7 +171,7 @@ class Overlapping(Written):
         values = [bfloat.load(e, tap, part, self.item) for tap in taps]
         largest, left = _maximum(e, values), bfloat.load(e, dy, part, self.item)
         for tap, value in zip(gradients, values, strict=True):
-            # A NaN among them is the largest; only another one is like it.
+            # NaN counts as the largest, and compares unequal to itself.
             same = e.b.fcmp_ordered("==", value, largest)
             here = e.b.or_(same, e.b.fcmp_unordered("uno", value, value))
             added = e.b.fadd(bfloat.load(e, tap, part, self.item), e.select(here, left, e.splat(0.0)))
@@ -171,7 +180,7 @@ class Overlapping(Written):
 
 
 def _maximum(e: Emitter, values: list[Any]) -> Any:
-    """NaN wins, as in torch."""
+    """Return the elementwise maximum; NaN wins, as in torch."""
     found = values[0]
     for value in values[1:]:
         larger = e.b.or_(e.b.fcmp_ordered(">", value, found), e.b.fcmp_unordered("uno", value, value))
@@ -180,12 +189,12 @@ def _maximum(e: Emitter, values: list[Any]) -> Any:
 
 
 def forth_overlapping(x: Batch, y: Batch, window: Window) -> Op:
-    """``y``, the largest values of windows of x."""
+    """Return the operation of ``y``, the maximum of overlapping windows of x."""
     return _overlapping(y, [x, x], window, False)
 
 
 def back_overlapping(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
-    """The gradient of x, added to dx."""
+    """Return the operation that adds the gradient of x to dx."""
     return _overlapping(dy, [dx, x], window, True)
 
 

@@ -1,19 +1,16 @@
-"""The kernel: products of output gradients with shifted planes, only where weights are kept.
+"""Kernel of the weight gradient, computed only where weights are retained.
 
-The gradient of one weight is the sum, over all positions and images, of the gradient of its row's output with the
-input that its column reads there (a sampled dense-dense product). For a tile of positions the output gradients of a
-row stay in registers, and `TOGETHER` columns of the row at a time read the inputs of the tile:
-``sum over t of dy[row][t] * x[column][t]``, each a vector. Those are folded into one vector, some lanes a column, and
-added to what earlier tiles gave; the lanes of a column are added up at the end. So every sum has one order, whatever
-the machine does at the same time.
+    dW[row, column] = sum over positions and images t of dy[row][t] * x[column + t]        (sampled dense-dense product)
 
-Rows that keep the same columns are multiplied several at a time: for each position of the tile, the output gradients
-of the rows and the inputs of the columns are loaded once, for the products of each with each.
+For a tile of positions, a row's output gradients stay in registers while `TOGETHER` columns at a time read the tile's
+inputs. Their product vectors are folded into one vector, some lanes per column, and added to the sums of earlier tiles;
+the lanes of a column are added once, at the end. The order of each sum is thus fixed, whatever runs concurrently.
 
-The tables are those of `planes.row_sums` for the layer's forward pass, with columns filled up to whole sets of
-`TOGETHER` in each segment, those of several rows not shared between segments, and vectors of sums in the place of
-weights: for each set of columns one of each row. Chunks, of which the sums stay in the second cache, go over all tiles
-one after the other.
+Rows with equal columns are multiplied several at a time: each load of a gradient or an input serves several products.
+
+Tables are those of `planar.row_sums` for the forward pass, with columns padded to whole sets of `TOGETHER` in each
+segment (not shared between segments of several rows) and vectors of sums instead of weights: for each set of columns
+one per row. The sums of a chunk stay in the L2 cache while it processes all tiles.
 """
 
 from __future__ import annotations
@@ -31,24 +28,25 @@ from ticketry_engine.kernels.planar.tiles import Shape
 from ticketry_engine.kernels.training.columns import column
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, where the sums lie in the arena, the number of chunks; then each shape's places, their number."""
+"""Arguments: tables, byte of the sums in the arena, the number of chunks; then each shape's places and their number."""
 
 TOGETHER = 4
 """Columns whose sums are folded into one vector."""
 
 SIDE_BY_SIDE = 8
-"""Columns of a row whose sums are under way at a time, where there are registers: two multipliers that take four cycles
-each are busy with eight."""
+"""Columns of a row summed concurrently, with 32 registers: two multipliers with a latency of four cycles."""
 
 
 @dataclass(frozen=True)
 class Products(Written):
-    """Args:
-    shapes: of the tiles: x, and the gradient of y.
-    unit: bytes that columns are counted in.
-    wide: whether columns take 32 bits (signed) instead of 16.
-    rows: that share columns.
-    half: whether values are bfloat16: those of two neighbouring images are multiplied, and both products added.
+    """Kernel of the weight gradient.
+
+    Args:
+        shapes: shapes of the tiles of x and of the gradient of y.
+        unit: unit of the column offsets, in bytes.
+        wide: whether columns take 32 bits (signed) instead of 16.
+        rows: rows that share columns.
+        half: whether values are bfloat16, multiplied in pairs of neighbouring images.
     """
 
     finished: ClassVar[bool] = True
@@ -61,7 +59,7 @@ class Products(Written):
 
     @property
     def head(self) -> int:
-        """Words of a segment before those of its rows, as `Sums` has them."""
+        """Words of a segment before those of its rows, as in `Sums`."""
         return 2 if self.rows == 1 else 3
 
     @property
@@ -74,7 +72,7 @@ class Products(Written):
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -104,7 +102,7 @@ class _Body:
                         self._several(rows, inputs, begin, end)
 
     def _several(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
-        """Products of rows that share their columns."""
+        """Compute the products of rows that share their columns."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, TOGETHER) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
@@ -131,7 +129,7 @@ class _Body:
         self._columns(gradients, x, middle, end, TOGETHER)
 
     def _columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
-        """Columns of a row, so many side by side: each set of `TOGETHER` gives the same however many that are."""
+        """Compute `together` columns of a row at a time; the result does not depend on that number."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, together) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
@@ -149,7 +147,7 @@ class _Body:
         return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
 
     def _multiply(self, gradient: Any, value: Any, part: Any) -> Any:
-        """A product added to those before, of which there may be none."""
+        """Return the product added to `part`, which may be None."""
         e = self.e
         if self.spec.half:
             return bfloat.multiply_pairs(e, gradient, value, e.splat(0.0) if part is None else part)
@@ -161,7 +159,7 @@ class _Body:
 
 @dataclass(frozen=True)
 class Zero(Written):
-    """Makes vectors in the arena zero. Arguments: where they begin, and how many."""
+    """Kernel that zeroes vectors in the arena. Arguments: byte of the first, and their number."""
 
     def write(self, e: Emitter) -> None:
         place = e.arena(e.arg(0))
@@ -171,13 +169,12 @@ class Zero(Written):
 
 @dataclass(frozen=True)
 class Totals(Written):
-    """Adds up the lanes of each column in the arena: as many totals as lanes a turn, one after the other in a tensor.
+    """Kernel that adds the lanes of each column and writes the totals to an external tensor, a vector per iteration.
 
-    Arguments: where the sums begin; how many turns; the number of the external tensor; bytes from one thread's sums to
-    those of the next.
+    Arguments: byte of the sums; number of iterations; number of the external tensor; bytes between two threads' sums.
 
     Args:
-        several: threads that have sums of their own, which are added first.
+        several: number of threads with their own sums, which are added first.
     """
 
     several: int = 1
@@ -200,7 +197,7 @@ class Totals(Written):
 
 
 def folded(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """One vector with sums of neighbouring lanes: first those of the first of so many vectors (a power of two)."""
+    """Add neighbouring lanes of several vectors (a power of two) into one vector, in order."""
     while len(vectors) > 1:
         vectors = [_pairs(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]

@@ -1,12 +1,13 @@
-"""The kernel: gradients of kept weights in bfloat16 by tiles (AMX), for sixteen rows that share their columns.
+"""AMX kernel of the bfloat16 weight gradient, for sixteen rows with equal columns.
 
-At a position the output gradients of the rows, 32 images each, are turned so that pairs of images come first: the right
-side of a product. Its left side are the values of sixteen columns at that position, copied side by side. The sums of 16
-columns x 16 rows stay in a tile for all positions of a tile of planes. The turned gradients serve all columns.
+    sums [16 columns, 16 rows]  +=  x [16 columns, 32 images]  @  dy [32 images, 16 rows]        at each position
 
-Tables are those of `products` for several rows, but that columns are bytes (int32) in sets of sixteen, and that sums
-are one float32 for each column and row, column after column. What a tile of planes reaches beside its place is in a
-table too: for each position the byte in x, and in the gradient.
+At each position the rows' output gradients are transposed into pairs of images, the right operand; the values of
+sixteen columns, copied side by side, are the left operand. The sums stay in a tile register over all positions of a
+tile of planes, and the transposed gradients serve all columns.
+
+Tables are those of `products` for several rows, except that columns are bytes (int32) in sets of sixteen, and sums are
+one float32 per column and row, column by column. A further table holds the byte of each position in x and in dy.
 """
 
 from __future__ import annotations
@@ -27,25 +28,28 @@ from ticketry_engine.kernels.planar.tiles import Shape
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
-"""Arguments: tables, where the sums lie in the arena, the number of chunks, the tiles; then for each shape its places,
-their number, what its positions reach, and their number."""
+"""Arguments: tables, byte of the sums in the arena, the number of chunks, the tile configuration; then for each shape
+its
+places, their number, the bytes of its positions, and their number."""
 
 POSITIONS = 16
-"""Of a tile of planes, at most."""
+"""Maximum number of positions per tile of planes."""
 
 STRIP = 4
-"""Sets of columns whose sums are in tiles together."""
+"""Sets of columns whose sums are in tile registers at once."""
 
 LEFT, RIGHT = STRIP, STRIP + 1
-"""Tiles behind those of sums."""
+"""Tile registers of the operands, after those of the sums."""
 
 TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
 class TileProducts(Written):
-    """Args:
-    shapes: how many shapes tiles of planes have.
+    """AMX kernel of the weight gradient.
+
+    Args:
+        shapes: number of shapes of tiles of planes.
     """
 
     finished: ClassVar[bool] = True
@@ -66,7 +70,7 @@ class TileProducts(Written):
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
         self.e, self.spec = e, spec
@@ -96,7 +100,7 @@ class _Body:
                         self._strips(x, begin, end)
 
     def _turn(self, segment: Any, y: Any) -> None:
-        """The gradients of the rows at all positions, pairs of images first."""
+        """Transpose the rows' gradients at all positions, pairs of images first."""
         e, b = self.e, self.e.b
         rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(amx.ROWS)]
         words = ir.VectorType(I32, amx.ROWS)
@@ -108,7 +112,7 @@ class _Body:
                 b.store(vector, e.at(goal, number * amx.ROW_BYTES), align=amx.ROW_BYTES)
 
     def _strips(self, x: Any, begin: Any, end: Any) -> None:
-        """All columns: `STRIP` sets at a time, then those that are left by halves of it."""
+        """Process all columns: `STRIP` sets at a time, then the rest in halves of it."""
         e, b = self.e, self.e.b
         size = STRIP
         while size:
@@ -138,7 +142,7 @@ class _Body:
             amx.store(e, number, e.at(sums, number * amx.TILE_BYTES))
 
     def _of(self, position: Any) -> Any:
-        """Where columns are copied to: two places, which take turns, for a tile waits for what was just stored."""
+        """Return the buffer for copied columns; two alternate, because loading a tile just stored would stall."""
         e, b = self.e, self.e.b
         return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * amx.TILE_BYTES)))
 
@@ -152,7 +156,7 @@ class _Body:
 
 
 def transposed(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
-    """As many vectors of as many 32-bit words: the first ones of all, the second ones, …"""
+    """Transpose a square of 32-bit words, given as vectors."""
     found, size = list(vectors), len(vectors)
     step = size // 2
     while step:
@@ -168,12 +172,12 @@ def transposed(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
 
 
 def reach(shape: Shape) -> Array:
-    """The table of what the positions of a tile of planes reach."""
+    """Return the table of each position's bytes in x and dy."""
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
 
 
 def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
-    """Those of a layer. Of a set of columns that is not full the last one is there again, with its own places."""
+    """Return a layer's tables. A partial set of columns is padded by repeating its last column, with its places."""
     columns, places, counts = [], [], []
     for rows in sets:
         kept = np.flatnonzero(matrix.weight[rows[0]])
@@ -193,10 +197,9 @@ def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
 
 @dataclass(frozen=True)
 class Added(Written):
-    """Adds up sums of several threads in the arena, one after the other in a tensor.
+    """Kernel that adds the sums of several threads and writes them to an external tensor.
 
-    Arguments: where the sums begin; how many vectors; the number of the external tensor; bytes from one thread's sums
-    to those of the next.
+    Arguments: byte of the sums; number of vectors; number of the external tensor; bytes between two threads' sums.
     """
 
     several: int = 1

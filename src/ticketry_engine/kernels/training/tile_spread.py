@@ -1,19 +1,22 @@
-"""The kernel: input gradients in bfloat16 by tiles (AMX), where sixteen outputs share the columns that they keep.
+"""AMX kernel of the bfloat16 input gradient, for layers whose outputs share their columns in sets of sixteen.
 
-Rows of the transposed weights share nothing then. But for a set of sixteen outputs and a tap, some inputs keep all
-sixteen weights, and others none. So sets and taps come one after the other, sixteen such inputs at a time: a block. The
-gradients of the outputs at a position are interleaved in pairs, multiplied with the block's weights, and what comes out
-is added to the sums of the inputs, which lie in memory in float32 and are rounded once, when all blocks are through.
+    dx[inputs of a block] += W[16 outputs, inputs of a block]^T @ dy[16 outputs, images]        for each block
 
-A tile waits for what was stored a moment ago, and so does a load for what a tile was stored to. So while one block is
-interleaved, the one before it is multiplied, and the sums of the one before that are added.
+The rows of the transposed weights share nothing. But for one set of sixteen outputs and one tap, an input retains
+either all sixteen weights or none. A block is sixteen such inputs of one set and tap. The outputs' gradients at a
+position are interleaved in pairs and multiplied by the block's weights; the result is added to float32 sums in memory,
+which are rounded once after all blocks.
+
+Three stages overlap, because loading what a tile instruction just stored (or the reverse) would stall:
+
+    block n: interleave     block n - 1: multiply     block n - 2: add to the sums
 
 Tables:
-    sets (int32): of each set of outputs where their planes begin
-    blocks (int32): of each the byte of its set, the byte that its tap is shifted by, how many inputs it has, the first
-        of them, whether it is interleaved (not with the set and tap of the block before it), and into which half
-    weights (bfloat16): of each block sixteen inputs x sixteen outputs, filled up with zeros
-    inputs (int32)
+    sets (int32): bytes of the planes of each set of outputs
+    blocks (int32): byte of its set in that table, byte shift of its tap, number of inputs, first of them, whether to
+        interleave (set or tap differ from the previous block), and which half of the buffer to use
+    weights (bfloat16): sixteen inputs x sixteen outputs per block, padded with zeros
+    inputs (int32): numbers of the inputs
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ from ticketry_engine.kernels.planar.tiles import Shape
 from ticketry_engine.kernels.window import Array
 
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
-"""Arguments: tables, the number of blocks, bytes from a plane of the gradient to the next, the same of what is added,
-the tiles; then for each shape its places, and their number."""
+"""Arguments: tables, the number of blocks, bytes between two planes of the gradient and of the added value, the tile
+configuration; then for each shape its places and their number."""
 
 SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
 """Words of a block."""
@@ -41,10 +44,10 @@ SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
 BLOCK_BYTES = amx.ROWS * amx.ROWS * bfloat.HALF
 
 SUMS_BYTES = 32_000
-"""Of sums that stay in the nearest cache."""
+"""Bytes of sums that stay in the L1 cache."""
 
 SUM, LEFT, RIGHT = 0, 4, 5
-"""Tiles: four of sums, which take turns; a block of weights; pairs of outputs."""
+"""Tile registers: four of sums, in turn; a block of weights; pairs of outputs."""
 
 TILES = amx.configuration(
     [(amx.ROWS, amx.ROW_BYTES)] * LEFT + [(amx.ROWS, amx.ROW_BYTES // 2), (amx.ROWS // 2, amx.ROW_BYTES)]
@@ -52,16 +55,18 @@ TILES = amx.configuration(
 
 
 def positions(inputs: int) -> int:
-    """Of a tile of planes."""
+    """Return the positions per tile of planes."""
     return max(1, min(2, SUMS_BYTES // (2 * amx.ROW_BYTES * inputs)))
 
 
 @dataclass(frozen=True)
 class TileSpread(Written):
-    """Args:
-    shapes: of the tiles of planes, each with its own code: of the output's gradient, and of the input's.
-    inputs: planes of the input's gradient.
-    residual: whether it begins with another value.
+    """AMX kernel of the input gradient.
+
+    Args:
+        shapes: shapes of the tiles of planes, each with its own code: of the output's gradient and of the input's.
+        inputs: number of planes of the input's gradient.
+        residual: whether another value is added.
     """
 
     finished: ClassVar[bool] = True
@@ -78,7 +83,7 @@ class TileSpread(Written):
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -93,7 +98,7 @@ class _Body:
         self.made = e.scratch(2 * self.made_bytes // amx.ROW_BYTES)
 
     def emit(self) -> None:
-        """Units of work, for threads to share: a tile of planes each."""
+        """Loop over this thread's tiles of planes."""
         e, b, blocks = self.e, self.e.b, self.e.arg(BLOCK_COUNT)
         with e.loop(*e.share(self.count)) as unit:
             place = e.at(self.places, b.mul(unit.index, e.i64(12)))
@@ -123,7 +128,7 @@ class _Body:
         return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
     def _interleave(self, block: Any, x: Any) -> None:
-        """Pairs of outputs, from the first tile of the planes on."""
+        """Interleave pairs of outputs for a block, unless the previous block already did."""
         e, b = self.e, self.e.b
         with e.when(b.icmp_signed("!=", self._word(block, FRESH), e.i64(0))):
             one, shifted = e.at(self.sets, self._word(block, SET)), e.at(x, self._word(block, SHIFT))
@@ -179,25 +184,25 @@ class _Body:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """The tables of a phase of the stride."""
+    """Tables of one phase of the stride."""
 
     sets: Array
     blocks: Array
     weights: Array
-    """1 + the place in the dense tensor of each weight, 0 where there is none."""
+    """1 + the position of each weight in the dense tensor; 0 for padding."""
     inputs: Array
     reach: tuple[int, int]
-    """The least and the greatest byte at which an output is read, from a tile's place."""
+    """Least and greatest byte, relative to a tile's place, at which an output is read."""
 
 
 def tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> Spread:
-    """Those of a phase.
+    """Return the tables of one phase.
 
     Args:
         places: conv groups x outputs of a group x inputs of a group x taps of the phase.
-        planes: the byte where the plane of each output begins.
-        shifts: the byte that each tap is shifted by.
-        sets: of outputs.
+        planes: byte of each output's plane.
+        shifts: byte shift of each tap.
+        sets: sets of outputs.
     """
     _, per, each, taps = places.shape
     blocks: list[tuple[int, ...]] = []

@@ -1,13 +1,14 @@
-"""The kernel: weighted sums of shifted planes in bfloat16 by tiles (AMX), for sixteen rows that share their columns.
+"""AMX kernel of weighted sums of shifted planes in bfloat16, for sixteen rows with equal columns.
 
-A position holds 32 images. For each pair of columns the values that they read there are interleaved, image by image,
-into two rows of a matrix of pairs (`bfloat.interleaved`): sixteen such pairs are the right side of two products, and
-the rows' weights the left side of both. The sums of all columns stay in tiles. What is interleaved for one set of
-columns is multiplied while the next set is being interleaved, for a tile cannot be loaded of what was stored a moment
-ago without waiting.
+    sums [16 rows, 16 images]  +=  w [16 rows, 32 columns]  @  x [32 columns, 16 images]        twice per position
 
-Tables are those of `pair_sums`, but that columns are bytes (int32), a segment's third word is the first of its blocks
-of weights, and weights are blocks of the rows' weights for 32 columns, one row after the other; the last one has zeros.
+A position holds 32 images. The values that two columns read are interleaved image by image (`bfloat.interleaved`):
+sixteen such pairs are the right operands of two products, and the rows' weights the left operand of both. The sums of
+all columns stay in tile registers. One set of columns is multiplied while the next one is interleaved, because loading
+a tile right after storing its data would stall.
+
+Tables are those of `pair_sums`, except that columns are bytes (int32), a segment's third word is its first block of
+weights, and a block holds the rows' weights for 32 columns, row by row; the last block is padded with zeros.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ from ticketry_engine.kernels.training.pair_sums import PAIR, write_rows
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
-"""Arguments: tables, the number of chunks, the tiles; then for each shape its places, and their number."""
+"""Arguments: tables, the number of chunks, the tile configuration; then for each shape its places and their number."""
 
 POSITIONS = 2
-"""Of a tile of planes: each has two tiles of sums."""
+"""Positions per tile of planes, with two tile registers of sums each."""
 
 LEFT, RIGHT = 2 * POSITIONS, 2 * POSITIONS + 1
-"""Tiles behind those of sums."""
+"""Tile registers of the operands, after those of the sums."""
 
 TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
 class TileSums(OfSegments):
-    """Args:
-    shapes: of the tiles of planes, each with its own code.
-    residual: whether y begins with another value.
+    """AMX kernel of weighted sums.
+
+    Args:
+        shapes: shapes of the tiles of planes; each gets its own code.
+        residual: whether another value is added to y.
     """
 
     finished: ClassVar[bool] = True
@@ -61,7 +64,7 @@ class TileSums(OfSegments):
 
 
 class _Body:
-    """The loops of one shape."""
+    """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -74,7 +77,7 @@ class _Body:
         self.sums = e.scratch(self.block_bytes // amx.ROW_BYTES)
 
     def emit(self) -> None:
-        """Units of work, for threads to share: a chunk of the rows over a tile of planes each."""
+        """Loop over this thread's units of work: one chunk of rows over one tile of planes each."""
         e, b, spec = self.e, self.e.b, self.spec
         low, high = e.share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
@@ -91,7 +94,7 @@ class _Body:
                 write_rows(e, spec, self.shape, (segment, y, residual), self._sums)
 
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
-        """All columns of a segment: the sums are stored behind them."""
+        """Multiply all columns of a segment, then store the sums."""
         e, b = self.e, self.e.b
         weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(amx.TILE_BYTES)))
         tiles = range(2 * len(self.shape.x))
@@ -113,12 +116,12 @@ class _Body:
             amx.store(e, tile, e.at(self.sums, tile * amx.TILE_BYTES))
 
     def _of(self, block: Any) -> Any:
-        """Where a block of columns is interleaved: there are two such places, which take turns."""
+        """Return the buffer for a block of interleaved columns; two alternate."""
         e, b = self.e, self.e.b
         return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
 
     def _turn(self, x: Any, first: Any, last: Any, goal: Any) -> None:
-        """Interleave what pairs of columns read. Behind the last pair is what was there before: it has weights of 0."""
+        """Interleave what pairs of columns read. Stale data after the last pair is multiplied by zero weights."""
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
             at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
@@ -126,7 +129,7 @@ class _Body:
             row = e.at(goal, loop.carried[0])
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
-                for pointer in inputs:  # columns are too many streams for the processor to see
+                for pointer in inputs:  # too many streams for the hardware prefetcher
                     e.fetch(pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
                 for part, pairs in enumerate(bfloat.interleaved(e, *values)):
                     b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
@@ -138,7 +141,7 @@ class _Body:
 
 
 def cleared(e: Emitter, size: int) -> Any:
-    """Memory of so many bytes on the stack, made zero."""
+    """Allocate zeroed memory on the stack."""
     place, width = e.scratch(size // (FLOAT * e.target.lanes)), FLOAT * e.target.lanes
     with e.loop(0, size, width) as loop:
         e.store(e.splat(0.0), place, loop.index)
@@ -146,11 +149,11 @@ def cleared(e: Emitter, size: int) -> Any:
 
 
 def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> Tables:
-    """Those of a layer.
+    """Return a layer's tables.
 
     Args:
-        sets: sixteen rows each, which keep the same columns; perhaps none.
-        chunks: parts of the rows that threads may work on apart.
+        sets: sets of sixteen rows with equal (possibly no) columns.
+        chunks: number of parts of the rows that threads may process in parallel.
     """
     columns, weights, counts = [], [], []
     for rows in sets:

@@ -1,4 +1,8 @@
-"""Layers in bfloat16 by tiles (AMX): whether a layer has the sets of rows that they take, and its operations."""
+"""bfloat16 layers on AMX tiles: whether a layer's mask allows them, and its operations.
+
+sixteen rows with equal columns  ->  forward: tile_sums,  input gradient: tile_spread,  weight gradient:
+tile_products
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,13 @@ from ticketry_engine.support.row_groups import row_groups
 
 
 def row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
-    """Sets of sixteen rows that keep the same columns, perhaps none; empty if there are others, or no tiles.
+    """Return sets of sixteen rows with equal (possibly no) columns; empty if rows do not divide into them or AMX is
+    missing.
 
     Args:
         weight: rows x columns; 0 is pruned.
-        groups: of convolutions.
-        value: what is read.
+        groups: number of convolution groups.
+        value: the value to read.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * amx.ROWS):
         return []
@@ -46,7 +51,7 @@ def row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[A
 def sums(
     matrix: Matrix, sets: Sequence[Array], sides: Sequence[Side], size: Pair, target: Target, chunks: int
 ) -> Gathered:
-    """Rows of a matrix over a value, for the forward pass, or for a gradient whose rows share what they keep too."""
+    """Return the operations of a matrix on a value: a forward pass, or a gradient whose rows also share columns."""
     x = sides[0].value
     made = tile_sums.tables(matrix, sets, chunks)
     index, ops = made.weights - 1, []
@@ -65,12 +70,12 @@ def sums(
 def spread(
     places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[Side], size: Pair, target: Target
 ) -> Gathered:
-    """The gradient of an input, in a phase of the stride.
+    """Return the operations of the input gradient, in one phase of the stride.
 
     Args:
         places: conv groups x outputs x inputs x taps of the phase.
-        shifts: of these taps.
-        sides: the output's gradient, the input's, and perhaps what that begins with.
+        shifts: byte shifts of these taps.
+        sides: the output's gradient, the input's, and optionally a value to add.
     """
     dy, dx = (side.value for side in sides[:2])
     made = tile_spread.tables(places, dy.channel_bytes, shifts, sets)
@@ -92,7 +97,7 @@ def spread(
 def products(
     made: Tables, x: Batch, sides: Sequence[Side], size: Pair, target: Target, chunks: Array, sums: int, part: range
 ) -> Op:
-    """The gradients of kept weights, of some blocks."""
+    """Return the operation of the gradients of retained weights, for some blocks."""
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
     cut = tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
     for t in cut:
