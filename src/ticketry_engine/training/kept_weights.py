@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import Op, Program, Session
-from ticketry_engine.kernels.training.packing import Copy
+from ticketry_engine.kernels.training.packing import PackedCopy
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.optimizer_steps import Stepping
 
@@ -217,7 +217,8 @@ class KeptWeights:
 
     def _link(self) -> None:
         ops = [
-            Op(Copy(spread=True), (row.places.numpy().astype(np.int32), len(row.places), 0, 1)) for row in self._each
+            Op(PackedCopy(spread=True), (row.places.numpy().astype(np.int32), len(row.places), 0, 1))
+            for row in self._each
         ]
         self._session = Program(ops, 1, 64, self._library, split="parts").session()
 

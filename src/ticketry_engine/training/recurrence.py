@@ -21,7 +21,7 @@ from ticketry_engine.kernels.program import Op, Program, Session
 from ticketry_engine.kernels.training.by_channel import Total, operations, sums_of
 from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
 from ticketry_engine.kernels.training.gates import GATES, Gates, GatesGradient
-from ticketry_engine.kernels.training.layer import Layer
+from ticketry_engine.kernels.training.layer import MaskedLayer
 from ticketry_engine.kernels.training.layout import IMAGES, Batch
 from ticketry_engine.kernels.window import Array, Window
 from ticketry_engine.training.one_pass import OnePass
@@ -73,7 +73,7 @@ class Recurrence:
     def __init__(self, text: Text, kept: Mapping[str, Array], library: Library, threads: int = 1) -> None:
         self.text, self.threads, self._library, self._target = text, threads, library, library.target
         self._layers = {
-            name: Layer(each[:, :, None, None], Window((1, 1), (1, 1), (0, 0), (1, 1)), threads=threads)
+            name: MaskedLayer(each[:, :, None, None], Window((1, 1), (1, 1), (0, 0), (1, 1)), threads=threads)
             for name, each in kept.items()
         }
         self._size, self._ops = 0, list[Op]()

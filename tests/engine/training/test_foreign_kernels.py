@@ -11,7 +11,7 @@ from foreign_code import assembly
 from ticketry_engine.kernels.planar.row_sums import Sums
 from ticketry_engine.kernels.target import foreign
 from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
-from ticketry_engine.kernels.training.layer import Layer
+from ticketry_engine.kernels.training.layer import MaskedLayer
 from ticketry_engine.kernels.training.layout import Batch
 from ticketry_engine.kernels.training.products import Products
 from ticketry_engine.kernels.window import Window
@@ -26,7 +26,7 @@ def test_convolutions(where: str, rows: int) -> None:
     kept = np.repeat(np.random.default_rng(0).random((32 // rows, 16, 3, 3)) < 0.2, rows, axis=0)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1))
     x, y = (Batch.of(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))
-    layer = Layer(kept, window)
+    layer = MaskedLayer(kept, window)
     ops = [*forward(x, y, layer, target)[0].ops, *input_gradient(y, x, layer, target)[0].ops]
     made = weight_gradient(x, y, layer, target, lambda size: 2 << 24)
     kernels = dict.fromkeys(op.kernel for op in [*ops, *made.begin, *made.ops, *made.end])

@@ -8,7 +8,7 @@ import pytest
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
 from ticketry_engine.kernels.target import target
 from ticketry_engine.kernels.training.convolution import FEWEST, forward
-from ticketry_engine.kernels.training.layer import Layer
+from ticketry_engine.kernels.training.layer import MaskedLayer
 from ticketry_engine.kernels.training.layout import Batch
 from ticketry_engine.kernels.window import Window
 
@@ -19,7 +19,7 @@ def _weights_of_segments(density: float) -> np.ndarray:
     """Of the forward pass of a 3x3 convolution on 16 x 16 pixels, the weights of each segment."""
     kept = np.random.default_rng(0).random((CHANNELS, CHANNELS, 3, 3)) < density
     x, y = (Batch.of(CHANNELS, (16, 16), halo, 2) for halo in (1, 0))
-    layer = Layer(kept, Window((3, 3), (1, 1), (1, 1), (1, 1)))
+    layer = MaskedLayer(kept, Window((3, 3), (1, 1), (1, 1), (1, 1)))
     (made,) = forward(x, y, layer, target())
     segments = made.ops[0].args[0]
     assert isinstance(segments, np.ndarray)

@@ -75,12 +75,12 @@ def attention(
     kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal, bias is not None, windows)
     args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
     number = np.array([scale], np.float32)
-    added = (0, 0, 0, 0) if bias is None else _added(bias, spec)
+    added = (0, 0, 0, 0) if bias is None else _bias_table(bias, spec)
     rows = (q.geometry.height, *(g.row * g.step for g in geometries)) if windows else ()
     return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added, *rows))]
 
 
-def _added(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
+def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
     """Return the bias table [tables, keys, queries], padded after the last query, and its byte strides (head, key,
     window).
 
@@ -114,10 +114,10 @@ class Attention(Written):
     windows: bool = False
 
     def write(self, e: Emitter) -> None:
-        _Writer(self, e).write()
+        _AttentionWriter(self, e).write()
 
 
-class _Writer:
+class _AttentionWriter:
     """Writer of the kernel: tiles of ``across`` query vectors against blocks of ``block`` keys."""
 
     def __init__(self, kernel: Attention, e: Emitter) -> None:
@@ -181,12 +181,12 @@ class _Writer:
             key = e.select(b.icmp_signed("<", new, last), new, last)
             scores = [b.fmul(score, self.scale) for score in self._scores(head, first, key, part)]
             if k.biased:
-                scores = self._biased(scores, head, first, key)
-            scores = self._masked(scores, first, key, new)
+                scores = self._add_bias(scores, head, first, key)
+            scores = self._mask_scores(scores, first, key, new)
             most = [self._largest([largest[v], *scores[v :: self.across]]) for v in range(self.across)]
             shrink = [exp(e, b.fsub(old, now)) for old, now in zip(largest, most, strict=True)]
             totals = [b.fmul(total, factor) for total, factor in zip(totals, shrink, strict=True)]
-            totals = self._powers(scores, most, totals)
+            totals = self._store_exponentials(scores, most, totals)
             self._add_values(head, key, part, shrink)
             turn.next = [*most, *totals]
         self._write(head, first, part, turn.results[self.across :])
@@ -207,7 +207,7 @@ class _Writer:
                 i.next += [e.fma(query, value, total) for query, total in pairs]
         return i.results
 
-    def _biased(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
+    def _add_bias(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
         """Add the bias of each query and key to the scores."""
         e, b = self.e, self.e.b
         by_head, by_key = e.arg(15), e.arg(16)
@@ -224,7 +224,7 @@ class _Writer:
             found.append(b.fadd(score, lanes.shuffle(e, few, few, order)))
         return found
 
-    def _masked(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
+    def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
         """Set scores to -inf for keys already seen in an earlier block and for keys after the query."""
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))
@@ -247,7 +247,7 @@ class _Writer:
             found = self.e.select(self.e.b.fcmp_ordered(">", found, value), found, value)
         return found
 
-    def _powers(
+    def _store_exponentials(
         self, scores: Sequence[ir.Value], most: Sequence[ir.Value], totals: Sequence[ir.Value]
     ) -> list[ir.Value]:
         """Store the exponentials of the scores and add them to the totals."""

@@ -37,8 +37,8 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
         ValueError: if shapes do not match, or x cannot be read in place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
-    _fits(x, y, layer, residual)
-    weight = _inside(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
+    _check_shapes(x, y, layer, residual)
+    weight = _zero_halo_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
     way = kernel_choice.best(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
@@ -99,7 +99,7 @@ def _by_dots(
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
     """Return the bytes of scratch memory that `conv` needs; 0 if it reads x in place."""
-    way = _way(x, y, layer, spec.target)
+    way = _fastest_way(x, y, layer, spec.target)
     return 0 if way.folds is None else way.folds.bytes
 
 
@@ -108,15 +108,15 @@ def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
 
     The estimate only serves to choose between ways to do the same work: see `kernel_choice`.
     """
-    return _way(x, y, layer, spec.target).nanoseconds
+    return _fastest_way(x, y, layer, spec.target).nanoseconds
 
 
-def _way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_choice.Way:
-    weight = _inside(layer.weight, x.geometry, y.geometry, layer.window)
+def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_choice.Way:
+    weight = _zero_halo_taps(layer.weight, x.geometry, y.geometry, layer.window)
     return kernel_choice.best(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
 
-def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
+def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
     """Return the weights as O x I x taps, with zeros for taps that only read the halo."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.meets(x, y, tap) for tap in window.taps])
@@ -152,14 +152,14 @@ class _Layer:
             args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
         return Op(spec, tuple(args))
 
-    def _tables(self, kind: kernel_choice.Kind) -> Tables:
+    def _tables(self, kind: kernel_choice.Kind) -> SumTables:
         if kind.rows > 1:
             return shared(self.matrix, kind.groups, chunks=kind.chunks)
         rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
         return single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
 
 
-def _fits(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
+def _check_shapes(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
     window, groups, (outputs, inputs) = layer.window, layer.groups, layer.weight.shape[:2]
     if x.channels != inputs * groups or y.channels != outputs or outputs % groups:
         raise ValueError(f"weights {layer.weight.shape} in {groups} groups for {x.channels} -> {y.channels} channels")
@@ -197,7 +197,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
+class SumTables:
     """Tables of a `row_sums` kernel and the properties its code depends on."""
 
     segments: Array
@@ -211,7 +211,7 @@ class Tables:
     """Least and greatest byte at which a column begins."""
 
 
-def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
+def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
     """Pack tables in which each row has its own columns.
 
     Args:
@@ -259,7 +259,7 @@ class _Rows:
         head = counts << FLAG_BITS | flags
         self._parts.append((rows, head, base, begins - base[row], m.weight[index, column]))
 
-    def tables(self, blocked: bool) -> Tables:
+    def tables(self, blocked: bool) -> SumTables:
         rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         segments = segments_of(self._matrix, [heads, bases], rows.reshape(-1, 1))
         bounds = [*self._starts, (len(rows), 0)]
@@ -268,7 +268,7 @@ class _Rows:
         return _tables(segments, columns, weights, chunks, blocked, reach)
 
 
-def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> Tables:
+def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
     """Pack tables in which rows share their columns.
 
     Args:
@@ -293,7 +293,7 @@ def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) ->
     return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
 
 
-class Reading(Protocol):
+class ReadBounds(Protocol):
     """Tables with the bounds of what a kernel reads."""
 
     @property
@@ -304,7 +304,7 @@ class Reading(Protocol):
         """Least and greatest byte at which a column begins."""
 
 
-def check(tables: Reading, x: Planes, places: Array, reach: tuple[int, int]) -> None:
+def check(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """Check that no tile reads outside the planes.
 
     Args:
@@ -375,8 +375,8 @@ def _tables(
     chunks: Sequence[tuple[int, int, int]],
     blocked: bool,
     reach: tuple[int, int],
-) -> Tables:
-    """Build `Tables`.
+) -> SumTables:
+    """Build `SumTables`.
 
     Args:
         columns: bytes relative to their segment's base.
@@ -388,4 +388,4 @@ def _tables(
     unit = max(1, common & -common)
     units = columns // unit
     wide = bool(len(columns)) and int(units.max()) >= 1 << 16
-    return Tables(segments, units.astype(np.int32 if wide else np.uint16), weights, made, unit, wide, blocked, reach)
+    return SumTables(segments, units.astype(np.int32 if wide else np.uint16), weights, made, unit, wide, blocked, reach)

@@ -97,7 +97,7 @@ class Dots(Written):
                     e.at(columns, b.mul(chunk.index, e.i64(size * count))), typ=ir.VectorType(word, count), align=size
                 )
                 index = index if self.wide else b.zext(index, ir.VectorType(I32, count))
-                values = _gathered(e, x, index)
+                values = _gather_floats(e, x, index)
                 at = e.at(weights, b.mul(chunk.index, e.i64(width * self.rows)))
                 chunk.next = [e.fma(e.load(at, row * width), values, value) for row, value in enumerate(chunk.carried)]
             for row, value in enumerate(chunk.results):
@@ -113,7 +113,7 @@ class Dots(Written):
         b.store(value, e.arena(e.load_i32(row)), align=FLOAT)
 
 
-def _gathered(e: Emitter, x: Any, index: Any) -> Any:
+def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
     """Load the floats at `index` (int32) from `x`."""
     count, scale = e.target.lanes, FLOAT
     if count == 16:

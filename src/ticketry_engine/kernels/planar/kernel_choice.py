@@ -128,7 +128,7 @@ def best(
         ways.append(Way(None, [], spent, tiles))
     if window.held(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
-        for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_apart(rows), _ALONE)]:
+        for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_one_row_each(rows), _ALONE)]:
             some = _kinds(one, kept, columns, x, y, residual, window, target)
             ways.append(Way(None, some, more * sum(kind.cycles for kind in some)))
     elif y.images > target.lanes:
@@ -154,7 +154,7 @@ def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     for group in range(groups):
         for same in row_groups(kept[group * per : (group + 1) * per]):
             rows = same.rows + group * per
-            parts = _together(len(rows)) if len(same.columns) else [1] * len(rows)
+            parts = _set_sizes(len(rows)) if len(same.columns) else [1] * len(rows)
             bounds = np.cumsum([0, *parts])
             sets = [rows[low:high] for low, high in itertools.pairwise(bounds)]
             for size in set(parts):
@@ -162,14 +162,14 @@ def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     return found
 
 
-def _apart(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
+def _one_row_each(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
     """Return the same rows, each in its own set."""
     return {
         1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
     }
 
 
-def _together(rows: int) -> list[int]:
+def _set_sizes(rows: int) -> list[int]:
     """Split rows with equal columns into sets of at most 6, of one size if possible."""
     for size in (6, 4, 5):
         if rows % size == 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
     factors[:, 0] = 1 if weight is None else weight
     factors[:, 1] = 0 if bias is None else bias
     numbers = np.array([1 / x.channels, eps], np.float32)
-    return [_op(LayerNorm(), x, y, [numbers, factors])]
+    return [_op(PlanarLayerNorm(), x, y, [numbers, factors])]
 
 
 def rms_norm(x: Planes, y: Planes, weight: Array | None, eps: float) -> list[Op]:
@@ -47,7 +48,7 @@ def softmax(x: Planes, y: Planes) -> list[Op]:
     return [_op(Softmax(), x, y, [])]
 
 
-def _op(kernel: LayerNorm | RmsNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
+def _op(kernel: PlanarLayerNorm | RmsNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
     count, floats, places = lanes.runs([x.geometry, y.geometry])
     flat = [number for place in places for number in place]
     return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables))
@@ -107,13 +108,15 @@ def _over_positions(e: Emitter, body: Callable[[_Stack], None]) -> None:
 
 
 @dataclass(frozen=True)
-class LayerNorm(Written):
+class PlanarLayerNorm(Written):
     """Layer norm kernel with one pass for the mean and one for the variance.
 
     The second pass also sums ``x - mean``, the rounding error of the mean, and corrects for it (Chan, Golub and
     LeVeque,
     "Algorithms for computing the sample variance", 1983), so that a mean far from 0 loses no digits.
     """
+
+    title: ClassVar[str] = "layernorm"
 
     def write(self, e: Emitter) -> None:
         _over_positions(e, self._normalise)

@@ -146,11 +146,11 @@ def _lines(e: Emitter) -> Iterator[_Line]:
         yield _Line(e, turn.index)
 
 
-def _nothing(kind: str) -> float:
+def _initial_value(kind: str) -> float:
     return 0.0 if kind == "mean" else float("-inf")
 
 
-def _added(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value:
+def _accumulate(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value:
     if kind == "mean":
         return e.b.fadd(old, new)
     larger = e.b.or_(e.b.fcmp_ordered(">", old, new), e.b.fcmp_unordered("uno", old, old))
@@ -186,14 +186,14 @@ class Windows(Written):
         """Return the maximum or sum of the taps inside, as many vectors as a position's images take."""
         b = e.b
         kind = lanes.vector(min(self.images, e.target.lanes))
-        begin = ir.Constant(kind, [_nothing(self.kind)] * kind.count)
+        begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
         parts = range(self.images // kind.count)
         with e.loop(0, line.rows, carried=[begin for _ in parts]) as row:
             taps = e.at(first, b.mul(row.index, line.down))
             with e.loop(0, count, carried=row.carried) as tap:
                 place = e.at(taps, b.mul(tap.index, line.right))
                 values = [b.load(e.at(place, FLOAT * kind.count * part), typ=kind, align=FLOAT) for part in parts]
-                tap.next = [_added(e, self.kind, *pair) for pair in zip(tap.carried, values, strict=True)]
+                tap.next = [_accumulate(e, self.kind, *pair) for pair in zip(tap.carried, values, strict=True)]
             row.next = tap.results
         return row.results
 
@@ -241,7 +241,7 @@ class Spans(Written):
         """Return the maximum or sum of the windows at consecutive positions, `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
-        with e.loop(0, line.rows, carried=[e.splat(_nothing(self.kind))] * self.stride) as row:
+        with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:
             start = e.at(line.x, b.add(byte, b.mul(row.index, line.down)))
             row.next = list(row.carried)
             for tap in range(self.taps):
@@ -253,7 +253,7 @@ class Spans(Written):
                         value = e.select(
                             b.fcmp_ordered(">", most, e.splat(0.0)), value, most
                         )  # also replaces NaN outside
-                    row.next[part] = _added(e, self.kind, row.next[part], value)
+                    row.next[part] = _accumulate(e, self.kind, row.next[part], value)
         return row.results
 
 

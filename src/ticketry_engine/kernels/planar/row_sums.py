@@ -102,7 +102,7 @@ class Sums(OfSegments):
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _Body(e, self, number).emit()
+            _SumsBody(e, self, number).emit()
 
 
 @dataclass
@@ -115,7 +115,7 @@ class _Tile:
     masks: Any
 
 
-class _Body:
+class _SumsBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: Sums, number: int) -> None:

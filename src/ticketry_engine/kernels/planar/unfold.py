@@ -24,7 +24,7 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 
 @dataclass(frozen=True)
-class Copy:
+class PlaneCopy:
     """A copy for one or several taps: rows from ``row`` on and columns from ``column`` on, both with the window's
     stride.
     """
@@ -45,7 +45,7 @@ class Unfolding:
     x: Geometry
     y: Geometry
     window: Window
-    copies: tuple[Copy, ...]
+    copies: tuple[PlaneCopy, ...]
     of: dict[Pair, tuple[int, int, int]]
     """For each tap: its copy, and the row and column of the copy that it reads for the first pixel of y."""
     used: Array
@@ -194,7 +194,7 @@ class Unfolding:
         pieces, bits = np.concatenate(all_pieces).astype(np.int32), np.concatenate(all_bits)
         return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))))
 
-    def _pieces(self, copy: Copy, source: Geometry) -> tuple[Array, Array]:
+    def _pieces(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
         """Return for each vector of a copy the bytes of the source pieces and their lanes."""
         width, images = self.target.lanes, self.y.images
         each = width // images
@@ -231,7 +231,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
     for number, tap in enumerate(window.taps):
         if used[:, number].any() and window.meets(x, y, tap):
             families.setdefault(_family(window, tap, y, each, whole), []).append(tap)
-    copies: list[Copy] = []
+    copies: list[PlaneCopy] = []
     of: dict[Pair, tuple[int, int, int]] = {}
     read = np.zeros((len(families), len(used)), dtype=bool)
     for members in families.values():
@@ -242,7 +242,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
             read[len(copies)] |= used[:, window.taps.index(tap)]
         spans = [max(of[tap][1 + axis] for tap in members) for axis in (0, 1)]
         phase, shift = column % window.stride[1], column // window.stride[1]
-        copies.append(Copy(row, y.height + spans[0], phase, shift, y.width + spans[1]))
+        copies.append(PlaneCopy(row, y.height + spans[0], phase, shift, y.width + spans[1]))
     widest = max((copy.columns for copy in copies), default=y.width)
     row = -(-widest // each) * each if whole else y.row
     return Unfolding(x, y, window, tuple(copies), of, read, row, target)
@@ -323,9 +323,9 @@ class Turn(Written):
             with e.loop(first, last) as inside:
                 begin = e.at(source, b.mul(b.sub(inside.index, first), step))
                 for shift, copy in zip(self.shifts, copies, strict=True):
-                    self._moved(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
+                    self._write_shifted(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
 
-    def _moved(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
+    def _write_shifted(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
         """Write a row of a copy, shifted by `shift` lanes."""
         lanes_, last = e.target.lanes, self.vectors * e.target.lanes
         for at in range(0, self.row * lanes_, lanes_):
@@ -333,12 +333,12 @@ class Turn(Written):
             if 0 <= begin <= last - lanes_:
                 value = e.load(row, begin * FLOAT)
             else:
-                one, other = (self._whole(e, row, begin // lanes_ + more) for more in (0, 1))
+                one, other = (self._load_vector(e, row, begin // lanes_ + more) for more in (0, 1))
                 first = begin % lanes_
                 value = lanes.shuffle(e, one, other, range(first, first + lanes_))
             e.store(value, to, at * FLOAT)
 
-    def _whole(self, e: Emitter, row: ir.Value, number: int) -> ir.Value:
+    def _load_vector(self, e: Emitter, row: ir.Value, number: int) -> ir.Value:
         inside = 0 <= number < self.vectors
         return e.load(row, number * e.target.lanes * FLOAT) if inside else e.splat(0.0)
 

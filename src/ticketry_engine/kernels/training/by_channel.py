@@ -107,7 +107,7 @@ class ByChannel(Written):
             sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.stored))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
             with e.loop(begin, end, carried=totals) as block:
-                there = self._there(e, b.sub(images, b.mul(block.index, e.i64(images_of(self.item)))))
+                there = self._image_masks(e, b.sub(images, b.mul(block.index, e.i64(images_of(self.item)))))
                 planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
                 with e.loop(0, rows, carried=block.carried) as row:
                     lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
@@ -134,7 +134,7 @@ class ByChannel(Written):
             if self.near:
                 e.store(numbers[0], sums, width * self.sums)
 
-    def _there(self, e: Emitter, images: Any) -> list[Any] | None:
+    def _image_masks(self, e: Emitter, images: Any) -> list[Any] | None:
         """Return the masks of a position's vectors."""
         if not self.masked:
             return None
@@ -142,7 +142,7 @@ class ByChannel(Written):
         return [lanes.within(e, e.b.sub(images, e.i64(first))) for first in firsts]
 
 
-def _only(e: Emitter, there: Any, value: Any) -> Any:
+def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
     return value if there is None else e.select(there, value, e.splat(0.0))
 
 
@@ -154,7 +154,7 @@ class Moments(ByChannel):
     sums: ClassVar[int] = 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        value = _only(e, there, e.b.fsub(self.load(e, at[0]), numbers[0]))
+        value = _mask_images(e, there, e.b.fsub(self.load(e, at[0]), numbers[0]))
         return [value, e.b.fmul(value, value)]
 
 
@@ -165,7 +165,7 @@ class Total(ByChannel):
     sums: ClassVar[int] = 1
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        return [_only(e, there, self.load(e, at[0]))]
+        return [_mask_images(e, there, self.load(e, at[0]))]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Scale(ByChannel):
             value = e.b.fadd(value, self.load(e, at[2]))
         if self.relu:  # NaN is preserved
             value = e.select(e.b.fcmp_unordered(">", value, e.splat(0.0)), value, e.splat(0.0))
-        self.store(e, _only(e, there, value), at[1])
+        self.store(e, _mask_images(e, there, value), at[1])
         return []
 
 
@@ -216,7 +216,7 @@ class NormSums(ByChannel):
             gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
         if self.relu and self.residual:
             self.store(e, gradient, at[0])
-        gradient = _only(e, there, gradient)
+        gradient = _mask_images(e, there, gradient)
         return [gradient, e.b.fmul(gradient, e.b.fsub(x, numbers[0]))]
 
 
@@ -238,7 +238,7 @@ class NormGradient(ByChannel):
             given = e.fma(x, numbers[3], numbers[4])
             gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
         rest = e.fma(x, numbers[1], numbers[2])
-        self.store(e, _only(e, there, e.fma(gradient, numbers[0], rest)), at[2])
+        self.store(e, _mask_images(e, there, e.fma(gradient, numbers[0], rest)), at[2])
         return []
 
 
@@ -271,7 +271,7 @@ class Activated(ByChannel):
     act: str
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        self.store(e, _only(e, there, activate(e, self.act, self.load(e, at[0]))), at[1])
+        self.store(e, _mask_images(e, there, activate(e, self.act, self.load(e, at[0]))), at[1])
         return []
 
 
@@ -331,7 +331,7 @@ def numbers_of(op: Op) -> Array:
 
 def sums_of(op: Op, target: Target) -> Array:
     """Return the sums of all operations that share a table: channels x sums, float64."""
-    return np.asarray(_stored(op, target).sum(axis=(0, 3), dtype=np.float64))
+    return np.asarray(_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 
 def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
@@ -342,7 +342,7 @@ def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Ar
     Args:
         counts: number of values per channel in each part.
     """
-    stored = _stored(op, target)
+    stored = _stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
     numbers = np.array(counts, dtype=np.float64)[:, None]
     means = near + sums[:, :, 0] / numbers
@@ -351,7 +351,7 @@ def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Ar
     return mean, np.maximum(squares.sum(axis=0) / numbers.sum(), 0)
 
 
-def _stored(op: Op, target: Target) -> Array:
+def _stored_sums(op: Op, target: Target) -> Array:
     """Return the stored vectors: parts x channels x vectors x lanes."""
     kernel, table = _table(op)
     channels = int(op.args[0])

@@ -131,7 +131,7 @@ class TokenSums(ByToken):
 
 
 @dataclass(frozen=True)
-class LayerNorm(ByChannel):
+class TokenLayerNorm(ByChannel):
     """``y = (x - mean) * inverse * scale + shift``. Values: x, y; mean, inverse of tokens. Numbers: scale, shift."""
 
     numbers: ClassVar[int] = 2

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter
-from ticketry_engine.kernels.planar.conv import Tables
+from ticketry_engine.kernels.planar.conv import SumTables
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
 
 
@@ -29,7 +29,7 @@ def column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide:
     return e.b.mul(widen(e.b.load(at, typ=kind, align=size), I64), e.i64(unit))
 
 
-def filled_up(made: Tables, rows: int, together: int, *, once: bool = False) -> Tables:
+def filled_up(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
     """Pad segments to whole sets of columns by repeating the last column.
 
     With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each

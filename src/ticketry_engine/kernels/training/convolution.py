@@ -18,7 +18,7 @@ import numpy as np
 import ticketry_engine.kernels.amx as amx
 from ticketry_engine.kernels.bfloat import HALF
 from ticketry_engine.kernels.planar import kernel_choice
-from ticketry_engine.kernels.planar.conv import Matrix, Tables, check, shared, single
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, check, shared, single
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, Sums, side_by_side
 from ticketry_engine.kernels.planar.tiles import Tiles
@@ -26,7 +26,7 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training import tile_products, tile_sums, tiled
 from ticketry_engine.kernels.training.columns import filled_up
-from ticketry_engine.kernels.training.layer import Gathered, Layer, WeightGradient
+from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer, WeightGradient
 from ticketry_engine.kernels.training.layout import IMAGES, Batch, Side, apart, parts, shares, tiles
 from ticketry_engine.kernels.training.packing import scatter
 from ticketry_engine.kernels.training.pair_sums import PAIR, PairSums
@@ -80,13 +80,13 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
     needed = 0
     for axis in range(2):
         for tap, position in itertools.product(range(window.size[axis]), range(size[axis])):
-            place, rest = divmod(_reached(window, axis, position, tap), window.stride[axis])
+            place, rest = divmod(_output_times_stride(window, axis, position, tap), window.stride[axis])
             if rest == 0:
                 needed = max(needed, -place, place - out[axis] + 1)
     return needed
 
 
-def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
+def forward(x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None) -> list[Gathered]:
     """Return the operations of ``y = conv(x)``, plus a residual if given. Pruned weights cost nothing."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
@@ -96,7 +96,9 @@ def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | 
     return [replace(_sums(matrix, sides, _size(y), target, layer.threads), alone=layer.alone)]
 
 
-def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
+def input_gradient(
+    dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
+) -> list[Gathered]:
     """Return the operations of the gradient by the input.
 
     They go phase by phase of the stride: all pixels of x that are reached by the same taps.
@@ -112,7 +114,10 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
     for phase in itertools.product(down, across):
         taps, shifts = [], []
         for number, tap in enumerate(window.taps):
-            reached = [divmod(_reached(window, axis, phase[axis], tap[axis]), window.stride[axis]) for axis in range(2)]
+            reached = [
+                divmod(_output_times_stride(window, axis, phase[axis], tap[axis]), window.stride[axis])
+                for axis in range(2)
+            ]
             if all(rest == 0 for _, rest in reached):
                 taps.append(number)
                 shifts.append(dy.geometry.shift(reached[0][0], reached[1][0]))
@@ -140,7 +145,7 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
 class ProductTables:
     """Tables of the weight gradient; they do not depend on where values are stored."""
 
-    made: Tables
+    made: SumTables
     sets: list[Array]
     """Sets of sixteen rows, for AMX tiles."""
     rows: int
@@ -154,7 +159,7 @@ class ProductTables:
     """Number of threads with sums of their own."""
 
 
-def product_tables(x: Batch, dy: Batch, layer: Layer, target: Target) -> ProductTables:
+def product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
     """Return the tables for a layer whose values have these layouts."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
@@ -166,7 +171,7 @@ def product_tables(x: Batch, dy: Batch, layer: Layer, target: Target) -> Product
     if sets:
         made, width = tile_products.tables(matrix, sets), amx.ROW_BYTES
     else:
-        groups = _alike(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
+        groups = _equal_column_sets(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
         rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
         cut = tiles(sides, size, lanes, most)
         made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
@@ -183,7 +188,7 @@ def product_tables(x: Batch, dy: Batch, layer: Layer, target: Target) -> Product
 def weight_gradient(
     x: Batch,
     dy: Batch,
-    layer: Layer,
+    layer: MaskedLayer,
     target: Target,
     reserve: Callable[[int], int],
     tables: ProductTables | None = None,
@@ -223,7 +228,7 @@ def weight_gradient(
     return WeightGradient(begin, ops, end, turns * lanes)
 
 
-def _reached(window: Window, axis: int, position: int, tap: int) -> int:
+def _output_times_stride(window: Window, axis: int, position: int, tap: int) -> int:
     """Return ``stride * output`` for the output that reads this input position through a tap."""
     return position + window.padding[axis] - tap * window.dilation[axis]
 
@@ -260,7 +265,7 @@ def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> 
     )
 
 
-def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> Tables:
+def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
     """Return tables of single rows, in blocks of inputs that fill ``near`` bytes per tile."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
@@ -271,7 +276,7 @@ def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) ->
     return single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=chunks)
 
 
-def _check(made: Tables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
+def _check(made: SumTables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
     """Check that no tile reads outside the planes."""
     for t in cut:
         check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
@@ -348,7 +353,7 @@ def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
     return kinds[rows] if target.registers >= 32 or columns * tile <= NEAR // 2 else []
 
 
-def _alike(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
+def _equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
     """Return sets of rows with equal columns, of the first of these sizes that divides all groups."""
     found = []
     per = len(matrix.weight) // len(matrix.columns)
@@ -361,7 +366,7 @@ def _alike(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
     return [list(rows.reshape(-1, size)) for rows in found] if size else []
 
 
-def _chunks(made: Tables, width: int, threads: int) -> tuple[Array, bool]:
+def _chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
     """Return runs of segments whose sums (`width` bytes per column) stay in the L2 cache, and whether one run is
     enough.
 

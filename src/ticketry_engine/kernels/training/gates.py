@@ -76,23 +76,23 @@ class GatesGradient(_OfUnits):
             b = e.b
             i, f, g, o = (e.load(place) for place in places)
             tanh, dh = activate(e, "tanh", e.load(after)), e.load(state)
-            dc = e.fma(b.fmul(dh, o), self._rest(e, tanh), e.load(carried))
+            dc = e.fma(b.fmul(dh, o), self._tanh_derivative(e, tanh), e.load(carried))
             found = (
-                self._sigmoid(e, b.fmul(dc, g), i),
-                self._sigmoid(e, b.fmul(dc, e.load(before)), f),
-                b.fmul(b.fmul(dc, i), self._rest(e, g)),
-                self._sigmoid(e, b.fmul(dh, tanh), o),
+                self._sigmoid_gradient(e, b.fmul(dc, g), i),
+                self._sigmoid_gradient(e, b.fmul(dc, e.load(before)), f),
+                b.fmul(b.fmul(dc, i), self._tanh_derivative(e, g)),
+                self._sigmoid_gradient(e, b.fmul(dh, tanh), o),
             )
             e.store(b.fmul(dc, f), carried)
             for value, place in zip(found, places, strict=True):
                 e.store(value, place)
 
     @staticmethod
-    def _rest(e: Emitter, tanh: Any) -> Any:
+    def _tanh_derivative(e: Emitter, tanh: Any) -> Any:
         """Return 1 - tanh²."""
         return e.b.fsub(e.splat(1.0), e.b.fmul(tanh, tanh))
 
     @staticmethod
-    def _sigmoid(e: Emitter, gradient: Any, gate: Any) -> Any:
+    def _sigmoid_gradient(e: Emitter, gradient: Any, gate: Any) -> Any:
         """Return the gradient by the input of a sigmoid gate."""
         return e.b.fmul(gradient, e.b.fmul(gate, e.b.fsub(e.splat(1.0), gate)))

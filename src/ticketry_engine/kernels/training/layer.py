@@ -8,14 +8,14 @@ import numpy as np
 
 from ticketry_engine.kernels.planar.row_sums import Sums
 from ticketry_engine.kernels.program import Op
-from ticketry_engine.kernels.training.packing import Gather
+from ticketry_engine.kernels.training.packing import WeightGather
 from ticketry_engine.kernels.training.pair_sums import PairSums
 from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Window
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class MaskedLayer:
     """A layer's mask and window."""
 
     kept: Array
@@ -75,12 +75,12 @@ class Gathered:
             index = self.index
             if self.alone:
                 index = np.where(index >= 0, np.searchsorted(np.unique(index[index >= 0]), index), -1)
-            return Op(Gather(packed=False, item=item), (index.astype(np.int32), self.table, count, 0))
+            return Op(WeightGather(packed=False, item=item), (index.astype(np.int32), self.table, count, 0))
         place = np.zeros(1 + source.index.max(initial=0), dtype=np.int32)
         there = np.flatnonzero(source.index >= 0)
         place[source.index[there]] = there
         index = np.where(self.index >= 0, place[self.index], -1).astype(np.int32)
-        return Op(Gather(packed=True, item=item), (index, self.table, count, source.table))
+        return Op(WeightGather(packed=True, item=item), (index, self.table, count, source.table))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Gather weights from dense tensors into kernel tables, and scatter packed gradients back.
+"""WeightGather weights from dense tensors into kernel tables, and scatter packed gradients back.
 
     gather    table[i] = source[index[i]]
     scatter   goal[places[i]] = source[order[i]],  0 elsewhere
@@ -22,7 +22,7 @@ from ticketry_engine.kernels.window import Array
 
 
 @dataclass(frozen=True)
-class Gather(Written):
+class WeightGather(Written):
     """Kernel of ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
 
     Args:
@@ -48,7 +48,7 @@ class Gather(Written):
 
 
 @dataclass(frozen=True)
-class Copy(Written):
+class PackedCopy(Written):
     """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of both external tensors.
 
     Args:
@@ -112,7 +112,7 @@ def scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
     """
     found, order = np.unique(places, return_index=True)
     if alone:
-        return Op(Copy(spread=False), (order.astype(np.int32), len(order), 0, 1))
+        return Op(PackedCopy(spread=False), (order.astype(np.int32), len(order), 0, 1))
     parts = -(-elements // PART)
     firsts = np.searchsorted(found, PART * np.arange(parts + 1))
     return Op(Scatter(), (*(each.astype(np.int32) for each in (found, order, firsts)), parts, elements, 0, 1))

@@ -51,10 +51,10 @@ class PairSums(OfSegments):
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _Body(e, self, number).emit()
+            _PairSumsBody(e, self, number).emit()
 
 
-class _Body:
+class _PairSumsBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:

@@ -3,8 +3,8 @@
     forward    y = max or mean of x over the window
     backward   mean: dx = dy / taps;      max: dx = dy at the first largest input, 0 at the others
 
-`Pool` handles adjacent windows and whole planes, so each input has one gradient and dx is stored; `Overlapping` handles
-overlapping max windows and adds to dx. Vectors hold the images of a position, so no lane needs another lane's value.
+`AdjacentPool` handles adjacent windows and whole planes: each input has one gradient, so dx is stored. `Overlapping`
+handles overlapping max windows and adds to dx. Vectors hold the images of a position, so no lane needs another lane.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ticketry_engine.kernels.window import Pair, Window
 
 
 @dataclass(frozen=True)
-class Pool(Written):
+class AdjacentPool(Written):
     """Kernel of pooling with adjacent windows.
 
     Args:
@@ -56,14 +56,14 @@ class Pool(Written):
             places = [place(side) for side in (small, large, other)]
             for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
                 at = [e.at(one, part) for one in places]
-                (self._back if self.backward else self._forth)(e, *at)
+                (self._backward if self.backward else self._forward)(e, *at)
 
     def _taps(self, side: int) -> list[int]:
         """Return the byte of each tap of a window, in the large value (0) or the other one (1)."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
-    def _forth(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
+    def _forward(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
         first, *others = [bfloat.load(e, x, tap, self.item) for tap in self._taps(0)]
         found = _maximum(e, [first, *others]) if self.largest else first
         for value in () if self.largest else others:
@@ -71,7 +71,7 @@ class Pool(Written):
         found = found if self.largest else e.b.fmul(found, e.splat(1 / (len(others) + 1)))
         bfloat.store(e, found, y, 0, self.item)
 
-    def _back(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
+    def _backward(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
         gradient = bfloat.load(e, dy, 0, self.item)
         if not self.largest:
             share = e.b.fmul(gradient, e.splat(1 / len(self._taps(0))))
@@ -89,12 +89,12 @@ class Pool(Written):
             gradient = e.select(here, e.splat(0.0), gradient)
 
 
-def forth(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
+def pool_forward(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
     """Return the operation that pools adjacent windows of x into ``y``."""
     return _op(y, x, x, size, largest, False)
 
 
-def back(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
+def pool_backward(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
     """Return the operation that writes the gradient of x; pixels outside all windows are left unchanged."""
     return _op(dy, dx, x, size, largest, True)
 
@@ -106,7 +106,7 @@ def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, bac
     for value, by in ((small, (1, 1)), (large, size), (other, size)):
         at = value.geometry
         args += [value.offset + at.position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
-    return Op(Pool(size, steps, largest, backward, small.item), tuple(args))
+    return Op(AdjacentPool(size, steps, largest, backward, small.item), tuple(args))
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class Overlapping(Written):
                     ]
                     for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
                         if self.backward:
-                            self._back(e, here, taps[0], taps[1], part)
+                            self._backward(e, here, taps[0], taps[1], part)
                         else:
-                            self._forth(e, here, taps[0], part)
+                            self._forward(e, here, taps[0], part)
 
     def _reached(self, e: Emitter, index: Any, axis: int) -> list[Any]:
         """Return the rows or columns that a window reads, clamped to the inside."""
@@ -164,10 +164,10 @@ class Overlapping(Written):
             found.append(e.select(b.icmp_signed("<", place, last), place, last))
         return found
 
-    def _forth(self, e: Emitter, y: Any, taps: list[Any], part: int) -> None:
+    def _forward(self, e: Emitter, y: Any, taps: list[Any], part: int) -> None:
         bfloat.store(e, _maximum(e, [bfloat.load(e, tap, part, self.item) for tap in taps]), y, part, self.item)
 
-    def _back(self, e: Emitter, dy: Any, gradients: list[Any], taps: list[Any], part: int) -> None:
+    def _backward(self, e: Emitter, dy: Any, gradients: list[Any], taps: list[Any], part: int) -> None:
         values = [bfloat.load(e, tap, part, self.item) for tap in taps]
         largest, left = _maximum(e, values), bfloat.load(e, dy, part, self.item)
         for tap, value in zip(gradients, values, strict=True):
@@ -188,12 +188,12 @@ def _maximum(e: Emitter, values: list[Any]) -> Any:
     return found
 
 
-def forth_overlapping(x: Batch, y: Batch, window: Window) -> Op:
+def overlapping_forward(x: Batch, y: Batch, window: Window) -> Op:
     """Return the operation of ``y``, the maximum of overlapping windows of x."""
     return _overlapping(y, [x, x], window, False)
 
 
-def back_overlapping(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
+def overlapping_backward(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
     """Return the operation that adds the gradient of x to dx."""
     return _overlapping(dy, [dx, x], window, True)
 

@@ -68,10 +68,10 @@ class Products(Written):
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _Body(e, self, number).emit()
+            _ProductsBody(e, self, number).emit()
 
 
-class _Body:
+class _ProductsBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import ticketry_engine.kernels.amx as amx
 from ticketry_engine.kernels.emitter import I32, Emitter, Written
 from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar.conv import Matrix, Tables, segments_of
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, segments_of
 from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
 from ticketry_engine.kernels.planar.tiles import Shape
@@ -65,11 +65,11 @@ class TileProducts(Written):
     def write(self, e: Emitter) -> None:
         amx.configure(e, e.table(CONFIGURATION))
         for number in range(self.shapes):
-            _Body(e, self, number).emit()
+            _TileProductsBody(e, self, number).emit()
         amx.release(e)
 
 
-class _Body:
+class _TileProductsBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
@@ -134,14 +134,14 @@ class _Body:
             with e.when(b.icmp_signed(">", loop.index, e.i64(0))):
                 before = b.sub(loop.index, e.i64(1))
                 amx.load(e, RIGHT, e.at(self.turned, b.mul(before, e.i64(amx.TILE_BYTES))))
-                copies = self._of(before)
+                copies = self._column_buffer(before)
                 for number in range(sets):
                     amx.load(e, LEFT, e.at(copies, number * amx.TILE_BYTES))
                     amx.multiply(e, number, LEFT, RIGHT)
         for number in range(sets):
             amx.store(e, number, e.at(sums, number * amx.TILE_BYTES))
 
-    def _of(self, position: Any) -> Any:
+    def _column_buffer(self, position: Any) -> Any:
         """Return the buffer for copied columns; two alternate, because loading a tile just stored would stall."""
         e, b = self.e, self.e.b
         return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * amx.TILE_BYTES)))
@@ -149,7 +149,7 @@ class _Body:
     def _copy(self, x: Any, columns: Any, position: Any, sets: int) -> None:
         e, b = self.e, self.e.b
         here = e.at(x, e.load_i32(self.reach, b.mul(position, e.i64(8))))
-        goal = self._of(position)
+        goal = self._column_buffer(position)
         for number in range(sets * amx.ROWS):
             values = e.load(e.at(here, e.load_i32(columns, 4 * number)))
             e.store(values, goal, number * amx.ROW_BYTES, align=amx.ROW_BYTES)
@@ -176,7 +176,7 @@ def reach(shape: Shape) -> Array:
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
 
 
-def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
+def tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
     """Return a layer's tables. A partial set of columns is padded by repeating its last column, with its places."""
     columns, places, counts = [], [], []
     for rows in sets:
@@ -192,7 +192,7 @@ def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
     every = np.concatenate(columns)
     bounds = (int(every.min()), int(every.max())) if len(every) else (0, 0)
     chunks = np.zeros((0, 3), dtype=np.int64)
-    return Tables(segments, every.astype(np.int32), np.concatenate(places), chunks, 1, True, False, bounds)
+    return SumTables(segments, every.astype(np.int32), np.concatenate(places), chunks, 1, True, False, bounds)
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,11 @@ class TileSpread(Written):
     def write(self, e: Emitter) -> None:
         amx.configure(e, e.table(CONFIGURATION))
         for number in range(len(self.shapes)):
-            _Body(e, self, number).emit()
+            _TileSpreadBody(e, self, number).emit()
         amx.release(e)
 
 
-class _Body:
+class _TileSpreadBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
@@ -148,7 +148,7 @@ class _Body:
         weights = e.at(self.weights, b.mul(block, e.i64(BLOCK_BYTES)))
         amx.load(e, LEFT, weights, BLOCK_BYTES // amx.ROWS)
         pairs = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
-        made = self._made(block)
+        made = self._product_buffer(block)
         for tile in self.tiles:
             amx.zero(e, SUM + tile)
             amx.load(e, RIGHT, e.at(pairs, tile * amx.TILE_BYTES // 2))
@@ -156,14 +156,14 @@ class _Body:
         for tile in self.tiles:
             amx.store(e, SUM + tile, e.at(made, tile * amx.TILE_BYTES))
 
-    def _made(self, block: Any) -> Any:
+    def _product_buffer(self, block: Any) -> Any:
         e, b = self.e, self.e.b
         return e.at(self.made, b.mul(b.and_(block, e.i64(1)), e.i64(self.made_bytes)))
 
     def _add(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
         inputs = e.at(self.inputs, b.mul(self._word(block, FIRST), e.i64(4)))
-        with e.loop(0, self._word(block, COUNT), 1, [self._made(block)]) as loop:
+        with e.loop(0, self._word(block, COUNT), 1, [self._product_buffer(block)]) as loop:
             number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
             here = e.at(self.sums, b.mul(number, e.i64(self.width)))
             for tile in self.tiles:

@@ -22,7 +22,7 @@ import numpy as np
 import ticketry_engine.kernels.amx as amx
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import Emitter
-from ticketry_engine.kernels.planar.conv import Matrix, Tables, even_parts, segments_of
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, even_parts, segments_of
 from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, OfSegments
 from ticketry_engine.kernels.planar.tiles import Shape
@@ -59,11 +59,11 @@ class TileSums(OfSegments):
     def write(self, e: Emitter) -> None:
         amx.configure(e, e.table(CONFIGURATION))
         for number in range(len(self.shapes)):
-            _Body(e, self, number).emit()
+            _TileSumsBody(e, self, number).emit()
         amx.release(e)
 
 
-class _Body:
+class _TileSumsBody:
     """Writer of the loops of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
@@ -104,18 +104,18 @@ class _Body:
         with e.loop(0, b.add(blocks, e.i64(1))) as block:
             first = b.add(begin, b.mul(block.index, e.i64(amx.DEPTH)))
             last = amx.least(e, b.add(first, e.i64(amx.DEPTH)), end)
-            self._turn(x, first, last, self._of(block.index))
+            self._turn(x, first, last, self._block_buffer(block.index))
             before = b.sub(block.index, e.i64(1))
             with e.when(b.icmp_signed(">", block.index, e.i64(0))):
                 amx.load(e, LEFT, e.at(weights, b.mul(before, e.i64(amx.TILE_BYTES))))
-                there = self._of(before)
+                there = self._block_buffer(before)
                 for tile in tiles:
                     amx.load(e, RIGHT, e.at(there, tile * amx.TILE_BYTES))
                     amx.multiply(e, tile, LEFT, RIGHT)
         for tile in tiles:
             amx.store(e, tile, e.at(self.sums, tile * amx.TILE_BYTES))
 
-    def _of(self, block: Any) -> Any:
+    def _block_buffer(self, block: Any) -> Any:
         """Return the buffer for a block of interleaved columns; two alternate."""
         e, b = self.e, self.e.b
         return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
@@ -148,7 +148,7 @@ def cleared(e: Emitter, size: int) -> Any:
     return place
 
 
-def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> Tables:
+def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     """Return a layer's tables.
 
     Args:
@@ -173,4 +173,4 @@ def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> Tables:
     every = np.concatenate(columns)
     reach = (int(every.min()), int(every.max())) if len(every) else (0, 0)
     packed = np.concatenate(weights).reshape(-1)
-    return Tables(segments, every.astype(np.int32), packed, np.array(starts), 1, True, False, reach)
+    return SumTables(segments, every.astype(np.int32), packed, np.array(starts), 1, True, False, reach)

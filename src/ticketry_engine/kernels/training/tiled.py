@@ -12,7 +12,7 @@ import numpy as np
 
 import ticketry_engine.kernels.amx as amx
 from ticketry_engine.kernels.bfloat import HALF
-from ticketry_engine.kernels.planar.conv import Matrix, Tables, check
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, check
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training import tile_products, tile_spread, tile_sums
@@ -95,7 +95,7 @@ def spread(
 
 
 def products(
-    made: Tables, x: Batch, sides: Sequence[Side], size: Pair, target: Target, chunks: Array, sums: int, part: range
+    made: SumTables, x: Batch, sides: Sequence[Side], size: Pair, target: Target, chunks: Array, sums: int, part: range
 ) -> Op:
     """Return the operation of the gradients of retained weights, for some blocks."""
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]

@@ -21,7 +21,7 @@ from ticketry_engine.kernels.training.by_channel import (
     sums_of,
 )
 from ticketry_engine.kernels.training.convolution import forward, input_gradient, product_tables, weight_gradient
-from ticketry_engine.kernels.training.layer import Gathered, Layer
+from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer
 from ticketry_engine.kernels.training.layout import Batch
 from ticketry_engine.kernels.window import Array, Window
 from ticketry_engine.training.call import Call
@@ -115,11 +115,11 @@ def _backward(node: Node, plan: Plan, gradients: Gradients) -> None:
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
-def _layer(node: Conv, plan: Plan) -> Layer:
+def _layer(node: Conv, plan: Plan) -> MaskedLayer:
     kept = plan.kept.get(node.module)
     if kept is None:  # not under the mask
         kept = np.ones((node.outputs, node.inputs // node.groups, *node.window.size), dtype=bool)
-    return Layer(kept, node.window, node.groups, plan.threads, node.module in plan.rows)
+    return MaskedLayer(kept, node.window, node.groups, plan.threads, node.module in plan.rows)
 
 
 @_forward.register
@@ -161,7 +161,7 @@ def _gathered(plan: Plan, node: Conv, found: list[Gathered]) -> None:
             plan.gather(each.gather(plan.packed[node.module]))
 
 
-def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) -> None:
+def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: MaskedLayer) -> None:
     if not layer.count:
 
         def nothing(call: Call) -> None:
@@ -292,9 +292,9 @@ def _(node: Sum, plan: Plan, gradients: Gradients) -> None:
 def _(node: Pool, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.make(node.y)
     if node.stride is not None:
-        plan.add("forward", [pools.forth_overlapping(x, y, _windows(node))])
+        plan.add("forward", [pools.overlapping_forward(x, y, _windows(node))])
         return
-    plan.add("forward", [pools.forth(x, y, node.size or plan.shapes[node.x][1:], largest=node.largest)])
+    plan.add("forward", [pools.pool_forward(x, y, node.size or plan.shapes[node.x][1:], largest=node.largest)])
 
 
 def _windows(node: Pool) -> Window:
@@ -313,8 +313,8 @@ def _(node: Pool, plan: Plan, gradients: Gradients) -> None:
         if node.stride is not None or covered != plan.shapes[node.x][1:]:
             plan.zero(dx)
         if node.stride is None:
-            plan.add("backward", [pools.back(dy, dx, x, size, largest=node.largest)])
+            plan.add("backward", [pools.pool_backward(dy, dx, x, size, largest=node.largest)])
         else:
-            plan.add("backward", [pools.back_overlapping(dy, dx, x, _windows(node))])
+            plan.add("backward", [pools.overlapping_backward(dy, dx, x, _windows(node))])
         gradients.give(node.x, dx)
     plan.release(dy)

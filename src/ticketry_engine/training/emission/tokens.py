@@ -7,8 +7,8 @@ import torch
 
 from ticketry_engine.kernels.training.by_channel import numbers_of, operations, sums_of
 from ticketry_engine.kernels.training.by_token import (
-    LayerNorm,
     LayerNormGradient,
+    TokenLayerNorm,
     TokenMoments,
     TokenSums,
     factors_of,
@@ -26,7 +26,7 @@ def forward(node: nodes.LayerNorm, plan: Plan) -> list[Batch]:
     x, y = plan.values[node.x], plan.make(node.y)
     known = [plan.token_memory(node.x, "forward") for _ in range(2)]
     plan.add("forward", token_operations(TokenMoments, [x, *known], node.epsilon, plan.target))
-    slot = plan.add("forward", operations(LayerNorm, [x, y, *known], plan.live, plan.target))
+    slot = plan.add("forward", operations(TokenLayerNorm, [x, y, *known], plan.live, plan.target))
 
     def fill(call: Call) -> None:
         numbers = numbers_of(plan.program.ops[slot.number])
