@@ -1,6 +1,6 @@
-"""Find a winning ticket, prove that it wins, cash it in.
+"""Find a winning ticket, prove that it wins, make it faster.
 
-The names below are the library's public surface. They are imported when they are first used, so that ``import
+The names below are the library's public interface. They are imported when they are first used, so that ``import
 ticketry`` and ``ticketry --help`` do not wait for torch.
 """
 
@@ -128,6 +128,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'ticketry' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")

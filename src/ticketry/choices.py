@@ -1,7 +1,7 @@
-"""Check the values of settings: one of a few words, or a number within bounds.
+"""Check the values of settings: a word from a list of choices, or a number within bounds.
 
-A field that is annotated with `Literal` has its words there, from which the command line reads them. Numbers have the
-same bounds on the command line, in Python, in run files and in campaigns.
+The choices of a field are those of its `Literal` annotation, which the command line reads too. Numbers have the same
+bounds on the command line, in Python, in run files and in campaigns.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any, Literal, NamedTuple
 from ticketry.errors import TicketryError, UsageError
 
 _MOST_NAMES = 4
-"""Names in a message."""
+"""Largest number of names in a message."""
 
 
 def check_choices(settings: Any, of: str = "") -> None:
-    """
+    """Check that every field with a `Literal` annotation has one of its values.
+
     Args:
-        settings: an instance of a dataclass; fields that are tuples hold any number of words.
-        of: what the settings are of, told before the field's name: "recipe: ".
+        settings: instance of a dataclass; fields that are tuples hold any number of words.
+        of: prefix of the field's name in the message, such as "recipe: ".
 
     Raises:
-        UsageError: for a field whose annotation is a `Literal` that lacks its value; the message names the choices.
+        UsageError: if a value is not among the choices, which the message lists.
     """
     kind: Any = type(settings)
     for name, known in _find_choices(kind).items():
@@ -39,29 +40,28 @@ def check_choices(settings: Any, of: str = "") -> None:
 
 
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
-    """Raises `UsageError`, with the choices, unless `word` is one of the `known`; `what` is said before it."""
+    """Raise `UsageError` with the choices unless `word` is one of `known`; `what` precedes the word in the message."""
     if word not in known:
         raise UsageError(f"{what} {word!r} is not known: {list_choices(word, known)}")
 
 
 def list_choices(word: object, known: Iterable[Any]) -> str:
-    """The choices as a message has them, and the nearest to a word that is none of them."""
+    """Return the choices as text for a message, with a suggestion for a word that is not among them."""
     names = [str(one) for one in known if one]
     near = did_you_mean(str(word), names).rstrip()
     return f"{', '.join(names)}{near and f'; {near}'}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question with the known names nearest to `name` and a space after it, or nothing if none is near.
+    """Return a question with the known names nearest to `name` and a final space; empty if no name is near.
 
-    A known name that has only a module's name before it or a parameter's name behind it (``weight`` or ``fc`` of
-    ``fc.weight``) is near.
+    ``weight`` and ``fc`` are near to ``fc.weight``: the module's or the parameter's name alone.
     """
     known = list(known)
     if longer := [one for one in known if name and (one.startswith(f"{name}.") or one.endswith(f".{name}"))]:
         return f"did you mean {' or '.join(longer[:3])}? "
-    cutoff = 0.75 if len(name) > 4 else 0.65  # one letter of three is another
-    by_lower = {one.lower(): one for one in reversed(known)}  # of names that differ in case, the first
+    cutoff = 0.75 if len(name) > 4 else 0.65  # allows one wrong letter in a short name
+    by_lower = {one.lower(): one for one in reversed(known)}  # the first of names that differ only in case
     near = get_close_matches(name.lower(), list(reversed(by_lower)), n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(by_lower[one] for one in near)}? " if near else ""
 
@@ -100,6 +100,7 @@ def add_module_names(names: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the choices of each `Literal` field of a dataclass, by name."""
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
@@ -118,11 +119,11 @@ def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 LEAST, MOST = -(2**63), 2**63 - 1
-"""Of every whole number: more a run file cannot hold."""
+"""Bounds of every whole number, because run files (TOML) cannot hold larger ones."""
 
 
 class Bounds(NamedTuple):
-    """What a number may be, its ends included."""
+    """Range of a number, including both ends."""
 
     low: float
     high: float
@@ -138,16 +139,16 @@ BOUNDS = {
     "checkpoint_seconds": Bounds(1e-9, 1e9, whole=False),
     **dict.fromkeys(("seed", "initialisation_seed", "order_seed", "mask_seed"), SEED),
 }
-"""Name of an option -> its bounds."""
+"""Bounds of each option, by name."""
 
 
 def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
     """Raise `UsageError` unless a number is within its bounds.
 
     Args:
-        name: of the option, as its user writes it.
-        value: of the option.
-        bounds: of the option; by default those that `BOUNDS` has by its name.
+        name: name of the option, as its user writes it.
+        value: value of the option.
+        bounds: bounds of the option; by default its entry in `BOUNDS`.
     """
     low, high, whole = bounds or BOUNDS[name]
     kind = "a whole number" if whole else "a number"
@@ -159,7 +160,7 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
 
 
 def check_each(**values: Any) -> None:
-    """Raise `UsageError` unless each of these options is within the bounds that `BOUNDS` has by its name."""
+    """Raise `UsageError` unless each of these options is within its bounds in `BOUNDS`."""
     for name, value in values.items():
         check_bounds(name, value)
 
@@ -169,7 +170,7 @@ def check_numbers(settings: Any, what: str = "") -> None:
 
     Args:
         settings: a dataclass, whose fields may be dataclasses and tuples.
-        what: the beginning of the message.
+        what: prefix of each field's name in the message.
     """
     for field in fields(settings):
         _check_value(f"{what}{field.name}", getattr(settings, field.name))
@@ -191,7 +192,7 @@ def format_value(value: object) -> str:
     """Return a value as text for a message, short also where it is a number of thousands of digits."""
     try:
         text = str(value) if isinstance(value, int | float) else repr(value)
-    except ValueError:  # of more digits than Python converts
+    except ValueError:  # more digits than Python converts
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 

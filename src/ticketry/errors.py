@@ -1,4 +1,4 @@
-"""One family of exceptions. Each message says what was wrong, where, and what to do about it."""
+"""Exceptions of the library. Each message says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class LayerCollapseError(MaskError):
     """A density at which a whole layer would be left without weights.
 
     Attributes:
-        what: is wrong, without what can be done about it.
-        advice: what can be done about it; empty where nothing is advised.
-        keep: what else can be, by an argument of the function that was called: to keep a weight in each layer.
-        by: that argument, as it is written.
+        what: what is wrong, without advice.
+        advice: what to do about it; may be empty.
+        keep: alternative advice that needs an argument of the called function: to keep a weight in each layer.
+        by: that argument, as written in code.
 
     Examples:
         >>> error = tk.errors.LayerCollapseError("fc is empty", "spare it", keep="keep a weight")
@@ -66,17 +66,16 @@ class LayerCollapseError(MaskError):
         super().__init__(f"{what}; {ways}" if ways else what)
 
     def with_keep_argument(self, argument: str) -> LayerCollapseError:
-        """The same for who calls a function whose `argument` is another."""
+        """Return the error with another argument in its advice, for a function that has a different one."""
         return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
 
     def with_prefix(self, where: str) -> LayerCollapseError:
-        """The same, with where it was met in front."""
+        """Return the error with the place where it occurred in front of its message."""
         return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 
 
 class ScoreError(TicketryError):
-    """A score that says nothing: without a number for each weight, not finite, 0 for every weight, or of a model that
-    lacks the derivatives it needs.
+    """A score that cannot rank weights: values are missing, not finite or all 0, or the model lacks derivatives.
 
     Examples:
         >>> loss = lambda model, batch: model(batch).sum()
@@ -88,7 +87,7 @@ class ScoreError(TicketryError):
 
 
 class ControlFlowError(StructureError):
-    """A module that looks at its activations to decide what to run, so that its channels cannot be followed.
+    """A module whose control flow depends on activations, so that its channels cannot be traced.
 
     Examples:
         >>> class Early(nn.Linear):
@@ -104,7 +103,7 @@ class ControlFlowError(StructureError):
     def __init__(self, message: str, module: str) -> None:
         super().__init__(message)
         self.module = module
-        """Its name; empty if it is the model itself."""
+        """Name of the module; empty if it is the model itself."""
 
 
 class HoldError(TicketryError):
@@ -132,7 +131,7 @@ class TicketError(TicketryError):
 
 
 class TrustError(TicketryError):
-    """A file that names code, or a place of this machine: what a file names is data, until a user says otherwise.
+    """A file that names code or a path of this machine, which is not used unless the user trusts the file.
 
     Examples:
         >>> try:  # a ticket from elsewhere that names code; trust=True, or --trust, lets it be imported
@@ -146,7 +145,7 @@ class TrustError(TicketryError):
 
 
 class OutsideError(TrustError):
-    """A name or a link in a file or folder that leads out of its place.
+    """A name or link in a file or folder that leads outside its folder.
 
     Examples:
         >>> issubclass(tk.errors.OutsideError, tk.errors.TrustError), tk.errors.OutsideError.exit_code
@@ -209,7 +208,7 @@ class TaskError(TicketryError):
 
 
 class PluginError(TicketryError):
-    """What an installed package offers, and cannot be used: not imported, not of its kind, or another's name.
+    """A plugin of an installed package that cannot be used: an import error, a wrong kind, or an ambiguous name.
 
     Examples:
         >>> issubclass(tk.errors.PluginError, tk.errors.TicketryError)
@@ -218,7 +217,7 @@ class PluginError(TicketryError):
 
 
 class TrainingError(TicketryError):
-    """Training that cannot go on, such as a loss that is no longer a number.
+    """Training that cannot continue, such as after a loss of NaN.
 
     Examples:
         >>> with tk.Lab() as lab:
@@ -231,7 +230,7 @@ class TrainingError(TicketryError):
 
 
 class NotStoredError(TicketryError):
-    """Something is not in the store, where nothing may be trained.
+    """A result that is not in the store, where training it is not allowed.
 
     Examples:
         >>> with tk.Lab("empty") as lab, lab.training_nothing():
@@ -243,10 +242,11 @@ class NotStoredError(TicketryError):
 
 
 class InterruptedTrainingError(TicketryError):
-    """Training was asked to stop; its state is stored and the same command goes on from there.
+    """Training that was stopped on request; its state is stored, and the same command resumes it.
 
     Args:
-        number: of the signal that asked; by default that of Ctrl-C. The exit code is 128 + number.
+        message: text of the error.
+        number: number of the signal that stopped it, by default that of Ctrl-C. The exit code is 128 + number.
 
     Examples:
         >>> tk.errors.InterruptedTrainingError("training was asked to stop", number=15).exit_code
@@ -254,7 +254,7 @@ class InterruptedTrainingError(TicketryError):
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
-        super().__init__(message, number)  # as given, so that it can be pickled between processes
+        super().__init__(message, number)  # the arguments of `__init__`, for pickling
         self.number = number
         self.exit_code = 128 + number
 
@@ -263,7 +263,7 @@ class InterruptedTrainingError(TicketryError):
 
 
 class RunnerError(TicketryError):
-    """A worker process that ended without an answer.
+    """A worker process that ended without a result.
 
     Examples:
         >>> issubclass(tk.errors.RunnerError, tk.errors.TicketryError)

@@ -1,4 +1,4 @@
-"""Paths that a file's content names stay below their folder; the other file helpers come from `ticketry_engine`."""
+"""Keep paths that are read from files inside their folder; other file helpers are those of `ticketry_engine`."""
 
 from __future__ import annotations
 
@@ -52,24 +52,26 @@ _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
 
 def join_inside(root: Path, *names: str) -> Path:
-    """`root` / names, where the names may come from the content of a file: the path stays below `root`.
+    """Return `root` / names, for names from an untrusted file; the path is inside `root`.
 
     Raises:
-        OutsideError: if one is no plain name (a path, ``..``, empty, too long, with characters that are not printed),
-            or a link on the way leads out of `root`.
+        OutsideError: if a name is not a plain file name (it is a path, ``..``, empty, too long or not printable), or a
+            link on the way leads outside `root`.
     """
     for name in names:
         plain = isinstance(name, str) and name not in _NO_NAMES and name.isprintable()
         if not plain or any(letter in name for letter in _SEPARATORS) or len(os.fsencode(name)) > _LONGEST_NAME:
-            raise OutsideError(f"{name!r:.80} is no name of a file in {root}: what names it is damaged or forged")
+            raise OutsideError(
+                f"{name!r:.80} is not a file name in {root}: the file that contains it is damaged or forged"
+            )
     return require_inside(root, root.joinpath(*names))
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """The path itself, if it lies below `root` once links are followed.
+    """Return a path if it is below `root` after following links.
 
     Raises:
-        OutsideError: if it does not.
+        OutsideError: if it is not.
     """
     real = os.path.realpath(root)
     if os.path.commonpath([real, os.path.realpath(path)]) != real:

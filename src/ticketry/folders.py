@@ -1,7 +1,7 @@
-"""Look into folders so that what cannot be read is an error, and never taken for empty or missing.
+"""List and delete folders. A folder that cannot be read is an error, and never treated as empty or missing.
 
-`pathlib` answers "no" and "nothing" where the system refuses to tell. Whoever deletes, moves or reports because of
-such an answer must use these functions instead. None of them recurses: a stranger may nest folders as deep as he likes.
+`pathlib` returns False or nothing if the system denies access. Code that deletes, moves or reports because of such a
+result must use these functions instead. They do not recurse, so that untrusted folders may be nested arbitrarily deep.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def exists(path: Path) -> bool:
-    """Return whether something is at a path, links followed; `OSError` if the system does not tell."""
+    """Return whether something is at a path, links followed; `OSError` if access is denied."""
     return _stat_mode(path) is not None
 
 
@@ -37,6 +37,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _stat_mode(path: Path) -> int | None:
+    """Return the mode bits of what is at a path; None if it is missing."""
     try:
         return os.stat(path).st_mode
     except _MISSING:
@@ -110,7 +111,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir()  # False if it went away, `OSError` if the system does not tell
+    return entry.is_dir()  # False if it was deleted meanwhile
 
 
 # -- deleting ----------------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def delete_tree(folder: Path) -> None:
     """Delete a folder and all that is in it, however deep it is; links in it are deleted and not followed.
 
     Raises:
-        OSError: if it is missing, is no folder but a link to one, or cannot be deleted.
+        OSError: if it is missing, is a link, or cannot be deleted.
     """
     _delete(folder, lenient=False)
 

@@ -1,4 +1,4 @@
-"""Points in training, written as the field writes them: ``500it``, ``2ep``, ``3%``, ``0``, ``end``."""
+"""Points in training, written as ``500it``, ``2ep``, ``3%``, ``0`` or ``end``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PATTERN = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,18})?)\s*(?P<unit>it|ep|%)"
 
 @dataclass(frozen=True)
 class Step:
-    """A point in training: an iteration, an epoch or a share of the whole.
+    """A point in training: an iteration, an epoch or a percentage of the whole training.
 
-    An epoch and a share become an iteration only where the length of training is known, see `at`.
+    `at` converts epochs and percentages to an iteration, given the length of training.
 
     Examples:
         >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
@@ -34,13 +34,13 @@ class Step:
     """
 
     value: Fraction
-    """How many of the unit; exact, so that 0.1 % is 0.1 %."""
+    """Number of units, exact: 0.1 % has no rounding error."""
     unit: str
     """``it`` (iterations), ``ep`` (epochs) or ``%`` (of the whole training)."""
 
     def __post_init__(self) -> None:
         if self.unit not in ("it", "ep", "%"):
-            raise UsageError(f"a step is counted in it, ep or %, not in {self.unit!r}")
+            raise UsageError(f"the unit of a step must be it, ep or %, got {self.unit!r}")
         if self.value < 0:
             raise UsageError(f"a step cannot be negative: {self.value}{self.unit}")
         if self.unit == "it" and self.value.denominator != 1:
@@ -53,7 +53,7 @@ class Step:
         """Read ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
 
         Args:
-            text: what is read; a step is given back as it is.
+            text: text to read; a `Step` is returned unchanged.
 
         Raises:
             UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
@@ -61,13 +61,15 @@ class Step:
         return text if isinstance(text, Step) else _parse_text(text)
 
     def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
-        """The iteration this is, rounded half up, in a training of `total` iterations, `per_epoch` an epoch.
+        """Return the iteration of this point, rounded half up.
 
         Args:
-            of: the setting that it is the value of, for the error.
+            total: iterations of the whole training.
+            per_epoch: iterations of an epoch.
+            of: name of the setting with this value, for the error.
 
         Raises:
-            UsageError: if it lies beyond the end of training.
+            UsageError: if the point is beyond the end of training.
         """
         iteration = self.iterations(per_epoch=per_epoch, total=total)
         if iteration > total:
@@ -76,14 +78,14 @@ class Step:
         return iteration
 
     def iterations(self, *, per_epoch: int, total: int | None = None) -> int:
-        """The number of iterations, with no bound; a share needs the `total` that it is a share of.
+        """Return the number of iterations, without an upper bound.
 
         Args:
             per_epoch: iterations of an epoch.
-            total: iterations of the whole training; needed for a share of it.
+            total: iterations of the whole training; needed for a percentage.
 
         Raises:
-            UsageError: for a share without a total.
+            UsageError: for a percentage without a total.
         """
         if self.unit == "it":
             return int(self.value)
@@ -94,7 +96,7 @@ class Step:
         return _round_half_up(self.value * total / 100)
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
-        """The same point of a training that is `factor` times as long: a share stays, others in whole iterations.
+        """Return the same point of a training `factor` times as long: percentages unchanged, others in iterations.
 
         Args:
             factor: how many times as long; exact.
@@ -114,13 +116,13 @@ class Step:
         if self.value.denominator == 1:
             return f"{self.value.numerator}{self.unit}"
         digits = _decimal_places(self.value.denominator)
-        if digits is None:  # only a Step made in code can be such a fraction; a parsed one is a finite decimal
+        if digits is None:  # such as 1/3; parsed steps are finite decimals
             return f"{float(self.value)!r}{self.unit}"
         scaled = str(self.value.numerator * 10**digits // self.value.denominator).rjust(digits + 1, "0")
         return f"{scaled[:-digits]}.{scaled[-digits:]}{self.unit}"
 
 
-@lru_cache(maxsize=1024)  # learning rates are functions of the step, and ask at every one of them
+@lru_cache(maxsize=1024)  # learning-rate schedules call this at every step
 def _parse_text(text: str) -> Step:
     cleaned = str(text).strip().lower()
     if cleaned == "end":
@@ -138,7 +140,7 @@ def _round_half_up(value: Fraction) -> int:
 
 
 def _decimal_places(denominator: int) -> int | None:
-    """How many decimals write 1/denominator exactly, or None if no number of them does."""
+    """Return the number of decimals that write 1/denominator exactly; None if no finite number does."""
     twos = fives = 0
     while denominator % 2 == 0:
         denominator //= 2

@@ -1,5 +1,5 @@
-"""What runs, verifications, stability analyses, timings and structures tell: one schema, to write and to read.
+"""Result records: the JSON files of runs, verifications, stability analyses, timings, structures and campaigns.
 
-Each record is a class, whose fields are those of the JSON file. A record is data: whatever a file holds is read into
-these classes or refused, with the place of what is wrong.
+Each record is a class with the fields of its JSON file; results are written and read with the same classes. Reading
+checks every value. An invalid file raises an error that names the field and what is wrong with it.
 """

@@ -1,4 +1,4 @@
-"""The record of a campaign: claims with what was found, the runs they rest on, and a table of all of these."""
+"""The record of a campaign: its claims and their outcomes, the runs behind them, and a table of all methods."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from ticketry.records.schema import Count, Density, NotNegative, Number, Part, R
 
 FORMAT: Final = 1
 OUTCOMES = ("confirmed", "refuted", "undecided")
-_ADVICE = "Run the campaign again to write it anew; what is in the store is not trained again"
+_ADVICE = "Run the campaign again to rewrite the record; trainings in the store are reused"
 _Outcome = Annotated[
     Literal["confirmed", "refuted", "undecided"], Meta(extra={"problem": f"not one of {', '.join(OUTCOMES)}"})
 ]
 
 
 class FileVersion(Part, frozen=True):
-    """The campaign's file as it was from a time on: the first is of before anything was trained."""
+    """A version of the campaign's file, by digest; the first one dates from before any training."""
 
     sha256: str
     since: str
+    """Date and time from which this version was used."""
 
 
 class Side(Part, frozen=True):
-    """One of the two that a claim compares."""
+    """One of the two networks that a claim compares."""
 
     run: str
     role: Role
     values: tuple[Number, ...] = ()
-    """Of each replicate, in their order."""
+    """Metric of each replicate, in the order of replicates."""
     level: Count | None = None
-    """Of tickets and their controls, where the claim has no density that tells."""
+    """Level of tickets and their controls; None where the claim's density identifies it."""
 
 
 class Claim(Part, frozen=True, kw_only=True):
-    """A minus B is above a bound; differences are turned so that above 0 A is the better one."""
+    """A hypothesis that A minus B exceeds a bound, with its outcome. Positive differences mean that A is better."""
 
     name: str
     statement: str
     source: str = ""
-    """Paper and section."""
+    """Paper and section that the claim comes from."""
     figure: str = ""
-    """What the source itself reports."""
+    """Result that the source itself reports."""
     a: Side
     b: Side
     density: Density | None = None
@@ -53,66 +54,72 @@ class Claim(Part, frozen=True, kw_only=True):
     unit: str = ""
     higher_is_better: bool = True
     above: Number
+    """Bound that the difference must exceed, in the metric's unit."""
     margin: Number
     confidence: Number
     family: str
-    """Claims that are corrected together."""
+    """Name of the family of claims that share one multiplicity correction."""
     again: str = ""
-    """The claim that this one asks again, on fresh replicates."""
+    """Name of the claim that this one replicates on fresh replicates; empty if it is not a replication."""
     found: _Outcome
     n: Count
-    """Replicates that were judged."""
+    """Number of replicates in the test."""
     limit: Count
-    """How many there may be."""
+    """Largest number of replicates allowed."""
     difference: Number | None = None
+    """Mean of A minus B over replicates, in the metric's unit."""
     interval: tuple[Number, Number] | None = None
     sd: Number | None = None
     p_confirmed: Number = 1.0
-    """Corrected for interim analyses and for the family."""
+    """p-value for confirming the claim, corrected for interim analyses and for the family."""
     p_refuted: Number = 1.0
+    """p-value for refuting the claim, corrected likewise."""
     more: Count | None = None
-    """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many, or if none
-    were judged (`n` is 0), so that nothing is known."""
+    """Estimated number of further replicates needed for a decision: 0 if the claim is decided, None if there would be
+    too many or no replicate has been tested yet (`n` is 0)."""
     unknown: str = ""
-    """What was not measured, so that no further replicate can decide it; empty if it may be decided, or is."""
+    """Name of a missing measurement without which no replicate can decide the claim; empty if nothing is missing."""
     seconds: NotNegative = 0.0
-    """Training of both sides' runs, those that other claims rest on too."""
+    """Training time of both sides' runs in seconds, including runs that other claims share."""
     noise: tuple[Number, ...] = ()
-    """A/A, of a claim about the task's metric: the dense network under a second order of the data, minus itself."""
+    """A/A differences in the task's metric: the dense network trained in a second data order, minus itself."""
     noise_missing: Count = 0
-    """Replicates that were judged and whose dense network has not been trained in a second order."""
+    """Number of tested replicates whose dense network has not been trained in a second data order."""
 
 
 class BlockProvenance(Part, frozen=True, kw_only=True):
-    """What decides the bits of a block of replicates, beside its settings."""
+    """Provenance of a block of replicates: what determines its bits besides the settings."""
 
     first: Count
     last: Count
-    """Of the replicates; the last is not among them."""
+    """Replicates `first` to `last - 1` form the block."""
     precision: str = ""
     kernels: tuple[str, ...] = ()
-    """Those that its networks were trained in; empty if its record does not tell."""
+    """Kernels in which its networks were trained; empty if the record lacks them."""
     processor: str = ""
     date: str = ""
-    """When its record was written; empty if that does not tell."""
+    """Date on which its record was written; empty if unknown."""
 
 
 class PlannedTime(NamedTuple):
-    """Of blocks that were planned and trained in one store, in seconds."""
+    """Planned and measured training time in seconds of the blocks that one store planned and trained."""
 
     planned: float = 0.0
+    """Planned wall-clock time."""
     took: float = 0.0
+    """Measured wall-clock time."""
     processor: float = 0.0
-    """Planned, of processors' time; of blocks for which that is known."""
+    """Planned processor time, of the blocks for which it is known."""
     took_processor: float = 0.0
+    """Measured processor time of the same blocks."""
 
     def plus(self, other: PlannedTime) -> PlannedTime:
-        """Of both."""
+        """Return the sum of both."""
         return PlannedTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class CampaignRun(Part, frozen=True, kw_only=True):
-    """A run of a campaign over its replicates."""
+    """A run of a campaign: one method, trained over all replicates."""
 
     name: str
     method: str
@@ -123,43 +130,43 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     recipe: dict[str, Any] = field(default_factory=dict)
     controls: tuple[Role, ...] = ()
     replicates: Count = 0
-    """Done."""
+    """Number of finished replicates."""
     runs: tuple[str, ...] = ()
-    """Names of the searches in the store, block by block."""
+    """Names of the searches in the store, one for each block."""
     blocks: tuple[BlockProvenance, ...] = ()
-    """Of the same."""
+    """Provenance of each block of replicates."""
     planned_seconds: NotNegative | None = None
-    """Of the blocks that were planned and trained in this store, as it was told before."""
+    """Planned wall-clock time in seconds of the blocks that this store planned and trained."""
     planned_took: NotNegative | None = None
-    """Those took by the clock."""
+    """Measured wall-clock time of the same blocks in seconds."""
     planned_processor: NotNegative | None = None
-    """The same as processors' time of trainings, which does not have in it what else the machine does: planned …"""
+    """Planned processor time of trainings in seconds; unlike wall-clock time it is independent of other load."""
     planned_took_processor: NotNegative | None = None
-    """… and taken, by the blocks for which both are known."""
+    """Measured processor time in seconds, of the blocks for which both times are known."""
     seconds: NotNegative = 0.0
-    """Searches of all blocks took, also those that were made elsewhere or before they were asked for; without A/A."""
+    """Time of the searches of all blocks in seconds, including imported and earlier ones; without A/A trainings."""
     failed: str = ""
-    """Why it could not go on, when the campaign was last carried out; empty if it did, or was not needed."""
+    """Reason why the run stopped when the campaign was last executed; empty if it did not stop or was not needed."""
 
 
 class SecondOrderRun(Part, frozen=True, kw_only=True):
-    """A replicate's dense network once more, under a second order of the data."""
+    """A replicate's dense network, trained a second time in another data order (A/A)."""
 
     of: str
-    """What network it is: a digest of task, recipe, seeds and precision."""
+    """Digest of task, recipe, seeds and precision, which identifies the network."""
     replicate: Count
     value: Number
-    """On the test split."""
+    """Metric on the test split."""
     key: str = ""
-    """Of the segment in the store."""
+    """Key of the segment in the store."""
     steps: Count = 0
     seconds: NotNegative = 0.0
     trained: bool = True
-    """For the campaign; if not, it was in the store."""
+    """Whether it was trained for this campaign; if not, it was already in the store."""
 
 
 class MethodRow(Part, frozen=True, kw_only=True):
-    """One network of the table of all methods: means over replicates."""
+    """One row of the table of all methods: means over replicates."""
 
     run: str
     method: str
@@ -171,17 +178,17 @@ class MethodRow(Part, frozen=True, kw_only=True):
     interval: tuple[Number, Number] | None = None
     unit: str = ""
     steps: NotNegative | None = None
-    """Of everything that it needed, the search included."""
+    """Training steps of everything that the network needed, including the search."""
     flops: NotNegative | None = None
     seconds: NotNegative | None = None
 
 
 class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="campaign"):
-    """A campaign at a scale, as far as it has come."""
+    """A campaign at one scale, with all results so far."""
 
     format: Literal[1] = FORMAT
     name: str
-    """Of the campaign and its scale."""
+    """Name of the campaign and its scale."""
     title: str
     paper: str = ""
     scale: str
@@ -192,30 +199,30 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     twins: tuple[SecondOrderRun, ...] = ()
     metric: str = ""
     planned_seconds: NotNegative = 0.0
-    """Of all blocks that were planned and trained in this store."""
+    """Planned wall-clock time in seconds of all blocks that this store planned and trained."""
     planned_took: NotNegative = 0.0
-    """Those took by the clock."""
+    """Measured wall-clock time of the same blocks in seconds."""
     planned_processor: NotNegative = 0.0
-    """The same of processors' time, see `CampaignRun`: planned …"""
+    """Planned processor time in seconds, see `CampaignRun`."""
     planned_took_processor: NotNegative = 0.0
-    """… and taken."""
+    """Measured processor time in seconds, see `CampaignRun`."""
     seconds: NotNegative = 0.0
-    """All blocks took, also those of bundles."""
+    """Training time of all blocks in seconds, including blocks from bundles."""
     segments_asked: Count = 0
     segments_trained: Count = 0
     steps_trained: Count = 0
-    """For all claims together."""
+    """Steps trained for all claims together."""
     steps_alone: Count = 0
-    """That claims would have trained each by itself."""
+    """Steps that the claims would need if each were trained separately."""
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     config: str = ""
-    """The file itself, as it is now."""
+    """Text of the campaign file, in its present version."""
     store: str = ""
 
     @property
     def planned(self) -> dict[str, PlannedTime]:
-        """Of each run that has blocks of this store."""
+        """Planned and measured time of each run with blocks of this store, by run name."""
         return {
             run.name: PlannedTime(
                 run.planned_seconds or 0.0,
@@ -229,43 +236,47 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def decided(self) -> int:
-        """Claims that are confirmed or refuted."""
+        """Number of claims that are confirmed or refuted."""
         return sum(claim.found != "undecided" for claim in self.claims)
 
     @property
     def hypotheses(self) -> tuple[int, int]:
-        """Those decided, and all: a claim and the one that asks it again are one question, which either decides.
+        """Number of decided hypotheses, and of all: a claim and its replications are one, decided by any of them.
 
-        Each asking is a test of its own, at its family's alpha: a question that is asked k times is confirmed falsely
-        with at most k times alpha, and refuted falsely with at most as much (union bound).
+        Each replication is a separate test at its family's alpha: by the union bound, a hypothesis that is tested k
+        times is falsely confirmed with a probability of at most k * alpha, and falsely refuted likewise.
         """
-        asked = {claim.name: claim.again for claim in self.claims}
-        decided = {_find_original_claim(claim.name, asked) for claim in self.claims if claim.found != "undecided"}
+        replicated = {claim.name: claim.again for claim in self.claims}
+        decided = {_find_original_claim(claim.name, replicated) for claim in self.claims if claim.found != "undecided"}
         return len(decided), sum(not claim.again for claim in self.claims)
 
     @property
     def max_tests_per_hypothesis(self) -> int:
-        """How many times the question was asked that was asked most often; 0 without claims."""
-        asked = {claim.name: claim.again for claim in self.claims}
-        return max(Counter(_find_original_claim(claim.name, asked) for claim in self.claims).values(), default=0)
+        """Largest number of tests of one hypothesis (a claim and its replications); 0 without claims."""
+        replicated = {claim.name: claim.again for claim in self.claims}
+        return max(Counter(_find_original_claim(claim.name, replicated) for claim in self.claims).values(), default=0)
 
 
 def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
-    """The claim that one leads back to, from each to the one that it asks again."""
+    """Return the claim that a chain of replications starts from."""
     seen = set[str]()
-    while again.get(name) and name not in seen:  # a record may say anything
+    while again.get(name) and name not in seen:  # a damaged record may have a cycle
         seen.add(name)
         name = again[name]
     return name
 
 
 def read_campaign_record(record: object, what: str = "campaign record") -> CampaignRecord:
-    """The record of a campaign, from its JSON values.
+    """Read the record of a campaign from its JSON values.
+
+    Args:
+        record: JSON values.
+        what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if it is of another format or kind, or if something is missing from it or impossible.
+        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
     """
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":
-        raise StoreError(f"{what}: kind is {kind!r:.60}, not campaign. {_ADVICE}")
+        raise StoreError(f"{what}: kind must be campaign, got {kind!r:.60}. {_ADVICE}")
     return read(CampaignRecord, record, what=what, advice=_ADVICE)

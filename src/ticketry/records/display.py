@@ -1,4 +1,4 @@
-"""How what was found shows itself in a notebook: small tables of HTML, in which everything is escaped."""
+"""Text and small HTML tables that show results in notebooks; all content is escaped."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from math import floor, log10
 Cell = str | int | float | None
 
 _MOST_DECIMALS, _SMALL = 6, 1e-4
-"""Where more decimals are asked for, what is nearer to 0 than that has an exponent."""
+"""With more than `_MOST_DECIMALS` decimals, numbers closer to 0 than `_SMALL` are written with an exponent."""
 
 
 def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """A number with so many decimals; a small one up to the same place with an exponent, two digits at least: 8.3e-8.
+    """Format a number with `decimals` decimals; very small ones with an exponent and at least two digits: 8.3e-8.
 
     Args:
-        sign: whether there is a plus too.
+        value: number to format.
+        decimals: digits after the point.
+        sign: whether positive numbers get a plus sign.
     """
     plus = "+" if sign else ""
     if decimals <= _MOST_DECIMALS or not 0 < abs(value) < _SMALL:
         return f"{value:{plus}.{decimals}f}"
-    behind = max(decimals + floor(log10(abs(value))), 1)
-    digits, _, exponent = f"{value:{plus}.{behind}e}".partition("e")
+    digits_after = max(decimals + floor(log10(abs(value))), 1)
+    digits, _, exponent = f"{value:{plus}.{digits_after}e}".partition("e")
     return f"{digits}e{int(exponent)}"
 
 
 def build_html_table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()
 ) -> str:
-    """A table with a line before it and some after it; nothing in them can become markup.
+    """Build an HTML table with a caption above and lines of text below; all texts are escaped.
 
-    Cells that are numbers are written with four digits; None is a dash.
+    Numbers are written with four digits, None as a dash.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(_format_cell(cell))}</td>' for cell in row)}</tr>" for row in rows)
@@ -41,11 +43,13 @@ def build_html_table(
 
 
 def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
-    """The two answers in words; empty for a record that does not have them.
+    """Write both answers of a verdict as a sentence; empty for a record without answers.
 
     Args:
-        not_beaten: controls, by whatever name they are shown.
-        controls: whether there are any.
+        as_good: answer to "as good as dense": yes, no or undecided.
+        better: answer to "better than every control".
+        not_beaten: names of the controls that the ticket was not shown to beat, as displayed.
+        controls: whether the comparison has controls.
     """
     if as_good is None:
         return ""
@@ -65,7 +69,7 @@ def build_verdict_table(
     rows: Iterable[Sequence[Cell]],
     reasons: Iterable[str],
 ) -> str:
-    """A verdict with the differences that it rests on: ``(network, mean, low, high, p)``."""
+    """Build the HTML table of a verdict and its differences; each row is ``(network, mean, low, high, p)``."""
     caption = f"{outcome} (claim: {claim}; margin {margin:g}, confidence {100 * confidence:g} %, n = {n})"
     return build_html_table(caption, ("ticket minus", "mean", "from", "to", "p"), rows, reasons)
 

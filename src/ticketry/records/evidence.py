@@ -1,4 +1,4 @@
-"""Records of evidence: verifications, and stability along rewind steps; what a ticket saves is in `speed`."""
+"""Records of evidence: verifications, and stability at several rewind steps. Timings are in `speed`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.records.verdict import Experiment, Judgement, LeftOut, MeanDifference, Task
 
 FORMAT: Final = 1
-_ADVICE = "Make it again with the command that wrote it; what is in the store is not trained again"
+_ADVICE = "Repeat the command that wrote it; trainings in the store are reused"
 
 
 class Network(Part, frozen=True):
-    """One role's networks of a verification, one a seed. Counts that differ between seeds are their mean."""
+    """Networks of one role in a verification, one for each seed. Counts that differ between seeds are means."""
 
     role: Role
     values: tuple[Number, ...]
-    """The test metric, by seed."""
+    """Metric on the test split, one value for each seed."""
     budget: Count | None = None
-    """Training steps of each since its initialisation."""
+    """Training steps of each network since its initialisation."""
     parameters: Count | None = None
-    """Weights that are not zero."""
+    """Number of nonzero weights."""
     model: str = ""
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Network(Part, frozen=True):
 
 
 class Reference(Part, frozen=True):
-    """The dense network trained for as long as the whole search, or for as many operations."""
+    """A dense network, trained for as many steps or operations as the whole search."""
 
     role: Role
     steps: Count | None = None
@@ -55,15 +55,15 @@ class Reference(Part, frozen=True):
 
 
 class Noise(MeanDifference, frozen=True, kw_only=True):
-    """The same ticket under other seeds, minus itself: what a difference of nothing looks like (A/A)."""
+    """A/A test: the same ticket trained under other seeds, minus itself. It shows the size of chance differences."""
 
     n: Count
     values: tuple[Number, ...] = ()
-    """Of the ticket under the other seeds."""
+    """Metric of the ticket under the other seeds."""
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):
-    """One ticket, or those of a search that was repeated, against the dense network and controls, over paired seeds.
+    """A verification: a ticket, or a repeated search, compared with the dense network and controls over paired seeds.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -75,27 +75,27 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
     format: Literal[1] = FORMAT
     name: str
     run: str = ""
-    """That saved the ticket; empty for one from elsewhere."""
+    """Run that saved the ticket; empty for a ticket from elsewhere."""
     ticket: str = ""
-    """Its folder; of a procedure the ticket by which it was named, which no number here is of."""
+    """Folder of the ticket. For a procedure: a ticket that names the procedure; no value here comes from it."""
     method: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of a procedure: those of the method."""
+    """Settings of the method, for a procedure."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Of a procedure."""
+    """Recipe of the search, for a procedure."""
     replicate: Count | None = None
-    """That found the ticket; None for a procedure."""
+    """Replicate that found the ticket; None for a procedure."""
     level: Count
     density: Density
-    """Of a procedure the mean of its masks', like `kept`."""
+    """Fraction of weights retained; for a procedure the mean over its masks, as for `kept`."""
     kept: Count | None = None
     task: Task
     resolution: Number | None = None
-    """The smallest step of the metric, where it is known."""
+    """Smallest possible step of the metric; None if unknown."""
     interim: tuple[Count, ...] = ()
-    """Numbers of seeds at which a decision was planned."""
+    """Numbers of seeds of the planned interim analyses."""
     after: Count = 0
-    """Fresh seeds that were passed over, which an earlier verification was judged by."""
+    """Number of seeds that were skipped because an earlier verification used them."""
     networks: tuple[Network, ...]
     noise: Noise | None = None
     references: tuple[Reference, ...] = ()
@@ -107,15 +107,15 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Distances(Part, frozen=True):
-    """Between two networks trained from the same start."""
+    """Distances between two networks trained from the same start."""
 
     l2: Number
     angle: Number | None
-    """Degrees; None where one of the two did not move."""
+    """Angle between the two updates in degrees; None if one network did not move."""
 
 
 class LayerDistances(Part, frozen=True):
-    """L2 distances in one layer."""
+    """L2 distances between networks in one layer."""
 
     name: str
     pruning: Number | None = None
@@ -123,13 +123,15 @@ class LayerDistances(Part, frozen=True):
 
 
 class Curve(Part, frozen=True):
-    """The error along the straight line between two networks."""
+    """Error along the straight line between the weights of two networks."""
 
     split: str
+    """Data split that the errors come from."""
     recalibrated: Count
-    """Batches from which the statistics of batch normalisation were recomputed; 0 for none."""
+    """Number of batches used to recompute batch-norm statistics; 0 if they were not recomputed."""
     recorded_height: float | None = field(name="height")
     alphas: tuple[Number, ...]
+    """Positions on the line: 0 is the first network, 1 the second."""
     recorded_errors: tuple[float | None, ...] = field(name="errors")
 
     def __post_init__(self) -> None:
@@ -138,17 +140,17 @@ class Curve(Part, frozen=True):
 
     @property
     def height(self) -> float:
-        """NaN where it is not finite."""
+        """Height of the error barrier; NaN where it was not finite."""
         return nan_if_invalid(self.recorded_height)
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """NaN where one is not finite."""
+        """Error at each of `alphas`, in that order; NaN where it was not finite."""
         return tuple(map(nan_if_invalid, self.recorded_errors))
 
 
 class StabilityRow(Part, frozen=True, omit_defaults=True):
-    """One network's stability from one rewind step."""
+    """Stability of one network trained from one rewind step."""
 
     replicate: Count
     step: Count
@@ -156,29 +158,31 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
     density: Density
     role: Role
     value: Number | None
-    """The metric on the test split."""
+    """Metric on the test split."""
     pruning: Distances | None
-    """None of the dense network."""
+    """Distances between ticket and dense network; None for the dense network."""
     data_order: Distances | None
+    """Distances between two trainings with different data orders."""
     barriers: tuple[Curve, ...]
     layers: tuple[LayerDistances, ...] = ()
 
     @property
     def barrier(self) -> Curve | None:
-        """Of several the one that is drawn and judged: on the test split, with recomputed statistics if any are."""
+        """Main curve for figures and tests: on the test split, with recomputed statistics if available."""
         return max(self.barriers, key=lambda curve: (curve.split == "test", curve.recalibrated), default=None)
 
 
 class Rewind(Part, frozen=True):
-    """A step that was rewound to, and the run that did so."""
+    """A rewind step, and the run that used it."""
 
     step: Count
     asked: str = ""
+    """The step as requested, such as 2ep."""
     run: str = ""
 
 
 class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", tag="stability"):
-    """Stability over rewind steps."""
+    """A stability analysis over several rewind steps."""
 
     format: Literal[1] = FORMAT
     name: str
@@ -200,7 +204,7 @@ class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", t
 
 Evidence = VerifyRecord | StabilityRecord | SpeedRecord
 EvidenceValues = Evidence | Mapping[str, Any]
-"""A record of evidence, or its JSON values."""
+"""Record of evidence, or its JSON values."""
 KINDS: dict[str, type[Evidence]] = {
     "verify": VerifyRecord,
     "stability": StabilityRecord,
@@ -210,13 +214,14 @@ KINDS: dict[str, type[Evidence]] = {
 
 
 def read_evidence(record: object, what: str = "evidence record") -> Evidence:
-    """A record of a verification, of stability, or of what a ticket saves, from its JSON values.
+    """Read the record of a verification, a stability analysis or a timing from its JSON values.
 
     Args:
-        what: what it is called in errors, or its file.
+        record: JSON values, or a record, which is returned unchanged.
+        what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if it is of another format or kind, or if something is missing from it or impossible.
+        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
     """
     if isinstance(record, Evidence):
         return record

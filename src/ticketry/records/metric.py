@@ -1,4 +1,4 @@
-"""The number by which networks are compared: what a task says of it, and its record. Needs no torch."""
+"""The metric by which networks are compared, as tasks define it and records store it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Over = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean no
 
 @dataclass(frozen=True, init=False)
 class Metric:
-    """The number by which networks are compared: accuracy in % if nothing else is said. A record has to say it.
+    """The metric by which networks are compared; by default accuracy in %. Records must state it.
 
     Raises:
-        UsageError: for a scale or a summary that is none.
+        UsageError: if `scale` or `summary` is unknown.
 
     Examples:
         >>> metric = tk.Metric("perplexity", unit="", higher_is_better=False)
@@ -29,16 +29,16 @@ class Metric:
     """
 
     name: str
-    """As tasks give it; an underscore stands for a space."""
+    """Key of the metric in a task's results; underscores stand for spaces."""
     unit: str
-    """What follows the number in tables: %, or nothing."""
+    """Unit written after the value in tables: % or empty."""
     higher_is_better: bool
     """False for a loss or an error."""
     scale: str = "linear"
-    """Of the axis in figures: linear, or log for what is compared by ratios."""
+    """Scale of the axis in figures: linear, or log for metrics that are compared by ratios."""
     summary: Over = "mean"
-    """Over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for what differs widely between
-    seeds."""
+    """Summary over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for metrics with outliers
+    among seeds."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """Its name as it is read: bits per character."""
+        """Name as written in text: bits per character."""
         return self.name.replace("_", " ")
 
     @property
     def sign(self) -> int:
-        """1 if more is better, else -1."""
+        """1 if higher is better, else -1."""
         return 1 if self.higher_is_better else -1

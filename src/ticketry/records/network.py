@@ -1,4 +1,4 @@
-"""What a record tells of one trained network: how good it is, what its mask keeps, what it cost, when it was pruned."""
+"""Record of one trained network: its metrics, its mask, its training cost and the moment of pruning."""
 
 from __future__ import annotations
 
@@ -26,41 +26,44 @@ from ticketry.records.schema import (
 from ticketry.records.structure import Structure
 
 DENSE, TICKET = "dense", "ticket"
-"""Roles; the others are names of controls."""
+"""Roles of networks; every other role is the name of a control."""
 LATENCY_MATCHED = "dense_of_time"
 MATCHED_DENSE = ("dense_of_flops", LATENCY_MATCHED)
-"""Controls that are dense networks and cost what the ticket does: of its own network at another width, or of one that
-is named after a colon (``dense_of_flops:vgg-11``). The first by multiplications, the second by measured time."""
+"""Controls that are dense networks of the ticket's cost: matched in MACs (the first) or in measured latency.
+
+The network is the task's own at another width, or the one named after a colon (``dense_of_flops:vgg-11``).
+"""
 PHASES = ("dense", "search", "sparse")
+"""Names of the training phases of a network, see `Phases`."""
 DISTANCE, MASKS = "distance", "masks"
-"""Detectors of the moment to prune."""
+"""Names of the detectors that choose when to prune."""
 
 
 def is_matched_dense(role: str) -> bool:
-    """Whether it is a dense network of a ticket's cost."""
+    """Return whether a role is a dense control with the cost of the ticket."""
     return role.partition(":")[0] in MATCHED_DENSE
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:
-    """The share that a part is of what the dense network takes; None where either is not told."""
+    """Return `part / whole`, a cost relative to the dense network's; None if either is unknown."""
     return None if part is None or not whole else part / whole
 
 
 LARGEST_SIDE = 1 << 20
-
+"""Largest size of each dimension of a first layer."""
 
 _StepValue = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is not a step and a value"})]
 
 
 class FirstLayer(Part, frozen=True):
-    """What a mask keeps of the first layer: bits of a convolution's filters, or shares of the weights of each input."""
+    """The mask of the first layer: bits of a convolution's filters, or the retained share of each input's weights."""
 
     name: str
     kind: Literal["filters", "inputs"]
     shape: tuple[int, ...]
     """Filters: (out, in, height, width). Inputs: (channels, height, width)."""
     data: bytes
-    """Filters: bits packed in C order, the highest bit of a byte first, 1 = kept. Inputs: a byte each, 255 = all."""
+    """Filters: bits packed in C order, highest bit first, 1 = retained. Inputs: one byte each, 255 = all retained."""
 
     def __post_init__(self) -> None:
         sides = 4 if self.kind == "filters" else 3
@@ -72,7 +75,7 @@ class FirstLayer(Part, frozen=True):
 
 
 class RelativeLatency(Part, frozen=True):
-    """What a call takes of a call of the task's dense network, in turns on one machine: a median and its interval."""
+    """Latency relative to the task's dense network, timed alternately on one machine: median and interval."""
 
     share: NotNegative
     low: NotNegative
@@ -83,37 +86,38 @@ class RelativeLatency(Part, frozen=True):
 
 
 class Phase(Part, frozen=True):
-    """A part of the training that a network needed. What is None was not measured."""
+    """One phase of the training that a network needed; None marks values that were not measured."""
 
     steps: Count
     flops: NotNegative | None = None
     seconds: NotNegative | None = None
     memory: Count | None = None
-    """Bytes of tensors at the height of one training step; None too where scoring was all there was."""
+    """Peak bytes of tensors during a training step; None also for a phase that only computed scores."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was no such phase."""
+        """Whether the phase did not take place."""
         return not (self.steps or self.flops or self.seconds)
 
 
 class Phases(Part, frozen=True):
-    """All training that a network needed, shared or not."""
+    """All training that a network needed, including training shared with other networks."""
 
     dense: Phase
-    """Without any mask."""
+    """Training without a mask."""
     search: Phase
-    """Whatever else until its mask was known."""
+    """All further training until the mask was known."""
     sparse: Phase
-    """Its own training with its mask."""
+    """Training of the network with its mask."""
 
     @property
     def by_name(self) -> dict[str, Phase]:
+        """The phases by name, in order."""
         return {name: getattr(self, name) for name in PHASES}
 
     @property
     def total(self) -> Phase:
-        """Sums; of memory the highest of phases that train. None where a phase that took place was not measured."""
+        """Sum of all phases, with the highest memory of any. A value is None if a phase lacks that measurement."""
         parts = [part for part in self.by_name.values() if not part.is_empty]
         memories = [part.memory for part in parts if part.steps]
         known = [memory for memory in memories if memory is not None]
@@ -126,37 +130,38 @@ class Phases(Part, frozen=True):
 
 
 def _sum(numbers: Sequence[float | None]) -> float | None:
+    """Return the sum of numbers, or None if any is None or there are none."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
 
 
 class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
-    """What a command cost, all networks together. None, and left out, where it was not measured."""
+    """Cost of a command, summed over all networks. Values that were not measured are None and are not stored."""
 
     segments_asked: Count | None = None
     segments_distinct: Count | None = None
-    """How many would be trained in an empty store."""
+    """Number of segments that an empty store would have to train."""
     segments_trained: Count | None = None
     steps_asked: Count | None = None
     steps_trained: Count | None = None
     dense_steps: Count | None = None
-    """Of a dense network."""
+    """Training steps of one dense network."""
     search_steps_per_replicate: Count | None = None
     control_steps: Count | None = None
     train_seconds: NotNegative | None = None
-    """Of all networks, whenever they were trained."""
+    """Training time of all networks in seconds, whenever they were trained."""
     train_seconds_now: NotNegative | None = None
-    """Of those that were trained this time."""
+    """Training time in seconds of the networks that this command trained."""
     wall_seconds: NotNegative | None = None
     energy_kwh: NotNegative | None = None
     energy_by: str = ""
-    """How that was found out."""
+    """How the energy was measured."""
 
     @classmethod
-    def from_values(cls, told: Mapping[str, Any]) -> Cost:
-        """What can be used of what is told: costs are a courtesy, so a strange one is left out, not refused."""
+    def from_values(cls, values: Mapping[str, Any]) -> Cost:
+        """Read the costs that are valid, and ignore the others: an invalid cost must not make a record unreadable."""
         usable: dict[str, Any] = {}
-        for name, value in told.items():
+        for name, value in values.items():
             with contextlib.suppress(ValidationError):
                 convert({name: value}, cls)
                 usable[name] = value
@@ -164,17 +169,17 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Moment(Part, frozen=True):
-    """The step at which a network was pruned, and the looks that led to it."""
+    """The step at which a network was pruned, and the detector's measurements that led to it."""
 
     step: Count
     detected: bool
-    """Whether the detector found it; if not, it is the latest step allowed, or one that was given."""
+    """Whether the detector chose the step; if not, it is the latest step allowed or a preset one."""
     detector: str
     threshold: Number
-    """Below it, what `compared` has is small enough."""
+    """The network is pruned when the value in `compared` falls below this threshold."""
     recorded_looks: tuple[_StepValue, ...] = field(default=(), name="looks")
     seconds: NotNegative = 0.0
-    """Of the looks."""
+    """Time of the detector's measurements in seconds."""
 
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.recorded_looks]
@@ -186,14 +191,20 @@ class Moment(Part, frozen=True):
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
-        """(step, value), in the order of steps. Detector distance: ||w - w0|| / ||w0||. Detector masks: the share of
-        elements in which the mask differs from that of the look before, NaN where there is none."""
+        """Measurements of the detector as (step, value), in the order of steps.
+
+        Detector distance: ||w - w0|| / ||w0||. Detector masks: share of elements in which the mask differs from the
+        mask of the previous measurement; NaN for the first.
+        """
         return tuple((int(step), nan_if_invalid(value)) for step, value in self.recorded_looks)
 
     @property
     def compared(self) -> tuple[tuple[int, float], ...]:
-        """(step, what stands against the threshold). Of distances |d_t - d_(t-1)| / d_1, with d_0 = 0, so that the
-        first is 1; of masks the values themselves. NaN where it is not defined."""
+        """Values that the detector compares with the threshold, as (step, value); NaN where undefined.
+
+        Detector distance: |d_t - d_(t-1)| / d_1 with d_0 = 0, so that the first value is 1. Detector masks: the
+        measurements themselves.
+        """
         looks = self.looks
         if self.detector != DISTANCE or not looks:
             return looks
@@ -204,72 +215,82 @@ class Moment(Part, frozen=True):
 
     @property
     def value_at_pruning(self) -> float:
-        """What was compared at the last look up to the moment; NaN without looks."""
+        """Compared value of the last measurement up to the pruning step; NaN without measurements."""
         return next((value for step, value in reversed(self.compared) if step <= self.step), math.nan)
 
 
 class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
-    """One trained network."""
+    """A trained network of a run, with its metrics and costs."""
 
     replicate: Count
     level: Count
     role: Role
     density: Density
-    """Fraction kept of the prunable parameters."""
+    """Fraction of the prunable parameters that is retained."""
     validation: dict[str, Any]
-    """The metrics on the validation split, that of the task among them."""
+    """Metrics on the validation split by name, including the task's metric."""
     test: dict[str, Any]
+    """Metrics on the test split, likewise."""
     kept: Count | None = None
-    """Prunable parameters kept."""
+    """Number of prunable parameters retained."""
     steps: Count | None = None
-    """Training steps of its own segment."""
+    """Training steps of the network's own segment."""
     budget: Count | None = None
-    """Training steps since its weights were drawn."""
+    """Training steps since the initialisation of its weights."""
     seconds: NotNegative | None = None
-    """Training seconds of its own segment."""
+    """Training time of the network's own segment in seconds."""
     search_steps: Count | None = None
-    """Of the trainings that its mask comes from, if they are no networks of the record; None if they are."""
+    """Steps of the trainings that produced its mask; None if those networks are in the record themselves."""
     search_seconds: Number | None = None
+    """Time of the same trainings in seconds."""
     init: Number | None = None
-    """Of the gates that its mask comes from."""
+    """Initial value of the gates that produced its mask."""
     penalty: Number | None = None
+    """Weight of the gates' penalty in the loss."""
     cycles: Count | None = None
-    """Trainings that it had, of a control that is trained for as long as the whole search."""
+    """Number of trainings of a control that is trained for as long as the whole search."""
     key: str = ""
-    """Of the segment in the store."""
+    """Key of the segment in the store."""
     multiplications: Count | None = None
-    """That a call with one example takes, in linear and convolution layers, where removed weights take none; of runs
-    with a budget, or with dense networks of equal cost."""
+    """MACs of linear and convolution layers for one example, without pruned weights. Present in runs with a budget or
+    with dense controls of equal cost."""
     timed: RelativeLatency | None = None
-    """What a call takes, measured; of runs whose tickets meet a measured time, or with dense networks of equal time."""
+    """Latency relative to the dense network. Present in runs with a latency budget or with dense controls of equal
+    latency."""
     model: str = ""
-    """The name of its network, where it is another than the task's."""
+    """Name of its network; empty if it is the task's own."""
     first_layer: FirstLayer | None = None
+    """Mask of the first layer."""
     phases: Phases | None = field(default=None, name="cost")
-    """What it cost; None if the record does not tell it by phase."""
+    """Training cost by phase; None in records without phases."""
     moment: Moment | None = None
-    """When it was pruned; None where that is not told."""
+    """When the network was pruned; None if unknown."""
     structure: Structure | None = None
-    """That its mask was given after it was found."""
+    """Structure that was applied to its mask after the search."""
     ticket: str = ""
-    """Its folder."""
+    """Folder of the saved ticket."""
     recorded_layers: tuple[LayerDensity, ...] | None = field(default=None, name="layers")
 
     @property
     def layers(self) -> tuple[LayerDensity, ...]:
-        """Empty where the record has none."""
+        """Density of each layer; empty if the record has none."""
         return self.recorded_layers or ()
 
     def metric(self, name: str, split: str = "test") -> float:
-        """A metric, which the record was checked to have."""
+        """Return a metric by name on one split."""
         return float((self.test if split == "test" else self.validation)[name])
 
 
 def check_metric(values: dict[str, Any], name: str, place: str) -> None:
-    """Refuse metrics without the one that networks are compared by.
+    """Check that metrics contain a finite number for the metric `name`.
+
+    Args:
+        values: metrics by name.
+        name: metric by which networks are compared.
+        place: place of the metrics in the record, for the error.
 
     Raises:
-        ValueError: see `reject`.
+        ValueError: if the value is missing, is not a number or is not finite, see `reject`.
     """
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):

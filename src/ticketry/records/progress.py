@@ -1,4 +1,4 @@
-"""What a search tells while it runs, for those who look on: a small file that is written anew every two seconds."""
+"""Live progress of a search: a small file, rewritten every two seconds, that progress displays read."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from ticketry.records.schema import Count, Density, NotNegative, Number, Part, R
 FORMAT: Final = 1
 FILE: Final = "progress.json"
 EVERY: Final = 2.0
-"""Seconds from one writing to the next."""
+"""Seconds between two writes."""
 
 
 class ProgressPoint(Part, frozen=True):
-    """A trained network."""
+    """A trained network and its test metric."""
 
     replicate: Count
     level: Count
     role: Role
     density: Density
     value: Number
-    """By the task's metric, on the test split."""
+    """The task's metric on the test split."""
 
 
 class ActiveSegment(Part, frozen=True):
-    """A segment that is being trained."""
+    """A training segment in progress."""
 
     label: str
     done: Count
-    """Steps."""
+    """Steps trained so far."""
     of: Count
+    """Steps of the whole segment."""
     waiting: bool = False
-    """For another process that trains the same."""
+    """Whether it waits for another process that is training the same segment."""
 
 
 class Progress(Part, frozen=True, kw_only=True):
-    """A run that is carried out now."""
+    """Progress of a run that is being executed."""
 
     format: int = FORMAT
     run: str
@@ -45,22 +46,23 @@ class Progress(Part, frozen=True, kw_only=True):
     unit: str
     higher_is_better: bool
     expected: Count = 0
-    """Networks there will be; 0 where the method cannot tell."""
+    """Number of networks the run will have; 0 if the method cannot predict it."""
     trained: Count = 0
-    """In this process; others were in the store."""
+    """Number of networks trained by this process; the others were in the store."""
     began: NotNegative
+    """Start of the run, in seconds since 1970."""
     at: NotNegative
-    """Seconds since 1970: of the beginning, and of this file."""
+    """Time of this file, in seconds since 1970."""
     since: NotNegative = 0.0
-    """Of the first step of training, which workers have to be started for; 0 before, and where it is not told."""
+    """Time of the first training step in seconds since 1970; 0 if not reached or unknown."""
     at_once: Count = 0
-    """Networks that were being trained together, at the most."""
+    """Largest number of networks trained simultaneously so far."""
     points: tuple[ProgressPoint, ...] = ()
     active: tuple[ActiveSegment, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds; None if that cannot be told yet."""
+        """Estimated remaining seconds; None if not yet known."""
         return estimate_time_left(
             self.at - (self.since or self.began),
             self.trained,
@@ -70,16 +72,17 @@ class Progress(Part, frozen=True, kw_only=True):
         )
 
 
-def estimate_time_left(seconds: float, trained: int, there: int, expected: int, *, at_once: int = 1) -> float | None:
-    """Seconds that a run will still take; None if that cannot be told yet.
+def estimate_time_left(seconds: float, trained: int, finished: int, expected: int, *, at_once: int = 1) -> float | None:
+    """Estimate the remaining seconds of a run; None if that is not yet possible.
 
     Args:
-        seconds: it has trained so far: starting workers takes as long as many short trainings, and once only.
-        trained: networks that were trained in these; others were in the store.
-        there: networks that it has.
-        expected: networks there will be; 0 where that is not known.
-        at_once: networks trained together: when the first is done, the others nearly are, and do not count yet.
+        seconds: training time so far, without the start of workers, which happens once.
+        trained: number of networks trained in that time.
+        finished: number of networks the run has, including those found in the store.
+        expected: number of networks the run will have; 0 if unknown.
+        at_once: number of networks trained simultaneously. The estimate starts when as many are trained, because
+            the first one ends only shortly before the others.
     """
     if not expected or trained < max(at_once, 1):
         return None
-    return seconds / trained * max(expected - there, 0)
+    return seconds / trained * max(expected - finished, 0)

@@ -1,4 +1,4 @@
-"""The record of a run: a search over replicates, with every network that it trained."""
+"""The record of a run: a search over replicates, with all networks that it trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, chec
 from ticketry.records.verdict import Experiment, LeftOut, LevelVerdict
 
 FORMAT: Final = 1
-_ADVICE = "Repeat the run to write the record anew; what is in the store is not trained again"
+_ADVICE = "Repeat the run to rewrite the record; trainings in the store are reused"
 
 
 _Place = Annotated[tuple[Count, Share], Meta(extra={"problem": "is not a step and a share"})]
@@ -22,65 +22,68 @@ _Gates = Annotated[int, Meta(ge=0, extra={"problem": "below 0"})]
 
 
 class Round(Part, frozen=True, kw_only=True):
-    """One training with gates, from which a mask comes or which was tried on the way to one."""
+    """One training with gates that produced a mask, or was a trial in the search for one."""
 
     replicate: Count
     level: Count
-    """Of the ticket that it was trained for."""
+    """Level of the ticket that it was trained for."""
     used: bool
-    """Whether that ticket has its mask; if not, it was a try."""
+    """Whether the ticket uses its mask; if not, it was a trial."""
     number: AtLeastOne = field(name="round")
+    """Number of the pruning round, from 1."""
     kind: str = ""
-    """Of gates."""
+    """Kind of gates."""
     init: Number
+    """Initial value of the gates."""
     penalty: Number
+    """Weight of the gates' penalty in the loss."""
     steps: Count
     seconds: Number | None = None
     density: Share
-    """Share of the gates that are on at the end."""
+    """Share of gates that are on at the end."""
     soft_density: Number | None = None
-    """Mean of the gates at the end."""
+    """Mean gate value at the end."""
     ties: Count | None = None
     validation: dict[str, Any]
-    """The metrics on the validation split, of the hard network."""
+    """Metrics on the validation split with gates rounded to on or off."""
     soft_validation: dict[str, Any]
-    """The same of the network with soft gates."""
+    """Metrics on the validation split with soft gates."""
     path: tuple[_Place, ...] = ()
-    """(step, share of the gates that are on) on the way."""
+    """Share of gates that are on during training, as (step, share)."""
     histogram: tuple[_Gates, ...]
-    """Gates by how far they are open at the end, in equal bins from 0 to 1."""
+    """Histogram of gate values at the end, with equal bins from 0 to 1."""
     key: str = ""
-    """Of the segment in the store."""
+    """Key of the segment in the store."""
     cut_to: Share | None = None
-    """Density that the ticket's mask was cut to by the values of the gates, because no s0 was found that leaves it;
-    None where the mask is that of the gates which are on."""
+    """Density to which the mask was pruned by gate values because no initial value s0 reached it; None if the mask
+    retains exactly the gates that are on."""
 
     def __post_init__(self) -> None:
         if not self.histogram:
             reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
-        """On the validation split, with soft gates or of the hard network."""
+        """Return a metric on the validation split, with soft gates or with gates rounded to on or off."""
         return float((self.soft_validation if soft else self.validation)[name])
 
 
 class LeftOutAtLevel(LeftOut, frozen=True):
-    """A control that is not defined for the tickets of a level."""
+    """A control that was omitted because it is not defined for the tickets of a level."""
 
     level: Count
 
 
 class ScheduleSteps(Part, frozen=True, omit_defaults=True):
-    """Steps of the training schedule."""
+    """Lengths and the rewind step of the training schedule, in steps."""
 
     total: Count | None = None
     per_epoch: Count | None = None
     rewind: Count | None = None
-    """That tickets start from."""
+    """Step from which tickets start."""
 
 
 class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="search"):
-    """A whole run."""
+    """A run: a search method on a task over replicates, with all trained networks."""
 
     format: Literal[1]
     name: str = field(name="run")
@@ -88,33 +91,33 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """The name that the user gave to the run (``--name``); empty for a run with a default name."""
     method: str
     title: str = ""
-    """Of the method."""
+    """Title of the method."""
     alias: str = ""
     """The paper's name by which the method was requested, such as snip; empty if that was the method's own."""
     points: tuple[Point, ...]
-    """All trained networks: no two of one replicate, level and role."""
+    """All trained networks; replicate, level and role identify each."""
     recipe: dict[str, Any] = field(default_factory=dict)
     replicates: Count = 0
     seeds: dict[str, Any] = field(default_factory=dict)
-    """Of the first replicate."""
+    """Seeds of the first replicate."""
     controls: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
-    """Digests of the source of method, score, kind of gates and controls, of those that are not built in."""
+    """Source digests of user-defined parts (method, score, kind of gates, controls) by name."""
     steps: ScheduleSteps = ScheduleSteps()
     recorded_cost: dict[str, Any] = field(default_factory=dict, name="cost")
     config: str = ""
-    """The run file."""
+    """Text of the run file."""
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
-    """Why there are no verdicts; empty if that is not told."""
+    """Why the run has no verdicts; empty if no reason is known."""
     left_out: tuple[LeftOutAtLevel, ...] = ()
-    """Controls that were asked for and could not be trained for as long as the tickets."""
+    """Requested controls that could not be trained for as long as the tickets."""
     rounds: tuple[Round, ...] = ()
-    """The trainings with gates that masks come from, where there are any."""
+    """Trainings with gates, for methods that derive masks from gates."""
     ended: str = ""
-    """Why some replicate has found less than was asked for; empty if none has."""
+    """Why a replicate has fewer tickets than requested; empty if all are complete."""
     scored: str = ""
-    """The score that masks were chosen by, where it is not the one that the settings name."""
+    """Pruning score that was used, if it differs from the one in the settings."""
 
     @property
     def known_as(self) -> str:
@@ -123,12 +126,12 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
     @property
     def effective_settings(self) -> dict[str, Any]:
-        """The settings, with the score that masks were chosen by."""
+        """Settings with the pruning score that was actually used."""
         return {**self.settings, "score": self.scored} if self.scored else self.settings
 
     @property
     def cost(self) -> Cost:
-        """What all of it cost."""
+        """Cost of the whole run."""
         return Cost.from_values(self.recorded_cost)
 
     def __post_init__(self) -> None:
@@ -154,17 +157,18 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
 
 RunValues = RunRecord | Mapping[str, Any]
-"""The record of a run, or its JSON values."""
+"""Record of a run, or its JSON values."""
 
 
 def read_run(record: object, what: str = "run record") -> RunRecord:
-    """The record of a run, from its JSON values.
+    """Read the record of a run from its JSON values.
 
     Args:
-        what: what it is called in errors, or its file.
+        record: JSON values, or a record, which is returned unchanged.
+        what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if it is of another format or kind, or if something is missing from it or impossible.
+        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
     """
     if isinstance(record, RunRecord):
         return record

@@ -1,4 +1,4 @@
-"""How records are declared, read and written: kinds of numbers, and errors that name the place in the record."""
+"""Declare, read and write records: types for their numbers, and errors that name the invalid field."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ Role = Annotated[
         extra={"problem": "not a name made of letters, digits, _ and -, nor package.module:object"},
     ),
 ]
-"""Of a network: dense, ticket, or a control by the name that it is called by."""
+"""Role of a network: dense, ticket or the name of a control."""
 
 T = TypeVar("T")
 
 
 def reject(key: str, problem: str) -> NoReturn:
-    """Refuse a part from within its ``__post_init__``: `read` puts the part's place before the key.
+    """Raise an error for an invalid field, from a part's ``__post_init__``; `read` adds the part's place in the record.
+
+    Args:
+        key: JSON key of the field.
+        problem: what is wrong with it, after its name: "is empty".
 
     Raises:
         ValueError: always.
@@ -45,34 +49,36 @@ def reject(key: str, problem: str) -> NoReturn:
 
 
 def as_json(record: msgspec.Struct) -> dict[str, Any]:
-    """A record as JSON values, which `read` reads back."""
-    made: dict[str, Any] = _tuples_to_lists(msgspec.to_builtins(record, enc_hook=_encode_string))
-    return made
+    """Return a record as JSON values, which `read` can read again."""
+    values: dict[str, Any] = _tuples_to_lists(msgspec.to_builtins(record, enc_hook=_encode_string))
+    return values
 
 
 def _encode_string(value: object) -> str:
-    """A text of a class of its own, such as torch's version, as text."""
+    """Convert a subclass of `str`, such as torch's version, to `str`."""
     if isinstance(value, str):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no place in a record")
+    raise TypeError(f"a record cannot contain a {type(value).__name__}: convert it to JSON values")
 
 
 def _tuples_to_lists(value: Any) -> Any:
-    """With lists for tuples, as JSON has none of these."""
+    """Replace tuples by lists, at any depth."""
     if isinstance(value, dict):
         return {key: _tuples_to_lists(one) for key, one in value.items()}
     return [_tuples_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
-    """JSON values as a record.
+    """Read JSON values as a record of class `kind`.
 
     Args:
-        what: what the record is called in errors, or its file.
-        advice: what to do if it is wrong.
+        kind: class of the record.
+        value: JSON values.
+        what: name of the record in errors, such as its file.
+        advice: what to do about an invalid record; ends the error message.
 
     Raises:
-        StoreError: if something is missing from it or impossible.
+        StoreError: if a value is missing or invalid.
     """
     try:
         return msgspec.convert(value, kind)
@@ -82,16 +88,17 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
 
 
 class _Head(Part, frozen=True):
+    """The part of a record that all formats share."""
+
     format: AtLeastOne
 
 
 def check_format(value: object, version: int, *, what: str, advice: str) -> None:
-    """Refuse a record of another version.
+    """Check the format version of a record.
 
     Raises:
-        StoreError: if the version is another, or there is none.
+        StoreError: if the version is missing or is not `version`.
     """
-
     found = read(_Head, value, what=what, advice=advice).format
     if found != version:
         raise StoreError(
@@ -101,20 +108,20 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
 
 
 def clip_to_unit(value: float) -> float:
-    """Without what rounding has added."""
+    """Clip a number to [0, 1], to remove rounding errors."""
     return min(max(value, 0.0), 1.0)
 
 
 def nan_if_invalid(value: float | None) -> float:
-    """A number that was measured; NaN where it is null, infinite or a mistake."""
+    """Return a measured number, or NaN if it is missing, infinite or too large to be valid."""
     return value if value is not None and abs(value) <= LARGEST else float("nan")
 
 
-# -- errors in words ---------------------------------------------------------------------------------------------------
+# -- error messages ----------------------------------------------------------------------------------------------------
 
 
 def describe_json_type(value: object) -> str:
-    """What a value is, in JSON's words."""
+    """Describe the JSON type of a value for a message, such as "a list"."""
     if value is None:
         return "missing"
     names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -122,10 +129,10 @@ def describe_json_type(value: object) -> str:
 
 
 def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
-    """The place of a fault, and what is wrong there."""
+    """Return the place of an invalid value in a record, and what is wrong with it."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
-    if isinstance(error.__cause__, ValueError):  # of `reject`
+    if isinstance(error.__cause__, ValueError):  # raised by `reject`
         key, _, problem = text.partition(" ")
         return f"{path}.{key}".strip("."), problem
     if missing := re.search(r"missing required field `(.*)`", text):
@@ -138,19 +145,19 @@ def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> t
 
 @functools.cache
 def _inspect_type(kind: Any) -> inspect.Type:
-    """What is declared; to find it takes tens of milliseconds for a large record."""
+    """Return msgspec's description of a type; cached because it takes tens of milliseconds for a large record."""
     return inspect.type_info(kind)
 
 
 def _value_at(value: Any, parts: list[str | int]) -> Any:
-    """What is at a place; None if nothing is."""
+    """Return the value at a place in a record, given as keys and indices; None if missing."""
     for part in parts:
         value = value.get(part) if isinstance(part, str) else value[part]
     return value
 
 
 def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
-    """What is declared for a place."""
+    """Return the declared type of a place in a record."""
     for part in parts:
         kind = _strip_metadata(kind)[0]
         if isinstance(kind, inspect.StructType | inspect.DataclassType):
@@ -163,14 +170,14 @@ def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Typ
 
 
 def _strip_metadata(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
-    """A type that may also be null, or that something is said of, by itself; and what is said."""
-    said: Mapping[str, Any] = {}
+    """Return a type without its metadata and without None, and the metadata."""
+    extra: Mapping[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
         if isinstance(kind, inspect.Metadata):
-            said, kind = kind.extra or said, kind.type
+            extra, kind = kind.extra or extra, kind.type
         else:
             kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
-    return kind, said
+    return kind, extra
 
 
 _TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
@@ -183,10 +190,11 @@ _TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
     inspect.VarTupleType: ("a list", (list, tuple)),
     inspect.TupleType: ("a list", (list, tuple)),
 }
-"""How a type is called, and the classes of its values; all others are objects."""
+"""Description of each declared type and the Python classes of its values; other types are objects."""
 
 
 def _format_number(value: float) -> str:
+    """Format a number briefly, even one too large for a float."""
     try:
         return f"{value:g}"
     except OverflowError:
@@ -194,8 +202,8 @@ def _format_number(value: float) -> str:
 
 
 def _describe_problem(declared: inspect.Type, value: Any) -> str:
-    """Why a value is not what was declared."""
-    kind, said = _strip_metadata(declared)
+    """Describe why a value does not match its declared type."""
+    kind, extra = _strip_metadata(declared)
     words, classes = _TYPE_WORDS.get(type(kind), ("an object", (dict,)))
     if type(value) not in classes:
         return f"is {describe_json_type(value)}, not {words}"
@@ -205,9 +213,9 @@ def _describe_problem(declared: inspect.Type, value: Any) -> str:
         return f"is more than {LARGEST_COUNT:g}"
     if isinstance(kind, inspect.BytesType):
         return "is not base64"
-    problem = said.get("problem") or f"less than {getattr(kind, 'ge', 0)}"
+    problem = extra.get("problem") or f"less than {getattr(kind, 'ge', 0)}"
     if isinstance(kind, inspect.LiteralType):
-        problem = said.get("problem") or f"not one of {', '.join(map(str, kind.values))}"
+        problem = extra.get("problem") or f"not one of {', '.join(map(str, kind.values))}"
     shown = (
         f"{value!r:.60}" if isinstance(value, str) else _format_number(value) if isinstance(value, int | float) else ""
     )

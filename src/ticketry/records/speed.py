@@ -1,4 +1,4 @@
-"""Records of timings: a ticket beside dense engines, or its network under synthetic masks of other densities."""
+"""Records of timings: a ticket compared with dense engines, or its network under synthetic masks."""
 
 from __future__ import annotations
 
@@ -28,46 +28,48 @@ from ticketry_engine.results import (
 
 
 class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
-    """What both kinds of timings tell: of which ticket, and how it was timed."""
+    """Base of timing records: the ticket, and how it was timed."""
 
     name: str
     run: str = ""
-    """That saved the ticket; empty for one from elsewhere."""
+    """Run that saved the ticket; empty for a ticket from elsewhere."""
     precision: str = ""
     threads: Count | None = None
     tuned: bool = False
-    """Whether several plans of the engine were timed at each batch, and the fastest kept."""
+    """Whether the engine timed several plans for each batch size and used the fastest."""
     date: str = ""
 
     @property
     def comparisons(self) -> tuple[Timed, ...]:
-        """Beside dense engines, a batch each."""
+        """Latencies of ticket and dense engines, one entry for each batch size."""
         return ()
 
     @property
     def layers(self) -> tuple[SpeedLayer, ...]:
-        """Of the compiled model."""
+        """Layers of the compiled model."""
         return ()
 
     @property
     def curves(self) -> tuple[TimeCurve, ...]:
-        """Against density, a batch each."""
+        """Latency against density, one curve for each batch size."""
         return ()
 
 
 class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench"):
-    """A ticket beside dense engines."""
+    """Latency and size of a ticket compared with dense engines."""
 
     structure: str = ""
-    """channel-wise, or unstructured or group-wise."""
+    """Structure of the mask: channel-wise, unstructured or group-wise."""
     compile_seconds: Number | None = None
     weight_bytes: Count | None = None
-    """Of the kernels' tables."""
+    """Bytes of packed weights and index tables of the sparse kernels."""
     table_batches: tuple[Count, ...] = ()
-    """Batches that the tables are for."""
+    """Batch sizes that the tables were built for."""
     dense_bytes: AtLeastOne | None = None
+    """Bytes of the dense model's parameters."""
     comparisons: tuple[Timed, ...]
     layers_batch: AtLeastOne | None = None
+    """Batch size at which `layers` were timed."""
     layers: tuple[SpeedLayer, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,9 +78,10 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
-    """A ticket's network under synthetic masks of other densities."""
+    """Latency of a ticket's network under synthetic masks of several densities."""
 
     pattern: str = ""
+    """Pattern of the synthetic masks."""
     seed: int = 0
     curves: tuple[TimeCurve, ...]
 

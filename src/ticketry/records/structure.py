@@ -1,4 +1,4 @@
-"""What a record tells of masks that were given a structure after they were found: how well it fits, and pictures."""
+"""Records of a structure that was applied to a mask after the search: how well it fits, and pictures of it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ _MOST_PIXELS = 1 << 20
 
 
 class LayerPicture(Part, frozen=True):
-    """A layer's mask before and after; rows are sorted by the group that they are in after."""
+    """Picture of a layer's mask before and after structuring, with rows sorted by their group afterwards."""
 
     name: str
     rows: AtLeastOne
+    """Rows of the layer's weight; the picture may show fewer."""
     columns: AtLeastOne
-    """Of the layer; the picture may show fewer."""
+    """Columns of the layer's weight; the picture may show fewer."""
     every: AtLeastOne
-    """Of its rows, one in so many is shown."""
+    """The picture shows one of every `every` rows."""
     shape: tuple[int, int]
-    """Of the picture: height, width."""
+    """Height and width of the picture in pixels."""
     groups: tuple[int, ...]
-    """Rows of the picture in each group, from the top."""
+    """Number of picture rows in each group, from the top."""
     before: bytes
-    """Bits, packed in C order, the highest bit of a byte first, 1 = kept."""
+    """Mask before structuring: bits packed in C order, highest bit first, 1 = retained."""
     after: bytes
+    """Mask after structuring, packed likewise."""
 
     def __post_init__(self) -> None:
         height, width = self.shape
@@ -45,10 +47,14 @@ class LayerPicture(Part, frozen=True):
 
 if TYPE_CHECKING:
     _Options = Part
-else:  # what `core.structuring.Structuring` has beside the kind, left out where it has no meaning for the kind
+else:  # the options of `core.structuring.Structuring`; options that do not apply to the kind are omitted
     _Options = defstruct(
         "_Options",
-        [(option, told | UnsetType, UNSET) for option, told in get_type_hints(Structuring).items() if option != "kind"],
+        [
+            (option, declared | UnsetType, UNSET)
+            for option, declared in get_type_hints(Structuring).items()
+            if option != "kind"
+        ],
         bases=(Part,),
         frozen=True,
         kw_only=True,
@@ -57,15 +63,15 @@ else:  # what `core.structuring.Structuring` has beside the kind, left out where
 
 
 class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
-    """Of one ticket: the kind, the options that have a meaning for it, and how well the mask fits the one before."""
+    """The structure of one ticket: its kind and options, and how well the new mask fits the original one."""
 
     kind: str
     name: str = ""
-    """The kind with the options that tell it from others: ``regroup, 16 rows``."""
+    """Kind with its distinguishing options, such as ``regroup, 16 rows``."""
     before: NearShare = field(name="density_before")
-    """Density of the mask without structure."""
+    """Density of the mask before structuring."""
     layers: tuple[LayerFit, ...] = ()
-    """The last is of all layers together; empty if that was not measured."""
+    """Fit of each layer, then of all layers together; empty if not measured."""
     pictures: tuple[LayerPicture, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,9 +80,9 @@ class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
-    """A ticket that was given a structure; `ticket` is the one that it was made of."""
+    """The result of structuring a ticket; `ticket` is the original ticket."""
 
     path: str
-    """The folder of the ticket that was made."""
+    """Folder of the structured ticket."""
     seconds: NotNegative
     structure: Structure

@@ -1,7 +1,4 @@
-"""What a search writes into a ticket, as far as it is read again: how it was found, and how it is trained.
-
-And what records of one ticket have in common.
-"""
+"""The entries of a ticket that are read again: how it was found and trained. Also the base of records of one ticket."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class TaskRequest(Part, frozen=True):
-    """The request that made a task, see `tasks.task.Spec`."""
+    """The name, model and options that create a task, see `tasks.task.Spec`."""
 
     name: str
     model: str | None = None
@@ -27,17 +24,17 @@ class TaskRequest(Part, frozen=True):
 
 
 class TicketTask(Part, frozen=True):
-    """A ticket's task."""
+    """The task that a ticket was found on."""
 
     name: str = ""
     key: dict[str, Any] = field(default_factory=dict)
-    """What tells its numbers from another's."""
+    """Everything in the task that determines its numbers; part of the keys of trainings."""
     spec: TaskRequest | None = None
-    """None where no request made it, and in tickets of before they had one."""
+    """Request that creates the task; None for a task built in code, and in old tickets."""
 
 
 class Seeds(Part, frozen=True):
-    """See `lab.search_result.Seeds`."""
+    """The seeds of a training, see `lab.search_result.Seeds`."""
 
     initialisation: _Seed
     order: _Seed
@@ -45,13 +42,14 @@ class Seeds(Part, frozen=True):
 
 
 class TrainedSegment(Part, frozen=True):
-    """The segment of training in which the ticket was trained."""
+    """The training segment of a ticket: steps `first` to `last`."""
 
     first: Count
     last: Count
     shrunk: bool = False
+    """Whether the network was trained with its pruned channels removed."""
     variants: tuple[dict[str, Any], ...] = ()
-    """What acted on the network, see `lab.training.variant`. Some tickets of before lack it."""
+    """Variants of training, see `lab.training.variant`; some old tickets lack them."""
 
     def __post_init__(self) -> None:
         if self.last < self.first:
@@ -59,19 +57,19 @@ class TrainedSegment(Part, frozen=True):
 
 
 class ControlSettings(Part, frozen=True):
-    """Of the search, those that decide how controls are made."""
+    """The search settings that determine how controls are built."""
 
     pattern: str = "unstructured"
 
 
 class StructureKind(Part, frozen=True):
-    """What the mask was turned into."""
+    """The structure that was applied to a mask."""
 
     kind: str = ""
 
 
 class TrainingInfo(Part, frozen=True, kw_only=True):
-    """What a ticket has to tell for whatever is trained for it."""
+    """The entries of a ticket that every further training needs."""
 
     task: TicketTask
     recipe: dict[str, Any]
@@ -79,7 +77,7 @@ class TrainingInfo(Part, frozen=True, kw_only=True):
 
 
 class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
-    """All that a ticket has to tell to be trained again."""
+    """The entries of a ticket that retraining it needs."""
 
     segment: TrainedSegment
     retrain: str
@@ -87,7 +85,7 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
     settings: ControlSettings = ControlSettings()
     structure: StructureKind = StructureKind()
     aim: str = ""
-    """What its mask has a budget of, and by which costs; empty where it was pruned to a density."""
+    """Quantity and costs of the mask's budget; empty if it was pruned to a density."""
     method: str = ""
     replicate: Count = 0
     level: Count = 0
@@ -95,25 +93,25 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
 
 class SearchRequest(Part, frozen=True):
-    """The search as it was asked for, where the ticket's own entries do not tell it. Tickets of before lack it."""
+    """The search as requested, where it differs from the ticket's own entries; missing in old tickets."""
 
     replicates: AtLeastOne
     recipe: dict[str, Any] | None = None
-    """Where the ticket's is another, as of a budget."""
+    """Requested recipe, if the ticket's differs, as under a budget."""
     task: TaskRequest | None = None
-    """Where each replicate had its own, such as a split."""
+    """Requested task, if each replicate had its own, such as a split."""
     sources: dict[str, str] | None = None
-    """Digests of the source of method, score and kind of gates, where one of them is not built in."""
+    """Source digests of user-defined parts (method, score, kind of gates) by name."""
 
 
 class StructureOrigin(Part, frozen=True):
-    """What the ticket became after its search; `of` is the mask that it had then."""
+    """The origin of a structured mask: `of` is the digest of the mask before structuring."""
 
     of: str = ""
 
 
 class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
-    """All that a ticket has to tell for its search to be repeated."""
+    """The entries of a ticket that repeating its search needs."""
 
     method: str
     settings: dict[str, Any]
@@ -124,46 +122,51 @@ class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
 
 
 class TaskInfo(Part, frozen=True):
-    """A ticket's task alone."""
+    """The entry of a ticket that names its task."""
 
     task: TicketTask | None = None
 
 
 class TicketRecord(Part, frozen=True, kw_only=True):
-    """A record of one saved ticket."""
+    """Base of records about one saved ticket."""
 
     format: Literal[1] = 1
     ticket: str = ""
-    """Its folder."""
+    """Folder of the ticket."""
     task: str = ""
     model: str = ""
     weights: str = ""
-    """trained or start: which ones were looked at."""
+    """Weights that were used: trained or start."""
     density: Density
+    """Fraction of the prunable parameters that is retained."""
     kept: Count | None = None
+    """Number of prunable parameters retained."""
     prunable: Count | None = None
+    """Number of prunable parameters."""
     parameters: Count | None = None
+    """Number of all parameters."""
     command: str = ""
 
 
 def read_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """What a ticket says of itself, as one of the classes here.
+    """Read the info of a ticket as one of the classes of this module.
 
     Args:
-        of: the ticket, as errors call it.
+        kind: class to read.
+        info: the ticket's info, from ticket.json.
+        of: name of the ticket in errors.
 
     Raises:
-        TicketError: that names the place in ticket.json, if something is missing or impossible; of a ticket that tells
-            no task, what can be done with it.
+        TicketError: if a value is missing or invalid, with its place in ticket.json; or if the ticket has no task.
     """
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:
         if "task" not in info:
             raise TicketError(
-                f"{of} does not tell how it was trained, as a ticket that was saved in a loop of one's own: make a task"
-                " of that training and search with it (docs/tasks.md), or compare what you measured yourself by"
-                " tk.evidence.verdict (docs/own-loop.md)"
+                f"{of} has no task, because it was saved by a custom training loop: define a task for that training and"
+                " search with it (docs/tasks.md), or compare your own measurements with tk.evidence.verdict"
+                " (docs/own-loop.md)"
             ) from None
-        told = str(error).removeprefix(f"{of}: ").rstrip(". ")
-        raise TicketError(f"{of}: in ticket.json, info.{told}: the ticket is damaged or forged") from None
+        problem = str(error).removeprefix(f"{of}: ").rstrip(". ")
+        raise TicketError(f"{of}: in ticket.json, info.{problem}: the ticket is damaged or forged") from None

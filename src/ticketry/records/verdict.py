@@ -1,4 +1,4 @@
-"""What a record tells of its task, and a verdict with the numbers it rests on."""
+"""The task of a record, and verdicts with the numbers behind them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ticketry.records.metric import Metric
 from ticketry.records.schema import Count, Density, Number, Part, Role, reject
 
 About = Literal["ticket", "procedure"]
-"""What a verdict is about: one mask with its start, or a method with its settings, the whole search repeated."""
+"""Subject of a verdict: a ticket (one mask with its start), or a procedure (a method with its settings, searched again
+for each replicate)."""
 _About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"})]
 Claim = Literal["wins", "matches"]
 Answer = Literal["yes", "no", "undecided"]
@@ -25,16 +26,16 @@ _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL
 
 
 class Task(Part, frozen=True):
-    """What was trained: names, the metric and the sizes behind every density."""
+    """The task and network of a record: names, metric and parameter counts."""
 
     name: str
     model: str
-    """The network's name, or its class; empty in records of tasks that did not name it, and of a run not begun."""
+    """Name of the network, or its class; empty if the task did not name it or the run has not started."""
     metric: Metric
     parameters: Count
-    """All parameters of the model; 0 if the run has not got so far as to know."""
+    """Number of all parameters of the model; 0 if not yet known."""
     prunable: Count
-    """Parameters in the scope: the denominator of every density; 0 if not known yet."""
+    """Number of prunable parameters, the denominator of every density; 0 if not yet known."""
 
     def __post_init__(self) -> None:
         if self.prunable > self.parameters:
@@ -42,12 +43,12 @@ class Task(Part, frozen=True):
 
     @property
     def title(self) -> str:
-        """``lenet-300-100 on digits``; the task alone where the network has no name."""
+        """Network and task: ``lenet-300-100 on digits``; the task alone if the network has no name."""
         return f"{self.model} on {self.name}" if self.model else self.name
 
 
 class Experiment(Part, frozen=True, kw_only=True):
-    """What records of whole experiments have in common. The mappings are shown as they are, and may be empty."""
+    """Base of records of whole experiments. Its mappings are shown unchanged and may be empty."""
 
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
@@ -57,102 +58,113 @@ class Experiment(Part, frozen=True, kw_only=True):
 
 
 class LeftOut(Part, frozen=True):
-    """A control that is not defined for a ticket."""
+    """A control that was omitted because it is not defined for a ticket."""
 
     role: str
     why: str
+    """Reason for omitting it."""
 
 
 class Diagnosis(Part, frozen=True, kw_only=True):
-    """What paired differences tell against the assumptions of their test, in the order of seeds."""
+    """Checks of paired differences, in the order of seeds, against the assumptions of their test."""
 
     skewness: Number
-    """Below 0: some seeds fall far short of the others."""
+    """Skewness of the differences; below 0 if a few seeds are far worse than the others."""
     correlation: Number
-    """Of each difference with the next."""
+    """Lag-1 autocorrelation of the differences."""
     low: tuple[Count, ...] = ()
-    """Seeds (from 1) that lie far below the others: collapses."""
+    """Seeds (from 1) whose differences are far below the others: collapses."""
     high: tuple[Count, ...] = ()
+    """Seeds (from 1) whose differences are far above the others."""
     collapse_rate: Number
-    """Upper bound, at 95 %, of the share of seeds that collapse: with none of n, 1 - 0.05^(1/n)."""
+    """Upper 95 % confidence bound of the share of seeds that collapse; 1 - 0.05^(1/n) if none of n did."""
 
 
 class MeanDifference(Part, frozen=True, kw_only=True):
-    """Of a ticket minus another network over paired seeds, in the metric's unit; above 0, the ticket is the better."""
+    """Mean difference to another network over paired seeds, in the metric's unit; positive if the ticket is better."""
 
     mean: Number
     low: Number | None = None
-    """Lower end of the two-sided t interval of the mean; None if there is no spread."""
+    """Lower end of the two-sided t interval of the mean; None without variance."""
     high: Number | None = None
+    """Upper end of the same interval."""
     sd: Number | None = None
     """Standard deviation of the differences (n - 1); None for one seed."""
 
     def numbers(self) -> dict[str, Any]:
-        """These four by name, for another kind of difference."""
+        """Return mean, low, high and sd by name, to build another kind of difference."""
         return {name: getattr(self, name) for name in MeanDifference.__struct_fields__}
 
 
 class Difference(MeanDifference, frozen=True, kw_only=True):
-    """Ticket minus one other network."""
+    """Metric of the ticket minus that of the network `role`."""
 
     role: Role
+    """Role of the other network."""
     p: Number | None = None
+    """p-value of the test that uses this difference; None without a test."""
     diagnosis: Diagnosis | None = None
-    """None for too few seeds, and where no verdict rests on it."""
+    """Checks of the assumptions; None for too few seeds, and if no verdict uses the difference."""
 
 
 class LongerDifference(Difference, frozen=True, kw_only=True):
-    """Ticket minus a network that was trained for longer."""
+    """Metric of the ticket minus that of a network with more training steps."""
 
     steps: Count | None = None
-    """Of the other network."""
+    """Training steps of the other network."""
 
 
 Missing = TypeVar("Missing")
 
 
 class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
-    """The answers to both questions of a verdict, and what they rest on. p-values are corrected for interim analyses.
+    """The two answers of a verdict and their statistics. p-values are corrected for interim analyses.
 
-    Lacking: None in records, of which those of before 2026-11-22 had one verdict on both questions; nothing else.
+    The type parameter `Missing` is None in records, because records from before 2026-11-22 lack the two answers.
     """
 
     as_good_as_dense: _Answer | Missing = None  # type: ignore[assignment]
+    """Whether the ticket is at most `margin` worse than the dense network."""
     better_than_controls: _Answer | Missing = None  # type: ignore[assignment]
-    """Than every one of them; "undecided" where there are none."""
+    """Whether the ticket is better than every control; "undecided" without controls."""
     not_beaten: tuple[Role, ...] = ()
-    """Controls that the ticket is not shown to be better than."""
+    """Controls that the ticket was not shown to beat."""
     claim: str
+    """Claim that was tested: wins or matches."""
     margin: Number
+    """Largest loss that still counts as good as dense, in the metric's unit."""
     confidence: Number
+    """Confidence level, as a fraction."""
     n: Count
-    """Seeds, or replicates."""
+    """Number of seeds or replicates."""
     groups: Count | Missing = None  # type: ignore[assignment]
-    """Of seeds that share nothing: as many as seeds, or as parents."""
+    """Number of independent groups of seeds: the number of seeds, or of shared parents."""
     p: Number
-    """Of the claim: small if it is shown."""
+    """p-value of the claim; small if the data support it."""
     p_as_good: Number | Missing = None  # type: ignore[assignment]
+    """p-value for "as good as dense"."""
     p_loses: Number | Missing = None  # type: ignore[assignment]
-    """Of "not as good as dense"."""
+    """p-value for "not as good as dense"."""
     p_better: Number | Missing = None  # type: ignore[assignment]
-    """Of "better than every control"."""
+    """p-value for "better than every control"."""
     p_not_better: Number | Missing = None  # type: ignore[assignment]
+    """p-value for "not better than every control"."""
     more_seeds: Count | None = None
-    """About how many more would decide with a probability of 80 %, if the means and spreads stay what they are; 0 if it
-    is decided, None if more than `evidence.judging.paired_comparisons.MOST_SEEDS` would be needed in all."""
+    """Estimated number of further seeds for a decision with 80 % power at present means and variances; 0 if decided,
+    None if more than `evidence.judging.paired_comparisons.MOST_SEEDS` seeds would be needed in total."""
     reasons: tuple[str, ...] = ()
-    """Why, in words, with what the differences tell against the assumptions."""
+    """Sentences that explain the verdict, including violated assumptions."""
     assumptions: tuple[str, ...] = ()
-    """What all of it rests on, in words."""
+    """Sentences that state the assumptions of the test."""
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed: for "wins" both answers, unless dense has been shown to be better."""
+        """Whether no more seeds are needed. The claim "wins" needs both answers, unless dense was better."""
         answered = self.claim == "matches" or self.better_than_controls != "undecided"
         return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
 
     def to_html(self, outcome: str, rows: Iterable[Sequence[Cell]]) -> str:
-        """As a notebook shows it, with a row for each comparison: see `build_verdict_table`."""
+        """Return the HTML that notebooks show, with a row for each comparison, see `build_verdict_table`."""
         return build_verdict_table(
             outcome,
             claim=self.claim,
@@ -165,14 +177,15 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
 
 
 class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
-    """What the paired differences of one level, of one ticket, or of a repeated search show."""
+    """A verdict from paired differences: of one level, one ticket or a repeated search."""
 
     about: _About = "ticket"
-    """What is claimed of. Records of before 2026-11-22 do not say it: then verifications are of tickets."""
+    """Subject of the verdict; in records from before 2026-11-22, which lack it, it is a ticket."""
     verdict: Annotated[Outcome, Meta(extra={"problem": f"not one of {', '.join(VERDICTS)}"})]
     difference: Number
-    """Ticket minus dense."""
+    """Mean difference of ticket and dense network, in the metric's unit."""
     interval: _Interval | None = None
+    """Confidence interval of the difference."""
     comparisons: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
@@ -181,19 +194,19 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     @property
     def claims_of(self) -> str:
-        """What the verdict is about, in words: this ticket or this procedure."""
+        """Subject of the verdict as text: this ticket or this procedure."""
         return f"this {self.about}"
 
     @property
     def answers(self) -> str:
-        """Both answers in words; empty in records that have none."""
+        """Both answers as text; empty in records without them."""
         return describe_answers(
             self.as_good_as_dense, self.better_than_controls, self.not_beaten, len(self.comparisons) > 1
         )
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed; of a record without answers, whether its one verdict decides."""
+        """Whether no more seeds are needed; in records without answers, whether the verdict is not undecided."""
         return self.verdict != "undecided" if self.as_good_as_dense is None else super().decided
 
     def _repr_html_(self) -> str:
@@ -202,18 +215,18 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):
-    """The judgement of one level of a run: over its replicates, and so about its procedure."""
+    """The verdict on one level of a run over its replicates, which is about the procedure."""
 
     about: _About = "procedure"
     level: Count
     density: Density
     p_holm: Number | None = None
-    """Corrected for the number of levels."""
+    """p-value of the claim, Holm-corrected for the number of levels."""
     rule: str = ""
-    """The tests: "pooled" (`evidence.judging.pooled_tests`); empty in records from before 2026-12, whose levels were
-    judged one by one. Such verdicts are computed again from the record's points when they are shown."""
+    """Name of the tests: "pooled" (`evidence.judging.pooled_tests`). It is empty in records from before 2026-12, whose
+    levels were tested separately; their verdicts are recomputed from the record's points for display."""
     probability: Number | None = None
-    """P(difference to dense > -margin): 1 minus the p-value that is not corrected for the number of levels; None for
+    """P(difference to dense > -margin), as 1 minus the p-value without correction for the number of levels; None for
     fewer than three replicates."""
     beside: tuple[LongerDifference, ...] = ()
-    """Networks with more training steps, that the verdict does not rest on."""
+    """Differences to networks with more training steps, which the verdict does not use."""

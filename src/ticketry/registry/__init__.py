@@ -1,21 +1,20 @@
-"""Registries: what a name stands for. Methods, scores, gates, controls, tasks, models, data and runners each have one.
+"""Registries map names to objects: methods, scores, gates, controls, tasks, models, data sets, runners and others.
 
-A name is one of three, all of which come to the same: an object in a module, imported only when it is asked for.
+Every name stands for an object in a module, which is imported when it is first requested. There are three kinds:
 
 built in
-    NAME -> ``module:object`` in the mapping that the registry is made with.
-an installed package's
+    NAME -> ``module:object`` in the mapping that the registry was created with.
+from an installed package
     NAME -> ``module:object`` in an entry point of the registry's group, in that package's pyproject.toml::
 
         [project.entry-points."ticketry.tasks"]
         moons = "my_package.tasks:Moons"
-one's own
-    ``package.module:object`` itself; modules of the current directory can be named.
+user-defined
+    ``package.module:object`` itself, which may be in the current directory.
 
-``module`` alone is the module as the object. Where the objects of a registry can be modules, one's own is named without
-a colon too: ``mine`` for ``mine.py`` in the current directory, or ``package.module``. A package whose entry point
-cannot be used is told of by its name, and stands in nobody's way: what is built in keeps its name, and every other name
-works.
+``module`` alone names the module. Registries whose objects can be modules also accept it without a colon: ``mine`` for
+``mine.py`` in the current directory, or ``package.module``. If an entry point of a package cannot be used, a warning
+names the package and all other names keep working. A package cannot replace a built-in name.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ GROUPS = {
     *("ticketry.models", "ticketry.language_models", "ticketry.data", "ticketry.runners", "ticketry.loggers"),
     "ticketry.meters",
 }
-"""Of entry points; registries add theirs, but most are made only when they are asked for."""
+"""All known groups of entry points. Registries add theirs, but most registries are created only when needed."""
 _log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """All objects of one kind, by name."""
+    """All objects of one kind, such as tasks, by name."""
 
     def __init__(
         self,
@@ -76,15 +75,16 @@ class Registry(Generic[T]):
     ) -> None:
         """
         Args:
-            kind: what the objects are, as messages say it: task, search method.
-            group: of entry points: ticketry.tasks.
-            built_in: name -> module:object, in the order of lists.
-            needs: attributes without which an object is not of this kind.
-            make: what `get` gives, of the name and the object (by default the object); may raise a `TicketryError`.
+            kind: kind of the objects, for messages: task, search method.
+            group: group of entry points: ticketry.tasks.
+            built_in: ``module:object`` of each built-in name, in the order in which they are listed.
+            needs: attributes that every object must have.
+            make: function of name and object that returns what `get` returns, by default the object. It may raise a
+                `TicketryError`.
             aliases: other name -> name of a built-in object.
-            modules: whether an object can be a module, so that the module's name alone is a name.
-            error: raised for a name that is not there, and for an object of one's own that cannot be used.
-            unknown: its message for a name that is not there; how to name one's own and the nearest name follow.
+            modules: whether objects can be modules, so that a module's name alone is valid.
+            error: class of the error for an unknown name, and for a user-defined object that cannot be used.
+            unknown: message for an unknown name; advice on user-defined names and the nearest name are appended.
         """
         self.kind = kind
         self.group = group
@@ -96,12 +96,12 @@ class Registry(Generic[T]):
         self._modules = modules
         self._error = error
         self._unknown = unknown
-        self._made: dict[str, T] = {}
-        """Of what is built in."""
+        self._built: dict[str, T] = {}
+        """Built-in objects that were requested before."""
         self._shadowed: set[_EntryPoint] = set()
 
     def names(self) -> tuple[str, ...]:
-        """What is built in, then what installed packages offer; whether that can be imported is not looked at."""
+        """Return the built-in names, then those of installed packages, without importing anything."""
         return (*self.built_in, *sorted(self._list_entry_points()))
 
     def __iter__(self) -> Iterator[str]:
@@ -111,19 +111,20 @@ class Registry(Generic[T]):
         return self.aliases.get(name, name) in self.built_in or name in self._list_entry_points()
 
     def get(self, name: str) -> T:
-        """What the name stands for.
+        """Return the object that a name stands for.
 
         Raises:
-            PluginError: if a package offers it, and it cannot be imported, is not of this kind, or is another's too.
-            TicketryError: of the registry's own class, for a name that is not there, or ``module:object`` that cannot
+            PluginError: if a package's object cannot be imported or is not of this kind, or if two packages offer the
+                name.
+            TicketryError: of the registry's `error` class, if the name is unknown, or if a user-defined object cannot
                 be imported or is not of this kind.
         """
         target, where = self.find_target(name), self.find_origin(name)
         if where == BUILT_IN:
             own = self.aliases.get(name, name)
-            if own not in self._made:
-                self._made[own] = self._check_kind_and_build(own, resolve(target))
-            return self._made[own]
+            if own not in self._built:
+                self._built[own] = self._check_kind_and_build(own, resolve(target))
+            return self._built[own]
         offered = name in self._list_entry_points()
         if not offered:
             import_from_here()
@@ -138,14 +139,14 @@ class Registry(Generic[T]):
             raise self._error(f"{self.kind} {name!r} is not known: {error}") from error
 
     def find_origin(self, name: str) -> str:
-        """Whence it is: ``built in``, or package and version, or the module of ``module:object``."""
+        """Return where an object comes from: ``built in``, package and version, or the module of ``module:object``."""
         if self.aliases.get(name, name) in self.built_in:
             return BUILT_IN
         offers = self._list_entry_points().get(name)
         return " and ".join(offer.package for offer in offers) if offers else self.find_target(name).partition(":")[0]
 
     def find_target(self, name: str) -> str:
-        """The ``module:object`` that a name stands for; raises as `get`, but imports nothing."""
+        """Return the ``module:object`` that a name stands for, without importing it. Raises as `get`."""
         offers = self._list_entry_points().get(name, [])
         if len(offers) > 1:
             which = " and ".join(f"{offer.package} ({offer.target})" for offer in offers)
@@ -162,21 +163,21 @@ class Registry(Generic[T]):
         return name
 
     def is_outside(self, name: str) -> bool:
-        """Whether the name is a package's or one's own, so that code of others runs if it is asked for."""
+        """Return whether a name stands for code outside this library: a package's or user-defined."""
         return self.aliases.get(name, name) not in self.built_in and (
             self._is_user_defined(name) or name in self._list_entry_points()
         )
 
     def _is_user_defined(self, name: str) -> bool:
-        """Whether the name is one's own object: ``module:object``, or a module where modules can be objects."""
+        """Return whether a name is user-defined: ``module:object``, or a module if objects can be modules."""
         return ":" in name or (self._modules and is_module(name))
 
     def digest_source(self, name: str) -> str:
-        """A digest of the source of an object that is not built in, for keys of what it makes; "" of one that is."""
+        """Return a digest of the source of an object, for the keys of results that depend on it; "" if built in."""
         return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
     def load_usable(self) -> dict[str, T]:
-        """Every object by its name. Packages whose objects cannot be used are told of and left out."""
+        """Return all objects by name; for a package's object that cannot be used, log a warning and omit it."""
         found = {}
         for name in self.names():
             try:
@@ -186,16 +187,17 @@ class Registry(Generic[T]):
         return found
 
     def build_unknown_error(self, name: str) -> TicketryError:
-        """The error for a name that is not there: it names the choices, and the nearest of them."""
+        """Return the error for an unknown name, which lists the choices and the nearest of them."""
         names = (*self.names(), *self.aliases)
         text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
         near = did_you_mean(name, names)
         own = "package.module or NAME for NAME.py in this folder" if self._modules else "package.module:object"
         error = self._error(f"{text}; or your own as {own}{f'; {near}' if near else ''}".rstrip())
-        error.exit_code = UsageError.exit_code  # a wrong word, whatever kind of error else is told of its kind
+        error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage, whatever the error's class
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:
+        """Check that an object has the needed attributes, and pass it through `make`."""
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
@@ -203,12 +205,12 @@ class Registry(Generic[T]):
             made: T = self._make(name, found) if self._make else found
         except TicketryError:
             raise
-        except (Exception, SystemExit) as error:  # another's class may do anything at all when it is made
+        except (Exception, SystemExit) as error:  # other people's constructors may raise anything
             raise UsageError(f"it cannot be made: {type(error).__name__}: {error}") from error
         return made
 
     def _list_entry_points(self) -> dict[str, list[_EntryPoint]]:
-        """What installed packages offer under names that are not built in."""
+        """Return the entry points of installed packages by name, without names that are built in."""
         found: dict[str, list[_EntryPoint]] = {}
         for offer in _find_entry_points(tuple(sys.path)):
             if offer.group != self.group:
@@ -226,7 +228,7 @@ class Registry(Generic[T]):
 
 
 def is_offered(name: str) -> bool:
-    """Whether an installed package offers anything of that name, of whatever kind."""
+    """Return whether an installed package offers an object of that name, of any kind."""
     return any(offer.name == name for offer in _find_entry_points(tuple(sys.path)))
 
 
@@ -237,24 +239,25 @@ class _EntryPoint:
     group: str
     name: str
     package: str
-    """Name and version."""
+    """Name and version of the package."""
     target: str
+    """The ``module:object`` that the name stands for."""
 
 
 def _warn_unknown_groups(offers: Sequence[_EntryPoint]) -> None:
-    """Warn of what a package offers and nobody looks for, for its group is another word than it should be."""
+    """Warn of entry points in groups that no registry uses, which are likely mistyped."""
     for group in sorted({offer.group for offer in offers} - GROUPS):
         package = next(offer.package for offer in offers if offer.group == group)
         near = did_you_mean(group, sorted(GROUPS))
         _log.warning(
-            "the package %s has entry points in the group %s, which is none of this library's: they are not found%s",
+            "the package %s has entry points in the group %s, which ticketry does not have: they are ignored%s",
             *(package, group, f"; {near}" if near else ""),
         )
 
 
 @lru_cache(maxsize=8)
 def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
-    """All entry points in groups of this library; `path` is sys.path, along which packages are looked for."""
+    """Return all entry points in groups of this library; packages are searched along `path` (`sys.path`)."""
     from importlib.metadata import distributions  # 20 ms, and not needed for help
 
     found: dict[str, list[_EntryPoint]] = {}
@@ -269,7 +272,7 @@ def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
                 for point in package.entry_points
                 if point.group.startswith(_PREFIX)
             ]
-        except Exception as error:  # a damaged package is no reason for the others not to work
+        except Exception as error:  # a damaged package must not break the others
             _log.warning("the entry points of the package %s cannot be read: %s: %s", name, type(error).__name__, error)
             continue
         if name.lower().replace("_", "-") not in found:

@@ -1,4 +1,4 @@
-"""The objects that ``module:object`` names."""
+"""Import the objects that ``module:object`` names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ticketry.errors import UsageError
 
 
 def import_from_here() -> None:
-    """Lets modules of the current directory be imported, as ``python -m`` does."""
+    """Put the current directory on `sys.path`, as ``python -m`` does, so that its modules can be imported."""
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
 
 
 def is_module(name: str) -> bool:
-    """Whether a name is that of a module of the current directory, or a dotted one of a package; imports nothing.
+    """Return whether a name is a module of the current directory or a dotted module of a package; imports nothing.
 
-    A plain name of an installed module does not count: it is more often a mistyped name of something else.
+    An installed module without a dot does not count, because such a name is more often a typing error.
     """
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -34,34 +34,34 @@ def is_module(name: str) -> bool:
         return False
     try:
         package = find_spec(parts[0])
-    except (ImportError, ValueError, AttributeError):  # another's package may be damaged in any way
+    except (ImportError, ValueError, AttributeError):  # a damaged package
         return False
     folders = (package.submodule_search_locations or ()) if package else ()
     return any(_find_module_file(Path(folder, *parts[1:])) for folder in folders)
 
 
 def require_user_file(name: str, found: object) -> None:
-    """Raise `UsageError` if a name means a module of the current directory, and another of that name was imported."""
+    """Raise `UsageError` if a module of that name in the current directory is shadowed by another one."""
     file, loaded = _find_user_file(name), getattr(found, "__file__", None)
     if ":" not in name and file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
         raise UsageError(f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file")
 
 
 def _find_user_file(name: str) -> Path | None:
-    """The file of a module of the current directory."""
+    """Return the file of a module in the current directory, or None."""
     return _find_module_file(Path(os.getcwd(), *name.split(".")))
 
 
 def _find_module_file(path: Path) -> Path | None:
-    """The file of a module or package whose path without suffix is given."""
+    """Return the file of a module or package from its path without suffix, or None."""
     return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 
 def load(target: str) -> Any:
-    """The object that ``module:object`` names, or the module.
+    """Import and return the object that ``module:object`` names, or the module that ``module`` names.
 
     Raises:
-        UsageError: if the module cannot be imported, or has no such object.
+        UsageError: if the module cannot be imported or has no such object.
     """
     name, _, path = target.partition(":")
     try:
@@ -71,12 +71,12 @@ def load(target: str) -> Any:
             raise _import_failed(name, error) from error
         file = getattr(sys.modules[name], "__file__", None)
         raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
-    except (Exception, SystemExit) as error:  # another's module may do anything at all
+    except (Exception, SystemExit) as error:  # other people's modules may raise anything
         raise _import_failed(name, error) from error
 
 
 def resolve(target: str) -> Any:
-    """What `load` gives; raises what importing and looking it up raise."""
+    """Return what `load` returns, but pass on every error of the import unchanged."""
     name, colon, path = target.partition(":")
     found: Any = importlib.import_module(name)
     if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):

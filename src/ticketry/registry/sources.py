@@ -1,10 +1,10 @@
-"""Digests of source that is not the library's, for keys of what it makes.
+"""Digests of the source of user-defined code, for the keys of results that depend on it.
 
-Seen are the module itself and what it reaches by import statements, those in functions too: other modules of its
-package, and of the folder that it is imported from. Not seen are other packages that are installed, modules that are
-imported by a name made at run time, the ``__init__`` of packages on the way, and files that it reads. Which of them are
-loaded at the moment plays no part, so that a digest is the same in every process. But a module that is loaded goes on
-as it was when its file is edited, as in a notebook: its source is then the one that runs, see `read_module_source`.
+A digest covers the module itself and all modules that it reaches by import statements, including those in functions:
+other modules of its package, and of the folder that it is imported from. It does not cover other installed packages,
+modules imported by a name computed at run time, the ``__init__`` of packages on the way, or data files. A digest is
+the same in every process, because it does not depend on which modules are loaded. One exception: if a file is edited
+after its module was loaded, as in a notebook, the digest is of the source that runs, see `read_module_source`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _log = logging.getLogger(__name__)
 
 
 def digest_source(target: str, *objects: object) -> str:
-    """sha256 of the source of what ``module:object`` names: of its module, of those that define the objects, and of
-    what these reach; this library's own source is not looked at.
+    """Return the sha256 of the source behind ``module:object``, without this library's own source.
+
+    It covers the module, the modules that define the object and `objects`, and all modules that these reach.
 
     Raises:
-        UsageError: if a module cannot be imported, or has no source file.
+        UsageError: if a module cannot be imported or has no source file.
     """
     return _digest_modules({target.partition(":")[0]} | _defining_modules(load(target), *objects))
 
 
 def digest_defining_source(*objects: object) -> str:
-    """sha256 of the source of the modules that define the objects, and of what these reach; "" if they are all this
-    library's, or have no file, as at a prompt and in a notebook.
+    """Return the sha256 of the source of the modules that define objects, and of the modules that these reach.
+
+    It is "" if the modules are all this library's or have no file, as at a prompt and in a notebook.
     """
     return (
         _digest_modules(modules)
@@ -47,7 +49,7 @@ def digest_defining_source(*objects: object) -> str:
 
 
 def find_reached_modules(target: str) -> set[str]:
-    """The modules of what ``module:object`` names, and those that they reach by import statements.
+    """Return the modules that define ``module:object``, and those that they reach by import statements.
 
     Raises:
         UsageError: if the module cannot be imported.
@@ -57,24 +59,27 @@ def find_reached_modules(target: str) -> set[str]:
 
 
 def _defining_modules(*objects: object) -> set[str]:
-    """The modules that define objects, without those of this library."""
+    """Return the modules that define objects, without those of this library."""
     modules = {one.__name__ for one in objects if isinstance(one, ModuleType)}
     names = {getattr(one, "__module__", None) for one in objects} | modules
     return {name for name in names if name in sys.modules and not _is_library_module(name)}
 
 
 def _digest_modules(modules: Iterable[str]) -> str:
+    """Return the sha256 of the source of modules, and of the modules that these reach."""
     found = hashlib.sha256()
     for name in sorted(modules):
         file = _find_source_file(name)
         if file is None:
-            raise UsageError(f"{name} has no source file, without which its results have no key")
+            raise UsageError(
+                f"{name} has no source file, so that its results cannot have a key: define it in a .py file"
+            )
         found.update(read_module_source(name, file))
     return add_reached_modules(found, modules).hexdigest()
 
 
 def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
-    """A digest of modules, with the names and the source of those that they reach; as it is where they reach none."""
+    """Add the names and sources of all modules that `modules` reach to a digest, and return it."""
     for name, file in sorted(_find_reached(modules).items()):
         found.update(f"\0{name}\0".encode())
         found.update(read_module_source(name, file))
@@ -82,13 +87,15 @@ def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib
 
 
 _loaded_sources: dict[tuple[str, Path], tuple[object, bytes]] = {}
-"""Of each module and its file: what it was loaded as when its source was first read (None if it was not), and that."""
+"""Loaded spec (None if not loaded) and source of each module and file, when the source was first read."""
 
 
 def read_module_source(name: str, file: Path) -> bytes:
-    """The source that a module has in this process: of the file, or what it was before it was edited under a module
-    that is loaded and has not been loaded again. That is told, once an edit: else results of the code that runs would
-    be kept as those of code that nobody has run, and every later process would take them for its own.
+    """Return the source that a module runs in this process.
+
+    This is the content of its file. If the file was edited after the module was loaded, it is the source before the
+    edit, and a warning is logged once per edit. Otherwise results of the old code would be stored under the key of the
+    new code, and later processes would use them.
     """
     source = file.read_bytes()
     module = sys.modules.get(name)
@@ -105,14 +112,14 @@ def read_module_source(name: str, file: Path) -> bytes:
 @lru_cache(maxsize=256)
 def _warn_of_edit(name: str, file: Path, source: str) -> None:
     _log.warning(
-        "%s was edited after this process had loaded %s: what runs is the source before, and so results are kept under"
-        " it; importlib.reload, or a new process, takes the new one",
+        "%s was edited after this process had loaded %s: the source before the edit runs, and results are stored under"
+        " its digest; to use the new source, call importlib.reload or start a new process",
         *(file, name),
     )
 
 
 def _find_source_file(module: str) -> Path | None:
-    """Where the source of a module is that was imported; None if it was not, or from no such file."""
+    """Return the source file of an imported module; None if it is not imported or has no .py file."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return Path(file) if file and file.endswith(".py") else None
 
@@ -121,12 +128,12 @@ def _is_library_module(module: str) -> bool:
     return module.partition(".")[0] == "ticketry"
 
 
-# -- what a module reaches ---------------------------------------------------------------------------------------------
+# -- modules reached by imports ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A module by its name and file, with the folder that it is imported from."""
+    """A module: its name and file, and the folder that it is imported from."""
 
     name: str
     file: Path
@@ -134,11 +141,11 @@ class _Module:
 
     @property
     def package(self) -> str:
-        """What its relative imports are relative to."""
+        """The package that its relative imports refer to."""
         return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
 
     def sibling(self, name: str) -> _Module | None:
-        """The module of a name in the same folder; None if none is there, or if it is of another installed package."""
+        """Return a module by name from the same folder; None if missing or in another installed package."""
         first = name.partition(".")[0]
         if _is_library_module(name) or (first != self.name.partition(".")[0] and _is_package_folder(self.root)):
             return None
@@ -148,9 +155,9 @@ class _Module:
 
 
 def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
-    """Name and file of every module that others, which are imported, reach by import statements; without themselves."""
-    begun = [found for name in modules if (found := _find_imported_module(name))]
-    seen, waiting = {found.file: found for found in begun}, list(begun)
+    """Return name and file of every other module that imported modules reach by import statements."""
+    roots = [found for name in modules if (found := _find_imported_module(name))]
+    seen, waiting = {found.file: found for found in roots}, list(roots)
     while waiting:
         module = waiting.pop()
         for names in _parse_imports(read_module_source(module.name, module.file), module.package):
@@ -158,11 +165,11 @@ def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
             if found and found.file not in seen:
                 seen[found.file] = found
                 waiting.append(found)
-    return {found.name: found.file for found in seen.values() if found not in begun}
+    return {found.name: found.file for found in seen.values() if found not in roots}
 
 
 def _find_imported_module(name: str) -> _Module | None:
-    """None for one that was not imported from a file of its name in a folder."""
+    """Return an imported module with its file; None if its file and name do not match."""
     file = _find_source_file(name)
     if file is None:
         return None
@@ -178,25 +185,26 @@ def _find_imported_module(name: str) -> _Module | None:
 
 @lru_cache(maxsize=256)
 def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
-    """The names of what a module imports, wherever in it: of each the names that it may have, the likeliest first."""
+    """Return what a module imports, anywhere in its source: for each import its possible names, likeliest first."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # of another Python: whoever imports it is told
+    except (SyntaxError, ValueError):  # for another Python version; importing it raises the error
         return ()
     return tuple(names for node in ast.walk(tree) for names in _imported_names(node, package))
 
 
 def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
+    """Yield the possible module names of each import of a statement."""
     if isinstance(node, ast.Import):
         yield from ((alias.name,) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
         parts = package.split(".") if node.level else []
         base = ".".join([*parts[: len(parts) + 1 - node.level], *([node.module] if node.module else [])])
         for alias in node.names if base else ():
-            yield (base,) if alias.name == "*" else (f"{base}.{alias.name}", base)  # a module, or what is in one
+            yield (base,) if alias.name == "*" else (f"{base}.{alias.name}", base)  # a module, or an object in one
 
 
 @lru_cache(maxsize=64)
 def _is_package_folder(folder: Path) -> bool:
-    """Whether packages are installed in a folder, so that what lies beside a package there is not its own."""
+    """Return whether packages are installed in a folder, so that modules next to a package do not belong to it."""
     return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))

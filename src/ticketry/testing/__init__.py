@@ -1,4 +1,4 @@
-"""Contract tests that every method and score must pass, yours too: call them from a test of your own.
+"""Contract tests for search methods and scores, built-in or custom: call them from your own tests.
 
 >>> from ticketry.testing import check_score, check_search
 >>> check_search(my_module, tmp_path)  # doctest: +SKIP

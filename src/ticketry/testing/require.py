@@ -1,4 +1,4 @@
-"""A broken promise, told in words."""
+"""The check that contract tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a score."""
+"""Check that a pruning score keeps its contract."""
 
 from __future__ import annotations
 
@@ -23,21 +23,29 @@ def check_score(
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
 ) -> None:
-    """Check that a score keeps its contract on a model (by default a small convolutional network with norms).
+    """Check that a score keeps its contract on a model.
 
-    A tensor of real numbers, infinite ones too, for each parameter in scope and no other, in its shape; the same for
-    the same seed; all as before: the values of weights and buffers, the objects that are parameters,
-    which of them are trained, gradients, modes, hooks, random numbers, and whether gradients are taken; and usable by
-    `prune` at any density.
+    - It returns a tensor for each parameter in scope and no other, of the parameter's shape. The values are real and
+      may be infinite, but not NaN.
+    - The same seed gives the same scores.
+    - It leaves the model unchanged: weights, buffers, gradients, parameter objects and which of them require gradients,
+      modes, hooks. It also leaves random states and the gradient mode unchanged.
+    - `prune` meets any density with it.
+
+    Args:
+        score: name of a score, or the function.
+        model: model to score; by default a small convolutional network with batch norm.
+        batches: batches that the score gets.
+        loss: loss that the score gets.
 
     Raises:
-        AssertionError: saying which promise is broken.
+        AssertionError: if a promise is broken; the message names it.
     """
     function = get(score)
     model = _small_network() if model is None else model
     known = scope_of(model)
     kept = None if batches is None else list(batches)
-    with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it is; and again afterwards, whatever the score does
+    with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores the gradient mode afterwards
         before, values = _snapshot(model), _copy_state(model)
         first = function(model, known, batches=kept, loss=loss, seed=0)
         after = _snapshot(model)
@@ -66,7 +74,7 @@ def _small_network() -> nn.Module:
 
 
 def _snapshot(model: nn.Module) -> dict[str, object]:
-    """All that a score could change beside values, by what the promise calls it."""
+    """Return all state besides values that a score could change, by its description in messages."""
     parameters, modules = dict(model.named_parameters()), list(model.modules())
     return {
         "the objects that are parameters": {name: id(one) for name, one in parameters.items()},
@@ -80,8 +88,8 @@ def _snapshot(model: nn.Module) -> dict[str, object]:
     }
 
 
-def _list_hooks(of: nn.Module | nn.Parameter) -> dict[str, list[int]]:
-    found = {name: getattr(of, name, None) for name in dir(of) if name.endswith("_list_hooks")}
+def _list_hooks(owner: nn.Module | nn.Parameter) -> dict[str, list[int]]:
+    found = {name: getattr(owner, name, None) for name in dir(owner) if name.endswith("_list_hooks")}
     return {name: list(hooks) for name, hooks in found.items() if isinstance(hooks, dict) and hooks}
 
 

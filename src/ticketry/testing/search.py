@@ -1,4 +1,4 @@
-"""The contract of a search."""
+"""Check that a search method keeps its contract."""
 
 from __future__ import annotations
 
@@ -41,30 +41,32 @@ def check_search(
     task: str | Task | None = None,
     recipe: Recipe | None = None,
 ) -> list[Found]:
-    """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
+    """Check that a search method keeps its contract on a small real task (digits, 60 steps), and return its networks.
 
-    - The dense network comes first, then tickets of rising level, each trained under its mask; densities are as asked,
-      to the element.
-    - Its controls can be trained as a ticket is, with whatever acts on it, under another mask.
-    - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
-    - Pruned weights are exactly 0 at every step, optimiser state included.
-    - The same seeds give the same bits; other seeds give others.
-    - Interrupted in the middle of a training of each kind (dense, masked, with a variant of one's own) and run again,
-      it goes on: the same bits, and no finished segment trained twice.
-    - The test split is never looked at.
-    - A ticket whose mask needs no ticket before it names in `searched` what it needs. Of a method with a setting
-      `density` of several fractions that is seen: a ticket that has the same mask where no other is asked for.
+    - The dense network comes first, then tickets of rising level, each trained under its mask. Requested densities are
+      met to the element.
+    - Controls can be trained like a ticket, with the same variants of training, under another mask.
+    - A ticket that is trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for
+      bit.
+    - Pruned weights are exactly 0 at every step, including optimiser state.
+    - The same seeds give the same bits; other seeds give different ones.
+    - If it is interrupted in the middle of a training of each kind (dense, masked, with a custom variant) and run
+      again, it resumes with the same bits and trains no finished segment twice.
+    - It never reads the test split.
+    - A ticket whose mask needs no earlier ticket lists in `searched` the trainings that it needs. This is checked for
+      methods whose setting `density` takes several fractions: the ticket must have the same mask when only its own
+      density is requested.
 
     Args:
-        method: a name, or what `Method.of` takes: a module with `Settings` and `search`, for one.
-        folder: an empty folder for stores.
-        settings: the method's settings; its defaults if left out.
-        densities: the density of each ticket, if the method promises them.
-        task: other than digits, as a name or an object.
-        recipe: other than the task's, cut to 60 steps.
+        method: name of a method, or an argument of `Method.of`, such as a module with `Settings` and `search`.
+        folder: empty folder for stores.
+        settings: settings of the method; by default its defaults.
+        densities: density of each ticket, if the method promises them.
+        task: task to search on, as a name or an object; by default digits.
+        recipe: recipe of training; by default the task's, shortened to 60 steps.
 
     Raises:
-        AssertionError: saying which promise is broken.
+        AssertionError: if a promise is broken; the message names it.
     """
     trial = _Trial(method, settings, catalogue.asked(task or "digits"), recipe)
     with Lab(folder / "first") as lab, _check_every_step():
@@ -76,16 +78,18 @@ def check_search(
         trained, middles = lab.ledger.segments_trained, _select_trainings(lab)
         _check_searched(lab, trial, found)
     bits = _result_digests(found)
-    if _result_digests(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
-        require(_result_digests(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
+    if _result_digests(trial.run_in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
+        require(_result_digests(trial.run_in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
-    require(_result_digests(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
+    require(
+        _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks"
+    )
     _check_resume(trial, folder / "interrupted", bits, trained, middles)
     return found
 
 
 class _Trial:
-    """One replicate of a method under fixed settings."""
+    """One replicate of a method with fixed settings."""
 
     def __init__(
         self, method: str | Method | ModuleType | type, settings: Any, task: Task, recipe: Recipe | None
@@ -99,11 +103,11 @@ class _Trial:
         self.recipe = recipe or task.recipe.changed(length=_QUICK)
 
     def run(self, lab: Lab, seeds: Seeds | None = None, task: Task | None = None, settings: Any = None) -> list[Found]:
-        """What the first replicate finds."""
+        """Run the search and return its networks, for the first replicate by default."""
         own = self.settings if settings is None else settings
         return list(self.method.search(lab, task or self.task, self.recipe, own, seeds or Seeds()))
 
-    def in_new_lab(self, folder: Path, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
+    def run_in_new_lab(self, folder: Path, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
         with Lab(folder) as lab:
             return self.run(lab, seeds, task)
 
@@ -160,7 +164,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
 
 
 def _check_start(lab: Lab, ticket: Found) -> None:
-    """Level 0's weights times the mask, the invariant that open_lth asserts."""
+    """Check that a rewound ticket starts at level 0's weights times the mask, as open_lth asserts."""
     if ticket.retrain not in REWINDING:
         return
     assert ticket.mask is not None
@@ -169,7 +173,7 @@ def _check_start(lab: Lab, ticket: Found) -> None:
     start = lab.state(lab.train(segment.until(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
-    masked = _first_parameter_names(segment.task)  # a mask has a shared parameter once
+    masked = _first_parameter_names(segment.task)  # a mask lists a shared parameter once
     for name, tensor in start.items():
         kept = mask.get(masked[name])
         wanted = dense[name] if kept is None else dense[name] * kept
@@ -177,7 +181,7 @@ def _check_start(lab: Lab, ticket: Found) -> None:
 
 
 def _first_parameter_names(task: Task) -> dict[str, str]:
-    """Each tensor of the task's network by name -> the first of the names that it has."""
+    """Return the first name of each tensor of the task's network, by any of its names."""
     first: dict[int, str] = {}
     named = task.build().state_dict(keep_vars=True).items()
     return {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
@@ -191,8 +195,10 @@ def _check_end(lab: Lab, ticket: Found) -> None:
 
 
 def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
-    """Without `searched` all tickets before one are charged to it, as those of iterative pruning: so it is told of a
-    ticket of the sparsest density that has the same mask alone and behind a denser one."""
+    """Check that the sparsest ticket sets `searched` if its mask is the same with and without denser tickets before it.
+
+    Without `searched`, the trainings of all earlier tickets count as its search cost, as in iterative pruning.
+    """
     asked = getattr(trial.settings, "density", None)
     if found[-1].searched or not (isinstance(asked, tuple) and asked and all(isinstance(one, float) for one in asked)):
         return
@@ -211,7 +217,7 @@ def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
 def _check_resume(
     trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
 ) -> None:
-    """Stop in the middle of each of the trainings `middles`, in one store, and go on; its state is stored there."""
+    """Check that a search resumes after a stop in the middle of each of the trainings `middles`."""
     done, left, stopped = 0, set(middles), True
     while stopped:
         stopped = False
@@ -238,7 +244,7 @@ def _check_resume(
 
 
 def _select_trainings(lab: Lab) -> set[str]:
-    """The keys of a lab's trainings: of each set of variants of training the first that has a middle."""
+    """Return the keys of a lab's trainings: the first of two or more steps for each set of variants of training."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
         trajectory, _, last = key.rpartition("@")
