@@ -298,6 +298,7 @@ for _shared in (
     TicketryError,
     UsageError,
     MaskError,
+    ScopeError,
     StructureError,
     EngineError,
     CaptureError,

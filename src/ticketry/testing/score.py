@@ -89,7 +89,7 @@ def _snapshot(model: nn.Module) -> dict[str, object]:
 
 
 def _list_hooks(owner: nn.Module | nn.Parameter) -> dict[str, list[int]]:
-    found = {name: getattr(owner, name, None) for name in dir(owner) if name.endswith("_list_hooks")}
+    found = {name: getattr(owner, name, None) for name in dir(owner) if name.endswith("_hooks")}
     return {name: list(hooks) for name, hooks in found.items() if isinstance(hooks, dict) and hooks}
 
 
