@@ -248,7 +248,7 @@ CASES = {
     "spare another model's module": Advice("give modules of this very model, or their names", _spared, _own_module),
     "misspelt name": Advice(
         "did you mean",
-        lambda: tk.scope(nn.Sequential(nn.Linear(4, 4)), spare=["0.wieght"], include=["0.bias"]),
+        lambda: tk.scope(nn.Sequential(nn.Linear(4, 4)), spare=["0.wght"], include=["0.bias"]),
         lambda: tk.scope(nn.Sequential(nn.Linear(4, 4)), spare=["0.weight"], include=["0.bias"]),
     ),
     "scope of names": Advice(

@@ -294,16 +294,6 @@ class BudgetWarning(UserWarning):
     """
 
 
-for _shared in (
-    TicketryError,
-    UsageError,
-    MaskError,
-    ScopeError,
-    StructureError,
-    EngineError,
-    CaptureError,
-    GraphError,
-    ModelFileError,
-    MissingExtraError,
-):
-    _shared.__module__ = __name__  # tracebacks and pickles name the module that users import them from
+for _shared in list(globals().values()):
+    if isinstance(_shared, type) and issubclass(_shared, TicketryError):
+        _shared.__module__ = __name__  # tracebacks and pickles name the module that users import them from

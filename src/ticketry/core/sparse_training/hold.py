@@ -133,6 +133,7 @@ class Hold:
         parameters: list[Tensor] = [part(held.parameter) for held in self._held.values()]
         kept = [held.kept_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
         torch._foreach_mul_(parameters, kept)
+        torch.clear_autocast_cache()  # it has weights as they were before
 
     # -- the promise -----------------------------------------------------------------------------------------------
 

@@ -102,6 +102,9 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
         parameters: name -> parameter, those that masks may be of.
         forward: computes the loss of a batch, a scalar.
 
+    Raises:
+        UsageError: if no gradient reaches a parameter.
+
     Examples:
         >>> layer, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
         >>> found = tk.meters.flops_by_weight({"weight": layer.weight}, lambda: layer(x).sum())
