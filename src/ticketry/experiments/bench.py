@@ -29,7 +29,7 @@ from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
-from ticketry_engine.bench.compare import compare, timed_layers
+from ticketry_engine.bench.compare import compare, time_layers
 from ticketry_engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
 from ticketry_engine.bench.machine import check_cores, choose_cores
 from ticketry_engine.bench.timing import Timing
@@ -154,7 +154,7 @@ def execute_bench(
         contenders += [Shrunk(engine, small) for engine in dense]
     found = [_compared(source, options, contenders, batch, _at(batch, say)) for batch in options.batch]
     last = at_batch(source.inputs, options.batch[-1])[0]
-    layers = timed_layers(fast, source.model, source.mask, last, options.precision)
+    layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
         **_head(source, options, store, command),
         structure="channel-wise" if small is not None else "unstructured or group-wise",

@@ -1,5 +1,5 @@
-"""Timing side by side, in one process: dense engines, and what the sparse ones save against the fastest of them.
+"""Times dense and sparse engines side by side in one process; time saved is against the fastest dense engine.
 
-`dense` and `runtimes` have the dense engines, `rivals` all of them by name, `compare` runs them in turns, `timing` says
-what a sample is, `curve` draws time against density. Outputs are compared with eager torch before anything is timed.
+`workload` has the model and inputs, `dense_engines` the engines to compare with, `timing` the samples and statistics,
+`compare` the comparison, `machine` the processor and its cores. Outputs are compared with eager torch before timing.
 """

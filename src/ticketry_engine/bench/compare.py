@@ -1,4 +1,4 @@
-"""One case, many engines: prepared, checked against eager torch, timed in turns, and what the sparse ones save."""
+"""Compares engines on one case: prepares them, checks outputs against eager torch, and times them alternately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from ticketry_engine.bench.dense_engines import Call, Contender, UnavailableError
-from ticketry_engine.bench.machine import can_pin, choose_cores, kept_on, machine
+from ticketry_engine.bench.machine import can_pin, choose_cores, machine, pin_for_block
 from ticketry_engine.bench.timing import Samples, Timing, median_interval, quartiles, take
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.compiled import Compiled, compile
@@ -26,12 +26,12 @@ from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
 from ticketry_engine.support.modules import masked_parameters
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-"""The largest relative error of an engine that is timed."""
+"""Largest relative error with which an engine is timed."""
 
 
 @dataclass
-class _Entry:
-    """A contender on its way."""
+class _ContenderState:
+    """A contender, and what is known about it so far."""
 
     contender: Contender
     call: Call | None = None
@@ -49,40 +49,40 @@ def compare(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Timed:
-    """Time all contenders on one case, in turns, with the same threads on the same cores.
+    """Time all contenders on one case alternately, with the same threads on the same cores.
 
-    A contender that cannot be had, fails, or whose outputs are wrong is not timed; its row says why.
+    A contender that is unavailable, fails or has wrong outputs is not timed; its row states the reason.
 
     Args:
-        required: names of contenders that are an error where they cannot be had.
-        on_cores: as many as threads; the idlest if not given.
-        say: is told what is done now.
+        required: names of contenders whose absence is an error.
+        on_cores: one core for each thread; the idlest ones by default.
+        say: is called with progress messages.
 
     Raises:
-        UsageError: for more threads than cores, or two contenders of one name.
-        EngineError: if a required contender is not to be had, if a sparse one fails or is wrong, or if no dense engine
-            can run the model.
+        UsageError: for more threads than cores.
+        EngineError: if two contenders have the same name, a required one is missing, a sparse one fails or is wrong, or
+            no dense engine can run the model.
     """
     timing = timing or Timing()
     chosen = tuple(on_cores) if on_cores is not None else choose_cores(case.threads)
-    _distinct(contenders)
+    _check_names_differ(contenders)
     case = case.of(copy.deepcopy(case.model))
     with _threads(case.threads):
-        # Not yet on their cores: OpenVINO counts, once in a process, those that it may use.
+        # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
-        entries = [_prepared(contender, case, expected, required, say) for contender in contenders]
+        entries = [_prepare(contender, case, expected, required, say) for contender in contenders]
         ready = {
             entry.contender.name: partial(entry.call, *case.args, **case.kwargs)
             for entry in entries
             if entry.call is not None
         }
         if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
-            told = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
-            raise EngineError(f"no dense engine can be timed ({told})")
+            reasons = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
+            raise EngineError(f"no dense engine can be timed ({reasons})")
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
-        with kept_on(chosen):
+        with pin_for_block(chosen):
             samples = take(ready, timing, last_cache())
-    times = tuple(_row(entry, samples.get(entry.contender.name), timing) for entry in entries)
+    times = tuple(_to_engine_time(entry, samples.get(entry.contender.name), timing) for entry in entries)
     packages = {package for contender in contenders for package in _versions(contender)}
     return Timed(
         batch=case.batch,
@@ -93,39 +93,39 @@ def compare(
         cold=timing.cold,
         clock=timing.clock,
         times=times,
-        saved=_all_saved(times, timing),
+        saved=_compute_savings(times, timing),
         machine=machine(sorted(packages | {"torch", "ticketry"})),
         fastest_dense=_fastest(times).engine,
     )
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
-    """What one engine saves against another, of samples that were taken in the same rounds."""
-    ours, theirs = _by(time_of, timing.clock), _by(base, timing.clock)
+    """Return the share of time that one engine saves against another, from samples of the same rounds."""
+    ours, theirs = _samples_of_clock(time_of, timing.clock), _samples_of_clock(base, timing.clock)
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
     return Saved(time_of.engine, base.engine, found.median, found.low, found.high, found.confidence)
 
 
-def _all_saved(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
+def _compute_savings(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
     base = _fastest(times)
     return tuple(saved_against(row, base, timing) for row in times if row.sparse and row.timed)
 
 
 def _fastest(times: Sequence[EngineTime]) -> EngineTime:
-    """The fastest dense engine, of which at least one was timed."""
+    """Return the fastest dense engine; at least one was timed."""
     return min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
 
 
-def _by(row: EngineTime, clock: str) -> tuple[float, ...]:
+def _samples_of_clock(row: EngineTime, clock: str) -> tuple[float, ...]:
     return row.wall if clock == "wall" else row.cpu
 
 
-def _prepared(
+def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
-) -> _Entry:
-    """Ready to be timed, and right; or with a reason why not."""
-    entry = _Entry(contender)
+) -> _ContenderState:
+    """Prepare a contender and check its outputs; its state has a call, or the reason why it is not timed."""
+    entry = _ContenderState(contender)
     if contender.model is not None:
         case = case.of(contender.model)
         expected = case.reference()
@@ -145,7 +145,7 @@ def _prepared(
         return entry
     tolerance = TOLERANCE[case.precision]
     if entry.error > tolerance:
-        # Some untrained networks enlarge rounding beyond that, in torch too: two such may differ by both errors.
+        # Some untrained networks amplify rounding errors, also in torch; two results may then differ by both errors.
         tolerance = max(tolerance, 2 * case.rounding())
     if entry.error <= tolerance:
         entry.call = call
@@ -156,7 +156,7 @@ def _prepared(
     return entry
 
 
-def _row(entry: _Entry, samples: Samples | None, timing: Timing) -> EngineTime:
+def _to_engine_time(entry: _ContenderState, samples: Samples | None, timing: Timing) -> EngineTime:
     low, seconds, high = quartiles(samples.by(timing.clock)) if samples else (None, None, None)
     return EngineTime(
         engine=entry.contender.name,
@@ -177,11 +177,11 @@ def _row(entry: _Entry, samples: Samples | None, timing: Timing) -> EngineTime:
 def _versions(contender: Contender) -> dict[str, str]:
     try:
         return contender.versions()
-    except ImportError:  # not installed: it was not timed
+    except ImportError:  # not installed, so not timed
         return {}
 
 
-def _distinct(contenders: Sequence[Contender]) -> None:
+def _check_names_differ(contenders: Sequence[Contender]) -> None:
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise EngineError(f"two contenders have one name: {', '.join(names)}")
@@ -197,13 +197,13 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def timed_layers(
+def time_layers(
     fast: Compiled, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, precision: str
 ) -> list[SpeedLayer]:
-    """Each layer with its seconds, and with those in the same engine with nothing pruned.
+    """Return each layer with its seconds, and the seconds of the same layer unpruned in the same engine.
 
-    Both are of one thread, medians of a few calls; they are not taken in turns, so small differences mean nothing.
-    A layer that the dense model does not have by that name has None.
+    Both are medians of a few calls on one thread. They are not alternated, so small differences mean nothing. A layer
+    without a counterpart of that name in the unpruned model has None.
     """
     whole = cast("Compiled", compile(unpruned(model, mask), None, inputs, threads=1, precision=precision))
     dense = {layer.name: layer.seconds for layer in whole.profile(inputs)}
@@ -211,7 +211,7 @@ def timed_layers(
 
 
 def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """A copy with numbers in the place of pruned weights, so that no layer is sparse: good for its time alone."""
+    """Return a copy with random numbers as pruned weights, so that no layer is sparse; useful only for timing."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in masked_parameters(filled, mask).items():
         noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)

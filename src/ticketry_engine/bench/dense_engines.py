@@ -1,8 +1,8 @@
 """Dense engines to compare with: torch eager, channels_last, torch.compile with freezing, ONNX Runtime and OpenVINO.
 
-An engine is prepared for one case and then called with the case's inputs, its threads pinned down and nothing of it
-left spinning. In bf16 the weights of torch's three are bfloat16; inputs come and outputs go as float32, and the
-conversions are part of the time, as are changes of layout.
+An engine is prepared for one case and then called with the case's inputs, with a fixed number of threads that do not
+spin between calls. In bf16 torch's three engines have bfloat16 weights. Inputs and outputs are always float32; their
+conversions and changes of layout count as part of the time.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from ticketry_engine.export import first_line, quiet
 from ticketry_engine.processor import computes_in_bf16
 
 Call = Callable[..., Any]
-"""Takes the case's inputs, returns outputs."""
+"""A function from the case's inputs to outputs."""
 
 Infer = Callable[[dict[str, Any]], Sequence[Any]]
-"""From arrays by the names of inputs to those of the outputs, in order."""
+"""A function from arrays by input name to the output arrays, in order."""
 
 
 class UnavailableError(EngineError):
-    """An engine that this machine or this number format does not have; the message says why, in a few words."""
+    """Raised if an engine is not available on this machine or in this number format; the message says why."""
 
 
 class Contender(Protocol):
-    """What can be timed."""
+    """An engine that can be timed."""
 
     @property
     def name(self) -> str:
-        """As tables have it."""
+        """Name in tables."""
 
     @property
     def sparse(self) -> bool:
-        """Whether it makes use of zeros; what it saves is told against the fastest that does not."""
+        """Whether it exploits zeros; time saved is reported against the fastest engine that does not."""
 
     @property
     def model(self) -> nn.Module | None:
-        """The model that it runs, where that is not the case's: its outputs are compared with that one's."""
+        """The model it runs if not the case's; its outputs are compared with those of this model."""
 
     def prepare(self, case: Case) -> Call:
-        """Everything that is done once: compile, pack. `case` has the contender's own model, if it has one.
+        """Do everything that is done once, such as compiling and packing; `case` has the contender's `model` if set.
 
         Raises:
-            UnavailableError: if it cannot be had here.
+            UnavailableError: if the engine is not available here.
             EngineError: if it cannot run the model.
         """
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries that it runs on."""
+        """Return the versions of its libraries."""
 
 
 class Eager:
-    """torch as it is, in its default layout."""
+    """Eager torch in the default layout."""
 
     name: ClassVar[str] = "eager"
     sparse: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class Eager:
     layout: ClassVar[torch.memory_format] = torch.contiguous_format
 
     def prepare(self, case: Case) -> Call:
-        return _converted(_in_precision(case, self.layout), case, self.layout, torch.inference_mode)
+        return _with_conversions(_copy_in_precision(case, self.layout), case, self.layout, torch.inference_mode)
 
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
@@ -86,14 +86,14 @@ class ChannelsLast(Eager):
 
     def prepare(self, case: Case) -> Call:
         if not _has_images(case):
-            raise UnavailableError("the inputs are no images [n, c, h, w]")
+            raise UnavailableError("the inputs are not images [n, c, h, w]")
         return super().prepare(case)
 
 
-class Compiled(Eager):
+class TorchCompile(Eager):
     """torch.compile: Inductor with freezing, which folds norms and packs weights; images in channels_last.
 
-    In the default layout a ResNet-18 takes a quarter more; `max_autotune` and the C++ wrapper change nothing.
+    This was the fastest of the settings tried; `max_autotune` and the C++ wrapper made no difference.
     """
 
     name = "compile"
@@ -102,11 +102,11 @@ class Compiled(Eager):
         if not any(shutil.which(one) for one in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if one):
             raise UnavailableError("no C++ compiler on this machine")
         layout = torch.channels_last if _has_images(case) else torch.contiguous_format
-        model = _in_precision(case, layout)
+        model = _copy_in_precision(case, layout)
         compiled: Call = torch.compile(model, fullgraph=False, dynamic=False, options={"freezing": True})
-        run = _converted(compiled, case, layout, torch.no_grad)
+        run = _with_conversions(compiled, case, layout, torch.no_grad)
         try:
-            # Else the ninth shape of one class of modules would silently run in eager torch.
+            # With the default limit the ninth shape of a module class would silently run in eager torch.
             with (
                 quiet(),
                 torch._dynamo.config.patch(
@@ -123,8 +123,8 @@ def _has_images(case: Case) -> bool:
     return any(tensor.dim() == 4 for tensor in case.tensors)
 
 
-def _in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
-    """A copy of the model with weights in the case's number format and this layout."""
+def _copy_in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
+    """Return a copy of the model with weights in the case's number format and this layout."""
     model = copy.deepcopy(case.model).requires_grad_(False)
     if case.precision == "bf16":
         model = model.to(torch.bfloat16)
@@ -135,8 +135,8 @@ def _in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
     return model
 
 
-def _converted(function: Call, case: Case, layout: torch.memory_format, mode: Callable[[], Any]) -> Call:
-    """The call with inputs brought into format and layout, and outputs to float32."""
+def _with_conversions(function: Call, case: Case, layout: torch.memory_format, mode: Callable[[], Any]) -> Call:
+    """Wrap a call: convert inputs to number format and layout, and outputs to float32."""
     half = case.precision == "bf16"
 
     def convert(leaf: Any) -> Any:
@@ -160,12 +160,12 @@ def _converted(function: Call, case: Case, layout: torch.memory_format, mode: Ca
 
 
 class Shrunk:
-    """A dense engine on the physically smaller model of a channel-wise mask: sparse, with no sparse kernels."""
+    """A dense engine that runs the physically smaller model of a channel-wise mask; it counts as sparse."""
 
     sparse: ClassVar[bool] = True
 
     def __init__(self, engine: Contender, small: nn.Module, model: nn.Module | None = None) -> None:
-        """`model` is the masked one, whose outputs these are to be, where that is not the case's."""
+        """`model` is the masked model whose outputs are expected, if it is not the case's."""
         self.name, self.model = f"{engine.name}, shrunk", model
         self._engine, self._small = engine, small
 
@@ -177,7 +177,7 @@ class Shrunk:
 
 
 class Sparse:
-    """An engine that makes use of zeros, from a function that compiles a case's model."""
+    """An engine that exploits zeros, given by a function that compiles a case's model."""
 
     sparse: ClassVar[bool] = True
 
@@ -187,7 +187,7 @@ class Sparse:
         self.name, self.model = name, model
         self._compile = compile_case
         self.compiled: Call | None = None
-        """What was prepared last."""
+        """Result of the last `prepare`."""
 
     def prepare(self, case: Case) -> Call:
         self.compiled = self._compile(case)
@@ -197,7 +197,7 @@ class Sparse:
         return {"ticketry": version("ticketry")}
 
 
-class _ReadsOnnx:
+class _OnnxContender:
     """An engine that reads the model as an ONNX file."""
 
     name: ClassVar[str]
@@ -234,15 +234,15 @@ class _ReadsOnnx:
         return {package: version(package) for package in (self.name, "onnx")}
 
     def _check(self, case: Case) -> None:
-        """`UnavailableError` for a case that it has nothing for."""
+        """Raise UnavailableError if the engine does not support the case."""
 
     def _load(self, file: Path, case: Case) -> tuple[list[str], Infer]:
-        """Names of its inputs, and what computes outputs of inputs by name."""
+        """Load the file; return the names of its inputs, and a function from inputs by name to outputs."""
         raise NotImplementedError
 
 
-class OnnxRuntime(_ReadsOnnx):
-    """ONNX Runtime's CPU provider: all of its graph's optimisations, one operator after another."""
+class OnnxRuntime(_OnnxContender):
+    """ONNX Runtime's CPU provider with all graph optimisations, operators run sequentially."""
 
     name, title = "onnxruntime", "ONNX Runtime"
 
@@ -259,21 +259,21 @@ class OnnxRuntime(_ReadsOnnx):
         options.intra_op_num_threads = case.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Its threads may wait spinning inside a call, for that is fast, but not while another engine is timed.
+        # Its threads may spin inside a call, which is fast, but not while another engine is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)
 
 
-class OpenVino(_ReadsOnnx):
-    """OpenVINO's CPU plug-in, one stream. Without the hint of precision it would compute in bf16 where it can."""
+class OpenVino(_OnnxContender):
+    """OpenVINO's CPU plug-in with one stream; the precision hint keeps it from computing in bf16."""
 
     name, title = "openvino", "OpenVINO"
 
     def _check(self, case: Case) -> None:
         import openvino as ov
 
-        # It lists bf16 also where the processor has AVX-512 without it, and then computes in another precision.
+        # It also lists bf16 for processors with AVX-512 only, and then computes in another precision.
         listed = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if case.precision == "bf16" and not ("BF16" in listed and computes_in_bf16()):
             raise UnavailableError("no bf16 on this processor")
@@ -287,49 +287,49 @@ class OpenVino(_ReadsOnnx):
             "INFERENCE_NUM_THREADS": case.threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # all engines are kept on the same cores, from outside
+            "ENABLE_CPU_PINNING": False,  # `compare` pins all engines to the same cores
         }
         compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
         _check_settings(compiled, hint, case.threads)
         request, outputs = compiled.create_infer_request(), list(compiled.outputs)
 
         def infer(feed: dict[str, Any]) -> list[Any]:
-            found = request.infer(feed, share_inputs=True, share_outputs=True)  # outputs are of this call only
+            found = request.infer(feed, share_inputs=True, share_outputs=True)  # outputs are valid until the next call
             return [found[output] for output in outputs]
 
         return [entry.get_any_name() for entry in compiled.inputs], infer
 
 
 def _check_settings(compiled: Any, hint: str, threads: int) -> None:
-    """A hint may be ignored: what it runs with is asked for, for a comparison stands on it."""
-    told = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if told != hint:
-        raise EngineError(f"OpenVINO computes in {told} though {hint} was asked for")
+    """Raise EngineError if OpenVINO ignored the hints on precision and threads."""
+    actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if actual != hint:
+        raise EngineError(f"OpenVINO computes in {actual} although {hint} was requested")
     used = compiled.get_property("INFERENCE_NUM_THREADS")
     if used != threads:
-        raise EngineError(f"OpenVINO uses {used} threads though {threads} were asked for")
+        raise EngineError(f"OpenVINO uses {used} threads although {threads} were requested")
 
 
 _RIVALS: dict[str, type[Contender]] = {
-    engine.name: engine for engine in (Eager, ChannelsLast, Compiled, OnnxRuntime, OpenVino)
+    engine.name: engine for engine in (Eager, ChannelsLast, TorchCompile, OnnxRuntime, OpenVino)
 }
 
 
 def names() -> tuple[str, ...]:
-    """All dense engines."""
+    """Return the names of all dense engines."""
     return tuple(_RIVALS)
 
 
 def rivals(chosen: Sequence[str] | None = None) -> list[Contender]:
-    """The engines of these names, each once; all of them for None.
+    """Return the engines of these names, each once; all of them for None.
 
     Raises:
-        UsageError: for a name that is none of `names()`, or if there is no name.
+        UsageError: for a name that is not in `names()`, or an empty list.
     """
-    asked = list(dict.fromkeys(names() if chosen is None else chosen))
-    unknown = [name for name in asked if name not in _RIVALS]
+    requested = list(dict.fromkeys(names() if chosen is None else chosen))
+    unknown = [name for name in requested if name not in _RIVALS]
     if unknown:
         raise UsageError(f"there is no dense engine {unknown[0]!r}: choose from {', '.join(names())}")
-    if not asked:
+    if not requested:
         raise UsageError(f"name a dense engine to compare with: {', '.join(names())}")
-    return [_RIVALS[name]() for name in asked]
+    return [_RIVALS[name]() for name in requested]

@@ -1,4 +1,4 @@
-"""The machine that a measurement is made on: what is told of it, and the cores on which its threads are kept."""
+"""Describes the machine of a measurement, chooses idle cores, and pins threads to them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ticketry_engine.errors import UsageError
 from ticketry_engine.processor import BF16, kind, last_cache, processor
 
 PROCESSOR = ("processor", "processor_kind")
-"""Of what `machine` tells, what tells one processor from another."""
+"""Entries of `machine` that identify a processor."""
 _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
 
 
 def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
-    """Processor, features that matter here, caches, system, load and versions, as JSON values."""
+    """Return processor, relevant features, caches, system, load and versions, as JSON values."""
     name, flags = processor()
     return {
         "processor": name,
@@ -36,10 +36,10 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
 
 
 def another_machine(about: Mapping[str, Any]) -> str:
-    """What tells that something is of another processor than this one's, in words; empty if nothing does.
+    """Return a text that names both processors if `about` describes another one; empty if it is this one.
 
     Args:
-        about: what `machine` told there; of older files the name alone is compared.
+        about: the result of `machine` on that machine; older files have only the processor's name.
     """
     here = machine(())
     facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]
@@ -58,11 +58,11 @@ def _version(package: str) -> str:
 
 # -- cores ------------------------------------------------------------------------------------------------------------
 
-_LOOK_SECONDS = 0.2
+_LOAD_SECONDS = 0.2
 
 
 def available_cores() -> tuple[int, ...]:
-    """Cores that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
@@ -72,29 +72,33 @@ def check_cores(cores: Sequence[int]) -> None:
     """Raise `UsageError` for cores that this process may not use, or that are named twice."""
     known = available_cores()
     if wrong := [core for core in cores if core not in known]:
-        raise UsageError(f"there is no core {wrong[0]} for us: choose among {', '.join(map(str, sorted(known)))}")
+        raise UsageError(
+            f"core {wrong[0]} is not available to this process: choose among {', '.join(map(str, sorted(known)))}"
+        )
     if len(set(cores)) < len(cores):
-        raise UsageError(f"each thread has a core of its own: {', '.join(map(str, cores))} names one twice")
+        raise UsageError(f"cores must differ, got {', '.join(map(str, cores))}: name each core once")
 
 
 def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple[int, ...]:
-    """The idlest cores, one for each thread, none of them twins of one physical core.
+    """Return the idlest cores, one for each thread, on different physical cores as far as possible.
 
     Args:
-        load: core -> share of the time that it was busy; measured, for a moment, if not given.
+        load: core -> share of time that it was busy; measured for a moment by default.
 
     Raises:
         UsageError: if there are fewer cores than threads.
     """
     cores = available_cores()
     if threads > len(cores):
-        raise UsageError(f"this machine lets us use {len(cores)} cores, not {threads}: give --threads {len(cores)}")
-    busy = _busy() if load is None else load
+        raise UsageError(
+            f"{threads} threads need as many cores, but this process may use {len(cores)}: give --threads {len(cores)}"
+        )
+    busy = _measure_load() if load is None else load
     ranked = sorted(cores, key=lambda core: (round(busy.get(core, 0.0), 1), core))
     firsts: list[int] = []
     seen: set[str] = set()
     for core in ranked:
-        twin = _siblings(core)
+        twin = _read_siblings(core)
         if twin not in seen:
             firsts.append(core)
             seen.add(twin)
@@ -103,12 +107,12 @@ def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple
 
 
 @contextlib.contextmanager
-def kept_on(cores: Sequence[int]) -> Iterator[None]:
-    """Every thread of this process on these cores, for the length of a block; also new ones that they start.
+def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
+    """Pin every thread of this process, and threads started meanwhile, to these cores for the duration of a block.
 
-    Where the system cannot pin threads nothing happens: see `can_pin`.
+    Does nothing where the system cannot pin threads: see `can_pin`.
     """
-    before = _pinned_threads()
+    before = _current_affinities()
     pin(cores)
     try:
         yield
@@ -121,13 +125,13 @@ def kept_on(cores: Sequence[int]) -> Iterator[None]:
 
 
 def pin(cores: Sequence[int]) -> None:
-    """Every thread that this process has now to these cores."""
+    """Pin every current thread of this process to these cores."""
     for thread in _threads():
         _pin_one(thread, set(cores))
 
 
 def can_pin() -> bool:
-    """Whether this system can keep threads on cores."""
+    """Return whether this system can pin threads to cores."""
     return hasattr(os, "sched_setaffinity")
 
 
@@ -140,7 +144,7 @@ def _threads() -> set[int]:
         return {0}
 
 
-def _pinned_threads() -> dict[int, set[int]]:
+def _current_affinities() -> dict[int, set[int]]:
     found = {}
     for thread in _threads():
         with contextlib.suppress(OSError):  # it may just have ended
@@ -153,23 +157,23 @@ def _pin_one(thread: int, cores: set[int]) -> None:
         os.sched_setaffinity(thread, cores)
 
 
-def _busy() -> dict[int, float]:
-    """core -> share of a moment in which it worked; empty where the system does not tell."""
-    before = _ticks()
+def _measure_load() -> dict[int, float]:
+    """Return core -> share of a short interval in which it was busy; empty where the system does not report it."""
+    before = _read_ticks()
     if not before:
         return {}
-    time.sleep(_LOOK_SECONDS)
-    after = _ticks()
-    return {core: _share(before[core], after[core]) for core in before.keys() & after.keys()}
+    time.sleep(_LOAD_SECONDS)
+    after = _read_ticks()
+    return {core: _busy_share(before[core], after[core]) for core in before.keys() & after.keys()}
 
 
-def _share(before: tuple[int, int], after: tuple[int, int]) -> float:
+def _busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
     idle, whole = after[0] - before[0], after[1] - before[1]
     return 1 - idle / whole if whole > 0 else 0.0
 
 
-def _ticks() -> dict[int, tuple[int, int]]:
-    """core -> (idle, all) since the machine was started."""
+def _read_ticks() -> dict[int, tuple[int, int]]:
+    """Return core -> (idle ticks, all ticks) since the machine was started."""
     found = {}
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
@@ -183,8 +187,8 @@ def _ticks() -> dict[int, tuple[int, int]]:
     return found
 
 
-def _siblings(core: int) -> str:
-    """What the hardware threads of one physical core have in common."""
+def _read_siblings(core: int) -> str:
+    """Return an identifier that the hardware threads of one physical core share."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return file.read_text(encoding="ascii").strip()

@@ -1,9 +1,8 @@
-"""Samples taken in turns, and what their ratios say.
+"""Takes timing samples of several contenders alternately, and computes intervals of medians.
 
-A round times every contender once, in a random order; a sample is the mean of several calls in a row after one that is
-not counted (which wakes waiting threads and fills all caches but those that learn slowly, see `settle`), or, with cold
-caches, of single calls each after a walk through a buffer that is larger than all caches. Ratios are of times of the
-same round, so that whatever slows the machine down for a while slows both sides.
+A round times every contender once, in random order. A sample is the mean of several consecutive calls after one that is
+not counted; with cold caches it is the mean of single calls, each after a buffer larger than all caches was read and
+written. Ratios compare times of the same round, so that a temporary slowdown of the machine affects both sides.
 """
 
 from __future__ import annotations
@@ -23,53 +22,53 @@ ROUNDS = 15
 CLOCKS = ("wall", "cpu")
 
 _LEAST_SECONDS = 0.02
-"""Of a sample: so long that neither the clock nor a call's overhead counts."""
+"""Least duration of a sample, long enough that the clock's resolution does not matter."""
 _SETTLING_CALLS, _SETTLING_SECONDS = 15, 0.25
 _COLD_CALLS = 3
 _WARM_SECONDS = 3.0
 _STEADY = 0.1
-"""Calls are steady when three in a row are so near to each other."""
+"""Calls count as steady when three consecutive ones differ by at most this share."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How to time."""
+    """Settings of a measurement."""
 
     rounds: int = ROUNDS
     cold: bool = False
-    """Caches are emptied before every call that counts."""
+    """Whether caches are emptied before every timed call."""
     clock: str = "wall"
-    """wall, or cpu: time that this process's threads have computed, which others on the machine do not add to."""
+    """wall, or cpu: the time computed by this process's threads, which other processes do not add to."""
     confidence: float = 0.95
-    """Of the intervals of medians."""
+    """Confidence of the intervals of medians."""
     seed: int = 0
-    """Of the order in each round."""
+    """Seed of the order in each round."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise UsageError(f"there is at least 1 round, not {self.rounds}")
+            raise UsageError(f"rounds must be at least 1, got {self.rounds}")
         if self.clock not in CLOCKS:
-            raise UsageError(f"the clock is one of {', '.join(CLOCKS)}, not {self.clock!r}")
+            raise UsageError(f"clock must be one of {', '.join(CLOCKS)}, got {self.clock!r}")
         if not 0 < self.confidence < 1:
-            raise UsageError(f"a confidence is between 0 and 1, not {self.confidence}")
+            raise UsageError(f"confidence must be between 0 and 1, got {self.confidence}")
 
 
 @dataclass
 class Samples:
-    """Of one contender, a sample a round: seconds of one call."""
+    """Samples of one contender, one for each round: seconds of one call."""
 
     calls: int = 1
-    """In a sample."""
+    """Calls in a sample."""
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def by(self, clock: str) -> list[float]:
-        """The samples of a clock."""
+        """Return the samples of a clock."""
         return self.wall if clock == "wall" else self.cpu
 
 
 class Flush:
-    """Empties the caches: reads and writes a buffer four times their size."""
+    """Empties the caches by reading and writing a buffer four times their size."""
 
     def __init__(self, cache_bytes: int) -> None:
         self._buffer = np.zeros(4 * cache_bytes // 8, dtype=np.int64)
@@ -79,11 +78,11 @@ class Flush:
 
 
 def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int) -> dict[str, Samples]:
-    """`timing.rounds` samples of every contender, taken in turns after each has become steady."""
+    """Take `timing.rounds` samples of every contender alternately, after each has become steady."""
     flush = Flush(cache_bytes) if timing.cold else None
     found = {}
     for name, call in contenders.items():
-        usual = warmed(call)
+        usual = warm_up(call)
         calls = _COLD_CALLS if flush else max(1, math.ceil(_LEAST_SECONDS / usual))
         found[name] = Samples(calls)
     order = list(contenders)
@@ -91,15 +90,15 @@ def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_b
     for _ in range(timing.rounds):
         shuffled.shuffle(order)
         for name in order:
-            sample = _cold if flush else _hot
+            sample = _sample_cold if flush else _sample_warm
             wall, cpu = sample(contenders[name], found[name].calls, flush)
             found[name].wall.append(wall)
             found[name].cpu.append(cpu)
     return found
 
 
-def warmed(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
-    """Call until three calls in a row are within a tenth of each other, or for some seconds; the last median."""
+def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
+    """Call until three consecutive calls differ by at most a tenth, or time is up; return their median seconds."""
     began = time.perf_counter()
     last: list[float] = []
     while True:
@@ -111,11 +110,10 @@ def warmed(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
 
 
 def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
-    """Call until caches are in the state of a steady run: fifteen times, fewer where a call is long, at least once.
+    """Call up to fifteen times, fewer where a call is long, so that caches are as in a steady run.
 
-    After another contender's turn a call is slower until caches hold again what it reads, for a dozen calls where that
-    comes from the last cache: VGG-16 with 29 % of its weights and one image, on an Intel with a second cache of 2 MB,
-    takes 5.1 ms after the dense network's turn, and 3.5 ms from the thirteenth call on.
+    After another contender's turn calls are slower until the caches contain their data again, which takes about a dozen
+    calls for data in the last-level cache.
     """
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
@@ -124,7 +122,7 @@ def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> No
             break
 
 
-def _hot(call: Callable[[], object], calls: int, _: object) -> tuple[float, float]:
+def _sample_warm(call: Callable[[], object], calls: int, _: object) -> tuple[float, float]:
     call()
     wall, cpu = time.perf_counter(), time.process_time()
     for _index in range(calls):
@@ -132,7 +130,7 @@ def _hot(call: Callable[[], object], calls: int, _: object) -> tuple[float, floa
     return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
 
 
-def _cold(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
+def _sample_cold(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
     assert flush is not None
     walls, cpus = 0.0, 0.0
     for _index in range(calls):
@@ -149,20 +147,20 @@ def _cold(call: Callable[[], object], calls: int, flush: Callable[[], object] | 
 
 @dataclass(frozen=True)
 class Interval:
-    """A median, and between which values it lies with what confidence."""
+    """A median with a confidence interval."""
 
     median: float
     low: float
     high: float
     confidence: float
-    """What the ranks really give: at least what was asked for, if there are enough values."""
+    """Actual confidence of the interval: at least the requested one, if there are enough values."""
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median and the narrowest pair of symmetric order statistics that hold it with at least `confidence`.
+    """Return the median and the narrowest symmetric order statistics that contain it with at least `confidence`.
 
-    Exact for independent samples of any distribution: the rank of the median is binomial (n, 1/2). With fewer than six
-    values no pair is so sure; then it is the least and the largest, and `confidence` says how sure that is.
+    Exact for independent samples of any distribution: the number of values below the median is binomial (n, 1/2). With
+    too few values the interval is from the least to the largest, and its `confidence` is lower than requested.
     """
     ordered, count = sorted(values), len(values)
     if not count:
@@ -176,7 +174,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile; three times the value if there is one."""
+    """Return first quartile, median and third quartile; all the same for a single value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""What is timed: a model, one batch of its inputs, a number format and so many threads."""
+"""The workload of a comparison: a model, one batch of inputs, a number format, and a number of threads."""
 
 from __future__ import annotations
 
@@ -26,63 +26,62 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Case:
-    """The same for every engine of a comparison."""
+    """A workload that is the same for every engine of a comparison."""
 
     model: nn.Module
-    """Dense, in evaluation mode, float32 on the CPU; removed weights are zeros."""
+    """Dense model in evaluation mode, float32 on the CPU; pruned weights are zeros."""
     inputs: tuple[Any, ...] | Mapping[str, Any]
-    """Arguments of one call, in their order or by name, contiguous."""
+    """Arguments of one call, positional or by name; tensors are contiguous."""
     precision: str = "fp32"
-    """fp32 or bf16: of the arithmetic. Inputs and outputs are float32 in both."""
+    """Precision of the arithmetic, fp32 or bf16. Inputs and outputs are float32 in both."""
     threads: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.threads < 1:
-            raise UsageError(f"there is at least 1 thread, not {self.threads}")
+            raise UsageError(f"threads must be at least 1, got {self.threads}")
         check_model(self.model)
         if self.model.training:
             raise UsageError("only models in evaluation mode are timed: call model.eval() first")
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The arguments that are given by their place."""
+        """Positional arguments of a call."""
         return () if isinstance(self.inputs, Mapping) else self.inputs
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Those that are given by name."""
+        """Keyword arguments of a call."""
         return dict(self.inputs) if isinstance(self.inputs, Mapping) else {}
 
     def outputs(self, function: Callable[..., Any]) -> list[Tensor]:
-        """What a function of the inputs returns."""
+        """Call a function with the inputs and return its output tensors."""
         return outputs_of(function(*self.args, **self.kwargs))
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors among the inputs, in order."""
+        """Tensors among the inputs, in order."""
         return outputs_of((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
-        """Examples in the inputs."""
+        """Batch size of the inputs."""
         return batch_of(self.inputs)
 
     def of(self, model: nn.Module) -> Case:
-        """The case of another model, with the same inputs."""
+        """Return the case with another model and the same inputs."""
         return replace(self, model=model)
 
     @entry_point()
     def reference(self) -> list[Tensor]:
-        """Outputs of eager torch in float32."""
+        """Return the outputs of eager torch in float32."""
         with torch.inference_mode():
             return self.outputs(self.model)
 
     @entry_point()
     def rounding(self) -> float:
-        """Relative error of `reference` against float64, by which other roundings may differ too; 0 if the model does
-        not run in float64."""
+        """Return the relative error of `reference` against float64; 0 if the model does not run in float64."""
 
         def double(leaf: Any) -> Any:
             return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -91,16 +90,16 @@ class Case:
         try:
             with torch.inference_mode():
                 exact = outputs_of(copy.deepcopy(self.model).double()(*args, **kwargs))
-        except RuntimeError:  # float32 is written into it
+        except RuntimeError:  # the model has float32 in its code
             return 0.0
         return difference(self.reference(), exact)
 
     @cached_property
     def onnx(self) -> Path:
-        """The model as an ONNX file for inputs of just these shapes; gone with the case.
+        """ONNX file of the model for inputs of exactly these shapes; deleted with the case.
 
         Raises:
-            EngineError: if the exporter cannot follow the model.
+            EngineError: if the model cannot be exported.
         """
         folder = tempfile.mkdtemp(prefix="ticketry-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

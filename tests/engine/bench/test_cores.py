@@ -15,18 +15,18 @@ pinning = pytest.mark.skipif(not machine.can_pin(), reason="this system cannot k
 
 def test_the_idlest_cores_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: (0, 1, 2, 3))
-    monkeypatch.setattr(machine, "_siblings", str)
+    monkeypatch.setattr(machine, "_read_siblings", str)
     busy = {0: 0.9, 1: 0.04, 2: 0.5, 3: 0.01}
     assert machine.choose_cores(1, busy) == (1,)  # as idle as 3, and first
     assert machine.choose_cores(2, busy) == (1, 3)
     assert machine.choose_cores(3, busy) == (1, 2, 3)
-    with pytest.raises(UsageError, match="4 cores, not 5"):
+    with pytest.raises(UsageError, match="5 threads need as many cores, but this process may use 4"):
         machine.choose_cores(5, busy)
 
 
 def test_twins_of_one_physical_core_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: (0, 1, 2, 3))
-    monkeypatch.setattr(machine, "_siblings", lambda core: str(core % 2))
+    monkeypatch.setattr(machine, "_read_siblings", lambda core: str(core % 2))
     assert machine.choose_cores(2, {}) == (0, 1)
     assert machine.choose_cores(2, {1: 0.9}) == (0, 3)
     assert machine.choose_cores(3, {}) == (0, 1, 2)
@@ -52,7 +52,7 @@ def test_all_threads_are_kept_and_let_go() -> None:
 
     threads = [threading.Thread(target=old)]
     threads[0].start()
-    with machine.kept_on([one]):
+    with machine.pin_for_block([one]):
         threads.append(threading.Thread(target=new))
         threads[1].start()
         go.set()
@@ -68,7 +68,7 @@ def test_all_threads_are_kept_and_let_go() -> None:
 
 @pinning
 def test_load_is_told_for_every_core() -> None:
-    busy = machine._busy()
+    busy = machine._measure_load()
     assert set(machine.available_cores()) <= set(busy)
     assert all(-0.01 <= share <= 1.01 for share in busy.values())
 
@@ -78,7 +78,7 @@ def test_cores_that_are_asked_for_are_ours_and_each_another(monkeypatch: pytest.
     machine.check_cores([])
     machine.check_cores([2, 0])
     for wrong in ([1], [-1], [0, 99]):
-        with pytest.raises(UsageError, match=r"there is no core -?\d+ for us: choose among 0, 2"):
+        with pytest.raises(UsageError, match=r"core -?\d+ is not available to this process: choose among 0, 2"):
             machine.check_cores(wrong)
-    with pytest.raises(UsageError, match="each thread has a core of its own: 2, 2 names one twice"):
+    with pytest.raises(UsageError, match="cores must differ, got 2, 2"):
         machine.check_cores([2, 2])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry_engine.bench.compare import timed_layers, unpruned
+from ticketry_engine.bench.compare import time_layers, unpruned
 from ticketry_engine.compiled import Compiled
 
 
@@ -33,7 +33,7 @@ def test_every_layer_has_both_times(model: nn.Module) -> None:
     mask.apply_(model)
     fast = tk.compile(model, mask, inputs)
     assert isinstance(fast, Compiled)
-    rows = {row.name: row for row in timed_layers(fast, model, mask, inputs, "fp32")}
+    rows = {row.name: row for row in time_layers(fast, model, mask, inputs, "fp32")}
     for name in ("0", "4"):
         assert rows[name].density == pytest.approx(mask.table()[0 if name == "0" else 1].density)
         assert rows[name].seconds > 0

@@ -59,7 +59,7 @@ def test_quartiles() -> None:
 
 
 def test_every_round_runs_everyone_once_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "warmed", lambda call: 1.0)
+    monkeypatch.setattr(timing, "warm_up", lambda call: 1.0)
     seen: list[str] = []
     contenders = {name: (lambda name=name: seen.append(name)) for name in "abc"}
     samples = take(contenders, Timing(rounds=20), 1024)
@@ -98,8 +98,7 @@ def test_warming_goes_on_until_calls_are_steady(monkeypatch: pytest.MonkeyPatch)
         now += next(spent)
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(timing, "_WARM_SECONDS", 100.0)
-    assert timing.warmed(call) == pytest.approx(0.1)
+    assert timing.warm_up(call, seconds=100.0) == pytest.approx(0.1)
     assert next(spent) == 9.0
 
 

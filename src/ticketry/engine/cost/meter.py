@@ -18,7 +18,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.errors import EngineError
-from ticketry_engine.bench.timing import Interval, median_interval, settle, warmed
+from ticketry_engine.bench.timing import Interval, median_interval, settle, warm_up
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.compiled import Compiled
@@ -131,7 +131,7 @@ class Meter:
     def dense_seconds(self) -> float:
         """Of a call of the network without a mask."""
         run = self.runner(self.dense)
-        return self._sample(run, warmed(run, self.effort.warming))
+        return self._sample(run, warm_up(run, self.effort.warming))
 
     def runner(self, compiled: Compiled) -> Callable[[], object]:
         """A call with the example inputs."""
@@ -158,8 +158,8 @@ class Meter:
         return self._ratios(self.runner(compiled), self.runner(dense), rounds)
 
     def _ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
-        own_seconds = warmed(ours, self.effort.warming)
-        warmed(theirs, self.effort.warming)
+        own_seconds = warm_up(ours, self.effort.warming)
+        warm_up(theirs, self.effort.warming)
         ratios = []
         for turn in range(rounds):
             pair = ((ours, own_seconds), (theirs, self.dense_seconds))
