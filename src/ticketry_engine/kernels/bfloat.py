@@ -126,10 +126,12 @@ def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int =
     return e.b.load(e.at(pointer, byte), typ=pairs(e), align=align)
 
 
-def interleaved(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
+def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
     """Interleave two vectors of bfloat16 into pairs (one[i], other[i]), as two vectors.
 
-    Each 128-bit piece is interleaved separately, which takes one instruction per vector. `apart` uses the same order.
+    Each 128-bit piece is interleaved separately, which takes one instruction per vector; `split_to_float32` uses the
+    same
+    order.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -147,14 +149,14 @@ def interleaved(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
     return found
 
 
-def apart(e: Emitter, values: ir.Value) -> list[ir.Value]:
+def split_to_float32(e: Emitter, values: ir.Value) -> list[ir.Value]:
     """Convert a vector of bfloat16, two per lane, to two float32 vectors: the halves of each 128 bits."""
     nothing = same(ir.VectorType(I16, 2 * e.target.lanes), 0)
-    return [e.b.bitcast(one, e.vector) for one in interleaved(e, nothing, values)]
+    return [e.b.bitcast(one, e.vector) for one in interleave_pairs(e, nothing, values)]
 
 
-def store_together(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, byte: ir.Value | int) -> None:
-    """Round two float32 vectors in the order of `apart` to bfloat16 and store them as one vector."""
+def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, byte: ir.Value | int) -> None:
+    """Round two float32 vectors in the order of `split_to_float32` to bfloat16 and store them as one vector."""
     lanes = e.target.lanes
     first, second = vectors
     both = e.call(f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * lanes}", pairs(e), [second, first])

@@ -67,7 +67,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What operations are built for: the processor, the block size and the scratch memory."""
+    """Parameters of the operations of a program: the processor, the block size and the scratch memory."""
 
     target: Target
     images: int = 1

@@ -19,7 +19,7 @@ NEAR = 32_000
 """L1 bytes available for inputs, beside weights and outputs, of a 32 KB cache."""
 
 WIDE_NEAR, WIDE_NEAR_OF_FEW = 40_000, 44_000
-"""The same for a 48 KB L1 cache; the second number applies to rows with a density below `FEW`.
+"""L1 bytes for inputs of a 48 KB cache; the second number applies to rows with a density below `FEW`.
 
 Sparser rows need less of the cache for their weights. Both numbers were chosen by measurement on ResNet-18, VGG-16
 and ResNet-20."""
@@ -49,7 +49,7 @@ class Target:
     near: int = NEAR
     """Bytes of inputs that one segment of a single weight row covers, so that they stay in the L1 cache."""
     near_of_few: int = NEAR
-    """The same for rows with a density below `FEW`."""
+    """`near` for rows with a density below `FEW`."""
     second: int = 2 << 20
     """Bytes of the L2 cache."""
 

@@ -96,17 +96,17 @@ class Window:
         """Return the rows and columns from pixel ``p * stride`` of x to the pixel that a tap reads for pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
-    def meets(self, x: Images, y: Images, tap: Pair) -> bool:
+    def reads_any_pixel(self, x: Images, y: Images, tap: Pair) -> bool:
         """Return whether a tap reads any pixel of x; the other taps only ever read the halo."""
         return all(
             any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
-    def held(self, x: Images, y: Images) -> bool:
+    def reads_inside(self, x: Images, y: Images) -> bool:
         """Return whether every tap reads only pixels and halo of x."""
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
-            taps = [tap[axis] for tap in self.taps if self.meets(x, y, tap)]
+            taps = [tap[axis] for tap in self.taps if self.reads_any_pixel(x, y, tap)]
             low = min((self.input(0, tap, axis) for tap in taps), default=0)
             high = max((self.input(extent - 1, tap, axis) for tap in taps), default=0)
             if low < -x.halo or high >= size + x.halo:

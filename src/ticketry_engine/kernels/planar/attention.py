@@ -179,7 +179,7 @@ class _AttentionWriter:
             new = b.mul(turn.index, e.i64(self.block))
             last = b.sub(self.count, e.i64(self.block))
             key = e.select(b.icmp_signed("<", new, last), new, last)
-            scores = [b.fmul(score, self.scale) for score in self._scores(head, first, key, part)]
+            scores = [b.fmul(score, self.scale) for score in self._compute_scores(head, first, key, part)]
             if k.biased:
                 scores = self._add_bias(scores, head, first, key)
             scores = self._mask_scores(scores, first, key, new)
@@ -191,7 +191,7 @@ class _AttentionWriter:
             turn.next = [*most, *totals]
         self._write(head, first, part, turn.results[self.across :])
 
-    def _scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
+    def _compute_scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
         """Return the dot products of each key of the block with each query vector."""
         e, b = self.e, self.e.b
         key_head = b.udiv(head, self.group)
@@ -282,7 +282,8 @@ class _AttentionWriter:
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
         left = b.sub(self.queries, first)
         masks = [
-            lanes.within(e, b.mul(b.sub(left, e.i64(v * self.pixels)), e.i64(self.images))) for v in range(self.across)
+            lanes.first_lanes_mask(e, b.mul(b.sub(left, e.i64(v * self.pixels)), e.i64(self.images)))
+            for v in range(self.across)
         ]
         with e.loop(0, self.kernel.values) as i:
             channel = b.add(b.mul(head, e.i64(self.kernel.values)), i.index)
@@ -308,4 +309,4 @@ class _AttentionWriter:
 
     def _image_values(self, place: ir.Value, token: int) -> ir.Value:
         """Return each image's value at a token, repeated for all queries of a vector."""
-        return lanes.repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)
+        return lanes.load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

@@ -40,7 +40,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     _check_shapes(x, y, layer, residual)
     weight = _zero_halo_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
-    way = kernel_choice.best(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
+    way = kernel_choice.choose(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if way.folds is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
@@ -113,13 +113,13 @@ def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
 
 def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_choice.Way:
     weight = _zero_halo_taps(layer.weight, x.geometry, y.geometry, layer.window)
-    return kernel_choice.best(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
+    return kernel_choice.choose(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
 
 def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
     """Return the weights as O x I x taps, with zeros for taps that only read the halo."""
     weight = weight.reshape(*weight.shape[:2], -1)
-    inside = np.array([window.meets(x, y, tap) for tap in window.taps])
+    inside = np.array([window.reads_any_pixel(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
 
 

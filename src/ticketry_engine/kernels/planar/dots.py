@@ -38,7 +38,7 @@ _MOST_ROWS = 4
 """Maximum number of rows that share one gather."""
 
 
-def possible(x: Geometry, y: Geometry, target: Target) -> bool:
+def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
     """Return whether values have one position and image, and the processor gathers."""
     return y.height * y.width * y.images == 1 == x.images and target.gathers
 
@@ -105,7 +105,7 @@ class Dots(Written):
 
     def _end(self, e: Emitter, row: Any, lanes_: Any) -> None:
         b = e.b
-        value = b.extract_element(lanes.folded(e, lanes_, 1), same(I32, 0))
+        value = b.extract_element(lanes.sum_positions(e, lanes_, 1), same(I32, 0))
         value = b.fadd(value, e.load_f32(row, 8))
         if self.residual:
             value = b.fadd(value, e.load_f32(e.arena(e.load_i32(row, 4))))

@@ -137,7 +137,7 @@ class Elementwise(Written):
             for k, value in enumerate(found):
                 lanes.store(e, value, rows[-1], self._byte(e, loop.index, k * width))
         with e.loop(whole, floats, width) as loop:
-            mask = lanes.within(e, b.sub(floats, loop.index))
+            mask = lanes.first_lanes_mask(e, b.sub(floats, loop.index))
             value = combine(*self._sources(e, rows, loop.index, 0, mask))
             lanes.store(e, value, rows[-1], self._byte(e, loop.index, 0), mask)
 
@@ -148,7 +148,7 @@ class Elementwise(Written):
         found = [lanes.load(e, row, byte, mask) for row in rows[: 1 if self.spread else -1]]
         if self.spread:
             within = e.b.and_(byte, e.i64(FLOAT * self.images - 1))
-            found.append(lanes.repeated(e, rows[1], self.images, within))
+            found.append(lanes.load_repeated(e, rows[1], self.images, within))
         return found
 
     def _byte(self, e: Emitter, index: ir.Value, further: int) -> ir.Value:

@@ -94,7 +94,7 @@ class Way:
         )
 
 
-def best(
+def choose(
     x: Geometry,
     y: Geometry,
     residual: Geometry | None,
@@ -118,15 +118,15 @@ def best(
     rows = kinds(kept.reshape(outputs, -1), groups)
     ways = []
     filled = y.images >= target.lanes
-    if unfold and dots.possible(x, y, target):
+    if unfold and dots.can_use(x, y, target):
         ways.append(
             Way(None, [], dots.cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target), dots=rows)
         )
     if not filled and window.stride[1] <= _WIDEST_STRIDE and (target.masks or taps.reach(x, window) <= MARGIN):
-        tiles = taps.tapped(x, y, residual, window, target)
+        tiles = taps.make_tiles(x, y, residual, window, target)
         spent = taps.cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         ways.append(Way(None, [], spent, tiles))
-    if window.held(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
+    if window.reads_inside(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
         for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_one_row_each(rows), _ALONE)]:
             some = _kinds(one, kept, columns, x, y, residual, window, target)

@@ -36,7 +36,7 @@ def splat(e: Emitter, scalar: ir.Value, lanes: int) -> ir.Value:
     return shuffle(e, one, one, [0] * lanes)
 
 
-def within(e: Emitter, count: ir.Value) -> ir.Value:
+def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
     """Return the mask of the first ``count`` lanes (empty if negative)."""
     lanes = e.target.lanes
     most = e.i64(lanes)
@@ -58,7 +58,7 @@ def mask_type(target: Target) -> np.dtype[Any]:
     return np.dtype(np.uint16 if target.lanes == 16 else np.uint8)
 
 
-def only(e: Emitter, count: int) -> ir.Value | None:
+def constant_mask(e: Emitter, count: int) -> ir.Value | None:
     """Return the constant mask of the first ``count`` lanes; None if that is all of them."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
@@ -92,7 +92,7 @@ def store(
 def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
     """Store the first ``count`` lanes, a constant; in power-of-two pieces where masked stores are slow."""
     if e.target.masks or count >= e.target.lanes:
-        store(e, value, pointer, byte, only(e, count))
+        store(e, value, pointer, byte, constant_mask(e, count))
         return
     done = 0
     while done < count:
@@ -102,7 +102,7 @@ def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count
         done += size
 
 
-def cleared(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
+def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
     """Zero the lanes whose entry in a mask in memory (int32, 0 or -1 per lane) is 0."""
     whole = ir.VectorType(I32, e.target.lanes)
     kept = e.b.and_(e.b.bitcast(value, whole), e.b.load(mask, typ=whole, align=4))
@@ -134,7 +134,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
     return [row for pair in zip(*halves, strict=True) for row in pair]
 
 
-def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
+def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
     """Load the values of ``images`` images, repeated to fill a vector (the first lanes, if there are more images)."""
     lanes = e.target.lanes
     if images >= lanes:
@@ -145,7 +145,7 @@ def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 
     return shuffle(e, few, few, [lane % images for lane in range(lanes)])
 
 
-def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
+def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
     """Sum the positions of a vector; the result has ``images`` lanes."""
     count = value.type.count
     while count > images:
@@ -155,7 +155,7 @@ def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
     return value
 
 
-def every(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
+def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
     """Pick one of every ``len(vectors)`` positions of neighbouring vectors, from ``phase`` on, as one vector."""
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)

@@ -86,12 +86,12 @@ class _Sides:
         tensor = e.table(0) if held else e.external(self.number)
         self.tensor = e.at(tensor, e.b.mul(e.state(State.FIRST), self.by_image))
 
-    def outside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+    def tensor_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return the pointer to a row of the block's first image in the tensor."""
         b = self.e.b
         return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
 
-    def inside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+    def plane_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return the pointer to a row in its plane."""
         b = self.e.b
         plane = self.e.arena(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
@@ -119,7 +119,7 @@ def _least(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
     return e.select(e.b.icmp_signed("<", a, b), a, b)
 
 
-def _exchange(
+def _move_transposed(
     e: Emitter,
     near: Sequence[tuple[ir.Value, int, ir.Value | None]],
     far: Sequence[ir.Value],
@@ -139,21 +139,21 @@ def _exchange(
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
         for value, (plane, byte, floats) in zip(vectors, near, strict=False):
-            _put(e, value, plane, byte, floats, item)
+            _store_vector(e, value, plane, byte, floats, item)
         return
-    vectors = [_get(e, plane, byte, floats, item) for plane, byte, floats in near]
+    vectors = [_load_vector(e, plane, byte, floats, item) for plane, byte, floats in near]
     vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
-    # Those of images that are not there go to the last one that is, and its own over them.
+    # Missing images write to the last existing image's row, before that image itself does.
     for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
         lanes.store(e, value, row, 0, mask)
 
 
-def _get(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> ir.Value:
+def _load_vector(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> ir.Value:
     return lanes.load(e, plane, byte, floats) if item == FLOAT else bfloat.load(e, plane, byte, item)
 
 
-def _put(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
-    """All lanes of a vector of bfloat16 are meant: its images fill it."""
+def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
+    """Store a vector; a bfloat16 vector is stored whole, without a mask."""
     if item == FLOAT:
         lanes.store(e, value, plane, byte, floats)
     else:
@@ -177,7 +177,7 @@ class Rows(Written):
         s = _Sides(e, self.held)
         images = [s.image(n) for n in range(self.images)]
         with e.turns(s.channels, s.height) as (channel, y):
-            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
             count, last = s.chunks(s.width, self.width, e.target.lanes)
             with e.loop(0, count) as chunk:
                 x = _least(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
@@ -188,14 +188,14 @@ class Rows(Written):
     def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
         """Move one vector of each image's row."""
         width = e.target.lanes
-        mask = lanes.only(e, self.width)
+        mask = lanes.constant_mask(e, self.width)
         together = min(self.images, width)
         for part in range(0, self.images, together):
             # byte offsets and masks of the vectors that hold these images in the plane
             places = [self._place(index, part, width) for index in range(together)]
-            near = [(plane, byte, lanes.only(e, floats)) for byte, floats in places if floats > 0]
+            near = [(plane, byte, lanes.constant_mask(e, floats)) for byte, floats in places if floats > 0]
             ways = (lanes.interleave, lanes.deinterleave)
-            _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
+            _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
         """Return the byte of a chunk's vector in the plane and the number of its lanes that belong to the row."""
@@ -223,9 +223,9 @@ class Columns(Written):
         pixels = max(1, e.target.lanes // self.images)
         with e.turns(tiles, s.height) as (tile, y):
             channel = _least(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
-            outside = s.outside(channel, y)
+            outside = s.tensor_row(channel, y)
             rows = range(min(self.channels, e.target.lanes))
-            inside = [s.inside(e.b.add(channel, e.i64(k)), y) for k in rows]
+            inside = [s.plane_row(e.b.add(channel, e.i64(k)), y) for k in rows]
             count, last = s.chunks(s.width, self.width, pixels)
             with e.loop(0, count) as chunk:
                 x = _least(e, e.b.mul(chunk.index, e.i64(pixels)), last)
@@ -238,12 +238,12 @@ class Columns(Written):
     ) -> None:
         """Move as many channels as lanes, by as many pixels and images."""
         width = e.target.lanes
-        mask = lanes.only(e, self.channels)
-        floats = lanes.only(e, self.width * self.images)
+        mask = lanes.constant_mask(e, self.channels)
+        floats = lanes.constant_mask(e, self.width * self.images)
         for part in range(0, self.images, width):
             rows = list(self._rows(e, s, images[part : part + width], pixel))
             near = [(plane, self.item * part, floats) for plane in planes]
-            _exchange(e, near, rows, mask, lanes.interleave, self.out, self.item)
+            _move_transposed(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
     def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
         """Yield the tensor address of each lane's pixel and image; the last pixel's beyond the end of a row."""
@@ -264,7 +264,7 @@ class Elements(Written):
     def write(self, e: Emitter) -> None:
         s = _Sides(e, self.held)
         with e.turns(s.channels, s.height) as (channel, y):
-            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
             with e.loop(0, s.width) as column:
                 pixel, plane = (
                     e.at(place, e.b.mul(column.index, by)) for place, by in ((outside, s.by_column), (inside, s.step))

@@ -62,17 +62,19 @@ class _Stack:
         self._x, self._y = x, y
         self._tables = e.table(7), e.table(8)
 
-    def each(self, step: Callable[..., Sequence[ir.Value]], carried: Sequence[ir.Value] = ()) -> list[ir.Value]:
+    def for_each_channel(
+        self, step: Callable[..., Sequence[ir.Value]], carried: Sequence[ir.Value] = ()
+    ) -> list[ir.Value]:
         """Write ``carried = step(channel, carried)`` for each channel in order; return the final values."""
         with self.e.loop(0, self.channels, carried=carried) as channel:
             channel.next = list(step(channel.index, channel.carried))
         return channel.results
 
-    def read(self, channel: ir.Value, y: bool = False) -> list[ir.Value]:
+    def load_channel(self, channel: ir.Value, y: bool = False) -> list[ir.Value]:
         place = self._place(channel, y)
         return [lanes.load(self.e, place, k * self._step, mask) for k, mask in enumerate(self.mask)]
 
-    def write(self, channel: ir.Value, values: Sequence[ir.Value]) -> None:
+    def store_channel(self, channel: ir.Value, values: Sequence[ir.Value]) -> None:
         place = self._place(channel, True)
         for k, (value, mask) in enumerate(zip(values, self.mask, strict=True)):
             lanes.store(self.e, value, place, k * self._step, mask)
@@ -103,7 +105,7 @@ def _over_positions(e: Emitter, body: Callable[[_Stack], None]) -> None:
             with whole:
                 body(_Stack(e, channels, x, y, [None] * vectors))
             with part:
-                some = [lanes.within(e, b.sub(rest, e.i64(k * width))) for k in range(vectors)]
+                some = [lanes.first_lanes_mask(e, b.sub(rest, e.i64(k * width))) for k in range(vectors)]
                 body(_Stack(e, channels, x, y, some))
 
 
@@ -128,12 +130,12 @@ class PlanarLayerNorm(Written):
         zeros = [e.splat(0.0) for _ in s.mask]
 
         def add(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            return [b.fadd(total, value) for total, value in zip(sums, s.read(channel), strict=True)]
+            return [b.fadd(total, value) for total, value in zip(sums, s.load_channel(channel), strict=True)]
 
-        means = [b.fmul(total, share) for total in s.each(add, zeros)]
+        means = [b.fmul(total, share) for total in s.for_each_channel(add, zeros)]
 
         def from_mean(channel: ir.Value) -> list[ir.Value]:
-            return [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
+            return [b.fsub(value, mean) for value, mean in zip(s.load_channel(channel), means, strict=True)]
 
         def add_apart(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             apart = from_mean(channel)
@@ -141,7 +143,7 @@ class PlanarLayerNorm(Written):
             found = [b.fadd(total, value) for total, value in zip(sums, apart, strict=False)]
             return found + [e.fma(value, value, total) for value, total in squares]
 
-        shares = [b.fmul(total, share) for total in s.each(add_apart, zeros + zeros)]
+        shares = [b.fmul(total, share) for total in s.for_each_channel(add_apart, zeros + zeros)]
         missed = shares[: len(zeros)]
         variances = [b.fsub(square, b.fmul(m, m)) for square, m in zip(shares[len(zeros) :], missed, strict=True)]
         inverse = [b.fdiv(e.splat(1.0), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances]
@@ -150,10 +152,10 @@ class PlanarLayerNorm(Written):
             pair = e.at(factors, b.mul(channel, e.i64(2 * FLOAT)))
             weight, bias = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
             apart = [b.fsub(value, m) for value, m in zip(from_mean(channel), missed, strict=True)]
-            s.write(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
+            s.store_channel(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
             return []
 
-        s.each(write)
+        s.for_each_channel(write)
 
 
 @dataclass(frozen=True)
@@ -169,19 +171,19 @@ class RmsNorm(Written):
         share, eps = e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
 
         def add_square(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            return [e.fma(value, value, total) for total, value in zip(sums, s.read(channel), strict=True)]
+            return [e.fma(value, value, total) for total, value in zip(sums, s.load_channel(channel), strict=True)]
 
-        squares = s.each(add_square, [e.splat(0.0) for _ in s.mask])
+        squares = s.for_each_channel(add_square, [e.splat(0.0) for _ in s.mask])
         roots = [e.intrinsic("llvm.sqrt", e.fma(square, share, eps)) for square in squares]
         inverse = [b.fdiv(e.splat(1.0), root) for root in roots]
 
         def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             weight = e.splat(e.load_f32(e.at(factors, b.mul(channel, e.i64(FLOAT)))))
-            values = zip(s.read(channel), inverse, strict=True)
-            s.write(channel, [b.fmul(b.fmul(value, i), weight) for value, i in values])
+            values = zip(s.load_channel(channel), inverse, strict=True)
+            s.store_channel(channel, [b.fmul(b.fmul(value, i), weight) for value, i in values])
             return []
 
-        s.each(write)
+        s.for_each_channel(write)
 
 
 @dataclass(frozen=True)
@@ -195,21 +197,23 @@ class Softmax(Written):
         e, b = s.e, s.e.b
 
         def larger(channel: ir.Value, found: list[ir.Value]) -> list[ir.Value]:
-            pairs = zip(found, s.read(channel), strict=True)
+            pairs = zip(found, s.load_channel(channel), strict=True)
             return [e.select(b.fcmp_ordered(">", old, new), old, new) for old, new in pairs]
 
-        largest = s.each(larger, [e.splat(float("-inf")) for _ in s.mask])
+        largest = s.for_each_channel(larger, [e.splat(float("-inf")) for _ in s.mask])
 
         def power(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            powers = [exp(e, b.fsub(value, most)) for value, most in zip(s.read(channel), largest, strict=True)]
-            s.write(channel, powers)
+            powers = [exp(e, b.fsub(value, most)) for value, most in zip(s.load_channel(channel), largest, strict=True)]
+            s.store_channel(channel, powers)
             return [b.fadd(total, value) for total, value in zip(sums, powers, strict=True)]
 
-        sums = s.each(power, [e.splat(0.0) for _ in s.mask])
+        sums = s.for_each_channel(power, [e.splat(0.0) for _ in s.mask])
         inverse = [b.fdiv(e.splat(1.0), total) for total in sums]
 
         def divide(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            s.write(channel, [b.fmul(value, i) for value, i in zip(s.read(channel, y=True), inverse, strict=True)])
+            s.store_channel(
+                channel, [b.fmul(value, i) for value, i in zip(s.load_channel(channel, y=True), inverse, strict=True)]
+            )
             return []
 
-        s.each(divide)
+        s.for_each_channel(divide)

@@ -227,12 +227,12 @@ class Spans(Written):
                 self._vector(e, line, loop.index, None)
             rest = b.sub(floats, whole)
             with e.when(b.icmp_signed(">", rest, e.i64(0))):
-                self._vector(e, line, whole, lanes.within(e, rest))
+                self._vector(e, line, whole, lanes.first_lanes_mask(e, rest))
 
     def _vector(self, e: Emitter, line: _Line, first: ir.Value, mask: ir.Value | None) -> None:
         """Compute one vector of an output row."""
         byte = e.b.mul(first, e.i64(FLOAT))
-        value = lanes.every(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
+        value = lanes.pick_positions(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
             value = e.b.fmul(value, e.b.fmul(e.splat(line.share()), e.load(e.table(11), byte)))
         lanes.store(e, value, line.y, byte, mask)
@@ -279,7 +279,10 @@ class Mean(Written):
                 loop.next = [b.fadd(old, e.load(here, FLOAT * width * k)) for k, old in enumerate(loop.carried)]
             rest, here = b.sub(floats, whole), e.at(x, b.mul(whole, e.i64(FLOAT)))
             found = [
-                b.fadd(old, lanes.load(e, here, FLOAT * width * k, lanes.within(e, b.sub(rest, e.i64(k * width)))))
+                b.fadd(
+                    old,
+                    lanes.load(e, here, FLOAT * width * k, lanes.first_lanes_mask(e, b.sub(rest, e.i64(k * width)))),
+                )
                 for k, old in enumerate(loop.results)
             ]
             apart = max(1, self.images // width)
@@ -287,6 +290,6 @@ class Mean(Written):
                 value = found[part]
                 for other in found[part + apart :: apart]:
                     value = b.fadd(value, other)
-                value = lanes.folded(e, value, min(self.images, width))
+                value = lanes.sum_positions(e, value, min(self.images, width))
                 value = b.fmul(value, lanes.splat(e, e.load_f32(share), value.type.count))
                 b.store(value, e.at(y, FLOAT * width * part), align=FLOAT)

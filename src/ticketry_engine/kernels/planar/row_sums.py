@@ -183,7 +183,7 @@ class _SumsBody:
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count
         if self.sets > 1:
-            begin, sums = self._side_by_side(x, columns, begin, end)
+            begin, sums = self._sum_in_sets(x, columns, begin, end)
         ahead = [self._column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
         with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
             queue = [*loop.carried[count:], self._column(columns, loop.index, len(ahead))]
@@ -191,16 +191,16 @@ class _SumsBody:
             loop.next = self._add(x, queue[0], weights, loop.carried[:count]) + queue[1:]
         return loop.results[:count]
 
-    def _side_by_side(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
+    def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
         """Process several columns per iteration; return where they end, and the sums over all sets."""
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))
         middle = b.add(begin, b.mul(turns, e.i64(several)))
         sums = [e.splat(0.0)] * (count * self.sets)
-        with e.loop(begin, middle, several, sums + self._some(columns, begin, several)) as loop:
+        with e.loop(begin, middle, several, sums + self._load_columns(columns, begin, several)) as loop:
             sums, now = list(loop.carried[: count * self.sets]), loop.carried[count * self.sets :]
-            following = self._some(columns, b.add(loop.index, e.i64(several)), several)
+            following = self._load_columns(columns, b.add(loop.index, e.i64(several)), several)
             self._fetch(self.weights, loop.index, 4 * spec.rows, several)
             self._fetch(columns, loop.index, self._column_bytes, several)
             weights = self._weights(loop.index, several)
@@ -222,7 +222,7 @@ class _SumsBody:
         for byte in range(0, size * count, LINE):
             self.e.fetch(here, ahead + byte)
 
-    def _some(self, columns: Any, index: Any, count: int) -> list[Any]:
+    def _load_columns(self, columns: Any, index: Any, count: int) -> list[Any]:
         """Return the byte offsets of `count` columns from `index` on; one load reads several."""
         e, b, size = self.e, self.e.b, self._column_bytes
         found, bits = [], 8 * size
@@ -272,7 +272,7 @@ class _SumsBody:
             for t, value in enumerate(inputs)
         ]
 
-    # What sums are added to, and what becomes of them
+    # Bases of the sums, and the end of a segment
 
     def _bases(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
         """Return, row by row, the vectors to which the segment's sums are added.
@@ -280,11 +280,11 @@ class _SumsBody:
         They are read after the sums, so that no sum waits for a slower cache.
         """
         if not self.spec.blocked:
-            return self._fresh(segment, tile)
+            return self._bias_and_residual(segment, tile)
         e, b = self.e, self.e.b
         with b.if_else(self._flag(head, FIRST)) as (then, otherwise):
             with then:
-                fresh, fresh_end = self._fresh(segment, tile), b.block
+                fresh, fresh_end = self._bias_and_residual(segment, tile), b.block
             with otherwise:
                 going = [e.load(output, at) for output in outputs for at in self.shape.y]
                 going_end = b.block
@@ -296,7 +296,7 @@ class _SumsBody:
             bases.append(phi)
         return bases
 
-    def _fresh(self, segment: Any, tile: _Tile) -> list[Any]:
+    def _bias_and_residual(self, segment: Any, tile: _Tile) -> list[Any]:
         e, b, spec, rows = self.e, self.e.b, self.spec, self.spec.rows
         bases = []
         for row in range(rows):

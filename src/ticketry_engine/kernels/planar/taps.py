@@ -141,14 +141,16 @@ class _Tiles:
     def _cleared(self, value: Any, masks: Any, number: int) -> Any:
         """Zero the lanes that a mask entry excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
-        return lanes.cleared(self.e, value, self.e.at(self.masks, at))
+        return lanes.clear_lanes(self.e, value, self.e.at(self.masks, at))
 
     def _input(self, source: Any, masks: Any, number: int) -> Any:
         """Return what a tap reads for a vector of the tile."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
-            return self._cleared(lanes.every(e, read, self.kernel.images) if stride > 1 else read[0], masks, number)
+            return self._cleared(
+                lanes.pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number
+            )
         parts = [
             lanes.load(
                 e,
@@ -158,7 +160,7 @@ class _Tiles:
             )
             for part in range(stride)
         ]
-        return parts[0] if stride == 1 else lanes.every(e, parts, self.kernel.images)
+        return parts[0] if stride == 1 else lanes.pick_positions(e, parts, self.kernel.images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,14 +208,14 @@ class _Vector:
 
 
 @functools.lru_cache(maxsize=256)
-def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
+def make_tiles(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
     """Return all tiles of a plane.
 
     If x, y and the residual have rows of one length and the stride is 1, vectors continue into the next row; otherwise
     each row is divided into vectors separately.
     """
     beside = y if residual is None else residual
-    each, follow = target.lanes // y.images, _follow(x, y, beside, window)
+    each, follow = target.lanes // y.images, _rows_continue(x, y, beside, window)
     found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
     for pixels in _runs(y, follow, each, 12 if target.registers >= 32 else 6):
         vectors = [_vector(x, y, beside, window, some, each) for some in pixels]
@@ -233,7 +235,7 @@ def reach(x: Geometry, window: Window) -> int:
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
 
-def _follow(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
+def _rows_continue(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
     """Return whether a vector may continue into the next row."""
     return window.stride == (1, 1) and x.row == y.row == residual.row
 
@@ -286,8 +288,8 @@ def _tiles(
     seen = np.stack(
         [
             there
-            & _inside(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
-            & _inside(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
+            & _in_range(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
+            & _in_range(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
             for tap in window.taps
         ],
         axis=1,
@@ -305,7 +307,7 @@ def _tiles(
     return Tapped(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
 
 
-def _inside(place: Array, extent: int) -> Array:
+def _in_range(place: Array, extent: int) -> Array:
     found: Array = (place >= 0) & (place < extent)
     return found
 
@@ -377,7 +379,7 @@ def cycles(tiles: Sequence[Tapped], kept: Array, plane: int, planes: int, stride
     """Estimate the cycles: each vector of each column, the overhead per tile and row, and repeated reads of planes.
 
     Args:
-        tiles: tiles returned by `tapped`.
+        tiles: tiles returned by `make_tiles`.
         kept: retained weights [rows, inputs, taps] of a conv group.
         plane: bytes of one plane.
         planes: number of planes of x.

@@ -229,7 +229,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
     whole = y.width % each == 0
     families: dict[tuple[int, int, int, int], list[Pair]] = {}
     for number, tap in enumerate(window.taps):
-        if used[:, number].any() and window.meets(x, y, tap):
+        if used[:, number].any() and window.reads_any_pixel(x, y, tap):
             families.setdefault(_family(window, tap, y, each, whole), []).append(tap)
     copies: list[PlaneCopy] = []
     of: dict[Pair, tuple[int, int, int]] = {}
@@ -377,4 +377,4 @@ class Split(Written):
                 ]
                 end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
                 for number, phase in enumerate(self.phases):
-                    e.store(lanes.every(e, read, self.images, phase), e.at(end, b.mul(apart, e.i64(number))))
+                    e.store(lanes.pick_positions(e, read, self.images, phase), e.at(end, b.mul(apart, e.i64(number))))

@@ -139,7 +139,7 @@ class ByChannel(Written):
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
-        return [lanes.within(e, e.b.sub(images, e.i64(first))) for first in firsts]
+        return [lanes.first_lanes_mask(e, e.b.sub(images, e.i64(first))) for first in firsts]
 
 
 def _mask_images(e: Emitter, there: Any, value: Any) -> Any:

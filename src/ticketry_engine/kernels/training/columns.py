@@ -29,7 +29,7 @@ def column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide:
     return e.b.mul(widen(e.b.load(at, typ=kind, align=size), I64), e.i64(unit))
 
 
-def filled_up(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
+def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
     """Pad segments to whole sets of columns by repeating the last column.
 
     With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each

@@ -25,9 +25,9 @@ from ticketry_engine.kernels.planar.tiles import Tiles
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training import tile_products, tile_sums, tiled
-from ticketry_engine.kernels.training.columns import filled_up
+from ticketry_engine.kernels.training.columns import pad_segments
 from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer, WeightGradient
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, Side, apart, parts, shares, tiles
+from ticketry_engine.kernels.training.layout import IMAGES, Batch, Side, parts, shares, threads_take_blocks, tiles
 from ticketry_engine.kernels.training.packing import scatter
 from ticketry_engine.kernels.training.pair_sums import PAIR, PairSums
 from ticketry_engine.kernels.training.products import TOGETHER, Products, Totals, Zero
@@ -156,7 +156,7 @@ class ProductTables:
     by_block: bool
     """Whether sums stay in the L2 cache, so that blocks are processed one after the other."""
     several: int
-    """Number of threads with sums of their own."""
+    """Number of threads that accumulate separate sums."""
 
 
 def product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
@@ -175,9 +175,9 @@ def product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> P
         rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
         cut = tiles(sides, size, lanes, most)
         made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
-        made = filled_up(made, rows, TOGETHER)
+        made = pad_segments(made, rows, TOGETHER)
         width = rows * FLOAT * lanes // TOGETHER
-    several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
+    several = len(shares(x.blocks, layer.threads)) if threads_take_blocks(x.blocks, size, layer.threads) else 1
     chunks, near = _chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
@@ -304,7 +304,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
     else:
         most = kernel_choice.vectors(rows, target)[0] if groups else _most(target, size)
     chunks = 1
-    if threads > 1 and not apart(x.blocks, size, threads):
+    if threads > 1 and not threads_take_blocks(x.blocks, size, threads):
         some = tiles(sides, size, target.lanes, most, parts(x.blocks, size)[0])
         chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
     if sets:
@@ -313,7 +313,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
     near = FAR if half else _near(target, size)
     made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, near, chunks)
     _check(made, x, cut, target)
-    made = filled_up(made, rows, PAIR, once=True) if half else made
+    made = pad_segments(made, rows, PAIR, once=True) if half else made
     index = made.weights.reshape(-1) - 1
     weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
     for part in parts(x.blocks, size):

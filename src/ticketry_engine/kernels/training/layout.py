@@ -172,6 +172,6 @@ def shares(blocks: int, threads: int) -> list[range]:
     return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
 
 
-def apart(blocks: int, size: Pair, threads: int) -> bool:
+def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
     """Return whether each thread takes whole blocks (otherwise threads share each operation: see `parts`)."""
     return threads > 1 and blocks >= threads and len(parts(blocks, size)) == blocks

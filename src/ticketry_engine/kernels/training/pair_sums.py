@@ -6,7 +6,7 @@ A position holds 32 images. The values that two columns read are interleaved ima
 pair of weights; the sums are float32, two vectors per vector of values. Interleaving takes two instructions per vector
 and pair of columns, for all rows that share them. Results are rounded to bfloat16 once.
 
-Tables are those of `planar.row_sums`, except that segments have an even number of columns of their own, weights are
+Tables are those of `planar.row_sums`, except that segments have an even number of unshared columns, weights are
 bfloat16 pairs (for each pair of columns, each row's two), and each row has a single segment.
 """
 
@@ -82,7 +82,7 @@ class _PairSumsBody:
                 self._end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Return two sums per row and vector of values, with images in the order of `bfloat.interleaved`."""
+        """Return two sums per row and vector of values, with images in the order of `bfloat.interleave_pairs`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
@@ -95,7 +95,7 @@ class _PairSumsBody:
             sums = list(loop.carried)
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
-                for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
                     for row, weight in enumerate(weights):
                         number = 2 * (row * vectors + t) + part
                         sums[number] = bfloat.multiply_pairs(e, weight, pairs, sums[number])
@@ -128,5 +128,5 @@ def write_rows(
             values = [b.fadd(value, bias) for value in sums(row, t)]
             if spec.residual:
                 there = bfloat.load_pairs(e, beside, shape.residual[t])
-                values = [b.fadd(*pair) for pair in zip(values, bfloat.apart(e, there), strict=True)]
-            bfloat.store_together(e, values, out, place)
+                values = [b.fadd(*pair) for pair in zip(values, bfloat.split_to_float32(e, there), strict=True)]
+            bfloat.store_rounded(e, values, out, place)

@@ -3,8 +3,9 @@
     dW[row, column] = sum over positions and images t of dy[row][t] * x[column + t]        (sampled dense-dense product)
 
 For a tile of positions, a row's output gradients stay in registers while `TOGETHER` columns at a time read the tile's
-inputs. Their product vectors are folded into one vector, some lanes per column, and added to the sums of earlier tiles;
-the lanes of a column are added once, at the end. The order of each sum is thus fixed, whatever runs concurrently.
+inputs. Their product vectors are added lane by lane into one vector (`fold_lanes`), some lanes per column, and added to
+the sums of earlier tiles; the lanes of a column are added once, at the end. The order of each sum is thus fixed,
+regardless of the number of threads.
 
 Rows with equal columns are multiplied several at a time: each load of a gradient or an input serves several products.
 
@@ -116,7 +117,7 @@ class _ProductsBody:
                         part[number] = self._multiply(gradient, value, part[number])
             for number, part in enumerate(parts):
                 here = e.at(place, number * width)
-                e.store(b.fadd(e.load(here), folded(e, part)), here)
+                e.store(b.fadd(e.load(here), fold_lanes(e, part)), here)
 
     def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
@@ -141,7 +142,7 @@ class _ProductsBody:
             for number in range(together // TOGETHER):
                 here = e.at(place, number * width)
                 some = parts[number * TOGETHER : (number + 1) * TOGETHER]
-                e.store(b.fadd(e.load(here), folded(e, some)), here)
+                e.store(b.fadd(e.load(here), fold_lanes(e, some)), here)
 
     def _load(self, pointer: Any, byte: int) -> Any:
         return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
@@ -190,13 +191,13 @@ class Totals(Written):
                 more = e.at(here, b.mul(e.i64(thread), e.arg(3)))
                 sums = [b.fadd(one, e.load(more, width * number)) for number, one in enumerate(sums)]
             e.store(
-                folded(e, sums),
+                fold_lanes(e, sums),
                 out,
                 b.mul(turn.index, e.i64(width)),
             )
 
 
-def folded(e: Emitter, vectors: Sequence[Any]) -> Any:
+def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
     """Add neighbouring lanes of several vectors (a power of two) into one vector, in order."""
     while len(vectors) > 1:
         vectors = [_pairs(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]

@@ -2,9 +2,9 @@
 
     sums [16 columns, 16 rows]  +=  x [16 columns, 32 images]  @  dy [32 images, 16 rows]        at each position
 
-At each position the rows' output gradients are transposed into pairs of images, the right operand; the values of
+At each position the rows' output gradients are transpose_words into pairs of images, the right operand; the values of
 sixteen columns, copied side by side, are the left operand. The sums stay in a tile register over all positions of a
-tile of planes, and the transposed gradients serve all columns.
+tile of planes, and the transpose_words gradients serve all columns.
 
 Tables are those of `products` for several rows, except that columns are bytes (int32) in sets of sixteen, and sums are
 one float32 per column and row, column by column. A further table holds the byte of each position in x and in dy.
@@ -108,7 +108,7 @@ class _TileProductsBody:
             there = e.load_i32(self.reach, b.add(b.mul(loop.index, e.i64(8)), e.i64(4)))
             vectors = [b.load(e.at(row, there), typ=words, align=4) for row in rows]
             goal = e.at(self.turned, b.mul(loop.index, e.i64(amx.TILE_BYTES)))
-            for number, vector in enumerate(transposed(e, vectors)):
+            for number, vector in enumerate(transpose_words(e, vectors)):
                 b.store(vector, e.at(goal, number * amx.ROW_BYTES), align=amx.ROW_BYTES)
 
     def _strips(self, x: Any, begin: Any, end: Any) -> None:
@@ -155,7 +155,7 @@ class _TileProductsBody:
             e.store(values, goal, number * amx.ROW_BYTES, align=amx.ROW_BYTES)
 
 
-def transposed(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
+def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
     """Transpose a square of 32-bit words, given as vectors."""
     found, size = list(vectors), len(vectors)
     step = size // 2

@@ -120,7 +120,7 @@ class _TileSpreadBody:
             for t, at in enumerate(self.shape.residual):
                 values = [e.splat(0.0)] * 2
                 if self.spec.residual:
-                    values = bfloat.apart(e, bfloat.load_pairs(e, plane, at))
+                    values = bfloat.split_to_float32(e, bfloat.load_pairs(e, plane, at))
                 for part, value in enumerate(values):
                     e.store(value, here, (2 * t + part) * amx.ROW_BYTES, align=amx.ROW_BYTES)
 
@@ -139,7 +139,7 @@ class _TileSpreadBody:
                     values = [bfloat.load_pairs(e, output, at) for output in outputs]
                     for output in outputs:
                         e.fetch(output, at + len(self.shape.x) * amx.ROW_BYTES)
-                    for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                    for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
                         place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
                         b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)
 
@@ -179,7 +179,7 @@ class _TileSpreadBody:
             plane = e.at(y, b.mul(loop.index, e.arg(PLANE)))
             for t, at in enumerate(self.shape.y):
                 values = [e.load(here, (2 * t + part) * amx.ROW_BYTES) for part in range(2)]
-                bfloat.store_together(e, values, plane, at)
+                bfloat.store_rounded(e, values, plane, at)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
     sums [16 rows, 16 images]  +=  w [16 rows, 32 columns]  @  x [32 columns, 16 images]        twice per position
 
-A position holds 32 images. The values that two columns read are interleaved image by image (`bfloat.interleaved`):
+A position holds 32 images. The values that two columns read are interleaved image by image (`bfloat.interleave_pairs`):
 sixteen such pairs are the right operands of two products, and the rows' weights the left operand of both. The sums of
 all columns stay in tile registers. One set of columns is multiplied while the next one is interleaved, because loading
 a tile right after storing its data would stall.
@@ -73,7 +73,7 @@ class _TileSumsBody:
         self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
         self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
         self.block_bytes = 2 * len(self.shape.x) * amx.TILE_BYTES
-        self.turned = cleared(e, 2 * self.block_bytes)
+        self.turned = _zeroed_scratch(e, 2 * self.block_bytes)
         self.sums = e.scratch(self.block_bytes // amx.ROW_BYTES)
 
     def emit(self) -> None:
@@ -131,7 +131,7 @@ class _TileSumsBody:
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
                 for pointer in inputs:  # too many streams for the hardware prefetcher
                     e.fetch(pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
-                for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
                     b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
             loop.next = [b.add(loop.carried[0], e.i64(amx.ROW_BYTES))]
 
@@ -140,7 +140,7 @@ class _TileSumsBody:
         return [e.load(self.sums, (2 * t + part) * amx.TILE_BYTES + row * amx.ROW_BYTES) for part in range(2)]
 
 
-def cleared(e: Emitter, size: int) -> Any:
+def _zeroed_scratch(e: Emitter, size: int) -> Any:
     """Allocate zeroed memory on the stack."""
     place, width = e.scratch(size // (FLOAT * e.target.lanes)), FLOAT * e.target.lanes
     with e.loop(0, size, width) as loop:
