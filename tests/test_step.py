@@ -70,7 +70,7 @@ def test_impossible_amounts_are_refused(text, message):
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "message"), [(-1, "it", "cannot be negative"), (1, "h", "it, ep or %, not in 'h'")]
+    ("value", "unit", "message"), [(-1, "it", "cannot be negative"), (1, "h", "must be it, ep or %, got 'h'")]
 )
 def test_steps_made_in_code_are_checked_too(value, unit, message):
     with pytest.raises(UsageError, match=message):

@@ -25,13 +25,13 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a regular file is at a path, links followed; `OSError` if the system does not tell."""
+    """Return whether a regular file is at a path, links followed; `OSError` if access is denied."""
     mode = _stat_mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a folder is at a path, links followed; `OSError` if the system does not tell."""
+    """Return whether a folder is at a path, links followed; `OSError` if access is denied."""
     mode = _stat_mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
