@@ -274,6 +274,9 @@ def test_every_group_is_known_and_another_is_told_with_the_one_that_may_be_meant
     assert made <= GROUPS
     install(site, "misspelt", {"mine": "misspelt:mine"}, group="ticketry.score")
     assert Registry("shape", "ticketry.shapes", {}).names() == ()
-    assert "the package misspelt 1.2 has entry points in the group ticketry.score, which ticketry does not have" in caplog.text
+    assert (
+        "the package misspelt 1.2 has entry points in the group ticketry.score, which ticketry does not have"
+        in caplog.text
+    )
     assert "did you mean" in caplog.text
     assert "ticketry.scores" in caplog.text
