@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node, last_uses
-from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import Cast, Function, checked, prepare
 
 
@@ -32,7 +32,7 @@ class Program:
         self, graph: Graph, *, precision: str | None = None, device: str | torch.device = "cpu", check: bool = True
     ) -> None:
         self.graph = graph
-        self._call = Call(graph)
+        self._call = CallBinder(graph)
         self._cast = Cast(graph, precision)
         slots = {name: index for index, name in enumerate(graph.values)}
         tensors = {name: self._cast(tensor).to(device) for name, tensor in graph.tensors.items()}

@@ -24,7 +24,7 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import compiled as gpu
 from ticketry_engine.gpu.compiled import CompiledGpu
 from ticketry_engine.ir import Graph, Node, last_uses, model_file
-from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import torch_step
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target
@@ -212,7 +212,7 @@ class Compiled(ForInference):
         self.precision = _checked(precision, self.target)
         self._target_name = target
         self._digest = digest
-        self._call = Call(graph)
+        self._call = CallBinder(graph)
         self._library = Library(self.target)
         self._layout = layout
         parts = partition(graph)

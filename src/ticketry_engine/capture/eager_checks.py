@@ -16,7 +16,7 @@ from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
 from ticketry_engine.ir import Graph
-from ticketry_engine.ir.binding import Call
+from ticketry_engine.ir.binding import CallBinder
 from ticketry_engine.ir.graph import leaves
 from ticketry_engine.ir.reference import torch_step
 from ticketry_engine.support.model_copies import copied
@@ -171,7 +171,7 @@ def _call(call: Callable[..., Any], given: Arguments) -> Any:
 
 
 def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
-    values: dict[str, Any] = dict(zip(graph.inputs, Call(graph).bind(args, kwargs), strict=True))
+    values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
         values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
     return [values[name] for name in leaves(graph.outputs)]

@@ -22,7 +22,7 @@ from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.gpu.plan import LAYERS, Choice, layer_facts, plan
 from ticketry_engine.gpu.tuning import timed
 from ticketry_engine.ir import Graph, model_file
-from ticketry_engine.ir.binding import Call, build
+from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import entry_point
@@ -122,7 +122,7 @@ class CompiledGpu(ForInference):
         self.stays = f"in {precision} on {device}"
         self._settings = {"precision": precision, "record": record, "force": force}
         self._record = record and device.type == "cuda"
-        self._call = Call(graph, device.type)
+        self._call = CallBinder(graph, device.type)
         self._facts = layer_facts(graph)
         self._weights = Weights(graph, self._facts, PRECISIONS[precision], device)
         self._runs: OrderedDict[Key, _ShapeProgram] = OrderedDict()

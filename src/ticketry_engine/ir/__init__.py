@@ -1,4 +1,7 @@
-"""Networks as graphs: nodes and their rules, what each means in torch, how a call binds to one, and the file of one."""
+"""Networks as graphs: nodes with their rules, a reference interpreter in torch, argument binding, and model files.
+
+Reading order: `nodes`, `native` (the node kinds), `graph`, `reference`; `aten` has the nodes that run in torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values the attributes of native operations can have."""
+"""Checks for attribute values of native operations."""
 
 from __future__ import annotations
 
@@ -6,64 +6,64 @@ from collections.abc import Callable
 from typing import Any
 
 ACTS = ("relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish", "hardsigmoid", "sigmoid", "tanh")
-"""An act is one of these, None, or {"leaky_relu": slope}."""
+"""Names of activations; an attribute ``act`` is one of these, None, or {"leaky_relu": slope}."""
 
 _LARGEST_ATTR = 1 << 16
-"""Strides, paddings, dilations and kernels: beyond any network's."""
+"""Most of a stride, padding, dilation or kernel size: a bound for untrusted files."""
 _LARGEST_NUMBER = 3.4028234663852886e38
 """The largest float32, which kernels compute with."""
 
 
-def count(value: Any, least: int = 0) -> bool:
-    """A whole number that a stride, kernel or number of groups can be."""
+def is_count(value: Any, least: int = 0) -> bool:
+    """Return whether a value is an integer that a stride, kernel size or number of groups may be."""
     return type(value) is int and least <= value <= _LARGEST_ATTR
 
 
-def pair(least: int) -> Callable[[Any], bool]:
-    """Two such numbers, of at least so much."""
-    return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(count(n, least) for n in value)
+def is_pair(least: int) -> Callable[[Any], bool]:
+    """Return a check for two such integers of at least `least`."""
+    return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(n, least) for n in value)
 
 
-def size(value: Any) -> bool:
-    """A size of an axis, or a place along it."""
+def is_size(value: Any) -> bool:
+    """Return whether a value may be an axis size or an index along it."""
     return type(value) is int and 0 <= value < 1 << 40
 
 
-def axis(value: Any) -> bool:
-    """An axis behind the batch."""
+def is_axis(value: Any) -> bool:
+    """Return whether a value is an axis after the batch axis."""
     return type(value) is int and 1 <= value < 16
 
 
-def boolean(value: Any) -> bool:
-    """True or False."""
+def is_boolean(value: Any) -> bool:
+    """Return whether a value is a bool."""
     return type(value) is bool
 
 
-def number(value: Any) -> bool:
-    """A finite number that kernels and torch can compute with."""
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number that float32 can represent."""
     if type(value) is int:
-        return -(1 << 63) <= value < 1 << 63  # torch takes no larger ones
-    return type(value) is float and abs(value) <= _LARGEST_NUMBER  # false of NaN too
+        return -(1 << 63) <= value < 1 << 63  # the range of torch's integers
+    return type(value) is float and abs(value) <= _LARGEST_NUMBER  # also False for NaN
 
 
 def is_act(value: Any) -> bool:
-    """Whether `value` names an activation (None is the identity)."""
+    """Return whether a value names an activation (None is the identity)."""
     if isinstance(value, dict):
-        return set(value) == {"leaky_relu"} and number(value["leaky_relu"])
+        return set(value) == {"leaky_relu"} and is_number(value["leaky_relu"])
     return value is None or (isinstance(value, str) and value in ACTS)
 
 
 def is_axes(value: Any) -> bool:
-    """A list of axes."""
-    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(count(one) for one in value)
+    """Return whether a value is a list of axes."""
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)
 
 
 def is_shape(value: Any) -> bool:
-    """A shape, whose first size may be None: the batch."""
+    """Return whether a value is a shape; its first size may be None, the batch."""
     sane = isinstance(value, (list, tuple)) and 0 < len(value) <= 16
-    return sane and (value[0] is None or size(value[0])) and all(size(one) for one in value[1:])
+    return sane and (value[0] is None or is_size(value[0])) and all(is_size(one) for one in value[1:])
 
 
 def is_room(value: Any) -> bool:
-    """How much is added to each axis but the batch."""
-    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(count(one) for one in value)
+    """Return whether a value is a list of padding sizes, one for each axis after the batch."""
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)

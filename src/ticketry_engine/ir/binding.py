@@ -1,4 +1,4 @@
-"""How a call's arguments become the inputs of a graph, and its values what the call returns."""
+"""Binds a call's arguments to the inputs of a graph, and builds what the call returns from its values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ticketry_engine.ir.native import dtype_name, short
 from ticketry_engine.ir.nodes import Json
 
 
-class Record(dict[str, Any]):
-    """A dict whose entries are attributes too, and which counts by position: stands for a model's own output class."""
+class OutputRecord(dict[str, Any]):
+    """A dict with attribute access and positional indexing: replaces a model's custom output class."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -30,7 +30,7 @@ class Record(dict[str, Any]):
 
 
 class Fields(tuple[Any, ...]):
-    """A tuple whose entries have names: stands for a model's own NamedTuple, and for what torch gives of ``max``."""
+    """A tuple with named entries: replaces a model's NamedTuple, and results of torch functions such as ``max``."""
 
     _fields: tuple[str, ...]
 
@@ -53,11 +53,11 @@ class Fields(tuple[Any, ...]):
         return Fields.of, (self._asdict(),)
 
 
-# As torch has its models' own classes: what goes through outputs, such as `tree_map`, finds the tensors in them.
+# Registered as pytrees, so that functions such as `tree_map` find the tensors in them.
 register_pytree_node(
-    Record,
+    OutputRecord,
     lambda made: (list(made.values()), list(made)),
-    lambda values, names: Record(zip(names, values, strict=True)),
+    lambda values, names: OutputRecord(zip(names, values, strict=True)),
     serialized_type_name="ticketry.Record",
 )
 register_pytree_node(
@@ -69,7 +69,7 @@ register_pytree_node(
 
 
 def build(tree: Json, values: Mapping[str, Any]) -> Any:
-    """What a tree of `Graph.outputs` stands for."""
+    """Build the Python object that a tree of `Graph.outputs` describes."""
     if isinstance(tree, str):
         return values[tree]
     ((kind, content),) = tree.items()
@@ -83,11 +83,11 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
         return Fields.of(made)
     if kind == "numbered":
         return {int(key): part for key, part in made.items()}
-    return made if kind == "dict" else Record(made)
+    return made if kind == "dict" else OutputRecord(made)
 
 
-class Call:
-    """Checks a call's arguments against a graph's inputs and puts them in its order: `plain` tensors of a device."""
+class CallBinder:
+    """Checks a call's arguments against a graph's inputs and returns them in its order, as `plain` tensors."""
 
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         self._keys = plain_keys(device)
@@ -101,12 +101,11 @@ class Call:
         self._fewest = 0 if graph.signature is None else graph.signature.get("fewest", 0)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The graph's inputs in order.
+        """Return the graph's inputs in order.
 
         Raises:
-            EngineError: if arguments are missing or too many, of another kind than when the model was captured, of a
-                shape or data type that the graph is not made for, of different numbers of examples, of fewer than it
-                holds for, or no `plain` tensors; or if a call is to be traced by torch.jit, which sees no kernels.
+            EngineError: if arguments are missing or too many, or differ in kind, shape or dtype from those at capture;
+                if batch sizes differ or are too small; if a tensor is not `plain`; or inside torch.jit tracing.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -137,7 +136,7 @@ class Call:
         return inputs
 
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The graph's inputs in order, of a call or of example inputs as `compile` takes them: one tuple, list or dict.
+        """Return the graph's inputs in order, from a call or from one tuple, list or dict of example inputs.
 
         Raises:
             EngineError: as `bind` does.
@@ -148,7 +147,7 @@ class Call:
         return self.bind(args, kwargs)
 
     def _is_first_argument(self, given: Any) -> bool:
-        """Whether a container is of the kind that the model's first argument was when it was captured."""
+        """Return whether a container is of the kind of the model's first argument at capture."""
         trees = [] if self._signature is None else self._signature["args"]
         kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
         return kind in (("dict", "record", "numbered") if isinstance(given, Mapping) else ("tuple", "list", "fields"))
@@ -188,7 +187,7 @@ class Call:
         return found
 
     def _check_left_out(self, name: str, value: Any) -> None:
-        """Of an argument that was not given when the model was captured: it has to be its default."""
+        """Raise EngineError unless an argument that was not given at capture has its default value."""
         default = self._defaults.get(name, {"constant": None})
         if default is None or not is_constant(default["constant"], value):
             raise EngineError(
@@ -198,7 +197,7 @@ class Call:
 
 
 def is_constant(constant: Any, value: Any) -> bool:
-    """Whether an argument is a constant of a signature; NaN is itself."""
+    """Return whether an argument equals a constant of a signature; NaN equals NaN."""
     if isinstance(value, Tensor):
         return False
     both_nan = constant != constant and value != value

@@ -1,6 +1,6 @@
-"""The small graph that the engine works on: what capture makes, plans read and model files hold.
+"""The graph that the engine works on: capture builds it, plans read it, and model files store it.
 
-A graph is checked when it comes from a file (`Graph.validate`): shapes follow from the rules of `graph.native`.
+`Graph.validate` checks a graph from a file; shapes have to follow from the rules of `ir.native`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from ticketry_engine.ir.nodes import (
 )
 
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
-"""``"fewest"``: the number of examples from which on the graph holds, if that is not any. ``"defaults"``: of arguments
-that were another constant when it was captured, or were left out and are not None then: ``{"constant": ...}``, or None
-for an object that a graph cannot hold."""
+"""Optional entries of a signature.
+
+``"fewest"``: the least batch size for which the graph is valid. ``"defaults"``: the default values of arguments that
+were captured with another constant, or left out and do not default to None: ``{"constant": ...}``, or None for an
+object that a graph cannot hold.
+"""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as a list of operations in the order in which they can run."""
+    """A network as a list of operations in an order in which they can run."""
 
     inputs: tuple[str, ...]
     outputs: Json
@@ -51,16 +54,16 @@ class Graph:
     """How a call's arguments give `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [of args]}`` with
     trees as in `outputs`; None: positional, in order. It may have `OF_SIGNATURES` besides."""
     notes: tuple[str, ...] = ()
-    """What a user should know, such as why the batch is fixed."""
+    """Notes for the user, such as why the batch size is fixed."""
 
     @property
     def dynamic(self) -> bool:
-        """Whether any number of examples is taken."""
+        """Whether any batch size is accepted."""
         return any(_is_dynamic(self.values[name].shape) for name in self.inputs)
 
     @property
     def makers(self) -> dict[str, Node]:
-        """Value -> the node that makes it."""
+        """Value name -> the node that computes it."""
         return {one.output: one for one in self.nodes}
 
     @property
@@ -69,7 +72,7 @@ class Graph:
         return tuple(dict.fromkeys(leaves(self.outputs)))
 
     def uses(self) -> dict[str, int]:
-        """Value -> how often nodes and the graph's outputs read it."""
+        """Return value name -> number of reads by nodes and by the graph's outputs."""
         counts = dict.fromkeys(self.values, 0)
         for one in self.nodes:
             for name in one.inputs:
@@ -79,7 +82,7 @@ class Graph:
         return counts
 
     def with_nodes(self, nodes: tuple[Node, ...] | list[Node], **changes: Any) -> Graph:
-        """The graph with other nodes, without values and tensors that nothing names any more."""
+        """Return the graph with other nodes, without values and tensors that are no longer used."""
         changed = replace(self, nodes=tuple(nodes), **changes)
         named = {*changed.inputs, *(one.output for one in changed.nodes)}
         held = {name for one in changed.nodes for name in one.weights.values()}
@@ -92,11 +95,11 @@ class Graph:
     def validate(self, *, trusted: bool = False) -> Graph:
         """Return the graph itself if it is consistent.
 
-        The shape of what a torch node makes cannot be derived here: it is a claim, which whoever runs the node checks
-        before a native one reads it.
+        The shapes of torch nodes cannot be derived here. They are claims, which are checked when the node runs, before
+        a native node reads its result.
 
         Args:
-            trusted: the graph was made in this process, and may have operations that one in a file may not.
+            trusted: the graph was built in this process, so it may have operations that are not allowed in files.
 
         Raises:
             GraphError: for an unknown operation, a name used before its definition or defined twice, weights that are
@@ -134,7 +137,7 @@ class Graph:
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Of each step, which reads values and makes some: those that nobody reads after it and that are not kept."""
+    """Return for each step (reads, makes) the values that are not read after it and not in `kept`."""
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -154,11 +157,11 @@ def _is_dynamic(shape: Shape | None) -> bool:
 
 _DEEPEST = 64
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
-"""A whole number as one writes it: no two texts are the same number."""
+"""The canonical spelling of an integer: different texts are different numbers."""
 
 
 def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
-    """Names of the values in a tree as `Graph.outputs` holds, in order; `GraphError` for what is no such tree."""
+    """Yield the value names in a tree such as `Graph.outputs`, in order; raise GraphError if it is not such a tree."""
     if isinstance(tree, str):
         yield tree
         return
@@ -183,7 +186,7 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
 
 
 def with_leaves(tree: Json, change: Callable[[str], str]) -> Json:
-    """The tree with other names of values, asked for in the order of `leaves`."""
+    """Return the tree with each value name replaced by `change(name)`, in the order of `leaves`."""
     if isinstance(tree, str):
         return change(tree)
     ((kind, content),) = tree.items()
@@ -214,14 +217,14 @@ def _check_name(name: object) -> None:
 
 
 def _check_printable(names: Iterable[str]) -> None:
-    """Names are shown as they are, in tables and errors: those of a stranger's file must not move the cursor."""
+    """Raise GraphError for unprintable names: tables and errors show them, and they may come from an untrusted file."""
     for name in names:
         if not name.isprintable():
             raise GraphError(f"the name {short(name)} has characters that cannot be printed: give the part another one")
 
 
 def _texts(tree: Json) -> Iterator[str]:
-    """Names and keys in a tree of values, or in a list or dictionary of such; no constants."""
+    """Yield names and keys in trees of values, without constants."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):

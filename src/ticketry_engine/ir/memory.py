@@ -1,8 +1,8 @@
-"""Which tensors may be read by their address: dense ones whose numbers lie in memory that is theirs, as they are.
+"""Checks that a tensor may be read by its address: dense, with its numbers in its own memory.
 
-A tensor of torch's may be many things besides that: one without data, on another device, sparse, a view that is read
-negated, a wrapper of another tensor, one whose memory was freed. `plain` lets through what holds its numbers itself,
-and says what the rest is. Every address that a kernel is given is of a tensor from `plain`, `fitting` or `fresh`.
+A torch tensor may also be without data, on another device, sparse, a negated view, a wrapper of another tensor, or have
+freed memory. `plain` accepts tensors that kernels can read, and raises a specific error for the others. Every address
+passed to a kernel comes from a tensor returned by `plain`, `fitting` or `fresh`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _TYPES = (Tensor, nn.Parameter)
 
 
 def _keys(tensor: Any) -> int:
-    """What torch goes by when it chooses how to compute with a tensor: a bit for each thing it is."""
+    """Return torch's dispatch keys of a tensor as bits."""
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
 @functools.cache
 def plain_keys(device: str) -> frozenset[int]:
-    """The keys of a tensor on a kind of device that is nothing else, also of one made in inference mode.
+    """Return the dispatch keys of ordinary dense tensors on a device type, in and outside inference mode.
 
-    Found once, while nobody traces: torch's stack of tracers belongs to the process, and is empty meanwhile.
+    They are read under a lock with torch's tracing modes disabled, because that stack belongs to the whole process.
     """
     found = []
     for inference in (False, True):
@@ -43,17 +43,17 @@ _ON_CPU = plain_keys("cpu")
 
 
 def plain(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
-    """The tensor with its numbers in memory as they are: itself, or a copy of one that is read negated or conjugated.
+    """Return a tensor that can be read by its address: itself, or a copy of a negated or conjugated view.
 
-    A subclass of Tensor that holds its own numbers gives those: what it does besides in torch, it does not do here.
+    A subclass of Tensor with its own memory is read as that memory; its Python overrides are ignored.
 
     Args:
-        value: what was given.
-        name: what messages call it.
-        keys: those of tensors on the device that is meant, from `plain_keys`.
+        value: the object to check.
+        name: its name in messages.
+        keys: dispatch keys accepted, from `plain_keys`.
 
     Raises:
-        EngineError: if it is no tensor, or one that has no such numbers on the device.
+        EngineError: if the value is not a tensor, or not a dense one on the device.
     """
     if type(value) not in _TYPES or _keys(value) not in keys:
         value = _resolved(value, name, keys)
@@ -63,10 +63,10 @@ def plain(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
 
 
 def fitting(value: object, shape: Sequence[int], name: str) -> Tensor:
-    """A `plain` tensor that is float32 of this shape.
+    """Return the value as a `plain` float32 tensor of this shape.
 
     Raises:
-        EngineError: if it is not.
+        EngineError: if it has another dtype or shape, or is not plain.
     """
     tensor = plain(value, name)
     if tensor.dtype is not torch.float32 or tensor.shape != shape:
@@ -75,10 +75,10 @@ def fitting(value: object, shape: Sequence[int], name: str) -> Tensor:
 
 
 def fresh(shape: Sequence[int]) -> Tensor:
-    """A `plain` float32 tensor to be written, whatever torch's defaults are.
+    """Return a new `plain` float32 tensor, independent of torch's defaults.
 
     Raises:
-        EngineError: if a mode of torch is on in which new tensors have no memory of their own.
+        EngineError: in a torch mode whose new tensors have no memory, such as FakeTensorMode.
     """
     made = torch.empty(shape, dtype=torch.float32, device="cpu")
     if type(made) is not Tensor or _keys(made) not in _ON_CPU:
@@ -95,7 +95,7 @@ def _resolved(value: object, name: str, keys: frozenset[int]) -> Tensor:
     tensor = value
     with torch._C.DisableTorchFunctionSubclass():
         known = torch._C._dispatch_keys(tensor)
-        if not known.has(torch._C.DispatchKey.Python):  # whose numbers Python code stands for
+        if not known.has(torch._C.DispatchKey.Python):  # tensors implemented in Python have no numbers of their own
             if type(tensor) not in _TYPES:
                 tensor = tensor.as_subclass(Tensor)
             if known.has(torch._C.DispatchKey.Negative) or known.has(torch._C.DispatchKey.Conjugate):
@@ -107,7 +107,7 @@ def _resolved(value: object, name: str, keys: frozenset[int]) -> Tensor:
 
 
 def _kind(tensor: Tensor) -> str:
-    """What a tensor is that is not plain."""
+    """Describe, for a message, why a tensor is not plain."""
     if tensor.device.type == "meta":
         return "has no data (device meta)"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -124,7 +124,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _hold(tensor: Tensor, name: str) -> None:
-    """Raise `EngineError` unless the storage has all bytes that shape and strides reach."""
+    """Raise EngineError unless the storage contains all bytes that shape and strides reach."""
     count = tensor.numel()
     if not count:
         return

@@ -1,7 +1,7 @@
 """A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
 
-It carries a digest of all its bytes (`core.sealed_files`), without which it is not read. Weights with many exact zeros
-are packed, see `packed_weights`.
+The file ends with a digest of all its bytes (`support.sealed_files`) and is not read if it does not match. Weights with
+many exact zeros are packed, see `packed_weights`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
 
 KIND = "ticketry.model"
 FORMAT = 2
-"""Of files with places as numbers; others are of format 1, as before there were any."""
+"""Format of files with Elias-Fano positions; other files have format 1."""
 _NOT_OURS = (
     SafetensorError,
     ValueError,
@@ -44,14 +44,14 @@ _NOT_OURS = (
 
 
 def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None) -> Path:
-    """Write a graph to a file, by a temporary name and a rename.
+    """Write a graph to a file, atomically through a temporary name.
 
     Args:
-        meta: facts that travel with it, such as which ticket it was made of: JSON.
+        meta: JSON to store beside the graph, such as its ticket.
 
     Raises:
-        ModelFileError: if it cannot be written, or has operations that the model brings itself: a file is to be loaded
-            without the model's source.
+        ModelFileError: if the file cannot be written, or the model has custom operations: a file has to load without
+            the model's source.
     """
     target = Path(path)
     data = sealed(dumps(graph, meta))
@@ -66,12 +66,12 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
 
 
 def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
-    """The graph in a file that `save` wrote, what was saved with it, and a digest of the very bytes it was read from.
+    """Load a file written by `save`; return its graph, its meta data, and a digest of its bytes.
 
     Raises:
-        ModelFileError: if there is none, or it is damaged, or says what cannot be.
+        ModelFileError: if the file is missing, damaged or inconsistent.
     """
-    if not os.path.isfile(path):  # nor a pipe or a device
+    if not os.path.isfile(path):  # also refuses pipes and devices
         raise ModelFileError(f"there is no model file {path}")
     try:
         data = content_of(Path(path))
@@ -85,7 +85,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
 
 
 def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
-    """The bytes of a graph's file; equal graphs give equal bytes. Raises what `save` does."""
+    """Return the bytes of a graph's file; equal graphs give equal bytes. Raises ModelFileError as `save` does."""
     own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
     if own:
         whose = "operations that no file may hold" if own[0].startswith("aten.") else "operations of its own"
@@ -103,12 +103,12 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"what is to be saved with the model is no JSON: {error}") from None
-    # One entry of metadata: safetensors writes several in an order that changes from call to call.
+    # One metadata entry, because safetensors writes several in varying order.
     return bytes(safetensors_save(stored, metadata={KIND: text}))
 
 
 def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
-    """The graph in the bytes of a file, and what was saved with it. Raises `ModelFileError` as `load` does."""
+    """Return the graph and the meta data in the bytes of a file. Raises ModelFileError as `load` does."""
     try:
         stored = safetensors_load(data)
         metadata = read_metadata(data)
@@ -128,7 +128,7 @@ def _whole(data: bytes) -> bytes:
     try:
         return unsealed(data)
     except ValueError as error:
-        loads(data)  # of what is no model file at all this tells what it is
+        loads(data)  # raises a more specific error if this is no model file at all
         raise ModelFileError(str(error)) from None
 
 
@@ -136,7 +136,7 @@ def _whole(data: bytes) -> bytes:
 
 
 def to_json(graph: Graph) -> Json:
-    """A graph without its weights, for `from_json`."""
+    """Return a graph without its weights as JSON, for `from_json`."""
     return {
         "inputs": list(graph.inputs),
         "outputs": _spelled(graph.outputs),
@@ -151,7 +151,7 @@ def to_json(graph: Graph) -> Json:
 
 
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
-    """The graph of what `to_json` made, with weights; not yet validated. Raises `ModelFileError` for anything else."""
+    """Return the graph of `to_json` with weights, not yet validated; raise ModelFileError for other JSON."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
     need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")
@@ -169,7 +169,7 @@ def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
 
 
 def _spelled(tree: Json) -> Json:
-    """A tree of values with the floats that JSON has no number for as ``{"float": name}``."""
+    """Replace non-finite floats in a tree of values by ``{"float": name}``, which JSON can store."""
     if isinstance(tree, dict):
         return {key: _spelled(part) for key, part in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -178,7 +178,7 @@ def _spelled(tree: Json) -> Json:
 
 
 def _numbered(tree: Json) -> Json:
-    """The inverse of `_spelled`: only a constant is such a float, a dictionary may have a value of that name."""
+    """Restore non-finite floats: the inverse of `_spelled`. Only constants are restored, not entries named "float"."""
     if isinstance(tree, dict):
         spelled = tree.get("constant") if set(tree) == {"constant"} else None
         if isinstance(spelled, dict) and set(spelled) == {"float"} and spelled["float"] in NOT_FINITE:

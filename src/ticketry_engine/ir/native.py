@@ -1,4 +1,4 @@
-"""The native operations: their attributes, their weights, and the shape of what they make.
+"""The native operations: their attributes, weights, and output shapes.
 
 conv2d           x [N, C, H, W] (, residual): stride, padding, dilation, groups, act;
                  weight [O, C / groups, kh, kw], bias [O]; act(conv(x) + bias + residual)
@@ -44,27 +44,26 @@ from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.native_shapes import Attrs, Shape
 
 MOST_MOVED = 1 << 21
-"""Elements of an example of a value whose elements are moved one by one: the tables of larger ones would take more
-memory than they are worth."""
+"""Most elements of one example of a value that a gather moves; tables of larger ones would take too much memory."""
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Shape and data type of an input or a weight."""
+    """Shape and dtype of an input or a weight."""
 
     shape: Shape
     dtype: str
 
     @classmethod
     def of(cls, tensor: Any) -> Facts:
-        """Those of a tensor of torch's."""
+        """Return the facts of a torch tensor."""
         return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a data type or memory format of torch's, without its ``torch.``."""
+    """Return the name of a torch dtype or memory format, without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -77,31 +76,31 @@ Infer: TypeAlias = Callable[[Attrs, "Sequence[Shape]", "Mapping[str, Shape]"], S
 
 @dataclass(frozen=True)
 class Rule:
-    """What a native operation takes."""
+    """The inputs, attributes, weights and shape rule of a native operation."""
 
     inputs: tuple[int, int]
-    """Fewest and most inputs."""
+    """Least and greatest number of inputs."""
     infer: Infer
     checks: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
-    """Attribute -> whether it can be."""
+    """Attribute -> function that returns whether a value is allowed."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
-    """Roles of weights."""
+    """Roles of optional weights; `required` has those of the others."""
 
 
 def takes(op: str, attrs: Attrs) -> bool:
-    """Whether a native operation can have these attributes, all of which it knows."""
+    """Return whether these attributes are allowed; all names have to be those of the operation."""
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
 def infer(op: str, attrs: Attrs, inputs: Sequence[Facts], weights: Mapping[str, Facts]) -> tuple[Shape, str]:
-    """Shape and data type of what a native operation makes; `GraphError` if it cannot be meant so."""
+    """Return the shape and dtype of an operation's output; raise GraphError for invalid inputs or attributes."""
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op[:80]!r}")
     rule = NATIVE[op]
     if not rule.inputs[0] <= len(inputs) <= rule.inputs[1]:
-        raise GraphError(f"{len(inputs)} inputs are not what it takes")
+        raise GraphError(f"it takes {rule.inputs[0]} to {rule.inputs[1]} inputs, got {len(inputs)}")
     if set(attrs) != set(rule.checks):
         raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {short(sorted(map(str, attrs)))}")
     for name, check in rule.checks.items():
@@ -117,26 +116,26 @@ def infer(op: str, attrs: Attrs, inputs: Sequence[Facts], weights: Mapping[str, 
         raise GraphError(f"it takes floating point numbers, not {dtype}")
     batches = {facts.shape[0] for facts in inputs if facts.shape}
     if len(batches) != 1 or not all(facts.shape for facts in inputs):
-        raise GraphError("its inputs have not one number of examples")
+        raise GraphError("its inputs have different batch sizes")
     made = rule.infer(attrs, [facts.shape for facts in inputs], {role: facts.shape for role, facts in weights.items()})
     return made, dtype
 
 
 def short(value: object) -> str:
-    """A value as a message shows it, whatever its size and depth."""
+    """Return a short representation of a value for messages, limited in length and depth."""
     return _SHORT.repr(value)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 _ACT: Mapping[str, Callable[[Any], bool]] = {"act": kinds.is_act}
-_EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: kinds.number(eps) and eps >= 0}
+_EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: kinds.is_number(eps) and eps >= 0}
 _NO_ACT: Mapping[str, Any] = {"act": None}
 _WINDOW: Mapping[str, Callable[[Any], bool]] = {
-    "kernel": kinds.pair(1),
-    "stride": kinds.pair(1),
-    "padding": kinds.pair(0),
-    "ceil": kinds.boolean,
+    "kernel": kinds.is_pair(1),
+    "stride": kinds.is_pair(1),
+    "padding": kinds.is_pair(0),
+    "ceil": kinds.is_boolean,
 }
 _STEPS: Mapping[str, Any] = {"stride": (1, 1), "padding": (0, 0)}
 _BIAS = frozenset({"bias"})
@@ -148,10 +147,10 @@ NATIVE: Mapping[str, Rule] = {
         shapes.conv2d,
         {
             **_ACT,
-            "stride": kinds.pair(1),
-            "padding": kinds.pair(0),
-            "dilation": kinds.pair(1),
-            "groups": lambda n: kinds.count(n, 1),
+            "stride": kinds.is_pair(1),
+            "padding": kinds.is_pair(0),
+            "dilation": kinds.is_pair(1),
+            "groups": lambda n: kinds.is_count(n, 1),
         },
         {**_NO_ACT, **_STEPS, "dilation": (1, 1), "groups": 1},
         _WEIGHT,
@@ -162,17 +161,19 @@ NATIVE: Mapping[str, Rule] = {
     "mul": Rule((2, 2), shapes.pairwise, _ACT, _NO_ACT),
     "act": Rule((1, 1), shapes.same, {"act": lambda value: value is not None and kinds.is_act(value)}),
     "max_pool2d": Rule(
-        (1, 1), shapes.pool, {**_WINDOW, "dilation": kinds.pair(1)}, {**_STEPS, "dilation": (1, 1), "ceil": False}
+        (1, 1), shapes.pool, {**_WINDOW, "dilation": kinds.is_pair(1)}, {**_STEPS, "dilation": (1, 1), "ceil": False}
     ),
     "avg_pool2d": Rule(
         (1, 1),
         shapes.pool,
-        {**_WINDOW, "count_include_pad": kinds.boolean},
+        {**_WINDOW, "count_include_pad": kinds.is_boolean},
         {**_STEPS, "ceil": False, "count_include_pad": True},
     ),
-    "global_avg_pool": Rule((1, 1), shapes.global_pool, {"keepdim": kinds.boolean}, {"keepdim": True}),
-    "concat": Rule((1, 4096), shapes.concat, {"axis": kinds.axis}, {"axis": 1}),
-    "slice": Rule((1, 1), shapes.slice, {"axis": kinds.axis, "start": kinds.size, "stop": kinds.size}, {"axis": 1}),
+    "global_avg_pool": Rule((1, 1), shapes.global_pool, {"keepdim": kinds.is_boolean}, {"keepdim": True}),
+    "concat": Rule((1, 4096), shapes.concat, {"axis": kinds.is_axis}, {"axis": 1}),
+    "slice": Rule(
+        (1, 1), shapes.slice, {"axis": kinds.is_axis, "start": kinds.is_size, "stop": kinds.is_size}, {"axis": 1}
+    ),
     "flatten": Rule((1, 1), shapes.flatten),
     "affine": Rule((1, 1), shapes.affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
     "layer_norm": Rule(
@@ -185,25 +186,25 @@ NATIVE: Mapping[str, Rule] = {
     "rms_norm": Rule((1, 1), shapes.rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
     "add_constant": Rule((1, 1), shapes.constant, _ACT, _NO_ACT, frozenset({"constant"})),
     "mul_constant": Rule((1, 1), shapes.constant, _ACT, _NO_ACT, frozenset({"constant"})),
-    "rotary": Rule((1, 1), shapes.rotary, {"half": lambda n: kinds.count(n, 1)}, required=frozenset({"cos", "sin"})),
-    "softmax": Rule((1, 1), shapes.softmax, {"axis": kinds.axis}),
+    "rotary": Rule((1, 1), shapes.rotary, {"half": lambda n: kinds.is_count(n, 1)}, required=frozenset({"cos", "sin"})),
+    "softmax": Rule((1, 1), shapes.softmax, {"axis": kinds.is_axis}),
     "attention": Rule(
         (3, 3),
         shapes.attention,
-        {"scale": lambda scale: scale is None or kinds.number(scale), "causal": kinds.boolean},
+        {"scale": lambda scale: scale is None or kinds.is_number(scale), "causal": kinds.is_boolean},
         {"scale": None, "causal": False},
         optional=_BIAS,
     ),
     "window_attention": Rule(
         (3, 3),
         shapes.window_attention,
-        {"scale": lambda scale: scale is None or kinds.number(scale)},
+        {"scale": lambda scale: scale is None or kinds.is_number(scale)},
         {"scale": None},
         optional=_BIAS,
     ),
-    "scan": Rule((2, 3), shapes.scan, {"axis": kinds.axis}, {"axis": 1}, optional=frozenset({"start"})),
+    "scan": Rule((2, 3), shapes.scan, {"axis": kinds.is_axis}, {"axis": 1}, optional=frozenset({"start"})),
     "pad": Rule((1, 1), shapes.pad, {"before": kinds.is_room, "after": kinds.is_room}),
     "transpose": Rule((1, 1), shapes.transpose, {"axes": kinds.is_axes}),
     "reshape": Rule((1, 1), shapes.reshape, {"shape": kinds.is_shape}),
-    "channel_shuffle": Rule((1, 1), shapes.shuffle, {"groups": lambda n: kinds.count(n, 1)}),
+    "channel_shuffle": Rule((1, 1), shapes.shuffle, {"groups": lambda n: kinds.is_count(n, 1)}),
 }

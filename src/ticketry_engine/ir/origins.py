@@ -1,4 +1,4 @@
-"""Which of a model's parameters the tensors of its graph are made of."""
+"""Maps the tensors of a graph to the model parameters they were computed from."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ticketry_engine.ir.nodes import Node
 from ticketry_engine.support.modules import normal_name
 
 COMPUTED = ".computed"
-"""Behind the name of the tensor of the same shape that a tensor was computed of: weights under a parametrisation."""
+"""Suffix of a tensor computed from a parameter of the same shape, such as a parametrised weight."""
 
 _FORMS = r"2d|T|padded|phases|computed"
-"""What passes add to the name of a weight that they bring into another form."""
+"""Suffixes that passes add to the name of a weight that they transform."""
 
 _FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
 _ADDED = re.compile(rf"\.({_FORMS}|\d+)$")
-"""The same, and numbers, which tell several of one apart."""
+"""The same suffixes, or a number that distinguishes several tensors of one parameter."""
 
 
 def layer_name(weight: str) -> str:
-    """What the layer of a weight of the graph is called: as its module."""
+    """Return the module name of a weight's layer."""
     return _FORM.sub("", weight).removesuffix(".weight")
 
 
 def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
-    """Tensor of the graph -> the parameter, of those, that it is, or is made of."""
+    """Return tensor of the graph -> the parameter that it equals or was computed from."""
     own = {normal_name(name): name for name in parameters}
     found: dict[str, str] = {}
     for tensor in graph.tensors:
@@ -39,5 +39,5 @@ def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
 
 
 def held(node: Node, of: Mapping[str, str]) -> set[str]:
-    """The parameters that a node holds, by the `origins` of its graph."""
+    """Return the parameters that a node's weights were computed from, by the `origins` of its graph."""
     return {of[weight] for weight in node.weights.values() if weight in of}

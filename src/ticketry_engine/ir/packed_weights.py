@@ -1,7 +1,7 @@
-"""The weights of a model file: where the values kept are, and these values.
+"""Stores the weights of a model file: the retained values, and their positions.
 
-Where they are, in the order of memory, is told by one bit for each element or, where that is less, as numbers
-(`places`); where zeros are negative (a mask was multiplied with), another bit tells the sign of each.
+Positions are stored as one bit for each element or, if shorter, as an Elias-Fano code (`places`). If some zeros are
+negative, as multiplying with a mask produces, another bit for each element marks them.
 """
 
 from __future__ import annotations
@@ -16,39 +16,46 @@ from torch import Tensor
 from ticketry_engine.errors import ModelFileError
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.nodes import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json
-from ticketry_engine.ir.places import as_bits, as_numbers, bytes_of_bits, bytes_of_numbers, of_bits, of_numbers
+from ticketry_engine.ir.places import (
+    bytes_of_bits,
+    bytes_of_numbers,
+    pack_bits,
+    pack_places,
+    unpack_bits,
+    unpack_places,
+)
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of all weights where none is packed."""
+    """Return the bytes of all weights without packing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
 
 
 PLACES = "places"
-"""What a weight is packed with whose places are numbers."""
+"""Value of "packed" for weights whose positions are an Elias-Fano code."""
 
 
 def head_bytes(name: str, total: int) -> int:
-    """Bytes by which the head grows for a packed weight, at most.
+    """Return the most bytes by which a packed weight enlarges the file's head.
 
     Args:
-        total: `weight_bytes` of the graph, whose digits are those of the numbers in the head.
+        total: `weight_bytes` of the graph; it bounds the number of digits in the head.
     """
     entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
 
 
 def place_bytes(kept: int, weights: int) -> int:
-    """Bytes that tell which of the weights are kept."""
+    """Return the bytes that store the positions of the retained weights."""
     return min(bytes_of_bits(weights), bytes_of_numbers(kept, weights))
 
 
 _ROUNDED = 8
-"""The size of the head is a multiple of it."""
+"""The size of the head is a multiple of this."""
 
 
 def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Put a weight's parts into `stored`; return what the table says of it."""
+    """Put a weight's parts into `stored`, and return its entry for the table of weights."""
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
@@ -58,7 +65,7 @@ def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) 
         stored[f"dense:{name}"] = flat.clone()
         return facts
     if bytes_of_numbers(count, weights) < bytes_of_bits(weights):
-        stored[f"{PLACES}:{name}"] = torch.from_numpy(as_numbers(kept.numpy()))
+        stored[f"{PLACES}:{name}"] = torch.from_numpy(pack_places(kept.numpy()))
         facts["packed"] = PLACES
     else:
         stored[f"bits:{name}"] = _bits(kept)
@@ -71,10 +78,11 @@ def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) 
 
 
 def _bits(flags: Tensor) -> Tensor:
-    return torch.from_numpy(as_bits(flags.numpy()))
+    return torch.from_numpy(pack_bits(flags.numpy()))
 
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a file from its table and stored tensors; raise ModelFileError if they do not match."""
     need(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
@@ -141,17 +149,18 @@ def _flags(where: str, bits: Tensor, total: int, count: int) -> Tensor:
 def _bits_of(where: str, bits: Tensor, total: int) -> Tensor:
     fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (bytes_of_bits(total),)
     need(fits, f"{where} has not the number of bits of its shape")
-    return torch.from_numpy(of_bits(bits.numpy(), total))
+    return torch.from_numpy(unpack_bits(bits.numpy(), total))
 
 
 def _numbers(where: str, places: Tensor, total: int, count: int) -> Tensor:
     need(places.dtype == torch.uint8 and places.dim() == 1, f"{where} has places that are no bytes")
     try:
-        return torch.from_numpy(of_numbers(places.numpy(), count, total))
+        return torch.from_numpy(unpack_places(places.numpy(), count, total))
     except ValueError as error:
         raise ModelFileError(f"{where} is damaged: {error}") from None
 
 
 def need(condition: bool, otherwise: str) -> None:
+    """Raise ModelFileError with the reason `otherwise` unless the condition holds."""
     if not condition:
         raise ModelFileError(f"the file is damaged: {otherwise}")

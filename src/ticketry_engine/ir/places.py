@@ -1,11 +1,13 @@
-"""Where the kept values of a sparse weight lie, in few bytes: a bit for each element, or places as rising numbers.
+"""Encodes the positions of retained values in few bytes: a bit for each element, or the Elias-Fano code.
 
-Of n places among t elements the lower k bits of each stand one after another, and the higher ones as a row of bits:
-the i-th of its n ones stands at i plus the higher part of the i-th place. That is n (k + 1) + t / 2^k bits: for each
-element 0.52 at a density of 10 %, 0.31 at 5 %, 0.11 at 1 %, where a bit for each is 1, and no code takes less than
-0.47, 0.29 and 0.08 on the mean (Elias, "Efficient storage and retrieval by content and address of static files", 1974;
-Fano 1971). It is written and read without a loop over the places. From a quarter of the elements on a bit for each is
-shorter.
+The Elias-Fano code of n increasing positions among t elements stores the k lower bits of each position one after
+another, and the higher parts as one bit vector whose i-th one is at index i + (higher part of position i):
+
+    size = n (k + 1) + t / 2^k bits         about 0.52 bits per element at density 10 %, 0.11 at 1 %
+
+This is close to the entropy, and is written and read without a loop over the positions. Above a density of a quarter
+one bit per element is shorter. Source: Elias, "Efficient storage and retrieval by content and address of static
+files", 1974.
 """
 
 from __future__ import annotations
@@ -16,65 +18,66 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 
 _MOST_LOW = 4
-"""Lower bits at most. More would be fewer bytes below 4 %, but then a file might claim any number of elements without
-having bytes for them: so it has one for 128, and swells to 512 times its size at most."""
+"""Most lower bits. More would be shorter below a density of 4 %, but this limit bounds the elements that a small
+untrusted file can claim: it has at least one byte for 128 elements."""
 
 
-def as_bits(flags: NDArray[np.bool_]) -> Bytes:
-    """A bit for each element [t], the lowest of a byte first."""
+def pack_bits(flags: NDArray[np.bool_]) -> Bytes:
+    """Pack flags [t] as one bit for each element, the lowest bit of a byte first."""
     return np.packbits(flags, bitorder="little")
 
 
-def of_bits(data: Bytes, total: int) -> NDArray[np.bool_]:
-    """The inverse of `as_bits`, of `total` elements."""
+def unpack_bits(data: Bytes, total: int) -> NDArray[np.bool_]:
+    """Unpack `total` flags: the inverse of `pack_bits`."""
     return np.unpackbits(data, count=total, bitorder="little").view(np.bool_)
 
 
 def bytes_of_bits(total: int) -> int:
+    """Return the bytes of `pack_bits` for `total` elements."""
     return (total + 7) // 8
 
 
 def bytes_of_numbers(count: int, total: int) -> int:
-    """What `as_numbers` takes of so many places among `total` elements."""
+    """Return the bytes of `pack_places` for `count` positions among `total` elements."""
     low = _low(count, total)
     return (count * low + 7) // 8 + (_row(count, total, low) + 7) // 8
 
 
-def as_numbers(flags: NDArray[np.bool_]) -> Bytes:
-    """The places of the elements that are set."""
+def pack_places(flags: NDArray[np.bool_]) -> Bytes:
+    """Pack the positions of the set flags as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
     low = _low(count, total)
     lower = (places[:, None] >> np.arange(low)) & 1
     row = np.zeros(_row(count, total, low), dtype=np.bool_)
     row[(places >> low) + np.arange(count)] = True
-    return np.concatenate([np.packbits(lower.astype(np.uint8), bitorder="little"), as_bits(row)])
+    return np.concatenate([np.packbits(lower.astype(np.uint8), bitorder="little"), pack_bits(row)])
 
 
-def of_numbers(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
-    """The inverse of `as_numbers`: which of `total` elements are set, of which there are `count`.
+def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
+    """Unpack `total` flags, `count` of them set: the inverse of `pack_places`.
 
     Raises:
-        ValueError: for bytes that are not those of so many rising places.
+        ValueError: if the bytes are not a code of that many increasing positions.
     """
     if not 0 <= count <= total or len(data) != bytes_of_numbers(count, total):
-        raise ValueError("it has not the number of bytes of its places")
+        raise ValueError("the number of bytes does not match its positions")
     low = _low(count, total)
     cut = (count * low + 7) // 8
-    ones = np.flatnonzero(of_bits(data[cut:], _row(count, total, low)))
+    ones = np.flatnonzero(unpack_bits(data[cut:], _row(count, total, low)))
     if len(ones) != count:
-        raise ValueError("it has not the number of places of its values")
+        raise ValueError("the number of positions does not match its values")
     lower = np.unpackbits(data[:cut], count=count * low, bitorder="little").reshape(count, low).astype(np.int64)
     places = ((ones - np.arange(count)) << low) + lower @ (1 << np.arange(low, dtype=np.int64))
     if count and (places[-1] >= total or (np.diff(places) <= 0).any()):
-        raise ValueError("its places do not rise within its elements")
+        raise ValueError("its positions do not increase within its elements")
     flags = np.zeros(total, dtype=np.bool_)
     flags[places] = True
     return flags
 
 
 def _low(count: int, total: int) -> int:
-    """How many lower bits make the fewest in all."""
+    """Return the number of lower bits with the shortest code."""
     low = 0
     while low < _MOST_LOW and _length(count, total, low + 1) < _length(count, total, low):
         low += 1
@@ -86,5 +89,5 @@ def _length(count: int, total: int, low: int) -> int:
 
 
 def _row(count: int, total: int, low: int) -> int:
-    """Bits of the higher parts: a one for each place, and as many zeros as the last element's has."""
+    """Return the bits of the higher parts: a one for each position, and zeros up to the last element's part."""
     return count + (max(total - 1, 0) >> low)

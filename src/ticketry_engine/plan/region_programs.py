@@ -83,7 +83,7 @@ class Native:
         sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
         known = [name in self.graph.inputs for name in self.region.inputs]
         self._from_torch = [(number, size) for number, size in enumerate(sizes) if not known[number]]
-        """Numbers and sizes of the inputs that torch has made. `binding.Call` has checked the others."""
+        """Numbers and sizes of the inputs that torch has made. `binding.CallBinder` has checked the others."""
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
         """The region's outputs, of inputs in its order."""

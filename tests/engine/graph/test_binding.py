@@ -17,7 +17,7 @@ from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Sparse, rivals
 from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
-from ticketry_engine.ir.binding import Fields, Record
+from ticketry_engine.ir.binding import Fields, OutputRecord
 
 
 class Both(NamedTuple):
@@ -45,7 +45,7 @@ class Net(nn.Module):
 def test_tensors_are_found_in_outputs_of_a_models_own_class() -> None:
     """By torch's `tree_map`, and by a comparison with dense engines, which had found none."""
     torch.manual_seed(0)
-    for kind, stands in ((Both, Fields), (Output, Record)):
+    for kind, stands in ((Both, Fields), (Output, OutputRecord)):
         model = Net(kind).eval()
         mask = tk.prune(model, 0.5)
         given = {"scale": torch.rand(2, 1), "x": torch.randn(2, 6)}

@@ -9,7 +9,7 @@ from torch import nn
 import ticketry as tk
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import memory
-from ticketry_engine.ir.binding import Call
+from ticketry_engine.ir.binding import CallBinder
 from ticketry_engine.ir.memory import plain_keys
 
 
@@ -26,7 +26,7 @@ def test_a_call_leaves_the_tracers_of_other_threads_alone(monkeypatch: pytest.Mo
     model, x = nn.Linear(4, 3).eval(), torch.ones(2, 4)
     graph = capture(model, None, x)
     monkeypatch.setattr(memory, "_disable_current_modes", None)
-    Call(graph)
+    CallBinder(graph)
     fast = tk.compile(model, None, x, threads=1)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))

@@ -7,7 +7,14 @@ from math import log2
 import numpy as np
 import pytest
 
-from ticketry_engine.ir.places import as_bits, as_numbers, bytes_of_bits, bytes_of_numbers, of_bits, of_numbers
+from ticketry_engine.ir.places import (
+    bytes_of_bits,
+    bytes_of_numbers,
+    pack_bits,
+    pack_places,
+    unpack_bits,
+    unpack_places,
+)
 
 
 def drawn(total: int, density: float) -> np.ndarray:
@@ -31,25 +38,25 @@ def read_slowly(data: bytes, count: int, total: int, low: int) -> list[int]:
 def test_a_slow_decoder_reads_the_same_places(density: float, low: int) -> None:
     flags = drawn(20_000, density)
     count = int(flags.sum())
-    assert read_slowly(as_numbers(flags).tobytes(), count, len(flags), low) == np.flatnonzero(flags).tolist()
+    assert read_slowly(pack_places(flags).tobytes(), count, len(flags), low) == np.flatnonzero(flags).tolist()
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 8, 9, 127, 128, 129, 10_007])
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.03, 0.3, 1.0])
 def test_what_is_written_is_read(total: int, density: float) -> None:
     for flags in (drawn(total, density), drawn(total, density)[::-1]):
-        data, count = as_numbers(flags), int(flags.sum())
+        data, count = pack_places(flags), int(flags.sum())
         assert len(data) == bytes_of_numbers(count, total)
-        assert np.array_equal(of_numbers(data, count, total), flags)
-        assert len(as_bits(flags)) == bytes_of_bits(total)
-        assert np.array_equal(of_bits(as_bits(flags), total), flags)
+        assert np.array_equal(unpack_places(data, count, total), flags)
+        assert len(pack_bits(flags)) == bytes_of_bits(total)
+        assert np.array_equal(unpack_bits(pack_bits(flags), total), flags)
 
 
 @pytest.mark.parametrize("edge", ["first", "last", "both"])
 def test_places_at_the_edges(edge: str) -> None:
     flags = np.zeros(4099, dtype=np.bool_)
     flags[{"first": [0], "last": [-1], "both": [0, -1]}[edge]] = True
-    assert np.array_equal(of_numbers(as_numbers(flags), int(flags.sum()), len(flags)), flags)
+    assert np.array_equal(unpack_places(pack_places(flags), int(flags.sum()), len(flags)), flags)
 
 
 @pytest.mark.parametrize(("density", "most"), [(0.2, 1.18), (0.1, 1.12), (0.05, 1.1)])
@@ -71,24 +78,24 @@ def test_few_bytes_cannot_claim_many_elements() -> None:
 
 def test_damage_is_told() -> None:
     flags = drawn(1000, 0.1)
-    data, count = as_numbers(flags), int(flags.sum())
+    data, count = pack_places(flags), int(flags.sum())
     with pytest.raises(ValueError, match="number of bytes"):
-        of_numbers(data[:-1], count, 1000)
+        unpack_places(data[:-1], count, 1000)
     for wrong in (count + 80, -1, 1001):
         with pytest.raises(ValueError, match="number of bytes"):
-            of_numbers(data, wrong, 1000)
-    with pytest.raises(ValueError, match="number of places"):
-        of_numbers(np.concatenate([data[:-4], np.zeros(4, dtype=np.uint8)]), count, 1000)
+            unpack_places(data, wrong, 1000)
+    with pytest.raises(ValueError, match="number of positions"):
+        unpack_places(np.concatenate([data[:-4], np.zeros(4, dtype=np.uint8)]), count, 1000)
     backwards = data.copy()
     backwards[: (3 * count + 7) // 8] = np.packbits(np.tile([1, 1, 1, 0, 0, 0], count)[: 3 * count], bitorder="little")
-    with pytest.raises(ValueError, match="do not rise"):
-        of_numbers(backwards, count, 1000)
+    with pytest.raises(ValueError, match="do not increase"):
+        unpack_places(backwards, count, 1000)
     for byte in range(len(data)):  # whatever a byte is changed to, the answer is so many places, or an error
         for value in (0, 255, int(data[byte]) ^ 1):
             changed = data.copy()
             changed[byte] = value
             try:
-                found = of_numbers(changed, count, 1000)
+                found = unpack_places(changed, count, 1000)
             except ValueError:
                 continue
             assert int(found.sum()) == count
