@@ -13,7 +13,7 @@ from msgspec import convert
 import ticketry as tk
 from cli.calling import call, printed
 from made_records import verify_record
-from ticketry.cli.screen.verification import told
+from ticketry.cli.screen.verification import summarise_verification
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.schema import as_json
 from ticketry.report.wording import MINUS
@@ -116,7 +116,7 @@ def test_stability_tells_and_prints_json(
 
 def test_verdicts_of_small_numbers_are_told_in_decimals_that_show_them() -> None:
     record = convert(verify_record(), VerifyRecord)
-    large = "\n".join(told(record))
+    large = "\n".join(summarise_verification(record))
     thousandth = as_json(record)
     for part in (*thousandth["networks"], *thousandth["references"], thousandth["noise"]):
         part["values"] = [value / 1000 for value in part["values"]]
@@ -124,12 +124,12 @@ def test_verdicts_of_small_numbers_are_told_in_decimals_that_show_them() -> None
         for name in ("mean", "low", "high", "sd", "difference", "margin"):
             if part.get(name) is not None:
                 part[name] /= 1000
-    small = "\n".join(told(convert(thousandth, VerifyRecord)))
+    small = "\n".join(summarise_verification(convert(thousandth, VerifyRecord)))
     of_large, of_small = numbers_in(large), numbers_in(small)
     assert len(of_large) > 8
     assert of_small == pytest.approx([value / 1000 for value in of_large], abs=1e-12)
     exact = as_json(record) | {"margin": 0.000757713123}
-    assert "margin 0.0008 " in "\n".join(told(convert(exact, VerifyRecord)))
+    assert "margin 0.0008 " in "\n".join(summarise_verification(convert(exact, VerifyRecord)))
 
 
 def numbers_in(text: str) -> list[float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from report.made_campaign import claim, record
-from ticketry.cli.reproduce import told
+from ticketry.cli.reproduce import summarise_campaign
 from ticketry.experiments.reproduce.campaign import Outcome
 
 
@@ -15,7 +15,7 @@ def test_the_last_lines_name_what_was_not_measured_and_how_often_questions_err()
     why = "no memory is known of the ticket of a in replicate 4"
     stuck = [replace(claim(name, "undecided"), unknown=why) for name in ("x", "nobody-asked")]
     made = record(*stuck, claim("x-again", "confirmed", "x"))
-    lines = told(Outcome(made, Path("a.html"), Path("a.md"), wanted=frozenset({"x", "x-again"})))
+    lines = summarise_campaign(Outcome(made, Path("a.html"), Path("a.md"), wanted=frozenset({"x", "x-again"})))
     said = [line for line in lines if line.startswith("unknown")]
     assert said == [f"unknown  x: {why}; no more replicates decide it"]
     assert any("asked k times (here up to 2) errs with at most k times alpha" in line for line in lines)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 import ticketry as tk
 from cli.calling import call
 from norms_task import NormsTask
-from ticketry.cli.screen.verification import told
+from ticketry.cli.screen.verification import summarise_verification
 from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings as Settings
 from ticketry.experiments.record_files import named_run
@@ -128,9 +128,9 @@ def test_a_network_without_a_name_is_told_by_its_class(lab: Lab) -> None:
     ticket = next(point.ticket for point in run.points if point.role == "ticket")
     record = execute_verify(lab, ticket, dataclasses.replace(QUICK, controls=("none",)), task=task)
     assert run.task.model == record.task.model == "Sequential"
-    assert told(record)[1].split(",")[0].strip() == "Sequential on norms"
+    assert summarise_verification(record)[1].split(",")[0].strip() == "Sequential on norms"
     older = replace(record, task=replace(record.task, model=""))  # of a store that has none
-    assert told(older)[1].split(",")[0].strip() == "norms"
+    assert summarise_verification(older)[1].split(",")[0].strip() == "norms"
 
 
 def test_a_run_is_meant_by_its_folder_or_its_name_and_a_word_that_is_neither_says_so(

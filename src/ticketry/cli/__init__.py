@@ -24,7 +24,7 @@ from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
-"""Commands that are told by name what they are about."""
+"""Commands with a positional argument."""
 # command -> (module, what it does)
 COMMANDS = {
     "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with heeded(command=True) as request:
         try:
             code = _dispatch(words)
-            sys.stdout.flush()  # while it can be told whether anybody reads it
+            sys.stdout.flush()  # while errors of a closed pipe can still be handled
             return code
         except BaseException as error:
             if request.number:  # whatever came of it
@@ -94,7 +94,7 @@ def _explained(error: BaseException, words: Sequence[str]) -> int:
             # rich ends the process with code 1 where nobody reads it any more; tyro with 0 after --help and 2 otherwise
             return 141 if _reader_is_gone() else _code(error)
         case OSError() if not isinstance(error, BrokenPipeError):
-            return _failed(_told(error), 1)
+            return _failed(_describe_os_error(error), 1)
         case MemoryError():
             return _failed("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
     raise error
@@ -127,7 +127,7 @@ def _code(end: SystemExit) -> int:
     return end.code or 0
 
 
-def _told(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     what = f"{error.filename}: " if error.filename else ""
     return f"{what}{reason_of(error)}"
 

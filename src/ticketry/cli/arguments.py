@@ -135,7 +135,7 @@ def _check_words(kind: Any, words: Sequence[str], prog: str) -> None:
         else:
             flags.setdefault(flag, known)  # what a class says itself comes before what is said inside of its fields
     for flag, known in flags.items():
-        for word in _given(words, flag) if known else []:
+        for word in _flag_values(words, flag) if known else []:
             check_choice(flag, word, known)
 
 
@@ -159,8 +159,8 @@ def _plain(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-def _given(words: Sequence[str], flag: str) -> list[str]:
-    """What stands behind a flag, each time it is given."""
+def _flag_values(words: Sequence[str], flag: str) -> list[str]:
+    """Return the value after each occurrence of a flag."""
     found = []
     for word, following in zip(words, [*words[1:], "--"], strict=False):  # without words there is no last one
         name, has_value, value = word.partition("=")
@@ -247,7 +247,7 @@ def _parts(word: str) -> list[str]:
 # -- help that needs no Python to be read ------------------------------------------------------------------------------
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""What stands for a value."""
+"""Placeholders for option values in help texts, by type."""
 _NOTHING = ("None", "", "''", "False")
 """Defaults that say no more than that the option was not given."""
 
@@ -272,14 +272,14 @@ def _in_plain_words(shown: frozenset[str] | None) -> ConstructorRegistry:
         finally:
             asked.pop()
         if isinstance(found, StructConstructorSpec):
-            return dataclasses.replace(found, fields=tuple(_told(field, shown) for field in found.fields))
+            return dataclasses.replace(found, fields=tuple(_prepare_field(field, shown) for field in found.fields))
         return None
 
     return registry
 
 
-def _told(field: StructFieldSpec, shown: frozenset[str] | None) -> StructFieldSpec:
-    """A field with its placeholder, its help on one line for tyro to fold, and a default that says something."""
+def _prepare_field(field: StructFieldSpec, shown: frozenset[str] | None) -> StructFieldSpec:
+    """Return a field with its placeholder, its help on one line and its default, for tyro to format."""
 
     def helptext() -> str | None:
         found = field.helptext() if callable(field.helptext) else field.helptext
@@ -307,7 +307,7 @@ def _hint(default: str) -> str:
 
 
 def _placeholder(kind: Any) -> str | None:
-    """What stands for a value: ``PATH`` of ``Path | None``, ``INT ...`` of several; None for tyro's own word."""
+    """Return the placeholder for an option's value: ``PATH``, or ``INT ...`` for several; None for tyro's default."""
     origin, inner = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not types.NoneType]
     if origin is Annotated or (origin in (typing.Union, types.UnionType) and len(inner) == 1):
         return _placeholder(inner[0])

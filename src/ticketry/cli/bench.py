@@ -66,14 +66,14 @@ def main(words: Sequence[str]) -> int:
     if run := arguments.what if is_run else named_run(arguments.what, arguments.store):
         return _run(dataclasses.replace(arguments, what=run), command)
     record = as_json(measured(arguments, command))
-    figures = _drawn(record, arguments.figure) if arguments.figure else []
+    figures = _write_figure(record, arguments.figure) if arguments.figure else []
     if arguments.output:
         _write(arguments.output, json.dumps(record, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(record))
         return 0
     show(record, layers=not arguments.brief)
-    print("\n".join(f"{what:<8} {file}" for what, file in [*figures, *_kept(arguments)]))
+    print("\n".join(f"{what:<8} {file}" for what, file in [*figures, *_output_file(arguments)]))
     return 0
 
 
@@ -118,11 +118,11 @@ def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
         )
 
 
-def _kept(arguments: _Arguments) -> list[tuple[str, Path]]:
+def _output_file(arguments: _Arguments) -> list[tuple[str, Path]]:
     return [("data", arguments.output)] if arguments.output else []
 
 
-def _drawn(record: Mapping[str, Any], file: Path) -> list[tuple[str, Path]]:
+def _write_figure(record: Mapping[str, Any], file: Path) -> list[tuple[str, Path]]:
     from ticketry.report import time_by_density_svg
 
     _write(file, time_by_density_svg(record))

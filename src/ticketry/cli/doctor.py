@@ -70,7 +70,7 @@ class Finding:
 
 
 def main(words: Sequence[str]) -> int:
-    """Look, and tell."""
+    """Run all checks and print their results."""
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry doctor", description=_DESCRIPTION)
     sections = {
         "machine": list(_machine()),

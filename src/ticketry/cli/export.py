@@ -56,11 +56,11 @@ def main(words: Sequence[str]) -> int:
             batch=arguments.batch,
             command=["ticketry", "export", *words],
         )
-    print(json.dumps(record) if arguments.json else "\n".join(told(record)))
+    print(json.dumps(record) if arguments.json else "\n".join(summarise_export(record)))
     return 0
 
 
-def told(record: dict[str, Any]) -> list[str]:
+def summarise_export(record: dict[str, Any]) -> list[str]:
     """An export in a few lines."""
     made = record["export"]
     parameters, dense = made["parameters"], made["dense_parameters"]

@@ -90,7 +90,7 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: object) -> str:
-    """Of numbers four decimals; of those below 1 six digits, however small they are."""
+    """Format a value for a table: numbers with four decimals, those below 1 with six digits."""
     if isinstance(value, float):
         return str(round(value, 4)) if abs(value) >= 1 else f"{value:.6g}"
     return shown(value)
@@ -313,7 +313,7 @@ def _tickets(store: Path) -> list[dict[str, Any]]:
 
 
 def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
-    """Of a ticket in this store, wherever its record was written; None where a bundle left it out."""
+    """Return the folder of a ticket in this store; None if a bundle omitted it."""
     from ticketry.lab.store.files import is_there
     from ticketry.lab.store.paths import Paths, ticket_folder
 

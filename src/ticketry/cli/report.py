@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ticketry.lab.store.paths import Paths
 
 _LISTED = 30
-"""Runs that are listed to choose from."""
+"""Largest number of runs listed to choose from."""
 _NAMED = 8
-"""Of how many runs a message tells the names."""
+"""Largest number of run names in a message."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.watch:
         return _watched(arguments)
     known = run_files(existing(arguments.store))
-    chosen = [read_record(path) for path in (known if arguments.all and known else _chosen(known, arguments.runs))]
+    chosen = [read_record(path) for path in (known if arguments.all and known else _choose_runs(known, arguments.runs))]
     if arguments.all:
         chosen.sort(key=_kin)
     written = _write(arguments, chosen)
@@ -109,11 +109,11 @@ def _watch(store: Path, page: Path | None) -> int:
         raise StoreError(f"cannot write {page}: {error.strerror}; choose another place with --output") from error
 
 
-def _chosen(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The runs that are meant, each once, in the order of the names; the newest without any."""
+def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Return the records of the named runs without repeats, in the order of names; without names the newest."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
-    return list(dict.fromkeys(_named(known, name) for name in names)) or [known[-1]]
+    return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
 
 
 def _kin(record: RunRecord) -> tuple[str, str, float]:
@@ -121,8 +121,8 @@ def _kin(record: RunRecord) -> tuple[str, str, float]:
     return record.task.name, record.method, record.steps.rewind or 0
 
 
-def _named(known: Sequence[Path], name: str) -> Path:
-    """The record of the run of that name, or of the only one whose name begins so."""
+def _find_run(known: Sequence[Path], name: str) -> Path:
+    """Return the record of the run of that name, or of the only one whose name starts with it."""
     matching = [path for path in known if path.parent.name.startswith(name)]
     exact = [path for path in matching if path.parent.name == name]
     if not matching:

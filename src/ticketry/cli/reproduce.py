@@ -87,7 +87,7 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps([_as_json(one) for one in outcomes]))
         return failed
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n\n".join("\n".join(told(one, width)) for one in outcomes))
+    print("\n\n".join("\n".join(summarise_campaign(one, width)) for one in outcomes))
     return failed
 
 
@@ -180,11 +180,12 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def told(outcome: Outcome, width: int | None = None) -> list[str]:
-    """A campaign in a few lines: the claims that are asked for, and where all of it is told.
+def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
+    """Return a campaign as lines of text: the requested claims, and the files with the full report.
 
     Args:
-        width: of the terminal, if it is one: a wider table goes without some columns.
+        outcome: result of the campaign.
+        width: width of the terminal, to which columns are omitted; None outside a terminal.
     """
     from ticketry.report.tables.claims import claims_table, facts
     from ticketry.report.wording import aligned
@@ -196,7 +197,7 @@ def told(outcome: Outcome, width: int | None = None) -> list[str]:
         lines.append("One other claim is on the page." if others == 1 else f"{others} other claims are on the page.")
     if gone:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
-    lines += [*facts(record)[:3], *_plan_told(outcome)]
+    lines += [*facts(record)[:3], *_planned_rows(outcome)]
     lines += [f"failed   {run}: {why}" for run, why in outcome.failed.items()]
     stuck = [claim for claim in record.claims if claim.unknown and claim.name in outcome.wanted]
     lines += [f"unknown  {claim.name}: {claim.unknown}; no more replicates decide it" for claim in stuck]
@@ -205,8 +206,8 @@ def told(outcome: Outcome, width: int | None = None) -> list[str]:
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]
 
 
-def _plan_told(outcome: Outcome) -> list[str]:
-    """What would be trained next, a row for each run."""
+def _planned_rows(outcome: Outcome) -> list[str]:
+    """Return the planned trainings as rows of text, one for each run."""
     from ticketry.report.wording import aligned, duration
 
     if not outcome.planned:

@@ -54,11 +54,11 @@ def _analyse(chosen: Any, arguments: Any, command: str) -> int:
     if arguments.json:
         print(json.dumps({**as_json(found.record), "report": str(report)}))
     else:
-        print("\n".join([*told(found.record), "", f"report   {report}"]))
+        print("\n".join([*summarise_stability(found.record), "", f"report   {report}"]))
     return 0
 
 
-def told(record: StabilityRecord) -> list[str]:
+def summarise_stability(record: StabilityRecord) -> list[str]:
     """An analysis as a table: means over replicates, a line for each role and rewind step of a density."""
     from ticketry.report.wording import role_name
 

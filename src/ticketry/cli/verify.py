@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.options import Printing
-from ticketry.cli.screen.verification import interim_teller, told
+from ticketry.cli.screen.verification import interim_teller, summarise_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
 
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(record)))
     else:
-        print("\n".join(told(record)))
+        print("\n".join(summarise_verification(record)))
     return 0
 
 

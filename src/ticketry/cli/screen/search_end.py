@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.cli.screen.next_verification import needs_trust, next_lines
 from ticketry.cli.screen.timing import show
-from ticketry.cli.screen.verification import told
+from ticketry.cli.screen.verification import summarise_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import read_run_file
 from ticketry.records.network import TICKET
@@ -68,7 +68,7 @@ def tell_more(run: Run, *, verified: bool, timed: bool) -> None:
     """What a verification and a timing found, where they were asked for."""
     if verified:
         none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _beside(run.record.store))
-        print("\n".join(told(run.verification) if run.verification else [none]))
+        print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
     if timed and run.timing:
         print()
         show(as_json(run.timing), layers=False)

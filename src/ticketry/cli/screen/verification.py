@@ -16,7 +16,7 @@ def interim_teller(progress: Progress) -> Callable[[Verdict], None]:
     return lambda made: progress.say(f"{made.n} seeds: {made.reasons[0]}")
 
 
-def told(record: VerifyRecord) -> list[str]:
+def summarise_verification(record: VerifyRecord) -> list[str]:
     """A verification in a few lines, in the decimals of its page: as many as the spread of the seeds asks for."""
     from ticketry.report.tables.evidence import seed_style
     from ticketry.report.wording import role_name
