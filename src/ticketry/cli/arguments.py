@@ -82,11 +82,17 @@ def _everyday(kind: Any) -> frozenset[str] | None:
         return None
     names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _flags_of(kind))
     hints = typing.get_type_hints(kind, include_extras=True)
-    groups = frozenset(name for name, hint in hints.items() if dataclasses.is_dataclass(_plain(hint)))
+    classes = {name: plain for name, hint in hints.items() if dataclasses.is_dataclass(plain := _plain(hint))}
+    groups = frozenset(classes) | {name for one in classes.values() for name in _options_of_a_plugin(one)}
     usual = names - _RARE
     if usual == names:
         return None
     return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
+
+
+def _options_of_a_plugin(kind: Any) -> tuple[str, ...]:
+    """Return the options that a class outside of ticketry adds to those it inherits."""
+    return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 
 
 def with_places(words: Sequence[str]) -> list[str]:
