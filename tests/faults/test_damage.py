@@ -128,7 +128,7 @@ def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
         (("--densities", "1.5"), 2, "0 < density <= 1"),
         (("--densities", "0.00005"), 1, "layer collapse"),
         (("--recipe.optimizer", "adam", "--recipe.momentum", "1.0"), 2, "momentum and beta2 of adam are below 1"),
-        (("--recipe.lr", "1e30"), 2, "lr must lie in"),
+        (("--recipe.lr", "1e30"), 2, "lr must be a number from 0 to 1e+06"),
         (("--recipe.lr", "1e6", "--recipe.optimizer", "sgd"), 1, "the loss is nan"),
         (("--recipe.lr", "much"), 2, "--recipe.lr"),
         (("--task", "sudoku"), 2, "there is no task 'sudoku'"),
