@@ -113,7 +113,7 @@ class _Trial:
 
 
 class _OtherTest(OwnTask):
-    """The same task with its test targets in another order."""
+    """A task with the targets of its test split permuted; all else is unchanged."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.metric, self.recipe = inner, inner.name, inner.metric, inner.recipe
@@ -131,7 +131,7 @@ class _OtherTest(OwnTask):
 
 
 class _OtherTestCourse(Course):
-    """The same course with other metrics on the test split."""
+    """A course with altered metrics on the test split; all else is unchanged."""
 
     def __init__(self, inner: Course) -> None:
         for name in ("sizes", "session", "sample", "loss", "count", "inputs"):
