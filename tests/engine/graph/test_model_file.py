@@ -99,7 +99,7 @@ def test_a_file_without_places_is_as_it_always_was() -> None:
         read, _ = loads(data)
         assert torch.equal(read.tensors["w"], weight)
         if number == 2:
-            with pytest.raises(ModelFileError, match="weight 'w' is damaged: it has not the number of bytes"):
+            with pytest.raises(ModelFileError, match="weight 'w' is damaged: the number of bytes does not match"):
                 loads(changed(data, tensors={"w": {"dtype": "float32", "shape": [64, 128], "packed": "places"}}))
             with pytest.raises(ModelFileError, match="is not in the file"):
                 loads(changed(data, tensors={"w": {"dtype": "float32", "shape": [64, 64], "packed": True}}))
