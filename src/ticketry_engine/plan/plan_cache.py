@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
+from ticketry_engine import ir
 from ticketry_engine.ir import Graph
 from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry_engine.kernels.jit import Kept, Library, title
@@ -107,9 +108,9 @@ def digest_of(graph: Graph) -> str:
 
 @functools.cache
 def _sources() -> str:
-    """A digest of planner and graph, so that plans made by others than these are not used (kernels have their own)."""
+    """Return a digest of planner and graph: plans that other sources made are not used (kernels have their own)."""
     here = Path(__file__).parent
-    return digest_of_files([*here.glob("*.py"), *(here.parent / "graph").glob("*.py")])
+    return digest_of_files([*here.glob("*.py"), *Path(ir.__file__).parent.glob("*.py")])
 
 
 def _tidy(folder: Path) -> None:

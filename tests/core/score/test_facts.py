@@ -133,7 +133,7 @@ def test_an_attribute_of_that_name_for_another_purpose_is_no_fact(monkeypatch: p
 
     mine.about = "a text of my own"  # type: ignore[attr-defined]
     monkeypatch.setattr(score.SCORES, "_make", None)
-    monkeypatch.setitem(score.SCORES._made, "magnitude", mine)
+    monkeypatch.setitem(score.SCORES._built, "magnitude", mine)
     assert about("magnitude") == score.About()
     pruning = tk.gradual(torch.nn.Linear(4, 4), 0.5, steps=10, score=mine)
     assert pruning.done == 0

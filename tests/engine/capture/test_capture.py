@@ -149,7 +149,7 @@ def test_no_inputs():
 
 
 def test_a_mask_of_another_model():
-    with pytest.raises(MaskError, match="does not fit"):
+    with pytest.raises(MaskError, match="which Linear lacks"):
         capture(nn.Linear(4, 3), Mask({"other": torch.ones(3, dtype=torch.bool)}), torch.randn(2, 4))
 
 

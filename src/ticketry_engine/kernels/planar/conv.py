@@ -347,7 +347,7 @@ def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
 
 
 def _flags(counts: Array) -> Array:
-    """Return [rows, blocks] flags: each row's first block with weights gets FIRST, its last LAST (block 0 if empty)."""
+    """Return [rows, blocks] flags: FIRST on a row's first block with weights, LAST on its last (block 0 if empty)."""
     some = counts > 0
     flags = np.zeros(counts.shape, dtype=np.int64)
     index = np.arange(len(counts))
