@@ -19,10 +19,10 @@ from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
+from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements, share_of
 from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
-from ticketry_engine.support.entry_points import entry_point
+from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, entry_point
 
 
 @entry_point()
@@ -364,3 +364,13 @@ def largest(values: Tensor, count: int) -> Tensor:
     tied = (values == threshold).nonzero().flatten()
     chosen[tied[: count - int(chosen.sum())]] = True
     return chosen
+
+
+def _check_share(value: Any, name: str, model: object) -> object:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    share_of(value, name)
+    return value
+
+
+ARGUMENT_CHECKS.update(dict.fromkeys(("density", "sparsity", "flops"), _check_share))

@@ -31,8 +31,12 @@ SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at
 ``10%``."""
 
 
-def share_of(value: object) -> float:
+def share_of(value: object, name: str = "") -> float:
     """A share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
+
+    Args:
+        value: the share.
+        name: what the message calls it.
 
     Raises:
         UsageError: for what is neither a number nor a percentage.
@@ -44,7 +48,7 @@ def share_of(value: object) -> float:
         with suppress(ValueError, ArithmeticError):
             # Of decimals: 64.3 / 100 as floats is not 0.643.
             return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
-    raise UsageError(f"{format_value(value)} is no share: write it as 0.1 or as 10%")
+    raise UsageError(f"{name and name + ': '}{format_value(value)} is no share: write it as 0.1 or as 10%")
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
@@ -57,14 +61,14 @@ def check_density(density: float | str | None = None, sparsity: float | str | No
         raise UsageError("give either density= (fraction kept) or sparsity= (fraction removed), and only one of them")
     if density is None:
         assert sparsity is not None
-        removed = share_of(sparsity)
+        removed = share_of(sparsity, "sparsity")
         if not 0 <= removed < 1:
             raise UsageError(
                 f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_said(sparsity)}"
                 f"{_percent(removed)}"
             )
         return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
-    kept = share_of(density)
+    kept = share_of(density, "density")
     if not 0 < kept <= 1:
         raise UsageError(
             f"a density is the fraction of weights kept, 0 < density <= 1, not {_said(density)}{_percent(kept)}"
@@ -103,7 +107,7 @@ def kept_elements(density: float, total: int) -> int:
 
 def check_at_least(count: int) -> int:
     """The number of weights that every layer keeps; `UsageError` if it is below 0."""
-    if count < 0:
+    if not isinstance(count, int) or count < 0:
         raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
     return count
 

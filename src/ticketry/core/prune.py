@@ -58,7 +58,7 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
         UsageError: for less than one step, an unknown schedule, or densities that are not 0 < density <= initial <= 1.
     """
     if steps < 1:
-        raise UsageError(f"a score is iterated at least once, not {steps} times")
+        raise UsageError(f"a score is iterated at least once, not {steps} times (iterations=)")
     check_choice("schedule", schedule, SCHEDULES)
     if check_density(density) > check_density(initial):
         raise UsageError(f"density {density:g} is above the {initial:g} that pruning begins with: masks only shrink")

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from ticketry.choices import add_module_names, did_you_mean, format_names, require_name
+from ticketry.core import argument_checks as argument_checks
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
 from ticketry_engine.support.entry_points import (

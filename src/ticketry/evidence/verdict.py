@@ -88,6 +88,10 @@ def verdict(
         >>> print(found.reasons[0])
         as good as dense: yes; better than every control: yes
     """
+    _check_values("ticket", ticket)
+    _check_values(DENSE, dense)
+    _check_each("controls", {} if controls is None else controls)
+    _check_each("steps", {} if steps is None else steps)
     check_budgets(steps or {})
     networks = ["ticket", DENSE, *(controls or {})]
     if unknown := [name for name in steps or {} if name not in networks]:
@@ -319,6 +323,24 @@ def _analysis(
         assumptions=(),
     )
     return _answered(made, rules.interim)
+
+
+def _check_each(name: str, values: Mapping[str, Sequence[float]]) -> None:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{name}= is a mapping from names of networks to lists of numbers, not {values!r:.60}")
+    for network, each in values.items():
+        _check_values(f"{name}[{network!r}]", each)
+
+
+def _check_values(name: str, values: Sequence[float]) -> None:
+    try:
+        wrong = isinstance(values, (str, bytes)) or any(isinstance(one, (str, bytes)) for one in values)
+        for one in values:
+            float(one)
+    except (TypeError, ValueError):
+        wrong = True
+    if wrong:
+        raise UsageError(f"{name}= is a list of numbers, one for each seed, not {values!r:.60}")
 
 
 def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ def grasp(
 @contextmanager
 def _tempered(model: nn.Module, temperature: float) -> Iterator[None]:
     """The model's output divided by a temperature, wherever the loss calls the model."""
-    if not temperature > 0:
+    if not 0 < temperature < inf:
         raise UsageError(f"a temperature is a positive number, not {temperature}")
     if temperature == 1:
         yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from math import cos, pi
+from numbers import Real
+from typing import Any
 
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
@@ -27,7 +29,8 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
         >>> [round(tk.schedule.cubic(progress, density=0.2), 4) for progress in (0.0, 0.5, 1.0)]
         [1.0, 0.3, 0.2]
     """
-    if not 0 <= progress <= 1:
+    given: Any = progress
+    if not isinstance(given, Real) or not 0 <= progress <= 1:
         raise UsageError(f"progress is a share of the way, from 0 to 1, not {progress}")
     if check_density(density) > check_density(initial):
         raise UsageError(

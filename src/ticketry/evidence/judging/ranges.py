@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from numbers import Real
 
 from ticketry.errors import UsageError
 
@@ -10,7 +11,11 @@ from ticketry.errors import UsageError
 def check_settings(
     margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
 ) -> None:
-    """Raises `UsageError` if a setting is out of its range."""
+    """Raise `UsageError` if a setting is no number or out of its range."""
+    given = {"margin": margin, "confidence": confidence, "resolution": resolution, "least_spread": least_spread}
+    for name, value in given.items():
+        if not isinstance(value, Real) and not (value is None and name in ("resolution", "least_spread")):
+            raise UsageError(f"{name}= is a number, such as 0.5, not {value!r:.60}")
     if not (isfinite(margin) and margin > 0):
         raise UsageError(f"a margin of {margin}: it must be above 0, in the metric's unit (0.5 points of accuracy)")
     if not 0.5 < confidence < 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry_engine.capture.tracing.program import ASKED_FOR
-from ticketry_engine.errors import CaptureError
+from ticketry_engine.errors import CaptureError, UsageError
 from ticketry_engine.example_inputs import at_batch
 from ticketry_engine.ir.memory import plain as plain_tensor
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
@@ -166,7 +166,13 @@ def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
     signature = inspect.signature(model.forward)
     if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):
         return args
-    return dict(signature.bind(*args, **kwargs).arguments)
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"example_inputs= are no arguments of {type(model).__name__}.forward{signature}: {error}; give a tensor, a"
+            " tuple of its arguments, or a dict of them by name"
+        ) from None
 
 
 def _lines(error: BaseException, count: int) -> str:

@@ -17,13 +17,18 @@ from ticketry.core.structure.channel_wise.ranking import ChannelOrder, Count, St
 from ticketry.core.structure.channel_wise.scores import channel_scores, gathered
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.shrinking.selection import Flags, channel_mask, dead_channels, dead_indices, shapes_of
-from ticketry.errors import MaskError, StructureError
+from ticketry.errors import MaskError, StructureError, UsageError
 
 
 class Choice:
     """The channels of a model that a scope lets go."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
+        if not isinstance(structure, Structure):
+            raise UsageError(
+                "example_inputs= is a tensor, a tuple or a dictionary, or a function that gives a Structure, not one"
+                f" that gives a {type(structure).__name__}"
+            )
         self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
         self.positions = candidates(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]

@@ -144,6 +144,11 @@ def _check(plus: float, density: float | None, coupled: str, keep_at_least: int,
 
 
 def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if not isinstance(structure, Structure):
+        raise UsageError(
+            "structure= is what tk.structure.tried_structure(model, example_inputs) gives, not a"
+            f" {type(structure).__name__}"
+        )
     for group in structure.groups:
         for member in group.members:
             shape = shapes.get(member.name, ())
