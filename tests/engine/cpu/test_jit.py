@@ -67,7 +67,7 @@ def test_targets_do_not_share_kernels() -> None:
 
 def test_kernels_of_other_generators_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     _results(Library(target()), [3])
-    monkeypatch.setattr(jit, "_sources", lambda: "others")
+    monkeypatch.setattr(jit, "_source_digest", lambda: "others")
     library = Library(target())
     _results(library, [3])
     assert library.compiled == 1
