@@ -58,7 +58,7 @@ _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
 @entry_point()
 def compile(
     model: nn.Module,
-    mask: Mapping[str, Tensor] | None = None,
+    keep: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
     threads: int | None = None,
@@ -73,7 +73,8 @@ def compile(
 
     Args:
         model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
-        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        keep: parameter name -> bool tensor, True = retained; applied to a copy of the model. None if the pruned weights
+            are zero already.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
             have other numbers of examples.
         threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
@@ -101,11 +102,11 @@ def compile(
     """
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_gpu_in_own_precision(
-            model, mask, example_inputs, threads=threads, target=target, precision=precision
+            model, keep, example_inputs, threads=threads, target=target, precision=precision
         )
     if example_inputs is None:
-        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
-    made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
+        raise EngineError("to compile a model an example of its inputs is needed: compile(model, mask, inputs)")
+    made = Compiled(capture(model, keep, example_inputs), threads=threads, target=target, precision=precision)
     warn_of_notes(made.graph, stacklevel=3)
     call = Arguments.of(example_inputs)
     if tune:

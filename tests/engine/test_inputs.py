@@ -13,7 +13,7 @@ from torch import nn
 
 import ticketry as tk
 from engine.input_kinds import READ, REFUSED, SHAPE, Images, Mixed, compiled
-from ticketry.errors import EngineError
+from ticketry.errors import EngineError, UsageError
 from ticketry_engine.kernels.target import target
 
 PROGRAMS = [
@@ -140,7 +140,7 @@ def test_examples_are_checked_too(make, kind):
 
 
 def test_weights_without_memory_are_refused():
-    with pytest.raises(EngineError):
+    with pytest.raises(UsageError, match="meta device"):
         tk.compile(nn.Linear(4, 4, device="meta"), None, torch.randn(2, 4))
     model = nn.Linear(4, 4)
     model.weight.untyped_storage().resize_(0)

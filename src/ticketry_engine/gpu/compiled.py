@@ -40,7 +40,7 @@ T = TypeVar("T")
 @entry_point()
 def compile_gpu(
     model: nn.Module,
-    mask: Mapping[str, Tensor] | None = None,
+    keep: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
     precision: str = "bf16",
@@ -54,7 +54,7 @@ def compile_gpu(
 
     Args:
         model: any module that `torch.export` accepts. It is not changed, and compiled in eval mode.
-        mask: applied to a copy of the model; None if its pruned weights are already zero.
+        keep: applied to a copy of the model; None if its pruned weights are already zero.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
             have other batch sizes; each gets a separate plan.
         precision: "bf16", "fp16", or "tf32": float32 multiplied with 10 bits of fraction.
@@ -74,7 +74,7 @@ def compile_gpu(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
-    captured = capture(model, mask, example_inputs, upsampling=False)
+    captured = capture(model, keep, example_inputs, upsampling=False)
     warn_of_notes(captured, stacklevel=3)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 

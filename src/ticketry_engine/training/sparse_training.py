@@ -48,7 +48,7 @@ Enforce = Callable[[nn.Module, Mapping[str, Tensor]], Enforcement]
 
 def train(
     model: nn.Module,
-    mask: Mapping[str, Tensor] | None,
+    keep: Mapping[str, Tensor] | None,
     example_inputs: Any,
     *,
     target: str = "host",
@@ -67,7 +67,7 @@ def train(
 
     Args:
         model: float32, on the CPU.
-        mask: parameter name -> bool tensor, True = retained. None: nothing is pruned, and only consecutive convolutions
+        keep: parameter name -> bool tensor, True = retained. None: nothing is pruned, and only consecutive convolutions
             that kernels compute as fast as torch run in them, on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. Other batches may
             have other sizes.
@@ -95,7 +95,7 @@ def train(
         >>> bool((model[0].weight.grad[~keep["0.weight"]] == 0).all())
         True
     """
-    return SparseTraining(model, mask, example_inputs, target=target, precision=precision, enforce=enforce)
+    return SparseTraining(model, keep, example_inputs, target=target, precision=precision, enforce=enforce)
 
 
 class SparseTraining(nn.Module):
@@ -123,7 +123,7 @@ class SparseTraining(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        mask: Mapping[str, Tensor] | None,
+        keep: Mapping[str, Tensor] | None,
         example_inputs: Any,
         *,
         target: str = "host",
@@ -157,7 +157,7 @@ class SparseTraining(nn.Module):
         self._released = False
         self._weights: KeptWeights | None = None
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
-        self.update(mask)
+        self.update(keep)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         self._try(() if named else as_arguments(example_inputs), named)
         self.training = model.training  # and not train(), which would change the modes of the model's own modules

@@ -140,7 +140,9 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
     arena = PixelsArena(sketch, 2, LANES)
     (loaded,) = [task for task in sketch.tasks if task.kind == "load"]
     assert bool(arena.value(loaded.output).geometry.channel_stride) == apart
-    assert not PixelsArena(sketch, 2, LANES, 2).value(loaded.output).geometry.channel_stride, "bfloat16 multiplies pairs"
+    assert not PixelsArena(sketch, 2, LANES, 2).value(loaded.output).geometry.channel_stride, (
+        "bfloat16 multiplies pairs"
+    )
     if not apart:
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -334,7 +334,7 @@ def test_layers_over_tokens_run_in_torch() -> None:
 def test_clear_errors() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).train()
     mask, x = tk.prune(model, density=0.2), torch.randn(2, 3, 8, 8)
-    with pytest.raises(UsageError, match="precision 'fp16' is not known: fp32, bf16"):
+    with pytest.raises(UsageError, match="precision 'fp16' is not known: choose from fp32, bf16"):
         tk.sparse_training(model, mask, x, precision="fp16")
     with pytest.raises(EngineError, match=r"do not multiply bfloat16.*AVX512-BF16.*precision='fp32'"):
         tk.sparse_training(model, mask, x, target="generic", precision="bf16")
