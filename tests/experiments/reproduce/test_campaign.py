@@ -225,7 +225,7 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_precision_and_kernels_are_the_files_unless_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
-    told = " ".join(call(capsys, "reproduce", "--help")[1].replace("│", " ").split())
+    told = " ".join(call(capsys, "reproduce", "--help-all")[1].replace("│", " ").split())
     assert "--precision {fp32,bf16} fp32 or bf16, one on all machines; by default what the file says. -" in told
     assert "only what a mask keeps; by default what the file says. -" in told
     code, _, err = call(capsys, "reproduce", "early", "--precision", "auto")
