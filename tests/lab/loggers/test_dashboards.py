@@ -152,7 +152,7 @@ def test_none_and_what_is_not_a_logger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow", "tensorboard"])
 def test_a_library_that_is_not_installed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ticketry.errors.find_spec", lambda _: None)
+    monkeypatch.setattr("ticketry_engine.errors.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=rf"logging to {name} needs .*: pip install 'ticketry\[{name}\]'"):
         tk.Lab(tmp_path / "store", loggers=[name])
 

@@ -114,7 +114,7 @@ def test_a_number_of_workers_beside_it(tmp_path: Any) -> None:
 def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, on: str, package: str, extra: str) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(
-        "ticketry.errors.find_spec", lambda name: None if name == package else there(name), raising=True
+        "ticketry_engine.errors.find_spec", lambda name: None if name == package else there(name), raising=True
     )
     with pytest.raises(
         MissingExtraError, match=rf"needs {package}, which is not installed: pip install 'ticketry.{extra}"
