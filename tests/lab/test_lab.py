@@ -50,7 +50,7 @@ class Stopper:
 
 @pytest.mark.parametrize("settings", [{"workers": -1}, {"threads": 0}, {"checkpoint_seconds": 0.0}])
 def test_wrong_settings(tmp_path, settings):
-    with pytest.raises(UsageError, match="must be a (whole )?number from"):
+    with pytest.raises(UsageError, match=r"must be a (whole )?number from"):
         Lab(tmp_path / "store", **settings)
     assert not (tmp_path / "store").exists()
 
