@@ -65,7 +65,7 @@ def test_all_runs_and_their_files(store, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["two"], 2, "'two' is the beginning of 2 runs: two-ab, two-ac"),
+        (["two"], 2, "2 runs have a name that begins with 'two'"),
         (["three"], 1, "no run is called 'three'; there are one-aa, two-ab, two-ac"),
         (["one", "--all"], 2, "name runs or give --all"),
     ],
@@ -84,8 +84,8 @@ def test_of_many_runs_a_message_names_the_newest(tmp_path, capsys):
         write_sealed(path, {"environment": {"date": f"2026-11-{number:02d}"}})
     code, _, err = _call(capsys, "run-1", "--store", tmp_path)
     assert code == 2
-    assert "'run-1' is the beginning of 10 runs: run-12-aa," in err
-    assert "run-19-aa and 2 older ones; write" in err
+    assert "10 runs have a name that begins with 'run-1'" in err
+    assert "run-19-aa  (its record cannot be read)" in err
     code, _, err = _call(capsys, "run-07-ab", "--store", tmp_path)
     assert code == 1
     assert "no run is called 'run-07-ab'; did you mean run-07-aa" in err

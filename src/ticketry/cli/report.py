@@ -129,9 +129,14 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
         near = did_you_mean(name, [path.parent.name for path in known])
         raise StoreError(f"no run is called {name!r}; {near}there are {_some(known)}")
     if len(exact or matching) > 1:
-        rows = [run_row(read_record(path), time.time() - path.stat().st_mtime) for path in matching[-_LISTED:]]
+        rows, unreadable = [], []
+        for path in matching[-_LISTED:]:
+            try:
+                rows.append(run_row(read_record(path), time.time() - path.stat().st_mtime))
+            except StoreError:  # a damaged record does not hide the other candidates
+                unreadable.append(f"{path.parent.name}  (its record cannot be read)")
         more = [f"and {len(matching) - _LISTED} older ones"] if len(matching) > _LISTED else []
-        choice = "\n".join([*run_lines(rows, sizes=False), *more])
+        choice = "\n".join([*(run_lines(rows, sizes=False) if rows else []), *unreadable, *more])
         raise UsageError(
             f"{len(matching)} runs have a name that begins with {name!r}. Give one or several names, as much of each as"
             f" tells it apart, or --all:\n{choice}"
