@@ -97,7 +97,7 @@ def test_a_run_is_not_called_what_it_was_when_it_went_by_magnitude() -> None:
     called = {}
     for rule in ({}, {"unweighed": True}, {"score": "fisher"}):
         settings = settings_of({"flops": 0.5, **rule}, tk.search.oneshot.Settings, what="")[0]
-        called[next(iter(rule), "")] = request_of("oneshot", "digits", settings).name
+        called[next(iter(rule), "")] = request_of("oneshot", "digits", settings, replicates=3).name
     assert called.pop("") != "oneshot-digits-7b856bf6"
     assert called == {"unweighed": "oneshot-digits-3aa1146f", "score": "oneshot-digits-a9d5219b"}
 
