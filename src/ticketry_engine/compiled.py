@@ -105,7 +105,7 @@ def compile(
             model, keep, example_inputs, threads=threads, target=target, precision=precision
         )
     if example_inputs is None:
-        raise EngineError("to compile a model an example of its inputs is needed: compile(model, mask, inputs)")
+        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, keep, example_inputs), threads=threads, target=target, precision=precision)
     warn_of_notes(made.graph, stacklevel=3)
     call = Arguments.of(example_inputs)
