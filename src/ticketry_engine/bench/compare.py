@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -24,6 +23,7 @@ from ticketry_engine.example_inputs import difference
 from ticketry_engine.processor import last_cache
 from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
 from ticketry_engine.support.modules import masked_parameters
+from ticketry_engine.support.process_state import torch_threads
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative error with which an engine is timed."""
@@ -67,7 +67,7 @@ def compare(
     chosen = tuple(on_cores) if on_cores is not None else choose_cores(case.threads)
     _check_names_differ(contenders)
     case = case.of(copy.deepcopy(case.model))
-    with _threads(case.threads):
+    with torch_threads(case.threads):
         # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
         entries = [_prepare(contender, case, expected, required, say) for contender in contenders]
@@ -185,16 +185,6 @@ def _check_names_differ(contenders: Sequence[Contender]) -> None:
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise EngineError(f"two contenders have one name: {', '.join(names)}")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def time_layers(

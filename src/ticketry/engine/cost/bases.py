@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ticketry.core.costs.bases import ENGINE, Latencies, check_base
 from ticketry.core.costs.words import share_or_amount
@@ -14,6 +11,7 @@ from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import EngineError
 from ticketry_engine.bench.dense_engines import UnavailableError, rivals
 from ticketry_engine.bench.workload import Case
+from ticketry_engine.support.process_state import torch_threads
 
 if TYPE_CHECKING:
     from ticketry.engine.cost.meter import Meter
@@ -45,7 +43,7 @@ def latencies(meter: Meter, budget: float | str, base: str) -> Latencies:
 
 def base_seconds(meter: Meter, base: str) -> float:
     """Return the latency of a base other than the engine; raises what `latencies` does."""
-    with _threads(meter.threads):
+    with torch_threads(meter.threads):
         call = prepared(meter, base)
         return meter.ratio_to_dense(call, _ROUNDS).median * meter.dense_seconds
 
@@ -65,13 +63,3 @@ def prepared(meter: Meter, base: str) -> Callable[[], Any]:
             " (time='5ms')"
         ) from None
     return lambda: call(*args, **kwargs)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
