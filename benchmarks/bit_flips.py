@@ -33,7 +33,7 @@ from flips import FILES, flip, made, nothing_is_wrong, trials
 from ticketry.cli import main
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.errors import TicketryError
-from ticketry.experiments.stored.records import damaged
+from ticketry.experiments.stored_runs import damaged
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
 

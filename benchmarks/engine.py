@@ -36,7 +36,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import Pattern
-from ticketry.experiments.latency_curve import Sweep, curve
+from ticketry.experiments.bench import Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against

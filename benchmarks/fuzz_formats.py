@@ -36,7 +36,7 @@ from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
-from ticketry.experiments.stored.records import damaged
+from ticketry.experiments.stored_runs import damaged
 from ticketry.integrations import _file as job_file
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check

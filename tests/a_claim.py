@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
+from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
 
 
 def a_claim(a: Side, b: Side, plan: InterimAnalyses) -> Hypothesis:

@@ -26,7 +26,7 @@ _RETURNED = {
     "python-faster": ("ticketry_engine.training.sparse_training.SparseTraining",),
     "python-experiments": (
         "ticketry.experiments.run.Run",
-        "ticketry.experiments.frames.RunTicket",
+        "ticketry.experiments.run.RunTicket",
         "ticketry.experiments.options.LabOptions",
         "ticketry.records.evidence.VerifyRecord",
     ),

@@ -16,9 +16,8 @@ import ticketry as tk
 from ticketry.cli import main
 from ticketry.cli.screen.search_end import _again
 from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.reproduce.blocks import Block, Done
 from ticketry.experiments.reproduce.campaign_file import read_campaign
-from ticketry.experiments.reproduce.done import Done
-from ticketry.experiments.reproduce.planning import Block
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import read_run_file
 from ticketry.lab.store.files import write_sealed

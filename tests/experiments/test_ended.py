@@ -18,8 +18,8 @@ from samples import sample
 from ticketry.cli import main
 from ticketry.errors import LayerCollapseError, TrainingError
 from ticketry.evidence.judging.level_verdicts import judge
-from ticketry.experiments.reproduce import planning
-from ticketry.experiments.reproduce.planning import blocks_done
+from ticketry.experiments.reproduce import blocks as planning
+from ticketry.experiments.reproduce.blocks import blocks_done
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.paths import Paths

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import EngineError, UsageError
-from ticketry.experiments.latency_curve import DENSITIES, Sweep, curve
+from ticketry.experiments.bench import DENSITIES, Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
 from ticketry_engine.bench.timing import Timing

@@ -13,9 +13,9 @@ from cli.calling import call
 from made_records import verify_record
 from search.every_method import METHODS
 from ticketry.errors import TicketError, TrustError, UsageError
-from ticketry.experiments.procedures import procedure_of, search_of
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import run_file
+from ticketry.experiments.verify import procedure_of, search_of
 from ticketry.lab.search_result import Seeds
 from ticketry.records.evidence import VerifyRecord, read_evidence
 from ticketry.records.schema import as_json

@@ -16,12 +16,11 @@ from installed import site
 from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.procedures import search_of
+from ticketry.experiments.reproduce.blocks import blocks_done
 from ticketry.experiments.reproduce.campaign import reproduce
 from ticketry.experiments.reproduce.campaign_file import read_campaign
-from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.experiments.request import request_of
-from ticketry.experiments.verify import _procedure_name
+from ticketry.experiments.verify import _procedure_name, search_of
 from ticketry.lab.store.paths import Paths
 from ticketry.search import Method
 

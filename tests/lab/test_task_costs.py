@@ -14,7 +14,7 @@ from cli.calling import call
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.procedures import search_of
+from ticketry.experiments.verify import search_of
 from ticketry.lab.task_costs import CostOptions, costs_of
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}

@@ -12,9 +12,9 @@ import ticketry as tk
 from cli.calling import call
 from search.known_costs import COMMON, costs, task
 from ticketry.errors import CostError, UsageError
-from ticketry.experiments.frames import RunTicket, base_share, taking
-from ticketry.experiments.procedures import search_of
 from ticketry.experiments.request import request_of
+from ticketry.experiments.run import RunTicket, base_share, taking
+from ticketry.experiments.verify import search_of
 from ticketry.search.common.aims import with_base
 from ticketry.search.oneshot import Settings
 

@@ -44,8 +44,7 @@ class _Arguments(Printing, ModelOptions):
 def main(words: Sequence[str]) -> int:
     """Compile a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry compile", description=_DESCRIPTION)
-    from ticketry.experiments.model_files import execute_compile
-    from ticketry.experiments.ticket_model import source_by
+    from ticketry.experiments.ticket_model import execute_compile, source_by
 
     output = output_file(arguments.output, arguments.ticket, "tk")
     with saying(f"compiling {arguments.ticket.name}"):

@@ -42,8 +42,7 @@ def main(words: Sequence[str]) -> int:
     """Export a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry export", description=_DESCRIPTION)
     from ticketry.engine.export import FORMATS, format_of
-    from ticketry.experiments.model_files import execute_export
-    from ticketry.experiments.ticket_model import source_by
+    from ticketry.experiments.ticket_model import execute_export, source_by
 
     output = output_file(arguments.output, arguments.ticket, arguments.format or FORMATS[0])
     format = format_of(output, arguments.format)

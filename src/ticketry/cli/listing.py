@@ -262,7 +262,7 @@ def _is_there(store: Path) -> bool:
 def _runs(store: Path) -> list[dict[str, Any]]:
     if not _is_there(store):
         return []
-    from ticketry.experiments.stored.runs import stored_runs
+    from ticketry.experiments.stored_runs import stored_runs
 
     told = {record.name: record for record in records(store)}
     rows = []

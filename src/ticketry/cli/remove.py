@@ -40,7 +40,7 @@ class _Arguments:
 def main(words: Sequence[str]) -> int:
     """Delete a run, after asking."""
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry rm", description=_DESCRIPTION)
-    from ticketry.experiments.stored.runs import remove_run
+    from ticketry.experiments.stored_runs import remove_run
 
     store = existing(arguments.store)
     found = remove_run(store, arguments.run, dry_run=True)

@@ -152,7 +152,7 @@ def existing(folder: Path) -> Path:
 
 
 def _check(arguments: _Check) -> int:
-    from ticketry.experiments.stored.records import damaged
+    from ticketry.experiments.stored_runs import damaged
     from ticketry.lab.store.maintenance import check, mend_format
     from ticketry.lab.store.opening import open_store
 
@@ -206,7 +206,7 @@ def _collect(arguments: _Collect) -> int:
 
 
 def _usage(arguments: _Usage) -> int:
-    from ticketry.experiments.stored.runs import stored_runs, usage_of
+    from ticketry.experiments.stored_runs import stored_runs, usage_of
     from ticketry.report.wording import aligned
 
     folder = existing(arguments.store)
@@ -225,7 +225,7 @@ def _usage(arguments: _Usage) -> int:
 
 
 def _move(arguments: _Move) -> int:
-    from ticketry.experiments.stored.moving import move_store
+    from ticketry.experiments.store_transfer import move_store
 
     target = move_store(arguments.store, arguments.to)
     print(json.dumps({"store": str(target)}) if arguments.json else f"moved to {target}: name it with --store")
@@ -233,7 +233,7 @@ def _move(arguments: _Move) -> int:
 
 
 def _copy(arguments: _Copy) -> int:
-    from ticketry.experiments.stored.copying import copy_store
+    from ticketry.experiments.store_transfer import copy_store
 
     done = copy_store(arguments.origin, arguments.target)
     if arguments.json:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,12 +15,11 @@ from msgspec import structs
 from torch import nn
 
 from ticketry.core.structure.shrinking.shrink import shrink
+from ticketry.core.synthetic_masks import Pattern, synthetic
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, StructureError, UsageError
-from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.latency_curve import Sweep, curve
-from ticketry.experiments.options import BenchOptions, ModelOptions
+from ticketry.experiments.options import BenchOptions, ModelOptions, path_of
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
 from ticketry.files import file_digest
@@ -30,17 +30,20 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
 from ticketry_engine.bench.compare import compare, time_layers
-from ticketry_engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
+from ticketry_engine.bench.dense_engines import Call, Contender, Shrunk, Sparse, rivals
 from ticketry_engine.bench.machine import check_cores, choose_cores
 from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
 from ticketry_engine.compiled import Compiled, load
+from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
+from ticketry_engine.results import CurvePoint, TimeCurve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ticketry.experiments.keyword_types import BenchKeywords
+
 
 S = TypeVar("S", bound=SpeedRecord)
 Say = Callable[[str], None]
@@ -268,3 +271,81 @@ def _kept(record: S, store: Path | None, options: BenchOptions, file: Path | Non
     if store is not None and record.run:
         write_sealed(Paths(store).evidence(name), as_json(record))
     return record
+
+
+DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.26, 0.33, 0.42, 0.5, 0.65, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Synthetic masks of several densities."""
+
+    pattern: Pattern | str = "unstructured"
+    densities: Sequence[float] = DENSITIES
+    seed: int = 0
+
+
+def curve(
+    case: Case,
+    dense: Sequence[Contender],
+    compile_case: Callable[[Case], Call],
+    *,
+    sweep: Sweep | None = None,
+    timing: Timing | None = None,
+    required: Sequence[str] = (),
+    on_cores: Sequence[int] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> TimeCurve:
+    """Time the model under masks of all densities, and the dense engines on the whole model, in the same rounds.
+
+    Args:
+        case: of the whole model; dense engines take as long for zeros as for anything else.
+        compile_case: makes the sparse engine of a case whose model has its pruned weights at zero.
+
+    Raises:
+        UsageError: for a pattern that is none, or a density outside (0, 1].
+        EngineError: as `compare`.
+    """
+    sweep = sweep or Sweep()
+    pattern = Pattern.parse(sweep.pattern) if isinstance(sweep.pattern, str) else sweep.pattern
+    rows: dict[str, float] = {}
+    contenders: list[Contender] = list(dense)
+    for density in sorted(set(sweep.densities), reverse=True):
+        mask = synthetic(case.model, pattern, density, seed=sweep.seed, example_inputs=case.inputs)
+        masked: nn.Module = mask.apply_(copy.deepcopy(case.model))
+        name = f"density {density:g}"
+        rows[name] = mask.density
+        contenders.append(Sparse(compile_case, name, model=masked))
+    found = compare(case, contenders, timing, required=required, on_cores=on_cores, say=say)
+    fastest = found.fastest
+    if fastest is None or fastest.seconds is None:
+        raise EngineError("no dense engine was timed")
+    saved = {one.engine: one for one in found.saved}
+    points = [
+        CurvePoint(
+            rows[row.engine],
+            row.seconds,
+            row.low or row.seconds,
+            row.high or row.seconds,
+            rows[row.engine] * fastest.seconds,
+            saved[row.engine].saved,
+            saved[row.engine].low,
+            saved[row.engine].high,
+        )
+        for row in found.times
+        if row.engine in rows and row.seconds is not None
+    ]
+    return TimeCurve(pattern=str(pattern), points=tuple(points), break_even=break_even(points), comparison=found)
+
+
+def break_even(points: Sequence[CurvePoint]) -> float | None:
+    """The largest density measured from which down every one is at least as fast as the fastest dense engine.
+
+    `points` are the densest first; None where the sparsest is slower.
+    """
+    found = None
+    for point in reversed(points):
+        if point.saved < 0:
+            break
+        found = point.density
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError, needs
 
 if TYPE_CHECKING:
+    from ticketry.core.ticket.ticket import Ticket
     from ticketry.lab.lab import Lab
     from ticketry.lab.runners.runner import OnEvent
     from ticketry.tasks.task import Task
@@ -207,3 +209,21 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             lab.store.link.publish()
     finally:
         torch.set_num_threads(threads)
+
+
+def path_of(named: str | PathLike[str] | Ticket) -> Path:
+    """The path that an argument names: as it is, or the folder that a ticket in memory was read from.
+
+    Raises:
+        UsageError: for a ticket that has no folder, and for what names none.
+    """
+    from ticketry.core.ticket.ticket import Ticket
+
+    if isinstance(named, str | PathLike):
+        return Path(named)
+    how = "give its folder, or one of run.tickets"
+    if not isinstance(named, Ticket):
+        raise UsageError(f"a ticket is named by its folder, and not by a {type(named).__name__}: {how}")
+    if named.path is None:
+        raise UsageError(f"this ticket was made in memory and has no folder: ticket.save(folder), and {how}")
+    return named.path

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
 from ticketry.choices import did_you_mean
-from ticketry.errors import StoreError, TicketError
+from ticketry.errors import MissingExtraError, StoreError, TicketError
 from ticketry.folders import is_file
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.environment import environment
@@ -25,6 +25,9 @@ from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json, read
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas
 
 R = TypeVar("R", bound=Struct)
 
@@ -176,3 +179,12 @@ def run_of(store: Path, ticket: Path) -> str:
         return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]
     except (ValueError, IndexError):
         return ""
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """The rows as a table of pandas; `MissingExtraError` without pandas."""
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise MissingExtraError("pandas", "pandas", "a data frame") from None
+    return pandas.DataFrame(list(rows))

@@ -15,12 +15,11 @@ from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judging.level_verdicts import with_current_verdicts, with_verdicts
-from ticketry.experiments.costs import kept_record, run_cost, with_costs
-from ticketry.experiments.points import OnPoint, Points
+from ticketry.experiments.progress import Telling
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told, warn_of_another
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
-from ticketry.experiments.stored.telling import Telling
+from ticketry.experiments.run_record import OnPoint, Points, kept_record, run_cost, with_costs
 from ticketry.lab.budget_masks import multiplications
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger

@@ -17,11 +17,9 @@ from ticketry.evidence.connectivity import barrier
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Distance, Stability, children
 from ticketry.evidence.stability import stability as distances_of
-from ticketry.experiments.frames import frame_of
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.points import OnPoint
-from ticketry.experiments.record_files import written
+from ticketry.experiments.record_files import frame_of, written
 from ticketry.experiments.request import (
     TOLERANCE,
     USUAL_CONTROLS,
@@ -31,6 +29,7 @@ from ticketry.experiments.request import (
     planned_densities,
     request_of,
 )
+from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown

@@ -13,11 +13,10 @@ from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.options import ModelOptions, StructureOptions
-from ticketry.experiments.points import structure_of
+from ticketry.experiments.options import ModelOptions, StructureOptions, path_of
 from ticketry.experiments.record_files import as_read
+from ticketry.experiments.run_record import structure_of
 from ticketry.experiments.ticket_model import Source, source_by
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.training.supervised import course_of

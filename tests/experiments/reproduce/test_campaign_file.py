@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import TrustError, UsageError
+from ticketry.experiments.reproduce.blocks import blocks_of
 from ticketry.experiments.reproduce.campaign_file import SCALES, built_in_at, planned_densities, read_campaign
-from ticketry.experiments.reproduce.planning import blocks_of
 
 GOOD = """
 title = "A small campaign"

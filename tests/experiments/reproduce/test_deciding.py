@@ -17,9 +17,9 @@ from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.judging.paired_comparisons import compare, seeds_needed
 from ticketry.evidence.verdict import holm_verdicts
-from ticketry.experiments.reproduce.deciding import decide, family_sizes
-from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
-from ticketry.experiments.reproduce.planning import Block, in_turn, missing
+from ticketry.experiments.reproduce.blocks import Block, in_turn, missing
+from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
+from ticketry.experiments.reproduce.claims import decide, family_sizes
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run

@@ -9,8 +9,8 @@ import pytest
 
 from ticketry.cli import main
 from ticketry.experiments.reproduce import campaign as carrying_out
+from ticketry.experiments.reproduce.blocks import Done
 from ticketry.experiments.reproduce.campaign_file import read_campaign
-from ticketry.experiments.reproduce.done import Done
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import read_campaign_record

@@ -15,14 +15,21 @@ import ticketry as tk
 from made_records import search_record
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import NotStoredError, StoreError
-from ticketry.experiments.reproduce import pace as pace_module
+from ticketry.experiments.reproduce import forecast as pace_module
+from ticketry.experiments.reproduce.blocks import Block, blocks_done, blocks_of
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
-from ticketry.experiments.reproduce.clock import Clock
-from ticketry.experiments.reproduce.pace import Pace, first_gates, measured
-from ticketry.experiments.reproduce.pace import _evaluated as evaluated
-from ticketry.experiments.reproduce.pace import _timed as timed
-from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of
-from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_of
+from ticketry.experiments.reproduce.forecast import (
+    Clock,
+    Pace,
+    Work,
+    dense,
+    first_gates,
+    mean_density,
+    measured,
+    work_of,
+)
+from ticketry.experiments.reproduce.forecast import _evaluated as evaluated
+from ticketry.experiments.reproduce.forecast import _timed as timed
 from ticketry.experiments.request import request_of
 from ticketry.experiments.search import execute
 from ticketry.lab.store.files import write_sealed

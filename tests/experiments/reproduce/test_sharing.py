@@ -12,8 +12,8 @@ from a_claim import a_claim
 from made_records import search_record
 from ticketry.cli import main
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.experiments.reproduce.deciding import decide
-from ticketry.experiments.reproduce.hypothesis import Side
+from ticketry.experiments.reproduce.campaign_file import Side
+from ticketry.experiments.reproduce.claims import decide
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.request import request_of
 from ticketry.lab.store.files import read_sealed

@@ -10,8 +10,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import NotStoredError
-from ticketry.experiments.reproduce.stored import Stored, stored_work
-from ticketry.experiments.reproduce.work import Work, dense, work_of
+from ticketry.experiments.reproduce.forecast import Stored, Work, dense, stored_work, work_of
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 

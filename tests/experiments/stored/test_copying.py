@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from ticketry.errors import StoreError
-from ticketry.experiments.stored.copying import copy_store
+from ticketry.experiments.store_transfer import copy_store
 from ticketry.lab.remote.objects import Content
 from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import read_sealed, write_sealed
@@ -190,6 +190,6 @@ def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["lab.remote.records", "lab.remote.mirror", "experiments.stored.copying"])
+@pytest.mark.parametrize("module", ["lab.remote.records", "lab.remote.mirror", "experiments.store_transfer"])
 def test_it_can_be_what_is_imported_first(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import ticketry.{module}"], check=True)

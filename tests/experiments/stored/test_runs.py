@@ -17,8 +17,8 @@ from cli.calling import call
 from ticketry.errors import StoreError
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.run import Run
-from ticketry.experiments.stored.moving import move_store
-from ticketry.experiments.stored.runs import remove_run, stored_runs, usage_of
+from ticketry.experiments.store_transfer import move_store
+from ticketry.experiments.stored_runs import remove_run, stored_runs, usage_of
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.running import is_running, marked_running
 from ticketry.lab.store.store import Store

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import ticketry as tk
-from ticketry.experiments.stored import telling
+from ticketry.experiments import progress as telling
 from ticketry.records.progress import FILE, Progress
 
 

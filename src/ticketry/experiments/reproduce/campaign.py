@@ -16,17 +16,12 @@ from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.judging.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told
+from ticketry.experiments.reproduce.blocks import Block, Done, blocks_of, in_turn, missing, trained_on, versions
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.reproduce.clock import Clock
-from ticketry.experiments.reproduce.deciding import Decision, decide
-from ticketry.experiments.reproduce.done import Done
-from ticketry.experiments.reproduce.method_table import method_table
-from ticketry.experiments.reproduce.pace import Elsewhere
-from ticketry.experiments.reproduce.planning import Block, blocks_of, in_turn, missing
-from ticketry.experiments.reproduce.provenance import trained_on, versions
+from ticketry.experiments.reproduce.claims import Decision, decide, method_table
+from ticketry.experiments.reproduce.forecast import Clock, Elsewhere, Work
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
-from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab

@@ -9,32 +9,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, ValidationError, convert
 
 from ticketry.errors import TicketryError, TrustError, UsageError
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.reproduce.asked_again import check_fresh
-from ticketry.experiments.reproduce.campaign_tables import SCALES as SCALES
-from ticketry.experiments.reproduce.campaign_tables import (
-    BaseTable,
-    ClaimTable,
-    FileTable,
-    OtherBaseTable,
-    Precision,
-    RunTable,
-    SideTable,
-    file_table,
-)
-from ticketry.experiments.reproduce.campaign_tables import Scale as Scale
-from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, VALUE, Hypothesis, Side
 from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
+from ticketry.records.schema import Density, Number
 from ticketry.search.common.aims import with_base
 from ticketry.tasks import catalogue
 
@@ -394,3 +384,208 @@ class _Reading:
 def _density_of(level: int, planned: Mapping[float, int | None]) -> float:
     """Of the tickets of a level, whose number a method with one density does not tell; 1 where none is planned."""
     return next((density for density, one in planned.items() if one in (level, None)), 1.0)
+
+
+Scale = Literal["demo", "cpu", "paper"]
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["auto", "dense", "sparse"]
+SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
+
+
+class SideTable(Struct, forbid_unknown_fields=True):
+    run: str = ""
+    role: str = TICKET
+    value: Number | None = None
+    density: Density | str | None = None
+    """If it is not the claim's."""
+    level: int | None = None
+    """Of tickets whose density is not known beforehand; -1 for the last."""
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
+
+
+class ClaimTable(Struct, forbid_unknown_fields=True):
+    statement: str
+    a: SideTable
+    b: SideTable
+    source: str = ""
+    figure: str = ""
+    density: Density | str | Annotated[tuple[Density | str, ...], Meta(min_length=1)] | None = None
+    metric: str = ""
+    above: Number = 0.0
+    margin: Number = 0.5
+    confidence: float = 0.95
+    family: str = ""
+    again: str = ""
+    """The claim that this one asks again, on fresh replicates; at the same density."""
+    scales: tuple[Scale, ...] = SCALES
+
+
+class SearchTable(Struct, forbid_unknown_fields=True):
+    method: str = ""
+    task: str = ""
+    model: str = ""
+    options: dict[str, bool | int | float | str] = {}
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    controls: tuple[str, ...] = ()
+    control_densities: tuple[Density | str, ...] = ()
+    stability: dict[str, Any] = {}
+
+
+class RunTable(SearchTable):
+    base: str = ""
+
+
+class BaseTable(SearchTable):
+    precision: Precision = "fp32"
+    kernels: Kernels = "dense"
+
+    @property
+    def first_replicate(self) -> int:
+        return 0
+
+
+class OtherBaseTable(SearchTable):
+    precision: Precision | None = None
+    kernels: Kernels | None = None
+    interim: tuple[int, ...] = ()
+    after: Annotated[int, Meta(ge=0)] = 0
+    """Replicates that are passed over: those from there on are fresh to claims that were judged by so many."""
+
+    @property
+    def first_replicate(self) -> int:
+        return self.after
+
+
+class ScaleTable(Struct, forbid_unknown_fields=True):
+    runs: dict[str, RunTable]
+    base: BaseTable = msgspec.field(default_factory=BaseTable)
+    """What runs have that do not say otherwise."""
+    bases: dict[str, OtherBaseTable] = {}
+    """Others, that runs name in the place of that one: of another network or data set."""
+    interim: tuple[int, ...] = INTERIM
+    densities: dict[str, Density] = {}
+
+
+class FileTable(Struct, forbid_unknown_fields=True):
+    title: str
+    scales: dict[Scale, ScaleTable]
+    claims: dict[str, ClaimTable]
+    paper: str = ""
+
+
+_NAMED: dict[str, type[Struct]] = {
+    "claims": ClaimTable,
+    "scales": ScaleTable,
+    "runs": RunTable,
+    "bases": OtherBaseTable,
+}
+"""Of tables by name, what each is."""
+
+
+def file_table(tables: Mapping[str, Any], path: Path) -> FileTable:
+    """A campaign file by type; `UsageError` for what is of another one, with the file and the key."""
+    try:
+        return convert(tables, FileTable)
+    except ValidationError as error:
+        place, told = _fault(tables, error)
+        raise UsageError(f"the campaign {path}: {place or 'the whole'} cannot be what it is: {told}") from None
+
+
+def _fault(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
+    """The key that an error is of, and what it says. msgspec leaves names of tables away: they are tried in turn."""
+    told, _, path = str(error).partition(" - at `")
+    place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    named, _, _ = place.partition("[...]")
+    for name, table in tables[named].items() if named in _NAMED and named != place else ():
+        try:
+            convert(table, _NAMED[named])
+        except ValidationError as inner:
+            within, told = _fault(table, inner)
+            return f"{named}.{name}{within and '.'}{within}", told
+    return place.replace("[...]", ""), told
+
+
+COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s", "memory": "B"}
+"""What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
+better. Of memory it is the highest of any phase of training."""
+DENSITY = "density"
+"""Another: the fraction of weights kept, of masks whose density is an outcome; the less the better."""
+STABILITY = ("barrier", "order-distance", "pruning-distance")
+"""What a claim may compare of runs with ``stability``, the less the better: the error barrier between two trainings
+that differ in the order of the data, their L2 distance, and that to the dense network pruned after training."""
+VALUE = "number"
+"""The role of a side that is none of a run."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that a claim compares: a run's tickets, its dense network, or a control."""
+
+    run: str
+    role: str
+    level: int | None
+    """Of the run's tickets; 0 for the dense network, None for the last that is found."""
+    value: float | None = None
+    """A number in the place of a run, of which there is none then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """A is better than B by more than `above`, see `records.campaign.Claim`."""
+
+    name: str
+    statement: str
+    source: str
+    figure: str
+    a: Side
+    b: Side
+    density: float | None
+    metric: str
+    unit: str
+    higher_is_better: bool
+    above: float
+    margin: float
+    confidence: float
+    family: str
+    plan: InterimAnalyses
+    """At how many replicates it is judged."""
+    again: str = ""
+    """The claim that it asks again."""
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """That it rests on, each once."""
+        return tuple(dict.fromkeys(side.run for side in (self.a, self.b) if side.value is None))
+
+
+def check_fresh(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
+    """Raise `UsageError` if a claim is judged by replicates of one that it leads back to, or leads back to itself.
+
+    Args:
+        claims: all of the file.
+        replicates: of each run, those it may train.
+    """
+    named = {one.name: one for one in claims}
+    own, earlier, seen = _of(claim, replicates), claim, {claim.name}
+    while earlier.again:
+        earlier = named[earlier.again]
+        if earlier.name in seen:
+            raise UsageError(f"it leads back to itself, by {earlier.name!r}")
+        seen.add(earlier.name)
+        judged = _of(earlier, replicates)
+        if max(own.start, judged.start) < min(own.stop, judged.stop):
+            raise UsageError(
+                f"it asks {earlier.name!r} again, and is judged by replicates {_told(own)} as that is by"
+                f" {_told(judged)}: give the base of its runs after = {judged.stop} or more"
+            )
+
+
+def _of(claim: Hypothesis, replicates: Mapping[str, range]) -> range:
+    return replicates[claim.runs[0]]  # those of a claim's two runs are the same
+
+
+def _told(replicates: range) -> str:
+    return f"{replicates.start + 1} to {replicates.stop}"

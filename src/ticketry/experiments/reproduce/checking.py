@@ -19,8 +19,8 @@ from typing import Any, Literal
 from ticketry.errors import StoreError, UsageError
 from ticketry.evidence.judging.distributions import special
 from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.reproduce.blocks import blocks_done
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ticketry.experiments.reproduce.deciding import Decision
-from ticketry.experiments.reproduce.hypothesis import STABILITY, Side
-from ticketry.experiments.reproduce.work import plain
+from ticketry.experiments.reproduce.campaign_file import STABILITY, Side
+from ticketry.experiments.reproduce.claims import Decision
+from ticketry.experiments.reproduce.forecast import plain
 from ticketry.experiments.request import SearchRequest
 from ticketry.records.network import DENSE, TICKET, Phases, Point, is_matched_dense
 from ticketry.records.run import RunRecord

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.reproduce.deciding import Decision
-from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, Hypothesis
-from ticketry.experiments.reproduce.planning import Block
-from ticketry.experiments.reproduce.work import dense
+from ticketry.experiments.reproduce.blocks import Block
+from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis
+from ticketry.experiments.reproduce.claims import Decision
+from ticketry.experiments.reproduce.forecast import dense
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.second_orders import measured_second, second_order
 from ticketry.lab.store.store import digest_of

@@ -17,10 +17,12 @@ from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.experiments.logged import LoggedSearch
+from ticketry.experiments.progress import LoggedSearch
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.budget_masks import by_timing, multiplications_in, terms_in
+from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import Phases, phases_of
+from ticketry.lab.costs.step_cost import Costs
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import check_new, time_of, time_of_dense
@@ -28,8 +30,9 @@ from ticketry.lab.search_result import DYNAMIC, Found, budget
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import LATENCY_MATCHED, FirstLayer, Point, RelativeLatency, is_matched_dense
-from ticketry.records.run import Round
+from ticketry.records.network import LATENCY_MATCHED, Cost, FirstLayer, Point, RelativeLatency, is_matched_dense
+from ticketry.records.network import Phases as PhasesTold
+from ticketry.records.run import Round, RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
 from ticketry.search.common.aims import aim_of, costs_in, terms_of
@@ -259,3 +262,65 @@ def _round(replicate: int, level: int, result: Result) -> Round | None:
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
     return convert({**common, **told[0]}, Round) if told else None
+
+
+def with_costs(lab: Lab, rows: Sequence[Point], phases: Sequence[Phases]) -> list[Point]:
+    """The rows of a record, each with its cost by phase: see `Costs.row`."""
+    costs = Costs(lab)
+    told = [convert(costs.row(own), PhasesTold) for own in phases]
+    return [replace(row, phases=one) for row, one in zip(rows, told, strict=True)]
+
+
+def run_cost(
+    rows: Sequence[Point],
+    ledger: Ledger,
+    *,
+    replicates: int,
+    trained: Iterable[Result],
+    searched: Iterable[Result],
+    gradients: int,
+    seconds: float,
+) -> Cost:
+    """What the run costs, whoever trained its segments, and what was trained for it this time.
+
+    Args:
+        ledger: of this time.
+        trained: the networks of the rows, and others that were trained for them.
+        searched: trainings that masks come from, where they are told with the ticket.
+        gradients: batches that trained nothing.
+        seconds: on the clock.
+    """
+    trained, searched = list(trained), list(searched)
+    steps = {role: sum(row.steps or 0 for row in rows if row.role == role) for role in ("dense", "ticket")}
+    controls = sum(row.steps or 0 for row in rows) - steps["dense"] - steps["ticket"]
+    # A method whose masks do not come from the dense network does not need it to search.
+    masks = sum(each.segment.steps for each in searched) + gradients
+    # Of a trajectory that was also looked at on the way, the whole.
+    by_step = sorted([*trained, *searched], key=lambda each: each.segment.last)
+    whole = {each.segment.trajectory: each for each in by_step}.values()
+    told = {
+        **ledger.counts(),
+        "dense_steps": steps["dense"] // replicates,
+        "search_steps_per_replicate": (masks + steps["ticket"]) // replicates,
+        "control_steps": controls,
+        "train_seconds": round(sum(each.train_seconds for each in whole), 3),
+        "train_seconds_now": round(ledger.train_seconds, 3),
+        "wall_seconds": round(seconds, 3),
+    }
+    return convert(told, Cost)
+
+
+def kept_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
+    """An earlier record of the same networks, with what each costs where it does not tell; None if they are others."""
+    if earlier.name != record.name:
+        return None
+    if list(map(_network, earlier.points)) != list(map(_network, record.points)):
+        return None
+    pairs = zip(earlier.points, record.points, strict=True)
+    points = tuple(replace(old, phases=old.phases or new.phases, ticket=new.ticket) for old, new in pairs)
+    return replace(earlier, points=points, store=record.store)
+
+
+def _network(row: Point) -> Point:
+    """Without what it cost and where it lies, which depends on how the store was named."""
+    return replace(row, phases=None, ticket="")

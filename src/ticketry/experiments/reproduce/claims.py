@@ -9,19 +9,22 @@ together by Holm; a replication keeps the family size of the claim that it repea
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
 from ticketry.errors import UsageError
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
-from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, Hypothesis, Side
+from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis, Side
 from ticketry.records import campaign as told
+from ticketry.records.campaign import MethodRow
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
+from ticketry.report.tables.results import summarise
 
 Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
@@ -258,3 +261,38 @@ def cost_of(point: Point, what: str) -> float:
     """Steps, FLOPs, seconds or bytes of memory of all that a network needed; NaN where that was not measured."""
     value = getattr(point.phases.total, what) if point.phases else None
     return float("nan") if value is None else float(value)
+
+
+def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
+    """A row for each dense network (once a task and recipe), each level's tickets and controls."""
+    seen = set[str]()
+    for name, request in campaign.runs.items():
+        points: dict[tuple[int, str], list[Point]] = {}
+        for record in done[name]:
+            for point in record.points:
+                points.setdefault((point.level, point.role), []).append(point)
+        for (_, role), found in sorted(points.items(), key=lambda one: (one[0][0], one[0][1] != TICKET, one[0][1])):
+            if role == DENSE and (key := found[0].key) in seen:
+                continue
+            if role == DENSE:
+                seen.add(key)
+            yield _row(name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit)
+
+
+def _row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
+    found = summarise([point.metric(metric) for point in points])
+    costs = {
+        what: sum(cost_of(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")
+    }
+    return MethodRow(
+        run=run,
+        method=method,
+        role=role,
+        density=sum(point.density for point in points) / len(points),
+        n=found.n,
+        mean=found.mean,
+        sd=found.sd,
+        interval=found.interval,
+        unit=unit,
+        **{what: None if math.isnan(value) else value for what, value in costs.items()},
+    )

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ticketry.choices import list_choices
-from ticketry.errors import StoreError
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.errors import StoreError, TicketError
+from ticketry.files import content_of
 from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.remote.address import shown
-from ticketry.lab.store.files import explained, is_there
+from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_sealed
 from ticketry.lab.store.maintenance import collect
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.running import is_running, under_way
 from ticketry.lab.store.store import Store
 from ticketry.lab.store.usage import Usage
+from ticketry.records.campaign import read_campaign_record
+from ticketry.records.evidence import read_evidence
+from ticketry.records.run import RunRecord, read_run
+from ticketry.report.writing import is_whole
 
 State = Literal["done", "half", "running"]
 
@@ -165,3 +171,79 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
     if rest := [path for path in usage.within(paths.root) if path not in counted]:
         found["other files"] = rest
     return [{"what": what, "files": len(files), "bytes": usage.bytes_of(files)} for what, files in found.items()]
+
+
+def damaged(store: Store) -> Iterator[Path]:
+    """Yield records and run files that are not what was written, tickets with such a file, and pages.
+
+    Raises:
+        InaccessibleError: if one cannot be read.
+    """
+    for path in store.paths.run_records():
+        record = _run(path)
+        if record is None:
+            yield path
+        elif not _has_config(path.with_name("run.toml"), record.config):
+            yield path.with_name("run.toml")
+    for path in store.paths.evidence_records():
+        if not _is_evidence(path):
+            yield path
+    for path in store.paths.campaign_records():
+        if not _is_campaign(path):
+            yield path
+    for path in store.paths.tickets():
+        if not path.name.startswith(".") and not _is_ticket(path):
+            yield path
+    yield from (path for path in store.paths.pages() if not is_whole(path))
+
+
+def _run(path: Path) -> RunRecord | None:
+    try:
+        values = read_sealed(path)
+        record = read_run(values, str(path))
+        return record if record.name == path.parent.name and is_as_written(path) else None
+    except InaccessibleError:
+        raise
+    except StoreError:
+        return None
+
+
+def _has_config(file: Path, config: str) -> bool:
+    """Whether the run file is the one that the record has; also if there is none, which the next search makes."""
+    try:
+        with explained(file, "read"):
+            return content_of(file) == config.encode()
+    except InaccessibleError:
+        raise
+    except StoreError as error:
+        return isinstance(error.__cause__, FileNotFoundError)
+
+
+def _is_evidence(path: Path) -> bool:
+    try:
+        read_evidence(read_sealed(path) or {})
+        return is_as_written(path)
+    except InaccessibleError:
+        raise
+    except StoreError:
+        return False
+
+
+def _is_campaign(path: Path) -> bool:
+    try:
+        record = read_campaign_record(read_sealed(path) or {})
+        return record.name == path.stem and is_as_written(path)
+    except InaccessibleError:
+        raise
+    except StoreError:
+        return False
+
+
+def _is_ticket(path: Path) -> bool:
+    try:
+        return Ticket.load(path).is_as_written(path)
+    except TicketError as error:
+        if isinstance(error.__cause__, OSError):
+            with explained(path, "read"):
+                raise error.__cause__ from None
+        return False
