@@ -13,7 +13,7 @@ import pytest
 import ticketry as tk
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
-from ticketry.lab import answers
+from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.records.schema import as_json
@@ -131,7 +131,7 @@ def test_looks_of_a_detector_take_time_that_is_remembered(
 ) -> None:
     """By a clock that goes on by a second each time it is read: a look and a mask take one each."""
     seconds = itertools.count()
-    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(lab_module, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     for _ in range(2):  # the second time nothing is looked at anew
         with Lab(tmp_path, device="cpu") as lab:
             settings = {"detector": detector, "every": "4it", "latest": "16it", "threshold": 1e-6}

@@ -22,8 +22,7 @@ from ticketry.errors import (
     TrainingError,
     UsageError,
 )
-from ticketry.lab import answers
-from ticketry.lab.aside import trained_aside
+from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.chosen import default_workers
 from ticketry.lab.runners.underway import Underway
@@ -171,8 +170,8 @@ def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path, workers):
     with Lab(tmp_path / "own", workers=workers, on_event=told.on_event) as lab:
         whole = [lab.segment(task, start=seed, recipe=task.recipe.changed(length="40it")) for seed in (0, 1)]
         other = Store(tmp_path / "other")
-        steps = trained_aside(lab, [one.until(5) for one in whole], other.address, measure=False)
-        more = trained_aside(lab, [one.until(12) for one in whole], other.address, measure=True)
+        steps = lab.train_aside([one.until(5) for one in whole], other.address, measure=False)
+        more = lab.train_aside([one.until(12) for one in whole], other.address, measure=True)
         assert [one.steps for one in (*steps, *more)] == [5, 5, 7, 7]
         assert min(one.train_seconds for one in (*steps, *more)) > 0
         assert not list(lab.store.paths.result_files())
@@ -183,7 +182,7 @@ def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path, workers):
 def test_masks_are_remembered_by_what_made_them(lab, points, monkeypatch):
     one, other = lab.train_many([lab.segment(points, start=seed) for seed in (0, 1)])
     made = []
-    monkeypatch.setattr(answers, "prune", lambda *a, **k: made.append(k) or prune(*a, **k))
+    monkeypatch.setattr(lab_module, "prune", lambda *a, **k: made.append(k) or prune(*a, **k))
     names = scope(points.build())
     first = lab.prune(points, one, names, density=0.5)
     assert lab.store.get_mask(first) == prune(lab.model(points, one), 0.5)

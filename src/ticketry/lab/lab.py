@@ -1,4 +1,4 @@
-"""The lab: give it segments, get results; whatever it has done before, it remembers."""
+"""The lab trains segments, and remembers whatever it has computed before."""
 
 from __future__ import annotations
 
@@ -6,64 +6,82 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
 
 from ticketry.choices import check_each
 from ticketry.core.mask import Mask
-from ticketry.errors import InterruptedTrainingError, UsageError
-from ticketry.lab.answers import Answers
+from ticketry.core.prune import prune
+from ticketry.core.scope import Scope
+from ticketry.core.score import source_of
+from ticketry.core.sparse_training.pruning_time import relative_distance
+from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.costs.mask_cost import Making, Makings, Seen
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.chosen import chosen
 from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause
 from ticketry.lab.runners.stopping import asked, heeded
+from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.store import digest_of
+from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.execute import is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
-from ticketry.lab.training.precision import DDP, SYNCHRONISED
+from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choose_arithmetic, unusual
+from ticketry.lab.training.ranks.check import check_parts, stirred
 from ticketry.lab.training.ranks.machine import check_machine
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
-from ticketry.lab.training.segment import Segment, Start, finite
+from ticketry.lab.training.segment import Segment, Start, check_task, finite
+from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants.held_mask import HeldMask
-from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.lab.training.variants.shrunk import Shrunk, task_structure
+from ticketry.tasks import given
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Task
+from ticketry.tasks.task import Course, Task
+from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 T = TypeVar("T")
+_Request = tuple[str, tuple[int, ...], bool]
+"""Key of a segment, further steps to store, and whether metrics are needed."""
 
 
-class Lab(Answers):
-    """Trains segments and remembers them. Use it as a context manager, or call `close`.
+class Lab:
+    """Trains segments and remembers them. Use it as a context manager, or call `close`. Safe for several threads.
 
     Args:
-        store: folder of the durable store; made if absent.
+        store: folder of the durable store; created if missing.
         data: folder in which data sets are looked for first.
         workers: 0 trains in this process; n trains in n local processes, one segment each.
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
         threads: CPU threads of a segment, or of each of its ranks; part of its key.
-        devices: ranks that train each segment together, each with so many threads or a GPU of its own, see
+        devices: ranks that train each segment together, each with this many threads or a GPU, see
             `lab.training.ranks`; part of its key.
-        parallel: of several devices: ``ddp`` (each has the whole network) or ``fsdp`` (a part); part of the key.
-        norms: of several devices: ``synchronised`` (batch norms see the whole batch) or ``own``; part of the key.
-        kernels: dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps, see
-            `lab.training.kernels`; part of their key.
+        parallel: with several devices: ``ddp`` (each has the whole network) or ``fsdp`` (a part); part of the key.
+        norms: with several devices: ``synchronised`` (batch norms see the whole batch) or ``own``; part of the key.
+        kernels: dense, sparse or auto: whether networks train in kernels that compute only the weights that a mask
+            retains, see `lab.training.kernels`; part of their key.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
-        runner: where segments are trained, as ``--on`` says it: a name of `lab.runners`, with details behind a colon
-            (``ray:auto,cpus=1``), another package's, or module:object; or a `concurrent.futures.Executor`, whose
-            workers see the store by the same name. By default in-process, or processes where there are workers.
-        executor: another word for an executor as the runner.
-        loggers: what is trained is told to these too: names of `lab.loggers`, another package's, module:object, or
-            loggers. What one raises is told once, and stops no training.
+        runner: where segments are trained, in the form of ``--on``: a name of `lab.runners`, with details behind a
+            colon (``ray:auto,cpus=1``), the runner of another package, or module:object; or a
+            `concurrent.futures.Executor` whose workers see the store under the same name. By default this process, or
+            local processes if there are workers.
+        executor: another name for an executor as the runner.
+        loggers: also report trainings to these: names of `lab.loggers`, loggers of other packages, module:object, or
+            logger objects. A logger that raises is reported once, and stops no training.
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -102,29 +120,42 @@ class Lab(Answers):
         if executor is not None and runner:
             raise UsageError("give either a runner or an executor")
         self._chosen = chosen(executor or runner, workers)
-        folder = Path(data).resolve() if data is not None else None
-        several = {"ranks": devices, "norms": norms, "parallel": parallel}
+        self.data = Path(data).resolve() if data is not None else None
         if devices > 1 and not self._chosen.elsewhere:
             check_machine(devices, threads, max(self._chosen.workers, 1), device)
-        one = {"device": device, "precision": precision, "threads": threads}
-        super().__init__(open_store(store), data=folder, choices={**one, **several})
+        self.store = open_store(store)
+        self._choices: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "ranks": devices,
+            "norms": norms,
+            "parallel": parallel,
+        }
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
+        self.makings = Makings()
         self.dashboards = Dashboards(loggers, self.store.paths.root)
         self.workers = self._chosen.workers
-        """Trainings side by side; where workers are elsewhere, how many may be asked for at once."""
+        """Number of trainings side by side; for workers elsewhere, how many may be requested at once."""
         self.on, self.asked = self._chosen.name, runner if isinstance(runner, str) else ""
-        """The runner's name; and all that was said of it, where something was."""
+        """The runner's name; and the text that chose it, if any."""
         self._order = Order(self.store.address, self.data, checkpoint_seconds)
         self._listeners = [on_event] if on_event else []
         self._labels: dict[str, str] = {}
-        self._told = threading.local()
+        self._thread = threading.local()
+        """Has the `prefix` of the labels of what a thread trains."""
         self._runner: Runner | None = None
         self._guard = threading.RLock()
-        self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
+        self._in_flight: dict[_Request, concurrent.futures.Future[Work]] = {}
         self._tasks: dict[str, Task] = {}
-        self._remaker = Remaker(self.store, folder, self._tasks)
-        self.store.remake = self._made_again if self.workers else self._remaker
+        self._arithmetic: dict[str, Arithmetic] = {}
+        self._structures: dict[str, Structure] = {}
+        self._tracing = threading.Lock()
+        self._remaker = Remaker(self.store, self.data, self._tasks)
+        self.store.remake = self._remake_by_worker if self.workers else self._remaker
+
+    # -- training ----------------------------------------------------------------------------------------------------
 
     def segment(
         self,
@@ -139,17 +170,17 @@ class Lab(Answers):
         shrunk: bool = False,
         variants: Sequence[Variant] = (),
     ) -> Segment:
-        """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
+        """Describe a segment of the task; by default the whole schedule, dense, from an initialisation seed.
 
         Args:
-            task, recipe: what to train, and how; by default the task's own recipe.
+            task, recipe: what to train, and how; by default with the task's own recipe.
             start: an initialisation seed, or a stored state.
-            mask: held all the while, or its digest.
+            mask: a mask to enforce throughout, or its digest.
             first, last: steps to begin and end at; by default the whole schedule.
-            order_seed: of the order of the data, with augmentation and dropout.
-            shrunk: whether the network is trained without the channels that the mask removes, instead: it is equal to
-                holding the mask within float error. Stored states have their full shapes all the same.
-            variants: what else acts on the network, see `lab.training.variant`.
+            order_seed: seed of the order of the data, of augmentation and of dropout.
+            shrunk: train the network without the channels that the mask removes, instead of enforcing the mask: equal
+                within float error. Stored states have their full shapes in both cases.
+            variants: further changes to the training, see `lab.training.variant`.
 
         Raises:
             UsageError: for variants that cannot be trained together.
@@ -182,14 +213,14 @@ class Lab(Answers):
     def train(
         self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True, ahead: int = 0
     ) -> Result:
-        """The result of a segment: from the store if it is there, else trained now, once, whoever asks.
+        """Return the result of a segment: from the store, or trained now. Concurrent callers share one training.
 
         Args:
             segment: what to train, see `segment`.
-            keep: further steps on the way whose states are kept, see `at`.
-            label: what to call it in progress events.
-            measure: whether its metrics are needed; a state on the way may do without.
-            ahead: steps that will wait for this segment: where there are fewer workers than segments, most go first.
+            keep: further steps inside the segment whose states are stored, see `at`.
+            label: name of the training in progress events.
+            measure: whether its metrics are needed; an intermediate state may do without.
+            ahead: steps that will wait for this segment: if there are fewer workers than segments, most go first.
 
         Raises:
             TrainingError: if the loss is no longer a number.
@@ -206,9 +237,9 @@ class Lab(Answers):
         measure: bool = True,
         ahead: int = 0,
     ) -> list[Result]:
-        """The results of `segments`, in order, trained side by side where the lab has workers; errors as of `train`.
+        """Return the results of `segments`, in order; trained side by side if the lab has workers. Raises as `train`.
 
-        As there ``keep``, ``measure`` and ``ahead``, for all of them; `labels` has one for each.
+        ``keep``, ``measure`` and ``ahead`` hold for all segments; `labels` has one name for each.
         """
         names = labels or [""] * len(segments)
         with heeded():
@@ -227,18 +258,38 @@ class Lab(Answers):
         results = [self._result(segment) for segment in segments]
         if self.dashboards.group and measure:
             for result, name in zip(results, names, strict=True):
-                label = f"{getattr(self._told, 'prefix', '')}{name}"
+                label = f"{self._prefix}{name}"
                 self.dashboards.training(result, name=label or result.segment.key[:8], kind=name or "training")
         return results
 
+    def train_aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
+        """Train segments side by side in another store, to see how long it takes. The lab counts none of it.
+
+        Args:
+            segments: what to train.
+            address: address of the other store, which all workers must see.
+            measure: whether metrics are measured at the end.
+
+        Raises:
+            TicketryError: see `train`.
+        """
+        order = replace(self._order, store=address, measure=measure)
+        self._labels |= dict.fromkeys([one.key for one in segments], "to measure a step")
+        with heeded():
+            futures = [self._running().submit(order, one, ()) for one in segments]
+            raise_cause(concurrent.futures.wait(futures).done)
+        for one in segments:
+            self._emit(Event("aside", one.key, one.first, one.last, one.last))
+        return [future.result() for future in futures]
+
     def at(self, result: Result, step: int) -> Result:
-        """The result of the trajectory of `result` at another `step`, one that was kept (else `UsageError`)."""
+        """Return the result of the trajectory of `result` at another `step`; `UsageError` if it is not stored."""
         return self._result(result.segment.until(step))
 
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
-        """Call independent `functions`, side by side where the lab has workers; their results in order."""
+        """Call independent `functions`, side by side if the lab has workers; return their results in order."""
         pieces = list(functions)
-        prefix = getattr(self._told, "prefix", "")
+        prefix = self._prefix
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
 
@@ -247,24 +298,13 @@ class Lab(Answers):
                 return piece()
 
         with heeded():
-            futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
+            futures = self._run_in_threads([functools.partial(labelled, piece) for piece in pieces])
         raise_cause(futures)
         return [future.result() for future in futures]
 
-    def _side_by_side(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
-        """Run each piece in a thread; the futures are done. The first that fails stops the training of all."""
-        with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
-            futures = [pool.submit(piece) for piece in pieces]
-            try:
-                concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-            finally:
-                if not all(future.done() and future.exception() is None for future in futures):
-                    self.stop()
-        return futures
-
     @contextlib.contextmanager
     def listening(self, on_event: OnEvent) -> Iterator[None]:
-        """Let one more listener hear of the progress of segments in a block, from whatever thread tells it."""
+        """In a block, also pass progress events to `on_event`, from whichever thread reports them."""
         self._listeners.append(on_event)
         try:
             yield
@@ -273,17 +313,17 @@ class Lab(Answers):
 
     @contextlib.contextmanager
     def telling(self, prefix: str) -> Iterator[None]:
-        """Begin the labels of whatever this thread trains in a block with `prefix`."""
-        before = getattr(self._told, "prefix", "")
-        self._told.prefix = prefix
+        """In a block, begin the labels of everything that this thread trains with `prefix`."""
+        before = self._prefix
+        self._thread.prefix = prefix
         try:
             yield
         finally:
-            self._told.prefix = before
+            self._thread.prefix = before
 
     @contextlib.contextmanager
     def training_in(self, kernels: str, precision: str = "") -> Iterator[None]:
-        """Let what is described in a block train in other kernels (auto, dense, sparse) and, if said, precision."""
+        """In a block, describe segments with other kernels (auto, dense, sparse) and optionally another precision."""
         before = self.kernels, self._choices
         self.kernels = Kernels(kernels, self.store, self.course)
         self._choices = {**self._choices, "precision": precision or self._choices["precision"]}
@@ -294,7 +334,7 @@ class Lab(Answers):
 
     @contextlib.contextmanager
     def training_nothing(self) -> Iterator[Nothing]:
-        """In a block, what is not in the store, or a bundle left out, is a `NotStoredError`; nothing is counted."""
+        """In a block, raise `NotStoredError` for whatever is not stored or was left out of a bundle; count nothing."""
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.remake), Nothing()
             self._runner, self.ledger, self.store.remake = nothing, self.ledger.copy(), nothing.remake
@@ -304,12 +344,12 @@ class Lab(Answers):
             self._runner, self.ledger, self.store.remake = before
 
     def stop(self) -> None:
-        """Ask all training to store its state and stop."""
+        """Request all trainings to store their state and stop."""
         if self._runner:
             self._runner.stop()
 
     def close(self) -> None:
-        """Release worker processes, and wait until loggers have been told all."""
+        """Release worker processes, and wait until loggers have received everything."""
         if self._runner:
             self._runner.close()
             self._runner = None
@@ -323,12 +363,185 @@ class Lab(Answers):
             self.stop()
         self.close()
 
+    # -- facts about tasks -------------------------------------------------------------------------------------------
+
+    def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
+        """Return the number of iterations of an epoch of the task."""
+        return task.steps_per_epoch(self.sizes(task)["train"], recipe or task.recipe)
+
+    def course(self, task: Task) -> Course:
+        """Return the task with its data loaded."""
+        return course_of(task, self.data)
+
+    def sizes(self, task: Task) -> dict[str, int]:
+        """Return the number of examples of each split; remembered, so that a finished run does not load data again."""
+        known = self.store.remembered(
+            "sizes", digest_of(task.key()), lambda: given.sized(task, self.course(task).sizes())
+        )
+        return {name: int(known[name]) for name in ("train", "validation", "test")}
+
+    def arithmetic(self, task: Task) -> Arithmetic:
+        """Return the device, precision and memory layout in which the task's network is trained here."""
+        key = digest_of([task.key(), self._choices])
+        if key not in self._arithmetic:
+            self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)
+        return self._arithmetic[key]
+
+    @property
+    def device(self) -> str:
+        """The requested device: cpu, cuda or auto."""
+        return str(self._choices["device"])
+
+    def unusual(self, task: Task) -> dict[str, Any]:
+        """Return the part of the arithmetic that belongs in a run's name, see `precision.unusual`."""
+        precision, threads, ranks, norms, parallel = (
+            self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
+        )
+        if precision == "auto":
+            precision = self.arithmetic(task).precision
+        return unusual(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
+
+    def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
+        """Raise `TaskError` if the task's batches cannot be divided among this many ranks. Remembered."""
+        check_task(task.name, task.spec)
+
+        def check() -> dict[str, str]:
+            course, model, last = self.course(task), stirred(self.model(task)), self.per_epoch(task, recipe) - 1
+            try:
+                course.check_cut(model, recipe, ranks)
+                check_parts(task.name, course, model, recipe, sorted({0, last}), ranks)
+            except TaskError as error:
+                return {"why": str(error)}
+            return {"why": ""}
+
+        deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
+        deciding |= {"augment": list(recipe.augment), "ranks": ranks, "rules": 3}
+        if why := self.store.remembered("cut", digest_of(deciding), check)["why"]:
+            raise TaskError(why)
+
+    def structure(self, task: Task) -> Structure:
+        """Return the coupled channels of the task's network; traced once by each lab, as it takes seconds."""
+        key = digest_of(task.key())
+        with self._tracing:
+            if key not in self._structures:
+                self._structures[key] = task_structure(task, self.course(task))
+        return self._structures[key]
+
+    # -- states and masks --------------------------------------------------------------------------------------------
+
+    def state(self, result: Result) -> dict[str, Tensor]:
+        """Return the weights and buffers of a result, by normalised name."""
+        return self.store.get_tensors(result.model)
+
+    def model(self, task: Task, result: Result | None = None) -> nn.Module:
+        """Return the task's model with a result's weights, or freshly initialised (seed 0)."""
+        return rebuilt(task, self.state(result) if result else initial_state(task, 0))
+
+    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
+        """Return ||w - w0|| / ||w0|| of two results over the named weights, and the seconds it took; remembered."""
+        names = list(names)
+        key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": names})
+
+        def measure() -> dict[str, float]:
+            began = time.perf_counter()
+            distance = relative_distance(self.state(result), self.state(reference), names)
+            return {"distance": distance, "seconds": round(time.perf_counter() - began, 3)}
+
+        known = self.store.remembered("distances", key, measure)
+        return float(known["distance"]), float(known.get("seconds", 0.0))  # missing in older stores
+
+    def prune(
+        self,
+        task: Task,
+        result: Result,
+        scope: Scope,
+        *,
+        within: str | None = None,
+        sample: Sample | None = None,
+        structured: bool = False,
+        **settings: Any,
+    ) -> str:
+        """Return the digest of the stored mask that `core.prune` gives for a result's weights. Remembered.
+
+        Args:
+            task: task of the result.
+            result: the weights to prune.
+            scope: parameters to prune.
+            within: digest of the mask of the candidates.
+            sample: the batches that the score sees, if it needs any.
+            structured: choose whole channels, by `structure.channels` and with its settings.
+            settings: arguments of `core.prune`.
+        """
+
+        def compute_mask() -> Mask:
+            base = self.store.get_mask(within) if within else None
+            model, seen = self.model(task, result), dict[str, Any]()
+            if sample is not None:
+                course, model = self.course(task), model.to(self.arithmetic(task).device)
+                seen = {"batches": sample.of(task).drawn(course, model), "loss": course.loss}
+            arguments = {"scope": scope, "within": base, **seen, **settings}
+            if structured:
+                return channels(model, lambda: self.structure(task), **arguments)
+            return prune(model, **arguments)
+
+        def prepare() -> None:
+            self.course(task)
+            if structured:
+                self.structure(task)
+
+        described = {"state": result.model, "within": within, "scope": list(scope), **settings}
+        if source := source_of(str(settings.get("score", ""))):
+            described |= {"source": source}
+        if structured:
+            described |= {"structured": True, "task": dict(task.key())}
+        if sample is None:
+            return self.remembered_mask(described, compute_mask)
+        described |= {"sample": asdict(sample), "task": dict(task.key())}
+        seen = Seen.of(sample.of(task), self.sizes(task)["train"], settings)
+        return self.remembered_mask(described, compute_mask, seen=seen, ready=prepare)
+
+    def remembered_mask(
+        self,
+        described: Mapping[str, Any],
+        make: Callable[[], Mask],
+        *,
+        seen: Seen | None = None,
+        ready: Callable[[], object] | None = None,
+    ) -> str:
+        """Return the digest of the stored mask that `make` computes, remembered by its description.
+
+        A description with a function in it (such as a custom score) cannot be recognised: the mask is computed anew.
+
+        Args:
+            described: everything that decides the mask, as JSON values.
+            make: computes the mask.
+            seen: examples that the computation looks at, for `makings`.
+            ready: called before `make`; its time is not counted, nor the time in which other threads compute.
+        """
+        key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
+
+        def store_mask() -> dict[str, Any]:
+            if ready:
+                ready()
+            began, waited = time.perf_counter(), ONE_AT_A_TIME.waited
+            mask = make()
+            seconds = round(time.perf_counter() - began - (ONE_AT_A_TIME.waited - waited), 3)
+            return {"mask": self.store.put_mask(mask), "seconds": seconds}
+
+        known = self.store.remembered("masks", key, store_mask) if key else store_mask()
+        self.makings.add(str(known["mask"]), Making(float(known.get("seconds", 0.0)), seen))
+        return str(known["mask"])
+
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _prefix(self) -> str:
+        return getattr(self._thread, "prefix", "")
 
     def _submit(
         self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool, ahead: int = 0
     ) -> concurrent.futures.Future[Work] | None:
-        """A future of the work, or None if its results are there already."""
+        """Submit a segment to the runner; return the future, or None if its results are stored already."""
         if number := asked():
             raise InterruptedTrainingError("stopped before it began", number)
         key = segment.key
@@ -339,7 +552,7 @@ class Lab(Answers):
             self.ledger.segments_asked += 1
             self.ledger.keys.append(key)
             self.ledger.steps_asked += segment.steps
-            self._labels[key] = f"{getattr(self._told, 'prefix', '')}{label}"
+            self._labels[key] = f"{self._prefix}{label}"
             if is_done(self.store, segment, keep, measure=measure):
                 self._emit(Event("cached", key, segment.first, segment.last, segment.last))
                 return None
@@ -351,12 +564,23 @@ class Lab(Answers):
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
-    def _made_again(self, digest: str, trajectory: str, step: int) -> None:
-        """Let a worker train weights that a bundle left out, as all else is trained."""
+    def _run_in_threads(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
+        """Run each piece in a thread and wait for all. The first that fails stops the training of all."""
+        with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
+            futures = [pool.submit(piece) for piece in pieces]
+            try:
+                concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+            finally:
+                if not all(future.done() and future.exception() is None for future in futures):
+                    self.stop()
+        return futures
+
+    def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
+        """Let a worker train weights that a bundle left out, like any other segment."""
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
         with heeded(), self._guard:
-            self._labels[segment.key] = f"{getattr(self._told, 'prefix', '')}weights that a bundle left out"
+            self._labels[segment.key] = f"{self._prefix}weights that a bundle left out"
             future = self._running().submit(order, segment, ())
         concurrent.futures.wait([future])
         self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
@@ -368,9 +592,9 @@ class Lab(Answers):
                 self._runner = self._chosen.make(self._emit)
             return self._runner
 
-    def _account(self, segment: Segment, asked: tuple[str, tuple[int, ...], bool], work: Work) -> None:
+    def _account(self, segment: Segment, request: _Request, work: Work) -> None:
         with self._guard:
-            if self._in_flight.pop(asked, None) is not None:  # others who waited for it count nothing
+            if self._in_flight.pop(request, None) is not None:  # others that waited for it count nothing
                 self.ledger.segments_trained += work.steps > 0
                 self.ledger.steps_trained += work.steps
                 self.ledger.train_seconds += work.train_seconds
@@ -394,6 +618,6 @@ class Lab(Answers):
 
     def _emit(self, event: Event) -> None:
         if self._listeners:
-            told = Event(**{**vars(event), "label": self._labels.get(event.key, "")})
+            labelled = Event(**{**vars(event), "label": self._labels.get(event.key, "")})
             for listener in tuple(self._listeners):
-                listener(told)
+                listener(labelled)

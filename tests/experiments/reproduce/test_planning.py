@@ -293,7 +293,7 @@ def test_steps_with_a_searchs_own_gates_are_timed(
         seconds = [each * one.steps for each, one in zip(steps, segments, strict=True)]
         return [TimedWork(train_seconds=took, other_seconds=0.0, processor_seconds=took) for took in seconds]
 
-    monkeypatch.setattr(pace_module, "trained_aside", aside)
+    monkeypatch.setattr(tk.Lab, "train_aside", aside)
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         gates = first_gates(lab, asked)
         pace = measured(

@@ -25,7 +25,6 @@ from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.request import SearchRequest, planned_densities
-from ticketry.lab.aside import trained_aside
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Nothing
 from ticketry.lab.search_result import Found
@@ -289,7 +288,7 @@ def measured(
         took: list[Timed] = []
 
         def train(segments: Sequence[Segment], measure: bool) -> list[Timed]:
-            done = trained_aside(lab, segments, other.store.address, measure=measure)
+            done = lab.train_aside(segments, other.store.address, measure=measure)
             took.extend(done)
             return done
 
