@@ -1,9 +1,11 @@
-"""The arrows between the rooms of the package: who may import whom, inside functions too."""
+"""Imports between the packages: which package may import which, no cycles, and no imports of missing modules."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,185 +13,243 @@ import pytest
 import ticketry
 import ticketry_engine
 
-ROOT = Path(ticketry.__file__).parent
-ENGINE_ROOT = Path(ticketry_engine.__file__).parent
-SOURCES = ROOT.parent
-PACKAGES = ("ticketry", "ticketry_engine")
+REPOSITORY = Path(__file__).parents[1]
+SOURCES = Path(ticketry.__file__).parents[1]
+ROOTS = {"ticketry": Path(ticketry.__file__).parent, "ticketry_engine": Path(ticketry_engine.__file__).parent}
 
-LEAVES = {"choices", "errors", "files", "folders", "registry", "step", "version"}
-"""Modules that anybody may import."""
+SHARED = {"choices", "errors", "files", "folders", "registry", "step", "version"}
+"""Modules of ticketry that every package may import."""
+PACKAGES = {"core", "budgets", "records", "tasks", "lab", "search", "evidence", "report", "engine"}
 
-ROOMS = {"core", "records", "tasks", "lab", "search", "evidence", "report", "engine"}
-
-ALLOWED = {
+MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "folders": set(),
     "version": set(),
     "registry": {"errors", "choices"},
     "choices": {"errors"},
-    "step": LEAVES,
-    "core": LEAVES,
-    "tasks": LEAVES | {"core", "records"},
-    "lab": LEAVES | {"tasks", "core", "records", "engine"},
-    "search": LEAVES | {"lab", "tasks", "core", "records"},
-    "evidence": LEAVES | {"lab", "tasks", "core", "records"},
-    "records": LEAVES | {"core"},
-    "report": LEAVES | {"lab", "records", "evidence"},
-    "engine": LEAVES | {"core", "records"},
-    "integrations": LEAVES | {"core", "engine"},
-    # Above the rooms. Nothing imports the command line, and no room anything of these.
-    "testing": LEAVES | {"search", "lab", "tasks", "core"},
-    "experiments": LEAVES | ROOMS,
-    "cli": LEAVES | ROOMS | {"experiments"},
-    "__init__": LEAVES | ROOMS | {"experiments"},
+    "step": SHARED,
+    "core": SHARED,
+    "budgets": SHARED | {"core", "records"},
+    "tasks": SHARED | {"core", "records"},
+    "lab": SHARED | {"tasks", "core", "records", "engine", "budgets"},
+    "search": SHARED | {"lab", "tasks", "core", "records"},
+    "evidence": SHARED | {"lab", "tasks", "core", "records"},
+    "records": SHARED | {"core"},
+    "report": SHARED | {"lab", "records", "evidence"},
+    "engine": SHARED | {"core", "records", "budgets"},
+    "integrations": SHARED | {"core", "engine"},
+    "testing": SHARED | {"search", "lab", "tasks", "core"},
+    "experiments": SHARED | PACKAGES,
+    "cli": SHARED | PACKAGES | {"experiments"},
+    "__init__": SHARED | PACKAGES | {"experiments"},
     "__main__": {"cli"},
 }
-"""Room or module -> what it may import of the package, itself aside."""
+"""Package or module of ticketry -> what it may import of ticketry besides itself."""
 
-
-def room_of(path: Path) -> str:
-    first = path.relative_to(ROOT).parts[0]
-    return first.removesuffix(".py")
-
-
-def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that a file of either package imports, relative imports resolved."""
-    package = [path.relative_to(SOURCES).parts[0], *path.relative_to(SOURCES).parts[1:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names] if module in PACKAGES else [module]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-        for name in names:
-            yield node.lineno, name
-
-
-def imports(path: Path, package: str = "ticketry") -> Iterator[tuple[int, str]]:
-    """(line, dotted name after ``package.``) of everything of a package that a file imports."""
-    for line, name in imported_modules(path):
-        if name == package or name.startswith(f"{package}."):
-            yield line, name.removeprefix(package).removeprefix(".")
-
-
-def target_of(name: str) -> str:
-    """The room or module a dotted name lies in; "" for the package itself (``from ticketry import Mask``)."""
-    first = name.split(".")[0]
-    return first if (ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file() else ""
-
-
-FILES = sorted(ROOT.rglob("*.py"))
-ENGINE_FILES = sorted(ENGINE_ROOT.rglob("*.py"))
-
-
-def test_every_room_is_on_the_map():
-    assert {room_of(path) for path in FILES} <= set(ALLOWED)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_go_one_way(path):
-    room = room_of(path)
-    wrong = [
-        f"line {line}: ticketry.{name}".rstrip(".")
-        for line, name in imports(path)
-        if target_of(name) != room and target_of(name) not in ALLOWED[room]
-    ]
-    assert not wrong, f"{path.relative_to(ROOT)} may not import these: {wrong}"
-
-
-KERNELS = {
-    *(
-        "kernels.activations",
-        "kernels.amx",
-        "kernels.bfloat",
-        "kernels.copies",
-        "kernels.emitter",
-        "kernels.llvm",
-        "kernels.program",
-        "kernels.target",
-        "kernels.window",
-    )
-}
-"""What the kernels of a layout stand on."""
-
-ENGINE = {
-    "ir.attribute_kinds": set(),
-    "ir.native_shapes": set(),
-    "ir.native": {"ir.attribute_kinds", "ir.native_shapes"},
-    "ir.nodes": {"ir.native", "ir.native_shapes"},
-    "ir.aten": {"ir.native", "ir.nodes"},
-    "ir.graph": {"ir.native", "ir.nodes", "ir.aten"},
-    "ir.memory": set(),
-    "ir.binding": {"ir.native", "ir.nodes", "ir.graph", "ir.memory"},
-    "ir.reference": {"ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.memory", "ir.binding"},
-    "ir.shape_claims": {"ir.native", "ir.nodes", "ir.aten", "ir.graph"},
-    "ir.places": set(),
-    "ir.packed_weights": {"ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.places"},
-    "ir.model_file": {
-        *("ir.native", "ir.nodes", "ir.aten", "ir.graph", "ir.shape_claims"),
-        *("ir.places", "ir.packed_weights"),
-    },
+ENGINE_MAY_IMPORT = {
     "ir": set(),
-    "kept_files": set(),
-    "example_inputs": set(),
     "capture": {"example_inputs", "ir", "kept_files"},
-    "processor": set(),
     "kernels": {"kept_files", "platforms", "processor"},
-    "kernels.channels_last": KERNELS,
-    "kernels.planar": KERNELS,
-    "kernels.training": KERNELS | {"kernels.planar"},
     "plan": {"ir", "kernels", "kept_files"},
-    "training": {"example_inputs", "kernels", "layers"},
-    "export": {"example_inputs", "capture"},
     "errors": set(),
     "support": set(),
 }
-"""Part of the engine -> the other parts that it may import: a graph is made, run and stored without any kernel, kernels
-know no graph, and the two layouts not each other."""
+"""Part of the engine -> the other parts that it may import, besides `errors`, `results` and `support`: graphs know no
+kernels, and kernels know no graphs."""
+
+KERNELS_MAY_NOT_IMPORT = {"channels_last": {"planar", "training"}, "planar": {"channels_last", "training"}}
+"""Kernels of a memory layout -> folders of `ticketry_engine.kernels` that they may not import."""
 
 
-@pytest.mark.parametrize("part", ENGINE)
-def test_arrows_inside_the_engine(part):
-    folder = ENGINE_ROOT.joinpath(*part.split("."))
-    paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-    used = {name for path in paths for _, name in imports(path, "ticketry_engine")}
-    allowed = {part, "errors", "results", "support", *ENGINE[part]}
-    assert paths
-    assert not [name for name in used if not any(f"{name}.".startswith(f"{one}.") for one in allowed)]
+@cache
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module of the package in `root`; a package has its own name."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: str(path.relative_to(ENGINE_ROOT)))
-def test_the_engine_imports_nothing_from_ticketry(path):
-    assert not [name for _, name in imports(path)]
+@cache
+def imported(path: Path, sources: Path = SOURCES) -> frozenset[str]:
+    """Dotted names of all modules, or names in modules, that a file imports anywhere; relative imports are resolved."""
+    package = path.relative_to(sources).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+    return frozenset(found)
+
+
+def imports_between(package: str) -> Iterator[tuple[Path, str, str]]:
+    """(file, its first-level part, imported first-level part) for imports within a package; "" is the package."""
+    root = ROOTS[package]
+    for path in modules(root).values():
+        for name in imported(path):
+            if name == package or name.startswith(f"{package}."):
+                first = name.split(".", 2)[1] if "." in name else ""
+                known = (root / first).is_dir() or (root / f"{first}.py").is_file()
+                yield path, path.relative_to(root).parts[0].removesuffix(".py"), first if known else ""
+
+
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components with several members, each sorted.
+
+    Source: Tarjan, "Depth-first search and linear graph algorithms", SIAM Journal on Computing 1, 1972.
+    """
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        stack.append(name)
+        for other in edges[name]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == order[name]:
+            first = stack.index(name)
+            if len(stack) - first > 1:
+                found.append(sorted(stack[first:]))
+            del stack[first:]
+
+    for name in edges:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of the same package that it imports, also inside functions."""
+    known = modules(root)
+    return {
+        name: {
+            module
+            for one in imported(path, root.parent)
+            if (module := one if one in known else one.rpartition(".")[0]) in known and module != name
+        }
+        for name, path in known.items()
+    }
+
+
+def test_packages_import_downward_only() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCES)} imports {target or 'ticketry'}"
+        for path, package, target in imports_between("ticketry")
+        if target != package and target not in MAY_IMPORT[package]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_parts_of_the_engine_import_downward_only() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCES)} imports {target}"
+        for path, part, target in imports_between("ticketry_engine")
+        if part in ENGINE_MAY_IMPORT and target not in {part, "errors", "results", "support", *ENGINE_MAY_IMPORT[part]}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_of_one_layout_do_not_import_another() -> None:
+    for folder, forbidden in KERNELS_MAY_NOT_IMPORT.items():
+        for path in (ROOTS["ticketry_engine"] / "kernels" / folder).rglob("*.py"):
+            found = {name.split(".")[2] for name in imported(path) if name.startswith("ticketry_engine.kernels.")}
+            assert not found & forbidden, path
+
+
+def test_the_engine_imports_nothing_from_ticketry() -> None:
+    for path in modules(ROOTS["ticketry_engine"]).values():
+        assert not [name for name in imported(path) if name.split(".")[0] == "ticketry"], path
+
+
+@pytest.mark.parametrize("package", ROOTS)
+def test_there_are_no_import_cycles(package: str) -> None:
+    assert not cycles(import_graph(ROOTS[package]))
+
+
+def test_benchmarks_and_examples_import_what_exists() -> None:
+    """Most of them are not run by tests, which would notice a moved module."""
+    files = [*(REPOSITORY / "benchmarks").glob("*.py"), *(REPOSITORY / "examples").rglob("*.py")]
+    assert files
+    for path in files:
+        for name in imported(path, REPOSITORY):
+            if name.split(".")[0] in ROOTS:
+                module, _, attribute = name.rpartition(".")
+                assert is_importable(name) or attribute in top_level_names(module), f"{path.name}: {name}"
+
+
+def is_importable(module: str) -> bool:
+    return module in modules(ROOTS[module.split(".")[0]])
+
+
+def top_level_names(module: str) -> set[str]:
+    """Names that a module defines or imports at its top level, or lists in `__all__`."""
+    if not module or not is_importable(module):
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(modules(ROOTS[module.split(".")[0]])[module].read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {one.asname or one.name for one in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # names that `__getattr__` of a package loads are listed as strings
+    return names
+
+
+def test_the_virtual_environment_is_not_in_the_repository() -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(["git", "ls-files", ".venv"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert listed.stdout == "", "git rm --cached .venv"
 
 
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("import ticketry.lab.store", ["lab.store"]),
-        ("import ticketry", [""]),
-        ("import torch, ticketry.errors as e", ["errors"]),
-        ("from ticketry import core, Mask", ["core", "Mask"]),
-        ("from ticketry.core.mask import Mask", ["core.mask"]),
-        ("from . import mask", ["core"]),
-        ("from .mask import Mask", ["core.mask"]),
-        ("from .. import lab", ["lab"]),
-        ("from ..lab.store import Store", ["lab.store"]),
-        ("def f():\n    from ticketry.cli import main", ["cli"]),
-        ("if TYPE_CHECKING:\n    from ticketry.lab import x", ["lab"]),
-        ("importlib.import_module('ticketry.lab')", ["lab"]),
-        ("import_module('ticketry.lab')", ["lab"]),
-        ("import ticketry_other, os.path", []),
+        ("import ticketry.lab.store", {"ticketry.lab.store"}),
+        ("import torch, ticketry.errors as e", {"torch", "ticketry.errors"}),
+        ("from ticketry import core, Mask", {"ticketry.core", "ticketry.Mask"}),
+        ("from .mask import Mask", {"ticketry.core.mask.Mask"}),
+        ("from .. import lab", {"ticketry.lab"}),
+        ("def f():\n    from ticketry.cli import main", {"ticketry.cli.main"}),
+        ("importlib.import_module('ticketry.lab')", {"ticketry.lab"}),
     ],
 )
-def test_the_reader_of_imports(tmp_path, monkeypatch, code, found):
-    monkeypatch.setitem(globals(), "SOURCES", tmp_path)
+def test_imported_finds_every_kind_of_import(tmp_path: Path, code: str, found: set[str]) -> None:
     path = tmp_path / "ticketry" / "core" / "file.py"
     path.parent.mkdir(parents=True)
     path.write_text(code)
-    assert [name for _, name in imports(path)] == found
+    assert imported(path, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"a": "import pack.b", "b": "import os"}, []),
+        ({"a": "import pack.b", "b": "import pack.a"}, [["pack.a", "pack.b"]]),
+        ({"a": "from . import b", "b": "def f():\n    from .a import x"}, [["pack.a", "pack.b"]]),
+        ({"a": "import pack.b", "b": "import pack.c", "c": "import pack.a"}, [["pack.a", "pack.b", "pack.c"]]),
+        ({"a": "from pack import x", "__init__": "from pack.a import x"}, [["pack", "pack.a"]]),
+        ({"a": "import pack.a", "b": "import pack.a, pack.c", "c": "import pack.a"}, []),
+    ],
+)
+def test_cycles_are_found(tmp_path: Path, files: dict[str, str], found: list[list[str]]) -> None:
+    root = tmp_path / "pack"
+    root.mkdir()
+    for name, text in {"__init__": "", **files}.items():
+        (root / f"{name}.py").write_text(text)
+    assert cycles(import_graph(root)) == found
