@@ -99,8 +99,7 @@ def test_the_search(here: None, tmp_path: Path) -> None:
         "movement", tmp_path, settings=settings, densities=(0.5, 0.2), task=tk.task("spirals", options={"turns": "0.7"})
     )
     assert found[1].searched[0].segment.variants[0].identity()["place"].startswith("lottery_extras.movement.variant:")
-    assert method.levels is not None
-    assert method.levels(settings) == 2
+    assert [(one.level, one.density) for one in method.tickets(settings)] == [(1, 0.5), (2, 0.2)]
 
 
 def test_a_variant_that_forgets_what_it_carries_is_found_out(

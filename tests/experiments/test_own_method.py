@@ -23,7 +23,7 @@ A method of one's own.
 
 from dataclasses import dataclass
 
-from ticketry.search import Found
+from ticketry.search import Found, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,11 @@ class Settings:
     density: tuple[float, ...] = (0.2,)
     """Fractions of weights kept, a ticket each."""
 
-    @property
-    def targets(self):
-        """The densities of its tickets, the densest first."""
-        return tuple(sorted(self.density, reverse=True))
+
+def plan(settings):
+    """Plan a ticket for each density, the densest first."""
+    densities = enumerate(sorted(settings.density, reverse=True), start=1)
+    return [Training(level=level, density=density) for level, density in densities]
 
 
 def search(lab, task, recipe, settings, seeds):
@@ -47,7 +48,7 @@ def search(lab, task, recipe, settings, seeds):
     dense = lab.train(lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe), keep=(0,))
     early = lab.at(dense, 0)
     yield Found(0, None, early, dense, "continue", dense)
-    for level, density in enumerate(settings.targets, start=1):
+    for level, density in enumerate(sorted(settings.density, reverse=True), start=1):
         mask = lab.store.put_mask(tk.prune(lab.model(task, dense), density, distribution="layerwise"))
         how = {"retrain": "continue", "rewound": early, "trained": dense, "order_seed": seeds.order}
         ticket = lab.train(retraining(lab, task, recipe, mask=mask, **how))

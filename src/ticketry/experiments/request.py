@@ -22,15 +22,14 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
-from ticketry.search import METHODS, Method
+from ticketry.search import METHODS, Method, Training
 from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
 from ticketry.search.common.aliases import known_as
 from ticketry.search.common.method import check_replicates
+from ticketry.search.common.plan import tickets_in
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.sources import procedure_sources
 from ticketry.search.common.structure import Restructuring
-from ticketry.search.gating.settings import GateSettings
-from ticketry.search.iterative import Settings as IterativeSettings
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -104,7 +103,7 @@ class SearchRequest:
             raise UsageError(
                 f"control densities are of a search by density, and this one is by {aim_of(self.settings)}"
             )
-        planned = planned_densities(self)
+        planned = self.planned_densities
         for density in self.control_densities:
             check_density(density)
             if planned:
@@ -124,32 +123,52 @@ class SearchRequest:
 
     def controls_beside(self, level: int | None, density: float) -> tuple[str, ...]:
         """The controls that are trained beside tickets of a level, by which they are known where it is planned: its
-        structure may give a ticket another density. Of gates that are led to one density, it is the last ticket."""
-        last = getattr(self.settings, "requested_level", None)
-        if last is not None and not self.control_densities:
-            return self.controls if level == last else ()
-        asked, planned = self.control_densities, planned_densities(self)
-        levels = {level_of(one, planned, "the search") for one in asked} if planned else {None}
-        beside = any(_same(density, one) for one in asked) if None in levels else level in levels
-        return self.controls if beside or not asked else ()
+        structure may give a ticket another density."""
+        asked, planned = self.control_densities, self.planned_densities
+        if not asked:
+            ticket = next((one for one in self.tickets if one.level == level), None)
+            return self.controls if ticket is None or ticket.has_controls else ()
+        if planned:
+            beside = level in {level_of(one, planned, "the search") for one in asked}
+        else:
+            beside = any(_same(density, one) for one in asked)
+        return self.controls if beside else ()
 
     def task_of(self, replicate: int) -> Task:
         """The task as that replicate has it: of data with several splits each may have its own."""
         return catalogue.of_replicate(self.task, replicate)
 
-    def controls_of(self, tickets: int) -> int:
-        """How many controls a replicate with so many tickets trains."""
-        all_beside = 1 if getattr(self.settings, "requested_level", None) is not None else tickets
-        beside = len(self.control_densities) or all_beside
-        return min(beside, tickets) * len(self.controls)
+    def count_controls(self, ticket: Training) -> int:
+        """Return the number of controls trained beside a planned ticket.
+
+        Where only the search tells densities, its first tickets are counted as those with controls.
+        """
+        if self.control_densities and not self.planned_densities:
+            return len(self.controls) if ticket.level <= len(self.control_densities) else 0
+        return len(self.controls_beside(ticket.level, ticket.density or 1.0))
+
+    @cached_property
+    def plan(self) -> list[Training]:
+        """What a replicate trains beside the dense network and controls; empty if the method has no plan."""
+        return self.method.plan(self.settings) if self.method.plan else []
+
+    @cached_property
+    def tickets(self) -> list[Training]:
+        """The tickets in the plan, by level."""
+        return tickets_in(self.plan)
+
+    @property
+    def planned_densities(self) -> dict[float, int]:
+        """Level of each ticket whose density is known before the search."""
+        return {one.density: one.level for one in self.tickets if one.density is not None}
 
     @property
     def expected(self) -> int:
-        """How many networks all replicates train: dense ones, tickets, controls; 0 where the method cannot tell."""
-        if self.method.levels is None:
+        """Number of networks that all replicates train: dense ones, tickets, controls; 0 without a plan."""
+        if not self.plan:
             return 0
-        levels = self.method.levels(self.settings)
-        return self.replicates * (1 + levels + self.controls_of(levels))
+        beside = sum(1 + self.count_controls(one) for one in self.tickets)
+        return self.replicates * (1 + beside)
 
     @cached_property
     def procedure_sources(self) -> dict[str, str]:
@@ -241,7 +260,7 @@ class SearchRequest:
             told["profile"] = terms  # the costs themselves, wherever the file lies
         told.pop("base", None)
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
-        if base := isinstance(self.settings, Aimed) and self.settings.named_base:
+        if base := getattr(self.settings, "named_base", None):
             settings["base"] = base
         if by_value(self.settings):
             settings["by_value"] = True  # runs of the time when such budgets were spent by magnitudes keep their names
@@ -275,7 +294,7 @@ def with_profile(
         say: is told what is done now.
     """
     settings = request.settings
-    if not isinstance(settings, Aimed) or not settings.unmeasured:
+    if not getattr(settings, "unmeasured", False):
         return request
     from ticketry.lab.task_costs import CostOptions, kept_costs
 
@@ -287,25 +306,7 @@ def with_profile(
     return replace(request, settings=replace(settings, profile=str(file)))
 
 
-def planned_densities(request: SearchRequest) -> dict[float, int | None]:
-    """The densities of a search's tickets by level, as far as they are known before it: None is its last level.
-
-    Settings of one's own tell them by `targets`, a tuple, the densest first, or by one number, `target`.
-    """
-    settings = request.settings
-    if aim_of(settings):
-        return {}
-    if isinstance(settings, IterativeSettings):
-        return {density: level for level, density in settings.ticket_levels().items()}
-    if isinstance(targets := getattr(settings, "targets", None), tuple):
-        return {density: level for level, density in enumerate(targets, start=1)}
-    if isinstance(settings, GateSettings) and len(settings.requested) > 1:
-        return {density: settings.rounds * number for number, density in enumerate(settings.requested, start=1)}
-    target = getattr(settings, "target", None)
-    return {} if target is None else {float(target): None}
-
-
-def level_of(density: float, planned: Mapping[float, int | None], what: str) -> int | None:
+def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
     """The level of a density that is asked for by number, of those that are planned.
 
     Raises:
@@ -317,8 +318,7 @@ def level_of(density: float, planned: Mapping[float, int | None], what: str) -> 
     if not planned:
         raise UsageError(
             f"{what} has no tickets of density {density:g}: it has none that is known beforehand. Name a level on"
-            " each side of a claim (level = 1), or let the method's settings tell its densities: `targets`, a tuple,"
-            " the densest first"
+            " each side of a claim (level = 1), or let the method's `plan` have the densities of its tickets"
         )
     told = ", ".join(f"{one:g}" for one in planned)
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")

@@ -32,7 +32,6 @@ from ticketry.lab.store.running import marked_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
-from ticketry.search.common.scope import Scored, score_of
 from ticketry.tasks.task import Task
 
 OnFound = Callable[[int, Found], None]
@@ -234,16 +233,8 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         seeds=described["seeds"],
         controls=run.controls,
         sources=run.sources,
-        scored=_scored(run.settings),
+        scored=getattr(run.settings, "other_score", ""),
     )
-
-
-def _scored(settings: object) -> str:
-    """The score that stands for the one in the settings; empty if none does."""
-    if not isinstance(settings, Scored):
-        return ""
-    held = score_of(settings)
-    return held if held != settings.score else ""
 
 
 def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds: float, done: Ledger) -> RunRecord:

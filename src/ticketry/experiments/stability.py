@@ -26,7 +26,6 @@ from ticketry.experiments.request import (
     SearchRequest,
     level_of,
     named_method,
-    planned_densities,
     request_of,
 )
 from ticketry.experiments.run_record import OnPoint
@@ -206,7 +205,7 @@ def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, 
                 f"stability compares tickets with the dense network over the same steps, and from rewind {text} they"
                 f" are trained otherwise (retrain {word}): give rewind steps before the end, and retrain continue"
             )
-    planned = planned_densities(run)
+    planned = run.planned_densities
     return {level_of(density, planned, "the search") for density in settings.at} if planned else set()
 
 

@@ -49,8 +49,6 @@ from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
 from ticketry.records.verdict import About
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
-from ticketry.search.common.densities import Targets
-from ticketry.search.gating.settings import GateSettings
 from ticketry.tasks.catalogue import of_replicate
 from ticketry.tasks.file_requests import refused
 from ticketry.tasks.recipe import recipe_from
@@ -422,13 +420,9 @@ def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
 
     Of data with several splits its replicates have those that the run has not had.
     """
-    settings = search.settings
-    wanted: int | None = level
-    if isinstance(settings, Targets):
-        settings, wanted = settings.only(level), 1
-    elif isinstance(settings, GateSettings) and settings.requested:
-        settings = settings.each_alone()[(level - 1) // settings.rounds]
-        wanted = None  # as many rounds as it takes to come to the density
+    settings, wanted = search.settings, level
+    if hasattr(settings, "only"):  # a shorter search that finds the ticket too
+        settings, wanted = settings.only(level)
     return Procedure(
         lab=lab,
         search=search.method.search,

@@ -20,6 +20,7 @@ from ticketry.registry import Registry
 from ticketry.search.common.aims import COUNTED, Aimed
 from ticketry.search.common.aliases import ALIASES, under_alias
 from ticketry.search.common.method import Method
+from ticketry.search.common.plan import Training
 
 if TYPE_CHECKING:
     from ticketry.search.acdc import Settings as _AcdcSettings
@@ -41,6 +42,7 @@ __all__ = [
     "Found",
     "Method",
     "Seeds",
+    "Training",
     "acdc",
     "concrete",
     "continuous",

@@ -14,7 +14,8 @@ afresh with each decompressed phase. Controls go on from the decompressed networ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from ticketry.search.common import densities
 from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.scope import check_score, prunable, pruned
 
 ABOUT = About(
@@ -52,18 +54,34 @@ class Settings(densities.WeightSettings):
     """The step at which the last compressed phase begins; the decompressed one before it lasts until then."""
 
 
+def _phases(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
+    """Return the first step of each phase, and whether it is compressed."""
+    return phases_within(
+        warmup=settings.warmup,
+        phase=settings.phase,
+        end=settings.end,
+        total=schedule.total,
+        per_epoch=schedule.per_epoch,
+    )
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density, in pieces from phase to phase."""
+
+    def cuts(density: float | None, schedule: Schedule) -> dict[int, float | None]:
+        phases = _phases(settings, schedule)
+        first = next(step for step, sparse in phases if sparse)
+        return {step: density if sparse else 1.0 for step, sparse in phases if step >= first}
+
+    return [replace(one, cuts=partial(cuts, one.density)) for one in settings.plan_tickets()]
+
+
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
     check_score(settings)  # a wrong word is told before the dense network is trained
     lab, whole = replicate.lab, replicate.whole
-    phases = phases_within(
-        warmup=settings.warmup,
-        phase=settings.phase,
-        end=settings.end,
-        total=whole.total,
-        per_epoch=whole.per_epoch,
-    )
+    phases = _phases(settings, whole)
     compressed = [step for step, sparse in phases if sparse]
     first, last = compressed[0], compressed[-1]
     scope = prunable(replicate, settings)

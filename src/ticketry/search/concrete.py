@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ticketry.core.pattern import kept_elements
@@ -33,6 +34,7 @@ from ticketry.search.common import densities
 from ticketry.search.common.aims import Aimed, goal, terms_of
 from ticketry.search.common.budget import compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Schedule, Training, ticket_span
 from ticketry.search.common.scope import prunable
 from ticketry.search.gating.settings import CutGates, Objective
 from ticketry.step import Step
@@ -83,7 +85,7 @@ class Settings(Aimed, CutGates, densities.Targets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget(trainings="many")
+        self.check_budget()
         self.check_aim()
         if self.how_retrained not in REWINDING:
             raise UsageError(
@@ -99,6 +101,16 @@ class Settings(Aimed, CutGates, densities.Targets):
     def how_retrained(self) -> str:
         """The word of `lab.retrain` that holds."""
         return retrain_after(self.rewind, self.retrain)
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training of gates and a ticket for each density."""
+
+    def gates(share: float, replicate: Replicate) -> Gating:
+        return gates_of(replicate, prunable(replicate, settings), settings, share)
+
+    of_masks = [Training(last=settings.mask_length, gates=partial(gates, share)) for share in settings.targets]
+    return [*of_masks, *settings.plan_tickets(**ticket_span(settings.how_retrained, settings.rewind))]
 
 
 @on_replicate
@@ -117,7 +129,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
     whole = own.whole
-    plan = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
+    pieces = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
     recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
     masks = replace(own, recipe=recipe).reordered("concrete")
     if settings.objective != "loss":
@@ -138,7 +150,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         searched = (early, trained) if early.segment.steps else (trained,)
         return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=terms_of(settings))
 
-    yield from replicate.side_by_side(member, plan)
+    yield from replicate.side_by_side(member, pieces)
 
 
 def _of_density(lab: Lab, trained: Result, _: Settings, density: float, collapse: str) -> str:
@@ -177,7 +189,7 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: floa
     )
 
 
-def mask_steps(settings: Settings, whole: Segment) -> int:
+def mask_steps(settings: Settings, whole: Schedule) -> int:
     """How long masks are trained beside a schedule."""
     length = Step.parse(settings.mask_length)
     return max(length.iterations(total=whole.total, per_epoch=whole.per_epoch), 1)

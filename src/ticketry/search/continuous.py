@@ -15,7 +15,7 @@ from typing import Any
 
 from ticketry.search.common.method import About
 from ticketry.search.gating import settings as of_gates
-from ticketry.search.gating.search import search_by_gates
+from ticketry.search.gating.search import plan_by_gates, search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020",
@@ -48,4 +48,4 @@ class Settings(of_gates.GateSettings):
         return {**super().gating(), **own}
 
 
-search = search_by_gates
+plan, search = plan_by_gates, search_by_gates

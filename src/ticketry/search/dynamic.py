@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from math import floor
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -30,6 +31,7 @@ from ticketry.lab.search_result import DYNAMIC, Found, Growth
 from ticketry.search.common import densities
 from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.scope import drawn, prunable
 from ticketry.step import Step
 
@@ -86,6 +88,15 @@ class Settings(Aimed, densities.Densities):
         return int(self.grow == "gradient")
 
 
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density, in pieces from move to move; controls hold one mask from the start."""
+
+    def cuts(density: float | None, schedule: Schedule) -> dict[int, float | None]:
+        return dict.fromkeys([0, *_moves(settings, schedule, schedule.total)], density)
+
+    return [replace(one, cuts=partial(cuts, one.density), controls_from="0") for one in settings.plan_tickets()]
+
+
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, to compare with, then a sparse one for each density, the densest first."""
@@ -136,7 +147,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield from replicate.side_by_side(member, pieces)
 
 
-def _moves(settings: Settings, whole: Segment, length: int) -> dict[int, float]:
+def _moves(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
     """Step -> share of each move, in a schedule of this length in place of the whole one's; steps between them stay."""
     end = Step.parse(settings.end).scaled(Fraction(length, whole.total), per_epoch=whole.per_epoch)
     return moves_within(

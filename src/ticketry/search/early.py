@@ -23,6 +23,7 @@ from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
 from ticketry.search.common import densities as _densities
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Training
 from ticketry.search.common.pruned_once import pruned_once
 from ticketry.search.common.scope import check_score, prunable, pruned
 from ticketry.step import Step
@@ -105,6 +106,11 @@ class Settings(_densities.DensitySettings):
         from ticketry.core.prune import densities
 
         return tuple(each for last in self.targets for each in densities(last, self.cuts, self.schedule))
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density from where it is pruned, at the earliest if that has to be detected."""
+    return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 
 @on_replicate

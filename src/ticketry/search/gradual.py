@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ticketry.core.pattern import Pattern
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -26,10 +27,8 @@ from ticketry.search.common import densities
 from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.scope import check_score, prunable, pruned
-
-if TYPE_CHECKING:
-    from ticketry.lab.training.segment import Segment
 
 ABOUT = About(
     paper="Zhu & Gupta 2017",
@@ -65,19 +64,27 @@ class Settings(densities.DensitySettings):
             )
 
 
-def schedules_in(whole: Segment, settings: Settings) -> list[dict[int, float]]:
-    """Of each density from the densest on the cuts in a training: step -> the density from there on."""
-    return [
-        cuts_within(
-            density,
-            begin=settings.begin,
-            end=settings.end,
-            frequency=settings.frequency,
-            total=whole.total,
-            per_epoch=whole.per_epoch,
-        )
-        for density in settings.targets
-    ]
+def _cuts(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
+    """Return the pruning steps on the way to a density (or share of a budget), with the density after each."""
+    return cuts_within(
+        density,
+        begin=settings.begin,
+        end=settings.end,
+        frequency=settings.frequency,
+        total=schedule.total,
+        per_epoch=schedule.per_epoch,
+    )
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density, in pieces from one pruning step to the next."""
+
+    def cuts(target: float, schedule: Schedule) -> dict[int, float | None]:
+        found = _cuts(settings, target, schedule)
+        return dict.fromkeys(found) if settings.aim else {**found}
+
+    planned = zip(settings.plan_tickets(), settings.targets, strict=True)
+    return [replace(one, cuts=partial(cuts, target)) for one, target in planned]
 
 
 @on_replicate
@@ -85,7 +92,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
     check_score(settings)  # a wrong word is told before the dense network is trained
     lab, whole = replicate.lab, replicate.whole
-    schedules = schedules_in(whole, settings)
+    schedules = [_cuts(settings, target, whole) for target in settings.targets]
     first, last = min(schedules[0]), max(schedules[0])  # those of all densities have the same steps
     scope = prunable(replicate, settings)
     dense = replicate.dense(first, last)

@@ -15,8 +15,8 @@ only the last level has such a ticket, which costs no training more than the sea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ticketry.choices import format_value
 from ticketry.core.pattern import check_density
@@ -26,6 +26,7 @@ from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
 from ticketry.search.common.densities import Shares, requested_densities
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.scope import ScoredParts, check_score, prunable, pruned, shrinks
 from ticketry.search.common.structure import Restructuring, check_structure_score, given
 from ticketry.step import Step
@@ -86,7 +87,7 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget(trainings="many")
+        self.check_budget()
         Step.parse(self.rewind)
         if not 0 < self.rate < 1:
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
@@ -153,6 +154,26 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
         found.append(wanted)
         reached = wanted
     return tuple(found)
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a ticket for each level; with a structure also the network without it that the next level goes on from."""
+    structured, tickets, plain = settings.structuring is not None, settings.ticket_levels(), settings
+    if structured:
+        without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
+        plain = replace(settings, **without, structured_levels=0)
+    how: dict[str, Any] = {
+        **ticket_span(settings.how_retrained, settings.rewind),
+        "line": repr(replace(plain, levels=1)),  # the first levels are the same, however many follow
+    }
+    planned: list[Training] = []
+    for level, target in enumerate(densities := level_densities(settings), start=1):
+        density = None if settings.aim else target
+        if level in tickets:
+            planned.append(Training(level=level, density=density, shared=None if structured else plain, **how))
+        if structured and level < len(densities):
+            planned.append(Training(density=density, shared=plain, **how))
+    return planned
 
 
 @on_replicate

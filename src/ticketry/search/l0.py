@@ -30,6 +30,7 @@ from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
 from ticketry.search.common.aims import Aimed
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Training
 from ticketry.search.common.pruned_once import CutAt, trained_on
 from ticketry.search.common.scope import Channels, prunable
 from ticketry.search.gating.settings import CutGates
@@ -81,6 +82,15 @@ class Settings(Aimed, CutAt, CutGates, Channels, densities.Densities):
             raise UsageError("keep_at_least is of whole channels here: add --structured, or take --collapse keep")
         if self.structured and self.collapse != "raise":
             raise UsageError("collapse is of single weights: with structured each group keeps keep_at_least channels")
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan the training with gates, then the rest of a training for each density."""
+
+    def gates(replicate: Replicate) -> Gating:
+        return gates_of(replicate, prunable(replicate, settings), settings)
+
+    return [Training(last=settings.until, gates=gates), *settings.plan_tickets(first=settings.until)]
 
 
 @on_replicate

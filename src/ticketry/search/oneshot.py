@@ -28,6 +28,7 @@ from ticketry.search.common import densities
 from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruned_once import pruned_once
 from ticketry.search.common.scope import check_score, prunable, pruned, shrinks
 from ticketry.search.common.structure import Restructuring, check_structure_score, given
@@ -66,12 +67,15 @@ class Settings(Restructuring, densities.DensitySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget(trainings="many" if self.at_end else "one")
         retrain_after(self.rewind, self.retrain)
         if not self.at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
                 f"cut at step {self.when}, training goes on as it was: leave rewind and retrain away, or cut at the end"
             )
+
+    @property
+    def one_training(self) -> bool:
+        return not self.at_end
 
     @property
     def at_end(self) -> bool:
@@ -82,6 +86,13 @@ class Settings(Restructuring, densities.DensitySettings):
         """The word of `lab.retrain` that holds."""
         falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
         return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density."""
+    if not settings.at_end:
+        return settings.plan_tickets(first=settings.when)
+    return settings.plan_tickets(**ticket_span(settings.retrain or "finetune", settings.rewind))
 
 
 @on_replicate

@@ -31,6 +31,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Training
 from ticketry.search.common.pruned_once import CutAt, trained_on
 from ticketry.search.common.scope import Patterned, check_norms, check_score, prunable, pruned
 
@@ -94,6 +95,11 @@ class Settings(Patterned, CutAt, densities.WeightSettings):
         """The score that holds."""
         by_penalty = SCORES[self.penalty] if self.pattern == UNSTRUCTURED else "magnitude"
         return self.score or by_penalty
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan the training with the penalty, then the rest of a training for each density."""
+    return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
 @on_replicate

@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.reproduce.blocks import blocks_of
-from ticketry.experiments.reproduce.campaign_file import SCALES, built_in_at, planned_densities, read_campaign
+from ticketry.experiments.reproduce.campaign_file import SCALES, built_in_at, read_campaign
 
 GOOD = """
 title = "A small campaign"
@@ -88,13 +88,14 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
     assert {plan.at for plan in campaign.plans.values()} == {(3, 5)}
     run = campaign.runs["iterative"]
     assert (run.method.name, run.recipe.length, run.controls) == ("iterative", "30it", ("shuffled",))
-    assert planned_densities(run) == {0.3: 1, 0.1: 2}
+    assert run.planned_densities == {0.3: 1, 0.1: 2}
     assert campaign.claims[0].family == "small"
     assert campaign.claims[0].higher_is_better
 
 
 OWN_METHOD = '''"""A method of one's own."""
 from dataclasses import dataclass
+from ticketry.search import Training
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -102,27 +103,21 @@ class Settings:
     keep: tuple[float, ...] = (0.3, 0.1)
     """Fractions kept."""
 
-def levels(settings):
-    return len(settings.keep)
+def plan(settings):
+    return [Training(level=level) for level, density in enumerate(settings.keep, start=1)]
 
 def search(lab, task, recipe, settings, seeds): ...
 '''
-TARGETS = """
-    @property
-    def targets(self):
-        return self.keep
-
-def levels"""
 
 
-def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_settings_tell(
+def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_plan_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "of_no_targets.py").write_text(OWN_METHOD)
-    (tmp_path / "of_targets.py").write_text(OWN_METHOD.replace("\ndef levels", TARGETS))
+    (tmp_path / "of_targets.py").write_text(OWN_METHOD.replace("level=level", "level=level, density=density"))
     text = GOOD.replace('method = "gradual"\nsettings = { density = [0.3, 0.1] }', 'method = "of_no_targets:search"')
-    with pytest.raises(UsageError, match=r"none that is known beforehand. Name a level on each side .* `targets`"):
+    with pytest.raises(UsageError, match=r"none that is known beforehand. Name a level on each side .* `plan`"):
         read_campaign(written(tmp_path, text), "demo", trust=True)
     found = read_campaign(written(tmp_path, text.replace("of_no_targets", "of_targets")), "demo", trust=True)
     assert [claim.b.level for claim in found.claims if claim.name.startswith("better")] == [2, 1]
@@ -333,9 +328,9 @@ def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> No
 def test_a_control_by_the_level_of_a_method_with_one_density(tmp_path: Path) -> None:
     run = 'method = "continuous"\nsettings = { density = 0.3 }\ncontrols = ["shuffled"]\ncontrol_densities = [0.3]'
     text = GOOD.replace('method = "gradual"\nsettings = { density = [0.3, 0.1] }', run)
-    text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", role = "shuffled", level = 1 }')
+    text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", role = "shuffled", level = 5 }')
     (claim, *_) = read_campaign(written(tmp_path, text), "demo").claims
-    assert (claim.b.role, claim.b.level) == ("shuffled", 1)
+    assert (claim.b.role, claim.b.level) == ("shuffled", 5)
 
 
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ OWN_METHOD = '''"""A ticket that is trained in a way of its own, whose module is
 
 from dataclasses import dataclass
 
-from ticketry.search import Found
+from ticketry.search import Found, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +213,9 @@ class Settings:
     density: tuple[float, ...] = (0.3,)
     """Fractions kept."""
 
-    @property
-    def targets(self):
-        return self.density
+
+def plan(settings):
+    return [Training(level=1, density=settings.density[0])]
 
 
 def search(lab, task, recipe, settings, seeds):

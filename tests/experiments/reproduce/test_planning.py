@@ -13,6 +13,7 @@ import pytest
 
 import ticketry as tk
 from made_records import search_record
+from ticketry.cli import main
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce import forecast as pace_module
@@ -58,6 +59,9 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
         ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
         ("regularised", {"density": [0.5, 0.3], "until": "6it"}, []),
         ("continuous", {"rounds": 2, "rewind": "2it"}, []),
+        ("oneshot", {"density": [0.5, 0.3], "rewind": "2it", "retrain": "continue"}, ["shuffled"]),
+        ("acdc", {"density": [0.5, 0.3], "warmup": "2it", "phase": "2it", "end": "8it"}, ["shuffled"]),
+        ("dynamic", {"density": [0.5, 0.3], "grow": "random", "frequency": "3it"}, ["shuffled"]),
         ("gradual", {"density": [0.5, 0.3], "begin": "2it", "end": "8it", "frequency": "2it"}, ["shuffled"]),
     ],
 )
@@ -70,6 +74,81 @@ def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str
         whole.total + work.steps, abs=3
     )  # random_reinit trains to step 3
     assert run.record.cost.segments_trained == pytest.approx(1 + work.trainings, abs=1)
+
+
+NEW_METHOD = '''"""Prune the trained network, and train on from a third of the schedule."""
+
+from dataclasses import dataclass
+
+from ticketry.search import Found, Training
+from ticketry.search.common.method import on_replicate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of the new method."""
+
+    density: tuple[float, ...] = (0.5, 0.25)
+    """Fraction of weights retained by each ticket."""
+
+
+def plan(settings):
+    """Plan a ticket for each density."""
+    return [Training(level=n, density=one, first="30%") for n, one in enumerate(settings.density, start=1)]
+
+
+@on_replicate
+def search(replicate, settings):
+    """Yield the dense network, then a ticket for each density."""
+    import ticketry as tk
+
+    dense = replicate.dense(replicate.whole.at("30%"), retrain="continue")
+    yield dense
+    for level, density in enumerate(settings.density, start=1):
+        model = replicate.lab.model(replicate.task, dense.result)
+        mask = replicate.lab.store.put_mask(tk.prune(model, density))
+        how = {"retrain": "continue", "rewound": dense.rewound, "trained": dense.result}
+        result = replicate.lab.train(replicate.retrained(mask, **how))
+        yield Found(level, mask, dense.rewound, dense.result, "continue", result, searched=(dense.result,))
+'''
+
+NEW_CAMPAIGN = """
+title = "A new method"
+[scales.demo]
+interim = [2]
+[scales.demo.base]
+task = "digits"
+recipe = { length = "10it" }
+[scales.demo.runs.new]
+method = "new_method"
+controls = ["shuffled"]
+[claims.better]
+statement = "Tickets are as good as shuffled masks."
+a = { run = "new" }
+b = { run = "new", role = "shuffled" }
+density = 0.25
+"""
+
+
+def test_a_new_method_in_one_file_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but its file is written, as CONTRIBUTING has it; the plan has the steps that its search trains."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new_method.py").write_text(NEW_METHOD)
+    (file := tmp_path / "new.toml").write_text(NEW_CAMPAIGN)
+    campaign = read_campaign(file, "demo", trust=True)
+    assert campaign.claims[0].a.level == 2, "known by its density"
+    with tk.Lab(tmp_path / "planned", device="cpu") as lab:
+        work = work_of(lab, request := campaign.runs["new"])
+    assert (work.steps, work.trainings, work.masked) == (4 * 7, 4, 4 * 7)
+    assert request.expected == request.replicates * (1 + 2 + 2)
+    run = tk.run("new_method", "digits", controls=["shuffled"], store=tmp_path / "run", **ASKED)
+    assert run.record.cost.steps_trained == 10 + work.steps
+    words = ["reproduce", str(file), "--plan", "--trust", "--workers", "0", "--store", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert "new" in capsys.readouterr().out
 
 
 def test_gradual_pruning_is_timed_at_the_densities_that_it_goes_through(tmp_path: Path) -> None:

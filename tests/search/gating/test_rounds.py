@@ -52,7 +52,7 @@ def test_discovery() -> None:
 def test_contract(tmp_path: Path, method: Any, settings: dict[str, Any]) -> None:
     made = method.Settings(**{"rounds": 2, "gate_lr": 10.0, **settings})
     found = check_search(method, tmp_path, settings=made)
-    assert len(found) - 1 == method.levels(made)
+    assert len(found) - 1 == len(method.tickets(made))
 
 
 @pytest.mark.parametrize("method", sample([CONTINUOUS, STOCHASTIC], 1, ids=["continuous", "stochastic"]))
@@ -97,7 +97,7 @@ def test_a_large_penalty_makes_sparser_tickets(shared_store: Path) -> None:
 def test_members_are_every_s0_with_every_penalty() -> None:
     settings = continuous.Settings(init=(-0.1, 0.2), penalty=(1e-7, 1e-8))
     assert settings.members == ((0.2, 1e-8), (0.2, 1e-7), (-0.1, 1e-8), (-0.1, 1e-7))
-    assert CONTINUOUS.levels(settings) == 4 * 5
+    assert len(CONTINUOUS.tickets(settings)) == 4 * 5
 
 
 @pytest.mark.slow

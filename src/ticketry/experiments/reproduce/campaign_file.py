@@ -19,7 +19,7 @@ from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
+from ticketry.experiments.request import SearchRequest, level_of, named_method, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
@@ -188,7 +188,7 @@ class _Reading:
                 raise UsageError("the rewind step is the run's own: leave rewinds away")
             if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("budget"):
                 raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
-            planned = planned_densities(self.runs[name])
+            planned = self.runs[name].planned_densities
             at = asked.get("at", [])
             named = [self._density(one) for one in (at if isinstance(at, list) else [at])]
             if wrong := [one for one in named if not isinstance(one, float) or not 0 < one <= 1]:
@@ -318,14 +318,14 @@ class _Reading:
             return self._stable_side(side, density, metric)
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
-        request, planned = self.runs[side.run], planned_densities(self.runs[side.run])
+        request, planned = self.runs[side.run], self.runs[side.run].planned_densities
         roles = (TICKET, DENSE, *request.controls)
         if side.role not in roles:
             raise UsageError(f"the run {side.run} has no {side.role!r}: it has {', '.join(roles)}")
         if side.role == DENSE:
             return Side(side.run, DENSE, 0)
         if side.level is not None:
-            levels = request.method.levels(request.settings) if request.method.levels else 1
+            levels = len(request.tickets) or 1
             counted = side.level + levels + 1 if side.level < 0 else side.level
             if not 1 <= counted <= levels or side.density is not None:
                 raise UsageError(f"the run {side.run} has tickets of levels 1 to {levels}, and a side one or a density")
@@ -360,7 +360,7 @@ class _Reading:
             return Side(side.run, DENSE, 0)
         if density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        planned = planned_densities(self.runs[side.run])
+        planned = self.runs[side.run].planned_densities
         level = level_of(density, planned, f"the run {side.run}")
         if asked.at and level not in {level_of(one, planned, f"the run {side.run}") for one in asked.at}:
             told = ", ".join(f"{one:g}" for one in asked.at)
@@ -381,9 +381,9 @@ class _Reading:
             raise self._wrong(place, str(error)) from None
 
 
-def _density_of(level: int, planned: Mapping[float, int | None]) -> float:
-    """Of the tickets of a level, whose number a method with one density does not tell; 1 where none is planned."""
-    return next((density for density, one in planned.items() if one in (level, None)), 1.0)
+def _density_of(level: int, planned: Mapping[float, int]) -> float:
+    """Return the planned density of the tickets of a level; 1 if it is not known."""
+    return next((density for density, one in planned.items() if one == level), 1.0)
 
 
 Scale = Literal["demo", "cpu", "paper"]

@@ -8,10 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from ticketry.evidence.controls import trained_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.request import SearchRequest, planned_densities
+from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Nothing
 from ticketry.lab.search_result import Found
@@ -34,22 +33,10 @@ from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.job import nearest
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
+from ticketry.search import Training
 from ticketry.search.common.method import Replicate
-from ticketry.search.common.pruned_once import CutAt
-from ticketry.search.common.scope import is_structured, prunable
-from ticketry.search.common.structure import Restructuring
-from ticketry.search.concrete import Settings as ConcreteSettings
-from ticketry.search.concrete import gates_of as gates_of_concrete
-from ticketry.search.concrete import mask_steps
+from ticketry.search.common.scope import is_structured
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.rounds import Rounds
-from ticketry.search.gating.settings import CutGates, GateSettings
-from ticketry.search.gradual import Settings as GradualSettings
-from ticketry.search.gradual import schedules_in
-from ticketry.search.iterative import Settings as IterativeSettings
-from ticketry.search.iterative import level_densities
-from ticketry.search.l0 import Settings as L0Settings
-from ticketry.search.l0 import gates_of as gates_of_l0
 from ticketry_engine.support.seeds import generator
 
 
@@ -344,15 +331,9 @@ def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density:
 
 
 def first_gates(lab: Lab, request: SearchRequest) -> Gating | None:
-    """Those that the search's first training with gates has; None where no method of the library's own trains any."""
-    replicate, settings = _replicate(lab, request, 0), request.settings
-    if isinstance(settings, GateSettings):
-        return Rounds(replicate, settings).first_gates
-    if isinstance(settings, ConcreteSettings):
-        return gates_of_concrete(replicate, prunable(replicate, settings), settings, settings.targets[0])
-    if isinstance(settings, L0Settings):
-        return gates_of_l0(replicate, prunable(replicate, settings), settings)
-    return None
+    """Return the gates of the search's first training with gates; None if it trains none."""
+    first = next((one.gates for one in request.plan if one.gates), None)
+    return first(_replicate(lab, request, 0)) if first else None
 
 
 def _replicate(lab: Lab, request: SearchRequest, number: int) -> Replicate:
@@ -457,116 +438,67 @@ NOTHING = Work(0, 0)
 
 
 def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
-    """About how many steps one replicate trains beside the dense network, and in how many trainings: tickets and
-    controls, rounds with gates, and what is trained once more in a second order of the data.
+    """Return what one replicate trains beside the dense network.
+
+    That is all trainings of the search, controls, and networks trained once more in a second order of the data.
     """
     whole = dense(lab, request)
-    settings = request.settings
-    tickets = request.method.levels(settings) if request.method.levels else 1
-    if isinstance(settings, GradualSettings):
-        return _gradual(whole, settings, request.controls_of(tickets))
-    rounds = settings.rounds * len(settings.members) if isinstance(settings, GateSettings) else 0
-    own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
-    masked = tickets + request.controls_of(tickets)
-    again = 0
+    planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
+    found = sum((_work(one, whole) for one in planned), NOTHING)
+    for ticket in tickets:
+        steps = ticket.control_steps(whole)
+        found += Work(steps, 1, masked=steps).times(request.count_controls(ticket))
     if stability is not None:
         # Of other masks both orders are its own, unless they are controls anyway.
         others = sum(2 - (role in request.controls) for role in stability.roles if role)
-        masked += (len(stability.at) or tickets) * (1 + others)
-        again = int(stability.dense)
-    if structured(request):
-        masked += _chained(request)  # the next level goes on from the mask without structure
-    found = Work(own * again, again) + _gated(whole.total * rounds, rounds) + Work(masked * own, masked, masked * own)
-    if isinstance(settings, ConcreteSettings):
-        found += _gated(tickets * mask_steps(settings, whole), tickets)
-    if isinstance(settings, CutAt):  # one training up to the cut, from where tickets go on
-        cut = whole.at(settings.until)
-        before = _gated(cut, 1) if isinstance(settings, CutGates) else Work(cut, 1)
-        found = before + found.without(Work(masked * cut, 0, masked * cut))
+        steps = tickets[-1].control_steps(whole)
+        found += Work(steps, 1, masked=steps).times((len(stability.at) or len(tickets)) * (1 + others))
+        if stability.dense:
+            found += Work(steps, 1)
     return found
 
 
-def _gradual(whole: Segment, settings: GradualSettings, controls: int) -> Work:
-    """A training from each cut to the next, of which the last is measured; controls go on from the last one."""
-    schedules = schedules_in(whole, settings)
-    steps = sum(whole.total - min(schedule) for schedule in schedules)
-    behind, trainings = controls * (whole.total - max(schedules[0])), sum(map(len, schedules))
-    return Work(steps + behind, trainings + controls, steps + behind, unmeasured=trainings - len(schedules))
-
-
-def _gated(steps: int, trainings: int) -> Work:
-    return Work(steps, trainings, gated=steps)
+def _work(training: Training, whole: Segment) -> Work:
+    steps, pieces = training.steps(whole), len(training.pieces(whole))
+    gated = steps if training.gates else 0
+    return Work(steps, pieces, training.masked_steps(whole), gated, unmeasured=pieces - 1)
 
 
 def chain_of(lab: Lab, request: SearchRequest) -> Work:
-    """What a replicate trains of tickets without structure, which runs that differ in structure alone share."""
-    settings = request.settings
-    if not isinstance(settings, IterativeSettings):
-        return NOTHING
+    """Return what a replicate trains of a plain search, which runs that differ in structure alone share."""
     whole = dense(lab, request)
-    trained = _chained(request)
-    steps = trained * (whole.total - whole.at(settings.rewind)) if _rewinds(settings) else 0
-    return Work(steps, trained, steps)
-
-
-def _chained(request: SearchRequest) -> int:
-    """How many tickets without structure a replicate of iterative pruning trains: of all levels, but of the last not
-    where its ticket has a structure.
-    """
-    return len(level_densities(request.settings)) - structured(request)
+    return sum((_work(one, whole) for one in request.plan if one.shared), NOTHING)
 
 
 def mean_density(request: SearchRequest, whole: Segment) -> float | None:
-    """Of all networks under a mask that a replicate trains; None if it is not known beforehand.
+    """Return the mean density of networks with a mask, over the steps of a replicate; None if no density is known.
 
     Args:
         whole: the dense training.
     """
-    if isinstance(request.settings, GradualSettings) and not request.settings.aim:
-        return _mean_of_cuts(whole, request.settings)
-    counts = {
-        density: 1 + len(request.controls_beside(level, density))
-        for density, level in planned_densities(request).items()
-        if 0 < density < 1
-    }
-    if not counts:
-        return None
-    if structured(request):
-        for density in level_densities(request.settings)[: _chained(request)]:
-            counts[density] = counts.get(density, 0) + 1
-    return sum(density * count for density, count in counts.items()) / sum(counts.values())
-
-
-def _mean_of_cuts(whole: Segment, settings: GradualSettings) -> float:
-    """Over the steps from the first cut on: most are made at a multiple of the last density."""
-    spans = [
-        (density, after - step)
-        for schedule in schedules_in(whole, settings)
-        for (step, density), after in zip(schedule.items(), [*[*schedule][1:], whole.total], strict=True)
-    ]
-    return sum(density * steps for density, steps in spans) / sum(steps for _, steps in spans)
+    pieces: list[tuple[int, float]] = []
+    for training in request.plan:
+        own = [(steps, density) for steps, density in training.pieces(whole) if density is not None and density < 1]
+        pieces += own
+        if own and training.level:
+            pieces += [(training.control_steps(whole), own[-1][1])] * request.count_controls(training)
+    total = sum(steps for steps, _ in pieces)
+    return sum(steps * density for steps, density in pieces) / total if total else None
 
 
 def structured(request: SearchRequest) -> bool:
-    """Whether tickets have a structure, and the next level goes on from one without, which is trained too."""
-    return isinstance(request.settings, IterativeSettings) and request.settings.structuring is not None
+    """Return whether tickets are trained beside the plain search that their masks come from."""
+    return any(one.shared for one in request.plan) and not any(one.shared for one in request.tickets)
 
 
 def plain(request: SearchRequest) -> SearchRequest:
-    """The same search without structure and controls."""
-    settings = request.settings
-    if isinstance(settings, IterativeSettings):
-        without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
-        settings = replace(settings, **without, structured_levels=0)
+    """Return the same search without structure and controls."""
+    settings = next((one.shared for one in request.plan if one.shared), request.settings)
     return replace(request, settings=settings, controls=(), control_densities=())
 
 
-def _rewinds(settings: object) -> bool:
-    return hasattr(settings, "rewind") and getattr(settings, "retrain", "") in ("", "continue", "rewind_lr")
-
-
 def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
-    """The dense training of a replicate, which every method begins with."""
+    """Return the dense training of a replicate, which every method begins with."""
     seeds = request.seeds.replicate(replicate)
     return lab.segment(request.task, start=seeds.initialisation, order_seed=seeds.order, recipe=request.recipe)
 

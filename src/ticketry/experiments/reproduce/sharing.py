@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ticketry.experiments.reproduce.campaign_file import STABILITY, Side
 from ticketry.experiments.reproduce.claims import Decision
-from ticketry.experiments.reproduce.forecast import plain
 from ticketry.experiments.request import SearchRequest
 from ticketry.records.network import DENSE, TICKET, Phases, Point, is_matched_dense
 from ticketry.records.run import RunRecord
-from ticketry.search.common.budget import STRETCHED
-from ticketry.search.gating.settings import GateSettings
-from ticketry.search.iterative import Settings as IterativeSettings
+from ticketry.search import Training
 
 _Name = tuple[object, ...]
 _Parts = Counter[_Name]
@@ -108,8 +105,9 @@ class _Replicate:
 
     def _dense_of(self, role: str, phases: Phases, of_ticket: Phases) -> _Parts:
         """Training without any mask: that of the dense network, unless the search has a shorter schedule."""
-        compressed = getattr(self.request.settings, "budget", "") == "steps"
-        begins = self.run if compressed and self.request.method.name not in STRETCHED else self.points[DENSE, 0].key
+        settings = self.request.settings
+        compressed = getattr(settings, "budget", "") == "steps" and not getattr(settings, "one_training", False)
+        begins = self.run if compressed else self.points[DENSE, 0].key
         # A control may have a fresh start of its own beside its ticket's, and another network has nothing else.
         begun = 0 if is_matched_dense(role) else min(phases.dense.steps, of_ticket.dense.steps)
         return _Parts({("dense", begins): begun, ("fresh", self.run, role): phases.dense.steps - begun})
@@ -117,18 +115,11 @@ class _Replicate:
     def _masked(self, role: str, point: Point, phases: Phases) -> _Parts:
         """Training with masks: the search, and the network's own."""
         search, own = phases.search.steps, phases.sparse.steps
-        if isinstance(self.request.settings, IterativeSettings):  # a level goes on from the one before
-            alike = replace(plain(self.request).settings, levels=1)  # whose first levels are the same, however many
-            chain = ("chain", self.points[DENSE, 0].key, repr(alike))
-            if role == TICKET and point.structure is None:  # it is one of them
-                return _Parts({chain: search + own})
-            return _Parts({chain: search, (self.run, role, point.level): own})
-        return _Parts({("search", self.run, *self._search_of(point)): search, (self.run, role, point.level): own})
-
-    def _search_of(self, point: Point) -> _Name:
-        """Which of a run's searches a network is from: each density has its own, but a round of gates goes on from the
-        one before."""
-        settings, ticket = self.request.settings, self._ticket_of(point)
-        if isinstance(settings, GateSettings):
-            return (ticket.init, ticket.penalty) if len(settings.members) > 1 else ()
-        return (point.level,)
+        planned = next((one for one in self.request.tickets if one.level == point.level), Training())
+        if not any(one.shared for one in self.request.plan):
+            line: _Name = ("search", self.run, planned.line or point.level)
+        else:
+            line = ("search", self.points[DENSE, 0].key, planned.line)
+            if role == TICKET and planned.shared:  # the next level goes on from it
+                return _Parts({line: search + own})
+        return _Parts({line: search, (self.run, role, point.level): own})

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result, Segment
     from ticketry.search.common.method import Replicate
 
-STRETCHED = ("acdc", "decorators", "dynamic", "early", "gradual", "l0", "regularised")
-"""Methods of one training, which a budget of FLOPs can stretch."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budgeted:
@@ -34,13 +31,21 @@ class Budgeted:
     def __post_init__(self) -> None:
         take_as_written(self)
 
-    def check_budget(self, *, trainings: str) -> None:
-        """Raises `UsageError` for an unknown word, or for one that does not suit a method of ``one`` or ``many``."""
+    @property
+    def one_training(self) -> bool:
+        """Whether a ticket takes one training, sparse at the end, which a budget of FLOPs can prolong."""
+        return False
+
+    def check_budget(self) -> None:
+        """Raise `UsageError` for an unknown word, or for flops where a ticket takes several trainings."""
         check_choices(self)
-        if self.budget == "flops" and trainings != "one":
+        if self.budget == "flops" and not self.one_training:
+            from ticketry.search import METHODS
+
+            able = [name for name in METHODS.built_in if METHODS.get(name).Settings().one_training]
             raise UsageError(
                 "budget flops trains a network for longer once it is sparse, which this method of several trainings has"
-                f" no place for: use budget steps, or one of {', '.join(STRETCHED)}"
+                f" no place for: use budget steps, or one of {', '.join(able)}"
             )
 
 

@@ -11,6 +11,7 @@ from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.search.common.aims import Aimed, aim_of
 from ticketry.search.common.budget import Budgeted
+from ticketry.search.common.plan import Training
 from ticketry.search.common.scope import Scored, ScoredParts, Sparing
 from ticketry.step import Step
 
@@ -54,14 +55,18 @@ class Targets(Sparing, Budgeted):
             return self.shares
         return requested_densities(self.density, self.sparsity) or (0.1,)
 
-    def tickets(self) -> int:
-        """How many tickets a replicate will find."""
-        return len(self.targets)
+    def plan_tickets(self, **how: Any) -> list[Training]:
+        """Plan a ticket for each target, trained as `how` says; by keywords of `Training`."""
+        known = not aim_of(self)
+        return [
+            Training(level=level, density=target if known else None, **how)
+            for level, target in enumerate(self.targets, start=1)
+        ]
 
-    def only(self, level: int) -> Self:
-        """The settings that find the ticket of this level alone: the same one, for each density has its own search."""
+    def only(self, level: int) -> tuple[Self, int]:
+        """Return the settings that find the ticket of this level alone, and its level there."""
         own: Any = {aim_of(self) or "density": (self.targets[level - 1],)}
-        return replace(self, **{"density": (), "sparsity": (), **own})
+        return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +76,13 @@ class Densities(Targets):
     points: ClassVar[tuple[str, ...]] = ()
     """Settings that are steps of the schedule."""
 
+    @property
+    def one_training(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget(trainings="one")
+        self.check_budget()
         _ = self.targets
         for point in self.points:
             Step.parse(getattr(self, point))

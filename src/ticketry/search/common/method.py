@@ -16,6 +16,7 @@ from ticketry.choices import check_bounds
 from ticketry.errors import LayerCollapseError, NotStoredError, TicketryError, TrainingError, UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Seeds
 from ticketry.search.common.found_checks import checked
+from ticketry.search.common.plan import Training, tickets_in
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -187,7 +188,7 @@ class Method(Generic[S]):
         >>> iterative = tk.search.method("iterative")
         >>> iterative.name, iterative.scores, iterative.removes, iterative.structured
         ('iterative', 'magnitude', 'both', True)
-        >>> iterative.levels(iterative.Settings(density="5%"))
+        >>> len(iterative.tickets(iterative.Settings(density="5%")))
         14
         >>> tk.search.Method.of("mine", iterative).name
         'mine'
@@ -203,8 +204,8 @@ class Method(Generic[S]):
     """A frozen dataclass."""
     search: Search
     """One replicate: yields each network as it is trained."""
-    levels: Callable[[S], int] | None = None
-    """How many tickets a replicate will find with given settings, if the method can tell."""
+    plan: Callable[[S], list[Training]] | None = None
+    """Returns what a replicate trains with given settings, beside the dense network; None if it cannot be told."""
     about: About = field(default_factory=About)
     """Facts for lists."""
     alias: str = ""
@@ -228,6 +229,10 @@ class Method(Generic[S]):
         """weights, channels or both."""
         return self.about.removes or ("both" if self._default("structured") is not None else "weights")
 
+    def tickets(self, settings: S) -> list[Training]:
+        """Return the tickets that a replicate will find, by level; none if the method has no plan."""
+        return tickets_in(self.plan(settings)) if self.plan else []
+
     def _default(self, setting: str) -> Any:
         settings: Any = self.Settings
         return {each.name: each.default for each in fields(settings)}.get(setting)
@@ -237,7 +242,7 @@ class Method(Generic[S]):
         """The method that an object is, under a name: a module, or a class, with a docstring, `Settings` and `search`.
 
         The docstring's first line is the title, the rest the description. A function is the `search` of its module,
-        which has the others. `levels`, or else a method `tickets` of the settings, and `ABOUT` may be there.
+        which has the others. `plan` and `ABOUT` may be there.
 
         Args:
             name: that it will have.
@@ -269,7 +274,7 @@ class Method(Generic[S]):
             description.strip(),
             cast(type[Any], settings),
             search,
-            getattr(module, "levels", None) or getattr(settings, "tickets", None),
+            getattr(module, "plan", None),
             told if isinstance(told, About) else About(),
             "",
             module.__name__ if isinstance(module, ModuleType) else getattr(module, "__module__", ""),

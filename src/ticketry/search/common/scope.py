@@ -98,6 +98,12 @@ class Scored(Sparing):
     """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
 
     @property
+    def other_score(self) -> str:
+        """The score that masks are chosen by, if it is not the one in `score`; else empty."""
+        chosen = score_of(self)
+        return chosen if chosen != self.score else ""
+
+    @property
     def sparsest(self) -> float | None:
         """The density of the last mask, or its share of a budget; None where the settings do not tell."""
         return None

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,11 +31,13 @@ from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.scope import check_norms, prunable
+from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.training.segment import Result, Segment
+    from ticketry.lab.training.segment import Result
     from ticketry.lab.training.variants.penalty import Penalty
     from ticketry.search.gate_decorators.tick import Tick
 
@@ -91,6 +94,53 @@ class Settings(densities.Densities):
         return True
 
 
+def _tick_steps(settings: Settings, schedule: Schedule) -> int:
+    length = Step.parse(settings.tick).at(total=schedule.total, per_epoch=schedule.per_epoch, of="tick")
+    return max(length, 1)
+
+
+def _cut_steps(settings: Settings, schedule: Schedule) -> list[int]:
+    """Return the steps at which channels go, each at the end of a tick."""
+
+    def at(name: str) -> int:
+        point = Step.parse(getattr(settings, name))
+        return point.at(total=schedule.total, per_epoch=schedule.per_epoch, of=name)
+
+    length, last, gaps = _tick_steps(settings, schedule), at("end"), settings.rounds - 1
+    first = at("begin") + length if gaps else last
+    cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
+    if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
+        raise UsageError(
+            f"{settings.rounds} ticks of {length} steps with tocks between them do not fit between"
+            f" {settings.begin} and {settings.end}, steps {at('begin')} and {last}: fewer rounds,"
+            " shorter ticks, or more steps"
+        )
+    if last >= schedule.total:
+        raise UsageError(
+            f"the last cut is at {settings.end}, step {last} of {schedule.total}, which leaves nothing to train at the"
+            " final density: let it end earlier"
+        )
+    return cuts
+
+
+def _shares(settings: Settings, density: float) -> list[float]:
+    """Return the density after each cut."""
+    return [float(f"{density ** (number / settings.rounds):.12g}") for number in range(1, settings.rounds + 1)]
+
+
+def plan(settings: Settings) -> list[Training]:
+    """Plan a training for each density, in ticks and tocks."""
+
+    def cuts(density: float, schedule: Schedule) -> dict[int, float | None]:
+        length, shares = _tick_steps(settings, schedule), [1.0, *_shares(settings, density)]
+        found: dict[int, float | None] = {}
+        for cut, before, after in zip(_cut_steps(settings, schedule), shares, shares[1:], strict=False):
+            found |= {cut - length: before, cut: after}
+        return found
+
+    return [replace(one, cuts=partial(cuts, one.density)) for one in settings.plan_tickets() if one.density]
+
+
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
@@ -116,33 +166,12 @@ class _Rounds:
         from ticketry.search.gate_decorators.tick import Tick
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole
-        self.length = max(whole.at(settings.tick, "tick"), 1)
-        """Of a tick, in steps."""
-        self.cuts = self._cuts(whole)
-        """The steps at which channels go, each at the end of a tick."""
+        self.length, self.cuts = _tick_steps(settings, whole), _cut_steps(settings, whole)
         self.ticking: Tick = Tick.of(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
         """Of a tock."""
         if settings.strength:
             self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scales)]
-
-    def _cuts(self, whole: Segment) -> list[int]:
-        settings, length = self.settings, self.length
-        last, gaps = whole.at(settings.end, "end"), settings.rounds - 1
-        first = whole.at(settings.begin, "begin") + length if gaps else last
-        cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
-        if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
-            raise UsageError(
-                f"{settings.rounds} ticks of {length} steps with tocks between them do not fit between"
-                f" {settings.begin} and {settings.end}, steps {whole.at(settings.begin)} and {last}: fewer rounds,"
-                " shorter ticks, or more steps"
-            )
-        if last >= whole.total:
-            raise UsageError(
-                f"the last cut is at {settings.end}, step {last} of {whole.total}, which leaves nothing to train at the"
-                " final density: let it end earlier"
-            )
-        return cuts
 
     def run(self, begun: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
         """From the dense network before the first tick: all trainings on the way, the last mask, and the result."""
@@ -151,7 +180,8 @@ class _Rounds:
         replicate, lab, told = self.replicate, self.replicate.lab, f"density {density:g}"
         searched: list[Result] = [begun]
         mask: str | None = None
-        for number, cut in enumerate(self.cuts, start=1):
+        shares = _shares(self.settings, density)
+        for number, (cut, share) in enumerate(zip(self.cuts, shares, strict=True), start=1):
             trained, final = searched[-1], number == len(self.cuts)
             # A tick has an optimiser of its own; that of the last tock goes on afterwards.
             segment = replicate.onward(
@@ -164,7 +194,6 @@ class _Rounds:
             )
             tick = lab.train(segment, label=f"{told} tick {number}", measure=False)
             searched.append(tick)
-            share = float(f"{density ** (number / len(self.cuts)):.12g}")
             mask = ticked_mask(lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least)
             segment = replicate.onward(
                 tick,

@@ -11,11 +11,36 @@ from ticketry.lab.search_result import REWINDING, Found, check_rates, retrain_af
 from ticketry.search.common.aims import terms_of
 from ticketry.search.common.budget import compressed, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
+from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.gating.rounds import Rounds, is_met, steered
 from ticketry.search.gating.settings import GateSettings
 
 if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result, Segment
+    from ticketry.search.gating.gating import Gating
+
+
+def plan_by_gates(settings: GateSettings) -> list[Training]:
+    """Plan a training with gates and a ticket for each round, of each density, s0 and penalty."""
+    span = ticket_span(retrain_after(settings.rewind, settings.retrain), settings.rewind)
+    planned: list[Training] = []
+    for alone in settings.each_alone():
+
+        def first_gates(replicate: Replicate, alone: GateSettings = alone) -> Gating:
+            return Rounds(replicate, alone).first_gates
+
+        for member in alone.members:
+            for number in range(1, settings.rounds + 1):
+                is_last, level = number == settings.rounds, sum(one.level > 0 for one in planned) + 1
+                ticket = Training(
+                    level=level,
+                    density=alone.target if is_last and not settings.aim else None,
+                    has_controls=is_last or settings.target is None,
+                    line=f"density {alone.target} s0 and penalty {member}",
+                    **span,
+                )
+                planned += [Training(gates=first_gates), ticket]
+    return planned
 
 
 @on_replicate

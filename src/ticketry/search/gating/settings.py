@@ -75,7 +75,7 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget(trainings="many")
+        self.check_budget()
         self.check_aim()
         if len(self.shares) > 1:
             raise UsageError(f"gates find their s0 for one budget: give one {self.aim}, and search for each by itself")
@@ -117,14 +117,9 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.requested)
 
-    @property
-    def requested_level(self) -> int | None:
-        """The level of the ticket that was requested by density or budget; None where all levels were."""
-        return None if self.target is None else self.rounds
-
-    def tickets(self) -> int:
-        """How many tickets a replicate will find."""
-        return len(self.each_alone()) * len(self.members) * self.rounds
+    def only(self, level: int) -> tuple[Self, int | None]:
+        """Return the settings that find the ticket of this level, and its level there (None for the last)."""
+        return (self.each_alone()[(level - 1) // self.rounds], None) if self.requested else (self, level)
 
     def gating(self) -> dict[str, Any]:
         """Of `search.gating.gating.Gating`, what does not change from round to round."""

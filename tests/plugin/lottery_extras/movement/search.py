@@ -6,7 +6,7 @@ Here those that move towards 0 fade meanwhile. Tickets have the early weights of
 
 from dataclasses import dataclass, replace
 
-from ticketry.search import Found
+from ticketry.search import Found, Training
 from ticketry.search.common.method import About
 
 ABOUT = About(paper="Sanh et al. 2020", prunes="after training", costs="1 + 1 a density")
@@ -23,14 +23,12 @@ class Settings:
     fade: float = 0.01
     """By how much weights that move towards 0 shrink at each step."""
 
-    @property
-    def targets(self):
-        """The densities of its tickets, the densest first."""
-        return tuple(sorted(self.density, reverse=True))
 
-
-def levels(settings):
-    return len(settings.targets)
+def plan(settings):
+    """Plan the training that measures movement, then a ticket for each density, the densest first."""
+    densities = enumerate(sorted(settings.density, reverse=True), start=1)
+    tickets = [Training(level=level, density=density, first=settings.rewind) for level, density in densities]
+    return [Training(), *tickets]
 
 
 def search(lab, task, recipe, settings, seeds):
@@ -47,7 +45,7 @@ def search(lab, task, recipe, settings, seeds):
 
     moved = lab.train(replace(whole, variants=(Movement(fade=settings.fade),)), label="movement")
     scores = lab.store.get_tensors(moved.variants["movement"])
-    for level, density in enumerate(settings.targets, start=1):
+    for level, density in enumerate(sorted(settings.density, reverse=True), start=1):
         mask = lab.store.put_mask(tk.allocate(scores, density))
         how = {"retrain": "continue", "rewound": early, "trained": moved, "order_seed": seeds.order}
         ticket = lab.train(retraining(lab, task, recipe, mask=mask, **how), label=f"density {density:g}")
