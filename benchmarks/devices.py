@@ -40,7 +40,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
-from ticketry.core.devices.parts import part, part_like
+from ticketry.core.devices.sharding import local_shard, shard_like
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
@@ -178,7 +178,7 @@ def fill(model: nn.Sequential) -> None:
     model.to_empty(device="cpu")
     for index, parameter in enumerate(model.parameters()):
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-        part(parameter).copy_(part_like(values, parameter))
+        local_shard(parameter).copy_(shard_like(values, parameter))
 
 
 def prune_here(rank: int, ranks: int, width: int, depth: int, folder: Path) -> None:

@@ -28,7 +28,7 @@ from torch.autograd.functional import hessian, jacobian
 
 import ticketry as tk
 from ticketry.core.layout import roles
-from ticketry.core.sparse_training.pruning_time import relative_distance
+from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_wise.scores import channel_scores
 from ticketry.lab.costs.meters import allocated_at_peak, step_flops
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic

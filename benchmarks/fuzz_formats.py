@@ -29,8 +29,7 @@ import ticketry as tk
 from made_records import bench_record, search_record, stability_record, verify_record, with_rounds, with_verdicts
 from strangers import forged, info_of_digits
 from ticketry.cli.listing import read_record
-from ticketry.core.mask import Mask
-from ticketry.core.mask_files import to_bytes
+from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError

@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ticketry.core.allocate import allocate, shared_out
+from ticketry.core.allocate import allocate, apportion
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import DISTRIBUTIONS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
-quick = settings(deadline=None, max_examples=80)
+quick = settings(deadline=None, max_examples=25)
 densities = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
 shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -143,7 +143,7 @@ def test_erk_of_a_single_number(kept, single):
 def test_erk_of_a_layer_without_weights():
     found = {"none": torch.rand(0, 5), "fc": torch.rand(10, 10)}
     assert allocate(found, 0.5, distribution="erk").kept == 50
-    assert shared_out(50, {"none": Fraction(0), "fc": Fraction(20)}, {"none": 0, "fc": 100}) == {"none": 0, "fc": 50}
+    assert apportion(50, {"none": Fraction(0), "fc": Fraction(20)}, {"none": 0, "fc": 100}) == {"none": 0, "fc": 50}
 
 
 def test_erk_of_a_published_case():
@@ -378,7 +378,7 @@ def test_shared_out_is_exact_fair_and_within_capacity(pairs, data):
     weights = {str(index): Fraction(weight) for index, (weight, _) in enumerate(pairs)}
     capacity = {str(index): room for index, (_, room) in enumerate(pairs)}
     amount = data.draw(st.integers(0, sum(capacity.values())))
-    counts = shared_out(amount, weights, capacity)
+    counts = apportion(amount, weights, capacity)
     assert sum(counts.values()) == amount
     assert all(0 <= counts[name] <= capacity[name] for name in counts)
     shares = filled(amount, [float(weights[name]) for name in counts], [capacity[name] for name in counts])

@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.budget import allocate_multiplications, check_floor, counted, uses
-from ticketry.core.budget_masks import allocate_budget, budget_pruner, random_of_cost, spent
+from ticketry.core.budget import (
+    allocate_budget,
+    allocate_multiplications,
+    check_floor,
+    countable_parameters,
+    mask_cost,
+    random_mask_of_equal_cost,
+    uses,
+)
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.mask import Mask
-from ticketry.core.prune import densities
+from ticketry.core.prune import budget_pruner, densities
 from ticketry.core.score import ScoreInputs
 from ticketry.errors import LayerCollapseError, UsageError
 
@@ -52,7 +59,7 @@ def test_one_threshold_keeps_the_highest_scores_until_the_budget_is_spent(seed, 
     mask = allocate_budget(found, PRICES, share, weighed=False)
     kept = {(name, index) for name in mask for index in mask[name].flatten().nonzero()[:, 0].tolist()}
     assert kept == wanted
-    assert spent(mask, PRICES) == slowly(dict(mask)) <= share * FULL
+    assert mask_cost(mask, PRICES) == slowly(dict(mask)) <= share * FULL
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk", "layerwise"])
@@ -99,9 +106,13 @@ def test_within_is_kept_to_by_every_rule():
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
 def test_a_random_mask_costs_as_much_and_keeps_other_densities(distribution):
     ticket = allocate_budget(scores(), PRICES, 0.3)
-    mask = random_of_cost(ticket, PRICES, 4, distribution)
+    mask = random_mask_of_equal_cost(ticket, PRICES, 4, distribution)
     assert slowly(dict(ticket)) - 2 * 49 < slowly(dict(mask)) <= slowly(dict(ticket))
-    assert mask == random_of_cost(ticket, PRICES, 4, distribution) != random_of_cost(ticket, PRICES, 5, distribution)
+    assert (
+        mask
+        == random_mask_of_equal_cost(ticket, PRICES, 4, distribution)
+        != random_mask_of_equal_cost(ticket, PRICES, 5, distribution)
+    )
     assert all(bool(part.any()) for part in mask.values())
     assert mask.kept != ticket.kept
 
@@ -139,7 +150,7 @@ def test_the_least_that_leaves_each_layer_a_weight_is_a_budget_as_users_write_it
     assert float(words[2]) == pytest.approx(100 * costs.budget(least) / costs.dense, rel=0.02)
     mask = allocate_budget(found, costs, least)
     assert all(bool(part.any()) for part in mask.values())
-    assert spent(mask, costs) <= costs.budget(least)
+    assert mask_cost(mask, costs) <= costs.budget(least)
 
 
 @pytest.mark.parametrize(("share", "found"), [(0, None), (1.5, None), (0.5, -1.0)])
@@ -154,7 +165,7 @@ def test_several_cuts_come_to_the_same_budget_each_by_the_scores_of_what_is_left
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
     scope = tk.scope(model)
     prices = uses(model, scope, torch.zeros(1, 3, 8, 8))
-    assert counted(model, scope) == list(prices)
+    assert countable_parameters(model, scope) == list(prices)
     full = sum(prices[name] * value.numel() for name, value in scope.parameters(model).items())
     once = budget_pruner(model, scope, prices)(0.3)
     several = budget_pruner(model, scope, prices, iterations=4)(0.3)
@@ -162,7 +173,7 @@ def test_several_cuts_come_to_the_same_budget_each_by_the_scores_of_what_is_left
     inputs = ScoreInputs([torch.zeros(1, 3, 8, 8)], None, 0)
     flow = budget_pruner(model, scope, prices, score="synflow", iterations=3, keep_at_least=1, inputs=inputs)(0.3)
     for mask in (once, flow):
-        assert 0.3 * full - 36 < spent(mask, prices) <= 0.3 * full
+        assert 0.3 * full - 36 < mask_cost(mask, prices) <= 0.3 * full
 
 
 def test_granularities_are_chosen_anew_in_each_of_several_cuts():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.budget_masks import allocate_budget
+from ticketry.core.budget import allocate_budget
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.curve import Curve
 from ticketry.errors import LayerCollapseError

@@ -32,7 +32,7 @@ def bits(mask: Mask) -> list[bool]:
     return [bit for tensor in mask.values() for bit in tensor.flatten().tolist()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_algebra(a, b):
     assert bits(a & b) == [x and y for x, y in zip(bits(a), bits(b), strict=True)]
@@ -47,7 +47,7 @@ def test_algebra(a, b):
     assert a & b <= a <= a | b
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_order_equality_and_digest(a, b):
     assert (a <= b) == all(y or not x for x, y in zip(bits(a), bits(b), strict=True))
@@ -55,7 +55,7 @@ def test_order_equality_and_digest(a, b):
     assert hash(a) == hash(Mask(dict(a)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_counts_and_overlap(a, b):
     kept = sum(bits(a))

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ticketry.core.mask import Mask, pack
-from ticketry.core.mask_files import FORMAT, from_bytes, to_bytes, unpack
+from ticketry.core.mask import FORMAT, Mask, from_bytes, pack, to_bytes, unpack
 from ticketry.errors import MaskError
 
 shapes = st.dictionaries(
@@ -28,7 +27,7 @@ def masks(draw):
     return Mask({name: torch.rand(shape, generator=seed) < 0.5 for name, shape in draw(shapes).items()})
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=30)
 @given(masks())
 def test_what_is_packed_is_unpacked(mask):
     assert unpack(*pack(mask)) == mask
@@ -38,7 +37,7 @@ def test_what_is_packed_is_unpacked(mask):
     assert again.digest == mask.digest
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=30)
 @given(masks())
 def test_element_i_is_bit_i_from_the_lowest(mask):
     expected = [0] * ((mask.total + 7) // 8)
@@ -75,7 +74,7 @@ def test_equal_masks_give_equal_bytes():
 
 def test_bytes_are_the_same_in_another_process():
     code = (
-        "import hashlib, torch; from ticketry.core.mask import Mask; from ticketry.core.mask_files import to_bytes;"
+        "import hashlib, torch; from ticketry.core.mask import Mask; from ticketry.core.mask import to_bytes;"
         "print(hashlib.sha256(to_bytes(Mask({'a': torch.eye(3), 'b': torch.ones(2)}))).hexdigest())"
     )
     here = hashlib.sha256(to_bytes(Mask({"a": torch.eye(3), "b": torch.ones(2)}))).hexdigest()
@@ -102,7 +101,7 @@ def test_a_truncated_file_is_refused(length):
         from_bytes(GOOD[:length])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_gives_a_mask(position, value):
     data = bytearray(GOOD)
@@ -111,7 +110,7 @@ def test_a_changed_byte_is_refused_or_gives_a_mask(position, value):
         assert from_bytes(bytes(data)).total > 0
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=64))
 def test_noise_is_refused(data):
     with pytest.raises(MaskError):

@@ -153,3 +153,24 @@ def test_how_names_differ() -> None:
     assert describe_name_difference(["a", "wieght"], ["a", "weight"]) == (
         "'wieght' is not one of them, did you mean weight? they are a, weight"
     )
+
+
+@pytest.mark.parametrize("unit", ["multiplications", "bytes"])
+def test_scores_of_costs_are_checked_in_every_unit(unit: str) -> None:
+    with pytest.raises(UsageError, match=r"did you mean body\.weight"):
+        tk.cost.model(Net(), X, unit=unit, scores=scores())  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"shape \(4, 8\) for 'body\.weight', and the parameter has \(8, 4\)"):
+        tk.cost.model(Net(), X, unit=unit, scores={"body.weight": torch.ones(4, 8)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ([torch.ones(2)], "must map parameter names to tensors, got a list"),
+        ({"w": [1.0, 2.0]}, "a tensor of real numbers for 'w', got a list"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "got complex numbers"),
+    ],
+)
+def test_scores_are_a_mapping_of_real_tensors(wrong: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        tk.allocate(wrong, 0.5)

@@ -6,7 +6,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.core.prune import finder, prune
+from ticketry.core.prune import prune, score_source
 from ticketry.core.scope import scope
 from ticketry.errors import MaskError, UsageError
 
@@ -119,7 +119,7 @@ def test_the_default_score_of_blocks_is_one_that_can_be_added_up() -> None:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     def found(name: str | None, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor] | None:
-        find = finder(name, model, known, None, inputs, structure)
+        find = score_source(name, model, known, None, inputs, structure)
         return None if find is None else find()
 
     seen, none = tk.score.ScoreInputs(batches, loss), tk.score.ScoreInputs()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.core.synthetic_masks import Pattern, groups_of, synthetic
+from ticketry.core.synthetic_masks import Pattern, split_rows, synthetic
 from ticketry.errors import UsageError
 
 
@@ -67,10 +67,10 @@ def test_rows_of_a_group_share_their_columns(model: nn.Module, text: str) -> Non
 )
 def test_sizes(rows: int, text: str, sizes: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    groups = groups_of(rows, Pattern.parse(text), generator)
+    groups = split_rows(rows, Pattern.parse(text), generator)
     assert sorted(len(group) for group in groups) == sizes
     assert torch.equal(torch.cat(groups), torch.arange(rows))
-    anywhere = torch.cat(groups_of(rows, Pattern.parse(f"{text}:any"), generator))
+    anywhere = torch.cat(split_rows(rows, Pattern.parse(f"{text}:any"), generator))
     assert torch.equal(anywhere.sort().values, torch.arange(rows))
 
 
@@ -90,7 +90,7 @@ def test_channels(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("text", ["", "groups", "groups:0", "groups:x", "groups:4:some", "unstructured:3", "2:4"])
 def test_other_words(text: str) -> None:
-    with pytest.raises(UsageError, match="pattern of masks"):
+    with pytest.raises(UsageError, match="pattern of a synthetic mask"):
         Pattern.parse(text)
 
 

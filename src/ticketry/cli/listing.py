@@ -98,7 +98,7 @@ def _cell(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value for a terminal: a name may come from a file, and must not move the cursor or break the line."""
-    from ticketry.core.layer_density import one_line
+    from ticketry.core.tables import one_line
 
     return one_line(str(value))
 

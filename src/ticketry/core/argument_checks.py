@@ -1,4 +1,4 @@
-"""Checks of arguments that many public functions share, by their names: see `ticketry_engine.support.entry_points`."""
+"""Checks of arguments that many public functions share, by name: see `ticketry_engine.support.entry_points`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.errors import UsageError
+from ticketry.choices import did_you_mean, format_names, require_name
+from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS
+from ticketry_engine.support.modules import normal_name
 
 
 def whole_number(value: Any, name: str, model: object = None) -> int:
-    """Return a whole number as an int, also one of numpy or in a tensor.
+    """Return a whole number as an int, also from numpy or a tensor with one element.
 
     Raises:
         UsageError: for other values.
@@ -27,21 +29,21 @@ def whole_number(value: Any, name: str, model: object = None) -> int:
             return operator.index(value)
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
             return int(value)
-    raise UsageError(f"{name}= is a whole number, such as 1, not {_told(value)}")
+    raise UsageError(f"{name}= is a whole number, such as 1, not {_describe(value)}")
 
 
 def number(value: Any, name: str, model: object = None) -> float:
-    """Return a number as it is, or that of a tensor with one element; `UsageError` for other values."""
+    """Return a number, also from a tensor with one element; raise `UsageError` for other values."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UsageError(f"{name}= is a number, such as 0.5, not {_told(value)}")
+        raise UsageError(f"{name}= is a number, such as 0.5, not {_describe(value)}")
     return value  # type: ignore[return-value]
 
 
 def _check_pattern(value: object, name: str, model: object) -> object:
     if not (isinstance(value, str) or hasattr(value, "densest")):
-        raise UsageError(f"{name}= is a text, such as '2:4' or '4x1', not {_told(value)}")
+        raise UsageError(f"{name}= is a text, such as '2:4' or '4x1', not {_describe(value)}")
     return value
 
 
@@ -49,15 +51,44 @@ def _check_score(value: object, name: str, model: object) -> object:
     if not isinstance(value, str) and not callable(value):
         raise UsageError(
             f"{name}= is the name of a score, such as 'magnitude', or a function score(model, scope, ...), not"
-            f" {_told(value)}"
+            f" {_describe(value)}"
         )
+    return value
+
+
+def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
+    """Check a mapping from parameter names to scores; with a model, also against its parameters.
+
+    Raises:
+        MaskError: for a name that is not a string.
+        UsageError: for anything else that is wrong.
+    """
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name}= must map parameter names to tensors, got {_describe(value)}")
+    shapes = {}
+    if model is not None:
+        shapes = {normal_name(one): tuple(p.shape) for one, p in model.named_parameters(remove_duplicate=False)}
+    for parameter, score in value.items():
+        require_name(parameter, name, MaskError)
+        if not isinstance(score, Tensor) or score.is_complex():
+            kind = "complex numbers" if isinstance(score, Tensor) else _describe(score)
+            raise UsageError(f"{name}= must hold a tensor of real numbers for {parameter!r}, got {kind}")
+        if shapes and parameter not in shapes:
+            raise UsageError(
+                f"{name}= names {parameter!r}, which {type(model).__name__} does not have;"
+                f" {did_you_mean(parameter, shapes)}its parameters are {format_names(shapes)}"
+            )
+        if shapes and tuple(score.shape) != shapes[parameter]:
+            raise UsageError(
+                f"{name}= has shape {tuple(score.shape)} for {parameter!r}, and the parameter has {shapes[parameter]}"
+            )
     return value
 
 
 def _check_batches(value: object, name: str, model: object) -> object:
     if isinstance(value, (Tensor, str, bytes, Mapping, nn.Module)) or not isinstance(value, Iterable):
         raise UsageError(
-            f"{name}= is a data loader or a list of batches, such as [(inputs, targets)], not {_told(value)}: put a"
+            f"{name}= is a data loader or a list of batches, such as [(inputs, targets)], not {_describe(value)}: put a"
             " single batch into a list"
         )
     return value
@@ -73,25 +104,25 @@ def _check_loss(value: object, name: str, model: object) -> object:
             except TypeError:
                 wrong = True
     if wrong and not (getattr(value, "__module__", None) or "").startswith("torch.nn."):
-        raise UsageError(f"{name}= is a function loss(model, batch) that gives the mean loss, not {_told(value)}")
+        raise UsageError(f"{name}= is a function loss(model, batch) that gives the mean loss, not {_describe(value)}")
     return value
 
 
 def _check_cost(value: object, name: str, model: object) -> object:
     if not hasattr(value, "estimate"):
-        raise UsageError(f"{name}= is what tk.cost.model(model, example_inputs) gives, not {_told(value)}")
+        raise UsageError(f"{name}= is what tk.cost.model(model, example_inputs) gives, not {_describe(value)}")
     return value
 
 
 def _check_word(value: object, name: str, model: object) -> object:
     if not isinstance(value, str):
-        raise UsageError(f"{name}= is a text, not {_told(value)}")
+        raise UsageError(f"{name}= is a text, not {_describe(value)}")
     return value
 
 
 def _check_point(value: object, name: str, model: object) -> object:
     if not isinstance(value, (str, Step, int)):
-        raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_told(value)}")
+        raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_describe(value)}")
     try:
         return Step.parse(value)  # type: ignore[arg-type]
     except UsageError as error:
@@ -102,14 +133,14 @@ def _check_structure(value: object, name: str, model: object) -> object:
     if not (isinstance(value, str) or hasattr(value, "groups")):
         raise UsageError(
             f"{name}= is a word, such as 'auto', or what tk.structure.tried_structure(model, x) gives, not"
-            f" {_told(value)}"
+            f" {_describe(value)}"
         )
     return value
 
 
 def _check_target(value: object, name: str, model: object) -> object:
     if isinstance(value, (Tensor, bool, int, float, bytes, list, tuple, Mapping)) or type(value) is object:
-        raise UsageError(f"{name}= is the name of a processor or a profile, not {_told(value)}")
+        raise UsageError(f"{name}= is the name of a processor or a profile, not {_describe(value)}")
     return value
 
 
@@ -117,24 +148,26 @@ def _check_words(value: object, name: str, model: object) -> tuple[str, ...]:
     words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (value,)
     for word in words:
         if not isinstance(word, str):
-            raise UsageError(f"{name}= is a tuple of texts, such as ('weights',), and not one that has {_told(word)}")
+            raise UsageError(
+                f"{name}= is a tuple of texts, such as ('weights',), and not one that has {_describe(word)}"
+            )
     return words
 
 
 def _check_densities(value: object, name: str, model: object) -> object:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise UsageError(f"{name}= is a list of densities, such as [0.5, 0.1], not {_told(value)}")
+        raise UsageError(f"{name}= is a list of densities, such as [0.5, 0.1], not {_describe(value)}")
     return [number(one, name) for one in value]
 
 
 def _check_names(value: object, name: str, model: object) -> object:
     if not isinstance(value, Iterable):
-        raise UsageError(f"{name}= is a list of names of parameters, such as ['fc.weight'], not {_told(value)}")
+        raise UsageError(f"{name}= is a list of names of parameters, such as ['fc.weight'], not {_describe(value)}")
     return value
 
 
-def _told(value: object) -> str:
-    """The value, if it is short, or else its type."""
+def _describe(value: object) -> str:
+    """Return the value if it is short, else its type."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{value!r:.60}"
     return f"a {type(value).__name__}"
@@ -159,6 +192,7 @@ ARGUMENT_CHECKS.update(dict.fromkeys(_NUMBERS, number))
 ARGUMENT_CHECKS.update(
     pattern=_check_pattern,
     score=_check_score,
+    scores=_check_scores,
     batches=_check_batches,
     loss=_check_loss,
     cost=_check_cost,

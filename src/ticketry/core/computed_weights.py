@@ -1,12 +1,12 @@
-"""Weights that a layer computes from other parameters: by parametrisations, by hooks before its forward, by quantisers.
+"""Weights that a layer computes from other parameters: by parametrisations, forward pre-hooks or quantisers.
 
-A parametrisation is any of torch's (weight_norm, spectral_norm, orthogonal) or the user's own. Hooks are those of
-torch.nn.utils (the older weight_norm and spectral_norm, pruning) and the user's own where a layer has no parameter
-called weight. A quantiser is the `weight_fake_quant` of a layer of quantisation-aware training.
+Parametrisations are those of torch (weight_norm, spectral_norm, orthogonal) and custom ones. Hooks are those of
+torch.nn.utils (the older weight_norm and spectral_norm, pruning) and custom ones of layers without a parameter called
+weight. A quantiser is the `weight_fake_quant` of a layer of quantisation-aware training.
 
-A mask is of parameters. Where a layer's weight is computed, a mask of the parameter behind it removes the weight only
-if zeros pass through: each element that is 0 in the parameter is exactly 0 in the weight. This is tried, not looked up,
-so that it is known of anybody's parametrisation.
+Masks apply to parameters. If a layer computes its weight, a mask of the underlying parameter removes the weight only if
+zeros are preserved: each element that is 0 in the parameter is exactly 0 in the weight. Whether this holds is tried
+with random numbers, so that it works for any parametrisation.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ticketry.core.devices.parts import is_spread
+from ticketry.core.devices.sharding import is_sharded
 from ticketry.errors import MaskError, ScopeError
 from ticketry_engine.support.seeds import generator
 
 _TRIALS = 3
-"""Random tensors that zeros have to pass through: one of a few elements can come out right by luck."""
+"""Number of random tensors tried: a single tensor of a few elements can preserve zeros by chance."""
 
 _SHOWN = 5
-"""Rows that an error names."""
+"""Most rows named in an error."""
 
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A weight that `module` calls `local` and computes."""
+    """A weight that `module` computes and holds under the name `local`."""
 
     module: nn.Module
     local: str
     originals: tuple[nn.Parameter, ...]
-    """What it is computed from, and a mask may be of."""
+    """The parameters it is computed from, which a mask may name."""
     rule: parametrize.ParametrizationList | WeightNorm | _Hooks | nn.Module
 
     @property
     def kind(self) -> str:
-        """What computes it, for a message."""
+        """Name of the parametrisation or hook, for messages."""
         if isinstance(self.rule, WeightNorm):
             return "weight_norm"
         if isinstance(self.rule, _Hooks):
@@ -58,7 +58,7 @@ class ComputedWeight:
 
     @property
     def advice(self) -> str:
-        """How the weight becomes a parameter, for a message."""
+        """How to turn the weight into a parameter, for messages."""
         if isinstance(self.rule, parametrize.ParametrizationList):
             return "make the weight a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
         if isinstance(self.rule, WeightNorm):
@@ -68,83 +68,83 @@ class ComputedWeight:
         return "convert the model back to layers without fake quantisation first"
 
     @torch.no_grad()
-    def value(self, given: Mapping[int, Tensor] | None = None) -> Tensor:
-        """The weight, with other tensors in place of some originals (by position).
+    def value(self, replaced: Mapping[int, Tensor] | None = None) -> Tensor:
+        """Compute the weight, with other tensors instead of some originals (by position).
 
-        Nothing of the model changes, not even what a parametrisation counts as it runs.
+        The model does not change, nor does any state of a parametrisation.
         """
-        return self._computed(given or {}, None)
+        return self._compute(replaced or {}, None)
 
     @torch.no_grad()
-    def lets_zeros_pass(self, place: int) -> bool:
-        """Whether the elements that are 0 in the original of that position are 0 in the weight, whatever else is."""
-        original = self.originals[place]
+    def preserves_zeros(self, position: int) -> bool:
+        """Return whether elements that are 0 in the original at this position are always 0 in the weight."""
+        original = self.originals[position]
         for trial in range(_TRIALS):
-            draw = generator(trial, "zeros that pass through", place)
-            removed = _about_half(original, draw)
-            weight = self._computed({place: _random(original, draw).masked_fill(removed, 0)}, draw)
+            draw = generator(trial, "zeros that pass through", position)
+            removed = _choose_about_half(original, draw)
+            weight = self._compute({position: _random(original, draw).masked_fill(removed, 0)}, draw)
             if weight.shape != original.shape or weight[removed].any() or not weight.any():
                 return False
         return True
 
     @torch.no_grad()
-    def without_a_number(self, given: Mapping[int, Tensor]) -> list[int]:
-        """Rows (indices of the first dimension) of the weight that are not all finite, with these originals."""
-        weight = self.value(given)
+    def non_finite_rows(self, replaced: Mapping[int, Tensor]) -> list[int]:
+        """Return the rows (indices of the first dimension) of the weight that are not all finite, see `value`."""
+        weight = self.value(replaced)
         return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def removes(self, removed: Mapping[int, Tensor]) -> bool:
-        """Whether zeros at these places of originals (bool, by position) are zeros of the weight, or no numbers."""
-        removed = {place: each for place, each in removed.items() if each.any()}
-        if not all(self.lets_zeros_pass(place) for place in removed):
+        """Return whether zeros at these elements of originals (bool, by position) give zeros, or NaN, in the weight."""
+        removed = {position: each for position, each in removed.items() if each.any()}
+        if not all(self.preserves_zeros(position) for position in removed):
             return False
-        weight = self.value(self.masked(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
+        weight = self.value(self.zero_originals(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
         return not any(weight[each].any() for each in removed.values())
 
-    def masked(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Originals, by position, with zeros at these places."""
-        return {place: self.originals[place].detach().masked_fill(each, 0) for place, each in removed.items()}
+    def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return originals, by position, with zeros at these elements."""
+        return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
-    def _computed(self, given: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
-        """With `draw`, all that is not given is random, the parameters of the parametrisation too."""
+    def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
+        """Compute the weight; with `draw`, everything that is not replaced is random, also other parameters."""
 
-        def tensor(parameter: Tensor, place: int | None) -> Tensor:
-            if place is not None and place in given:
-                return given[place]
+        def tensor(parameter: Tensor, position: int | None) -> Tensor:
+            if position is not None and position in replaced:
+                return replaced[position]
             return parameter.detach() if draw is None else _random(parameter, draw)
 
         if isinstance(self.rule, WeightNorm):  # torch.nn.utils.weight_norm, which is older than parametrisations
-            g, v = (tensor(original, place) for place, original in enumerate(self.originals))
+            g, v = (tensor(original, position) for position, original in enumerate(self.originals))
             return torch._weight_norm(v, g, self.rule.dim)
         if isinstance(self.rule, _Hooks):
-            given = {id(original): tensor(original, place) for place, original in enumerate(self.originals)}
-            return self.rule.run(self.module, self.local, given, draw)
-        if not isinstance(self.rule, parametrize.ParametrizationList):  # a quantiser, which counts as it runs
+            values = {id(original): tensor(original, position) for position, original in enumerate(self.originals)}
+            return self.rule.run(self.module, self.local, values, draw)
+        if not isinstance(self.rule, parametrize.ParametrizationList):  # a quantiser, which updates its observers
             quantised: Tensor = copy.deepcopy(self.rule)(tensor(self.originals[0], 0))
             return quantised
         rule = copy.deepcopy(self.rule)
-        places = {id(original): place for place, original in enumerate(rule.parameters(recurse=False))}
+        positions = {id(original): position for position, original in enumerate(rule.parameters(recurse=False))}
         for parameter in rule.parameters():
-            parameter.copy_(tensor(parameter, places.get(id(parameter))))
+            parameter.copy_(tensor(parameter, positions.get(id(parameter))))
         value: Tensor = rule()
         return value
 
 
 def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
-    """All computed weights of a model, in the order of its modules."""
+    """Yield all computed weights of a model, in the order of its modules."""
     for module in model.modules():
         yield from computed_weights_of(module)
 
 
 def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Those of a module itself; TorchScript computes weights in code that cannot be seen."""
+    """Yield the computed weights of a module itself; those of TorchScript modules cannot be found."""
     if isinstance(module, torch.jit.ScriptModule):
         return
     if parametrize.is_parametrized(module):
         for local, rule in module.parametrizations.items():  # type: ignore[union-attr,operator]
             originals = tuple(rule.parameters(recurse=False))
-            if originals:  # and no computed buffer
+            if originals:  # not a parametrised buffer
                 yield ComputedWeight(module, local, originals, rule)
     yield from _computed_by_hooks(module)
     quantiser = module._modules.get("weight_fake_quant")
@@ -155,35 +155,35 @@ def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Hooks that run before a module's forward and compute weights, in their order."""
+    """Forward pre-hooks of a module that compute weights, in their order."""
 
     hooks: tuple[Callable[..., Any], ...]
     kind: str
     removal: str
-    """How the weight becomes a parameter."""
+    """How to turn the weight into a parameter."""
     rounds: int = 1
-    """Runs after which a weight is what its parameters give: more where a hook reads what a later one computes."""
+    """Runs needed until the weight is up to date: several if a hook reads the result of a later one."""
 
-    def run(self, module: nn.Module, local: str, given: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
+    def run(self, module: nn.Module, local: str, values: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
         """Return the attribute `local` of a copy of the module, with tensors in place of parameters (by id).
 
-        With `draw`, other parameters are random, and a pruned weight is whole.
+        With `draw`, other parameters are random, and a weight pruned by torch is unpruned.
         """
-        twin = copy.copy(module)
+        replica = copy.copy(module)
         buffers = {name: None if one is None else one.clone() for name, one in module._buffers.items()}
         parameters = dict(module._parameters)
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 other = parameter.detach() if draw is None else _random(parameter, draw)
-                parameters[name] = given.get(id(parameter), other)  # type: ignore[assignment]
+                parameters[name] = values.get(id(parameter), other)  # type: ignore[assignment]
         if draw is not None:
             masks = [f"{hook._tensor_name}_mask" for hook in self.hooks if isinstance(hook, BasePruningMethod)]
             buffers |= {name: torch.ones_like(module._buffers[name]) for name in masks}  # type: ignore[arg-type]
-        twin.__dict__ |= {"_parameters": parameters, "_buffers": buffers}
+        replica.__dict__ |= {"_parameters": parameters, "_buffers": buffers}
         for _ in range(self.rounds):
             for hook in self.hooks:
-                hook(twin, ())
-        value: Tensor = getattr(twin, local)
+                hook(replica, ())
+        value: Tensor = getattr(replica, local)
         return value.detach()
 
 
@@ -191,7 +191,7 @@ def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
     """Yield the weights of a module that its hooks compute.
 
     Raises:
-        ScopeError: if a hook of the user's own computes the weight of a layer in a way that cannot be followed.
+        ScopeError: if a custom hook computes the weight of a layer and does not run outside a call.
     """
     sources: dict[str, tuple[str, ...]] = {}
     known: list[Callable[..., Any]] = []
@@ -211,7 +211,7 @@ def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
         yield ComputedWeight(module, local, originals, known[0])
         return
     if not known:
-        yield from _computed_by_own_hooks(module)
+        yield from _computed_by_custom_hooks(module)
         return
     chained = [name for names in sources.values() for name in names if name in sources]
     kinds = dict.fromkeys(_KINDS[kind][0] for kind in _KINDS if any(isinstance(hook, kind) for hook in known))
@@ -227,7 +227,7 @@ _KINDS: dict[type, tuple[str, str]] = {
     SpectralNorm: ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
     BasePruningMethod: ("torch.nn.utils.prune", "torch.nn.utils.prune.remove"),
 }
-"""Class of a hook -> its name in messages, and the function that takes it off."""
+"""Class of a hook -> its name in messages, and the function that removes it."""
 
 
 def _originals(module: nn.Module, local: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[nn.Parameter]:
@@ -239,8 +239,8 @@ def _originals(module: nn.Module, local: str, sources: Mapping[str, tuple[str, .
             yield parameter
 
 
-def _computed_by_own_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weight of a layer that has no parameter of that name, and hooks of the user's own."""
+def _computed_by_custom_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the weight of a layer without a parameter of that name but with custom hooks."""
     layer = isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.Bilinear)) and "weight" not in module._parameters
     hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _with_keywords(module))
     if not layer or not hooks or parametrize.is_parametrized(module, "weight"):
@@ -265,8 +265,10 @@ def _with_keywords(module: nn.Module) -> Collection[int]:
 
 
 def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """By the same names the weights as their layers use them, detached: computed ones where a parameter stands for one
-    of its shape, as weight_norm's v does."""
+    """Return the weights that layers use instead of these parameters, by the same names, detached.
+
+    A parameter is replaced by the weight computed from it if both have the same shape, such as weight_norm's v.
+    """
     computed = {id(original): each for each in computed_weights(model) for original in each.originals}
     weights = {}
     for name, parameter in parameters.items():
@@ -275,23 +277,26 @@ def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
     return weights
 
 
-def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> None:
-    """Make sure that a mask removes the weights that are computed from the parameters it is of.
+def check_computed_removed(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
+) -> None:
+    """Check that a mask removes the weights that are computed from its parameters.
 
     Args:
-        parameters: of `model`, masked or not yet, by name.
-        mask: bool tensors by the same names, True = kept.
+        model: any module.
+        parameters: of `model`, by name; they may be masked already.
+        mask: bool tensors by the same names, True = retained.
 
     Raises:
-        MaskError: naming a parameter whose mask would leave the weight computed from it other than 0, or no number.
+        MaskError: naming a parameter whose mask would leave the weight computed from it nonzero or NaN.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
         masked = {place: names[id(one)] for place, one in enumerate(computed.originals) if id(one) in names}
-        if any(is_spread(computed.originals[place]) for place in masked):
+        if any(is_sharded(computed.originals[place]) for place in masked):
             raise MaskError(
                 f"the mask of {' and '.join(map(repr, masked.values()))}: a weight that is computed by {computed.kind}"
-                f" from parameters in parts on several devices (fully_shard) cannot be masked: {computed.advice}"
+                f" from parameters sharded over several devices (fully_shard) cannot be masked: {computed.advice}"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
         if not computed.removes(removed):
@@ -299,28 +304,30 @@ def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], ma
                 f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
                 f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"
             )
-        _require_numbers(computed, computed.masked(removed), f"the mask of {' and '.join(map(repr, masked.values()))}")
+        what = f"the mask of {' and '.join(map(repr, masked.values()))}"
+        _check_finite(computed, computed.zero_originals(removed), what)
 
 
-def require_numbers(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
-    """Make sure that weights of `model` that are computed stay numbers where gates multiply what they come from.
+def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
+    """Check that computed weights of `model` stay finite when gates multiply their parameters.
 
     Args:
-        parameters: that have gates.
-        products: of each with its gates.
+        model: any module.
+        parameters: the parameters that have gates.
+        products: each parameter times its gates.
 
     Raises:
-        MaskError: naming the rows that would not.
+        MaskError: naming the rows that would not be finite.
     """
     given = dict(zip(map(id, parameters), products, strict=True))
     for computed in computed_weights(model):
         own = {place: given[id(one)] for place, one in enumerate(computed.originals) if id(one) in given}
         if own:
-            _require_numbers(computed, own, "what gates leave of a parameter")
+            _check_finite(computed, own, "what gates leave of a parameter")
 
 
-def _require_numbers(computed: ComputedWeight, given: Mapping[int, Tensor], what: str) -> None:
-    rows = computed.without_a_number(given)
+def _check_finite(computed: ComputedWeight, replaced: Mapping[int, Tensor], what: str) -> None:
+    rows = computed.non_finite_rows(replaced)
     if rows:
         shown = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
         raise MaskError(
@@ -335,8 +342,8 @@ def _random(like: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=draw).to(like)
 
 
-def _about_half(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Random places, about half of them, but no whole row (index of the first dimension) and no whole column."""
+def _choose_about_half(like: Tensor, draw: torch.Generator) -> Tensor:
+    """Choose about half of the elements at random, but no whole row (index of the first dimension) or column."""
     removed = torch.rand(like.shape, generator=draw) < 0.5
     flat = removed.reshape(len(removed), -1) if like.dim() else removed.reshape(1, 1)
     rows, columns = flat.shape

@@ -1,4 +1,4 @@
-"""A call of a model to look at what it does: it leaves the model, and random numbers, as they were."""
+"""Calls of a model on example inputs that leave the model, and the random state, unchanged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ticketry_engine.support.process_state import private_random_state
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Parameters for which no gradient is computed: those of activations alone cost less time and memory."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Compute no gradients of parameters, which saves time and memory when only those of activations are needed."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for parameter in asked:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in asked:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -31,7 +31,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Run compiled modules uncompiled, and recurrent ones without cuDNN.
 
-    Compiled code has no second derivatives and is compiled anew for each change of mode; cuDNN has no gradients in
+    Compiled code has no second derivatives and is recompiled for each change of mode; cuDNN has no gradients in
     evaluation mode.
     """
     with ExitStack() as stack:
@@ -43,11 +43,12 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool = False) -> Any:
-    """What a model returns in evaluation mode, for hooks to look on.
+    """Call a model in evaluation mode and return its output; hooks can observe the call.
 
     Args:
+        model: any module.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-        gradients: whether they may be asked for afterwards.
+        gradients: whether the output needs a graph for gradients.
 
     Raises:
         UsageError: if the model fails on these inputs.

@@ -1,4 +1,4 @@
-"""A mask is data: parameter name -> boolean tensor, True = kept."""
+"""Masks as data: parameter name -> boolean tensor, True = retained; and their files, one bit per weight."""
 
 from __future__ import annotations
 
@@ -6,37 +6,42 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from ticketry.choices import describe_name_difference, require_name
-from ticketry.core.computed_weights import require_removed
-from ticketry.core.devices.parts import part, part_like, put_back
-from ticketry.core.html_tables import html_table
-from ticketry.core.layer_density import LayerDensity, LayerTable
+from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.devices.sharding import local_shard, reshard, shard_like
 from ticketry.core.scope import Scope, matching_parameters, normal_name
+from ticketry.core.tables import LayerDensity, LayerTable, html_table
 from ticketry.errors import MaskError, ScopeError, UsageError
+from ticketry.files import parse_json
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, entry_point, writing_to
+from ticketry_engine.support.sealed_files import read_metadata as read_metadata
 from ticketry_engine.support.seeds import generator
 
 
 class Mask(Mapping[str, Tensor]):
-    """A read-only mapping from parameter names to boolean tensors of the parameters' shapes, True = kept.
+    """A read-only mapping from parameter names to boolean tensors of the parameters' shapes, True = retained.
 
     Masks of the same tensors combine with ``&``, ``|``, ``^`` and ``~`` and compare with ``==``. Names are
-    normalised, so that a mask made on a compiled or data-parallel model fits the plain one.
+    normalised, so that a mask of a compiled or data-parallel model fits the plain one.
 
     Args:
         tensors: bool, or numbers 0 and 1.
-        copy: whether the mask gets tensors of its own, so that it stays as it is when something is written to these.
-            Without, boolean ones are taken as they are: for those that nobody else has.
+        copy: whether boolean tensors are copied, so that later writes to them do not change the mask. Pass False only
+            for tensors that are not used elsewhere.
 
     Raises:
-        MaskError: if a tensor holds anything but 0 and 1, a name is no string or empty, or two names are one after
-            normalising.
+        MaskError: if a tensor holds values other than 0 and 1, a name is not a string or empty, or two names are equal
+            after normalising.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False, False, True], [True, True, False, False]])})
@@ -73,11 +78,11 @@ class Mask(Mapping[str, Tensor]):
         self._digest: str | None = None
         self._kept: int | None = None
 
-    # -- made from a model ---------------------------------------------------------------------------------------
+    # -- constructors --------------------------------------------------------------------------------------------
 
     @classmethod
     def ones(cls, shapes: Scope | Mapping[str, tuple[int, ...]]) -> Mask:
-        """The mask that keeps everything in a scope (or in a mapping name -> shape).
+        """Return the mask that retains everything in a scope (or in a mapping name -> shape).
 
         Examples:
             >>> mask = tk.Mask.ones({"weight": (2, 3)})
@@ -109,19 +114,19 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def kept(self) -> int:
-        """Elements kept."""
+        """Number of elements retained."""
         if self._kept is None:
             self._kept = sum(int(tensor.sum()) for tensor in self._tensors.values())
         return self._kept
 
     @property
     def total(self) -> int:
-        """Elements in scope, the denominator of `density`."""
+        """Number of elements in scope, the denominator of `density`."""
         return sum(tensor.numel() for tensor in self._tensors.values())
 
     @property
     def density(self) -> float:
-        """Share of the scope that is kept."""
+        """Share of the scope that is retained."""
         return self.kept / self.total
 
     @property
@@ -130,7 +135,7 @@ class Mask(Mapping[str, Tensor]):
         return 1 - self.density
 
     def table(self) -> LayerTable:
-        """Kept and total elements of each tensor, in order: values, which print as a table.
+        """Return the retained and total elements of each tensor, in order; the result prints as a table.
 
         Examples:
             >>> mask = tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)})
@@ -164,7 +169,7 @@ class Mask(Mapping[str, Tensor]):
         return Mask({name: ~tensor for name, tensor in self._tensors.items()}, copy=False)
 
     def __le__(self, other: Mask) -> bool:
-        """Whether everything that this mask keeps is kept by the other too."""
+        """Return whether the other mask retains everything that this mask retains."""
         return (self & ~other).kept == 0
 
     def __eq__(self, other: object) -> bool:
@@ -178,12 +183,12 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def overlap(self, other: Mask) -> float:
-        """Share of the elements kept by this mask that the other keeps too; 0 if this mask keeps nothing."""
+        """Return the share of this mask's retained elements that the other retains too; 0 if this mask is empty."""
         kept = self.kept
         return (self & other).kept / kept if kept else 0.0
 
     def to(self, device: torch.device | str) -> Mask:
-        """The mask with its tensors on `device`.
+        """Return the mask with its tensors on `device`.
 
         Examples:
             >>> mask = tk.Mask.ones({"weight": (2, 3)}).to("cpu")
@@ -196,7 +201,7 @@ class Mask(Mapping[str, Tensor]):
     def digest(self) -> str:
         """SHA-256 (hex) of names, shapes and bits: equal masks have equal digests, on any device."""
         if self._digest is None:
-            bits, layout = pack(dict(sorted(self._tensors.items())))  # == does not ask for the order either
+            bits, layout = pack(dict(sorted(self._tensors.items())))  # == ignores the order too
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
         return self._digest
 
@@ -210,18 +215,18 @@ class Mask(Mapping[str, Tensor]):
             MaskError: if the mask names a parameter that the model lacks or has in another shape, or one behind a
                 computed weight (weight_norm, a parametrisation) that would not become 0.
         """
-        put_back(model)
+        reshard(model)
         parameters = self.parameters(model)
-        require_removed(model, parameters, self)
+        check_computed_removed(model, parameters, self)
         for name, parameter in parameters.items():
-            own = part(parameter)
+            own = local_shard(parameter)
             with writing_to(own):
-                own.masked_fill_(~part_like(self._tensors[name], parameter).to(own.device), 0)
+                own.masked_fill_(~shard_like(self._tensors[name], parameter).to(own.device), 0)
         return model
 
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The masked parameters of `model`, by name; raises `MaskError` if the mask does not fit.
+        """Return the masked parameters of `model`, by name; raise `MaskError` if the mask does not fit.
 
         Examples:
             >>> model = nn.Linear(3, 2)
@@ -257,10 +262,10 @@ class Mask(Mapping[str, Tensor]):
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
-    """The mask with its elements permuted at random within each tensor: a control that keeps each layer's count.
+    """Permute the elements of a mask at random within each tensor: a control that preserves each layer's count.
 
-    Every tensor gets a permutation of its own, drawn from a generator seeded by (seed, position of the tensor), so
-    that two layers of one shape differ.
+    Each tensor gets its own permutation, from a generator seeded by (seed, position of the tensor), so that two layers
+    of equal shape differ.
     """
     permuted = {}
     for index, (name, tensor) in enumerate(mask.items()):
@@ -270,7 +275,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
 
 
 def require_mask(mask: object, name: str = "mask") -> None:
-    """Make sure that what is given as the argument `name` is a mask; `UsageError` says how to make one."""
+    """Raise `UsageError`, which says how to create a mask, unless the argument `name` is one."""
     if not isinstance(mask, Mask):
         raise UsageError(
             f"{name}= is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
@@ -287,7 +292,7 @@ ARGUMENT_CHECKS.update(dict.fromkeys(("mask", "within", "at", "structured"), _ch
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    """Boolean tensors as (bits, layout): uint8 [ceil(total / 8)], the first in the lowest bit; JSON name -> shape."""
+    """Pack bool tensors as (bits, layout): uint8 [ceil(total / 8)], the first in the lowest bit; JSON name -> shape."""
     flat = torch.cat([tensor.cpu().flatten() for tensor in tensors.values()])
     bits = torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
     return bits, json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}, separators=(",", ":"))
@@ -302,3 +307,63 @@ def _boolean(name: str, tensor: Tensor, copy: bool) -> Tensor:
     if not bool(torch.logical_or(as_bool, tensor.detach() == 0).all()):
         raise MaskError(f"mask {name!r} holds values other than 0 and 1")
     return as_bool
+
+
+FORMAT = "ticketry.mask.1"
+# Refuse a header that claims a tensor larger than any network's before memory is reserved for it.
+_LARGEST = 1 << 40
+_MOST_DIMENSIONS = 32
+
+
+def unpack(bits: Tensor, layout: str) -> Mask:
+    """Return the mask that `pack` packed.
+
+    Raises:
+        MaskError: if layout is not a JSON object of shapes, or its size does not match the bits.
+    """
+    shapes = _shapes(layout)
+    total = sum(prod(shape) for shape in shapes.values())
+    if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (total + 7) // 8:
+        raise MaskError(f"the mask's bits are {tuple(bits.shape)} {bits.dtype}, but its layout has {total} elements")
+    flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
+    parts = torch.split(flat, [prod(shape) for shape in shapes.values()])
+    tensors = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return Mask(tensors, copy=False)
+
+
+def to_bytes(mask: Mask) -> bytes:
+    """Return the bytes of a safetensors file of the mask; equal masks give equal bytes."""
+    bits, layout = pack(mask)
+    # A single metadata entry, because safetensors writes several in varying order.
+    return bytes(safetensors_save({"bits": bits}, metadata={FORMAT: layout}))
+
+
+def from_bytes(data: bytes) -> Mask:
+    """Return the mask in the bytes of a safetensors file.
+
+    Raises:
+        MaskError: if they are not a valid mask file.
+    """
+    try:
+        tensors = safetensors_load(data)
+        metadata = read_metadata(data)
+    except (SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        raise MaskError(f"this is no mask file: {error}") from None
+    if FORMAT not in metadata:
+        raise MaskError(f"this is no mask file of the format {FORMAT}: its metadata has {sorted(metadata)[:4]}")
+    if set(tensors) != {"bits"}:
+        raise MaskError(f"a mask file holds one tensor, bits, not {sorted(tensors)}")
+    return unpack(tensors["bits"], metadata[FORMAT])
+
+
+def _shapes(layout: str) -> dict[str, tuple[int, ...]]:
+    try:
+        shapes = parse_json(layout)
+        found = {str(name): tuple(shape) for name, shape in shapes.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise MaskError("the mask's layout is not a JSON object of shapes") from None
+    for name, shape in found.items():
+        sane = len(shape) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size <= _LARGEST for size in shape)
+        if not sane or prod(max(size, 1) for size in shape) > _LARGEST:
+            raise MaskError(f"the mask's layout gives {name!r} the impossible shape {str(shape)[:80]}")
+    return found

@@ -1,4 +1,4 @@
-"""Small pictures of masks, for the report: of the first layer, and of layers before and after they got a structure."""
+"""Small pictures of masks for the report: the first layer, and layers before and after restructuring."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure.group_wise.matrices import row_groups
 
 _MOST_BITS = 200_000
-"""A first layer with more weights than this is not drawn: the record would grow by more than 25 kB a ticket."""
+"""Most weights of a first layer that is drawn; it adds 25 kB to a record."""
 
 
 def first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | None:
-    """The first tensor of a mask as JSON values, or None where there is no picture of it.
+    """Return the picture of a mask's first tensor as JSON values, or None if it cannot be drawn.
 
     Args:
         mask: in the order of the model.
-        shape: of an input, (channels, height, width), or None if it is not an image.
+        shape: shape of an input, (channels, height, width), or None if it is not an image.
 
     Returns:
-        For a convolution [out, in, height, width] ``filters``: its bits, packed, base64. For a linear layer over all
-        pixels of an image ``inputs``: for each pixel the share of its weights that is kept, times 255, base64.
+        For a convolution [out, in, height, width] ``filters``: its packed bits in base64. For a linear layer over all
+        pixels of an image ``inputs``: the retained share of each pixel's weights, times 255, in base64.
     """
     name = next(iter(mask))
     bits = mask[name].numpy()
@@ -37,24 +37,24 @@ def first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | N
 
 _PICTURES = 2
 _ROWS, _COLUMNS = 128, 256
-"""Of a picture before and after, at most: its bits take 4 kB."""
+"""Largest picture of a restructured layer; its bits take 4 kB."""
 
 
 def structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
-    """Layers before and after their mask got a structure, as JSON values.
+    """Return pictures of layers before and after restructuring, as JSON values.
 
-    Rows are sorted by the group that they are in afterwards, those with the most columns first. The layers are the two
-    largest with up to 128 rows, or the smallest if there are none; of more rows every second, third … is in the
-    picture, of more columns than 256 the first.
+    Rows are sorted by their group after restructuring, groups with the most columns first. The layers are the two
+    largest with up to 128 rows, or the smallest if there are none. Of more rows every second, third … is drawn, of more
+    columns the first 256.
 
     Args:
-        before: without structure.
-        after: with it; of the same tensors at least.
+        before: mask without structure.
+        after: mask with structure, of at least the same tensors.
 
     Returns:
-        For each layer its ``name``, ``rows`` and ``columns`` in all, ``every`` (row that is in the picture), ``shape``
-        [height, width] of the picture, ``groups`` (sizes in picture rows, from the top; empty rows are the last one's),
-        and the bits of both, packed, base64: ``before``, ``after``.
+        For each layer its ``name``, total ``rows`` and ``columns``, ``every`` (step between drawn rows), ``shape``
+        [height, width] of the picture, ``groups`` (heights from the top; the last one includes empty rows), and the
+        packed bits in base64, ``before`` and ``after``.
     """
     banks = sorted((name for name in before if before[name].dim() > 1), key=lambda name: before[name].numel())
     small = [name for name in banks if len(before[name]) <= _ROWS]

@@ -1,38 +1,46 @@
-"""Scores, then a mask: in one call, or iterated, a little at a time."""
+"""Pruning a model: scores, then a mask at a density or under a budget, in one step or several."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ticketry.choices import check_choice
-from ticketry.core.allocate import allocate
-from ticketry.core.budget import allocate_multiplications, allocate_worth, check_multiplications, checked_flops, uses
+from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
+from ticketry.core.budget import (
+    Prices,
+    allocate_budget,
+    allocate_multiplications,
+    allocate_worth,
+    check_multiplications,
+    parse_flops,
+    uses,
+)
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.costs.bases import EAGER, ENGINE
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.least import check_least_of
+from ticketry.core.costs.mixed import Choice, allocate_mixed, worth_within
 from ticketry.core.costs.saliency import output_change
-from ticketry.core.devices.parts import put_back
-from ticketry.core.devices.pruning import any_spread, largest_magnitudes
-from ticketry.core.layout import layouts
+from ticketry.core.devices.sharding import is_sharded, reshard
+from ticketry.core.layout import Layout, layouts, layouts_or_rows
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
-from ticketry.core.score._asked import asked
+from ticketry.core.score._asked import evaluate_score
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.kfac import kfac
 from ticketry.core.score.magnitude import magnitude
-from ticketry.core.structuring import BY_MEASUREMENT, NONE, adds_scores, in_blocks
+from ticketry.core.structuring import BY_MEASUREMENT, NONE, adds_scores, in_blocks, only_of
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 
@@ -40,14 +48,17 @@ SCHEDULES = ("exponential", "halving")
 
 
 def densities(density: float, steps: int, schedule: str = "exponential", *, initial: float = 1.0) -> tuple[float, ...]:
-    """The density after each of `steps` cuts, from `initial` (not in the result) to `density` (its last).
+    """Return the density after each of `steps` pruning steps, from `initial` (not in the result) to `density`.
 
     Args:
-        schedule: ``exponential``: each cut keeps the same share, density^(k/steps) for k = 1 … steps (SynFlow: Tanaka
-            et al. 2020; Iter-SNIP and FORCE: de Jorge et al. 2021). ``halving``: the first cut goes to a sparsity of
-            0.5 (0.25 if the last is not above 0.5), then each halves the way to the last, k - (k - 0.5) * 0.5^i, where
-            k is the sparsity wanted and i = 0 … steps - 2; the last cut is to k itself (published code of EarlyCroP,
-            with 7 steps: Rachwan et al. 2022).
+        density: the last one.
+        steps: number of pruning steps.
+        schedule: ``exponential``: each step retains the same share, density^(k/steps) for k = 1 … steps (SynFlow:
+            Tanaka et al. 2020; Iter-SNIP and FORCE: de Jorge et al. 2021). ``halving``: the first step goes to a
+            sparsity of 0.5 (0.25 if the last is not above 0.5), then each halves the distance to the last,
+            k - (k - 0.5) * 0.5^i, where k is the final sparsity and i = 0 … steps - 2; the last step is to k itself
+            (published code of EarlyCroP, with 7 steps: Rachwan et al. 2022).
+        initial: density before the first pruning step.
 
         >>> densities(0.01, 4)
         (0.316227766017, 0.1, 0.0316227766017, 0.01)
@@ -74,9 +85,9 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
 def iterated(
     score: str | Score, steps: int = 100, schedule: str = "exponential", *, regrow: bool = False
 ) -> Callable[..., Mask]:
-    """A score iterated, as a function of the model and the density: ``iterated(…)(model, density, …) -> Mask``.
+    """Return `prune` with several iterations of a score: ``iterated(…)(model, density, …) -> Mask``.
 
-    It takes what `prune` takes besides, and is `prune` with these iterations:
+    The function takes the other arguments of `prune`:
 
     - SynFlow (Tanaka et al. 2020): ``iterated("synflow", 100)``
     - Iter-SNIP (de Jorge et al. 2021): ``iterated("snip", steps)``
@@ -88,8 +99,8 @@ def iterated(
 
 
 @contextmanager
-def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[None]:
-    """Tell of a layer that a cut to `target` empties that this is on the way to what was asked for."""
+def while_pruning_to(target: float, wanted: float, what: str = "density") -> Iterator[None]:
+    """Add "on the way to X" to a LayerCollapseError raised by an intermediate pruning step."""
     try:
         yield
     except LayerCollapseError as error:
@@ -99,37 +110,37 @@ def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[
 
 
 def measures_at_mask(score: Score) -> bool:
-    """Whether a score takes the option `at`."""
+    """Return whether a score has the option `at`, so that it can score the network that a mask leaves."""
     return "at" in inspect.signature(score).parameters
 
 
 def structure_by_default(structure: str | None, score: str | Score | None) -> str:
-    """That of a budget of time or multiplications: if neither it nor a score is said, single weights by their value."""
+    """Return the structure of a budget of time or multiplications: by default, single weights by their value."""
     return structure or (NONE if score is not None else FINEST)
 
 
 def structure_of_time(
     structure: str | None, score: str | Score | None, cost: CostModel | None, within: Mask | None
 ) -> str:
-    """Return the structure of a latency budget, where none is named by measurement.
+    """Return the structure of a latency budget: by default, chosen by measurement.
 
-    Costs and candidates that are given leave nothing to measure other structures by: then it is single weights.
+    If costs or candidates are given, other structures cannot be measured; then it is single weights.
     """
     if structure is None and score is None and cost is None and within is None:
         return BY_MEASUREMENT
     return structure_by_default(structure, score)
 
 
-def finder(
+def score_source(
     score: str | Score | None, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
 ) -> Callable[[], dict[str, Tensor]] | None:
-    """What finds the scores of a budget; None for what the outputs change by without weights, see `costs.saliency`.
+    """Return a function that computes the scores of a budget; None for the output change of `costs.saliency`.
 
-    Where each layer has a granularity, scores are added up over blocks and compared between layers. If none is said it
-    is kfac, or without any batches None; elsewhere magnitude.
+    With a structure, scores are added up over blocks and compared between layers. There the default is kfac, or None
+    without batches; otherwise it is magnitude.
 
     Raises:
-        UsageError: for magnitudes there, which cannot be added up.
+        UsageError: for magnitudes with a structure, because they cannot be added up.
     """
     if score is None and adds_scores(structure):
         if inputs.batches is None:
@@ -154,22 +165,22 @@ def budget_scores(
     structure: str,
     example_inputs: Any,
 ) -> Callable[[], dict[str, Tensor]]:
-    """What finds the scores of a budget, where there are example inputs. Raises what `finder` does."""
-    found = finder(score, model, scope, within, inputs, structure)
+    """Return a function that computes the scores of a budget with example inputs; raise as `score_source`."""
+    found = score_source(score, model, scope, within, inputs, structure)
     return found or partial(output_change, model, scope, example_inputs)
 
 
 def scores_in(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
-    """A score of the network that a mask leaves of `model`: by the option `at`, or else with weights set to 0."""
-    given = vars(inputs)
+    """Compute a score of the network that a mask leaves of `model`, by the option `at` or with weights set to 0."""
+    options = vars(inputs)
     if mask is None:
-        return asked(score, model, scope, **given)
+        return evaluate_score(score, model, scope, **options)
     if measures_at_mask(score):
-        return asked(score, model, scope, at=mask, **given)
+        return evaluate_score(score, model, scope, at=mask, **options)
     with pruned_to(mask, scope.parameters(model)):
-        return {name: values.clone() for name, values in asked(score, model, scope, **given).items()}
+        return {name: values.clone() for name, values in evaluate_score(score, model, scope, **options).items()}
 
 
 @entry_point(Need(python=False, floats=False))
@@ -200,60 +211,60 @@ def prune(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> Mask:
-    """The mask that keeps a share `density` of the weights of `model`, chosen by `score`.
+    """Return the mask that retains a share `density` of the weights of `model`, chosen by `score`.
 
-    The model itself is not changed: see `Mask.apply_` and `hold`. Of a model that lies in parts on several devices
-    (`fully_shard`) the mask is that of the whole model, found without gathering it; every process calls this.
+    The model is not changed: see `Mask.apply_` and `hold`. If the model is sharded over several devices
+    (`fully_shard`), every process calls this and gets the mask of the whole model, without gathering it.
 
     Args:
-        density: share of the scope that is kept, 0 < density <= 1 or "10%", met to the element (with a pattern of
-            blocks, as closely as whole ones permit; with N:M at most N/M, which it is if left out).
+        model: any module.
+        density: share of the scope that is retained, 0 < density <= 1 or "10%". It is met to the element; with a
+            pattern of blocks, as closely as whole blocks permit; with N:M it is at most N/M, which is the default.
         sparsity: share removed, instead of density.
-        flops: share of the multiplications of the layers in scope, instead of density, in one cut, of single weights,
-            over all layers together. Without a score no layer is left empty; with one, kept are the weights with the
-            most of it a multiplication, see `core.budget`. Plain magnitudes leave early layers of deep networks empty
-            (an untrained ResNet-50 at 0.25), which is raised with the least share that does not (0.8526):
-            `keep_at_least` keeps the best weights of each.
-        time: latency budget on this machine instead of density: a share of the base's latency, 0 < time <= 1 or "50%",
-            or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned
-            model meets it once it is compiled, nothing is pruned and a `BudgetWarning` says so. `ticketry.cost.meet`
-            does the same and returns all measurements. Goes with what flops goes with, cost and structure.
-        base: whose latency a share is of, timed once beside the compiled model: ``eager`` (the model as it runs today),
+        flops: share of the multiplications of the layers in scope, instead of density. Single weights are pruned in one
+            step over all layers together. Without a score, no layer is left empty. With a score, the weights with the
+            most score per multiplication are retained, see `core.budget`; plain magnitudes may then leave early layers
+            of deep networks empty, which is an error that names the lowest sufficient share. `keep_at_least` keeps the
+            best weights of each.
+        time: latency budget on this machine, instead of density: a share of the base's latency, 0 < time <= 1 or "50%",
+            or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the compiled
+            unpruned model meets it, nothing is pruned and a `BudgetWarning` is given. `ticketry.cost.meet` does the
+            same and returns all measurements. It combines with the arguments of flops, cost and structure.
+        base: the implementation whose latency `time` is a share of: ``eager`` (the model as it runs today),
             ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
         bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
-        example_inputs: of a call: flops, time and bytes need them, and a pattern of weights that no layer of torch's
-            holds, such as stacked experts: from the call is seen which dimension has their inputs.
-        cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
-        structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
-            ``rows:16`` (of any size) is one granularity for all; ``channels`` removes whole channels; ``none`` keeps
-            the single weights with the most score for their time. By default ``auto``, ``weights`` and ``channels``
-            are each met by measurement, and the one that retains most importance is returned. With a score the default
-            is ``none``, with costs or ``within`` it is ``weights``.
-        score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, and of a
-            time, the default is `kfac` if there are batches and a loss, and what the outputs change by without each
-            weight if not; so it is of flops.
+        example_inputs: inputs of a call. Required for flops, time and bytes, and for a pattern on weights outside
+            torch's layers, such as stacked experts, to find their input dimension.
+        cost: for time and bytes: the cost model, from `ticketry.cost.model`; measured now by default.
+        structure: for time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
+            ``rows:16`` (any size) is one granularity for all; ``channels`` removes whole channels; ``none`` retains the
+            single weights with the most score for their time. By default ``auto``, ``weights`` and ``channels`` are
+            each met by measurement, and the one that retains most importance is returned. With a score the default is
+            ``none``, with costs or ``within`` it is ``weights``.
+        score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, time or
+            flops the default is `kfac` if there are batches and a loss, else the change of the outputs without each
+            weight.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
-            that need data, and synflow) measures the network that `within` leaves.
-        pattern: what is kept or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``, ``2:4`` …, see
-            `core.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
-        iterations: cuts on the way, each by the scores of the network that the one before leaves, on the same batches.
-        schedule: densities on the way, exponential or halving: see `iterate.densities`.
-        regrow: whether weights removed on the way may return (FORCE; de Jorge et al. 2021), or only those still kept
-            are candidates.
-        batches, loss, seed: what the score needs, if it needs any (magnitude, the default, does not). Several
+            that need data, and synflow) scores the network that `within` leaves.
+        pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``,
+            ``2:4`` …, see `core.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
+        iterations: number of pruning steps; each scores the network that the last one left, on the same batches.
+        schedule: intermediate densities, exponential or halving: see `densities`.
+        regrow: whether removed weights may return at a later pruning step (FORCE; de Jorge et al. 2021).
+        batches, loss, seed: inputs of the score, if it needs any (magnitude, the default, does not). Several
             iterations, and scores with second derivatives, keep the batches in memory.
 
     Raises:
-        UsageError: for a request that cannot be meant, a score that lacks batches or loss, or these beside a density
-            and no score. With N:M several iterations must begin at N/M or below. Of a model in parts only magnitude,
-            unstructured, in one cut.
-        ScoreError: if the scores say nothing, or are not real numbers in the shapes of the parameters in scope.
-        LayerCollapseError: if a layer would be left empty, on the way or at the end.
-        MaskError: if `within` does not fit the model, or keeps fewer weights than are asked for.
+        UsageError: for contradictory arguments, a score that lacks batches or loss, or these without a score. With N:M,
+            several iterations must begin at N/M or below. A sharded model supports only magnitude, unstructured, in one
+            step.
+        ScoreError: if the scores are all equal to 0, or not real numbers in the shapes of the parameters in scope.
+        LayerCollapseError: if a layer would be left empty, in an intermediate step or at the end.
+        MaskError: if `within` does not fit the model, or retains fewer weights than requested.
         ScopeError: see `ticketry.scope`.
-        StructureError: for a pattern, if it is unknown where a weight has its inputs: see `ticketry.structure.layouts`.
-        CostError, EngineError, MissingExtraError: of time and bytes, see `ticketry.cost.model`.
+        StructureError: for a pattern, if the input dimension of a weight is unknown: see `ticketry.structure.layouts`.
+        CostError, EngineError, MissingExtraError: for time and bytes, see `ticketry.cost.model`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
@@ -274,23 +285,23 @@ def prune(
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
     """
-    put_back(model)
+    reshard(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
     function = get(score or magnitude)
     if regrow and not measures_at_mask(function):
         raise UsageError(
-            "regrow needs a score that tells what removed weights would be worth, by the option `at`: such as snip,"
-            " taylor, fisher, crop, grasp or synflow"
+            "regrow needs a score that rates removed weights, by the option `at`: such as snip, taylor, fisher, crop,"
+            " grasp or synflow"
         )
     pattern = Pattern.parse(pattern)
     if base != EAGER and time is None:
         raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
-    asked = {"flops": flops, "time": time, "bytes": bytes}
-    if given := [(name, amount) for name, amount in asked.items() if amount is not None]:
-        name, amount = given[0]
+    budgets = {"flops": flops, "time": time, "bytes": bytes}
+    if requested := [(name, amount) for name, amount in budgets.items() if amount is not None]:
+        name, amount = requested[0]
         others = {
-            **{other: True for other, _ in given[1:]},
+            **{other: True for other, _ in requested[1:]},
             "density": density is not None,
             "sparsity": sparsity is not None,
             "pattern": not pattern.unstructured,
@@ -308,14 +319,14 @@ def prune(
         if example_inputs is None:
             raise UsageError(f"{name} is of a call, in which it is counted: prune(..., example_inputs=x)")
         if name == "flops":
-            _refuse_costs(cost, structure)
+            _require_no_costs(cost, structure)
         if name == "time":
             by = structure_of_time(structure, score, cost, within)
         else:
             by = structure or NONE if name == "bytes" else structure_by_default(structure, score)
         find = budget_scores(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
         if name == "flops":
-            return _to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
+            return _prune_to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
         request = Request(
             model=model,
             example_inputs=example_inputs,
@@ -330,7 +341,7 @@ def prune(
             base=base if name == "time" else ENGINE,
         )
         return METERS.get("engine")(request)
-    _refuse_costs(cost, structure)
+    _require_no_costs(cost, structure)
     if example_inputs is not None and pattern.unstructured:
         raise UsageError("example_inputs are for flops, time, bytes and patterns: give one of these, or leave them out")
     if density is None and sparsity is None and not pattern.m:
@@ -344,9 +355,9 @@ def prune(
             " such as score='snip', or leave batches and loss out"
         )
     wanted = pattern.check_density(density, sparsity)
-    if any_spread(scope.parameters(model)):
-        _require_spread(model, function, pattern, iterations)
-        return largest_magnitudes(
+    if any(map(is_sharded, scope.parameters(model).values())):
+        _check_sharded_request(model, function, pattern, iterations)
+        return allocate_sharded_magnitudes(
             scope.parameters(model),
             wanted,
             distribution=distribution,
@@ -355,7 +366,7 @@ def prune(
             collapse=collapse,
             keep_at_least=keep_at_least,
         )
-    # A mask that has the density already, but for the rounding to whole weights, is one to go on from.
+    # `within` may already have the density, up to rounding to whole weights.
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     known = None if pattern.unstructured else layouts(model, scope, example_inputs)
     least = max(check_at_least(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
@@ -365,10 +376,10 @@ def prune(
         inputs = kept_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
-        # The first time, a score without `at` sees the model as the caller gave it.
+        # In the first iteration, a score without `at` sees the model unchanged.
         seen = None if mask is within and not measures_at_mask(function) else mask
         scores = scores_in(function, model, scope, seen, inputs)
-        with on_the_way(target, wanted):
+        with while_pruning_to(target, wanted):
             mask = allocate(
                 scores,
                 target,
@@ -384,7 +395,7 @@ def prune(
     return mask
 
 
-def _to_multiplications(
+def _prune_to_multiplications(
     model: nn.Module,
     scope: Scope,
     amount: float | str,
@@ -394,21 +405,21 @@ def _to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """The mask of a share of the multiplications; what cannot be is told before anything is scored."""
-    share, prices, least = checked_flops(amount), uses(model, scope, example_inputs), check_at_least(keep_at_least)
+    """Return the mask of a share of the multiplications; an impossible budget is an error before anything is scored."""
+    share, prices, least = parse_flops(amount), uses(model, scope, example_inputs), check_at_least(keep_at_least)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
     allocated = allocate_worth if in_blocks(structure) else allocate_multiplications
     return allocated(find(), prices, share, within=within, keep_at_least=least)
 
 
-def _refuse_costs(cost: CostModel | None, structure: str | None) -> None:
-    """Raises `UsageError` for options of a time where none is asked for."""
+def _require_no_costs(cost: CostModel | None, structure: str | None) -> None:
+    """Raise `UsageError` for options of a latency budget without one."""
     if cost is not None or structure not in (None, NONE):
         raise UsageError("cost and structure are for time and bytes: leave them out")
 
 
-def _require_spread(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:
-    """Raises `UsageError` for what is not done to a model that lies in parts on several devices."""
+def _check_sharded_request(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:
+    """Raise `UsageError` for requests that are not supported for sharded models."""
     if score is not magnitude:
         wrong = "scores other than magnitude are"
     elif not pattern.unstructured:
@@ -420,6 +431,94 @@ def _require_spread(model: nn.Module, score: Score, pattern: Pattern, iterations
     else:
         return
     raise UsageError(
-        f"the parameters of {type(model).__name__} lie in parts on several devices (fully_shard), and {wrong} not"
+        f"the parameters of {type(model).__name__} are sharded over several devices (fully_shard), and {wrong} not"
         " supported there: prune before fully_shard, when the model is whole, and hold that mask"
     )
+
+
+def budget_pruner(
+    model: nn.Module,
+    scope: Scope,
+    prices: Prices,
+    *,
+    score: str | Score = "magnitude",
+    within: Mask | None = None,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    regrow: bool = False,
+    inputs: ScoreInputs | None = None,
+    structure: str = "none",
+    by_value: bool = False,
+    **rule: Any,
+) -> Callable[[float], Mask]:
+    """Return a function: share of a budget -> mask by the scores of a model, in one pruning step or several.
+
+    A budget that is met by measurement calls it with several shares; the model's scores are computed once.
+
+    Args:
+        model: to prune.
+        scope: the parameters to choose among.
+        prices: see `budget.allocate_budget`.
+        score: see `prune`.
+        within: a mask of the candidates.
+        iterations, schedule, regrow: as for `prune`; intermediate shares are of the budget.
+        inputs: what the score needs.
+        structure: ``auto`` to choose for each layer among the granularities of a cost model in seconds, or one of these
+            for all layers, see `costs.mixed`. A block is valued by its weights in `within`, and retained whole. The
+            score should be additive.
+        by_value: single weights by the value of layers, see `budget.allocate_worth`, among those of `within`; of the
+            options of `allocate_budget` only `keep_at_least` applies. The score should be additive.
+        rule: options of `allocate_budget`.
+    """
+    function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
+    if regrow and not measures_at_mask(function):
+        raise UsageError("regrow needs a score that rates removed weights, by the option `at`")
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
+
+    @cache
+    def first() -> dict[str, Tensor]:
+        return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
+
+    single = only_of(structure) == FINEST
+    known = (layouts_or_rows if single else layouts)(model, scope) if in_blocks(structure) else {}
+
+    def prune(share: float) -> Mask:
+        mask = within
+        for target in densities(share, iterations, schedule):
+            scores = first() if mask is within else scores_in(function, model, scope, mask, inputs)
+            among = within if regrow else mask
+            if in_blocks(structure):
+                mask = _mixed(scores, prices, target, among, known, structure)
+                continue
+            with while_pruning_to(target, share, "a share of"):
+                if by_value:
+                    mask = _by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
+                else:
+                    mask = allocate_budget(scores, prices, target, within=among, **rule)
+        assert mask is not None
+        return mask
+
+    return prune
+
+
+def _mixed(
+    scores: Mapping[str, Tensor],
+    costs: Prices,
+    share: float,
+    within: Mask | None,
+    known: Mapping[str, Layout],
+    structure: str,
+) -> Mask:
+    """Return the mask of a budget with one granularity per layer; weights outside `within` have no value."""
+    assert isinstance(costs, CostModel)
+    scores = worth_within(scores, within)
+    return allocate_mixed(scores, costs, costs.budget(share), known, only=only_of(structure)).mask
+
+
+def _by_value(scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int) -> Mask:
+    """Return the mask of single weights whose layers retain the most value for a budget."""
+    if isinstance(prices, CostModel):
+        choice = Choice(scores, prices, only=FINEST, least=max(least, 1), among=within)
+        return choice.within(prices.budget(share)).mask
+    return allocate_worth(scores, prices, share, within=within, keep_at_least=least)

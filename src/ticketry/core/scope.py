@@ -1,4 +1,4 @@
-"""Which parameters a mask may touch."""
+"""Scopes: the parameters that a mask may prune."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ NORMS = (
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 _MANY = 0.01
-"""Share of the parameters from which on a warning tells of those that the scope does not know."""
+"""Smallest share of parameters in unknown stacked weights that gives a warning."""
 
 Patterns = str | nn.Module | Iterable[str | nn.Module]
 """Names or patterns of parameters and modules; a module stands for its name."""
 
 SHOWN = 20
-"""Names in an error message."""
+"""Most names in an error message."""
 
 
 @dataclass(frozen=True)
 class Scope:
     """The prunable parameters of a model: normalised names and shapes, in the order of the model's parameters.
 
-    A parameter that several modules share (tied weights) is there once, under its first name. The number of their
+    A parameter that several modules share (tied weights) is contained once, under its first name. The total number of
     elements, `total`, is the denominator of every density.
 
     Examples:
@@ -72,7 +72,7 @@ class Scope:
     shapes: Mapping[str, tuple[int, ...]]
     """name -> shape"""
     parameters_total: int
-    """Elements of all parameters of the model, prunable or not."""
+    """Number of elements of all parameters of the model, prunable or not."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class Scope:
 
     @property
     def total(self) -> int:
-        """Elements in scope: the denominator of a density."""
+        """Number of elements in scope: the denominator of a density."""
         return sum(self.sizes.values())
 
     @property
@@ -99,7 +99,7 @@ class Scope:
 
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The scope's parameters in `model`, by name.
+        """Return the scope's parameters in `model`, by name.
 
         Raises:
             ScopeError: if the model lacks one of them, or has it with another shape.
@@ -120,28 +120,28 @@ def scope(
     embeddings: bool = False,
     types: tuple[type[nn.Module], ...] = (),
 ) -> Scope:
-    """The parameters of `model` that a mask may touch.
+    """Return the parameters of `model` that a mask may prune.
 
     By default these are the weights of linear, convolution, recurrent and attention layers, without biases, norms and
-    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. Of a weight
-    that is computed from parameters (weight_norm, spectral_norm, a parametrisation of one's own), the parameter is in
-    scope whose zeros are zeros of the weight; without such a one (orthogonal) the layer has to be spared.
+    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. If a weight is
+    computed from parameters (weight_norm, spectral_norm, a custom parametrisation), the parameter whose zeros are zeros
+    of the weight is in scope; without such a parameter (orthogonal), the layer has to be spared.
+
+    A warning names stacked weights, such as those of a mixture of experts, that are neither in scope nor in `spare`.
 
     Args:
-        spare: names or patterns (``fc*``, ``*.downsample.*``) left out, or modules; a module spares all its parameters,
-            those that it shares with others too.
-        include: names, patterns or modules taken in whatever they are.
+        model: any module.
+        spare: names, patterns (``fc*``, ``*.downsample.*``) or modules to leave out. A module spares all its
+            parameters, including those that it shares with others.
+        include: names, patterns or modules to add, of any kind.
         first_conv: whether the first convolution (in the order of definition) is in scope.
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
         biases, norms, embeddings: whether those are in scope too.
         types: further module classes whose weights (parameters of two or more dimensions) are in scope.
 
     Raises:
-        ScopeError: if a pattern matches nothing, nothing is left in scope, or a weight is computed in such a way that
-            no parameter's zeros are its zeros.
-
-    Warns of stacked weights, as of a mixture of experts, that neither the default nor `include` takes in, unless
-    `spare` names them.
+        ScopeError: if a pattern matches nothing, nothing is left in scope, or no parameter's zeros are zeros of a
+            computed weight.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
@@ -158,12 +158,12 @@ def scope(
     """
     spare, include = as_names(spare), as_names(include)
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
-    owners = _owners(model)
-    spared = _spared(model, owners, spare, first_conv=first_conv, output=output)
-    included = set(_matches(owners, include, "include"))
-    taken = (choices.taken(owners) | included) - spared
-    taken -= _that_stand_for_none(model, owners, taken, included)
-    shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in taken}
+    owners = _find_owners(model)
+    spared = _find_spared(model, owners, spare, first_conv=first_conv, output=output)
+    included = set(_match(owners, include, "include"))
+    selected = (choices.select(owners) | included) - spared
+    selected -= _find_ineffective(model, owners, selected, included)
+    shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in selected}
     if not shapes:
         if quantised := [name for name, module in model.named_modules() if is_quantised(module)]:
             raise ScopeError(
@@ -172,7 +172,7 @@ def scope(
             )
         raise ScopeError(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
-            f" weight of a linear, convolution, recurrent or attention layer; {_other_ways(model)}"
+            f" weight of a linear, convolution, recurrent or attention layer; {_advise_empty_scope(model)}"
         )
     if wrong := [name for name in shapes if not _has_numbers(owners[name].parameter)]:
         raise ScopeError(
@@ -183,8 +183,8 @@ def scope(
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
 
 
-def _other_ways(model: nn.Module) -> str:
-    """Return what to do about a model without parameters in scope."""
+def _advise_empty_scope(model: nn.Module) -> str:
+    """Return advice for a model without parameters in scope."""
     try:
         check_model(model, Need(values=False, floats=False))
     except UsageError as error:
@@ -193,17 +193,17 @@ def _other_ways(model: nn.Module) -> str:
 
 
 def _warn_of_experts(
-    model: nn.Module, owners: Mapping[str, _Owner], taken: Collection[str], spared: Collection[str]
+    model: nn.Module, owners: Mapping[str, _Owner], selected: Collection[str], spared: Collection[str]
 ) -> None:
-    """Warn of stacked matrices, such as those of a mixture of experts, that the scope leaves dense.
+    """Warn of stacked matrices, such as those of a mixture of experts, that are out of scope.
 
-    Those are parameters with three dimensions or more, none of a known layer, and 1 % of the model or more together.
+    These are parameters of unknown layers with three or more dimensions, together at least 1 % of the model.
     """
     known = (*_WEIGHTED, *NORMS, *EMBEDDINGS)
     sizes = {
         name: owner.parameter.numel()
         for name, owner in owners.items()
-        if name not in taken
+        if name not in selected
         and name not in spared
         and sum(size > 1 for size in owner.parameter.shape) > 2
         and not any(isinstance(place.module, known) or is_transposed_linear(place.module) for place in owner.places)
@@ -222,23 +222,23 @@ def _warn_of_experts(
 def scope_among(
     model: nn.Module, names: Iterable[str], *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> set[str]:
-    """Those of the named parameters that the words of `scope` leave in, whatever else the model has."""
-    return set(names) - _spared(model, _owners(model), as_names(spare), first_conv=first_conv, output=output)
+    """Return the named parameters that `spare`, `first_conv` and `output` of `scope` leave in."""
+    return set(names) - _find_spared(model, _find_owners(model), as_names(spare), first_conv=first_conv, output=output)
 
 
 def layer_weights_among(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of the named parameters that `scope` takes by default, whatever else the model has.
+    """Return the named parameters that are in the default `scope`.
 
     Raises:
-        ScopeError: as of `scope`, of these.
+        ScopeError: see `scope`.
     """
-    owners = _owners(model)
-    taken = _Choices().taken(owners) & set(names)
-    return taken - _that_stand_for_none(model, owners, taken, set())
+    owners = _find_owners(model)
+    selected = _Choices().select(owners) & set(names)
+    return selected - _find_ineffective(model, owners, selected, set())
 
 
 def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
-    """The scope of exactly these parameters of `model`, such as those of a mask."""
+    """Return the scope of exactly these parameters of `model`, such as those of a mask."""
     return Scope(shapes, sum(parameter.numel() for parameter in named_parameters(model).values()))
 
 
@@ -251,7 +251,7 @@ def _check_scope(value: object, name: str, model: object) -> object:
 
 
 def as_names(patterns: Patterns) -> tuple[str, ...]:
-    """Return patterns as a tuple of names; `entry_point` has put names in the place of modules."""
+    """Return patterns as a tuple of names; `entry_point` has replaced modules by names."""
     return (patterns,) if isinstance(patterns, str) else tuple(cast("Iterable[str]", patterns))
 
 
@@ -298,15 +298,15 @@ ARGUMENT_CHECKS["scope"] = _check_scope
 
 
 def parameters_of(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
-    """Names of the parameters that patterns name as those of `scope` do; errors speak of the `argument`."""
-    return set(_matches(_owners(model), as_names(patterns), argument))
+    """Return the names of the parameters that patterns match, as in `scope`; errors name the `argument`."""
+    return set(_match(_find_owners(model), as_names(patterns), argument))
 
 
-def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Those of the names of parameters that patterns name as those of `scope` do, in the order of the names.
+def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
+    """Return the names of parameters that patterns match, as in `scope`, in the order of the names.
 
     Raises:
-        UsageError: for a pattern of none of them; it speaks of the `argument`.
+        UsageError: for a pattern that matches none; it names the `argument`.
     """
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
@@ -315,38 +315,38 @@ def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tup
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
-                f" {_shown(known)}; {did_you_mean(pattern, add_module_names(known))}".rstrip("; ")
+                f" {_list_names(known)}; {did_you_mean(pattern, add_module_names(known))}".rstrip("; ")
             )
         found |= named
     return tuple(name for name in known if name in found)
 
 
 def end_layers(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names of the parameters of the first convolution and of the last linear or convolution layer, as defined."""
-    owners = _owners(model)
+    """Return the names of the parameters of the first convolution and of the last linear or convolution layer."""
+    owners = _find_owners(model)
     first = _weights_of_layer(model, owners, (_ConvNd,), last=False)
     return set(first), set(_weights_of_layer(model, owners, _OUTPUTS, last=True))
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters by normalised name, shared ones once under their first name.
+    """Return all parameters by normalised name, shared ones once under their first name.
 
     Raises:
-        ScopeError: if two parameters would have one name.
-        UsageError: if it is no model.
+        ScopeError: if two parameters have the same normalised name.
+        UsageError: if `model` is not a module.
     """
     require_model(model)
-    return {name: owner.parameter for name, owner in _owners(model).items()}
+    return {name: owner.parameter for name, owner in _find_owners(model).items()}
 
 
 def first_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """name -> the first name of the same parameter, of tied ones another."""
+    """Map each name to the first name of the same parameter, which differs for tied ones."""
     first = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return {name: first[id(parameter)] for name, parameter in parameters.items()}
 
 
 def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
-    """The parameters of `model` with the given names (any name of a shared one) and exactly these shapes."""
+    """Return the parameters of `model` with these names (any name of a shared one) and exactly these shapes."""
     everything = named_parameters(model)
     if any(name not in everything for name in shapes):  # a tied parameter under another of its names
         everything |= {
@@ -380,17 +380,17 @@ def _has_numbers(parameter: nn.Parameter) -> bool:
 
 
 class _Place(NamedTuple):
-    """Where a module holds a parameter, or a weight that is computed from it."""
+    """A module that holds a parameter, or a weight that is computed from it."""
 
     module: nn.Module
     local: str
-    """What the module calls it."""
+    """Name of the attribute."""
     dimensions: int
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """A parameter, all its normalised names, and every place where a module holds it."""
+    """A parameter, all its normalised names, and the modules that hold it."""
 
     parameter: nn.Parameter
     names: tuple[str, ...]
@@ -404,12 +404,12 @@ class _Choices:
     embeddings: bool = False
     weighted: tuple[type[nn.Module], ...] = _WEIGHTED
 
-    def taken(self, owners: Mapping[str, _Owner]) -> set[str]:
-        """Names of the parameters that are in scope by these choices."""
-        return {name for name, owner in owners.items() if any(self.take(*place) for place in owner.places)}
+    def select(self, owners: Mapping[str, _Owner]) -> set[str]:
+        """Return the names of the parameters in scope."""
+        return {name for name, owner in owners.items() if any(self._includes(*place) for place in owner.places)}
 
-    def take(self, module: nn.Module, local: str, dimensions: int) -> bool:
-        """Whether what `module` calls `local` is in scope by these choices."""
+    def _includes(self, module: nn.Module, local: str, dimensions: int) -> bool:
+        """Return whether the attribute `local` of `module` is in scope."""
         if isinstance(module, NORMS):
             return self.norms
         if isinstance(module, EMBEDDINGS):
@@ -420,7 +420,8 @@ class _Choices:
         return self.biases if is_bias else dimensions >= 2
 
 
-def _owners(model: nn.Module) -> dict[str, _Owner]:
+def _find_owners(model: nn.Module) -> dict[str, _Owner]:
+    """Find all parameters of a model, by normalised first name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):
@@ -430,7 +431,7 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             places.setdefault(id(parameter), []).append(_Place(module, local, parameter.dim()))
-    for computed in computed_weights(model):  # as if the layer held it itself, under the weight's own name
+    for computed in computed_weights(model):  # as if the layer held the original under the name of the weight
         dimensions = max(original.dim() for original in computed.originals)
         for original in computed.originals:
             elsewhere = [one for one in places[id(original)] if one.module not in (computed.rule, computed.module)]
@@ -444,28 +445,28 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
     return owners
 
 
-def _that_stand_for_none(
-    model: nn.Module, owners: Mapping[str, _Owner], taken: set[str], included: set[str]
+def _find_ineffective(
+    model: nn.Module, owners: Mapping[str, _Owner], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Of the names taken, those whose zeros are no zeros of the weight computed from them, such as weight_norm's g.
+    """Find selected parameters whose zeros are not zeros of the weight computed from them, such as weight_norm's g.
 
     Raises:
-        ScopeError: naming the layers of which none would be left.
+        ScopeError: naming the layers without any other parameter.
     """
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
-    useless: set[str] = set()
+    ineffective: set[str] = set()
     refused: list[str] = []
     advice: dict[str, None] = {}
     for computed in computed_weights(model):
         candidates = {names[id(one)]: place for place, one in enumerate(computed.originals)}
-        candidates = {name: place for name, place in candidates.items() if name in taken - included}
+        candidates = {name: place for name, place in candidates.items() if name in selected - included}
         if not candidates or included & {names[id(one)] for one in computed.originals}:
-            useless |= candidates.keys()
+            ineffective |= candidates.keys()
             continue
-        standing = next((name for name, place in candidates.items() if computed.lets_zeros_pass(place)), None)
-        useless |= candidates.keys() - {standing}
-        if standing is None:
+        effective = next((name for name, place in candidates.items() if computed.preserves_zeros(place)), None)
+        ineffective |= candidates.keys() - {effective}
+        if effective is None:
             refused.append(f"{computed.local!r} of {layers[id(computed.module)]!r} ({computed.kind})")
             advice |= {computed.advice: None}
     if refused:
@@ -473,13 +474,13 @@ def _that_stand_for_none(
             f"no weight can be removed from {', '.join(refused)}: it is computed from parameters whose zeros are not"
             f" its zeros; leave such layers out (spare=), or {'; '.join(advice)}"
         )
-    return useless
+    return ineffective
 
 
-def _spared(
+def _find_spared(
     model: nn.Module, owners: Mapping[str, _Owner], spare: Iterable[str], *, first_conv: bool, output: bool
 ) -> set[str]:
-    spared = set(_matches(owners, spare, "spare"))
+    spared = set(_match(owners, spare, "spare"))
     if not first_conv:
         spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
     if not output:
@@ -487,25 +488,25 @@ def _spared(
     return spared
 
 
-def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
+def _match(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
         found = [name for name, owner in owners.items() if any(_covers(wanted, one) for one in owner.names)]
         if not found:
             raise ScopeError(
                 f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, add_module_names(owners))}they are"
-                f" {_shown(list(owners))}"
+                f" {_list_names(list(owners))}"
             )
         yield from found
 
 
-def _shown(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _covers(pattern: str, name: str) -> bool:
-    """Whether the pattern is of the parameter, or of a module that it lies in."""
+    """Return whether the pattern matches the parameter, or a module that contains it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 

@@ -1,4 +1,4 @@
-"""Synthetic masks of the right density, for timing: random weights, random columns of groups of rows, or channels."""
+"""Synthetic masks for timing: random weights, random columns of groups of rows, or channels."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ticketry_engine.example_inputs import Inputs
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where a synthetic mask keeps weights."""
+    """The pattern of the weights that a synthetic mask retains."""
 
     kind: str
     """unstructured, groups or channels."""
     rows: int = 1
-    """Of a group, at least, where the layer has as many."""
+    """Fewest rows of a group, if the layer has that many."""
     any_order: bool = False
-    """Whether the rows of a group are anywhere in the layer; else they are neighbours."""
+    """Whether the rows of a group may be anywhere in the layer; else they are adjacent."""
     pairs: bool = False
-    """Whether neighbouring inputs (2c and 2c + 1 of a kernel position) are kept or pruned together, as kernels in bf16
-    multiply them."""
+    """Whether adjacent inputs (2c and 2c + 1 of a kernel position) are retained or pruned together, as bf16 kernels
+    multiply them in pairs."""
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """``unstructured``, ``groups:16`` (16 neighbouring rows share their columns), ``groups:4:any``, ``channels``.
+        """Parse ``unstructured``, ``channels``, ``groups:16`` (16 adjacent rows share columns) or ``groups:4:any``.
 
-        ``groups:32:pairs`` and ``groups:32:any:pairs``: neighbouring inputs are kept or pruned together too.
+        In ``groups:32:pairs`` and ``groups:32:any:pairs`` adjacent inputs are retained or pruned together.
 
         Raises:
             UsageError: for anything else.
@@ -46,9 +46,9 @@ class Pattern:
         if kind == "groups" and rows.isdecimal() and int(rows) >= 1 and order in ("", "any", "pairs", "any:pairs"):
             return cls(kind, int(rows), order.startswith("any"), order.endswith("pairs"))
         raise UsageError(
-            f"a pattern of masks is unstructured, groups:ROWS[:any][:pairs] or channels, not {text!r}"
-            " (groups:16: sixteen rows that are neighbours share their columns; any: that lie anywhere; pairs:"
-            " neighbouring inputs are kept or pruned together)"
+            f"the pattern of a synthetic mask must be unstructured, groups:ROWS[:any][:pairs] or channels, got {text!r}"
+            " (groups:16: sixteen adjacent rows share their columns; any: rows in any order; pairs: adjacent inputs are"
+            " kept or pruned together)"
         )
 
     def __str__(self) -> str:
@@ -60,43 +60,47 @@ class Pattern:
 def synthetic(
     model: nn.Module, pattern: Pattern | str, density: float, *, seed: int = 0, example_inputs: Inputs | None = None
 ) -> Mask:
-    """A random mask of `density` in every weight of `ticketry.scope(model)` alike.
+    """Return a random mask with the same `density` in every weight of `ticketry.scope(model)`.
 
-    A weight is seen as rows (outputs) times columns (inputs times kernel positions). Of n columns a row, or a group of
-    rows, keeps round(density * n), at least one; unstructured masks keep that share of each weight as a whole.
+    A weight is treated as rows (outputs) times columns (inputs times kernel positions). Of n columns, a row or group of
+    rows retains round(density * n), at least one; unstructured masks retain that share of each weight as a whole.
 
     Args:
-        example_inputs: only channels need them, to find what is coupled; they lose those with the smallest weights.
+        model: any module.
+        pattern: see `Pattern.parse`.
+        density: share of the weights retained.
+        seed: of the random numbers.
+        example_inputs: required for channels, to find coupled ones; those with the smallest weights are removed.
 
     Raises:
-        UsageError: for a pattern that is none, or a density outside (0, 1].
+        UsageError: for an unknown pattern, or a density outside (0, 1].
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if not 0 < density <= 1:
-        raise UsageError(f"a density is in (0, 1], not {density}")
+        raise UsageError(f"density must be in (0, 1], got {density}")
     if pattern.kind == "channels":
         if example_inputs is None:
-            raise UsageError("channels need example inputs, by which coupled ones are found")
+            raise UsageError("the pattern channels needs example inputs to find coupled channels: pass example_inputs")
         return channels(model, example_inputs, density=density, score="l1", distribution="uniform")
     generator = torch.Generator().manual_seed(seed)
-    made, shapes = {}, scope(model).shapes
+    tensors, shapes = {}, scope(model).shapes
     for name, layout in layouts(model, shapes).items():
-        seen = layout.rows(torch.empty(shapes[name], device="meta"))  # as rows lie, also where inputs come first
-        shape = seen.flatten(0, 1).shape
+        by_rows = layout.rows(torch.empty(shapes[name], device="meta"))  # outputs first, also where inputs come first
+        shape = by_rows.flatten(0, 1).shape
         flat = torch.zeros(shape[0], max(1, torch.Size(shape[1:]).numel()), dtype=torch.bool)
         if pattern.kind == "unstructured":
-            flat = _chosen(flat.numel(), density, generator).view_as(flat)
+            flat = _random_flags(flat.numel(), density, generator).view_as(flat)
         else:
-            for rows in groups_of(len(flat), pattern, generator):
-                flat[rows] = _columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
-        made[name] = layout.weight(flat.view(seen.shape), shapes[name])
-    return Mask(made)
+            for rows in split_rows(len(flat), pattern, generator):
+                flat[rows] = _random_columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
+        tensors[name] = layout.weight(flat.view(by_rows.shape), shapes[name])
+    return Mask(tensors)
 
 
-def groups_of(rows: int, pattern: Pattern, generator: torch.Generator) -> list[Tensor]:
-    """The rows of each group: as many groups as there is room for, of sizes as even as multiples allow.
+def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[Tensor]:
+    """Split rows into as many groups as `pattern.rows` permits, of sizes as even as possible.
 
-    Groups of a multiple of 16 stay multiples of 16 where the layer's rows are one.
+    If both the group size and the number of rows are multiples of 16, so are the sizes of all groups.
     """
     unit = 16 if pattern.rows % 16 == 0 and rows % 16 == 0 else 1
     count = max(1, rows // pattern.rows)
@@ -106,17 +110,17 @@ def groups_of(rows: int, pattern: Pattern, generator: torch.Generator) -> list[T
     return [order[first:last] for first, last in itertools.pairwise(edges)]
 
 
-def _columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
-    """Which columns of weights [inputs, kernel positions...] a group keeps."""
+def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
+    """Choose the columns [inputs, kernel positions...] that a group retains, flattened."""
     inputs, positions = shape[0] if shape else 1, shape[1:].numel()
     if not pairs:
-        return _chosen(inputs * positions, density, generator)
-    found = _chosen(-(-inputs // 2) * positions, density, generator).view(-1, positions)
-    return found.repeat_interleave(2, 0)[:inputs].reshape(-1)
+        return _random_flags(inputs * positions, density, generator)
+    chosen = _random_flags(-(-inputs // 2) * positions, density, generator).view(-1, positions)
+    return chosen.repeat_interleave(2, 0)[:inputs].reshape(-1)
 
 
-def _chosen(count: int, density: float, generator: torch.Generator) -> Tensor:
-    """Flags of `count` places, of which round(density * count) are kept, at least one."""
+def _random_flags(count: int, density: float, generator: torch.Generator) -> Tensor:
+    """Return a bool tensor [count] with round(density * count) true elements, at least one."""
     flags = torch.zeros(count, dtype=torch.bool)
     flags[torch.randperm(count, generator=generator)[: max(1, round(density * count))]] = True
     return flags

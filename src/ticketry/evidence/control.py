@@ -14,7 +14,7 @@ from ticketry.evidence.mask_form import WEIGHTS, Form
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ticketry.core.budget_masks import Prices
+    from ticketry.core.budget import Prices
     from ticketry.core.mask import Mask
     from ticketry.core.structure.dependencies.channel_groups import Structure
 
@@ -171,13 +171,13 @@ class RandomPrune(Control):
     searched = False
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        from ticketry.core.budget_masks import random_of_cost
+        from ticketry.core.budget import random_mask_of_equal_cost
         from ticketry.core.structure import controls
 
         form, seed = drawing.form, drawing.seed
         if form.kind == "weights":
             if drawing.prices is not None:
-                return random_of_cost(ticket, drawing.prices, seed)
+                return random_mask_of_equal_cost(ticket, drawing.prices, seed)
             return controls.random_mask(ticket, seed)
         assert drawing.model is not None
         assert drawing.structure is not None

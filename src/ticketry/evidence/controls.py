@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ticketry.core.budget_masks import spent
+from ticketry.core.budget import mask_cost
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER
@@ -78,7 +78,7 @@ def _drawn(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
     seed = mix(seeds.mask, chosen.drawn_as or control, ticket.digest)
     mask = chosen.mask(ticket, replace(drawing, seed=seed))
     if drawing.prices is not None and mask.shapes == ticket.shapes:
-        if spent(mask, drawing.prices) > spent(ticket, drawing.prices):
+        if mask_cost(mask, drawing.prices) > mask_cost(ticket, drawing.prices):
             raise UsageError(f"the control {control} makes a mask that costs more than the ticket's")
         return mask
     if mask.shapes != ticket.shapes or (drawing.form == WEIGHTS and mask.kept != ticket.kept):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 
-from ticketry.core.budget_masks import random_of_cost
+from ticketry.core.budget import random_mask_of_equal_cost
 from ticketry.core.scope import named_parameters
 from ticketry.core.structure.controls import random_mask
 from ticketry.evidence.comparison_names import (
@@ -144,7 +144,7 @@ class ProcedureRivals:
         if role in STATIC:
             ticket, seed = self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role)
             if one.form.aim:
-                mask = random_of_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
+                mask = random_mask_of_equal_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
             else:
                 mask = random_mask(ticket, seed, role)
             variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ticketry.core.mask_files import read_metadata
+from ticketry.core.mask import read_metadata
 from ticketry.errors import TicketryError
 from ticketry.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.sealed_files import sealed, unsealed

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.devices.parts import groups_of, part, part_like, put_back, summed
+from ticketry.core.devices.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training._left import Kept, release_left
+from ticketry.core.sparse_training.leftovers import Attachment, release_leftovers
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
 
@@ -34,7 +34,7 @@ class Job:
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
-        self._kept: Kept | None = None
+        self._attachment: Attachment | None = None
 
     @property
     def mask(self) -> Mask:
@@ -54,10 +54,12 @@ class Job:
         """
         loaded, self._loaded = self._loaded, None
         self.release()
-        release_left(model)
+        release_leftovers(model)
         self.model = model
         if runs is not None:
-            self._kept = Kept(model, self.name, runs=runs, acts=self._acts, release=self.release)
+            self._attachment = Attachment(
+                model, self.name, is_running=runs, is_active=self._is_active, release=self.release
+            )
         self._attach(model, total, trial)
         if loaded is not None:
             self._load(loaded)
@@ -87,16 +89,16 @@ class Job:
     def release(self) -> None:
         """Take everything off the model, as it is; forget a state that was loaded for a training that never began."""
         self.model = self._loaded = None
-        if self._kept is not None:
-            self._kept.remove()
-            self._kept = None
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: nested dicts (with text as keys) and lists of tensors and plain values."""
         raise NotImplementedError
 
-    def _acts(self) -> bool:
-        """Whether a step of the model is another than without this, as things are now."""
+    def _is_active(self) -> bool:
+        """Return whether the job changes a step of the model at present."""
         return True
 
     def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
@@ -158,12 +160,12 @@ class Owner:
 
 def count_removed(model: nn.Module, mask: Mask) -> int:
     """Count the weights that `mask` removes and that are not 0 in `model`; in parts, those of all processes."""
-    put_back(model)
+    reshard(model)
     count = 0
     for name, parameter in mask.parameters(model).items():
-        own = part(parameter.detach())
-        stray = ((own != 0) & ~part_like(mask[name], parameter).to(own.device)).sum()
-        count += int(summed(stray, groups_of(parameter)))
+        own = local_shard(parameter.detach())
+        stray = ((own != 0) & ~shard_like(mask[name], parameter).to(own.device)).sum()
+        count += int(sum_over_groups(stray, shard_groups(parameter)))
     return count
 
 

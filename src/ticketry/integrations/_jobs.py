@@ -133,9 +133,9 @@ class Pruning(Job):
             pruning.check()  # before it is let go of: after that it knows nothing to look for
         finally:
             self.release()
-        if told := pruning.left_early():
+        if early := pruning.describe_early_end():
             warnings.warn(
-                f"{told}: {_OTHER_STEPS}. Let pruning end earlier (end=), or give the trainer the true number of steps"
+                f"{early}: {_OTHER_STEPS}. Let pruning end earlier (end=), or give the trainer the true number of steps"
                 " (max_steps)",
                 stacklevel=2,
             )
@@ -149,7 +149,7 @@ class Pruning(Job):
     def state(self) -> dict[str, Any]:
         return self._gradual.state_dict() if self._gradual else {}
 
-    def _acts(self) -> bool:
+    def _is_active(self) -> bool:
         return self._kernels.sparse or self.mask.kept < self.mask.total
 
     def _attach(self, model: nn.Module, total: int, trial: bool) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from ticketry.core.budget import counted, uses
-from ticketry.core.budget_masks import Prices, budget_pruner
+from ticketry.core.budget import Prices, countable_parameters, uses
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.mixed import WORTH
 from ticketry.core.mask import Mask
+from ticketry.core.prune import budget_pruner
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
@@ -42,7 +42,7 @@ def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
         model = lab.model(task)
         found = scope_of(model)
         shapes = {name: tuple(value.shape) for name, value in found.parameters(model).items()}
-        known = counted(model, found)
+        known = countable_parameters(model, found)
         layers = scope_of_shapes(model, {name: shapes[name] for name in known})
         prices = uses(model, layers, lab.course(task).inputs(1)) if known else {}
         return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
@@ -164,7 +164,7 @@ def budget_mask(
         terms: what the share is of, and by which costs, see `Aimed.terms`.
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.
-        settings: of `core.budget_masks.budget_pruner`.
+        settings: of `core.prune.budget_pruner`.
     """
 
     prices = terms_in(lab, task, scope, terms)

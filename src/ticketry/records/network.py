@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, ValidationError, convert, field
 
-from ticketry.core.layer_density import LayerDensity as LayerDensity
+from ticketry.core.tables import LayerDensity as LayerDensity
 from ticketry.records.schema import (
     LARGEST,
     Count,

@@ -151,7 +151,7 @@ class _Detector:
         return self._alike(density) if self._settings.detector == "masks" else self._settled(density)
 
     def _settled(self, density: float) -> Moment:
-        from ticketry.core.sparse_training.pruning_time import settled
+        from ticketry.core.sparse_training.mask_dynamics import first_slow_change
 
         threshold = self._settings.threshold or max(density, SLOWEST)
         start, spent = self._at(0), 0.0
@@ -160,25 +160,30 @@ class _Detector:
             distance, seconds = self._lab.distance(self._at(step), start, self._scope)
             measured.append((step, distance))
             spent += seconds
-            if settled([value for _, value in measured], threshold) is not None:
+            if first_slow_change([value for _, value in measured], threshold) is not None:
                 return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
 
     def _alike(self, density: float) -> Moment:
-        from ticketry.core.sparse_training.pruning_time import ALIKE, KEPT_MASKS, alike, differing
+        from ticketry.core.sparse_training.mask_dynamics import (
+            COMPARED_MASKS,
+            MOST_DIFFERENT,
+            first_stable_mask,
+            hamming_distance,
+        )
 
         masks: list[Mask] = []
         measured: list[tuple[int, float]] = []
         spent = 0.0
         for step in self._steps:
             mask, seconds = self._mask(self._at(step), density)
-            masks = [*masks[1 - KEPT_MASKS :], mask]
+            masks = [*masks[1 - COMPARED_MASKS :], mask]
             spent += seconds
             if len(masks) > 1:
-                measured.append((step, differing(masks[-2], masks[-1])))
-            if alike(masks) is not None:
-                return Moment(step, True, "masks", ALIKE, tuple(measured), round(spent, 3))
-        return Moment(self._latest, False, "masks", ALIKE, tuple(measured), round(spent, 3))
+                measured.append((step, hamming_distance(masks[-2], masks[-1])))
+            if first_stable_mask(masks) is not None:
+                return Moment(step, True, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
+        return Moment(self._latest, False, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
 
     def _at(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)

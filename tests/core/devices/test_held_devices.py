@@ -305,7 +305,7 @@ def test_what_is_refused(tmp_path: Path):
         "too early": (HoldError, "call fully_shard first"),
         "written": (HoldError, "weights of 'out.weight' are not 0"),
         "hollow": (UsageError, "'0.weight' is on the meta device"),
-        "gates": (UsageError, "'conv.weight' lies in parts on several devices, and gates are on whole weights"),
+        "gates": (UsageError, "'conv.weight' is sharded over several devices, and gates need whole weights"),
     }
     for found in together(refused, tmp_path):
         assert_told(found, expected)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ticketry.core.allocate import allocate
+from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
 from ticketry.core.devices import selection
-from ticketry.core.devices.pruning import largest_magnitudes
 from ticketry.core.mask import Mask
 
 TINY = 2.0**-149
@@ -68,10 +67,10 @@ def test_one_ranking(types: tuple[torch.dtype, ...]) -> None:
         total = sum(each.numel() for each in found.values())
         for count in (1, 17, 60, within.kept):
             chosen = selection.Ranking(found, within if inside else None)
-            cut = chosen.cut(list(found), count)
-            left, kept = cut.at_threshold, {}
+            cut = chosen.threshold(list(found), count)
+            left, kept = cut.at_key, {}
             for name in found:
-                kept[name], taken = chosen.kept(name, selection.Cut(cut.threshold, left))
+                kept[name], taken = chosen.select(name, selection.Threshold(cut.key, left))
                 left -= taken
             expected = sorted_slowly(found, within if inside else None, count)
             assert all(torch.equal(kept[name], expected[name]) for name in found), (seed, inside, count, total)
@@ -93,7 +92,7 @@ def test_each_layer_by_itself(types: tuple[torch.dtype, ...], distribution: str)
 def test_magnitudes_are_ranked_without_their_signs(types: tuple[torch.dtype, ...]) -> None:
     found = numbers(types, 4)
     sizes = {name: each.abs() for name, each in found.items()}
-    mask = largest_magnitudes(found, 0.3, keep_at_least=1)
+    mask = allocate_sharded_magnitudes(found, 0.3, keep_at_least=1)
     assert mask == allocate(sizes, 0.3, keep_at_least=1)
     assert (mask & Mask(sorted_slowly(sizes, None, mask.kept))).kept >= mask.kept - 1  # the single weight is kept
 

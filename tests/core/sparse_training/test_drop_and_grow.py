@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training.drop_and_grow import moved
+from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import MaskError, UsageError
 
 SHAPES = {"one": (3, 5), "two": (4, 2, 2), "three": (7,)}
@@ -46,7 +46,7 @@ def test_as_weight_by_weight(seed: int, share: float, regrow: bool, coarse: bool
     growth = {name: torch.rand(shape, generator=draw) for name, shape in SHAPES.items()}
     if coarse:
         weights, growth = ({name: (2 * x).round() for name, x in each.items()} for each in (weights, growth))
-    after = moved(mask, weights, growth, share, regrow=regrow)
+    after = drop_and_grow(mask, weights, growth, share, regrow=regrow)
     for name in SHAPES:
         lists = (mask[name], weights[name], growth[name])
         assert after[name].flatten().tolist() == slow(*(each.flatten().tolist() for each in lists), share, regrow)
@@ -57,22 +57,29 @@ def test_what_was_just_dropped_comes_back_only_if_it_may() -> None:
     mask = Mask({"w": torch.tensor([True, True, True, True, False, False])})
     weights = {"w": torch.tensor([0.1, -5.0, 0.2, 4.0, 0.0, 0.0])}
     growth = {"w": torch.tensor([9.0, 0.0, 0.0, 0.0, 1.0, 2.0])}
-    assert moved(mask, weights, growth, 0.5)["w"].tolist() == [False, True, False, True, True, True]
-    assert moved(mask, weights, growth, 0.5, regrow=True)["w"].tolist() == [True, True, False, True, False, True]
+    assert drop_and_grow(mask, weights, growth, 0.5)["w"].tolist() == [False, True, False, True, True, True]
+    assert drop_and_grow(mask, weights, growth, 0.5, regrow=True)["w"].tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_dense_layer_stays_dense() -> None:
     mask = Mask({"w": torch.ones(8, dtype=torch.bool)})
     for regrow in (False, True):
-        assert moved(mask, {"w": torch.randn(8)}, {"w": torch.rand(8)}, 0.5, regrow=regrow) == mask
+        assert drop_and_grow(mask, {"w": torch.randn(8)}, {"w": torch.rand(8)}, 0.5, regrow=regrow) == mask
 
 
 def test_what_does_not_fit_is_told() -> None:
     mask = Mask({"w": torch.tensor([True, False])})
     fine = {"w": torch.ones(2)}
-    with pytest.raises(UsageError, match="0 <= share < 1"):
-        moved(mask, fine, fine, 1.0)
-    with pytest.raises(MaskError, match="growth have no tensor 'w' of the shape"):
-        moved(mask, fine, {"w": torch.ones(3)}, 0.5)
+    with pytest.raises(UsageError, match=r"in \[0, 1\), got 1"):
+        drop_and_grow(mask, fine, fine, 1.0)
+    with pytest.raises(MaskError, match="growth have no tensor 'w' of shape"):
+        drop_and_grow(mask, fine, {"w": torch.ones(3)}, 0.5)
     with pytest.raises(MaskError, match="weights of 'w' are not all numbers"):
-        moved(mask, {"w": torch.tensor([1.0, float("nan")])}, fine, 0.5)
+        drop_and_grow(mask, {"w": torch.tensor([1.0, float("nan")])}, fine, 0.5)

@@ -262,8 +262,8 @@ def test_wrong_states_and_words():
     for wrong in ({"score": "nothing"}, {"distribution": "fair"}, {"begin": "1ep"}, {"density": 0.1, "sparsity": 0.9}):
         with pytest.raises(UsageError):
             gradual(model, **{"density": 0.3, "steps": STEPS, **wrong})
-    with pytest.raises(UsageError, match="no scores: weights are chosen by collapse, distribution"):
-        gradual(model, 0.3, steps=STEPS, scores="magnitude")
+    with pytest.raises(UsageError, match="no scoring: weights are chosen by collapse, distribution"):
+        gradual(model, 0.3, steps=STEPS, scoring="magnitude")
     with pytest.raises(UsageError, match="collapse is raise or keep"):
         gradual(model, 0.3, steps=STEPS, collapse="ignore")
 

@@ -56,7 +56,7 @@ def test_a_finished_pruning_keeps_its_mask_in_a_longer_training() -> None:
     assert longer.pruning.mask == finished.pruning.mask
     assert longer.pruning.mask.kept == round(0.3 * longer.pruning.mask.total)
     longer.pruning.check(longer.optimizer)
-    assert not longer.pruning.left_early()
+    assert not longer.pruning.describe_early_end()
 
 
 @pytest.mark.parametrize("stop", [6, 10, 14])

@@ -164,8 +164,8 @@ class TestDivergence:
         ],
         ids=["sgd", "adamw", "adafactor"],
     )
-    @pytest.mark.parametrize("bad", [1, 4])
-    def test_the_step_is_told(self, make, number, bad):
+    @pytest.mark.parametrize("bad", [4])
+    def test_the_step_is_reported(self, make, number, bad):
         model = network()
         own = make(model.parameters())
         mask = prune(model, 0.5, distribution="layerwise")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ticketry.core.pattern import Pattern
-from ticketry.core.sparse_training.penalties import OF_BLOCKS, PENALTIES, add_gradients_, penalty
+from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES, add_gradients_, penalty
 from ticketry.errors import UsageError
 
 OF_WEIGHTS = tuple(kind for kind in PENALTIES if kind != "group_lasso")
@@ -96,7 +96,7 @@ def in_blocks(kind: str, text: str, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("text", ["2x1", "4x1", "channel"])
-@pytest.mark.parametrize("kind", OF_BLOCKS)
+@pytest.mark.parametrize("kind", BLOCK_PENALTIES)
 def test_values_and_gradients_of_blocks(kind: str, text: str) -> None:
     """Of 4, 5 and 2 rows: the last blocks are smaller. In both ways, against the definition."""
     ours, theirs, closed = ([w.clone().requires_grad_() for w in weights()] for _ in range(3))
@@ -114,7 +114,7 @@ def test_values_and_gradients_of_blocks(kind: str, text: str) -> None:
         assert torch.allclose(third.grad, 1 + 0.25 * other.grad, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", OF_BLOCKS)
+@pytest.mark.parametrize("kind", BLOCK_PENALTIES)
 def test_blocks_that_are_zero_stay_zero(kind: str) -> None:
     w, nothing = torch.randn(6, 3, 2, 2), torch.zeros(3, 2)
     w[:4, 1, 0, 0] = 0  # a block; and one of the last rows

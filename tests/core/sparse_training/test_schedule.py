@@ -81,9 +81,9 @@ def test_schedules_that_cannot_be(wrong, told):
         (lambda: cubic(nan, 0.1), "progress"),
         (lambda: cubic(0.5, inf), "density"),
         (lambda: cubic(0.5, 0.5, initial=0.4), "only shrink"),
-        (lambda: cuts(0.1, begin=5, end=5, frequency=1), "not from 5 to 5"),
-        (lambda: cuts(0.1, begin=-1, end=5, frequency=1), "not from -1 to 5"),
-        (lambda: cuts(0.1, begin=0, end=5, frequency=0), "at least 1, not 0"),
+        (lambda: cuts(0.1, begin=5, end=5, frequency=1), "got begin 5, end 5"),
+        (lambda: cuts(0.1, begin=-1, end=5, frequency=1), "got begin -1, end 5"),
+        (lambda: cuts(0.1, begin=0, end=5, frequency=0), "at least 1, got 0"),
     ],
 )
 def test_what_is_refused(call, told):

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ticketry.core.mask import Mask
-from ticketry.core.mask_files import to_bytes
+from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.ticket import folder as ticket_files
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.core.sparse_training.drop_and_grow import moved
+from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
 from ticketry.search.common import moved_mask as growth
@@ -53,10 +53,10 @@ def test_a_move_is_made_once(lab, points, half, monkeypatch):
     segment = onward(lab, points, half)
     digest = moved_mask(lab, segment, 0.3, grow="gradient")
     sizes = {name: gradient.abs() for name, gradient in by_hand(lab, points, segment).items()}
-    assert lab.store.get_mask(digest) == moved(
+    assert lab.store.get_mask(digest) == drop_and_grow(
         lab.store.get_mask(half), lab.store.get_tensors(segment.start.state), sizes, 0.3
     )
-    monkeypatch.setattr(growth, "moved", None)
+    monkeypatch.setattr(growth, "drop_and_grow", None)
     assert moved_mask(lab, segment, 0.3, grow="gradient") == digest
     assert moved_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, "however far training goes on"
     for other in ({"share": 0.2}, {"regrow": True}, {"grow": "random"}):

@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from ticketry.core.layout import best_of_m, layouts
 from ticketry.core.pattern import Pattern
-from ticketry.core.sparse_training.penalties import OF_BLOCKS
+from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES
 from ticketry.errors import TicketryError, UsageError
 from ticketry.experiments.request import SearchRequest
 from ticketry.search import method as method_called
@@ -200,6 +200,6 @@ def test_what_goes() -> None:
     early = tk.search.early.Settings
     assert early(pattern="2:4", density=(0.5,), iterations=1).targets == (0.5,)
     assert early(pattern="2:4", density=(0.1,)).targets == (0.1,)  # the first cut is to 0.5
-    assert _OF_BLOCKS == OF_BLOCKS
+    assert _OF_BLOCKS == BLOCK_PENALTIES
     with pytest.raises(TicketryError, match="gates are on coupled channels"):
         Gating(scope=("a",), structured=True, pattern="4x1")

@@ -41,7 +41,7 @@ def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
         rows: with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
         sizes: with the columns that a list of the whole store has.
     """
-    from ticketry.core.layer_density import one_line
+    from ticketry.core.tables import one_line
     from ticketry.report.wording import aligned
 
     head = ["run", "method", "score", "weights, %", "best", "n", "changed"]

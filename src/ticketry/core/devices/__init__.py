@@ -1,5 +1,4 @@
-"""Models that several devices train: parameters in parts (DTensor), pruned and saved without being gathered; norms over
-the batches of all processes."""
+"""Models trained on several devices: pruning of sharded parameters, and batch norms synchronised over processes."""
 
 from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
 

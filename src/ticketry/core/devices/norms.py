@@ -1,7 +1,7 @@
-"""Batch norms over the batches of all processes together, also on a CPU (torch's SyncBatchNorm asks for a GPU).
+"""Batch norms synchronised over all processes, also on a CPU (torch's SyncBatchNorm requires a GPU).
 
-Mean and variance are those of the global batch: of each process's count, mean and sum of squares around it (Chan, Golub
-and LeVeque 1979), in one exchange. Processes may have batches of different sizes.
+Mean and variance of the global batch are computed in one exchange from each process's count, mean and sum of squared
+deviations (Chan, Golub and LeVeque 1979). Processes may have batches of different sizes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class _Normalised(torch.autograd.Function):
-    """A batch that is normalised by the mean and variance of all processes' batches; one exchange each way.
+class _SynchronisedNormalisation(torch.autograd.Function):
+    """Normalise a batch by the mean and variance of all processes' batches, with one exchange forward and one backward.
 
-    Gradients of scale and shift are those of the process's own batch, as of all other parameters.
+    Gradients of scale and shift are those of the process's own batch, as for all other parameters.
     """
 
     @staticmethod
@@ -35,10 +35,10 @@ class _Normalised(torch.autograd.Function):
         eps: float,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, ...]:
-        wide = input.to(torch.promote_types(input.dtype, torch.float32))  # of half precision, as torch's norms do
-        # The kernel of torch's own norms: var_mean takes twenty times as long where channels lie last.
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's norms compute half precision
+        # The kernel of torch's own norms: var_mean is twenty times slower in channels-last layout.
         means, variances = torch.batch_norm_update_stats(wide, None, None, 0.0)
-        counts, means, squares = _gathered(wide.numel() // wide.shape[1], means, variances, group)
+        counts, means, squares = _gather_statistics(wide.numel() // wide.shape[1], means, variances, group)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
@@ -60,14 +60,14 @@ class _Normalised(torch.autograd.Function):
         input, weight, mean, scale = ctx.saved_tensors
         shape = [1, -1] + [1] * (input.dim() - 2)
         gradient, wide = gradient.to(mean.dtype), input.to(mean.dtype)
-        # The sums over this process's batch, of gradients times normalised inputs and of gradients.
+        # Sums over this process's batch: of gradients times normalised inputs, and of gradients.
         _, product, shift = torch.ops.aten.native_batch_norm_backward(
             gradient, wide, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
         )
         both = torch.stack([shift, product])
         dist.all_reduce(both, group=ctx.group)
         both /= ctx.count
-        # By the input: weight * scale * (gradient - mean of it - normal * mean of its products with normal)
+        # Input gradient: weight * scale * (gradient - its mean - normal * mean of its products with normal)
         factor = scale if weight is None else scale * weight
         slope = -factor * scale * both[1]
         offset = -factor * both[0] - slope * mean
@@ -76,10 +76,10 @@ class _Normalised(torch.autograd.Function):
         return found.to(input.dtype), *own, None, None
 
 
-def _gathered(
+def _gather_statistics(
     count: int, means: Tensor, variances: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each process, in a row: the count [n, 1], and by channel the mean and the sum of squares around it [n, C]."""
+    """Gather each process's count [n, 1] and, per channel, its mean and sum of squared deviations [n, C]."""
     import torch.distributed as dist
 
     own = torch.cat([means.new_full((1,), count), means, variances * count])
@@ -91,10 +91,9 @@ def _gathered(
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """A batch norm [N, C, …] whose statistics in training are those of all processes' batches together.
+    """A batch norm [N, C, …] whose training statistics are those of all processes' batches together.
 
-    Parameters and buffers have the names of torch's batch norms. In evaluation it is that of one
-    process.
+    Parameters and buffers have the names of torch's batch norms. In evaluation it computes what torch's does.
 
     Examples:
         >>> norm = tk.devices.SynchronisedBatchNorm(8).eval()
@@ -103,7 +102,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     """
 
     group: ProcessGroup | None = None
-    """Processes; all of them by default."""
+    """Process group; None: all processes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -113,14 +112,16 @@ class SynchronisedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        found, mean, variance, count = _Normalised.apply(input, self.weight, self.bias, self.eps, self.group)  # type: ignore[no-untyped-call]
-        self._follow(mean, variance * (count / (count - 1).clamp(min=1)))
-        normal: Tensor = found
+        normal: Tensor
+        normal, mean, variance, count = _SynchronisedNormalisation.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.eps, self.group
+        )
+        self._update_running_statistics(mean, variance * (count / (count - 1).clamp(min=1)))
         return normal
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
-        """Move the running statistics as torch's batch norms do."""
+    def _update_running_statistics(self, mean: Tensor, unbiased: Tensor) -> None:
+        """Update the running statistics as torch's batch norms do."""
         if not self.track_running_stats:
             return
         assert self.running_mean is not None
@@ -134,19 +135,19 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 @entry_point(Need(values=False, floats=False))
 def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
-    """Put a `SynchronisedBatchNorm` in the place of every batch norm of `model`, in place, and return the model.
+    """Replace every batch norm of `model` by a `SynchronisedBatchNorm`, in place, and return the model.
 
-    Call it before DistributedDataParallel, `fully_shard` and the optimiser. Parameters and buffers are the same
-    objects, under the same names; a norm that stands in several places stays one. Other norms look at one example each
-    and need nothing.
+    Call it before DistributedDataParallel, `fully_shard` and the optimiser. Parameters and buffers stay the same
+    objects under the same names; a norm that is used in several places stays one module. Other norms normalise each
+    example alone and need no synchronisation.
 
     Args:
-        model: with batch norms of torch, or none.
-        group: the processes; by default all.
+        model: any module.
+        group: the processes; None: all.
 
     Raises:
-        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or is of a class
-            with a forward of its own, which would be lost. Nothing is changed then.
+        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or its class
+            overrides `forward`, which would be lost. The model is left unchanged then.
 
     Examples:
         >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
@@ -154,36 +155,32 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
         ('SynchronisedBatchNorm', ['1.weight', '1.bias'])
     """
     if isinstance(model, _BatchNorm):
-        raise UsageError("the model is a batch norm itself: put it into a module whose child it is")
+        raise UsageError("the model is a batch norm itself: wrap it in a module, such as nn.Sequential(norm)")
     norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
     for name, norm in norms.items():
-        _check_replaceable(name, norm)
-    made = {norm: _synchronised(norm, group) for norm in norms.values() if not isinstance(norm, SynchronisedBatchNorm)}
+        if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SynchronisedBatchNorm.forward):
+            raise UsageError(
+                f"{name!r} is of the class {type(norm).__name__}, a batch norm whose own forward a synchronised norm"
+                " would drop: split it into a plain batch norm and the rest, or do not synchronise norms"
+            )
+    replacements = {
+        norm: _to_synchronised(norm, group) for norm in norms.values() if not isinstance(norm, SynchronisedBatchNorm)
+    }
     for parent in list(model.modules()):
         for local, child in parent._modules.items():
-            if isinstance(child, _BatchNorm) and child in made:
-                setattr(parent, local, made[child])
+            if isinstance(child, _BatchNorm) and child in replacements:
+                setattr(parent, local, replacements[child])
     return model
 
 
-def _check_replaceable(name: str, norm: _BatchNorm) -> None:
-    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
-        raise UsageError(f"{name!r} is a lazy {type(norm).__name__}: call the model once before")
-    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SynchronisedBatchNorm.forward):
-        raise UsageError(
-            f"{name!r} is of the class {type(norm).__name__}, a batch norm with a forward of its own, which a"
-            " synchronised one would not have: put a plain batch norm, and what else it does, in its place, or leave"
-            " norms to each process"
-        )
-
-
-def _synchronised(norm: _BatchNorm, group: ProcessGroup | None) -> SynchronisedBatchNorm:
-    made = SynchronisedBatchNorm(
+def _to_synchronised(norm: _BatchNorm, group: ProcessGroup | None) -> SynchronisedBatchNorm:
+    """Return a synchronised norm with the parameters, buffers and settings of `norm`."""
+    synchronised = SynchronisedBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )
-    made.group = group
+    synchronised.group = group
     for name, parameter in norm.named_parameters(recurse=False):
-        setattr(made, name, parameter)
+        setattr(synchronised, name, parameter)
     for name, buffer in norm.named_buffers(recurse=False):
-        setattr(made, name, buffer)
-    return made.train(norm.training)
+        setattr(synchronised, name, buffer)
+    return synchronised.train(norm.training)

@@ -1,8 +1,8 @@
-"""The largest of many numbers, whole or in parts on several devices: exact to the element, without a copy of them.
+"""Exact top-k of many numbers, whole or sharded over several devices, without a copy of them.
 
-Numbers are ordered as their bits are, but for the sign. So the threshold is found digit by digit, 16 bits a round, from
-a histogram that all processes add up: 512 KB a round, two rounds in 32 bits and four in 64. What is then made (of
-parameters in parts, gathered) is a byte for each weight, a parameter at a time: below, at, or above the threshold.
+The order of floats is the order of their bits, apart from the sign. So the threshold is found digit by digit, 16 bits a
+round, from a histogram that all processes add up: 512 KB a round, two rounds for 32-bit floats and four for 64. The
+result is one byte per weight, computed (and gathered, if sharded) one parameter at a time: below, at, or above it.
 """
 
 from __future__ import annotations
@@ -14,68 +14,74 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ticketry.core.devices.parts import groups_of, is_spread, part, part_like, summed, whole
+from ticketry.core.devices.sharding import (
+    gather_shards,
+    is_sharded,
+    local_shard,
+    shard_groups,
+    shard_like,
+    sum_over_groups,
+)
 from ticketry.errors import MaskError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _DIGIT = 16
-"""Bits looked at in a round."""
+"""Bits that a round decides."""
 _BINS = 1 << _DIGIT
 _CHUNK = 1 << 20
-"""Weights looked at together: what bounds the memory beside the parameters."""
-_SHORT = (torch.float32, torch.bfloat16, torch.float16)
-"""Types whose numbers float32 has exactly."""
+"""Weights processed together; bounds the memory needed beside the parameters."""
+_EXACT_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 _UNRANKED = torch.iinfo(torch.int64).min
-"""In place of the bits of what is not ranked: no number has these."""
+"""Key of elements that are not ranked: no number has these bits."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What a ranking keeps: all above a threshold, and some of those at it."""
+class Threshold:
+    """The elements that a ranking retains: all above a key, and the first few at it."""
 
-    threshold: int
-    """As the bits of a number, in their order."""
-    at_threshold: int
-    """How many at the threshold are kept: the first, in the order of parameters and positions."""
+    key: int
+    """Bits of a number, mapped to integers of the same order."""
+    at_key: int
+    """Number of elements at the key that are retained: the first, in the order of parameters and positions."""
 
 
-EVERYTHING = Cut(_UNRANKED, 0)
-NOTHING = Cut(torch.iinfo(torch.int64).max, 0)
+_EVERYTHING = Threshold(_UNRANKED, 0)
+_NOTHING = Threshold(torch.iinfo(torch.int64).max, 0)
 
 
 class Ranking:
-    """Numbers by name that are ranked together. All processes that have parts of them make it and call it."""
+    """A joint ranking of named tensors of numbers. All processes that hold shards of them create and call it."""
 
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
     ) -> None:
-        """`within`: name -> bool, whole: only these are ranked. `magnitudes`: by size, whatever the sign is."""
+        """`within`: name -> bool, not sharded: only these elements are ranked. `magnitudes`: rank absolute values."""
         self._numbers = numbers
         self._within = within
         self._magnitudes = magnitudes
-        self._bits = 32 if all(each.dtype in _SHORT for each in numbers.values()) else 64
+        self._bits = 32 if all(each.dtype in _EXACT_IN_FLOAT32 for each in numbers.values()) else 64
         self._require_numbers()
 
     def available(self, name: str) -> int:
-        """How many of the numbers called so are ranked."""
+        """Return how many elements of a tensor are ranked."""
         return self._numbers[name].numel() if self._within is None else int(self._within[name].sum())
 
-    def cut(self, names: Sequence[str], count: int) -> Cut:
-        """What keeps the `count` largest of those called `names` together."""
+    def threshold(self, names: Sequence[str], count: int) -> Threshold:
+        """Return the threshold that retains the `count` largest elements of `names` together."""
         if count == 0:
-            return NOTHING
+            return _NOTHING
         if count >= sum(map(self.available, names)):
-            return EVERYTHING
-        return self._cut(names, count)
+            return _EVERYTHING
+        return self._find_threshold(names, count)
 
-    def _cut(self, names: Sequence[str], count: int) -> Cut:
-        if self._are_few(names):
+    def _find_threshold(self, names: Sequence[str], count: int) -> Threshold:
+        if self._fit_in_a_chunk(names):
             keys = torch.cat([keys.cpu() for name in names for keys in self._keys(name)])
             ranked = keys[keys != _UNRANKED]
-            threshold = int(ranked.kthvalue(len(ranked) - count + 1).values)
-            return Cut(threshold, count - int((ranked > threshold).sum()))
+            key = int(ranked.kthvalue(len(ranked) - count + 1).values)
+            return Threshold(key, count - int((ranked > key).sum()))
         above: int | None = None  # the digits found so far
         for shift in range(self._bits - _DIGIT, -1, -_DIGIT):
             histogram = self._histogram(names, shift, above)
@@ -84,76 +90,77 @@ class Ranking:
             count -= int(at_least[place] - histogram[place])
             above = place - _BINS // 2 if above is None else above << _DIGIT | place
         assert above is not None
-        return Cut(above, count)
+        return Threshold(above, count)
 
-    def _are_few(self, names: Sequence[str]) -> bool:
-        """Whether these may be looked at together: histograms of a few take longer."""
+    def _fit_in_a_chunk(self, names: Sequence[str]) -> bool:
+        """Return whether these are few enough to sort directly, which is faster than histograms then."""
         numbers = [self._numbers[name] for name in names]
-        return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_spread, numbers))
+        return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))
 
-    def kept(self, name: str, cut: Cut) -> tuple[Tensor, int]:
-        """(bool, whole, on the CPU: what a cut keeps of those called so; how many at the threshold these are)."""
+    def select(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
+        """Return the mask (bool, whole, on the CPU) of elements retained, and how many of them are at the threshold."""
         numbers = self._numbers[name]
-        codes = torch.zeros(part(numbers).numel(), dtype=torch.uint8, device=part(numbers).device)
-        for keys, place in zip(self._keys(name), torch.split(codes, _CHUNK), strict=False):  # none of an empty part
-            place.copy_(keys >= cut.threshold).add_(keys > cut.threshold)
-        everything = whole(codes.reshape(part(numbers).shape), numbers).cpu().contiguous()
-        kept = everything == 2
-        tied = (everything.flatten() == 1).nonzero().flatten()[: cut.at_threshold]
-        kept.view(-1)[tied] = True
-        return kept, len(tied)
+        codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
+        for keys, piece in zip(self._keys(name), torch.split(codes, _CHUNK), strict=False):  # an empty shard has none
+            piece.copy_(keys >= threshold.key).add_(keys > threshold.key)
+        everything = gather_shards(codes.reshape(local_shard(numbers).shape), numbers).cpu().contiguous()
+        mask = everything == 2
+        tied = (everything.flatten() == 1).nonzero().flatten()[: threshold.at_key]
+        mask.view(-1)[tied] = True
+        return mask, len(tied)
 
     def count_to_reach(self, names: Sequence[str]) -> int:
-        """How many of the largest have at least one of each of `names` that has any, ties going to the earlier ones."""
-        best = [(self._cut([name], 1).threshold, -place) for place, name in enumerate(names) if self.available(name)]
+        """Return the smallest k such that the k largest include an element of each non-empty tensor of `names`."""
+        best = [(self._find_threshold([name], 1).key, -i) for i, name in enumerate(names) if self.available(name)]
         lowest, last = min(best, default=(_UNRANKED, 0))
-        cuts = [Cut(lowest, self.available(name) if place < -last else 0) for place, name in enumerate(names)]
-        return sum(int(self.kept(name, cut)[0].sum()) for name, cut in zip(names, cuts, strict=True)) + len(best[:1])
+        thresholds = [Threshold(lowest, self.available(name) if i < -last else 0) for i, name in enumerate(names)]
+        counts = (int(self.select(name, each)[0].sum()) for name, each in zip(names, thresholds, strict=True))
+        return sum(counts) + len(best[:1])
 
     def _keys(self, name: str) -> Iterator[Tensor]:
-        """The numbers of this process's part, as int64 [at most _CHUNK] in their order; `_UNRANKED` if so."""
+        """Yield keys of this process's shard, int64 [at most _CHUNK]: integers in the order of the numbers."""
         numbers = self._numbers[name]
-        values = part(numbers.detach()).flatten()
-        ranked = None if self._within is None else part_like(self._within[name], numbers).flatten().to(values.device)
+        values = local_shard(numbers.detach()).flatten()
+        ranked = None if self._within is None else shard_like(self._within[name], numbers).flatten().to(values.device)
         for begin in range(0, len(values), _CHUNK):
             piece = values[begin : begin + _CHUNK]
             if self._magnitudes:
                 piece = piece.abs()
-            # + 0: -0.0 is 0.0, and what arithmetic takes for 0 here (denormals, in a training) is 0 as well
+            # + 0 turns -0.0, and denormals where arithmetic flushes them, into 0.0
             if self._bits == 32:
                 keys = (piece.float() + 0).view(torch.int32).long()
             else:
                 keys = (piece.double() + 0).view(torch.int64)
-            below_0 = keys >> 63  # all bits, or none
-            keys ^= below_0 & ((1 << (self._bits - 1)) - 1)  # the larger its magnitude, the lower it is
+            negative = keys >> 63  # all bits, or none
+            keys ^= negative & ((1 << (self._bits - 1)) - 1)  # of negative numbers the larger magnitude ranks lower
             yield keys if ranked is None else keys.masked_fill_(~ranked[begin : begin + _CHUNK], _UNRANKED)
 
     def _histogram(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
-        """int64 [_BINS]: what is ranked, by the digit at `shift`, of those whose higher digits are `above`.
+        """Count ranked elements by their digit at `shift`, among those whose higher digits are `above`: int64 [_BINS].
 
-        The highest digit (`above` is None) has the sign: its bins begin with the lowest.
+        The highest digit (`above` is None) includes the sign; its bins start with the lowest number.
         """
         total = torch.zeros(_BINS, dtype=torch.int64)
-        # One sum for parameters that lie in the same processes.
+        # One exchange for all parameters sharded over the same processes.
         by_groups: dict[tuple[torch.device, tuple[ProcessGroup, ...]], Tensor] = {}
         for name in names:
             numbers = self._numbers[name]
-            device = part(numbers).device
+            device = local_shard(numbers).device
             counts = by_groups.setdefault(
-                (device, groups_of(numbers)), torch.zeros(_BINS, dtype=torch.int64, device=device)
+                (device, shard_groups(numbers)), torch.zeros(_BINS, dtype=torch.int64, device=device)
             )
             for keys in self._keys(name):
                 if above is None:
                     digits = (keys[keys != _UNRANKED] >> shift) + _BINS // 2
-                else:  # nothing ranked begins as _UNRANKED does
+                else:  # no ranked key starts with the digits of _UNRANKED
                     digits = keys[keys >> (shift + _DIGIT) == above] >> shift & (_BINS - 1)
                 counts += digits.bincount(minlength=_BINS)
         for (_, groups), counts in by_groups.items():
-            total += summed(counts, groups).cpu()
+            total += sum_over_groups(counts, groups).cpu()
         return total
 
     def _require_numbers(self) -> None:
         for name, numbers in self._numbers.items():
-            strange = part(numbers.detach()).isnan().sum().reshape(1)
-            if int(summed(strange, groups_of(numbers))):
+            missing = local_shard(numbers.detach()).isnan().sum().reshape(1)
+            if int(sum_over_groups(missing, shard_groups(numbers))):
                 raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")

@@ -7,8 +7,8 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from ticketry.core.computed_weights import require_removed
-from ticketry.core.devices.parts import is_spread
+from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.devices.sharding import is_sharded
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gate_kind import Kind
@@ -19,7 +19,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.sparse_training._left import release_left
+from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 
@@ -124,7 +124,7 @@ def attach(
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     prepare(model, parameters)
     if within is not None:
-        require_removed(model, parameters, within)
+        check_computed_removed(model, parameters, within)
     if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
         raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)
@@ -146,16 +146,16 @@ def check_init(init: float) -> None:
 
 def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
     """Make sure that gates can be put on these parameters. Raises what `attach` does."""
-    release_left(model)
+    release_leftovers(model)
     taken = gated_parameters(model)
     for name, parameter in parameters.items():
         if id(parameter) in taken:
             raise UsageError(f"{name!r} has gates already: detach them first")
         if not parameter.is_floating_point():
             raise ScopeError(f"{name!r} holds {parameter.dtype}, and gates are for floating-point weights: spare it")
-        if is_spread(parameter):
+        if is_sharded(parameter):
             raise UsageError(
-                f"{name!r} lies in parts on several devices, and gates are on whole weights: attach them to a model"
+                f"{name!r} is sharded over several devices, and gates need whole weights: attach them to a model"
                 " that each device has whole, under DistributedDataParallel"
             )
     _let_freed_memory_stay()

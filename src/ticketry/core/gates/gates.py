@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.allocate import allocate_or_keep
-from ticketry.core.computed_weights import computed_weights, require_numbers
+from ticketry.core.computed_weights import check_computed_finite, computed_weights
 from ticketry.core.gates.charges import Charges, charged
 from ticketry.core.gates.gate_kind import Kind, Moment, gated
 from ticketry.core.gates.logits import (
@@ -273,7 +273,7 @@ class Gates:
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
             products = self._fixed(range(len(parameters)), parameters, self.kind.hard_gate)
-            require_numbers(self._model, parameters, products)
+            check_computed_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
@@ -368,7 +368,7 @@ class Gates:
         self._check_devices(numbers, weights)
         if self._hard or not (self._model.training or self._drawing):
             made = self._fixed(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
-            require_numbers(self._model, weights, made)
+            check_computed_finite(self._model, weights, made)
             return made
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._versions

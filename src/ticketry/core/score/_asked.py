@@ -16,7 +16,7 @@ from ticketry.errors import ScoreError
 from ticketry_engine.support.entry_points import callers_defaults
 
 
-def asked(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
+def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
     """What a score says of each parameter in scope, in the scope's order and apart from any graph.
 
     Infinite scores are scores: such weights are kept or removed before all others.
@@ -35,7 +35,7 @@ def asked_of_some(score: Score, model: nn.Module, scope: Scope, **options: Any) 
     is a sum over those that have scores.
 
     Raises:
-        ScoreError: as of `asked`, but that parameters may be missing, and others than those in scope may be there.
+        ScoreError: see `evaluate_score`; parameters may be missing or out of scope.
     """
     found = _answer(score, model, scope, options)
     shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}

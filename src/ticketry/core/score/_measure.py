@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
 from ticketry.choices import check_choice
-from ticketry.core.computed_weights import require_removed
-from ticketry.core.devices.parts import processes_of
+from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.devices.sharding import process_groups
 from ticketry.core.example_call import uncompiled
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
@@ -55,7 +55,7 @@ def measuring(
             " complex weights; or spare it"
         )
     if at is not None:
-        require_removed(model, parameters, at)  # or the loss would be no number, and nothing would say why
+        check_computed_removed(model, parameters, at)  # or the loss would be no number, and nothing would say why
     with ExitStack() as stack:
         stack.enter_context(seeded(seed, model))
         stack.enter_context(uncompiled(model))
@@ -224,7 +224,7 @@ def average(
 
 def mean_of_all(model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean over the processes that train a model together, in place."""
-    for group in processes_of(model, weights.values()):
+    for group in process_groups(model, weights.values()):
         import torch.distributed as dist
 
         for value in own.values():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
-from ticketry.core.score._asked import asked, called
+from ticketry.core.score._asked import called, evaluate_score
 from ticketry.core.score._protocol import About, Score, facts
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
@@ -158,7 +158,7 @@ def inverted(score: str | Score) -> Score:
 
     @functools.wraps(function)
     def control(model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-        found = asked(function, model, scope, **options)
+        found = evaluate_score(function, model, scope, **options)
         return {name: -(value if value.is_floating_point() else value.double()) for name, value in found.items()}
 
     return _named(control, "inverted", function)
@@ -185,7 +185,7 @@ def shuffled(score: str | Score) -> Score:
 
     @functools.wraps(function)
     def control(model: nn.Module, scope: Scope, *, seed: int = 0, **options: Any) -> dict[str, Tensor]:
-        found = asked(function, model, scope, seed=seed, **options)
+        found = evaluate_score(function, model, scope, seed=seed, **options)
         shuffled: dict[str, Tensor] = {}
         for index, (name, value) in enumerate(found.items()):
             order = torch.randperm(value.numel(), generator=generator(seed, "shuffled score", index))

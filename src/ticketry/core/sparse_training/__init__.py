@@ -1,1 +1,1 @@
-"""What is done to a network while it trains: masks held, shrunk and moved, penalties, and when to prune."""
+"""Sparse training: mask enforcement, gradual pruning, mask updates and sparsity penalties."""

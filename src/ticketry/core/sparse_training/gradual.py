@@ -1,4 +1,4 @@
-"""Gradual pruning in any training loop: a mask that shrinks along a schedule, and is held."""
+"""Gradual pruning in any training loop: a mask that shrinks along a schedule and is held in between."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ticketry.core.costs.least import check_least_of
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density, check_distribution
-from ticketry.core.prune import on_the_way, prune
+from ticketry.core.prune import prune, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
 from ticketry.core.score._asked import called
 from ticketry.core.score._protocol import facts
-from ticketry.core.sparse_training._left import release_left
 from ticketry.core.sparse_training.hold import Hold, hold
+from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
@@ -31,22 +31,22 @@ from ticketry_engine.support.entry_points import Need, entry_point
 
 
 class Choice(TypedDict, total=False):
-    """How gradual pruning chooses weights: arguments of `prune`, by default as there."""
+    """Arguments of `prune` that choose the weights; defaults are those of `prune`."""
 
     scope: Scope | None
     score: str | Score
-    """One that needs no data."""
+    """A score that needs no data."""
     distribution: str
     half_rate: tuple[str, ...]
     collapse: str
     keep_at_least: int
     pattern: str | Pattern
-    """Not N:M, which has no masks of the densities on the way."""
+    """Not N:M, which has no masks of the intermediate densities."""
     seed: int
 
 
 class Schedule(Choice, total=False):
-    """When it prunes besides, see `gradual`."""
+    """Arguments of `gradual` that choose the weights and the pruning steps."""
 
     sparsity: float | None
     begin: str | Step
@@ -55,15 +55,15 @@ class Schedule(Choice, total=False):
 
 
 class Gradual:
-    """Prunes a model while it trains. Made by `gradual`."""
+    """Prunes a model while it trains. Created by `gradual`."""
 
     def __init__(self, model: nn.Module, cuts: Mapping[int, float], *, steps: int, **choice: Unpack[Choice]) -> None:
         self.cuts = dict(cuts)
         """Steps done -> density, see `schedule.cuts`."""
         self.steps = steps
-        """Of the optimiser, in the whole training, as they were announced."""
+        """Optimiser steps of the whole training, as announced."""
         self.done = 0
-        """Steps of the optimiser so far."""
+        """Optimiser steps so far."""
         self._model = model
         if unknown := sorted(choice.keys() - Choice.__annotations__):
             known = ", ".join(sorted(Choice.__annotations__))
@@ -74,17 +74,17 @@ class Gradual:
         self._choice: Choice = {
             **choice,
             "scope": scope,
-            "score": _without_data(choice.get("score", "magnitude")),
-            "pattern": _of_any_density(choice.get("pattern", "unstructured")),
+            "score": _require_data_free(choice.get("score", "magnitude")),
+            "pattern": _require_any_density(choice.get("pattern", "unstructured")),
         }
-        self._check_least()
+        self._check_floor()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
-        self._left_behind = False  # whether a copy was made of one that holds weights, which a copy does not
-        release_left(model)
+        self._is_copy = False  # of one that held weights, which the copy does not
+        release_leftovers(model)
 
-    def _check_least(self) -> None:
-        """Tell more weights to keep than the last density has, before anything is trained; raises as `prune`."""
+    def _check_floor(self) -> None:
+        """Raise, as `prune` does, if the last density has fewer weights than layers must keep, before any training."""
         choice, scope = self._choice, self._choice["scope"]
         assert isinstance(scope, Scope)
         pattern = choice["pattern"]
@@ -95,38 +95,38 @@ class Gradual:
 
     @property
     def mask(self) -> Mask:
-        """What is kept now; before the first cut that is everything in scope."""
+        """The current mask; before the first pruning step it retains everything in scope."""
         return self._mask
 
     @entry_point()
     def step(self) -> bool:
-        """Tell that the optimiser has made a step; prune if a cut is due, and say whether it was.
+        """Count a step of the optimiser, prune if a pruning step is due, and return whether it was.
 
-        From a cut on, removed weights are held at exactly 0; the optimiser's state for them is cleared before its next
+        From then on, removed weights are held at exactly 0; the optimiser's state for them is cleared before its next
         step (`hold`).
 
         Raises:
             LayerCollapseError: if a layer would be left without weights.
-            UsageError: of a copy that holds no weights.
+            UsageError: for a copy, which holds no weights.
         """
         self._require_hold()
         self.done += 1
         if self.done not in self.cuts:
             return False
         density = self.cuts[self.done]
-        with on_the_way(density, self.cuts[max(self.cuts)]):
+        with while_pruning_to(density, self.cuts[max(self.cuts)]):
             mask = prune(self._model, density, within=self._mask, **self._choice)
-        self._keep(mask)
+        self._hold_mask(mask)
         return True
 
     def check(self, optimizer: Optimizer | None = None) -> None:
-        """Make sure that removed weights are exactly 0; `HoldError` if not. See `Hold.check`."""
+        """Raise `HoldError` if removed weights are not exactly 0. See `Hold.check`."""
         self._require_hold()
         if self._hold:
             self._hold.check(optimizer)
 
     def release(self) -> None:
-        """Stop holding. The weights stay as they are."""
+        """Stop holding the mask. The weights are unchanged."""
         if self._hold:
             self._hold.release()
             self._hold = None
@@ -134,7 +134,7 @@ class Gradual:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what goes into a checkpoint beside model and optimiser.
+        """Return the state to save in a checkpoint, together with those of model and optimiser.
 
         ``done``: steps so far; ``mask``: by name, on the CPU; ``cuts``: the schedule, as [step, density] in order.
         """
@@ -145,13 +145,13 @@ class Gradual:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state, on a model that has the weights of the same checkpoint.
 
-        The schedule is part of the state. If pruning has begun, it continues along the cuts of the state, also where
-        this training is longer and would have others; that is a warning while cuts are left. Before the first cut the
-        schedule of this object applies.
+        The schedule is part of the state. If pruning has begun, it continues along the schedule of the state, with a
+        warning if that differs from this object's and pruning steps are left. Before the first pruning step, this
+        object's schedule applies.
 
         Raises:
-            MaskError: if the state belongs to something else, ends at another density, or its last cut does not come
-                before the end of this training.
+            MaskError: if the state is of another model or scope, ends at another density, or its last pruning step is
+                not before the end of this training.
         """
         if not {"done", "mask"} <= state.keys():
             raise MaskError("this is no state of gradual pruning: it has done and mask")
@@ -161,22 +161,22 @@ class Gradual:
             raise MaskError("the state is of pruning another model or scope" + (f": {names}" if names else ""))
         done = int(state["done"])
         if "cuts" in state:
-            self.cuts = self._resumed_cuts(_cuts_in(state["cuts"]), done)
+            self.cuts = self._resume_cuts(_parse_cuts(state["cuts"]), done)
         else:  # written before states had a schedule
-            self._require_same_way(mask, done)
+            self._check_reachable(mask, done)
         self.done = done
         if mask.kept == mask.total:
             self.release()
-            self._mask, self._left_behind = mask, False
+            self._mask, self._is_copy = mask, False
         else:
-            self._keep(mask)
+            self._hold_mask(mask)
 
-    def _resumed_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
-        """Return the cuts that pruning continues along, from a state with `cuts` after `done` steps."""
+    def _resume_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
+        """Return the schedule to continue along, from a state with `cuts` after `done` steps."""
         if cuts == self.cuts or done < min(*cuts, *self.cuts):
             return self.cuts
         (last, density), (_, wanted) = list(cuts.items())[-1], list(self.cuts.items())[-1]
-        said = f"the state is of gradual pruning to density {density:g}, {_told(cuts)}"
+        said = f"the state is of gradual pruning to density {density:g}, {_describe_cuts(cuts)}"
         if density != wanted:
             raise MaskError(
                 f"{said}, and density {wanted:g} is requested now: resume with density={density:g}, or start from a"
@@ -190,14 +190,14 @@ class Gradual:
                 f" than {last:,} steps, or start from a checkpoint of before the first cut"
             )
         warnings.warn(
-            f"{said}. It continues along that schedule, not along the one of this training ({_told(self.cuts)} of"
-            f" {self.steps:,})",
+            f"{said}. It continues along that schedule, not along the one of this training"
+            f" ({_describe_cuts(self.cuts)} of {self.steps:,})",
             stacklevel=4,
         )
         return cuts
 
-    def _require_same_way(self, mask: Mask, done: int) -> None:
-        """Raise `MaskError` if `mask` after `done` steps cannot come from this schedule."""
+    def _check_reachable(self, mask: Mask, done: int) -> None:
+        """Raise `MaskError` if this schedule cannot reach `mask` after `done` steps."""
         left = [density for step, density in self.cuts.items() if step > done]
         shares = [1.0, *self.cuts.values()]
         # Densities are met up to rounding in each layer, or exceeded where layers keep a few weights.
@@ -206,24 +206,24 @@ class Gradual:
         if too_sparse or too_dense:
             raise MaskError(
                 f"the state has a mask of density {mask.density:.4g} after {done:,} steps, which gradual pruning to"
-                f" density {shares[-1]:g}, {_told(self.cuts)} of {self.steps:,}, does not reach there: resume with the"
-                " schedule that it was trained with (steps, begin, end, frequency and density)"
+                f" density {shares[-1]:g}, {_describe_cuts(self.cuts)} of {self.steps:,}, does not reach there: resume"
+                " with the schedule that it was trained with (steps, begin, end, frequency and density)"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
-        return {**self.__dict__, "_hold": None, "_left_behind": self._left_behind or self._hold is not None}
+        """Return the state of a copy, which holds nothing: copies of a held model train freely."""
+        return {**self.__dict__, "_hold": None, "_is_copy": self._is_copy or self._hold is not None}
 
     def _require_hold(self) -> None:
-        """A copy's model would train as a dense one does between two cuts, and nobody would be told."""
-        if self._left_behind:
+        """Raise `UsageError` for a copy, whose model would train densely between two pruning steps."""
+        if self._is_copy:
             raise UsageError(
                 "this is a copy of gradual pruning, and copies hold no weights: let it hold those of its model,"
                 " copy.load_state_dict(copy.state_dict()), or make one on the model that you train, and give it that"
                 " state"
             )
 
-    # -- a block ---------------------------------------------------------------------------------------------------
+    # -- as a context manager --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Gradual:
         return self
@@ -237,14 +237,14 @@ class Gradual:
             return
         if held:
             held.check()
-        if told := self.left_early():
+        if early := self.describe_early_end():
             warnings.warn(
-                f"{told}; call step() after each step of the optimiser, and give as many steps= as there are",
+                f"{early}; call step() after each step of the optimiser, and give as many steps= as there are",
                 stacklevel=2,
             )
 
-    def left_early(self) -> str:
-        """What to say of a training that ends now, before the last cut; an empty text of one that ends behind it."""
+    def describe_early_end(self) -> str:
+        """Return a message if training ends now, before the last pruning step; else an empty string."""
         *_, (last, density) = self.cuts.items()
         if self.done >= last:
             return ""
@@ -256,9 +256,9 @@ class Gradual:
     def __repr__(self) -> str:
         return f"Gradual(step {self.done}, density {self._mask.density:.4g}, to be {list(self.cuts.values())[-1]:g})"
 
-    def _keep(self, mask: Mask) -> None:
+    def _hold_mask(self, mask: Mask) -> None:
         self.release()
-        self._mask, self._left_behind = mask, False
+        self._mask, self._is_copy = mask, False
         self._hold = hold(self._model, mask)
 
 
@@ -274,26 +274,27 @@ def gradual(
     frequency: str | Step = "2.5%",
     **choice: Unpack[Choice],
 ) -> Gradual:
-    """Prune `model` gradually, along the cubic schedule, while it trains in a loop of your own.
+    """Prune `model` gradually, along the cubic schedule, while it trains in your own loop.
 
-    Call `Gradual.step` after each step of the optimiser; any optimiser does, and several do. A block that is left
-    before the last cut warns of it. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878), section 3.
+    Call `Gradual.step` after each step of the optimiser; any number of optimisers of any kind works. Leaving the block
+    before the last pruning step gives a warning. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878),
+    section 3.
 
     Args:
         model: any module; it keeps its class, names and state dict.
-        density: share of the scope kept at the end. `sparsity`: share removed, instead.
-        steps: of the optimiser, in the whole training.
-        begin: where the density begins to fall from 1: ``500it`` or ``25%``.
-        end: where it is reached; the rest of the training is at this density.
-        frequency: steps between two cuts, at least one.
-        choice: scope, score, distribution, half_rate, collapse, keep_at_least, pattern, seed: see `prune`; no score
-            that needs data.
+        density: share of the scope retained at the end. `sparsity`: share removed, instead.
+        steps: optimiser steps of the whole training.
+        begin: point where the density begins to fall from 1: ``500it`` or ``25%``.
+        end: point where the final density is reached; the rest of the training is at this density.
+        frequency: steps between two pruning steps, at least one.
+        choice: scope, score, distribution, half_rate, collapse, keep_at_least, pattern, seed: see `prune`. The score
+            must not need data.
 
     Raises:
-        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, a score that needs data,
-            or a pattern N:M, which has no mask of the densities on the way.
+        UsageError: for an impossible schedule (see `schedule.cuts_within`), an unknown option, a score that needs data,
+            or an N:M pattern, which has no masks of the intermediate densities.
         ScopeError: see `scope`.
-        LayerCollapseError: for a `keep_at_least` that the density does not pay for.
+        LayerCollapseError: if the density is too low for `keep_at_least`.
 
     Examples:
         >>> model = nn.Linear(10, 10)
@@ -316,15 +317,14 @@ def gradual(
     return Gradual(model, cuts, steps=steps, **choice)
 
 
-def _told(cuts: Mapping[int, float]) -> str:
-    """The schedule in words, for messages."""
+def _describe_cuts(cuts: Mapping[int, float]) -> str:
     return (
         f"at step {min(cuts):,}" if len(cuts) == 1 else f"in {len(cuts)} cuts at steps {min(cuts):,} to {max(cuts):,}"
     )
 
 
-def _cuts_in(stored: Any) -> dict[int, float]:
-    """Steps -> density, read from a state; `MaskError` if that is no schedule."""
+def _parse_cuts(stored: Any) -> dict[int, float]:
+    """Read a schedule, step -> density, from a state; raise `MaskError` if it is malformed."""
     try:
         cuts = {int(step): float(density) for step, density in stored}
     except (TypeError, ValueError):
@@ -336,8 +336,8 @@ def _cuts_in(stored: Any) -> dict[int, float]:
     return cuts
 
 
-def _without_data(score: str | Score) -> Score:
-    """The score itself; `UsageError` if it needs data, which would else be told at the first cut only."""
+def _require_data_free(score: str | Score) -> Score:
+    """Return the score; raise `UsageError` now, not at the first pruning step, if it needs data."""
     found = get(score)
     if facts(found).data in ("yes", "shapes"):
         raise UsageError(
@@ -347,8 +347,8 @@ def _without_data(score: str | Score) -> Score:
     return found
 
 
-def _of_any_density(pattern: str | Pattern) -> Pattern:
-    """The pattern of a word; `UsageError` if its masks are not of every density."""
+def _require_any_density(pattern: str | Pattern) -> Pattern:
+    """Parse a pattern; raise `UsageError` if it cannot have every density."""
     found = Pattern.parse(pattern)
     if found.m:
         raise UsageError(

@@ -1,36 +1,38 @@
-"""Keeps pruned weights at exactly zero, in any training loop."""
+"""Mask enforcement: pruned weights stay exactly zero in any training loop."""
 
 from __future__ import annotations
 
 import weakref
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from ticketry.core.computed_weights import computed_weights
-from ticketry.core.devices.parts import (
-    is_spread,
-    part,
-    part_like,
-    put_back,
-    require_one_mask,
-    require_usable,
+from ticketry.core.devices.sharding import (
+    check_same_mask,
+    check_shards,
+    is_sharded,
+    local_shard,
+    reshard,
+    shard_like,
 )
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
-from ticketry.core.sparse_training._left import release_left
-from ticketry.core.sparse_training._registrations import Listening
+from ticketry.core.sparse_training.held_parameters import (
+    HeldParameter,
+    NamedParameters,
+    clear_dense_history,
+    state_tensors,
+)
+from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.errors import HoldError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.optimizer_steps import Stepping
 
-# Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
-# momentum and weight decay, the Adam family, … . For any other, the weights are masked again after each step.
+# Optimisers whose step is elementwise and maps (weight 0, gradient 0, state 0) to weight 0. After a step of any other
+# optimiser the weights are masked again.
 _ELEMENTWISE: tuple[type[Optimizer], ...] = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -44,17 +46,13 @@ _ELEMENTWISE: tuple[type[Optimizer], ...] = (
 )
 
 
-_SUMS = 64
-"""Sums that are looked at together, see `_FiniteSteps`."""
-
-
 class Hold:
-    """Holds a mask over a model while it trains: removed weights stay exactly 0. See `hold`.
+    """Holds a mask on a model while it trains: removed weights stay exactly 0. See `hold`.
 
     Examples:
         >>> model = nn.Linear(10, 5)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> held = tk.Hold(model, tk.prune(model, density=0.2), hooks=False)  # a loop that masks by itself
+        >>> held = tk.Hold(model, tk.prune(model, density=0.2), hooks=False)  # the loop below masks explicitly
         >>> model(torch.randn(8, 10)).square().mean().backward()
         >>> held.mask_gradients()
         >>> model.weight.grad.count_nonzero()
@@ -71,36 +69,34 @@ class Hold:
     @entry_point(Need(python=False, floats=False, training=True))
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
-        release_left(model)
-        self._mask, self._hooks, self._left_behind = mask, hooks, False
-        put_back(model)
+        release_leftovers(model)
+        self._mask, self._hooks, self._is_copy = mask, hooks, False
+        reshard(model)
         parameters = mask.parameters(model)
-        require_usable(parameters)
-        require_one_mask(model, parameters, mask)
+        check_shards(parameters)
+        check_same_mask(model, parameters, mask)
         mask.apply_(model)
-        self._places = Places(model, mask)
+        self._named = NamedParameters(model, mask)
         self._held = {
-            name: HeldParameter(parameter, mask[self._places.masked_by[name]], hooks)
-            for name, parameter in self._places.look().items()
+            name: HeldParameter(parameter, mask[self._named.masked_by[name]], hooks)
+            for name, parameter in self._named.remember().items()
         }
-        self._known: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
-        self._watch = _FiniteSteps(self._held)
-        self._orphans = Orphans()
-        self._before_forward: torch.utils.hooks.RemovableHandle | None = None
-        self.mask_gradients()  # those of a backward pass before the mask came
-        self._handles: list[Stepping | Listening] = []
+        self._masked_states: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
+        self._finite_steps = _FiniteSteps(self._held)
+        self.mask_gradients()  # of a backward pass before the mask was held
+        self._listener: Stepping | None = None
         if hooks:
-            # A compiled step calls them as they are: they look at a model's modules, which may be compiled as well.
+            # Not compiled into a compiled step: they read the model's modules, which may be compiled as well.
             before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
-            self._handles = [Stepping(before=before, after=after), Listening(self._registered)]
+            self._listener = Stepping(before=before, after=after)
 
-    # -- for a loop of one's own -----------------------------------------------------------------------------------
+    # -- for custom loops ------------------------------------------------------------------------------------------
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The mask as it is held in memory: 0 and 1 in the type of the weights."""
+        """The mask as 0 and 1 in the type of the weights, one tensor per parameter."""
         self._require_original()
-        return [held.kept for held in self._held.values()]
+        return [held.factors for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -109,58 +105,57 @@ class Hold:
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
         if dense:
-            torch._foreach_mul_([gradient for gradient, _ in dense], [held.kept_like(g) for g, held in dense])
+            torch._foreach_mul_([gradient for gradient, _ in dense], [held.factors_like(g) for g, held in dense])
         for gradient, held in pairs:
             if gradient is not None and gradient.is_sparse:
-                held.parameter.grad = gradient * held.kept_like(gradient)
+                held.parameter.grad = gradient * held.factors_like(gradient)
 
     @torch.no_grad()
     def mask_state(self, optimizer: Optimizer) -> None:
         """Set the optimiser's state (momentum, moments) of removed weights to 0.
 
-        L-BFGS keeps pairs of steps and gradients, whose products it uses: with those of another network it starts anew.
+        The history of L-BFGS is cleared if it comes from the dense network, because it mixes weights.
         """
         self._require_original()
-        mask_history(optimizer, self._held)
+        clear_dense_history(optimizer, self._held)
         for held in self._held.values():
-            for tensor in states_of(optimizer, held.parameter):
-                tensor.mul_(held.kept_like(tensor, once=True))
+            for tensor in state_tensors(optimizer, held.parameter):
+                tensor.mul_(held.factors_like(tensor, once=True))
 
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set removed weights to 0."""
         self._require_original()
-        parameters: list[Tensor] = [part(held.parameter) for held in self._held.values()]
-        kept = [held.kept_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
-        torch._foreach_mul_(parameters, kept)
-        torch.clear_autocast_cache()  # it has weights as they were before
+        parameters: list[Tensor] = [local_shard(held.parameter) for held in self._held.values()]
+        factors = [held.factors_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
+        torch._foreach_mul_(parameters, factors)
+        torch.clear_autocast_cache()  # it holds the weights from before
 
-    # -- the promise -----------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------------------------
 
     def check(self, optimizer: Optimizer | None = None) -> None:
-        """Make sure that removed weights, and the optimiser's state for them, are exactly 0, in the model as it is.
+        """Check that removed weights, and the optimiser's state for them, are exactly 0 in the model at present.
 
         Raises:
-            HoldError: naming the parameter, how many of its weights are not 0, and the largest; or that the model has
-                no such parameter any more.
+            HoldError: naming the parameter, how many of its removed weights are not 0, and the largest; or that the
+                model no longer has such a parameter.
         """
         self._require_original()
-        put_back(self._places.model)
-        for name, parameter in self._places.parameters().items():
+        reshard(self._named.model)
+        for name, parameter in self._named.find().items():
             removed = self._removed(name, parameter)
-            self._require_zero(f"weights of {name!r}", part(parameter.detach()), removed)
-            for tensor in states_of(optimizer, parameter) if optimizer else ():
+            self._require_zero(f"weights of {name!r}", local_shard(parameter.detach()), removed)
+            for tensor in state_tensors(optimizer, parameter) if optimizer else ():
                 self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
-        self._check_computed()
+        self._check_computed_weights()
 
     def release(self) -> None:
-        """Stop holding. The weights stay as they are."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._disarm()
+        """Stop holding the mask. The weights are unchanged."""
+        if self._listener is not None:
+            self._listener.remove()
+            self._listener = None
         for held in self._held.values():
-            held.let_go()
+            held.remove_hook()
 
     def __enter__(self) -> Hold:
         self._require_original()
@@ -172,117 +167,95 @@ class Hold:
         self.release()
         if kind is None:
             self.check()
-            self._orphans.require_none()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: its model is a free one, as every copy of a held model is, see docs/optimisers.md."""
-        return {"_left_behind": True, "_held": {}, "_handles": [], "_before_forward": None}
+        """Return the state of a copy, which holds nothing: copies of a held model train freely."""
+        return {"_is_copy": True, "_held": {}, "_listener": None}
 
     def _require_original(self) -> None:
-        """A copy holds nothing, and its model would train as a dense one does."""
-        if self._left_behind:
+        """Raise `UsageError` for a copy, whose model would train densely."""
+        if self._is_copy:
             raise UsageError(
                 "this is a copy of a held mask, and copies hold no weights: hold the mask on the copied model, with"
                 " tk.hold(model, mask)"
             )
 
-    # -- optimisers ------------------------------------------------------------------------------------------------
+    # -- steps of optimisers ---------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if not self._places.as_seen(self._held):
-            put_back(self._places.model)
+        if not self._named.are_unchanged(self._held):
+            reshard(self._named.model)
             try:
-                self._follow()
+                self._hold_replacements()
             except HoldError:
-                if self._concerns(optimizer) or self._places.has_parameter_of(optimizer):
+                if self._steps_held(optimizer) or self._named.has_parameter_of(optimizer):
                     raise
-                return  # another model's step; the next one of this model reports it, or the check
-        # State from before the mask came would move removed weights. A load of another state makes a new dictionary.
-        if self._known.get(optimizer) is not optimizer.state and self._concerns(optimizer):
-            self._known[optimizer] = optimizer.state
+                return  # the step of another model; the next step of this model, or the check, raises
+        # State from before the mask would move removed weights. Loading a state creates a new dictionary.
+        if self._masked_states.get(optimizer) is not optimizer.state and self._steps_held(optimizer):
+            self._masked_states[optimizer] = optimizer.state
             self.mask_state(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._orphans.after_step(optimizer, self._held)
-        if optimizer not in self._known and not self._concerns(optimizer):
+        if optimizer not in self._masked_states and not self._steps_held(optimizer):
             return
         if type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
-        self._watch.after_step(optimizer)
+        self._finite_steps.after_step(optimizer)
 
-    def _concerns(self, optimizer: Optimizer) -> bool:
-        mine = {id(held.parameter) for held in self._held.values()}
-        return any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
-
-    # -- names, not objects ----------------------------------------------------------------------------------------
-
-    def _registered(self, module: nn.Module, name: str, value: object) -> None:
-        """Something takes a place in a module: before anything is computed with it, it is looked at who holds what."""
-        if any(is_spread(held.parameter) for held in self._held.values()):
-            return  # fully_shard puts whole parameters in their places and takes them out: the next step looks
-        if self._before_forward is None and self._places.is_on_the_way(module, name):
-            self._before_forward = register_module_forward_pre_hook(self._at_forward)
-
-    def _at_forward(self, module: nn.Module, args: object) -> None:
-        self._disarm()
-        with suppress(HoldError):  # modules may be on their way to another place: the next step tells
-            self._follow()
-
-    def _disarm(self) -> None:
-        if self._before_forward is not None:
-            self._before_forward.remove()
-            self._before_forward = None
+    def _steps_held(self, optimizer: Optimizer) -> bool:
+        """Return whether the optimiser steps any held parameter."""
+        own = {id(held.parameter) for held in self._held.values()}
+        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Hold the objects that now have the names, as those before them were held from the beginning on."""
-        now = self._places.look()
+    def _hold_replacements(self) -> None:
+        """Hold the parameters that have taken the names of others, as those were held."""
+        now = self._named.remember()
         for name, parameter in now.items():
-            if name in self._held and is_spread(parameter) and not is_spread(self._held[name].parameter):
+            if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):
                 raise HoldError(
-                    f"{name!r} was held whole and now lies in parts on several devices: call fully_shard first, make"
+                    f"{name!r} was held whole and is sharded over several devices now: call fully_shard first, create"
                     " the optimiser, and hold the mask then"
                 )
-        for name in [name for name, held in self._held.items() if not held.is_still(now.get(name))]:
-            before = self._held.pop(name)
-            before.let_go()
-            self._orphans.add(name, before.parameter, now.get(name))
+        for name in [name for name, held in self._held.items() if not held.holds(now.get(name))]:
+            self._held.pop(name).remove_hook()
         for name in now.keys() - self._held.keys():
-            held = self._held[name] = HeldParameter(now[name], self._mask[self._places.masked_by[name]], self._hooks)
+            held = self._held[name] = HeldParameter(now[name], self._mask[self._named.masked_by[name]], self._hooks)
             held.mask()
-        self._known.clear()
-        self._watch.see(self._held)
+        self._masked_states.clear()
+        self._finite_steps.watch(self._held)
 
-    # -- the check -------------------------------------------------------------------------------------------------
+    # -- details of the check --------------------------------------------------------------------------------------
 
     def _removed(self, name: str, parameter: nn.Parameter) -> Tensor:
         held = self._held.get(name)
         if held is not None and held.parameter is parameter:
-            return held.kept_like(part(parameter), once=True) == 0
-        return ~part_like(self._mask[self._places.masked_by[name]], parameter).to(parameter.device)
+            return held.factors_like(local_shard(parameter), once=True) == 0
+        return ~shard_like(self._mask[self._named.masked_by[name]], parameter).to(parameter.device)
 
-    def _check_computed(self) -> None:
-        names = {id(parameter): name for name, parameter in self._places.parameters().items()}
-        for computed in computed_weights(self._places.model):
+    def _check_computed_weights(self) -> None:
+        names = {id(parameter): name for name, parameter in self._named.find().items()}
+        for computed in computed_weights(self._named.model):
             for original in computed.originals:
                 if id(original) in names:
                     name = names[id(original)]
-                    weight = computed.value()
-                    self._require_zero(f"weights computed from {name!r}", weight, self._removed(name, original))
+                    removed = self._removed(name, original)
+                    self._require_zero(f"weights computed from {name!r}", computed.value(), removed)
 
     def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:
         stray = torch.where(removed, tensor, 0)
         if stray.any():
             raise HoldError(
                 f"{int(stray.count_nonzero())} of {int(removed.sum())} pruned {what} are not 0 (up to"
-                f" {float(stray.abs().max()):.3g}): {self._reason(bool(stray.isfinite().all()))}"
+                f" {float(stray.abs().max()):.3g}): {self._explain(bool(stray.isfinite().all()))}"
             )
 
-    def _reason(self, finite: bool) -> str:
+    def _explain(self, finite: bool) -> str:
         outside = "something outside the optimiser's step wrote them, such as a load of weights or an average of models"
-        if finite or (self._hooks and not self._watch.steps):
+        if finite or (self._hooks and not self._finite_steps.count):
             return outside
-        first = self._watch.first_not_finite()
+        first = self._finite_steps.first_not_finite()
         if first is None:
             return f"the loss or its gradient was not finite, or {outside}"
         return (
@@ -292,42 +265,44 @@ class Hold:
 
 
 class _FiniteSteps:
-    """Counts the steps after which the smallest held parameter was finite.
+    """Finds the first step after which a weight was not finite.
 
-    What is not finite stays so: the first step that was not is the one after those. A loss that is not finite reaches
-    every weight, so one parameter tells it. Its sums are looked at together, and without waiting for a GPU.
+    A loss that is not finite reaches every weight, and what is not finite stays so. So it suffices to record the sum of
+    the smallest held parameter after each step. Sums are read in batches, so that no step waits for a GPU.
     """
 
+    _BATCH = 64
+
     def __init__(self, held: dict[str, HeldParameter]) -> None:
-        self.steps = 0
-        self._clock: weakref.ref[Optimizer] | None = None
+        self.count = 0
+        self._optimizer: weakref.ref[Optimizer] | None = None
         self._finite = torch.zeros((), dtype=torch.long)
         self._sums: list[Tensor] = []
-        self.see(held)
+        self.watch(held)
 
-    def see(self, held: dict[str, HeldParameter]) -> None:
-        """Take the parameters that are held from now on."""
+    def watch(self, held: dict[str, HeldParameter]) -> None:
+        """Watch the smallest of these parameters from now on."""
         self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
 
     def after_step(self, optimizer: Optimizer) -> None:
-        # The steps of one optimiser count: another may step inside it (SAM), or beside it.
-        if self._clock is None or self._clock() is None:
-            self._clock = weakref.ref(optimizer)
-        if self._clock() is not optimizer:
+        # Only one optimiser's steps count: another may step inside it (SAM), or beside it.
+        if self._optimizer is None or self._optimizer() is None:
+            self._optimizer = weakref.ref(optimizer)
+        if self._optimizer() is not optimizer:
             return
-        self.steps += 1
-        total = part(self._probe.detach()).sum()
-        if self._sums and (len(self._sums) == _SUMS or total.device != self._sums[0].device):
-            self._count()
+        self.count += 1
+        total = local_shard(self._probe.detach()).sum()
+        if self._sums and (len(self._sums) == self._BATCH or total.device != self._sums[0].device):
+            self._read_sums()
         self._sums.append(total)
 
     def first_not_finite(self) -> int | None:
-        """The number of the step, from 1 on; None if all were finite."""
-        self._count()
+        """Return the number of the step, from 1 on; None if all were finite."""
+        self._read_sums()
         finite = int(self._finite)
-        return finite + 1 if finite < self.steps else None
+        return finite + 1 if finite < self.count else None
 
-    def _count(self) -> None:
+    def _read_sums(self) -> None:
         if self._sums:
             finite = torch.stack(self._sums).isfinite().sum()
             self._finite = finite + self._finite.to(finite.device)
@@ -337,28 +312,26 @@ class _FiniteSteps:
 def hold(model: nn.Module, mask: Mask) -> Hold:
     """Keep the weights that `mask` removes at exactly 0 while `model` trains, in any loop.
 
-    Removed weights are set to 0 once; from then on their gradients are set to 0 as they are accumulated, so that
-    clipping and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave
-    them at 0. Momentum from before is cleared, L-BFGS's history too. For optimisers that mix weights (Muon, L-BFGS,
-    one's own) the weights are masked after each step as well. Leaving the block checks that it held, in the model as it
-    is then.
+    Removed weights are set to 0 once; from then on their gradients are set to 0 as they are accumulated. So clipping
+    and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave the weights
+    at 0. Momentum from before is cleared, and so is the history of L-BFGS. For optimisers that mix weights (Muon,
+    L-BFGS, custom ones) the weights are masked after each step as well. Leaving the block checks that removed weights
+    are 0.
 
-    What is held are names: a parameter that takes the place of another (a load with ``assign=True``, a layer that is
-    rebuilt) is masked and held as well, from the next forward pass on, or from the next step of an optimiser where
-    torch tells nobody of it. docs/optimisers.md has a table of optimisers and wrappers.
+    The mask is held by parameter name: a parameter that replaces another (a load with ``assign=True``, a layer that is
+    rebuilt) is masked and held from the optimiser's next step on. docs/optimisers.md has a table of optimisers and
+    wrappers.
 
     Args:
         model: any module; it keeps its class, names and state dict.
         mask: of parameters of this model.
 
     Raises:
-        MaskError: if the mask does not fit the model; or, of a model that several processes train
+        MaskError: if the mask does not fit the model; or, for a model that several processes train
             (DistributedDataParallel, `fully_shard`), if they hold different masks. Each of them calls this.
-        UsageError: for a mask that is no `Mask`; for parameters in parts that have no values yet, or do not lie in even
-            pieces.
-        HoldError: on leaving the block, if a removed weight is not 0: after a loss that is not finite it names the
-            step; or if the optimiser still steps a parameter that another took the name of. At a step of an optimiser,
-            if the model has lost a parameter of the mask.
+        UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
+        HoldError: on leaving the block, if a removed weight is not 0; after a loss that was not finite, it names the
+            step. At a step of an optimiser, if the model has lost a parameter of the mask.
 
     Examples:
         >>> model = nn.Linear(10, 5)

@@ -1,4 +1,4 @@
-"""Penalties that make weights, blocks, filters or norm scales small while a network trains, so that they can go."""
+"""Sparsity penalties: they shrink weights, blocks, filters or norm scales, so that these can be pruned."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from ticketry.core.layout import Blocks
 from ticketry.errors import UsageError
 
 PENALTIES = ("l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso")
-OF_BLOCKS = ("group_hoyer_square", "group_lasso")
-"""Those that can be on the blocks of a pattern."""
+BLOCK_PENALTIES = ("group_hoyer_square", "group_lasso")
+"""Penalties that can apply to the blocks of a pattern."""
 
 
 def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
-    """The word itself.
+    """Return the name of a penalty.
 
     Args:
-        blocks: whether it is to be on the blocks of a pattern; None says nothing.
+        kind: the name.
+        blocks: whether it is to apply to the blocks of a pattern; None: not known yet.
 
     Raises:
-        UsageError: if it is not known, or cannot be on blocks, or on nothing else.
+        UsageError: if the name is unknown, the penalty does not support blocks, or it requires them.
     """
     check_choice("penalty", kind, PENALTIES)
-    if blocks and kind not in OF_BLOCKS:
-        raise UsageError(f"penalty {kind} is not of blocks: with a pattern choose {' or '.join(OF_BLOCKS)}")
+    if blocks and kind not in BLOCK_PENALTIES:
+        raise UsageError(f"penalty {kind} is not of blocks: with a pattern choose {' or '.join(BLOCK_PENALTIES)}")
     if blocks is False and kind == "group_lasso":
         raise UsageError("penalty group_lasso is of the blocks of a pattern: say which, such as 4x1, 16x1 or channel")
     return kind
 
 
 def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | None = None) -> Tensor:
-    """What a penalty adds to the loss, for a strength of 1: a scalar, differentiable in the weights.
+    """Compute the term that a penalty of strength 1 adds to the loss: a scalar, differentiable in the weights.
 
-    - ``l1_scales``: the sum of |w|. Of the scales of norms: network slimming (Liu et al. 2017, arXiv 1708.06519,
+    - ``l1_scales``: the sum of |w|. On the scales of norms: network slimming (Liu et al. 2017, arXiv 1708.06519,
       equation 1), and the penalty of Gate Decorators on their gates (You et al. 2019, arXiv 1909.08174).
-    - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors: between 1 and the number of elements,
-      whatever their scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
-    - ``group_hoyer_square``: the same of the L2 norms of rows (filters, units; dimension 0) plus that of columns (input
-      channels; dimension 1) of each tensor (section 3.2 and the authors' code). Coupled tensors are not put together.
-      With `blocks`: of the L2 norms of the blocks.
-    - ``group_lasso``, of `blocks`: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; on filters and
-      channels of networks Wen et al. 2016, arXiv 1608.03665, there without the size).
+    - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors. It is between 1 and the number of
+      elements at any scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
+    - ``group_hoyer_square``: ``hoyer_square`` of the L2 norms of rows (filters, units; dimension 0) plus that of
+      columns (input channels; dimension 1) of each tensor (section 3.2 and the authors' code). Coupled tensors are not
+      joined. With `blocks`: of the L2 norms of the blocks.
+    - ``group_lasso``, with `blocks` only: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; on filters and
+      channels of networks Wen et al. 2016, arXiv 1608.03665, without the size).
 
     A tensor that is all 0 adds nothing.
 
     Args:
-        blocks: of each of the weights, see `core.pattern`.
+        kind: one of `PENALTIES`.
+        weights: the tensors to penalise.
+        blocks: blocks of each tensor, see `core.pattern`.
 
     Raises:
-        UsageError: for an unknown kind, one that needs blocks or cannot have any, or a tensor without two dimensions
-            where rows and columns are asked for.
+        UsageError: for an unknown kind, one that requires or does not support blocks, or a tensor with less than two
+            dimensions where the penalty needs rows and columns.
     """
     check_penalty(kind, blocks=blocks is not None)
     values = []
@@ -79,13 +82,13 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
 def add_gradients_(
     kind: str, strength: float, parameters: Iterable[Tensor], blocks: Iterable[Blocks] | None = None
 ) -> None:
-    """Add strength times the gradient of `penalty` to `parameter.grad` of each; where there is none, it is made.
+    """Add strength times the gradient of `penalty` to each `parameter.grad`, in place; a missing one is created.
 
-    In closed form, which takes less time and memory than autograd, and in place. A weight, or a group, that is exactly
-    0 gets no gradient: what a mask holds at 0 stays there.
+    The gradient is computed in closed form, which takes less time and memory than autograd. A weight, or a group, that
+    is exactly 0 gets no gradient, so that pruned weights stay 0.
 
     Raises:
-        UsageError: as `penalty`.
+        UsageError: see `penalty`.
     """
     check_penalty(kind, blocks=blocks is not None)
     for parameter, own in zip(parameters, repeat(None) if blocks is None else blocks, strict=False):
@@ -95,7 +98,7 @@ def add_gradients_(
             parameter.grad.add_(parameter.sign(), alpha=strength)
             continue
         if own is not None:
-            _add_of_blocks_(kind, strength, parameter, own)
+            _add_block_gradients_(kind, strength, parameter, own)
             continue
         squares = _not_zero(parameter.square().sum())
         if kind == "hoyer_square":
@@ -114,7 +117,7 @@ def add_gradients_(
         parameter.grad.addcmul_(parameter, factor.mul_(2 / squares), value=strength)
 
 
-def _add_of_blocks_(kind: str, strength: float, parameter: Tensor, blocks: Blocks) -> None:
+def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks: Blocks) -> None:
     assert parameter.grad is not None
     norms = _block_norms(parameter, blocks)
     if kind == "group_lasso":
@@ -128,23 +131,23 @@ def _add_of_blocks_(kind: str, strength: float, parameter: Tensor, blocks: Block
 
 
 def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
-    """L2 norms, of `Blocks.shape`; of a block that is 0 the gradient is 0."""
+    """Compute the L2 norm of each block, in `Blocks.shape`; the gradient at a block of zeros is 0."""
     squares = blocks.pool(weight.square())
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def _roots(blocks: Blocks, like: Tensor) -> Tensor:
-    """The square root of each block's size."""
+    """Compute the square root of each block's size."""
     return blocks.sizes.to(like).sqrt()
 
 
 def _group_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 norms of rows and of columns."""
+    """Compute the L2 norms of rows and of columns."""
     if weight.dim() < 2:
         raise UsageError(
-            f"the penalty of groups is of weights with rows and columns, not of shape {tuple(weight.shape)}: leave"
-            " biases and norms out"
+            f"a group penalty needs weights with rows and columns, got shape {tuple(weight.shape)}: leave biases and"
+            " norms out"
         )
     inner = list(range(2, weight.dim()))
     return torch.linalg.vector_norm(weight, dim=[1, *inner]), torch.linalg.vector_norm(weight, dim=[0, *inner])

@@ -1,4 +1,4 @@
-"""When masks change while a network trains: how far they shrink, or how much of them moves. Needs no torch."""
+"""Schedules of mask changes during training: densities, shares of weights that move, phases. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ticketry.step import Step
 
 
 def cubic(progress: float, density: float, initial: float = 1.0) -> float:
-    """The density at a share `progress` of the way from `initial` to `density`.
+    """Return the density at `progress` on the cubic schedule from `initial` to `density`.
 
     density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to prune" (2017,
-    arXiv 1710.01878), whose sparsities are 1 - density. Many weights go early, where many are redundant, few late.
+    arXiv 1710.01878), whose sparsities are 1 - density. Most weights are removed early, when many are redundant.
 
     Args:
         progress: from 0 (nothing is removed yet) to 1 (the end).
-        density: fraction of weights kept at the end.
-        initial: fraction of weights kept at the beginning.
+        density: fraction of weights retained at the end.
+        initial: fraction of weights retained at the beginning.
 
     Raises:
-        UsageError: for a progress outside 0 … 1, a density outside (0, 1], or one that would have to rise.
+        UsageError: for a progress outside [0, 1], a density outside (0, 1], or `density` above `initial`.
 
     Examples:
         >>> [round(tk.schedule.cubic(progress, density=0.2), 4) for progress in (0.0, 0.5, 1.0)]
@@ -31,7 +31,7 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
     """
     given: Any = progress
     if not isinstance(given, Real) or not 0 <= progress <= 1:
-        raise UsageError(f"progress is a share of the way, from 0 to 1, not {progress}")
+        raise UsageError(f"progress must be in [0, 1], got {progress}")
     if check_density(density) > check_density(initial):
         raise UsageError(
             f"density {density:g} is above the {initial:g} that pruning begins with, and masks only shrink"
@@ -40,19 +40,17 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
 
 
 def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float = 1.0) -> dict[int, float]:
-    """When gradual pruning cuts, and to what: steps done -> density, in order; the last is `end` -> `density`.
+    """Return the pruning steps of gradual pruning: training step -> density, in order; the last is `end` -> `density`.
 
-    Cuts are made every `frequency` steps after `begin` (where the schedule still says `initial`) up to `end`, with one
-    at `end` itself, also where the last stretch is shorter. Zhu & Gupta (2017) found 100 to 1000 steps equally good.
-
-        {20: 0.3, 40: 0.2}
+    Pruning steps follow `begin` (where the density is still `initial`) every `frequency` steps up to `end`, with one at
+    `end` itself. Zhu & Gupta (2017) found frequencies of 100 to 1000 steps equally good.
 
     Args:
-        density: fraction of weights kept at the end.
-        begin: step after which cuts begin.
-        end: step of the last cut.
-        frequency: steps between two cuts.
-        initial: fraction of weights kept at the beginning.
+        density: fraction of weights retained at the end.
+        begin: step after which the density falls.
+        end: step at which `density` is reached.
+        frequency: steps between two pruning steps.
+        initial: fraction of weights retained at the beginning.
 
     Raises:
         UsageError: unless 0 <= begin < end and frequency >= 1; see `cubic` for densities.
@@ -62,11 +60,11 @@ def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float
         {20: 0.3, 40: 0.2}
     """
     if not 0 <= begin < end:
-        raise UsageError(f"gradual pruning goes from a step to a later one, not from {begin} to {end}")
+        raise UsageError(f"gradual pruning must end after it begins (0 <= begin < end), got begin {begin}, end {end}")
     if frequency < 1:
-        raise UsageError(f"frequency is the number of steps between two cuts, at least 1, not {frequency}")
+        raise UsageError(f"frequency, the number of steps between two cuts, must be at least 1, got {frequency}")
     steps = [*range(begin + frequency, end, frequency), end]
-    return {step: _plain(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {end: density}
+    return {step: _rounded(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {end: density}
 
 
 def cuts_within(
@@ -78,21 +76,20 @@ def cuts_within(
     total: int,
     per_epoch: int | None = None,
 ) -> dict[int, float]:
-    """`cuts` in a training of `total` steps, with points written ``500it``, ``2ep`` or ``3%``.
+    """Return the `cuts` of a training of `total` steps, with points written ``500it``, ``2ep`` or ``3%``.
 
-    A frequency that comes to less than one step is one step.
+    A frequency below one step counts as one step.
 
     Args:
-        density: fraction of weights kept at the end.
-        begin: where the density begins to fall.
-        end: where it is reached.
-        frequency: steps between two cuts.
+        density: fraction of weights retained at the end.
+        begin: point where the density begins to fall.
+        end: point where it is reached.
+        frequency: time between two pruning steps.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, where a point is in epochs.
+        per_epoch: steps of an epoch, if a point is in epochs.
 
     Raises:
-        UsageError: if nothing would be left to train at the final density, or epochs are named and `per_epoch` is not
-            known; see `cuts`.
+        UsageError: if no step is left at the final density, or a point is in epochs without `per_epoch`; see `cuts`.
 
     Examples:
         >>> tk.schedule.cuts_within(0.2, begin="0%", end="40%", frequency="20%", total=100)
@@ -113,13 +110,14 @@ def cuts_within(
 
 
 def cosine(progress: float, share: float) -> float:
-    """The share of a layer's weights that move at `progress` (0 … 1) of the way: share / 2 * (1 + cos(pi * progress)).
+    """Return the share of a layer's weights to move at `progress`: share / 2 * (1 + cos(pi * progress)).
 
-    Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, the update schedule; `share` is their alpha.
+    The update schedule of Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, where `share` is
+    called alpha.
 
     Args:
-        progress: share of the way, 0 … 1.
-        share: of the weights that move at its beginning.
+        progress: share of the schedule that is over, 0 … 1.
+        share: share of the weights that move at the beginning.
 
     Examples:
         >>> [round(tk.schedule.cosine(progress, share=0.3), 4) for progress in (0.0, 0.5, 1.0)]
@@ -131,18 +129,16 @@ def cosine(progress: float, share: float) -> float:
 def moves_within(
     share: float, *, end: str | Step, frequency: str | Step, total: int, per_epoch: int | None = None
 ) -> dict[int, float]:
-    """When a mask moves, in a training of `total` steps: steps done -> share of each layer's weights that moves.
+    """Return the mask updates of dynamic sparse training: step -> share of each layer's weights that moves.
 
-    Every `frequency` steps, at least one, as long as `end` is not reached; the shares fall along `cosine`.
-
-        {100: 0.225, 200: 0.075}
+    Updates follow every `frequency` steps (at least one) before `end`; the shares fall along `cosine`.
 
     Args:
-        share: of each layer's weights that the first move would take, above 0 and below 1.
-        end: from where on the mask stays.
-        frequency: steps between two moves.
+        share: share at the beginning of the schedule, in (0, 1).
+        end: point from which on the mask is fixed.
+        frequency: time between two updates.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, where a point is in epochs.
+        per_epoch: steps of an epoch, if a point is in epochs.
 
     Raises:
         UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
@@ -152,38 +148,36 @@ def moves_within(
         {100: 0.225, 200: 0.075}
     """
     if not 0 < share < 1:
-        raise UsageError(f"the share of weights that move lies between 0 and 1, not {share}")
+        raise UsageError(f"the share of weights that move must be in (0, 1), got {share}")
     last, every = (_iterations(point, total, per_epoch) for point in (end, frequency))
     steps = range(max(1, every), min(last, total), max(1, every))
     if not steps:
         raise UsageError(
-            f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it stays from"
+            f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it is fixed from"
             f" {Step.parse(end)}, step {last} of {total}, on: let it move more often, or for longer"
         )
-    return {step: _plain(cosine(step / last, share)) for step in steps}
+    return {step: _rounded(cosine(step / last, share)) for step in steps}
 
 
 def phases_within(
     *, warmup: str | Step, phase: str | Step, end: str | Step, total: int, per_epoch: int | None = None
 ) -> list[tuple[int, bool]]:
-    """The phases of alternating compressed and decompressed training: (first step, whether it is compressed), in order.
+    """Return the phases of alternating compressed and decompressed training: (first step, whether it is compressed).
 
-    After a dense `warmup`, compressed and decompressed phases of the length `phase` take turns; the last compressed one
-    begins at `end`, and the decompressed one before it takes what no full pair is left for. Peste et al., "AC/DC"
-    (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
-
-        [(0, False), (10, True), (15, False), (28, True)]
+    After a dense `warmup`, compressed and decompressed phases of length `phase` alternate. The last compressed phase
+    begins at `end`; the decompressed one before it is extended by the steps that no full pair fits in. Peste et al.,
+    "AC/DC" (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
 
     Args:
         warmup: length of the dense training before.
         phase: length of a phase.
-        end: where the last compressed phase begins.
+        end: point where the last compressed phase begins.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, where a point is in epochs.
+        per_epoch: steps of an epoch, if a point is in epochs.
 
     Raises:
         UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
-            something is left to train after it.
+            steps are left after it.
 
     Examples:
         >>> tk.schedule.phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
@@ -202,8 +196,8 @@ def phases_within(
     return [*found, (last, True)]
 
 
-def _plain(density: float) -> float:
-    """Without the last bits, in which machines may differ: 0.3 for 0.30000000000000004."""
+def _rounded(density: float) -> float:
+    """Round off the last bits, in which machines may differ: 0.3 for 0.30000000000000004."""
     return float(f"{density:.12g}")
 
 

@@ -13,7 +13,14 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean, format_names, require_name
-from ticketry.core.devices.parts import groups_of, is_spread, part, part_like, spread_like, summed
+from ticketry.core.devices.sharding import (
+    distribute_like,
+    is_sharded,
+    local_shard,
+    shard_groups,
+    shard_like,
+    sum_over_groups,
+)
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.errors import TicketError
@@ -37,7 +44,7 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
             raise TicketError(f"{what} holds {name!r}, which is not a dense tensor: leave it out of the state dict")
         if tensor.dim() > _MOST_DIMENSIONS:
             raise TicketError(f"{what} holds {name!r} with {tensor.dim()} dimensions, more than {_MOST_DIMENSIONS}")
-        if is_spread(tensor):
+        if is_sharded(tensor):
             state[short] = tensor.detach().clone()
         else:
             state[short] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -87,7 +94,7 @@ def warn_of_same_weights(
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
     if shared:
         problem = f"start shares memory with trained ({format_names(shared)}), so that it has the trained weights"
-    elif not any(is_spread(tensor) for tensor in start_copy.values()) and all(
+    elif not any(is_sharded(tensor) for tensor in start_copy.values()) and all(
         torch.equal(*((one[mask[name]], other[mask[name]]) if name in mask else (one, other)))
         for name, one, other in ((name, tensor, trained_copy[name]) for name, tensor in start_copy.items())
     ):
@@ -109,7 +116,7 @@ def share_memory(one: Tensor, other: Tensor) -> bool:
 
 def _bytes_of(tensor: Tensor) -> tuple[int, int] | None:
     """Return the first and the last address of a tensor's elements; None if it has none."""
-    own = part(tensor)
+    own = local_shard(tensor)
     if own.layout != torch.strided or own.is_meta or not own.numel():
         return None
     length = sum((size - 1) * stride for size, stride in zip(own.shape, own.stride(), strict=True)) + 1
@@ -130,10 +137,10 @@ def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
     for name, kept in mask.items():
         twins = [other for other in unmasked if _same_bits(state[name], state[other])]
         for twin in (name, *twins):
-            own = part(state[twin])
+            own = local_shard(state[twin])
             if own.dtype == _WITHOUT_ZERO and not kept.all():
                 raise TicketError(f"{twin!r} is of {own.dtype}, which has no 0: its removed weights cannot be stored")
-            _bits(own).masked_fill_(~part_like(kept, state[twin]).to(own.device), 0)
+            _bits(own).masked_fill_(~shard_like(kept, state[twin]).to(own.device), 0)
     return state
 
 
@@ -149,17 +156,19 @@ def _bits(tensor: Tensor) -> Tensor:
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    if is_spread(one) != is_spread(other):
+    if is_sharded(one) != is_sharded(other):
         return False
-    if is_spread(one) and is_spread(other):
+    if is_sharded(one) and is_sharded(other):
         return one.device_mesh == other.device_mesh and one.placements == other.placements and _same_in_all(one, other)
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
 def _same_in_all(one: Tensor, other: Tensor) -> bool:
     """Whether the parts of two tensors that lie alike are the same in all processes; all of them ask."""
-    differ = torch.tensor([not _same_bits(part(one), part(other))], dtype=torch.int64, device=part(one).device)
-    return not int(summed(differ, groups_of(one)))
+    differ = torch.tensor(
+        [not _same_bits(local_shard(one), local_shard(other))], dtype=torch.int64, device=local_shard(one).device
+    )
+    return not int(sum_over_groups(differ, shard_groups(one)))
 
 
 def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +192,7 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
                 f"the ticket does not fit: {short[name]!r} and {short[twin]!r} are one tensor in"
                 f" {type(model).__name__} (tied), but two in the ticket, with other values"
             )
-        if is_spread(filled[name]) and not is_spread(tensor):
+        if is_sharded(filled[name]) and not is_sharded(tensor):
             raise TicketError(
                 f"the ticket's states lie in parts on several devices, and {type(model).__name__} does not: save the"
                 " ticket, and load it"
@@ -194,7 +203,9 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
                 f" {type(model).__name__}, but {tuple(filled[name].shape)} in the ticket"
             )
     return {
-        name: spread_like(filled[name], tensor) if is_spread(tensor) and not is_spread(filled[name]) else filled[name]
+        name: distribute_like(filled[name], tensor)
+        if is_sharded(tensor) and not is_sharded(filled[name])
+        else filled[name]
         for name, tensor in own.items()
     }
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ticketry.core.layer_density import layer_lines, one_line
 from ticketry.core.mask import Mask
+from ticketry.core.tables import layer_lines, one_line
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.core.devices.parts import put_back
-from ticketry.core.html_tables import html_table
-from ticketry.core.mask import Mask, require_mask
-from ticketry.core.mask_files import from_bytes, to_bytes
+from ticketry.core.devices.sharding import reshard
+from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
+from ticketry.core.tables import html_table
 from ticketry.core.ticket import folder as files
 from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, config_of, download, upload
 from ticketry.core.ticket.json_values import plain
@@ -148,7 +147,7 @@ class Ticket:
         state = self.start if which == "start" else self.trained
         if state is None:
             raise TicketError("this ticket has not been trained: apply its start, and train it")
-        put_back(model)
+        reshard(model)
         try:
             self.mask.parameters(model)
         except MaskError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.devices.parts import is_spread, whole
+from ticketry.core.devices.sharding import gather_shards, is_sharded
 from ticketry.core.ticket.folder import FileFact, write_folder
 from ticketry.core.ticket.state_dicts import state_bytes
 from ticketry.errors import TicketError
@@ -27,7 +27,7 @@ _Written = Callable[[Mapping[str, Tensor]], bytes]
 
 def any_in_parts(*states: Mapping[str, Tensor] | None) -> bool:
     """Whether any tensor of these states lies in parts."""
-    return any(is_spread(tensor) for state in states if state for tensor in state.values())
+    return any(is_sharded(tensor) for state in states if state for tensor in state.values())
 
 
 def save_together(
@@ -72,7 +72,7 @@ def save_together(
 
 def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
     for name, tensor in state.items():
-        if is_spread(tensor) and tensor.device_mesh.size() != world:
+        if is_sharded(tensor) and tensor.device_mesh.size() != world:
             raise TicketError(
                 f"{name!r} lies on {tensor.device_mesh.size()} of {world} processes: a ticket is saved by all of them"
                 " together, and each needs a part of it"
@@ -88,7 +88,7 @@ def pieces_of(state: Mapping[str, Tensor], written: _Written = state_bytes) -> I
     yield header
     for name in names:
         tensor = state[name]
-        everything = whole(tensor.to_local(), tensor) if is_spread(tensor) else tensor
+        everything = gather_shards(tensor.to_local(), tensor) if is_sharded(tensor) else tensor
         yield everything.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -136,9 +136,6 @@ def family(
         return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
     if different := describe_name_difference(scores, scope):
         raise CostError(f"scores are not of the parameters in scope: {different}")
-    for name, shape in scope.shapes.items():
-        if tuple(scores[name].shape) != tuple(shape):
-            raise CostError(f"scores of {name!r} have the shape {tuple(scores[name].shape)}, and it has {tuple(shape)}")
     seconds = timer.dense_profile.layers
     return ScoredMasks(scores, seconds, layouts_or_rows(timer.model, scope), tuple(amounts or SHARES))
 

@@ -17,8 +17,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-from ticketry.core.mask import Mask
-from ticketry.core.mask_files import from_bytes, to_bytes
+from ticketry.core.mask import Mask, from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError
 from ticketry.files import content_of, replacing
 from ticketry.folders import exists, list_entries

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.devices.parts import is_spread, part, part_like
+from ticketry.core.devices.sharding import is_sharded, local_shard, shard_like
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe
 
@@ -29,7 +29,7 @@ class Trainable(Protocol):
 def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
     """The recipe's optimiser over all parameters, fused where torch can (one call a step for all of them)."""
     parameters = list(model.parameters())
-    unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_spread, parameters)))
+    unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_sharded, parameters)))
     # Of complex parameters torch has no fused form, nor SGD of parameters in parts.
     form = {"foreach": True} if unfused else {"fused": True}
     if recipe.optimizer == "sgd":
@@ -66,7 +66,7 @@ def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Te
         parameter = parameters[name]
         if tensor.shape == parameter.shape and tensor.dim():
             own = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False)
-            part(own).copy_(part_like(tensor, parameter))
+            local_shard(own).copy_(shard_like(tensor, parameter))
             tensor = own
         state.setdefault(position[name], {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

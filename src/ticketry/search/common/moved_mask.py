@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training.drop_and_grow import moved
+from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Growth
 from ticketry.lab.training.job import begun
@@ -41,7 +41,7 @@ def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: 
                 name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "grow", segment.first, index))
                 for index, (name, shape) in enumerate(mask.shapes.items())
             }
-        return moved(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
+        return drop_and_grow(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
 
     described = {"moved": segment.until(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
     return lab.remembered_mask(

@@ -193,9 +193,9 @@ def _check_layers(replicate: Replicate, scope: Scope, settings: Scored) -> None:
     """Tell names of layers that are not pruned, and more weights to keep than there are, before anything is trained."""
     from ticketry.core.costs.least import check_least_of
     from ticketry.core.layout import layouts
-    from ticketry.core.scope import covered
+    from ticketry.core.scope import match_names
 
-    covered(scope, settings.half_rate, "half_rate")
+    match_names(scope, settings.half_rate, "half_rate")
     density, least, pattern = settings.sparsest, settings.keep_at_least, Pattern.parse(pattern_in(settings))
     if least and density is not None and not aim_of(settings):
         known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)

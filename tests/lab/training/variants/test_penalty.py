@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.sparse_training.penalties import OF_BLOCKS, PENALTIES
+from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
@@ -95,7 +95,7 @@ def test_interrupted_and_gone_on_with(lab, points, tmp_path, equal_bits):
     assert equal_bits(other.state(other.train(segment)), wanted)
 
 
-@pytest.mark.parametrize("kind", OF_BLOCKS)
+@pytest.mark.parametrize("kind", BLOCK_PENALTIES)
 def test_on_blocks_as_in_a_bare_loop(lab, points, monkeypatch, kind):
     """Blocks of up to four rows at a column, by hand."""
 

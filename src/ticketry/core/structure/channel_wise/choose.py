@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ticketry.core.costs.bases import EAGER
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_density
-from ticketry.core.prune import densities, on_the_way
+from ticketry.core.prune import densities, while_pruning_to
 from ticketry.core.scope import Patterns, Scope, as_names
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -182,7 +182,7 @@ def channels(
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         scores = choice.scores(mask, inputs, score=score, reduce=reduce)
-        with on_the_way(target, wanted):
+        with while_pruning_to(target, wanted):
             mask = choice.cut(scores, mask, target, order)
     assert mask is not None
     return mask

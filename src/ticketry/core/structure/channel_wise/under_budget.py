@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.core.budget import checked_flops, counted
+from ticketry.core.budget import countable_parameters, parse_flops
 from ticketry.core.costs.bases import EAGER, ENGINE
 from ticketry.core.costs.budgets import METERS, Request
 from ticketry.core.costs.granularity import CHANNELS
@@ -100,8 +100,8 @@ def _multiplications(
     by_weights: Any,
 ) -> Mask:
     """Return the densest mask of whole channels with at most a share of the multiplications of the layers in scope."""
-    share, parameters = checked_flops(amount), scope.parameters(model)
-    prices = times_used(model, {name: parameters[name] for name in counted(model, scope)}, example_inputs)
+    share, parameters = parse_flops(amount), scope.parameters(model)
+    prices = times_used(model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs)
     assert options.known is not None
     choice = Choice(model, options.known(), scope)
     if within is not None:

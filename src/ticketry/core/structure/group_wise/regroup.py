@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import check_choice
-from ticketry.core.allocate import shared_out
+from ticketry.core.allocate import apportion
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_collapse, check_density, kept_elements
 from ticketry.core.scope import Patterns
@@ -168,7 +168,7 @@ def budgets_of(
             f" {fixed / mask.total:.4g} of all weights, and rows that keep something have at most"
             f" {(fixed + sum(room.values())) / mask.total:.4g} with those; ask for something between"
         )
-    return shared_out(wanted - fixed, {name: Fraction(count) for name, count in own.items()}, room)
+    return apportion(wanted - fixed, {name: Fraction(count) for name, count in own.items()}, room)
 
 
 def with_columns(

@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
-from ticketry.core.mask_files import read_metadata
+from ticketry.core.mask import read_metadata
 from ticketry.core.scope import normal_name, unwrapped
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import StructureError, UsageError

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ticketry.core.devices.parts import put_back
+from ticketry.core.devices.sharding import reshard
 from ticketry.core.scope import normal_name
 from ticketry.errors import StoreError
 from ticketry.lab.store import parts
@@ -49,7 +49,7 @@ class ShardedGroup(Group):
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
         """In parts, and no copies: training does not go on before they are stored."""
-        put_back(model)
+        reshard(model)
         return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
 
     def require_same_weights(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What trainings that broke off left on a model goes before anything new; what others still use stays."""
+"""Attachments of interrupted trainings are released before anything new; those of running trainings stay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.sparse_training._left import Kept
+from ticketry.core.sparse_training.leftovers import Attachment
 from ticketry.errors import HoldError
 
 
@@ -19,15 +19,17 @@ def network() -> nn.Sequential:
 
 
 class Training:
-    """Holds a mask, as a callback does of a trainer that does not tell where it breaks off."""
+    """Holds a mask, like the callback of a trainer that does not report an interruption."""
 
     def __init__(self, model: nn.Module, mask: tk.Mask, *, acts: bool = True) -> None:
         self.runs, self.held = True, tk.hold(model, mask)
-        self.kept = Kept(model, "hold", runs=lambda: self.runs, acts=lambda: acts, release=self.release)
+        self.attachment = Attachment(
+            model, "hold", is_running=lambda: self.runs, is_active=lambda: acts, release=self.release
+        )
 
     def release(self) -> None:
         self.held.release()
-        self.kept.remove()
+        self.attachment.remove()
 
 
 def steps(model: nn.Module, count: int = 3) -> dict[str, torch.Tensor]:
@@ -66,7 +68,7 @@ def with_gates(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("train", [with_hold, with_gradual, with_gates])
-def test_what_comes_next_trains_as_on_a_fresh_model(train: Callable[[nn.Module], dict[str, torch.Tensor]]) -> None:
+def test_the_next_training_equals_one_on_a_fresh_model(train: Callable[[nn.Module], dict[str, torch.Tensor]]) -> None:
     model, start = network(), network().state_dict()
     training = Training(model, tk.prune(model, density=0.3))
     training.runs = False
@@ -75,7 +77,7 @@ def test_what_comes_next_trains_as_on_a_fresh_model(train: Callable[[nn.Module],
 
 
 def test_a_training_that_still_runs_keeps_its_mask() -> None:
-    """Two at once, on purpose: both masks hold, whether the second comes for the model or for a part of it."""
+    """Two masks at once: both hold, whether the second is held on the model or on a part of it."""
     for part in ("", "0"):
         model = network()
         first = tk.prune(model, density=0.6, score="random", seed=1)
@@ -88,7 +90,7 @@ def test_a_training_that_still_runs_keeps_its_mask() -> None:
         training.release()
 
 
-def test_other_models_keep_what_was_left_on_them() -> None:
+def test_leftovers_on_other_models_stay() -> None:
     one, other = network(), network()
     training = Training(one, tk.prune(one, density=0.3))
     training.runs = False
@@ -101,7 +103,7 @@ def test_other_models_keep_what_was_left_on_them() -> None:
     assert not one[2].weight._backward_hooks
 
 
-def test_a_loop_that_does_not_ask_is_told_once() -> None:
+def test_a_plain_loop_raises_once() -> None:
     model, start = network(), network().state_dict()
     training = Training(model, tk.prune(model, density=0.3))
     steps(model)  # as the trainer does it
@@ -113,7 +115,7 @@ def test_a_loop_that_does_not_ask_is_told_once() -> None:
     require_equal(steps(model), steps(network()))
 
 
-def test_what_does_not_act_is_taken_off_without_a_word() -> None:
+def test_an_inactive_leftover_is_released_silently() -> None:
     model = network()
     training = Training(model, tk.Mask.ones(tk.scope(model)), acts=False)
     training.runs = False

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import torch
 
-from ticketry.core.html_tables import MOST_ROWS, html_table
 from ticketry.core.mask import Mask
+from ticketry.core.tables import MOST_ROWS, html_table
 from ticketry.core.ticket.ticket import Ticket
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""

@@ -1,0 +1,161 @@
+"""Parameters sharded over several devices (DTensor, as `fully_shard` creates them), and the shard of this process.
+
+torch.distributed is imported only where a tensor is sharded, so that single-device users do not wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.modules import require_model
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: object) -> TypeGuard[DTensor]:
+    """Return whether a tensor is sharded over several devices."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a tensor, sharing its memory; a plain tensor is returned unchanged."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the piece of a plain tensor that corresponds to this process's shard of `like`, without communication.
+
+    Every process has the plain tensor whole. If `like` is a plain tensor, the whole is returned.
+    """
+    if not is_sharded(like) or is_sharded(whole):
+        return local_shard(whole)
+    return local_shard(distribute_like(whole, like))
+
+
+def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
+    """Shard a plain tensor, which every process has whole, as `like` is sharded, without communication."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather_shards(local: Tensor, like: Tensor) -> Tensor:
+    """Return the whole tensor whose shards are each process's `local`, placed as `like`; all processes call this."""
+    if not is_sharded(like):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    rows = torch.empty(like.shape, device="meta")
+    placed = DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=rows.shape, stride=rows.stride()
+    )
+    gathered = placed.full_tensor()
+    return gathered.wait() if hasattr(gathered, "wait") else gathered
+
+
+def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
+    """Return the process groups that hold different shards of a tensor: one per mesh dimension that splits it.
+
+    Raises:
+        UsageError: for a placement other than `Shard` and `Replicate` (a partial sum, a strided shard).
+    """
+    if not is_sharded(tensor):
+        return ()
+    from torch.distributed.tensor import Replicate, Shard
+
+    for placement in tensor.placements:
+        if type(placement) not in (Shard, Replicate):
+            raise UsageError(
+                f"a parameter is placed as {placement}: only Shard and Replicate are supported, as fully_shard makes"
+                " them (not together with tensor parallelism of the same dimension)"
+            )
+    mesh = tensor.device_mesh
+    return tuple(mesh.get_group(axis) for axis, placement in enumerate(tensor.placements) if type(placement) is Shard)
+
+
+def sum_over_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
+    """Add up `counts` in place over the processes of each group; all of them call this."""
+    for group in groups:
+        import torch.distributed as dist
+
+        dist.all_reduce(counts, group=group)
+    return counts
+
+
+def check_shards(parameters: Mapping[str, Tensor]) -> None:
+    """Check that parameters have values, are sharded evenly, and over the same number of processes.
+
+    Raises:
+        UsageError: naming the parameter.
+    """
+    sizes = {}
+    for name, parameter in parameters.items():
+        shard_groups(parameter)
+        if parameter.is_meta:
+            raise UsageError(f"{name!r} is on the meta device and has no values: initialise or load the model first")
+        if is_sharded(parameter):
+            sizes[parameter.device_mesh.size()] = name
+    if len(sizes) > 1:
+        found = ", ".join(f"{name!r} on {size}" for size, name in sizes.items())
+        raise UsageError(f"parameters are sharded over different numbers of processes ({found}): use one mesh for all")
+
+
+def reshard(model: nn.Module) -> None:
+    """Shard the parameters of `fully_shard` again, which an evaluation leaves whole.
+
+    Must not be called within a forward or backward pass.
+
+    Raises:
+        UsageError: if `model` is not a module.
+    """
+    require_model(model)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+def process_groups(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[ProcessGroup]:
+    """Yield the groups of processes that train `model` together; nothing if one process trains it."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        yield model.process_group
+        return
+    for mesh in dict.fromkeys(each.device_mesh for each in parameters if is_sharded(each)):
+        yield from (mesh.get_group(axis) for axis in range(mesh.ndim))
+
+
+class _HasDigest(Protocol):
+    @property
+    def digest(self) -> str: ...
+
+
+def check_same_mask(model: nn.Module, parameters: Mapping[str, Tensor], mask: _HasDigest) -> None:
+    """Check that all processes that train `model` have the same mask; all of them call this.
+
+    Raises:
+        MaskError: in all processes, if their masks differ.
+    """
+    for group in process_groups(model, parameters.values()):
+        import torch.distributed as dist
+
+        device = next(local_shard(each).device for each in parameters.values())
+        own = torch.tensor(list(bytes.fromhex(mask.digest)), dtype=torch.uint8, device=device)
+        digests = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(digests, own, group=group)
+        others = [rank for rank, each in enumerate(digests) if not torch.equal(each, digests[0])]
+        if others:
+            raise MaskError(
+                f"the processes that train {type(model).__name__} hold different masks: rank {others[0]} has another"
+                " than rank 0; prune with the same weights, batches and seed in each, or send one rank's mask to all"
+            )

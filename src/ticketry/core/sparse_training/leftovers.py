@@ -1,0 +1,83 @@
+"""Removes masks and gates that an interrupted training left on a model.
+
+Some trainers do not report that a training was interrupted (Ctrl-C, an exception). A mask or gates that it leaves on
+the model would silently change later computations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ticketry.errors import HoldError
+from ticketry_engine.support.listeners import Listeners
+from ticketry_engine.support.optimizer_steps import Stepping
+
+
+class Attachment:
+    """Registers what a training has attached to a model, until `remove`.
+
+    Args:
+        model: that it is attached to.
+        what: one word for messages, such as "hold".
+        is_running: whether the training still runs.
+        is_active: whether it changes a step of the model at present.
+        release: takes it off the model, and calls `remove`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        what: str,
+        *,
+        is_running: Callable[[], bool],
+        is_active: Callable[[], bool],
+        release: Callable[[], None],
+    ) -> None:
+        self.model, self.what = model, what
+        self.is_running, self.is_active, self.release = is_running, is_active, release
+        _attachments.add(self)
+
+    def remove(self) -> None:
+        """Forget the attachment once it is off the model; may be called repeatedly."""
+        _attachments.remove(self)
+
+
+def release_leftovers(model: nn.Module) -> None:
+    """Release what interrupted trainings left on `model`, or on a model that shares parameters with it.
+
+    Attachments of trainings that still run stay.
+    """
+    for one in _leftovers_on({id(parameter) for parameter in model.parameters()}):
+        one.release()
+
+
+def _leftovers_on(parameters: set[int]) -> list[Attachment]:
+    left = [one for one in _attachments.present if not one.is_running()]
+    return [one for one in left if any(id(parameter) in parameters for parameter in one.model.parameters())]
+
+
+def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Release leftovers on the parameters of an optimiser; raise `HoldError` if they changed the gradients."""
+    if all(one.is_running() for one in _attachments.present):
+        return
+    left = _leftovers_on({id(parameter) for group in optimizer.param_groups for parameter in group["params"]})
+    acting = [one.what for one in left if one.is_active()]
+    for one in left:
+        one.release()
+    if acting:
+        raise HoldError(
+            f"a training of this model broke off, and what its callback put on it ({', '.join(acting)}) still acted in"
+            " this step: it is taken off now, so load the weights that you start from and begin anew;"
+            " callback.release() takes it off before that"
+        )
+
+
+def _register_step_hook() -> None:
+    Stepping(before=torch.compiler.disable(_before_step))  # type: ignore[no-untyped-call]
+
+
+_attachments = Listeners[Attachment](_register_step_hook)
