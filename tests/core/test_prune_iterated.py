@@ -171,7 +171,7 @@ def test_a_score_of_ones_own_sees_what_is_left():
     mask = prune(model, 0.125, score=mine, iterations=3)
     assert seen == [TOTAL, TOTAL // 2, int(TOTAL / 4 + 0.5)]
     assert mask == prune(model, 0.125), "by magnitude, in steps or at once is the same"
-    with pytest.raises(UsageError, match="regrow needs a score that tells"):
+    with pytest.raises(UsageError, match="regrow needs a score that rates removed weights"):
         prune(model, 0.5, score=mine, iterations=3, regrow=True)
 
 
