@@ -19,7 +19,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.score import source_of
-from ticketry.core.sparse_training.pruning_time import relative_distance
+from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.core.structure.dependencies.channel_groups import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError

@@ -23,7 +23,7 @@ def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: 
 
     Args:
         segment: how training would go on; it starts from a stored state and has a mask.
-        share, regrow: see `core.sparse_training.drop_and_grow`.
+        share, regrow: see `core.sparse_training.mask_dynamics`.
         grow: ``gradient`` (|gradient| of the segment's first batch) or ``random``.
         seed: of what is random.
     """
