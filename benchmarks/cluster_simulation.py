@@ -37,9 +37,8 @@ from typing import Any
 import torch
 
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.chosen import Chosen
-from ticketry.lab.runners.places import Needs, Place
-from ticketry.lab.runners.remote import Remote
+from ticketry.lab.runners.choice import Chosen, Needs, Place
+from ticketry.lab.runners.executor_runner import Remote
 from ticketry.lab.runners.request import done
 from ticketry.lab.training.job import Work
 from ticketry.tasks import catalogue

@@ -2,32 +2,20 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from ticketry.lab.runners.remote import Remote
-from ticketry.lab.runners.remote_worker import work
+from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
 
 
-class Mine(Remote):
+class Mine(ExecutorRunner):
     def __init__(self, workers, on_event, place):
-        super().__init__(MyCluster(), place, on_event)
+        super().__init__(MyPool(), place, on_event)
 
 
-class MyCluster:
-    name = "my cluster"
-
+class MyPool(Pool):
     def __init__(self):
-        self.pool = ThreadPoolExecutor(1)  # in its place: what runs a function on other machines
-
-    def submit(self, request, needs):  # needs.cpus, needs.gpus, needs.memory of one training
-        return self.pool.submit(work, request)
-
-    def room(self):  # trainings at once; None for any number
-        return 1
+        super().__init__(ThreadPoolExecutor(1), "my cluster")  # in its place: what runs a function on other machines
 
     def is_loss(self, error):  # whether another worker may try
         return isinstance(error, ConnectionError)
 
-    def give_up(self, future):  # it did not stop in time
-        future.cancel()
-
     def close(self):
-        self.pool.shutdown()
+        self.executor.shutdown()

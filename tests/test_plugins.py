@@ -24,8 +24,7 @@ from installed import install, install_project, site  # noqa: F401
 from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.evidence.settings import VerifySettings
-from ticketry.lab.runners.in_process import InProcess
-from ticketry.lab.runners.runner import RUNNERS
+from ticketry.lab.runners.runner import RUNNERS, InProcess
 from ticketry.testing import check_score, check_search
 
 ROOT = Path(__file__).parents[1]

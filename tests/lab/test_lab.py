@@ -24,8 +24,8 @@ from ticketry.errors import (
 )
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.chosen import default_workers
-from ticketry.lab.runners.underway import Underway
+from ticketry.lab.runners.choice import default_workers
+from ticketry.lab.runners.events import Activity
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
@@ -166,7 +166,7 @@ def test_events_tell_the_story(tmp_path, points):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path, workers):
     """In another store; what is being trained there is shown, and is gone afterwards."""
-    task, told = tk.task("digits"), Underway()
+    task, told = tk.task("digits"), Activity()
     with Lab(tmp_path / "own", workers=workers, on_event=told.on_event) as lab:
         whole = [lab.segment(task, start=seed, recipe=task.recipe.changed(length="40it")) for seed in (0, 1)]
         other = Store(tmp_path / "other")

@@ -20,7 +20,7 @@ from typing import TextIO
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.files import reason_of
-from ticketry.lab.runners.stopping import heeded, name_of, say
+from ticketry.lab.runners.signals import handle_signals, name_of, say
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a terminal that lacks a letter
-    with heeded(command=True) as request:
+    with handle_signals(command=True) as request:
         try:
             code = _dispatch(words)
             sys.stdout.flush()  # while errors of a closed pipe can still be handled

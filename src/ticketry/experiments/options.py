@@ -16,7 +16,7 @@ from ticketry.errors import UsageError, needs
 if TYPE_CHECKING:
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.lab.lab import Lab
-    from ticketry.lab.runners.runner import OnEvent
+    from ticketry.lab.runners.events import OnEvent
     from ticketry.tasks.task import Task
 
 
@@ -171,7 +171,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     import torch
 
     from ticketry.lab.lab import Lab
-    from ticketry.lab.runners.chosen import default_workers
+    from ticketry.lab.runners.choice import default_workers
     from ticketry.lab.runners.process_guard import keep_freed_memory
     from ticketry.lab.store.running import marked_in_use
     from ticketry.lab.training.segment import check_task

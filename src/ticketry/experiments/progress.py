@@ -18,8 +18,7 @@ from ticketry.files import write_atomically
 from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.lab import Lab
 from ticketry.lab.loggers.logger import Logged
-from ticketry.lab.runners.runner import Event
-from ticketry.lab.runners.underway import Underway
+from ticketry.lab.runners.events import Activity, Event
 from ticketry.lab.search_result import Found
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import VerifyRecord
@@ -115,7 +114,7 @@ class Telling:
         self._path = lab.store.paths.live_file(run.name, FILE)
         self._guard = threading.Lock()
         self._points: list[ProgressPoint] = []
-        self._underway = Underway()
+        self._activity = Activity()
         self._began = time.time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write, name="telling", daemon=True)
@@ -140,13 +139,13 @@ class Telling:
             unit=metric.unit,
             higher_is_better=metric.higher_is_better,
             expected=self._run.expected,
-            trained=self._underway.trained,
+            trained=self._activity.trained,
             began=self._began,
             at=time.time(),
-            since=self._underway.since,
-            at_once=self._underway.at_once,
+            since=self._activity.since,
+            at_once=self._activity.at_once,
             points=points,
-            active=tuple(map(_in_training, self._underway.active())),
+            active=tuple(map(_in_training, self._activity.active())),
         )
 
     def _write(self) -> None:
@@ -155,7 +154,7 @@ class Telling:
                 write_atomically(self._path, encode(self.told()))
 
     def __enter__(self) -> Self:
-        self._listening.enter_context(self._lab.listening(self._underway.on_event))
+        self._listening.enter_context(self._lab.listening(self._activity.on_event))
         self._thread.start()
         return self
 

@@ -32,7 +32,7 @@ from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
-from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of

@@ -36,7 +36,7 @@ from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import address_of, shown
-from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.files import is_there, read_sealed
 from ticketry.lab.store.opening import existing_store, open_store

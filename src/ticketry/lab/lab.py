@@ -27,9 +27,10 @@ from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.mask_cost import Making, Makings, Seen
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
-from ticketry.lab.runners.chosen import chosen
-from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause
-from ticketry.lab.runners.stopping import asked, heeded
+from ticketry.lab.runners.choice import choose_runner
+from ticketry.lab.runners.events import Event, OnEvent
+from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_cause
+from ticketry.lab.runners.signals import handle_signals, stop_signal
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import NUMERICS, digest_of
@@ -119,7 +120,7 @@ class Lab:
         check_each(workers=workers, threads=threads, devices=devices, checkpoint_seconds=checkpoint_seconds)
         if executor is not None and runner:
             raise UsageError("give either a runner or an executor")
-        self._chosen = chosen(executor or runner, workers)
+        self._chosen = choose_runner(executor or runner, workers)
         self.data = Path(data).resolve() if data is not None else None
         if devices > 1 and not self._chosen.elsewhere:
             check_machine(devices, threads, max(self._chosen.workers, 1), device)
@@ -210,9 +211,7 @@ class Lab:
             arithmetic=self.kernels.arithmetic(task, arithmetic, variants, recipe.batch),
         )
 
-    def train(
-        self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True, ahead: int = 0
-    ) -> Result:
+    def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True) -> Result:
         """Return the result of a segment: from the store, or trained now. Concurrent callers share one training.
 
         Args:
@@ -220,13 +219,12 @@ class Lab:
             keep: further steps inside the segment whose states are stored, see `at`.
             label: name of the training in progress events.
             measure: whether its metrics are needed; an intermediate state may do without.
-            ahead: steps that will wait for this segment: if there are fewer workers than segments, most go first.
 
         Raises:
             TrainingError: if the loss is no longer a number.
             HoldError: if a pruned weight did not stay at 0.
         """
-        return self.train_many([segment], keep=keep, labels=[label], measure=measure, ahead=ahead)[0]
+        return self.train_many([segment], keep=keep, labels=[label], measure=measure)[0]
 
     def train_many(
         self,
@@ -235,18 +233,17 @@ class Lab:
         keep: Sequence[int] = (),
         labels: Sequence[str] = (),
         measure: bool = True,
-        ahead: int = 0,
     ) -> list[Result]:
         """Return the results of `segments`, in order; trained side by side if the lab has workers. Raises as `train`.
 
-        ``keep``, ``measure`` and ``ahead`` hold for all segments; `labels` has one name for each.
+        ``keep`` and ``measure`` hold for all segments; `labels` has one name for each.
         """
         names = labels or [""] * len(segments)
-        with heeded():
+        with handle_signals():
             try:
                 waiting: dict[concurrent.futures.Future[Work], list[Segment]] = {}
                 for segment, name in zip(segments, names, strict=True):
-                    if future := self._submit(segment, tuple(keep), name, measure, ahead):
+                    if future := self._submit(segment, tuple(keep), name, measure):
                         waiting.setdefault(future, []).append(segment)
                 for future in concurrent.futures.as_completed(waiting):
                     for segment in waiting[future]:
@@ -275,7 +272,7 @@ class Lab:
         """
         order = replace(self._order, store=address, measure=measure)
         self._labels |= dict.fromkeys([one.key for one in segments], "to measure a step")
-        with heeded():
+        with handle_signals():
             futures = [self._running().submit(order, one, ()) for one in segments]
             raise_cause(concurrent.futures.wait(futures).done)
         for one in segments:
@@ -297,7 +294,7 @@ class Lab:
             with self.telling(prefix):
                 return piece()
 
-        with heeded():
+        with handle_signals():
             futures = self._run_in_threads([functools.partial(labelled, piece) for piece in pieces])
         raise_cause(futures)
         return [future.result() for future in futures]
@@ -333,10 +330,10 @@ class Lab:
             self.kernels, self._choices = before
 
     @contextlib.contextmanager
-    def training_nothing(self) -> Iterator[Nothing]:
+    def training_nothing(self) -> Iterator[NoTraining]:
         """In a block, raise `NotStoredError` for whatever is not stored or was left out of a bundle; count nothing."""
         with self._guard:
-            before, nothing = (self._runner, self.ledger, self.store.remake), Nothing()
+            before, nothing = (self._runner, self.ledger, self.store.remake), NoTraining()
             self._runner, self.ledger, self.store.remake = nothing, self.ledger.copy(), nothing.remake
         try:
             yield nothing
@@ -539,10 +536,10 @@ class Lab:
         return getattr(self._thread, "prefix", "")
 
     def _submit(
-        self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool, ahead: int = 0
+        self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool
     ) -> concurrent.futures.Future[Work] | None:
         """Submit a segment to the runner; return the future, or None if its results are stored already."""
-        if number := asked():
+        if number := stop_signal():
             raise InterruptedTrainingError("stopped before it began", number)
         key = segment.key
         for step in keep:
@@ -560,7 +557,7 @@ class Lab:
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
                 runner = self._running()
-                order = replace(self._order, measure=measure, ahead=ahead)
+                order = replace(self._order, measure=measure)
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
@@ -579,7 +576,7 @@ class Lab:
         """Let a worker train weights that a bundle left out, like any other segment."""
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
-        with heeded(), self._guard:
+        with handle_signals(), self._guard:
             self._labels[segment.key] = f"{self._prefix}weights that a bundle left out"
             future = self._running().submit(order, segment, ())
         concurrent.futures.wait([future])

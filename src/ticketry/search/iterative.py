@@ -191,8 +191,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     own, settings = compressed(replicate, settings, needed, ("rewind",))
     whole = own.whole
-    ahead = needed(whole, settings) - whole.total
-    dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain, ahead=ahead)
+    dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
     yield compared(replicate, dense)
     tickets = _Tickets(own, settings, dense)
     yield from tickets.structured() if settings.structuring else tickets.plain()
@@ -211,8 +210,7 @@ class _Tickets:
         for level, density in enumerate(level_densities(self._settings), start=1):
             mask = self._pruned(trained, mask, density)
             segment = self._segment(mask, trained, shrunk=shrinks(self._settings))
-            ahead = (self._settings.tickets() - level) * segment.steps
-            trained = self._replicate.lab.train(segment, label=f"level {level} ticket", ahead=ahead)
+            trained = self._replicate.lab.train(segment, label=f"level {level} ticket")
             yield replace(
                 self._dense,
                 level=level,
@@ -236,8 +234,7 @@ class _Tickets:
                 segments[label] = self._segment(own, trained, shrunk=shrinks(self._settings))
             if level < last:
                 segments[f"level {level} without structure"] = self._segment(mask, trained, shrunk=False)
-            ahead = (last - level) * [*segments.values()][-1].steps
-            found = self._replicate.lab.train_many([*segments.values()], labels=[*segments], ahead=ahead)
+            found = self._replicate.lab.train_many([*segments.values()], labels=[*segments])
             if level in with_ticket:
                 yield self._ticket(level, own, found[0], how, chain)
             if level < last:

@@ -17,7 +17,7 @@ from torch import nn
 from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.runner import Event
+from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.variant import bound_to_mask

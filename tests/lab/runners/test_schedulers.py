@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -17,10 +15,8 @@ from typing import Any
 import pytest
 
 from lab.runners import elsewhere, slurm_here
-from ticketry.errors import InterruptedTrainingError, RunnerError
+from ticketry.errors import RunnerError
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners import dask_tasks
-from ticketry.lab.runners.chosen import place_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -143,53 +139,6 @@ def test_a_job_that_is_pre_empted_goes_back_into_the_queue(on: str, here: Lab, t
     assert len(told.killed) == 1
     assert "lost" not in told.kinds, "submitit has put it back"
     assert lab.ledger.steps_trained < 4000
-
-
-def test_dasks_workers_of_this_machine_may_start_processes() -> None:
-    """Which read examples, or are ranks; so may the one that comes in the place of a lost one."""
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ticketry[dask]'")
-    import dask
-
-    tasks = dask_tasks._Tasks(place_of("dask:local,workers=1"))
-    try:
-        before = tasks._client.submit(_is_daemon, pure=False).result(timeout=60)
-        tasks._client.restart()
-        assert [before, tasks._client.submit(_is_daemon, pure=False).result(timeout=60)] == [False, False]
-    finally:
-        tasks.close()
-    assert dask.config.get("distributed.worker.daemon")
-
-
-def _is_daemon() -> bool:
-    return multiprocessing.current_process().daemon
-
-
-def test_a_stuck_job_of_this_machine_is_ended_with_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hears nothing, not even that its box is gone; no process of it is left, and no folder."""
-    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ticketry[slurm]'")
-    monkeypatch.setattr("ticketry.lab.runners.remote.STOP_SECONDS", 2.0)
-    monkeypatch.chdir(tmp_path)
-    watching = elsewhere.Disturbed(signal.SIGSTOP)
-    options: dict[str, Any] = {"device": "cpu", "checkpoint_seconds": 0.2, "on_event": watching.on_event}
-    with Lab(tmp_path / "store", runner="slurm:local,jobs=1", **options) as lab:
-        watching.lab = lab
-
-        def trained() -> None:
-            with contextlib.suppress(InterruptedTrainingError):
-                elsewhere.trained(lab)
-
-        training = threading.Thread(target=trained)
-        training.start()
-        end = time.monotonic() + 300
-        while not watching.killed and time.monotonic() < end:
-            time.sleep(0.1)
-    training.join(timeout=60)
-    (stuck,) = watching.killed
-    end = time.monotonic() + 10  # it was sent SIGKILL; the system has to take it away
-    while Path(f"/proc/{stuck}").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{stuck}").exists()
-    assert not list((tmp_path / ".ticketry-slurm").glob("search-*"))
 
 
 @pytest.mark.parametrize("on", ["ray:127.0.0.1:{}", "dask:127.0.0.1:{}"])

@@ -14,7 +14,7 @@ from rich.text import Text
 from ticketry.cli.screen.progress import Progress, bars
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
-from ticketry.lab.runners.runner import Event
+from ticketry.lab.runners.events import Event
 from ticketry.records.network import Point
 from ticketry.records.progress import estimate_time_left
 from ticketry.report import summary_table
@@ -58,7 +58,7 @@ class Live(Progress):
     def _picture(self) -> RenderableType:
         with self._lock:
             points, head = list(self._points), self._head()
-        active = self._underway.active()
+        active = self._activity.active()
         parts: list[RenderableType] = [head]
         if any(point.role == "dense" for point in points):
             parts.append(summary_table(preliminary_record(self._run, points), self._console.width))
@@ -79,7 +79,7 @@ class Live(Progress):
     # -- how much is left --------------------------------------------------------------------------------------------
 
     def _eta(self) -> str:
-        told = self._underway
+        told = self._activity
         trained_for = time.time() - (told.since or self._began)
         there, of = len(self._points), self._run.expected
         seconds = estimate_time_left(trained_for, told.trained, there, of, at_once=told.at_once)

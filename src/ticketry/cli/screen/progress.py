@@ -12,8 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ticketry.lab.runners.runner import Event
-from ticketry.lab.runners.underway import Underway
+from ticketry.lab.runners.events import Activity, Event
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,12 +26,12 @@ class Progress:
     def __init__(self, title: str) -> None:
         self._title = title
         self._console = Console(stderr=True)
-        self._underway = Underway()
+        self._activity = Activity()
         self._rich: Live | None = None
 
     def on_event(self, event: Event) -> None:
         """Take note of a segment's progress."""
-        self._underway.on_event(event)
+        self._activity.on_event(event)
         if event.kind == "finished":
             self._on_finished(event)
         if event.kind == "stored":
@@ -40,7 +39,7 @@ class Progress:
 
     def _on_finished(self, event: Event) -> None:
         if not self.drawn:
-            self.say(f"[{self._underway.trained} trained, {self._underway.asked} asked for] {event.label}")
+            self.say(f"[{self._activity.trained} trained, {self._activity.asked} asked for] {event.label}")
 
     @property
     def drawn(self) -> bool:
@@ -74,7 +73,7 @@ class Progress:
             self._rich.__exit__(kind, error, trace)
 
     def _picture(self) -> RenderableType:
-        active, trained, asked = self._underway.active(), self._underway.trained, self._underway.asked
+        active, trained, asked = self._activity.active(), self._activity.trained, self._activity.asked
         head = f"{self._title}: {trained} networks trained, {asked - trained} from the store"
         return Group(Text(head, style="bold"), *([bars(active)] if active else []))
 

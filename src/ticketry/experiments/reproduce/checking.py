@@ -23,7 +23,7 @@ from ticketry.experiments.reproduce.blocks import blocks_done
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.store.files import write_atomically
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import Store

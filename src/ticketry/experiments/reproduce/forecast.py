@@ -25,7 +25,7 @@ from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.runner import Nothing
+from ticketry.lab.runners.runner import NoTraining
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.second_orders import second_order
 from ticketry.lab.store.store import Store, digest_of
@@ -556,7 +556,7 @@ def _kept_afterwards(store: Store, segment: Segment, keep: tuple[int, ...]) -> d
     return {(segment.trajectory, max(missing)): Work(steps, 1, unmeasured=1)}
 
 
-def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], Nothing]:
+def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], NoTraining]:
     """The segments that are there of tickets, controls and gates, and what would come next."""
     there: list[Segment] = []
 

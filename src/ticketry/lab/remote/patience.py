@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.lab.runners.stopping import asked
+from ticketry.lab.runners.signals import stop_signal
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Patience:
                 tries, now = tries + 1, time.monotonic()
                 spent += min(now - last, _ONE_TRY_SECONDS)
                 last = now
-                limit = min(self.seconds, _ASKED_TO_STOP_SECONDS) if asked() else self.seconds
+                limit = min(self.seconds, _ASKED_TO_STOP_SECONDS) if stop_signal() else self.seconds
                 pause = random.uniform(0, min(_LONGEST_SECONDS, _FIRST_SECONDS * 2 ** min(tries, 20)))
                 if spent + pause > limit:
                     raise StoreError(

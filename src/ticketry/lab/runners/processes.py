@@ -2,187 +2,97 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import functools
-import importlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
-from ticketry.errors import InterruptedTrainingError, RunnerError, UsageError
-from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory, portable
-from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
-from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
-from ticketry.lab.training.execute import execute
-from ticketry.lab.training.job import Work
-from ticketry.lab.training.remake import store_for
-from ticketry.lab.training.segment import Segment, check_task
-from ticketry.tasks import catalogue
-from ticketry.tasks.task import Spec, Task
+from ticketry.errors import UsageError
+from ticketry.lab.runners.choice import PROCESSES, Needs, Place
+from ticketry.lab.runners.events import OnEvent
+from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
+from ticketry.lab.runners.process_guard import end_with_parent
+from ticketry.lab.runners.signals import block_signals, unblock_signals
+from ticketry.lab.runners.worker import execute
+
+_LEAVE_SECONDS = 2.0
+"""Time after which a process that received a signal ends, once its state is stored."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A segment to train, in a form that another process can take."""
-
-    order: Order
-    spec: Spec
-    """How another process makes the task."""
-    segment: dict[str, Any]
-    """Its description."""
-    modules: tuple[str, ...]
-    """Where its variants of training are defined."""
-    keep: tuple[int, ...]
-
-
-class Processes:
+class ProcessRunner(ExecutorRunner):
     """Trains in local processes, one segment in each; they end when this process does, however it ends."""
 
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         if workers < 1:
-            raise UsageError("the runner processes has at least one worker")
+            raise UsageError(f"the runner processes needs at least one worker, got {workers}")
+        super().__init__(_Processes(workers), Place(PROCESSES), on_event)
+
+
+class _Processes(Pool):
+    """A pool of the standard library, which is rebuilt when it has lost a process."""
+
+    advice = (
+        "A worker process was killed, ran out of memory, or the script that started it is not guarded by"
+        " `if __name__ == '__main__':` (fewer workers need less memory: --workers 1)"
+    )
+    local = True
+
+    def __init__(self, workers: int) -> None:
+        self._workers, self._guard = workers, threading.Lock()
+        super().__init__(self._build(), "processes")
+
+    def _build(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
-        with held_back():  # it starts multiprocessing's tracker of resources, which a signal to the group would end
-            self._events: Any = context.SimpleQueue()
-        # No event: a worker that is killed while it looks at one would leave it locked.
-        stopped, self._stop = context.Pipe(duplex=False)
-        self._stopped = False
-        self._signalled = 0
-        self._ending, self._asking = threading.Lock(), threading.Lock()
-        self._pool = concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(self._events, stopped, list(sys.path))
+        return ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_prepare_process, initargs=(list(sys.path),)
         )
-        self._on_event = on_event
-        self._listener = threading.Thread(target=_listen, args=(self._events, self._heard), daemon=True)
-        self._listener.start()
 
-    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        task = segment.task
-        check_task(task.name, task.spec)
-        assert task.spec is not None
-        try:
-            request = _Request(order, task.spec, segment.describe(), tuple(segment.modules()), keep)
-            with held_back():  # it may start workers
-                future = self._pool.submit(_work, request)
-        except BrokenProcessPool as error:
-            raise self._explained(error) from error
-        except RuntimeError as error:
-            if not self._stopped:
-                raise
-            raise self._interrupted("this lab was stopped: go on with a new one on the same store") from error
-        answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
-        future.add_done_callback(functools.partial(self._pass_on, answer))
-        return answer
+    def submit(self, request: str, needs: Needs) -> Future[str]:
+        with self._guard, block_signals():  # it may start processes
+            try:
+                return self.executor.submit(_execute, request)
+            except BrokenProcessPool:
+                self.executor = self._build()
+                return self.executor.submit(_execute, request)
 
-    def stop(self) -> None:
-        self._ask_to_stop()
-        self._shut_down()
+    def is_loss(self, error: BaseException) -> bool:
+        return isinstance(error, BrokenProcessPool)
 
-    def _ask_to_stop(self) -> None:
-        with self._asking:
-            if not self._stopped:
-                self._stopped = True
-                self._stop.send_bytes(b"stop")
-
-    def _heard(self, told: Event | int) -> None:
-        """What a worker tells: an event, or the signal that asked it to end. Then all store what they train."""
-        if isinstance(told, Event):
-            self._on_event(told)
-        elif not self._stopped:
-            self._signalled = told
-            self._ask_to_stop()
-
-    def _shut_down(self) -> None:
-        with self._ending:  # of two threads at once the second would find the pool's pipes closed
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def interrupt(self) -> None:
+        executor: Any = self.executor
+        if hasattr(signal, "SIGUSR1"):
+            for pid in list(executor._processes or ()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
 
     def close(self) -> None:
-        self._shut_down()
-        self._events.put(None)
-        self._listener.join(timeout=5)
-
-    def _pass_on(self, answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
-        if future.cancelled():
-            answer.set_exception(self._interrupted("stopped before it began"))
-        elif error := future.exception():
-            answer.set_exception(self._explained(error))
-        else:
-            answer.set_result(future.result())
-
-    def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, InterruptedTrainingError) and error.number == signal.SIGINT:
-            return self._interrupted(str(error))
-        if not isinstance(error, BrokenProcessPool):
-            return error
-        return self._interrupted("its worker process has left") if self._signalled else _lost_worker()
-
-    def _interrupted(self, message: str) -> InterruptedTrainingError:
-        """That training was stopped, and by which signal to a worker."""
-        if not self._signalled:
-            return InterruptedTrainingError(message)
-        return InterruptedTrainingError(
-            f"a worker process was told to end ({name_of(self._signalled)}): {message}", self._signalled
-        )
+        self.executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _lost_worker() -> RunnerError:
-    return RunnerError(
-        "a worker process ended without an answer: it was killed, ran out of memory, or the script that started it"
-        " is not guarded by `if __name__ == '__main__':`. What was finished is stored; the same command goes on from"
-        " there (fewer workers need less memory: --workers 1)"
-    )
+# -- in a worker process -----------------------------------------------------------------------------------------------
 
 
-def _listen(events: Any, on_event: Callable[[Any], None]) -> None:
-    try:
-        while (event := events.get()) is not None:
-            on_event(event)
-    except BaseException:
-        while events.get() is not None:  # workers that nobody listens to would wait for ever
-            pass
-        raise
-
-
-# -- in a worker process ---------------------------------------------------------------------------------------------
-
-_worker: dict[str, Any] = {}
-
-
-def _begin(events: Any, stop: Any, path: list[str]) -> None:
-    heed_as_worker(stop, events.put)
+def _prepare_process(path: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells when to stop
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)  # `execute` handles it during a training
+    unblock_signals()
     sys.path[:] = path
-    _worker["send"] = events.put
-    keep_freed_memory()
     end_with_parent()
 
 
-@functools.lru_cache(maxsize=8)
-def _task(spec: Spec) -> Task:
-    return catalogue.make(spec)
+def _execute(request: str) -> str:
+    return execute(request, pass_signal_on=_leave)
 
 
-def _work(request: _Request) -> Work:
-    order = request.order
-    with _portable_errors(), interruptible():
-        for module in request.modules:  # named by this process's parent, which has them imported
-            importlib.import_module(module)
-        segment = Segment.from_description(request.segment, _task(request.spec))
-        watch = ReportingWatch(order.checkpoint_seconds, _worker["send"])
-        store = store_for(order.store, order.data, segment)
-        return execute(store, order.data, segment, request.keep, watch, measure=order.measure, weights=order.weights)
-
-
-@contextlib.contextmanager
-def _portable_errors() -> Iterator[None]:
-    try:
-        yield
-    except Stopped as stopped:
-        raise InterruptedTrainingError("stopped before it was trained", stopped.number) from stopped
-    except Exception as error:
-        raise portable(error) from error
+def _leave(number: int) -> None:
+    """End this process shortly after it has returned its answer; SIGUSR1 is only the parent's request to stop."""
+    if number in (signal.SIGTERM, getattr(signal, "SIGHUP", 0), getattr(signal, "SIGQUIT", 0)):
+        timer = threading.Timer(_LEAVE_SECONDS, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()

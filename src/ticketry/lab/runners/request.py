@@ -1,4 +1,4 @@
-"""What a worker elsewhere is asked and answers: plain text, so that it goes through any channel and loads no code."""
+"""Requests to workers and their answers, as JSON text: it travels through any channel and loads no code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,20 @@ from ticketry.tasks.task import Spec
 from ticketry.version import __version__
 
 VERSION = 2
-"""Of the form of requests and answers."""
+"""Version of requests and answers."""
 _ENVIRONMENT = "TICKETRY_"
-"""Variables of the environment that begin so go with a request, but for `_OF_ONE_MACHINE`."""
-_OF_ONE_MACHINE = ("TICKETRY_CACHE",)
-"""A folder on the driver's disk. Where a worker may write is for its own machine to say: the driver's folder might not
-be there, be another user's, or be one on a network that many workers would fill at once."""
+"""Environment variables with this prefix travel with a request, except `_PER_MACHINE`."""
+_PER_MACHINE = ("TICKETRY_CACHE",)
+"""Folders on the driver's disk, which may be missing or someone else's on a worker's machine."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A segment to train, in a form that another process, on another machine, can take."""
+    """A segment to train, in a form that a process on another machine can read."""
 
     version: int
     driver: str
-    """Whose files in the store tell of progress and of a stop, see `store.live`."""
+    """Name of the driver, under which the store holds progress and the request to stop, see `store.live`."""
     key: str
     store: str
     data: str | None
@@ -49,106 +48,91 @@ class Request:
     measure: bool
     weights: bool
     task: dict[str, Any]
-    """How another process makes the task: name, model, options."""
+    """How to build the task: name, model, options."""
     segment: dict[str, Any]
-    """Its description."""
+    """Description of the segment."""
     modules: list[str]
-    """Where its variants of training are defined."""
+    """Modules that define its variants of training."""
     keep: list[int]
     folders: list[str]
-    """Where the driver looks for modules."""
+    """The driver's module search path."""
     environment: dict[str, str]
     made_with: dict[str, str]
-    """What the driver has of all that decides bits, see `made_with`."""
+    """Versions and hardware of the driver, see `made_with`."""
 
     def text(self) -> str:
+        """Return the request as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> Request:
-        """
-        Raises:
-            RunnerError: if it is of another version than this worker's, or none at all; it names the worker.
-        """
+        """Parse a request; `RunnerError`, which names the worker, if it has another version or is no request."""
         try:
             values = parse_json(text)
         except ValueError as error:
-            raise RunnerError(f"the worker {here()} got a request that is none of ticketry's: {error}") from None
+            raise RunnerError(f"the worker {worker_name()} got a request that is none of ticketry's: {error}") from None
         if values.get("version") != VERSION:
             raise RunnerError(
-                f"the worker {here()} has ticketry {__version__}, which reads requests of version {VERSION}, and this"
-                f" one is of version {values.get('version')}: install the same ticketry on both"
+                f"the worker {worker_name()} has ticketry {__version__}, which reads requests of version {VERSION}, and"
+                f" this one is of version {values.get('version')}: install the same ticketry on both"
             )
         return cls(**values)
 
     @property
     def spec(self) -> Spec:
+        """How to build the task."""
         options = tuple((name, value) for name, value in self.task["options"])
         return Spec(self.task["name"], self.task["model"], options)
 
     def check_worker(self) -> None:
-        """
-        Raises:
-            RunnerError: if this worker would give other bits than the segment's key stands for, or cannot tell; it
-                names the worker.
-        """
+        """Raise `RunnerError`, which names the worker, if this process would produce other bits than the driver."""
         own = made_with(self.made_with["device"])
         for what, wanted in self.made_with.items():
             if own[what] != wanted:
+                name, advice = _DIFFERENCES[what]
                 raise RunnerError(
-                    f"the worker {here()} has {_NAMES[what]} {own[what]}, and the search's own process {wanted}, so its"
-                    f" results could have other bits than their keys stand for: {_ADVICE[what]}"
+                    f"the worker {worker_name()} has {name} {own[what]}, and the search's own process {wanted}, so its"
+                    f" results could have other bits than their keys stand for: {advice}"
                 )
 
 
-_NAMES = {
-    "ticketry": "ticketry",
-    "numerics": "ticketry's numbers of version",
-    "torch": "torch",
-    "processor": "a processor of the kind",
-    "device": "the device",
-}
 _SAME = "install the same there"
-_ADVICE = {
-    "ticketry": _SAME,
-    "numerics": _SAME,
-    "torch": _SAME,
-    "processor": "choose workers of one kind, and begin the search on one of them, or set ATEN_CPU_CAPABILITY=avx2 for"
-    " all of them",
-    "device": "choose workers of one kind",
+_DIFFERENCES = {
+    "ticketry": ("ticketry", _SAME),
+    "numerics": ("ticketry's numbers of version", _SAME),
+    "torch": ("torch", _SAME),
+    "processor": (
+        "a processor of the kind",
+        "choose workers of one kind, and begin the search on one of them, or set ATEN_CPU_CAPABILITY=avx2 for all of"
+        " them",
+    ),
+    "device": ("the device", "choose workers of one kind"),
 }
 
 
 @functools.lru_cache(maxsize=4)
 def made_with(device: str) -> dict[str, str]:
-    """What decides bits beside a segment's key, of this process: versions, and the kind of processor."""
+    """Return what decides bits besides a segment's key: versions, and the kind of processor or GPU."""
+    if device == "cuda":
+        kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    else:
+        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "ticketry": __version__,
         "numerics": str(NUMERICS),
         "torch": torch.__version__,
-        "processor": _kind(device),
+        "processor": kind,
         "device": device,
     }
 
 
-def _kind(device: str) -> str:
-    """Processors of one kind run the same kernels of torch; GPUs of one name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def here() -> str:
-    """This worker, in words: host and process."""
+def worker_name() -> str:
+    """Return host and process number of this process, for messages."""
     return f"{socket.gethostname()} (process {os.getpid()})"
 
 
-def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    """The request for a segment.
-
-    Raises:
-        TaskError: if no other process can make its task.
-    """
+def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
+    """Build the request for a segment; `TaskError` if other processes cannot build its task."""
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
@@ -165,18 +149,18 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         segment=segment.describe(),
         modules=segment.modules(),
         keep=list(keep),
-        folders=_folders(tuple(sys.path), os.getcwd()),
-        environment={name: value for name, value in os.environ.items() if _travels(name)},
+        folders=_absolute(tuple(sys.path), os.getcwd()),
+        environment={
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_ENVIRONMENT) and name not in _PER_MACHINE
+        },
         made_with=made_with(segment.arithmetic.device),
     )
 
 
-def _travels(variable: str) -> bool:
-    return variable.startswith(_ENVIRONMENT) and variable not in _OF_ONE_MACHINE
-
-
-@functools.lru_cache(maxsize=4)  # asked for by every request
-def _folders(path: tuple[str, ...], here: str) -> list[str]:
+@functools.lru_cache(maxsize=4)
+def _absolute(path: tuple[str, ...], here: str) -> list[str]:
     return [str(Path(here, folder).resolve()) for folder in path]
 
 
@@ -184,29 +168,28 @@ def _folders(path: tuple[str, ...], here: str) -> list[str]:
 
 
 def answer(kind: str, **more: Any) -> str:
-    """``done`` (with work), ``failed`` (with an error), ``stopped`` as asked, or ``left``: the worker has to end."""
-    return json.dumps({"version": VERSION, "kind": kind, "worker": here(), **more})
+    """Build an answer: ``done`` (with work), ``failed`` (with an error), ``stopped`` by the driver, or ``left``, if a
+    signal ended the worker."""
+    return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
 
 def done(work: Work) -> str:
+    """Build the answer of a finished training."""
     return answer("done", work=asdict(work))
 
 
-def failed(error: Exception, trace: Callable[[], str]) -> str:
-    """An error of ours as its class and what it was made with; another as the text that `trace` gives."""
-    told = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
+def failed(error: Exception) -> str:
+    """Build the answer of a failed training: class and arguments of an error of ticketry, else a traceback."""
+    args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
-    if ours and len(told) == len(error.args):
-        return answer("failed", error=type(error).__name__, args=told)
-    text = f"training failed in the worker {here()}:\n{trace()}"
+    if ours and len(args) == len(error.args):
+        return answer("failed", error=type(error).__name__, args=args)
+    text = f"training failed in the worker {worker_name()}:\n{''.join(traceback.format_exception(error))}"
     return answer("failed", error=RunnerError.__name__, args=[text])
 
 
 def read_answer(text: object) -> dict[str, Any]:
-    """
-    Raises:
-        RunnerError: for what no worker of this version answers.
-    """
+    """Parse an answer; `RunnerError` if no worker of this version sends it."""
     try:
         found = parse_json(text) if isinstance(text, str) else None
     except ValueError:
@@ -216,13 +199,13 @@ def read_answer(text: object) -> dict[str, Any]:
     return found
 
 
-def error_of(found: dict[str, Any]) -> TicketryError:
-    """The error in an answer of the kind ``failed``."""
+def rebuild_error(found: dict[str, Any]) -> TicketryError:
+    """Return the error in an answer of the kind ``failed``; errors of a disk name the worker."""
     kind = getattr(errors, str(found["error"]), None)
     if not (isinstance(kind, type) and issubclass(kind, TicketryError)):
         return RunnerError(str(found["args"]))
     args = list(found["args"])
-    if issubclass(kind, (StoreError, DataError)) and args and isinstance(args[0], str):  # of that machine's disk
+    if issubclass(kind, (StoreError, DataError)) and args and isinstance(args[0], str):
         args[0] = f"{args[0]} (the worker {found['worker']})"
-    made: TicketryError = kind(*args)
-    return made
+    error: TicketryError = kind(*args)
+    return error

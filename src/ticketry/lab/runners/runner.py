@@ -1,68 +1,53 @@
-"""What trains segments: the protocol of runners, what they are asked, what they tell, and which there are."""
+"""The interface of runners, the registry of runners, and the runner that trains in the calling process."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
-from ticketry.lab.runners.stopping import asked
+from ticketry.lab.runners.events import Event, OnEvent
+from ticketry.lab.runners.signals import raise_if_stopped, stop_signal
+from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch, Work
+from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
 
 
 @dataclass(frozen=True)
 class Order:
-    """Where and how segments are trained: what all of a lab's have in common."""
+    """Where and how a lab trains segments."""
 
     store: str
-    """Its address, by which a worker opens it: see `lab.store.open_store`."""
+    """Address of the store, see `lab.store.open_store`."""
     data: Path | None
     checkpoint_seconds: float
     measure: bool = True
-    """Whether metrics are asked for, or the state at the end alone."""
+    """Whether metrics are needed, or only the final state."""
     weights: bool = False
-    """Whether the result is known, and weights that a bundle left out of it are wanted."""
-    ahead: int = 0
-    """Steps that wait for this segment, beside its own: where there are more segments than workers, most go first."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), lost (its worker; another goes
-    on from the step), finished, cached, or aside (finished and no new result: in another store for its time, or weights
-    that a bundle left out)."""
-
-    kind: str
-    key: str
-    first: int
-    step: int
-    last: int
-    label: str = ""
-
-
-OnEvent = Callable[[Event], None]
+    """Whether the result is known and only the weights are needed, which a bundle left out."""
 
 
 class Runner(Protocol):
-    """Something that trains segments. Made by its class or function with ``(workers, on_event)``, see `RUNNERS`."""
+    """Trains segments. `RUNNERS` holds classes or functions that build one from ``(workers, on_event)``."""
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        """Begin, or queue, the work; the future holds what was really done."""
+        """Start or queue a segment; the future returns the work that was done."""
 
     def stop(self) -> None:
-        """Ask all training to store its state and stop; returns when it has."""
+        """Ask all trainings to store their state and stop; return when they have."""
 
     def close(self) -> None:
-        """Release processes."""
+        """Release workers."""
 
 
 class ReportingWatch(Watch):
-    """A watch that sends events and obeys a stop, and signals."""
+    """A watch that sends events, and that stops a training on a signal or when `stopped` returns True."""
 
     def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(checkpoint_seconds)
@@ -78,42 +63,53 @@ class ReportingWatch(Watch):
         self._send(Event("stored", segment.key, segment.first, step, segment.last))
 
     def stop_asked(self) -> bool:
-        return bool(asked()) or self._stopped()
+        return bool(stop_signal()) or self._stopped()
 
 
-def _makes_a_runner(name: str, found: Any) -> MakeRunner:
-    if not callable(found):
-        raise UsageError(f"it is a {type(found).__name__}, and a runner is a class, or a function that makes one")
-    return cast(MakeRunner, found)
+class InProcess:
+    """Trains in the calling process, one segment at a time: thread count and random state belong to the process."""
+
+    def __init__(self, workers: int, on_event: OnEvent) -> None:
+        if workers:
+            raise UsageError(f"the runner in-process has no workers, got {workers}")
+        self._on_event = on_event
+        self._one_at_a_time = threading.Lock()
+        self._stop = threading.Event()
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        future: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        watch = ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
+        with self._one_at_a_time:
+            self._stop.clear()
+            try:
+                store = store_for(order.store, order.data, segment)
+                work = execute(store, order.data, segment, keep, watch, measure=order.measure, weights=order.weights)
+                future.set_result(work)
+            except InterruptedTrainingError as error:
+                raise_if_stopped()
+                raise KeyboardInterrupt from error
+            except Exception as error:
+                future.set_exception(error)
+        return future
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def close(self) -> None:
+        """Do nothing: there are no workers."""
 
 
-MakeRunner = Callable[..., Runner]
-"""Of the number of workers, and of what is to be told of progress; and of the `Place`, if it takes three things."""
-RUNNERS: Registry[MakeRunner] = Registry(
-    "runner",
-    "ticketry.runners",
-    {
-        "in-process": "ticketry.lab.runners.in_process:InProcess",
-        "processes": "ticketry.lab.runners.processes:Processes",
-        "ray": "ticketry.lab.runners.ray_tasks:RayRunner",
-        "dask": "ticketry.lab.runners.dask_tasks:DaskRunner",
-        "slurm": "ticketry.lab.runners.slurm_jobs:SlurmRunner",
-    },
-    make=_makes_a_runner,
-)
-
-
-class Nothing:
-    """A runner that trains nothing, and makes nothing again that a bundle left out."""
+class NoTraining:
+    """A runner that raises `NotStoredError` instead of training, for reading a store."""
 
     def __init__(self) -> None:
         self.wanted: list[tuple[str, int]] = []
-        """Trainings whose weights were asked for and are not there: trajectory and step."""
+        """Trajectory and step of requested weights that the store lacks."""
         self.asked: list[tuple[Segment, tuple[int, ...]]] = []
-        """Segments that were to be trained, with the steps on the way whose states were to be kept."""
+        """Requested segments, with the intermediate steps to store."""
 
     def remake(self, digest: str, trajectory: str, step: int) -> None:
-        """Takes the place of `Store.remake`."""
+        """Replace `Store.remake`."""
         self.wanted.append((trajectory, step))
         raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
@@ -122,14 +118,38 @@ class Nothing:
         raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 def raise_cause(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-    """Raise what went wrong first, of futures that are done; that others were then stopped is a consequence."""
+    """Raise the first error of finished futures, real errors before interruptions, which are a consequence."""
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
         raise error
+
+
+MakeRunner = Callable[..., Runner]
+"""Builds a runner from the number of workers and a listener; also from a `Place` if it has a parameter ``place``."""
+
+
+def _check_callable(name: str, found: Any) -> MakeRunner:
+    if not callable(found):
+        raise UsageError(f"it is a {type(found).__name__}, and a runner is a class, or a function that makes one")
+    return cast(MakeRunner, found)
+
+
+RUNNERS: Registry[MakeRunner] = Registry(
+    "runner",
+    "ticketry.runners",
+    {
+        "in-process": "ticketry.lab.runners.runner:InProcess",
+        "processes": "ticketry.lab.runners.processes:ProcessRunner",
+        "ray": "ticketry.lab.runners.ray_tasks:RayRunner",
+        "dask": "ticketry.lab.runners.dask_tasks:DaskRunner",
+        "slurm": "ticketry.lab.runners.slurm_jobs:SlurmRunner",
+    },
+    make=_check_callable,
+)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
-from ticketry.lab.runners.stopping import held_back, serve_to_the_end
+from ticketry.lab.runners.signals import block_signals, ignore_signals_as_reader
 from ticketry.tasks.ranks import place_of_part
 from ticketry.tasks.reading import Reader, Sharded
 from ticketry.tasks.task import Split
@@ -213,7 +213,7 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
     if not workers:
         yield from map(_Requests().__getitem__, requests)
         return
-    with held_back(), warnings.catch_warnings():
+    with block_signals(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # so many were asked for
         loader = DataLoader(
             _Requests(),
@@ -264,6 +264,6 @@ def _context() -> Any:
 
 
 def _begin(worker: int) -> None:
-    serve_to_the_end()
+    ignore_signals_as_reader()
     # Torch's own watch is over the parent by process number, and that is the server which forks.
     end_with_parent()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
-from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
+from ticketry.lab.runners.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
 from ticketry.lab.store import parts
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, rounded
@@ -188,7 +188,7 @@ class Job:
         state = loop.state()
         assert state.step == self.missing[0]
         try:
-            check()
+            raise_if_stopped()
             self._store_result(loop, state)  # measured, which may take long
         except Stopped:
             self.store_partial(state)
@@ -274,7 +274,7 @@ class Training:
         self._next_checkpoint = now + self.watch.checkpoint_seconds
         self._stop = self._due = False
         try:
-            with deferred():
+            with defer_signals():
                 self.loop.train_until(stop, self._tick)
         finally:
             self.job.train_seconds += self._stopwatch.lap(time.monotonic())
@@ -288,7 +288,7 @@ class Training:
     def _interrupted(self) -> InterruptedTrainingError:
         self.watch.stored(self.job.segment, self.loop.step)
         return InterruptedTrainingError(
-            f"stopped at step {self.loop.step}; its state is stored", asked() or signal.SIGINT
+            f"stopped at step {self.loop.step}; its state is stored", stop_signal() or signal.SIGINT
         )
 
     def _tick(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.lab.runners.stopping import asked
+from ticketry.lab.runners.signals import stop_signal
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.job import Job, Training, Watch
@@ -117,4 +117,4 @@ class _Again(Job):
 
 class _Watch(Watch):
     def stop_asked(self) -> bool:
-        return bool(asked())
+        return bool(stop_signal())

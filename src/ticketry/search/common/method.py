@@ -54,16 +54,14 @@ class Replicate:
         """
         return self._segment(self.seeds.initialisation, mask=mask, variants=variants)
 
-    def dense(self, *keep: int, retrain: str = GRADUAL, ahead: int | None = None) -> Found:
+    def dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
         """The dense network, level 0.
 
         Args:
             keep: rising steps whose states are needed; what is found begins with that of the last, see `Found.rewound`.
             retrain: how its tickets are trained.
-            ahead: steps of the tickets that wait for it, one after the other; by default as many as its own.
         """
-        behind = self.whole.steps if ahead is None else ahead
-        dense = self.lab.train(self.whole, keep=keep, label="dense", ahead=behind)
+        dense = self.lab.train(self.whole, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
 
     def onward(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:

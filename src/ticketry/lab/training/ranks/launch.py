@@ -26,7 +26,7 @@ from typing import Any
 from torch.multiprocessing.spawn import start_processes
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError
-from ticketry.lab.runners.stopping import asked, deferred, held_back
+from ticketry.lab.runners.signals import block_signals, defer_signals, stop_signal
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch, Work
@@ -124,7 +124,7 @@ class _Launched:
         told, self._stop = Pipe(duplex=False)
         theirs = [each for _, each in pipes]
         try:
-            with held_back(), _quiet():
+            with block_signals(), _quiet():
                 context = start_processes(  # type: ignore[no-untyped-call]
                     main,
                     (request, theirs, told, Path(self._folder.name) / "meet"),
@@ -164,7 +164,7 @@ class _Launched:
     def attend(self, store: Store, segment: Segment, watch: Watch) -> Work:
         """Until the first rank has done all: pass on what it tells, and what it is asked."""
         first = self.ranks[0]
-        with deferred():
+        with defer_signals():
             while first.answer is None:
                 self._look(store, segment, watch)
                 if any(rank.gone or _failed(rank) for rank in self.ranks):
@@ -175,7 +175,7 @@ class _Launched:
         if kind == "stopped":
             step, message = value
             watch.stored(segment, step)
-            raise InterruptedTrainingError(message, asked() or signal.SIGINT)
+            raise InterruptedTrainingError(message, stop_signal() or signal.SIGINT)
         if kind == "failed":
             self._hear_others(store, segment, watch)
             raise self._failure()
@@ -210,7 +210,7 @@ class _Launched:
         elif time.monotonic() - self._told_to_stop > _STOP_SECONDS:
             raise InterruptedTrainingError(
                 f"stopped; the newest state of {segment.task.name} is that of its last checkpoint",
-                asked() or signal.SIGINT,
+                stop_signal() or signal.SIGINT,
             )
 
     def _hear_others(self, store: Store, segment: Segment, watch: Watch) -> None:

@@ -23,7 +23,7 @@ from ticketry.lab.runners.process_guard import (
     keep_freed_memory,
     portable,
 )
-from ticketry.lab.runners.stopping import leave_to_parent
+from ticketry.lab.runners.signals import ignore_signals_as_rank
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work
@@ -60,7 +60,7 @@ class Asked:
 
 def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
     """The whole life of a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
-    leave_to_parent()
+    ignore_signals_as_rank()
     end_with_parent()
     # Whoever trains in parts has no memory to spare.
     (give_back_freed_memory if request.segment["arithmetic"].get("parallel") == FSDP else keep_freed_memory)()

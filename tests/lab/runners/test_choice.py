@@ -12,22 +12,21 @@ from ticketry.errors import MissingExtraError, TicketryError, UsageError
 from ticketry.experiments.options import LabOptions
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners import slurm_jobs
-from ticketry.lab.runners.chosen import chosen, default_workers, place_of
-from ticketry.lab.runners.places import Place, needs_of
+from ticketry.lab.runners.choice import Place, choose_runner, default_workers
 
 
 def test_words() -> None:
-    assert (chosen("", 0).name, chosen("", 0).workers) == ("in-process", 0)
-    assert (chosen("", 3).name, chosen("", 3).workers) == ("processes", 3)
-    assert chosen("processes:3", 0).workers == 3
-    assert chosen("processes", 0).workers == default_workers()
-    assert chosen("in-process", 0).workers == 0
-    assert place_of("ray:head:6379,gpus=0.25,memory=2GB") == Place(
+    assert (choose_runner("", 0).name, choose_runner("", 0).workers) == ("in-process", 0)
+    assert (choose_runner("", 3).name, choose_runner("", 3).workers) == ("processes", 3)
+    assert choose_runner("processes:3", 0).workers == 3
+    assert choose_runner("processes", 0).workers == default_workers()
+    assert choose_runner("in-process", 0).workers == 0
+    assert Place.parse("ray:head:6379,gpus=0.25,memory=2GB") == Place(
         "ray", "head:6379", {"gpus": "0.25", "memory": "2GB"}
     )
-    assert place_of("ray://head:10001") == Place("ray", "//head:10001")
-    assert place_of("dask:tcp://10.0.0.1:8786").address == "tcp://10.0.0.1:8786"
-    assert place_of("my.module:Runner") == Place("my.module:Runner")
+    assert Place.parse("ray://head:10001") == Place("ray", "//head:10001")
+    assert Place.parse("dask:tcp://10.0.0.1:8786").address == "tcp://10.0.0.1:8786"
+    assert Place.parse("my.module:Runner") == Place("my.module:Runner")
 
 
 def makes_nothing(workers: int, on_event: Any) -> Any:
@@ -47,15 +46,15 @@ class OfOne:
 )
 def test_ones_own_that_is_no_runner(name: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        chosen(f"{__name__}:{name}", 3).make(lambda event: None)
+        choose_runner(f"{__name__}:{name}", 3).make(lambda event: None)
 
 
 def test_what_a_training_takes() -> None:
-    assert needs_of(Place("ray"), 2, "cpu").cpus == 2
-    assert needs_of(Place("ray"), 1, "cuda").gpus == 1
-    shared = needs_of(place_of("ray:cpus=0.5,gpus=0.25,memory=1.5GB"), 1, "cuda")
+    assert Place("ray").needs(threads=2).cpus == 2
+    assert Place("ray").needs(device="cuda").gpus == 1
+    shared = Place.parse("ray:cpus=0.5,gpus=0.25,memory=1.5GB").needs(device="cuda")
     assert (shared.cpus, shared.gpus, shared.memory) == (0.5, 0.25, 1_500_000_000)
-    assert needs_of(place_of("ray:memory=512M"), 1, "cpu").memory == 512_000_000
+    assert Place.parse("ray:memory=512M").needs().memory == 512_000_000
 
 
 @pytest.mark.parametrize(
@@ -90,19 +89,19 @@ def test_times_of_slurm(text: str, minutes: float) -> None:
 def test_what_cannot_be_meant(on: str, words: str) -> None:
     """An error of usage, whether the packages are installed or not, before the store is opened."""
     with pytest.raises(UsageError, match=words):
-        chosen(on, 0)
+        choose_runner(on, 0)
 
 
 def test_a_number_of_workers_beside_it(tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="--on says where to train, and --workers how many"):
         LabOptions(on="ray", workers=2)
     with pytest.raises(UsageError, match="leave --workers away"):
-        chosen("processes:3", 2)
+        choose_runner("processes:3", 2)
     with pytest.raises(UsageError, match=r"says itself how many workers it has|is not installed"):
-        chosen("ray", 2)
+        choose_runner("ray", 2)
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(UsageError, match=r"an executor knows how many workers it has"):
-            chosen(pool, 2)
+            choose_runner(pool, 2)
         with pytest.raises(UsageError, match="either a runner or an executor"):
             Lab(tmp_path / "store", runner="ray", executor=pool)
 
@@ -119,10 +118,10 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, on: str
     with pytest.raises(
         MissingExtraError, match=rf"needs {package}, which is not installed: pip install 'ticketry.{extra}"
     ):
-        chosen(on, 0)
+        choose_runner(on, 0)
 
 
 def test_slurm_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(TicketryError, match=r"this machine has no sbatch|needs submitit"):
-        chosen("slurm:partition=gpu", 0)
+        choose_runner("slurm:partition=gpu", 0)

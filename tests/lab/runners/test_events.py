@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ticketry.lab.runners import underway
-from ticketry.lab.runners.runner import Event
-from ticketry.lab.runners.underway import Underway
+from ticketry.lab.runners import events
+from ticketry.lab.runners.events import Activity, Event
 
 
 def test_training_begins_with_the_first_step_and_not_with_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100, 200))
-    monkeypatch.setattr(underway.time, "time", lambda: float(next(clock)))
-    told = Underway()
+    monkeypatch.setattr(events.time, "time", lambda: float(next(clock)))
+    told = Activity()
 
     def tell(kind: str, key: str, step: int = 0) -> tuple[float, int]:
         told.on_event(Event(kind, key, 0, step, 10))

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from ticketry.lab.runners import stopping
-from ticketry.lab.runners.stopping import SIGNALS, Stopped, asked, check, deferred, heeded
+from ticketry.lab.runners import signals
+from ticketry.lab.runners.signals import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals"),
@@ -25,27 +25,27 @@ def handlers() -> list[object]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_interrupts_and_the_handlers_of_before_are_back(number: signal.Signals) -> None:
     before = handlers()
-    with heeded(command=True) as request:
+    with handle_signals(command=True) as request:
         assert signal.getsignal(number) not in before
-        with pytest.raises(Stopped) as caught, heeded():  # within, nothing more
+        with pytest.raises(Stopped) as caught, handle_signals():  # within, nothing more
             signal.raise_signal(number)
-        assert caught.value.number == request.number == asked() == number
-    assert asked() == 0
+        assert caught.value.number == request.number == stop_signal() == number
+    assert stop_signal() == 0
     assert handlers() == before
 
 
 def test_deferred_until_there_is_time() -> None:
-    with heeded(command=True):
-        with deferred():
+    with handle_signals(command=True):
+        with defer_signals():
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGHUP)  # of the same request
-            assert asked() == signal.SIGTERM
+            assert stop_signal() == signal.SIGTERM
         with pytest.raises(Stopped):
-            check()
+            raise_if_stopped()
 
 
 def test_in_a_users_process_it_comes_out_as_ctrl_c_does() -> None:
-    with pytest.raises(KeyboardInterrupt), heeded(), deferred():
+    with pytest.raises(KeyboardInterrupt), handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGINT)
 
 
@@ -53,7 +53,7 @@ def test_what_is_ignored_or_anothers_stays_so() -> None:
     got: list[int] = []
     before = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda n, _: got.append(n))]
     try:
-        with heeded(command=True) as request:
+        with handle_signals(command=True) as request:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
         assert (request.number, got) == (0, [signal.SIGTERM])
@@ -66,7 +66,7 @@ def test_other_threads_leave_signals_alone() -> None:
     seen: list[object] = []
 
     def work() -> None:
-        with heeded(command=True), deferred():
+        with handle_signals(command=True), defer_signals():
             seen.append(handlers())
 
     thread = threading.Thread(target=work)
@@ -77,9 +77,9 @@ def test_other_threads_leave_signals_alone() -> None:
 
 AGAIN = """
 import os, signal, time
-from ticketry.lab.runners import stopping
-stopping._ONE_REQUEST = 0.0
-with stopping.heeded(command={command}), stopping.deferred():
+from ticketry.lab.runners import signals
+signals._ONE_REQUEST = 0.0
+with signals.handle_signals(command={command}), signals.defer_signals():
     signal.raise_signal(signal.SIGTERM)
     time.sleep(0.01)
     {then}
@@ -101,9 +101,9 @@ def test_how_a_process_ends(command: bool, then: str, code: int) -> None:
     assert ("what was trained is stored" in done.stderr) == (not then)
 
 
-def test_processes_begin_with_signals_held_back() -> None:
+def test_processes_begin_with_signals_block_signals() -> None:
     look = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
-    with stopping.held_back():
+    with signals.block_signals():
         held = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
     free = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
     assert all(f"<Signals.{number.name}" in held and number.name not in free for number in SIGNALS)

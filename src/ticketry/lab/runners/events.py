@@ -1,0 +1,66 @@
+"""Progress of segments: the events that a runner sends, and a summary of them for displays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a segment.
+
+    Kinds: started (submitted), waiting (for another process that trains it), progress, stored (a stop was requested and
+    the state is stored), lost (the worker is gone; another one resumes at the step), finished, cached (it was in the
+    store), aside (finished without a new result: a timing in another store, or weights that a bundle left out).
+    """
+
+    kind: str
+    key: str
+    first: int
+    step: int
+    last: int
+    label: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Activity:
+    """Counts the events of a lab and remembers which segments are in training. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self.trained = self.asked = 0
+        """Trained segments, and requested segments; the difference was in the store."""
+        self.since = 0.0
+        """Time of the first training step in seconds since 1970; 0 before it. The start of workers is not included."""
+        self.at_once = 0
+        """Largest number of segments in training at the same time."""
+        self._active: dict[str, Event] = {}
+        self._done: set[str] = set()  # a worker's last event may arrive after its result
+        self._guard = threading.Lock()
+
+    def on_event(self, event: Event) -> None:
+        """Record an event."""
+        with self._guard:
+            if event.kind in ("finished", "cached"):
+                self._active.pop(event.key, None)
+                self._done.add(event.key)
+                self.trained += event.kind == "finished"
+                self.asked += 1
+            elif event.kind in ("stored", "aside"):
+                self._active.pop(event.key, None)
+                if event.kind == "aside":
+                    self._done.add(event.key)
+            elif event.kind != "started" and event.key not in self._done:  # started: queued until a worker takes it
+                self._active[event.key] = event
+                if event.kind == "progress":
+                    self.since = self.since or time.time()
+                    self.at_once = max(self.at_once, sum(one.kind == "progress" for one in self._active.values()))
+
+    def active(self) -> list[Event]:
+        """Return the last event of each segment in training, sorted by label."""
+        with self._guard:
+            return sorted(self._active.values(), key=lambda event: event.label)

@@ -1,0 +1,291 @@
+"""The runner that trains on a `concurrent.futures.Executor`: local processes, Ray, Dask, Slurm, or a user's own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import queue
+import threading
+import time
+import uuid
+from concurrent.futures import CancelledError, Executor, Future
+from dataclasses import dataclass
+
+from ticketry.errors import InterruptedTrainingError, RunnerError
+from ticketry.lab.runners.choice import Needs, Place
+from ticketry.lab.runners.events import Event, OnEvent
+from ticketry.lab.runners.request import build_request, read_answer, rebuild_error
+from ticketry.lab.runners.runner import Order
+from ticketry.lab.runners.signals import name_of
+from ticketry.lab.runners.worker import execute
+from ticketry.lab.store.live import Live, live_at
+from ticketry.lab.store.opening import open_store
+from ticketry.lab.training.job import Work
+from ticketry.lab.training.segment import Segment
+
+LOSSES = 3
+"""Workers lost in a row at one segment, without a newer stored state, after which the segment fails."""
+STOP_SECONDS = 30.0
+"""Time that workers have to store their states when the driver asks to stop."""
+_POLL_SECONDS = 1.0
+"""Minimum time between two reads of the workers' progress."""
+_POLL_SHARE = 0.02
+"""Maximum share of the driver's time for reading progress."""
+_ALIVE_SECONDS = 600.0
+"""Time between two signs of life of the driver."""
+
+_log = logging.getLogger(__name__)
+
+
+class Pool:
+    """An executor and its habits. This class suits any executor of a user's, which it does not shut down."""
+
+    name: str
+    advice = "They were killed, ran out of memory, or their machines went away"
+    """Appended to the error for lost workers."""
+    local = False
+    """Whether a signal to a worker is meant for the whole command."""
+
+    def __init__(self, executor: Executor, name: str = "") -> None:
+        self.executor, self.name = executor, name or type(executor).__name__
+
+    def submit(self, request: str, needs: Needs) -> Future[str]:
+        """Run `execute` on a request; the future returns the answer, or an error that is not the training's."""
+        return self.executor.submit(execute, request)
+
+    def is_loss(self, error: BaseException) -> bool:
+        """Return whether an error means that the worker is gone, so that another one may try."""
+        return isinstance(error, ConnectionError)
+
+    def explain(self, error: BaseException) -> str:
+        """Describe an error of the executor."""
+        return f"{type(error).__name__}: {error}"
+
+    def interrupt(self) -> None:
+        """Make workers notice a request to stop at once; by default they look every second."""
+
+    def give_up(self, future: Future[str]) -> None:
+        """End a training that did not stop in time."""
+        future.cancel()
+
+    def close(self) -> None:
+        """Release workers. No training is running."""
+
+
+@dataclass
+class _Sent:
+    """A segment that was sent to a worker."""
+
+    order: Order
+    segment: Segment
+    text: str
+    answer: Future[Work]
+    future: Future[str] | None = None
+    losses: int = 0
+    furthest: int = -1
+    """Step of the newest stored state when a worker was last lost."""
+    worker: str = ""
+    reported: tuple[str, int] = ("", -1)
+
+    def event(self, kind: str, step: int) -> Event:
+        return Event(kind, self.segment.key, self.segment.first, step, self.segment.last)
+
+    def describe_worker(self) -> str:
+        return f" on {self.worker}" if self.worker else ""
+
+
+class ExecutorRunner:
+    """Trains on an executor, through a store that all workers see.
+
+    Workers report progress and notice a request to stop through files in the store. If a worker is lost, another one
+    resumes from the last stored state. An error of the training itself is never retried.
+    """
+
+    def __init__(self, pool: Pool, place: Place, on_event: OnEvent) -> None:
+        self._pool, self._place, self._on_event = pool, place, on_event
+        self._driver = uuid.uuid4().hex
+        self._live: Live | None = None
+        self._sent: dict[int, _Sent] = {}
+        self._answers: queue.SimpleQueue[tuple[_Sent, Future[str]] | None] = queue.SimpleQueue()
+        self._guard = threading.RLock()
+        self._stopped = False
+        self._signal = 0
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=one, daemon=True) for one in (self._report_progress, self._handle_answers)
+        ]
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> Future[Work]:
+        request = build_request(order, segment, keep, self._driver)
+        with self._guard:
+            if self._stopped:
+                raise self._interruption("this lab was stopped: go on with a new one on the same store")
+            if self._live is None:
+                self._live = live_at(order.store, self._driver)
+                self._live.begin()
+                for thread in self._threads:
+                    thread.start()
+            sent = _Sent(order, segment, request.text(), Future())
+            self._sent[id(sent)] = sent
+        self._send(sent)
+        return sent.answer
+
+    # -- one segment -------------------------------------------------------------------------------------------------
+
+    def _send(self, sent: _Sent) -> None:
+        if self._stopped:
+            self._end(sent, self._interruption("stopped before it began"))
+            return
+        arithmetic = sent.segment.arithmetic
+        try:
+            needs = self._place.needs(arithmetic.threads, arithmetic.device, arithmetic.ranks)
+            sent.future = self._pool.submit(sent.text, needs)
+        except Exception as error:
+            self._end(sent, self._explain(error, sent))
+            return
+        sent.future.add_done_callback(lambda future: self._answers.put((sent, future)))  # in a thread of the executor
+
+    def _handle_answers(self) -> None:
+        while item := self._answers.get():
+            try:
+                self._handle(*item)
+            except Exception as error:  # of an answer that no worker should send; the caller waits for it
+                self._end(item[0], error)
+
+    def _handle(self, sent: _Sent, future: Future[str]) -> None:
+        with contextlib.suppress(Exception):
+            self._read_progress(sent)  # the worker's last report
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is not None:
+            if self._stopped:
+                self._end(sent, self._interruption("stopped; what was stored before is there"))
+            elif self._pool.is_loss(error):
+                self._resend(sent, f"{type(error).__name__}: {error}")
+            else:
+                self._end(sent, self._explain(error, sent))
+            return
+        found = read_answer(future.result())
+        sent.worker = str(found["worker"])
+        if found["kind"] == "left" and self._pool.local and not self._stopped:
+            self._signal = int(found["number"])
+            threading.Thread(target=self.stop, daemon=True).start()  # it waits for this thread
+            self._end(sent, self._interruption("its state is stored"))
+        elif found["kind"] == "done":
+            self._end(sent, Work(**found["work"]))
+        elif found["kind"] == "failed":
+            self._end(sent, rebuild_error(found))
+        elif found["kind"] == "stopped" or self._stopped:
+            self._end(sent, self._interruption(str(found.get("message", "stopped; its state is stored"))))
+        else:
+            self._resend(sent, f"it was told to end (signal {found['number']})")
+
+    def _resend(self, sent: _Sent, why: str) -> None:
+        """Let another worker resume from the last stored state, unless `LOSSES` workers were lost there."""
+        furthest = open_store(sent.order.store).furthest(sent.segment.trajectory, sent.segment.last)
+        sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
+        sent.furthest = furthest
+        if sent.losses < LOSSES:
+            self._on_event(sent.event("lost", max(furthest, sent.segment.first)))
+            self._send(sent)
+            return
+        message = (
+            f"{LOSSES} workers of {self._pool.name} in a row were lost at steps {sent.segment.first} to"
+            f" {sent.segment.last} of a training, without a new stored state; the last{sent.describe_worker()}:"
+            f" {why:.300}. {self._pool.advice}. What was finished is stored; the same command goes on from there"
+        )
+        self._end(sent, RunnerError(message))
+
+    def _explain(self, error: BaseException, sent: _Sent) -> Exception:
+        if isinstance(error, (RunnerError, InterruptedTrainingError)):
+            return error
+        return RunnerError(
+            f"{self._pool.name} did not train steps {sent.segment.first} to {sent.segment.last}"
+            f"{sent.describe_worker()}: {self._pool.explain(error)}. What was finished is stored; the same command goes"
+            " on from there"
+        )
+
+    def _interruption(self, message: str) -> InterruptedTrainingError:
+        if not self._signal:
+            return InterruptedTrainingError(message)
+        return InterruptedTrainingError(
+            f"a worker process was told to end ({name_of(self._signal)}): {message}", self._signal
+        )
+
+    def _end(self, sent: _Sent, result: Work | Exception) -> None:
+        with self._guard:
+            if self._sent.pop(id(sent), None) is None:
+                return
+        if self._live:
+            self._live.forget(sent.segment.key)
+        if isinstance(result, Work):
+            sent.answer.set_result(result)
+        else:
+            sent.answer.set_exception(result)
+
+    # -- progress ----------------------------------------------------------------------------------------------------
+
+    def _report_progress(self) -> None:
+        pause, alive, warned = _POLL_SECONDS, time.monotonic(), ""
+        while not self._closed.wait(pause):
+            began = time.monotonic()
+            with self._guard:
+                running = [one for one in self._sent.values() if one.future is not None]
+            try:
+                for sent in running:
+                    self._read_progress(sent)
+            except Exception as error:  # of the store or a listener: the next read may succeed
+                if warned != (warned := f"{type(error).__name__}: {error}"):
+                    _log.warning("progress of the workers of %s is unknown for now: %s", self._pool.name, warned)
+            if began - alive > _ALIVE_SECONDS and self._live:
+                alive = began
+                with contextlib.suppress(Exception):
+                    self._live.begin()
+            pause = max(_POLL_SECONDS, (time.monotonic() - began) / _POLL_SHARE)
+
+    def _read_progress(self, sent: _Sent) -> None:
+        assert self._live is not None
+        found = self._live.told(sent.segment.key)
+        kind, step = found.get("kind"), found.get("step")
+        if not isinstance(kind, str) or not isinstance(step, int) or (kind, step) == sent.reported:
+            return
+        sent.reported, sent.worker = (kind, step), str(found.get("worker", ""))
+        self._on_event(sent.event(kind, step))
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        with self._guard:
+            if self._stopped:
+                return
+            self._stopped = True
+            running = list(self._sent.values())
+            if self._live:
+                self._live.ask_to_stop()
+        self._pool.interrupt()
+        for sent in running:
+            if sent.future is None or not self._has_begun(sent):
+                if sent.future is not None:
+                    self._pool.give_up(sent.future)
+                self._end(sent, self._interruption("stopped before it began"))
+        _, late = concurrent.futures.wait([one.answer for one in running], timeout=STOP_SECONDS)
+        for sent in running:
+            if sent.answer in late and sent.future is not None:
+                self._pool.give_up(sent.future)
+                message = f"a worker did not stop within {STOP_SECONDS:.0f} s: its state is that of its last checkpoint"
+                self._end(sent, self._interruption(message))
+
+    def _has_begun(self, sent: _Sent) -> bool:
+        """Return whether a worker reported anything; before that it has nothing to store."""
+        return self._live is not None and bool(self._live.told(sent.segment.key))
+
+    def close(self) -> None:
+        if self._sent:
+            self.stop()
+        self._closed.set()
+        self._answers.put(None)
+        self._pool.close()
+        if self._live:
+            for thread in self._threads:
+                thread.join(timeout=5)
+            self._live.end()

@@ -1,0 +1,122 @@
+"""What a worker does with a request: train the segment, report progress through the store, return an answer.
+
+The worker's process belongs to Ray, Dask, Slurm or another executor. Signals that end it are recorded during a
+training. Once the state is stored, they are delivered again, and the process ends as its scheduler expects.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ticketry.errors import InterruptedTrainingError, RunnerError
+from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.process_guard import keep_freed_memory
+from ticketry.lab.runners.request import Request, answer, done, failed, worker_name
+from ticketry.lab.runners.runner import ReportingWatch
+from ticketry.lab.runners.signals import Stopped, record_signals
+from ticketry.lab.store.live import live_at
+from ticketry.lab.training import execute as training
+from ticketry.lab.training.job import Watch, Work
+from ticketry.lab.training.remake import store_for
+from ticketry.lab.training.segment import Segment
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Spec, Task
+
+POLL_SECONDS = 1.0
+"""Seconds between two reports of progress, and between two checks whether the driver asks to stop."""
+
+_one_at_a_time = threading.Lock()
+"""Thread count and random state belong to the process, so only one of its threads trains."""
+
+
+def execute(
+    request: str,
+    leaving: Callable[[], bool] = lambda: False,
+    pass_signal_on: Callable[[int], object] = signal.raise_signal,
+) -> str:
+    """Train a segment and return an answer, see `request.answer`. Errors of the training are answers too.
+
+    Args:
+        request: a `Request` as text.
+        leaving: whether this worker has to end, for schedulers that do not send a signal.
+        pass_signal_on: called with a signal that arrived meanwhile; by default its previous handler gets it.
+    """
+    with _one_at_a_time, record_signals() as signals:
+        text = _answer(request, leaving, lambda: signals.number)
+    if signals.number not in (0, signal.SIGINT):
+        pass_signal_on(signals.number)
+    return text
+
+
+def _answer(text: str, leaving: Callable[[], bool], number: Callable[[], int]) -> str:
+    watch: _Watch | None = None
+    try:
+        request = Request.read(text)
+        request.check_worker()
+        watch = _Watch(request, leaving)
+        if watch.stop_asked():
+            return answer("stopped", message="stopped before it began")
+        return done(_train(request, watch))
+    except Stopped:
+        return answer("left", number=number())
+    except InterruptedTrainingError as error:
+        if watch is None or watch.stopped_by_driver or not (number() or leaving()):
+            return answer("stopped", message=str(error))
+        return answer("left", number=number())
+    except Exception as error:
+        return failed(error)
+
+
+def _train(request: Request, watch: Watch) -> Work:
+    os.environ.update(request.environment)
+    known = set(sys.path)
+    sys.path += [folder for folder in request.folders if folder not in known and os.path.isdir(folder)]
+    keep_freed_memory()
+    for module in request.modules:  # the user's own process has imported them
+        importlib.import_module(module)
+    segment = Segment.from_description(request.segment, _build_task(request.spec))
+    data = Path(request.data) if request.data is not None else None
+    store = store_for(request.store, data, segment)
+    return training.execute(store, data, segment, request.keep, watch, measure=request.measure, weights=request.weights)
+
+
+@functools.lru_cache(maxsize=8)
+def _build_task(spec: Spec) -> Task:
+    return catalogue.make(spec)
+
+
+class _Watch(ReportingWatch):
+    """Reports progress and looks for a request to stop through files in the store, which may be slow: once a second."""
+
+    def __init__(self, request: Request, leaving: Callable[[], bool]) -> None:
+        """Raise `RunnerError` if this worker does not see the driver's store."""
+        super().__init__(request.checkpoint_seconds, self._report, leaving)
+        self._live = live_at(request.store, request.driver)
+        if not self._live.begun():
+            raise RunnerError(
+                f"the worker {worker_name()} does not see the store {request.store}, or the search that asked for it"
+                " has ended: the store has to lie where all machines see it, by the same name"
+            )
+        self.stopped_by_driver = False
+        self._next_report = self._next_check = 0.0
+
+    def stop_asked(self) -> bool:
+        if not self.stopped_by_driver and time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + POLL_SECONDS
+            self.stopped_by_driver = self._live.stop_asked()
+        return self.stopped_by_driver or super().stop_asked()
+
+    def _report(self, event: Event) -> None:
+        if event.kind == "progress":
+            if time.monotonic() < self._next_report:
+                return
+            self._next_report = time.monotonic() + POLL_SECONDS
+        self._live.tell(event.key, {"kind": event.kind, "step": event.step, "worker": worker_name()})

@@ -1,0 +1,123 @@
+"""Jobs of Slurm: a chain answers its requests in order, and none is lost when its job is told to end."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners import slurm_jobs
+from ticketry.lab.runners.slurm_jobs import Chain, next_request
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform == "win32", reason="jobs of Slurm run on Linux"),
+]
+
+
+@pytest.fixture
+def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """A function that replaces trainings by a function, and returns the list of requests that are executed."""
+
+    def replace_training(train: Callable[[str], Any]) -> list[str]:
+        requests: list[str] = []
+
+        def execute(request: str, pass_signal_on: Callable[[int], object]) -> str:
+            requests.append(request)
+            if number := train(request):
+                pass_signal_on(number)
+            return f"answer to {request}"
+
+        monkeypatch.setattr(slurm_jobs, "execute", execute)
+        return requests
+
+    return replace_training
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text(name)
+
+
+def test_a_job_answers_what_comes_and_ends_when_nothing_does(tmp_path: Path, trains: Callable[..., list[str]]) -> None:
+    requests = trains(lambda request: put(tmp_path, "2") if request == "1" else None)
+    put(tmp_path, "1")
+    began = time.monotonic()
+    assert Chain(tmp_path, linger=0.4, seconds=1000)() == 2
+    assert 0.4 <= time.monotonic() - began < 20
+    assert requests == ["1", "2"]
+    assert (tmp_path / "2.answer").read_text() == "answer to 2"
+    assert (tmp_path / "closed").exists()
+
+
+def test_a_job_leaves_what_its_time_is_too_short_for(tmp_path: Path, trains: Callable[..., list[str]]) -> None:
+    requests = trains(lambda request: time.sleep(0.3))
+    put(tmp_path, "1", "2")
+    assert Chain(tmp_path, linger=30, seconds=0.5)() == 1
+    assert requests == ["1"]
+    assert next_request(tmp_path) == tmp_path / "2"
+
+
+def test_sigterm_ends_a_job_behind_its_answer(tmp_path: Path, trains: Callable[..., list[str]]) -> None:
+    trains(lambda request: signal.SIGTERM)
+    put(tmp_path, "1", "2")
+    assert Chain(tmp_path, linger=30, seconds=1000)() == 1
+    assert (tmp_path / "1.answer").exists()
+    assert (tmp_path / "closed").exists()
+
+
+def test_a_job_that_is_put_back_into_the_queue_repeats_its_request(
+    tmp_path: Path, trains: Callable[..., list[str]]
+) -> None:
+    """submitit's handler of SIGUSR2 never returns; the same job starts again with the same folder."""
+    helpers = pytest.importorskip("submitit.helpers", reason="submitit is not installed")
+
+    class Requeued(BaseException):
+        pass
+
+    def requeue(number: int, frame: object) -> None:
+        raise Requeued
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        trains(lambda request: signal.SIGUSR2)
+        put(tmp_path, "1")
+        chain = Chain(tmp_path, linger=0.2, seconds=1000)
+        with pytest.raises(Requeued):
+            chain()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    again = chain.checkpoint()
+    assert isinstance(again, helpers.DelayedSubmission)
+    requests = trains(lambda request: None)
+    assert again.function() == 1
+    assert requests == ["1"]
+
+
+def test_a_job_ends_when_its_folder_is_gone(tmp_path: Path, trains: Callable[..., list[str]]) -> None:
+    trains(lambda request: None)
+    folder = tmp_path / "job"
+    folder.mkdir()
+    threading.Timer(0.5, shutil.rmtree, [folder]).start()
+    began = time.monotonic()
+    assert Chain(folder, linger=60, seconds=1000)() == 0
+    assert time.monotonic() - began < 30
+
+
+def test_local_jobs_give_equal_bits(tmp_path: Path, lab: Lab, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two segments, one after the other: one job trains both, and ends with the lab."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.chdir(tmp_path)
+    segments = [lab.segment(digits, start=seed, last=9) for seed in range(2)]
+    with Lab(tmp_path / "store", device="cpu", runner="slurm:local,jobs=1") as other:
+        assert [other.train(one).model for one in segments] == [lab.train(one).model for one in segments]
+    assert len(list(Path(".ticketry-slurm").glob("*_submitted.pkl"))) == 1
+    assert not list(Path(".ticketry-slurm").glob("search-*"))
