@@ -31,6 +31,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -48,7 +49,6 @@ from buckets import environment, made_bucket, moto_server
 from counted_task import FILE
 from faults.disturbed import Child, difference, finished, fresh, left_behind, preloaded
 from ticketry.files import write_atomically
-from ticketry.lab.runners.process_guard import kill_with_children
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 _MOST_ATTEMPTS = 80
@@ -233,6 +233,21 @@ class Trial:
             if child.code is None:
                 kill_with_children(child.pid)
                 child.wait()
+
+
+def kill_with_children(pid: int) -> None:
+    """Kill a process and everything that it started, the parent first, so that it starts nothing else."""
+    children: dict[int, list[int]] = {}
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    for one in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def added(known: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
