@@ -19,7 +19,7 @@ from ticketry.choices import BOUNDS, Bounds, check_bounds, check_numbers, format
 from ticketry.cli.search import read_arguments, request_by
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, LabOptions, StructureOptions
 from ticketry.experiments.request import SearchRequest, request_of
 from ticketry.experiments.run_file import read_run_file, run_file
@@ -82,7 +82,7 @@ def test_settings(
         given: Any = (value,) if several else value
 
         def by_keywords(given: Any = given) -> SearchRequest:
-            return request_of(name, "digits", settings_of({field: given}, method(name).Settings, what="run(…)")[0])
+            return request_of(name, "digits", decode_settings({field: given}, method(name).Settings, what="run(…)")[0])
 
         in_python = _tried(by_keywords)
         written = f'method = "{name}"\ntask = "digits"\n[settings]\n{field} = '
@@ -131,7 +131,7 @@ def test_options_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                 return request_of("iterative", "digits", method("iterative").Settings(), replicates=value)
             if "seed" in name:
                 return Seeds.of(value)
-            return settings_of({name: value}, LabOptions, what="run(…)")[0]
+            return decode_settings({name: value}, LabOptions, what="run(…)")[0]
 
         (tmp_path / "run.toml").write_text(f'method = "iterative"\ntask = "digits"\n{name} = {value}\n')
         accepted = [

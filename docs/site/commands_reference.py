@@ -24,6 +24,7 @@ class Asked:
     kind: Any
     prog: str
     description: str
+    default: Any = None
 
 
 class _Seen(BaseException):
@@ -36,8 +37,8 @@ def asked(command: str, words: Sequence[str] = ("--help",)) -> Asked:
     search = importlib.import_module("ticketry.cli.search")  # stability reads its words by it
     found: list[Asked] = []
 
-    def seen(kind: Any, _: Sequence[str], *, prog: str, description: str) -> NoReturn:
-        found.append(Asked(kind, prog, description))
+    def seen(kind: Any, _: Sequence[str], *, prog: str, description: str, default: Any = None) -> NoReturn:
+        found.append(Asked(kind, prog, description, default))
         raise _Seen
 
     before = {one: one.parse for one in (module, search) if hasattr(one, "parse")}
@@ -62,7 +63,8 @@ def parser(of: Asked) -> argparse.ArgumentParser:
             prog=of.prog,
             description=of.description,
             config=(tyro.conf.FlagCreatePairsOff,),
-            registry=arguments._in_plain_words(None),
+            registry=arguments.registry(),
+            **({} if of.default is None else {"default": of.default}),
         )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ticketry as tk
 from ticketry.errors import UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, level_of, request_of
 from ticketry.experiments.run_file import read_run_file, run_file
 from ticketry.lab.search_result import Seeds
@@ -231,10 +231,10 @@ def test_settings_all_have_a_place_in_the_file(tmp_path):
 
 def test_densities_in_percent_in_keywords_and_run_files(tmp_path):
     given = {"densities": ["50%", 0.2]}
-    assert settings_of(given, ITERATIVE.Settings, what="test")[0].densities == (0.5, 0.2)
-    assert settings_of({"sparsity": "90%"}, ITERATIVE.Settings, what="test")[0].sparsity == 0.9
+    assert decode_settings(given, ITERATIVE.Settings, what="test")[0].densities == (0.5, 0.2)
+    assert decode_settings({"sparsity": "90%"}, ITERATIVE.Settings, what="test")[0].sparsity == 0.9
     with pytest.raises(UsageError, match=re.escape("20 %? write 20% or 0.2")):
-        settings_of({"density": 20}, ITERATIVE.Settings, what="test")
+        decode_settings({"density": 20}, ITERATIVE.Settings, what="test")
     file = tmp_path / "run.toml"
     file.write_text('control_densities = "20%"\n[settings]\ndensity = "20%"\n')
     assert read_run_file(file)["control_densities"] == "20%"

@@ -7,7 +7,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from os import fspath
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ import pytest
 import ticketry as tk
 from ticketry.cli import main
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import verdict
-from ticketry.experiments import keyword_types as types_of
-from ticketry.experiments import options
 from ticketry.experiments.run import Run
 from ticketry.records.display import build_html_table
 from ticketry.records.run import read_run
@@ -207,17 +204,6 @@ def test_stability(store: Path) -> None:
     assert {(row.level, row.role) for row in found.record.rows} == {(0, "dense"), (1, "ticket")}
     assert found.report().parent == store / "evidence"
     assert "<td>ticket</td>" in found._repr_html_()
-
-
-def test_type_checkers_see_the_same_arguments() -> None:
-    kinds = {
-        types_of.LabKeywords: (options.LabOptions,),
-        types_of.VerifyKeywords: (options.LabOptions, VerifySettings),
-        types_of.BenchKeywords: (options.ModelOptions, options.BenchOptions),
-        types_of.StructureKeywords: (options.ModelOptions, options.StructureOptions),
-    }
-    for keywords, dataclasses in kinds.items():
-        assert keywords.__optional_keys__ == {field.name for kind in dataclasses for field in fields(kind)}
 
 
 # -- in a notebook -----------------------------------------------------------------------------------------------------

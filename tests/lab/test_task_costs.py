@@ -13,7 +13,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.verify import search_of
 from ticketry.lab.task_costs import CostOptions, costs_of
 
@@ -102,7 +102,7 @@ def test_amounts_that_cannot_be_are_told_before_anything_is_trained(
     "name", [name for name in tk.search.methods() if hasattr(tk.search.method(name).Settings, "aim")]
 )
 def test_every_method_for_budgets_takes_amounts(name: str) -> None:
-    settings = settings_of({"bytes": "20kB"}, tk.search.method(name).Settings, what=name)[0]
+    settings = decode_settings({"bytes": "20kB"}, tk.search.method(name).Settings, what=name)[0]
     assert settings.unmeasured
     with pytest.raises(UsageError, match="needs the costs of this network"):
         _ = settings.terms

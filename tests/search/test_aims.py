@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 import ticketry as tk
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.evidence.control import Drawing
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import request_of
 from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
 from ticketry.lab.scoring_sample import Sample
@@ -61,7 +61,7 @@ def slowly(model: nn.Module, image: torch.Tensor) -> int:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tickets_cost_what_was_asked_for(name: str, tmp_path: Path) -> None:
     method = tk.search.method(name)
-    settings = settings_of(SETTINGS[name], method.Settings, what=name)[0]
+    settings = decode_settings(SETTINGS[name], method.Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         found = method(lab, task(), settings, recipe=task().recipe.changed(length="16it"))[0]
         full, dearest = dense_multiplications(lab, task()), max(one for one, _ in multiplications(lab, task()).values())
@@ -156,12 +156,12 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_by_density_are_called_what_they_were(name: str) -> None:
     given, called = NAMES[name]
-    settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
+    settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
     assert request_of(name, "digits", settings, replicates=3).name == called
 
 
 def test_the_network_of_a_dense_rival_is_no_module() -> None:
-    settings = settings_of({"flops": (0.5,)}, tk.search.method("oneshot").Settings, what="oneshot")[0]
+    settings = decode_settings({"flops": (0.5,)}, tk.search.method("oneshot").Settings, what="oneshot")[0]
     request = replace(request_of("oneshot", "digits", settings), controls=("dense_of_flops:conv-4",))
     assert request.sources == {}
     assert request.name.startswith("oneshot-digits-")
@@ -186,7 +186,7 @@ def numbered(task: tk.Task) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path) -> None:
     given, *keys = MASKS[name]
-    settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
+    settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         replicate = Replicate(lab, task(), task().recipe.changed(length="4it"), Seeds(0, 0, 0))
         begun = lab.train(replicate.whole.until(0), label="initialisation", measure=False)
@@ -200,7 +200,7 @@ def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path)
 def test_another_budget_is_another_key(tmp_path: Path) -> None:
     names = set()
     for settings in ({"flops": 0.5}, {"flops": 0.4}, {"flops": 0.5, "unweighed": True}, {"density": 0.5}):
-        chosen = settings_of(settings, tk.search.oneshot.Settings, what="")[0]
+        chosen = decode_settings(settings, tk.search.oneshot.Settings, what="")[0]
         names.add(request_of("oneshot", "digits", chosen).name)
         with tk.Lab(tmp_path) as lab:
             tk.search.oneshot(lab, task(), chosen, recipe=task().recipe.changed(length="4it"))

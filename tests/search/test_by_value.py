@@ -12,7 +12,7 @@ from msgspec.structs import replace
 import ticketry as tk
 from search.known_costs import costs, slowly, task
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import request_of
 from ticketry.lab.scoring_sample import Sample
 from ticketry.report.subject import labels_of
@@ -32,7 +32,7 @@ TENTH = {
 def test_no_layer_is_left_empty(name: str, tmp_path: Path) -> None:
     """Magnitudes weighed against multiplications empty the first layers at this budget, see below."""
     method = tk.search.method(name)
-    settings = settings_of({"flops": 0.1, **TENTH[name]}, method.Settings, what=name)[0]
+    settings = decode_settings({"flops": 0.1, **TENTH[name]}, method.Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         *_, ticket = method(lab, task(), settings, recipe=task().recipe.changed(length="16it"))[0]
         mask, model = lab.store.get_mask(str(ticket.mask)), lab.model(task())
@@ -85,7 +85,7 @@ def test_of_a_time_the_mask_is_that_of_prune(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_asked_for_is_done(name: str, given: dict[str, Any], expected: bool) -> None:
-    assert by_value(settings_of(given, tk.search.method(name).Settings, what=name)[0]) is expected
+    assert by_value(decode_settings(given, tk.search.method(name).Settings, what=name)[0]) is expected
 
 
 def test_bytes_are_the_same_for_every_weight(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_bytes_are_the_same_for_every_weight(tmp_path: Path) -> None:
 def test_a_run_is_not_called_what_it_was_when_it_went_by_magnitude() -> None:
     called = {}
     for rule in ({}, {"unweighed": True}, {"score": "fisher"}):
-        settings = settings_of({"flops": 0.5, **rule}, tk.search.oneshot.Settings, what="")[0]
+        settings = decode_settings({"flops": 0.5, **rule}, tk.search.oneshot.Settings, what="")[0]
         called[next(iter(rule), "")] = request_of("oneshot", "digits", settings, replicates=3).name
     assert called.pop("") != "oneshot-digits-7b856bf6"
     assert called == {"unweighed": "oneshot-digits-3aa1146f", "score": "oneshot-digits-a9d5219b"}

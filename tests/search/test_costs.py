@@ -11,7 +11,7 @@ import pytest
 import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import request_of
 
 _OTHERS: list[dict[str, Any]] = [{"unweighed": True}, {"distribution": "erk"}, {"keep_at_least": 3}]
@@ -67,7 +67,7 @@ def test_the_digest_of_the_costs_names_the_run_and_not_their_place(tmp_path: Pat
         request_of(
             "oneshot",
             task(),
-            settings_of(
+            decode_settings(
                 {"time": "50%", "base": "engine", "profile": str(tmp_path / file)}, tk.search.oneshot.Settings, what=""
             )[0],
         ).name

@@ -1,331 +1,346 @@
-"""Command-line words to typed arguments, by tyro."""
+"""Parse the words of a command into its dataclass of arguments, and print help: tyro reads, `decoding` converts."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import sys
 import types
 import typing
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from ticketry.choices import check_choice
-from ticketry.core.pattern import SHARES, check_share
+from ticketry.errors import UsageError
+from ticketry.experiments.decoding import decode_value, find_choices, inner_types, takes_several
 
 T = TypeVar("T")
 
+HELP_ALL = "--help-all"
 
-def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: str) -> T:
-    """The arguments `words` as an instance of `kind`: a dataclass, or several as sub-commands.
 
-    Wrong usage ends the process with code 2. Lists may be written with commas (``--densities 0.5,0.2``), with spaces,
-    or by giving the flag several times. ``--help`` shows the everyday options, ``--help-all`` every option.
+def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: str, default: Any = None) -> T:
+    """Return the words as an instance of `kind`: a dataclass, or a union of dataclasses that are sub-commands.
+
+    A list may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the option several times.
+    ``--help`` shows the everyday options, ``--help-all`` every option; both end the process, as do unknown options
+    (code 2).
+
+    Args:
+        kind: dataclass of the arguments.
+        words: the command line after the command.
+        prog: the command, for help.
+        description: text of help above the options.
+        default: instance of `kind` with the defaults; by default those of its fields.
+
+    Raises:
+        UsageError: for a value that `decode_value` refuses.
     """
-    shown = _everyday(kind) if {"-h", "--help"} & set(words) else None  # an option that is not shown is not read
-    words = ["--help" if word == HELP_ALL else word for word in words]
+    shown = None
+    if dataclasses.is_dataclass(kind):
+        if {"-h", "--help"} & set(words):
+            shown = _everyday(kind)
+        words = _join_repeated(words, {flag for flag, hint in _flags_of(kind) if takes_several(hint)})
+    elif words and not words[0].startswith("-"):
+        check_choice(f"{prog}:", words[0], [name for one in typing.get_args(kind) if (name := _subcommand(one))])
     if shown is not None:
         description = f"{description.strip()}\n\nMore options: {prog} {HELP_ALL}"
-    several = set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set()
-    separated = _gathered(with_places(words), several)
-    _check_words(kind, separated, prog)
-    separated = _with_shares(separated, several)
-    return tyro.cli(
+    found: T = tyro.cli(
         kind,
-        args=separated,
+        args=["--help" if word == HELP_ALL else word for word in words],
         prog=prog,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_in_plain_words(shown),
+        registry=registry(shown),
+        **({} if default is None else {"default": default}),
     )
-
-
-HELP_ALL = "--help-all"
-_MOST_SHOWN = 25
-"""Options that ``--help`` shows, so that they fit on a screen."""
-_LONGEST_HELP = 100
-"""Characters of an option's text in ``--help``."""
-_RARE = frozenset(
-    (
-        *(
-            "device",
-            "precision",
-            "threads",
-            "devices",
-            "parallel",
-            "norms",
-            "kernels",
-            "checkpoint_seconds",
-            "log",
-            "on",
-        ),
-        *("energy", "trust"),
-    )
-)
-"""Options of every command that trains, which ``--help`` leaves to ``--help-all``."""
-_EVERYDAY = frozenset(
-    (
-        *("task", "model", "option", "name", "replicates", "controls", "preset", "config", "verify", "bench"),
-        *("store", "data", "workers", "json", "density", "densities", "levels", "rewind", "score", "rounds"),
-        *("when", "time", "length", "rewinds", "masks", "at"),
-    )
-)
-"""Options that ``--help`` shows of a command with more than `_MOST_SHOWN` others."""
-
-
-def _everyday(kind: Any) -> frozenset[str] | None:
-    """The names of the options that ``--help`` shows; None where these are all."""
-    if not dataclasses.is_dataclass(kind):
-        return None
-    names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _flags_of(kind))
-    hints = typing.get_type_hints(kind, include_extras=True)
-    classes = {name: plain for name, hint in hints.items() if dataclasses.is_dataclass(plain := _plain(hint))}
-    groups = frozenset(classes) | {name for one in classes.values() for name in _options_of_a_plugin(one)}
-    usual = names - _RARE
-    if usual == names:
-        return None
-    return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
-
-
-def _options_of_a_plugin(kind: Any) -> tuple[str, ...]:
-    """Return the options that a class outside of ticketry adds to those it inherits."""
-    return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
-
-
-def with_places(words: Sequence[str]) -> list[str]:
-    """The words with the folder of this machine in place of a shared store's URL, and of a ticket in one."""
-    if not any("://" in word for word in words):
-        return list(words)
-    from ticketry.lab.remote.address import SCHEMES, place_of, split_address
-
-    found = []
-    for before, word in zip(["", *words], words, strict=False):
-        flag, has_value, value = word.partition("=")
-        if before == "--store":
-            found.append(str(place_of(word)))
-        elif flag == "--store" and has_value:
-            found.append(f"--store={place_of(value)}")
-        elif word.partition("://")[0].lower() in SCHEMES and (parts := split_address(word)):
-            from ticketry.lab.store.opening import open_store
-
-            store, inside = open_store(parts[0]), parts[1]
-            store.link.fetch_folder(store.paths.run(inside[1]))
-            found.append(str(store.paths.root.joinpath(*inside)))
-        else:
-            found.append(word)
     return found
 
 
-def values_of(words: Sequence[str], flag: str) -> list[str]:
-    """The values of a list flag that has to be known before the rest is read."""
-    gathered = _gathered(words, {flag})
-    return gathered[gathered.index(flag) + 1 :] if flag in gathered else []
+def options_in(words: Sequence[str]) -> set[str]:
+    """Return the names of all options on a command line, as fields and entries of a run file are named."""
+    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
-def _check_words(kind: Any, words: Sequence[str], prog: str) -> None:
-    """Raises `UsageError` for a word that is none of the choices of its flag, of its place, or of the sub-commands."""
-    if not dataclasses.is_dataclass(kind):
-        commands = [name for one in typing.get_args(kind) if (name := _subcommand(one))]
-        if words and commands and not words[0].startswith("-"):
-            check_choice(f"{prog}:", words[0], commands)
-        return
-    flags: dict[str, tuple[str, ...]] = {}
-    for flag, hint in _flags_of(kind):
-        known, positional = _choices_of(hint)
-        if positional:
-            for word in [word for word in words[:1] if known and not _is_flag(word)]:
-                check_choice(flag[2:].replace("-", "_"), word, known)
-        else:
-            flags.setdefault(flag, known)  # what a class says itself comes before what is said inside of its fields
-    for flag, known in flags.items():
-        for word in _flag_values(words, flag) if known else []:
-            check_choice(flag, word, known)
+def _join_repeated(words: Sequence[str], flags: set[str]) -> list[str]:
+    """Return the words with all values of each of `flags` behind one occurrence of it, at the end."""
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    flag = ""
+    for word in words:
+        name, has_value, value = word.partition("=")
+        if re.match(r"--|-[A-Za-z]", word):  # an option, and no negative number
+            flag = name if name.replace("_", "-") in flags else ""
+            if flag:
+                values.setdefault(flag, []).extend([value] if has_value else [])
+                continue
+        (values[flag] if flag else others).append(word)
+    return [*others, *(word for name, found in values.items() for word in (name, *found))]
 
 
 def _flags_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The flags of a dataclass, then those of the dataclasses in it, each with its annotation."""
+    """Yield each option of a dataclass with its annotation; those of a dataclass inside with and without its name."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    nested = []
     for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(inner := _plain(hint)):
-            nested.append((field.name, inner))
+        (inner, *_) = inner_types(hints[field.name])
+        if dataclasses.is_dataclass(inner):
+            for before in ("", f"{prefix}{field.name}."):
+                yield from _flags_of(inner, before)
         else:
-            yield f"--{prefix}{field.name}".replace("_", "-"), hint
-    for name, inner in nested:
-        for before in ("", f"{prefix}{name}."):  # its flags stand beside the others, or have its name
-            yield from _flags_of(inner, before)
+            yield f"--{prefix}{field.name}".replace("_", "-"), hints[field.name]
 
 
-def _plain(hint: Any) -> Any:
-    """The type, without what it is annotated with."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+def _subcommand(hint: Any) -> str | None:
+    """Return the name of a sub-command from the annotation of its dataclass."""
+    return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
 
-def _flag_values(words: Sequence[str], flag: str) -> list[str]:
-    """Return the value after each occurrence of a flag."""
-    found = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):  # without words there is no last one
-        name, has_value, value = word.partition("=")
-        if name.replace("_", "-") == flag and (has_value or not _is_flag(following)):
-            found.append(value if has_value else following)
-    return found
+# -- values ------------------------------------------------------------------------------------------------------------
 
 
-def _subcommand(kind: Any) -> str | None:
-    """The name of a sub-command, of the annotation that makes it one."""
-    return next((name for one in typing.get_args(kind)[1:] if (name := getattr(one, "name", None))), None)
-
-
-def _choices_of(hint: Any) -> tuple[tuple[str, ...], bool]:
-    """The words that a field may have (none: any), and whether it is known by its place."""
-    positional = False
-    while typing.get_origin(hint) is Annotated:
-        positional = positional or tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__  # type: ignore[attr-defined]
-        hint = typing.get_args(hint)[0]
-    return (typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()), positional
-
-
-def _with_shares(words: Sequence[str], several: Container[str]) -> list[str]:
-    """The words with densities as numbers: ``10%`` is 0.1. Flags that are not of `several` values have one."""
-    found, inside, many = [], "", False
-    for word in words:
-        flag, has_value, value = word.partition("=")
-        if _is_flag(word):
-            inside = flag[2:].replace("-", "_") if flag.startswith("--") else ""
-            many = flag.replace("_", "-") in several
-            found.append(f"{flag}={_shares(inside, value)}" if inside in SHARES and has_value else word)
-            ended = bool(has_value)
-        else:
-            found.append(_shares(inside, word) if inside in SHARES else word)
-            ended = True
-        if ended and not many:
-            inside = ""
-    return found
-
-
-def _shares(name: str, text: str) -> str:
-    return ",".join(str(check_share(name, part)) for part in text.split(","))
-
-
-def _list_flags(kind: Any) -> Iterable[str]:
-    """The flags of a dataclass, and of the dataclasses in it, that take several values."""
-    return (flag for flag, hint in _flags_of(kind) if any(typing.get_origin(one) is tuple for one in _kinds(hint)))
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types that an annotation allows: of a union its members."""
-    plain = _plain(hint)
-    return typing.get_args(plain) if typing.get_origin(plain) in (typing.Union, types.UnionType) else (plain,)
-
-
-def _gathered(words: Sequence[str], flags: set[str]) -> list[str]:
-    """The words with the values of each of `flags` apart and together, however often and wherever it is given."""
-    others: list[str] = []
-    values: dict[str, list[str]] = {}
-    inside = ""
-    for word in words:
-        flag, has_value, value = word.partition("=")
-        if _is_flag(word):
-            inside = flag if flag.replace("_", "-") in flags else ""
-        if not inside:
-            others.append(word)
-        elif _is_flag(word):
-            values.setdefault(inside, []).extend(_parts(value) if has_value else ())
-        else:
-            values.setdefault(inside, []).extend(_parts(word))
-    return [*others, *(word for flag, found in values.items() for word in (flag, *found))]
-
-
-def _is_flag(word: str) -> bool:
-    """Whether it is a flag, long or of one letter, and no negative number."""
-    return word.startswith("--") or re.fullmatch(r"-[A-Za-z].*", word) is not None
-
-
-def _parts(word: str) -> list[str]:
-    """A list with commas, taken apart; name=value only where another name begins, for a value may have commas."""
-    return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
-
-
-# -- help that needs no Python to be read ------------------------------------------------------------------------------
-
-_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""Placeholders for option values in help texts, by type."""
-_NOTHING = ("None", "", "''", "False")
-"""Defaults that say no more than that the option was not given."""
-
-
-def _in_plain_words(shown: frozenset[str] | None) -> ConstructorRegistry:
-    """Dataclasses as tyro reads them, their fields told without None, empty texts, and truth values.
+def registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
+    """Return the rule by which tyro reads dataclasses: values by `decode_value`, help without Python's None and ''.
 
     Args:
-        shown: the names of the options that help shows, each with the first sentence of its text; None for all, with
-            the whole text.
+        shown: names of the options in help, each with the first sentence of its text; by default all, with all text.
     """
-    registry = ConstructorRegistry()
-    asked: list[Any] = []
+    rules = ConstructorRegistry()
+    active: list[Any] = []
+    prefixes: dict[Any, str] = {}
 
-    @registry.struct_rule
-    def in_plain_words(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not dataclasses.is_dataclass(info.type) or info in asked:
+    @rules.struct_rule
+    def read_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or info in active:
             return None
-        asked.append(info)  # of which tyro's own rule is asked next
+        active.append(info)
         try:
-            found: Any = ConstructorRegistry.get_struct_spec(info)
+            found: Any = ConstructorRegistry.get_struct_spec(info)  # by tyro's own rule
         finally:
-            asked.pop()
-        if isinstance(found, StructConstructorSpec):
-            return dataclasses.replace(found, fields=tuple(_prepare_field(field, shown) for field in found.fields))
-        return None
+            active.pop()
+        if not isinstance(found, StructConstructorSpec):
+            return None
+        prefix = prefixes.get(info.type, "")
+        for field in found.fields:
+            (inner, *_) = inner_types(field.type)
+            if dataclasses.is_dataclass(inner) and tyro.conf.OmitArgPrefixes not in typing.get_args(field.type):
+                prefixes.setdefault(inner, f"{prefix}{field.name}.")
+        fields = tuple(_prepare_field(field, prefix, shown) for field in found.fields)
+        return dataclasses.replace(found, fields=fields)
 
-    return registry
+    return rules
 
 
-def _prepare_field(field: StructFieldSpec, shown: frozenset[str] | None) -> StructFieldSpec:
-    """Return a field with its placeholder, its help on one line and its default, for tyro to format."""
+def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
+    """Return a field with its help on one line, and a conversion of its words unless it is a flag or a dataclass."""
 
     def helptext() -> str | None:
-        found = field.helptext() if callable(field.helptext) else field.helptext
-        text = found and " ".join(found.split())
+        text = field.helptext() if callable(field.helptext) else field.helptext
+        text = text and " ".join(text.split())
         return text if shown is None or not text else _first_sentence(text)
 
-    options = tyro.conf.arg(metavar=_placeholder(field.type), help_behavior_hint=_hint)
-    kind: Any = Annotated[field.type, options]
+    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=_default_hint)]
+    (inner, *others) = inner_types(field.type)
+    if not dataclasses.is_dataclass(inner) and (inner is not bool or others):
+        kind = Annotated[kind, _primitive(field.name, prefix, field.type)]
     if shown is not None and field.name not in shown:
         hidden: Any = tyro.conf.Suppress
         kind = hidden[kind]
     return dataclasses.replace(field, type=kind, helptext=helptext)
 
 
+def _primitive(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
+    """Return how tyro converts the words of an option."""
+    several = takes_several(hint)
+
+    def convert(words: list[str]) -> Any:
+        parts = [part for word in words for part in split_list(word)] if several else words
+        if Path in inner_types(hint) and name != "store":
+            parts = [_local_path(part) for part in parts]
+        return decode_value(name, parts if several else parts[0], hint, what=prefix.rstrip("."), text=True)
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar=_placeholder(hint),
+        instance_from_str=convert,
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [str(one) for one in (value if isinstance(value, tuple) else [value])],
+    )
+
+
+def split_list(word: str) -> list[str]:
+    """Split a list at its commas; of name=value pairs only where another name begins, since values may have commas."""
+    return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
+
+
+def _local_path(word: str) -> str:
+    """Return the path on this machine of a folder in a shared store, which is fetched; any other word as it is."""
+    if "://" not in word:
+        return word
+    from ticketry.lab.remote.address import SCHEMES, split_address
+
+    if word.partition("://")[0].lower() not in SCHEMES or not (parts := split_address(word)):
+        return word
+    from ticketry.lab.store.opening import open_store
+
+    address, inside = parts
+    store = open_store(address)
+    store.link.fetch_folder(store.paths.run(inside[1]))
+    return str(store.paths.root.joinpath(*inside))
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+_MOST_SHOWN = 25
+"""Options that ``--help`` shows, so that they fit on a screen."""
+_LONGEST_HELP = 100
+"""Characters of an option's text in ``--help``."""
+_RARE = frozenset(
+    [
+        "device",
+        "precision",
+        "threads",
+        "devices",
+        "parallel",
+        "norms",
+        "kernels",
+        "checkpoint_seconds",
+        "log",
+        "on",
+        "energy",
+        "trust",
+    ]
+)
+"""Options of every command that trains, which ``--help`` leaves to ``--help-all``."""
+_EVERYDAY = frozenset(
+    [
+        "task",
+        "model",
+        "option",
+        "name",
+        "replicates",
+        "controls",
+        "preset",
+        "config",
+        "verify",
+        "bench",
+        "store",
+        "data",
+        "workers",
+        "json",
+        "density",
+        "densities",
+        "levels",
+        "rewind",
+        "score",
+        "rounds",
+        "when",
+        "time",
+        "length",
+        "rewinds",
+        "masks",
+        "at",
+    ]
+)
+"""Options that ``--help`` shows of a command with more than `_MOST_SHOWN` others."""
+
+
+def _everyday(kind: Any) -> frozenset[str] | None:
+    """Return the names of the options that ``--help`` shows; None for all."""
+    names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _flags_of(kind))
+    usual = names - _RARE
+    if usual == names:
+        return None
+    hints = typing.get_type_hints(kind)
+    inner = {name: one for name, hint in hints.items() if dataclasses.is_dataclass(one := next(inner_types(hint)))}
+    groups = frozenset(inner) | {name for one in inner.values() for name in _plugin_options(one)}
+    return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
+
+
+def _plugin_options(kind: Any) -> tuple[str, ...]:
+    """Return the options that a class outside of ticketry adds to those it inherits."""
+    return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
+
+
 def _first_sentence(text: str) -> str:
-    """The text up to its first full stop or semicolon, cut to about a line and a half."""
+    """Return the text up to its first full stop or semicolon, cut to about a line and a half."""
     sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
     return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
 
-def _hint(default: str) -> str:
+def _default_hint(default: str) -> str:
+    """Return a default as help shows it: nothing for an option that was not given."""
     if default == "True":
         return "(done unless this is given)"
-    return "" if default in _NOTHING else f"(default: {default})"
+    return "" if default in ("None", "", "''", "False") else f"(default: {default})"
 
 
-def _placeholder(kind: Any) -> str | None:
-    """Return the placeholder for an option's value: ``PATH``, or ``INT ...`` for several; None for tyro's default."""
-    origin, inner = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not types.NoneType]
-    if origin is Annotated or (origin in (typing.Union, types.UnionType) and len(inner) == 1):
-        return _placeholder(inner[0])
-    if origin is typing.Literal:
-        return "{" + ",".join(str(word) for word in inner if word) + "}"
-    if several := next((one for one in inner if typing.get_origin(one) is tuple), None):
-        return _placeholder(several)
-    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
-        return f"{_placeholder(inner[0]) or 'VALUE'} ..."
-    return _PLACEHOLDERS.get(kind)
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
-def options_said(words: Sequence[str]) -> set[str]:
-    """The options that are given, as names of arguments and of a run file's entries."""
-    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+def _placeholder(hint: Any) -> str:
+    """Return the placeholder of an option's value: PATH, {a,b} for choices, or INT ... for a list."""
+    if choices := find_choices(hint):
+        word = "{" + ",".join(str(one) for one in choices if one) + "}"
+    else:
+        names = {_PLACEHOLDERS.get(one, "VALUE") for one in inner_types(hint) if one is not types.NoneType}
+        word = names.pop() if len(names) == 1 else "VALUE"
+    return f"{word} ..." if takes_several(hint) else word
+
+
+# -- what several commands share ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Printing:
+    """The form in which a command prints."""
+
+    json: bool = False
+    """Print the result as one JSON object on standard output, and nothing else there."""
+
+
+def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
+    """Return the file that a command writes: `given`, or the ticket's name with an ending, in the current folder."""
+    output = given or Path(f"{ticket.resolve().name}.{ending}")
+    if output.is_dir():
+        raise UsageError(f"output must be a file, got the folder {output}")
+    return output
+
+
+def write_output(file: Path, text: str) -> None:
+    """Write a text file that the user named; `UsageError` if it cannot be written."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def show_status(title: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done, in one line that changes; nothing outside a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (console.is_terminal and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+def format_bytes(count: float) -> str:
+    """Return bytes in a unit that suits them: 812 bytes, 12.3 MB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} bytes"

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, saying
+from ticketry.cli.arguments import Printing, parse, show_status
 from ticketry.cli.screen.timing import show
 from ticketry.errors import UsageError
 from ticketry.experiments.options import BenchOptions, ModelOptions
@@ -106,7 +105,7 @@ def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
         raise UsageError("--figure draws time against density: give --densities too")
     from ticketry.experiments.bench import measure
 
-    with saying("timing") as say:
+    with show_status("timing") as say:
         return measure(
             arguments.what,
             arguments,

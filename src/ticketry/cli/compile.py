@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, output_file, saying, size
+from ticketry.cli.arguments import Printing, format_bytes, output_file, parse, show_status
 from ticketry.cli.screen.engine_tables import console, layers_table
 from ticketry.experiments.options import ModelOptions
 
@@ -47,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     from ticketry.experiments.ticket_model import execute_compile, source_by
 
     output = output_file(arguments.output, arguments.ticket, "tk")
-    with saying(f"compiling {arguments.ticket.name}"):
+    with show_status(f"compiling {arguments.ticket.name}"):
         record = execute_compile(
             source_by(arguments, arguments.ticket),
             output,
@@ -61,7 +60,8 @@ def main(words: Sequence[str]) -> int:
     share = sum(row["share"] or 0 for row in engine)
     print(f"ticket   {record['ticket']}")
     print(f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of its weights kept")
-    print(f"file     {record['path']}: {size(record['bytes'])}; the dense weights are {size(record['dense_bytes'])}")
+    written, dense = format_bytes(record["bytes"]), format_bytes(record["dense_bytes"])
+    print(f"file     {record['path']}: {written}; the dense weights are {dense}")
     print(f"checked  read back: equal to its source, relative error {record['relative_error']:.1g}")
     print(f"layers   {len(engine)} of {len(record['layers'])} in the engine, {100 * share:.1f} % of the time")
     print(f"compiled in {record['compile_seconds']:.2f} s")

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, saying
+from ticketry.cli.arguments import Printing, parse, show_status
 from ticketry.lab.task_costs import CostOptions
 
 _DESCRIPTION = """\
@@ -51,7 +50,7 @@ def main(words: Sequence[str]) -> int:
     from ticketry.lab.task_costs import costs_of
 
     task = task_by(arguments.task, arguments.model, arguments.option)
-    with saying(f"what {task.name} costs") as say:
+    with show_status(f"what {task.name} costs") as say:
         costs = costs_of(task, arguments, data=arguments.data, say=say)
     costs.save(arguments.output)
     if arguments.json:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, output_file, saying, size
+from ticketry.cli.arguments import Printing, format_bytes, output_file, parse, show_status
 from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
@@ -46,7 +45,7 @@ def main(words: Sequence[str]) -> int:
 
     output = output_file(arguments.output, arguments.ticket, arguments.format or FORMATS[0])
     format = format_of(output, arguments.format)
-    with saying(f"exporting {arguments.ticket.name}"):
+    with show_status(f"exporting {arguments.ticket.name}"):
         record = execute_export(
             source_by(arguments, arguments.ticket),
             output,
@@ -73,7 +72,7 @@ def summarise_export(record: dict[str, Any]) -> list[str]:
     lines = [
         f"ticket   {record['ticket']}",
         f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of its weights kept",
-        f"file     {made['path']}: {size(made['bytes'])}, {any_batch}",
+        f"file     {made['path']}: {format_bytes(made['bytes'])}, {any_batch}",
         f"         {what}",
         f"checked  in {made['runtime']} with batches of {batches}: equal to its source, relative error {worst:.1g}",
     ]

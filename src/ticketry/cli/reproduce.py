@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing
+from ticketry.cli.arguments import Printing, parse
 from ticketry.errors import UsageError
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json

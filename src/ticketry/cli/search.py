@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ticketry.choices import list_choices
-from ticketry.cli.arguments import HELP_ALL, options_said, parse, values_of
-from ticketry.cli.options import Printing, saying
+from ticketry.cli.arguments import HELP_ALL, Printing, options_in, parse, show_status, split_list
 from ticketry.cli.screen.search_end import tell, tell_more
 from ticketry.cli.screen.verification import interim_teller
-from ticketry.core.pattern import check_share
 from ticketry.errors import TicketryError, UsageError
-from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.options import LabOptions
-from ticketry.experiments.run_file import check_trust, read_run_file, with_kept_costs
-from ticketry.lab.remote.address import place_of
+from ticketry.experiments.decoding import decode_settings
+from ticketry.experiments.options import LabOptions, SearchOptions
+from ticketry.experiments.run_file import check_trust, read_run_file, search_options, with_kept_costs
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_aims, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
@@ -32,39 +29,11 @@ from ticketry.tasks.recipe import Recipe, recipe_from
 if TYPE_CHECKING:
     from ticketry.experiments.request import SearchRequest
     from ticketry.experiments.run import Run
-    from ticketry.lab.search_result import Seeds
     from ticketry.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Common(Printing, LabOptions):
-    task: str = "digits"
-    """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
-    model: str = ""
-    """Another network than the task's own, see `ticketry list models`."""
-    option: tuple[str, ...] = ()
-    """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
-    target: str = ""
-    """Of a task table:FILE: the column that is predicted."""
-    name: str = ""
-    """Of the run, for lists and figures; by default one made of method, score and task."""
-    replicates: int = 5
-    """How many times, each with other seeds."""
-    seed: int = 0
-    """Of the first replicate; the next ones count up."""
-    initialisation_seed: int | None = None
-    """Seed of the weights, if it is to differ from seed."""
-    order_seed: int | None = None
-    """Seed of data order and augmentation, if it is to differ from seed."""
-    mask_seed: int | None = None
-    """Seed of whatever is random in masks, if it is to differ from seed."""
-    controls: tuple[str, ...] = ("random_reinit", "shuffled", "random_prune")
-    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
-    `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
-    no part of the verdict."""
-    control_densities: tuple[float, ...] = ()
-    """Train controls beside tickets of these densities alone; the others are judged beside the dense network only.
-    By default beside all."""
+class _Arguments(Printing, SearchOptions):
     preset: str = ""
     """A published experiment (see `ticketry list presets`) to take all of this from; other options override it."""
     config: Path | None = None
@@ -77,15 +46,8 @@ class _Common(Printing, LabOptions):
     bench: bool = False
     """Compile that ticket, and time it beside dense engines (as `ticketry bench` does)."""
     energy: Literal["meter", "estimate"] = "meter"
-    """Of the run: meter (what the machine counts, or nothing is told) or estimate (where it has no meter, codecarbon's
-    model of typical powers, which is called an estimate; extra energy)."""
-
-    @property
-    def seeds(self) -> Seeds:
-        from ticketry.lab.search_result import Seeds
-
-        parts = (self.initialisation_seed, self.order_seed, self.mask_seed)
-        return Seeds(*(self.seed if part is None else part for part in parts))
+    """Energy of the run: meter (measured by the machine, or not reported) or estimate (where it has no meter,
+    codecarbon's model of typical powers, reported as an estimate; extra energy)."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -105,45 +67,97 @@ def main(words: Sequence[str]) -> int:
 def read_arguments(
     words: Sequence[str], *, command: str, default: str = "", extra: Sequence[Any] = (), description: str = ""
 ) -> tuple[Method, Any]:
-    """The method and all options of a command that searches, from its words and its run file.
+    """Return the method and all options of a command that searches, from its words and its run file.
 
     Args:
+        words: the command line after the command.
+        command: name of the command.
         default: the method, if none is named.
         extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
-        description: what --help says, in place of the method's own.
+        description: text of help, in place of the method's own.
     """
-    rest = list(words)
-    tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
-    named = bool(rest) and not rest[0].startswith("-")
-    if config := _value(rest, "--config"):
-        store = _value(rest, "--store") or LabOptions.store
-        tables = {**tables, "settings": with_kept_costs(tables.get("settings", {}), store)}
-        if "--trust" not in rest:
-            said = {*options_said(rest), *(["method"] if named else [])}
-            check_trust(tables, said, of=config, store=store)
-    name = rest.pop(0) if named else str(tables.get("method", default))
+    named = bool(words) and not words[0].startswith("-")
+    rest = list(words[1:] if named else words)
+    given, source = options_in(rest), _read_source(rest)
+    tables: dict[str, Any] = {}
+    if source.config and source.preset:
+        raise UsageError("a run file and a preset both name everything: give either --config or --preset")
+    if source.config:
+        store = source.store or LabOptions.store
+        tables = read_run_file(Path(source.config))
+        tables["settings"] = with_kept_costs(tables.get("settings", {}), store)
+        if "trust" not in given:
+            check_trust(tables, {*given, *(["method"] if named else [])}, of=source.config, store=store)
+    elif source.preset:
+        tables = experiment(source.preset)
+    name = words[0] if named else str(tables.get("method", default))
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
-    said_here = options_said(rest)
-    check_aims(chosen, said_here)
-    tables = _without_what_is_said(tables, said_here)
+    check_aims(chosen, given)
+    if _HOW_FAR & given and "settings" in tables:
+        tables["settings"] = {name: one for name, one in tables["settings"].items() if name not in _HOW_FAR}
     about = description or f"{chosen.title}."
     if not description and HELP_ALL in rest:
         about += f"\n\n{chosen.description}"
-    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.alias or chosen.name}", about)
+    prog = f"ticketry {command} {chosen.alias or chosen.name}"
+    return chosen, _parse(chosen, rest, tables, source, extra, prog, about)
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
-"""Settings of which each says in its way how far a search goes."""
+"""Settings that say how far a search goes: one on the command line replaces all of a run file's."""
 
 
-def _without_what_is_said(tables: dict[str, Any], said: set[str]) -> dict[str, Any]:
-    """A run file's or preset's tables without what says in another way what the command line says."""
-    if not _HOW_FAR & said or "settings" not in tables:
-        return tables
-    kept = {name: value for name, value in tables["settings"].items() if name not in _HOW_FAR}
-    return {**tables, "settings": kept}
+def _read_source(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options that decide the defaults of all others: run file, preset, store, and what the task is."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--config", "--preset", "--store", "--task", "--model", "--target"):
+        early.add_argument(flag, default="", nargs="?", const="")
+    early.add_argument("--option", default=[], nargs="*", action="extend")
+    found = early.parse_known_args(words)[0]
+    found.option = tuple(part for word in found.option for part in split_list(word))
+    return found
+
+
+def _parse(
+    chosen: Method,
+    words: Sequence[str],
+    tables: Mapping[str, Any],
+    source: argparse.Namespace,
+    extra: Sequence[Any],
+    prog: str,
+    about: str,
+) -> Any:
+    """Parse all options. Defaults come from the run file and the task, so that help shows the values in effect."""
+    what = "the run file" if source.config else "the preset"
+    options = search_options(tables, what)
+    (settings,) = decode_settings(tables.get("settings", {}), chosen.Settings, what=f"{what}'s [settings]")
+    here = SearchOptions(
+        task=source.task or options.task,
+        model=source.model or options.model,
+        option=(*options.option, *source.option),
+        target=source.target,
+    )
+    flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
+    fields = [*extra, ("settings", flat[chosen.Settings]), ("recipe", Recipe)]
+    kind: Any = dataclasses.make_dataclass("Search", fields, bases=(_Arguments,), frozen=True, kw_only=True)
+    return parse(
+        kind,
+        words,
+        prog=prog,
+        description=about,
+        default=kind(settings=settings, recipe=_recipe(here, tables), **vars(options)),
+    )
+
+
+def _recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of the run file, or that of the task."""
+    if "recipe" in tables:
+        return recipe_from(tables["recipe"])
+    if options.task in DATA_SETS.built_in:  # without torch, for --help
+        data = DATA_SETS.get(options.task)
+        return data.recipe_of(options.model or data.model)
+    return task_by(options.task, options.model, options.task_options).recipe
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
@@ -152,7 +166,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.experiments.run import carry_out
 
     request = request_by(chosen, arguments)
-    with saying(f"what {arguments.task} costs here") as say:
+    with show_status(f"what {arguments.task} costs here") as say:
         request = with_profile(request, arguments, say)
     ended: list[TicketryError] = []
     with Live(request) as live:
@@ -168,7 +182,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     if arguments.verify and not ended:
         _verify(run)
     if arguments.bench and not ended:
-        with saying("timing") as say:
+        with show_status("timing") as say:
             run.bench(say=say)
     report = run.report()
     if arguments.json:
@@ -197,7 +211,7 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
 
     return request_of(
         chosen,
-        task_by(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
+        task_by(arguments.task, arguments.model, arguments.task_options),
         arguments.settings,
         replicates=arguments.replicates,
         controls=arguments.controls,
@@ -208,11 +222,6 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
     )
 
 
-def _options(given: Sequence[str], target: str) -> tuple[str, ...]:
-    """The options of a task, --target among them."""
-    return (*given, f"target={target}") if target else tuple(given)
-
-
 def task_by(name: str, model: str, options: Sequence[str]) -> Task:
     """The task of these words."""
     from ticketry.tasks import catalogue
@@ -221,107 +230,6 @@ def task_by(name: str, model: str, options: Sequence[str]) -> Task:
     if any(not separator for _, separator, _ in pairs):
         raise UsageError(f"an option of a task is written name=value, not {' '.join(options)}")
     return catalogue.get(name, model=model or None, options={key: value for key, _, value in pairs})
-
-
-# -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------
-
-
-def _tables(config: str, preset: str) -> dict[str, Any]:
-    """What a run file or a preset says; empty if neither is named."""
-    if config and preset:
-        raise UsageError("a run file and a preset both name everything: give either --config or --preset")
-    return read_run_file(Path(config)) if config else experiment(preset) if preset else {}
-
-
-def _arguments(
-    chosen: Method, words: Sequence[str], tables: Mapping[str, Any], extra: Sequence[Any], prog: str, about: str
-) -> Any:
-    common = _common_defaults(tables)
-    task = _value(words, "--task") or common.task
-    model = _value(words, "--model") or common.model
-    options = _options((*common.option, *values_of(words, "--option")), _value(words, "--target"))
-    settings, recipe = _settings(chosen, tables), _recipe(task, model, options, tables)
-    flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
-    hints = get_type_hints(_Common, include_extras=True)
-    fields: list[Any] = [
-        *extra,
-        ("settings", flat[chosen.Settings], dataclasses.field(default=settings)),
-        ("recipe", Recipe, dataclasses.field(default=recipe)),
-        *((name, hints[name], dataclasses.field(default=getattr(common, name))) for name in _changed(common)),
-    ]
-    kind = dataclasses.make_dataclass("Search", fields, bases=(_Common,), frozen=True, kw_only=True)
-    return parse(kind, words, prog=prog, description=about)
-
-
-def _changed(common: _Common) -> list[str]:
-    return [field.name for field in dataclasses.fields(common) if getattr(common, field.name) != field.default]
-
-
-def _common_defaults(tables: Mapping[str, Any]) -> _Common:
-    known = {field.name for field in dataclasses.fields(_Common)} - {
-        "config",
-        "preset",
-        "trust",
-        "json",
-        "option",
-        "target",
-        "verify",
-        "bench",
-        "energy",
-    }
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
-    if isinstance(values.get("store"), str):
-        values["store"] = place_of(values["store"])
-    for name in ("controls", "control_densities"):
-        if name in values and not isinstance(values[name], tuple):
-            values[name] = (values[name],)
-    if "control_densities" in values:
-        values["control_densities"] = tuple(
-            check_share("control_densities", one) for one in values["control_densities"]
-        )
-    others = {"method", "options", "seeds", "settings", "recipe"}
-    unknown = sorted(set(values) - known - others)
-    if unknown:
-        raise UsageError(
-            f"the run file has an unknown entry {unknown[0]!r}; known: "
-            f"{list_choices(unknown[0], sorted(known | others))}"
-        )
-    seeds = {f"{name}_seed": value for name, value in values.get("seeds", {}).items()}
-    options = tuple(f"{name}={value}" for name, value in values.get("options", {}).items())
-    if not seeds.keys() <= known:
-        raise UsageError(f"the run file's seeds are initialisation, order and mask, not {', '.join(values['seeds'])}")
-    return _Common(**{name: values[name] for name in known & set(values)}, **seeds, option=options)
-
-
-def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.get("settings", {}).items()}
-    known = {field.name for field in dataclasses.fields(chosen.Settings)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UsageError(
-            f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: "
-            f"{list_choices(unknown[0], sorted(known))}"
-        )
-    return settings_of(values, chosen.Settings, what="the run file's [settings]")[0]
-
-
-def _recipe(task: str, model: str, options: Sequence[str], tables: Mapping[str, Any]) -> Recipe:
-    if "recipe" in tables:
-        return recipe_from(tables["recipe"])
-    if task in DATA_SETS.built_in:  # without torch, for --help
-        data = DATA_SETS.get(task)
-        return data.recipe_of(model or data.model)
-    return task_by(task, model, options).recipe
-
-
-def _value(words: Sequence[str], flag: str) -> str:
-    """The value of a flag that has to be known before the rest is read; an empty string if it is not there."""
-    for index, word in enumerate(words):
-        if word == flag and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return ""
 
 
 def _help() -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, saying
+from ticketry.cli.arguments import Printing, parse, show_status
 from ticketry.errors import UsageError
 from ticketry.experiments.speedup import Speedup, SpeedupOptions
 
@@ -58,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     if bool(arguments.what) == bool(arguments.task):
         raise UsageError("name either a model (MODEL.py:build) or a task (--task)")
     found = []
-    with saying("speedup") as say:
+    with show_status("speedup") as say:
         for one in _tables(arguments, say):
             found.append(one)
     if arguments.json:

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing, saying
+from ticketry.cli.arguments import Printing, parse, show_status
 from ticketry.cli.screen.engine_tables import console, fits_table
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.records.schema import as_json
@@ -55,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     arguments: Any = parse(_Arguments, words, prog="ticketry structure", description=_DESCRIPTION)
     from ticketry.experiments.structure import give_structure
 
-    with saying(arguments.ticket.name) as say:
+    with show_status(arguments.ticket.name) as say:
         record = give_structure(
             arguments.ticket,
             arguments.to,

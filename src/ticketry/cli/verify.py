@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
-from ticketry.cli.options import Printing
+from ticketry.cli.arguments import Printing, parse
 from ticketry.cli.screen.verification import interim_teller, summarise_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json

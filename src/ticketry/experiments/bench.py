@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import structs
 from torch import nn
@@ -18,7 +18,7 @@ from ticketry.core.structure.shrinking.shrink import shrink
 from ticketry.core.synthetic_masks import Pattern, synthetic
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, StructureError, UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, ModelOptions, path_of
 from ticketry.experiments.record_files import as_read, now, run_of
 from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
@@ -39,12 +39,6 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
 from ticketry_engine.results import CurvePoint, TimeCurve
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ticketry.experiments.keyword_types import BenchKeywords
-
-
 S = TypeVar("S", bound=SpeedRecord)
 Say = Callable[[str], None]
 
@@ -54,7 +48,7 @@ def bench(
     *,
     ticket: str | PathLike[str] | Ticket | None = None,
     store: str | PathLike[str] = ".ticketry",
-    **options: Unpack[BenchKeywords],
+    **options: Any,
 ) -> BenchRecord | CurveRecord:
     """Time a ticket against dense engines, side by side: what ``ticketry bench`` does.
 
@@ -77,7 +71,7 @@ def bench(
         >>> [(one.engine, one.sparse, one.seconds > 0) for one in timed.comparisons[0].times]
         [('eager', False, True), ('ticketry', True, True)]
     """
-    asked, model = settings_of(options, BenchOptions, ModelOptions, what="bench(…)")
+    asked, model = decode_settings(options, BenchOptions, ModelOptions, what="bench(…)")
     return measure(path_of(what), asked, model, ticket=None if ticket is None else path_of(ticket), store=Path(store))
 
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.lab.lab import Lab
     from ticketry.lab.runners.events import OnEvent
+    from ticketry.lab.search_result import Seeds
     from ticketry.tasks.task import Task
+
+USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
+"""Controls of a search by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,58 @@ class LabOptions:
             check_each(workers=self.workers)
         if self.on and self.workers is not None:
             raise UsageError("--on says where to train, and --workers how many local processes do: give one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(LabOptions):
+    """Options of a search beside the settings of its method and its recipe: on the command line and in run files."""
+
+    task: str = "digits"
+    """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
+    model: str = ""
+    """Another network than the task's own, see `ticketry list models`."""
+    option: tuple[str, ...] = ()
+    """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
+    target: str = ""
+    """Column that is predicted, for a task table:FILE."""
+    name: str = ""
+    """Name of the run, for lists and figures; by default it is built from method, score and task."""
+    replicates: int = 5
+    """How many times, each with other seeds."""
+    seed: int = 0
+    """Seed of the first replicate; the next ones count up."""
+    initialisation_seed: int | None = None
+    """Seed of the weights, if it is to differ from seed."""
+    order_seed: int | None = None
+    """Seed of data order and augmentation, if it is to differ from seed."""
+    mask_seed: int | None = None
+    """Seed of random choices in masks, if it is to differ from seed."""
+    controls: tuple[str, ...] = USUAL_CONTROLS
+    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
+    `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
+    no part of the verdict."""
+    control_densities: tuple[float, ...] = ()
+    """Train controls beside tickets of these densities alone; the others are judged beside the dense network only.
+    By default beside all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seeds = ("seed", "initialisation_seed", "order_seed", "mask_seed")
+        check_each(replicates=self.replicates)
+        check_each(**{name: seed for name in seeds if (seed := getattr(self, name)) is not None})
+
+    @property
+    def task_options(self) -> tuple[str, ...]:
+        """All options of the task, as name=value."""
+        return (*self.option, f"target={self.target}") if self.target else self.option
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seeds of the first replicate."""
+        from ticketry.lab.search_result import Seeds
+
+        parts = (self.initialisation_seed, self.order_seed, self.mask_seed)
+        return Seeds(*(self.seed if part is None else part for part in parts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ticketry.core.pattern import check_density, share_of
 from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, check_controls
-from ticketry.experiments.options import LabOptions
+from ticketry.experiments.options import USUAL_CONTROLS, LabOptions
 from ticketry.experiments.record_files import earlier_record, is_trained_in
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
@@ -61,7 +61,6 @@ LATER = {
 another one for runs that are stored."""
 
 
-USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
 TOLERANCE = 0.02
 """Share by which a ticket's density may be off the one that is asked for by number."""
 

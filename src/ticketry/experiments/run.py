@@ -16,10 +16,10 @@ from ticketry.core.pattern import share_of
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.options import BenchOptions, LabOptions, opened
+from ticketry.experiments.decoding import decode_settings
+from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOptions, opened
 from ticketry.experiments.record_files import frame_of
-from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of, with_profile
+from ticketry.experiments.request import SearchRequest, named_method, request_of, with_profile
 from ticketry.lab.search_result import Seeds
 from ticketry.records.display import Cell, build_html_table
 from ticketry.records.evidence import VerifyRecord
@@ -359,7 +359,7 @@ def run(
     method = named_method(method)
     what = f"run({method.name!r}, …)"
     check_aims(method, (name for name, value in options.items() if value is not None))
-    settings, lab_options, more = settings_of(options, method.Settings, LabOptions, _More, what=what)
+    settings, lab_options, more = decode_settings(options, method.Settings, LabOptions, _More, what=what)
     request = request_of(
         method,
         task,

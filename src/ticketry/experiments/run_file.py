@@ -6,16 +6,17 @@ import json
 import re
 import sys
 from collections.abc import Container, Mapping
+from dataclasses import fields
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct, ValidationError, convert
-
-from ticketry.choices import BOUNDS, LEAST, MOST, check_bounds
+from ticketry.choices import LEAST, MOST
 from ticketry.core.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.comparison_names import CONTROLS
+from ticketry.experiments.decoding import check_names, decode_settings, decode_value
+from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside
 from ticketry.lab.remote.address import is_url
 from ticketry.records.network import is_matched_dense
@@ -77,13 +78,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
         UsageError: if it cannot be read, is not TOML, or has an entry of another type.
     """
     _, tables = toml_tables(path, "run file")
-    try:
-        convert(tables, _Entries)
-    except ValidationError as error:
-        told, _, place = str(error).partition(" - at `$.")
-        raise UsageError(f"the run file {path}: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None
-    for name in BOUNDS.keys() & tables.keys():
-        check_bounds(f"the run file {path}: {name}", tables[name], BOUNDS[name])
+    search_options(tables, f"the run file {path}")
     return tables
 
 
@@ -134,40 +129,39 @@ def _fault_in(tables: dict[str, Any]) -> str:
     return f"it is nested too deeply: more than {_DEEPEST} tables or arrays" if level else ""
 
 
-_Whole = Annotated[int, Meta(ge=LEAST, le=MOST)]
+_TABLES: dict[str, Any] = {
+    "options": dict[str, bool | int | float | str],
+    "seeds": dict[str, int],
+    "settings": dict[str, Any],
+    "recipe": dict[str, Any],
+}
+"""Types of a run file's tables; `settings` and `recipe` are checked by their own dataclasses."""
 
 
-class _Entries(Struct):
-    """The types of a run file's entries; what settings and recipe hold is checked where they are made."""
+def search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
+    """Return the options of a search from the entries of a run file or a preset, without method, settings and recipe.
 
-    method: str = ""
-    name: str = ""
-    task: str = ""
-    model: str = ""
-    target: str = ""
-    store: str = ""
-    data: str = ""
-    device: str = ""
-    precision: str = ""
-    controls: str | tuple[str, ...] = ()
-    control_densities: float | str | tuple[float | str, ...] = ()
-    options: dict[str, bool | int | float | str] = {}
-    settings: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    seeds: dict[str, _Whole] = {}
-    replicates: int = 1
-    seed: int = 0
-    initialisation_seed: int = 0
-    order_seed: int = 0
-    mask_seed: int = 0
-    workers: int = 0
-    threads: int = 1
-    devices: int = 1
-    parallel: str = ""
-    norms: str = ""
-    kernels: str = ""
-    on: str = ""
-    checkpoint_seconds: float = 1.0
+    Args:
+        tables: the entries.
+        what: subject of error messages.
+
+    Raises:
+        UsageError: for an unknown entry, a value of the wrong type, or a number out of bounds.
+    """
+    known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
+    check_names(tables, known, what)
+    for name in _TABLES.keys() & tables.keys():
+        decode_value(name, tables[name], _TABLES[name], what=what)
+    decode_value("method", tables.get("method", ""), str, what=what)
+    given = {name: value for name, value in tables.items() if name not in (*_TABLES, "method")}
+    given |= {f"{name}_seed": seed for name, seed in tables.get("seeds", {}).items()}
+    if options := tables.get("options"):
+        given["option"] = tuple(f"{name}={value}" for name, value in options.items())
+    try:
+        (found,) = decode_settings(given, SearchOptions, what=what)
+    except UsageError as error:
+        raise error if str(error).startswith(what) else UsageError(f"{what}: {error}") from None
+    return found  # type: ignore[no-any-return]
 
 
 def check_trust(

@@ -17,12 +17,11 @@ from ticketry.evidence.connectivity import barrier
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Distance, Stability, children
 from ticketry.evidence.stability import stability as distances_of
-from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.decoding import decode_settings
+from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, opened
 from ticketry.experiments.record_files import frame_of, written
 from ticketry.experiments.request import (
     TOLERANCE,
-    USUAL_CONTROLS,
     SearchRequest,
     level_of,
     named_method,
@@ -111,7 +110,7 @@ def stability(
     """
     method = named_method(method)
     kinds = (StabilitySettings, method.Settings, LabOptions)
-    asked, settings, lab = settings_of(options, *kinds, what=f"stability({method.name!r}, …)")
+    asked, settings, lab = decode_settings(options, *kinds, what=f"stability({method.name!r}, …)")
     request = request_of(
         method, task, settings, model=model, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe
     )

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import ModelOptions, StructureOptions, path_of
 from ticketry.experiments.record_files import as_read
 from ticketry.experiments.run_record import structure_of
@@ -22,11 +22,6 @@ from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure, StructureRecord
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ticketry.experiments.keyword_types import StructureKeywords
 
 _OF_THE_OLD = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
 """Facts of the ticket that was structured, which are not those of the one that is made of it."""
@@ -37,7 +32,7 @@ def restructure(
     to: str,
     *,
     output: str | PathLike[str] | None = None,
-    **options: Unpack[StructureKeywords],
+    **options: Any,
 ) -> StructureRecord:
     """Give a ticket's mask a structure that hardware can use: what ``ticketry structure`` does.
 
@@ -62,7 +57,7 @@ def restructure(
         >>> tk.Ticket.load(record.path).density
         0.5
     """
-    asked, model = settings_of(options, StructureOptions, ModelOptions, what="restructure(…)")
+    asked, model = decode_settings(options, StructureOptions, ModelOptions, what="restructure(…)")
     return give_structure(path_of(ticket), to, asked, model, output=None if output is None else Path(output))
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import convert, structs
 
@@ -28,7 +28,7 @@ from ticketry.evidence.told_variants import import_variants
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, opened, path_of
 from ticketry.experiments.progress import log_verification
 from ticketry.experiments.record_files import environment_told, named_run, run_of, task_told, written
@@ -54,12 +54,6 @@ from ticketry.tasks.file_requests import refused
 from ticketry.tasks.recipe import recipe_from
 from ticketry.tasks.task import Task
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ticketry.experiments.keyword_types import VerifyKeywords
-
-
 CLOSE = 0.1
 """How far, relative to it, the density of tickets may lie from one that is asked for."""
 
@@ -70,7 +64,7 @@ def verify(
     density: float | str | None = None,
     task: str | Task | None = None,
     trust: bool = False,
-    **options: Unpack[VerifyKeywords],
+    **options: Any,
 ) -> VerifyRecord:
     """Does a ticket win, or the procedure that found it? What ``ticketry verify`` does.
 
@@ -97,7 +91,7 @@ def verify(
         >>> [(network.role, len(network.values)) for network in record.networks]
         [('ticket', 3), ('dense', 3), ('shuffled', 3)]
     """
-    settings, lab = settings_of(options, VerifySettings, LabOptions, what="verify(…)")
+    settings, lab = decode_settings(options, VerifySettings, LabOptions, what="verify(…)")
     folder = ticket_of(path_of(ticket), lab.store, density)
     return verify_ticket(folder, settings, lab, task=named_task(task) if task else None, trust=trust)
 
@@ -393,7 +387,7 @@ def search_of(
     found = SearchRequest(
         method=method,
         task=task,
-        settings=settings_of(settings, method.Settings, what=f"the search of {of}")[0],
+        settings=decode_settings(settings, method.Settings, what=f"the search of {of}")[0],
         recipe=recipe_from((searched and searched.recipe) or told.recipe),
         replicates=searched.replicates if searched else told.replicate + 1,
         seeds=convert(structs.asdict(told.seeds), Seeds).replicate(-told.replicate),

@@ -15,7 +15,7 @@ from search.test_aims import slowly as multiplied
 from search.test_measured_time import Scripted
 from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import request_of
 from ticketry.lab import measured_time
 from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
@@ -33,7 +33,7 @@ LENGTH = "120it"
 
 def found_by(lab: tk.Lab, name: str, **asked: Any) -> list[tk.search.Found]:
     method = tk.search.method(name)
-    settings = settings_of({**SETTINGS[name], **asked}, method.Settings, what=name)[0]
+    settings = decode_settings({**SETTINGS[name], **asked}, method.Settings, what=name)[0]
     return method(lab, task(), settings, recipe=task().recipe.changed(length=LENGTH))[0]
 
 
@@ -126,7 +126,7 @@ def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["continuous", "concrete"])
 def test_contract(name: str, tmp_path: Path) -> None:
-    settings = settings_of({**SETTINGS[name], "flops": 0.5}, tk.search.method(name).Settings, what=name)[0]
+    settings = decode_settings({**SETTINGS[name], "flops": 0.5}, tk.search.method(name).Settings, what=name)[0]
     check_search(name, tmp_path, settings=settings, task=task())
 
 
@@ -153,7 +153,7 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_by_density_are_called_what_they_were(name: str) -> None:
     given, called = NAMES[name]
-    settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
+    settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
     assert request_of(name, "digits", settings, replicates=3).name == called
 
 

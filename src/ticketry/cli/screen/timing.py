@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ticketry.cli.options import size
+from ticketry.cli.arguments import format_bytes
 from ticketry.cli.screen.engine_tables import console, curve_table, engines_table, layers_table, saved_table
 
 
@@ -45,7 +45,8 @@ def _head(record: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
     ]
     if "weight_bytes" in record:
         batches = f"batches of {_listed(record['table_batches'])}"
-        weights = f"{size(record['weight_bytes'])} of tables for {batches}; dense weights {size(record['dense_bytes'])}"
+        tables, dense = (format_bytes(record[name]) for name in ("weight_bytes", "dense_bytes"))
+        weights = f"{tables} of tables for {batches}; dense weights {dense}"
         lines.append(f"engine   compiled in {record['compile_seconds']:.2f} s; {weights}")
     return lines
 

@@ -18,7 +18,7 @@ from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.evidence.judging.ranges import check_settings
 from ticketry.evidence.settings import StabilitySettings
-from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, level_of, named_method, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.lab import Lab
@@ -162,7 +162,7 @@ class _Reading:
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
                 raise UsageError(f"the data of {task} differ from replicate to replicate: give its option split")
-            (own,) = settings_of(with_base(settings), found.Settings, what=f"settings of {method}")
+            (own,) = decode_settings(with_base(settings), found.Settings, what=f"settings of {method}")
             return request_of(
                 found,
                 chosen,
@@ -196,7 +196,7 @@ class _Reading:
             levels = [level_of(one or 0.0, planned, f"the run {name}") for one in named]
             at = [one for one, level in planned.items() if level in levels]
             given = {**_STABILITY, **asked, "at": at, "rewinds": [words["rewind"]]}
-            found: StabilitySettings = settings_of(given, StabilitySettings, what=place)[0]
+            found: StabilitySettings = decode_settings(given, StabilitySettings, what=place)[0]
             return found
 
         return self._explained(place, made)

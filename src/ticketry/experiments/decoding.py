@@ -1,0 +1,150 @@
+"""Decode settings: command-line words, keyword arguments and TOML tables become the fields of dataclasses.
+
+All three use `decode_value`, so they accept the same values and report errors in the same words. Bounds of numbers are
+checked by the dataclasses themselves (`ticketry.choices`). Needs no torch.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from ticketry.choices import check_choice, did_you_mean, format_value
+from ticketry.core.pattern import SHARES, check_share
+from ticketry.errors import UsageError
+from ticketry.lab.remote.address import place_of
+
+
+def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
+    """Return an instance of each dataclass in `kinds`, with the given values of its fields.
+
+    A list stands for a tuple, and a single value for a tuple of one.
+
+    Args:
+        given: values by name; a name may be a field of several of the classes.
+        kinds: dataclasses.
+        what: subject of error messages, such as ``run("iterative", …)`` or ``the run file run.toml``.
+
+    Raises:
+        UsageError: for a name that no class has, or a value of the wrong type.
+    """
+    known = {field.name for kind in kinds for field in fields(kind)}
+    check_names(given, known, what)
+    found = []
+    for kind in kinds:
+        hints, own = get_type_hints(kind), {field.name for field in fields(kind)}
+        values = {name: decode_value(name, given[name], hints[name], what=what) for name in given if name in own}
+        found.append(kind(**values))
+    return tuple(found)
+
+
+def check_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    """Raise `UsageError` for a name that is not `known`, with the nearest ones."""
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"{what} takes no {name!r}: {did_you_mean(name, known)}it takes {', '.join(sorted(known))}"
+            )
+
+
+def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool = False) -> Any:
+    """Return a value as its type annotation says.
+
+    Args:
+        name: name of the option; densities may be percentages, and a store may be a URL.
+        value: value from Python or TOML; with `text` a word of the command line, or a list of words for a tuple.
+        hint: annotation of the field.
+        what: subject of error messages.
+        text: whether numbers are written as text.
+
+    Raises:
+        UsageError: for a value of the wrong type, a word that is not among the choices, or a share out of range.
+    """
+    if name in SHARES:
+        value = _decode_shares(name, value)
+    elif name == "store" and isinstance(value, str):
+        value = place_of(value)
+    elif text and value == "None" and types.NoneType in get_args(hint):
+        return None
+    if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
+        value = (value,)
+    if text and {float, str} <= set(inner_types(hint)):
+        value = tuple(map(_parse_number, value)) if isinstance(value, (list, tuple)) else _parse_number(value)
+    label = f"{what}: {name}" if what else name
+    if choices := find_choices(hint):
+        for word in value if isinstance(value, (list, tuple)) else (value,):
+            check_choice(label, word, choices)
+    try:
+        return msgspec.convert(value, hint, strict=not text, dec_hook=lambda kind, one: kind(one))
+    except ValueError:  # of msgspec, or of a number of thousands of digits
+        raise UsageError(f"{label} must be {_describe(hint)}, got {format_value(value)}") from None
+
+
+def find_choices(hint: Any) -> tuple[Any, ...]:
+    """Return the values that an annotation allows if it lists them all with `Literal`; otherwise nothing."""
+    found: list[Any] = []
+    for kind in inner_types(hint):
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        elif kind is types.NoneType:
+            found.append(None)
+        else:
+            return ()
+    return tuple(found) if any(one is not None for one in found) else ()
+
+
+def inner_types(hint: Any) -> Iterator[Any]:
+    """Yield the types in an annotation: the members of a union and the elements of a tuple."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        yield from inner_types(get_args(hint)[0])
+    elif origin in (typing.Union, types.UnionType, tuple):
+        for one in get_args(hint):
+            if one is not Ellipsis:
+                yield from inner_types(one)
+    else:
+        yield hint
+
+
+def takes_several(hint: Any) -> bool:
+    """Return whether an annotation allows a tuple."""
+    if get_origin(hint) in (Annotated, typing.Union, types.UnionType):
+        return any(takes_several(one) for one in get_args(hint))
+    return get_origin(hint) is tuple
+
+
+def _decode_shares(name: str, value: Any) -> Any:
+    """Return one or several densities as numbers; anything else is left to the check of types."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_decode_shares(name, one) for one in value)
+    return check_share(name, value) if isinstance(value, str | int | float) else value
+
+
+def _parse_number(word: str) -> float | str:
+    """Return a word as a number if it is one: an amount such as 5ms stays text."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+_TYPE_NAMES = {
+    int: "a whole number from -2**63 to 2**63 - 1",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    types.NoneType: "None",
+}
+
+
+def _describe(hint: Any) -> str:
+    """Return the types of an annotation as words."""
+    names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in inner_types(hint)]
+    return " or ".join(dict.fromkeys(names)) + (", or several" if takes_several(hint) else "")
