@@ -1,4 +1,4 @@
-"""What a search and a verification tell the loggers of a lab, see `lab.loggers`."""
+"""Report a search while it runs: to the loggers of a lab (`lab.loggers`), and in a file for `report --watch`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-_TOLD = ("replicate", "level", "role", "density", "kept", "budget", "search_steps", "cycles")
-"""Of a network: by these dashboards group, filter and sort."""
+_FIELDS = ("replicate", "level", "role", "density", "kept", "budget", "search_steps", "cycles")
+"""Fields of a network by which dashboards group, filter and sort."""
 
 
-class LoggedSearch:
-    """A search as a group: a run for each network, each training that a mask comes from, and the whole."""
+class SearchLog:
+    """Logs a search as a group of runs: one for each network, each training that a mask comes from, and the whole."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._dashboards, self._name = lab.dashboards, run.name
@@ -47,29 +47,29 @@ class LoggedSearch:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Logged]:
-        """The search, for the length of a block."""
+        """Open the run of the whole search for the length of a block."""
         with self._dashboards.whole(self._name, "search", self._of_all, by_label=False) as run:
             yield run
 
     def network(self, point: Point, result: Result) -> None:
-        """A trained network; a ticket with its folder."""
-        told = {name: value for name in _TOLD if (value := getattr(point, name)) is not None}
+        """Log a trained network; a ticket with its folder."""
+        fields = {name: value for name in _FIELDS if (value := getattr(point, name)) is not None}
         self._dashboards.training(
             result,
             name=f"replicate {point.replicate} level {point.level:02d} {point.role}",
             kind=point.role,
             group=self._name,
-            config={**self._config, **told},
+            config={**self._config, **fields},
             values={"density": point.density, "level": point.level},
             artifacts=[(Path(point.ticket), "ticket")] if point.ticket else [],
         )
 
     def searched(self, replicate: int, found: Found) -> None:
-        """The trainings that a ticket's mask comes from, where these are no networks of the record."""
+        """Log the trainings that a ticket's mask comes from, unless they are networks of the record."""
         for number, result in enumerate(found.searched, start=1):
             key = (replicate, result.segment.key)
             if key in self._searched or result.segment.key == found.dense.segment.key:
-                continue  # told already
+                continue
             self._searched.add(key)
             self._dashboards.training(
                 result,
@@ -80,7 +80,7 @@ class LoggedSearch:
             )
 
     def record(self, run: Logged, record: RunRecord, folder: Path) -> None:
-        """The levels, each a step: means over replicates of every role; the record with verdicts, and the run file."""
+        """Log means over replicates of every role, each level a step; then the record and the run file."""
         metric = record.task.metric.name
         for level in sorted({point.level for point in record.points}):
             points = [point for point in record.points if point.level == level]
@@ -93,7 +93,7 @@ class LoggedSearch:
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
-    """What a verification found: the metric of every network by seed, each seed a step; its record with the verdict."""
+    """Log a verification: the metric of every network, each seed a step; then its record with the verdict."""
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}
@@ -103,10 +103,10 @@ def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) ->
     lab.dashboards.artifact(run, file, "verdict")
 
 
-class Telling:
-    """In a block, tells a run's progress in a file of the store, which is gone at the end.
+class ProgressFile:
+    """Writes a run's progress to a file of the store during a block, and deletes it at the end.
 
-    A thread writes, so that nothing that trains waits for a disk; a file that cannot be written is no reason to stop.
+    A thread writes it, so that training never waits for a disk. Errors of writing are ignored.
     """
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
@@ -120,14 +120,14 @@ class Telling:
         self._thread = threading.Thread(target=self._write, name="telling", daemon=True)
         self._listening = contextlib.ExitStack()
 
-    def on_point(self, point: Point) -> None:
-        """A network of the run."""
+    def add(self, point: Point) -> None:
+        """Add a trained network of the run."""
         value = point.metric(self._run.task.metric.name)
         with self._guard:
             self._points.append(ProgressPoint(point.replicate, point.level, point.role, point.density, value))
 
-    def told(self) -> Progress:
-        """As it is now."""
+    def snapshot(self) -> Progress:
+        """Return the current progress."""
         metric = self._run.task.metric
         with self._guard:
             points = tuple(self._points)
@@ -145,13 +145,13 @@ class Telling:
             since=self._activity.since,
             at_once=self._activity.at_once,
             points=points,
-            active=tuple(map(_in_training, self._activity.active())),
+            active=tuple(map(_active_segment, self._activity.active())),
         )
 
     def _write(self) -> None:
         while not self._ended.wait(EVERY):
             with contextlib.suppress(OSError):
-                write_atomically(self._path, encode(self.told()))
+                write_atomically(self._path, encode(self.snapshot()))
 
     def __enter__(self) -> Self:
         self._listening.enter_context(self._lab.listening(self._activity.on_event))
@@ -165,5 +165,5 @@ class Telling:
         delete_tree_if_possible(self._path.parent)
 
 
-def _in_training(event: Event) -> ActiveSegment:
+def _active_segment(event: Event) -> ActiveSegment:
     return ActiveSegment(event.label, event.step - event.first, event.last - event.first, event.kind == "waiting")

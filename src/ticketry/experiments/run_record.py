@@ -1,4 +1,4 @@
-"""What a search has found so far: the rows of its record, its rounds, and tickets, each saved as a folder."""
+"""Collect what a search finds: rows of its record, rounds, costs, and tickets, each saved as a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.experiments.progress import LoggedSearch
+from ticketry.experiments.progress import SearchLog
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.budget_masks import by_timing, multiplications_in, terms_in
 from ticketry.lab.costs.ledger import Ledger
@@ -31,7 +31,7 @@ from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
 from ticketry.records.network import LATENCY_MATCHED, Cost, FirstLayer, Point, RelativeLatency, is_matched_dense
-from ticketry.records.network import Phases as PhasesTold
+from ticketry.records.network import Phases as PhaseCosts
 from ticketry.records.run import Round, RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
@@ -43,34 +43,43 @@ OnPoint = Callable[[Point], None]
 
 
 class Points:
-    """The rows of a record, collected from several threads."""
+    """Rows of a run's record, collected from several threads."""
 
-    def __init__(self, lab: Lab, run: SearchRequest, folder: Path, on_point: OnPoint | None) -> None:
-        self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
-        self.logged = LoggedSearch(lab, run)
+    def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
+        """Start without rows.
+
+        Args:
+            lab: where the networks are trained.
+            run: the search.
+            folder: folder of the run.
+            listeners: functions that are called with each row.
+        """
+        self._lab, self._run, self._folder, self._listeners = lab, run, folder, listeners
+        self.log = SearchLog(lab, run)
         self._lock = threading.Lock()
         self._dense: dict[int, Result] = {}
         self._found: dict[int, list[Found]] = {}
         self.phases: list[Phases] = []
-        """Of each of `rows`."""
+        """Training phases of each of `rows`."""
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[Point] = []
         self.segments: dict[str, Result] = {}
-        self.rounds = Rounds()
+        self.rounds: dict[tuple[int, str], Round] = {}
+        """Trainings that end with a mask (rounds of gates), by replicate and key; also those that led to no ticket."""
         self.left_out: dict[tuple[int, str], str] = {}
-        """By level and name, why there is no such control."""
+        """Reason for each omitted control, by level and name."""
         self.searched: dict[str, Result] = {}
-        """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
+        """Trainings that masks come from, by replicate and key."""
         self.gradients = 0
-        """Batches that trained nothing, of all tickets, see `Found.gradients`."""
+        """Batches used for gradients only, over all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
         self._counted = bool(aim_of(run.settings)) or any(map(is_matched_dense, run.controls))
-        """Whether multiplications are told: of other runs records stay as they are."""
+        """Whether MACs are recorded: for budgets and controls matched by them."""
         terms = terms_of(run.settings)
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
         self._timed = terms if by_timing(terms) or (terms and beside) else ""
-        """The terms by which times are told; empty where none are."""
+        """Cost terms for recorded latencies; empty if none are recorded."""
         if self._timed:
             check_new(lab, costs_in(run.settings.profile))
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
@@ -78,7 +87,11 @@ class Points:
         """Elements in scope; 0 until the first ticket."""
 
     def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
-        """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
+        """Add the dense network, or a ticket, whose folder is saved.
+
+        Returns:
+            Density, number of weights and budget of a ticket.
+        """
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
         phases = self.phases_of(replicate, found)
@@ -91,13 +104,13 @@ class Points:
         more: dict[str, Any] = {"recorded_layers": mask.table()}
         self.total = mask.total
         if found.searched:
-            self.logged.searched(replicate, found)
+            self.log.searched(replicate, found)
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
             for variant in found.searched[-1].segment.variants:
                 more |= variant.told_of_ticket()
             with self._lock:
-                self.rounds.add(replicate, found)
+                self._add_rounds(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
                 self.gradients += found.gradients
         else:
@@ -112,7 +125,7 @@ class Points:
             pictures = structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
         more["ticket"] = str(self._save(replicate, found, mask, phases, structure) or "")
-        # Of whole channels every input has the same share, or the inputs' own channels would be missing.
+        # After pruning whole channels, every input has the same density, so there is nothing to show.
         single = not found.result.segment.whole_channels
         if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
@@ -121,13 +134,22 @@ class Points:
         return counts
 
     def phases_of(self, replicate: int, found: Found) -> Phases:
-        """Of a network that a replicate found, now or before."""
+        """Return the training phases of a network that a replicate found."""
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return phases_of(found, before)
 
     def add(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
-        """A trained network; `more` has its density and the number of weights kept, if it is sparse."""
-        told: dict[str, Any] = {
+        """Add the row of a trained network.
+
+        Args:
+            replicate: number of the replicate.
+            level: level of the ticket that it belongs to; 0 for the dense network.
+            role: ticket, dense, or the name of a control.
+            result: its training.
+            phases: all training phases that it needed.
+            more: further fields of the row, such as the density of a sparse network.
+        """
+        values: dict[str, Any] = {
             "density": 1.0,
             "validation": result.metrics["validation"],
             "test": result.metrics["test"],
@@ -137,20 +159,20 @@ class Points:
             **more,
         }
         if self._counted:
-            told["multiplications"] = multiplications_in(self._lab, result.segment)
+            values["multiplications"] = multiplications_in(self._lab, result.segment)
         if self._timed:
-            told["timed"] = self._time_of(result)
-        row = Point(replicate=replicate, level=level, role=role, **told)
+            values["timed"] = self._relative_latency(result)
+        row = Point(replicate=replicate, level=level, role=role, **values)
         with self._lock:
             self.rows.append(row)
             self.phases.append(phases)
             self.segments[result.segment.key] = result
-        self.logged.network(row, result)
-        if self._on_point:
-            self._on_point(row)
+        self.log.network(row, result)
+        for listener in self._listeners:
+            listener(row)
 
-    def _time_of(self, result: Result) -> RelativeLatency:
-        """Measured now, or before in this store."""
+    def _relative_latency(self, result: Result) -> RelativeLatency:
+        """Return the latency of a network relative to dense, measured now or taken from the store."""
         lab, task, segment = self._lab, self._run.task, result.segment
         costs = terms_in(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
@@ -160,13 +182,55 @@ class Points:
             return RelativeLatency(1.0, 1.0, 1.0)
         return time_of_dense(lab, segment.task, task, costs)
 
-    def count(self, results: Iterable[Result]) -> None:
-        """Trainings that are no row of their own, for what the run costs."""
+    def add_trainings(self, results: Iterable[Result]) -> None:
+        """Add trainings that have no row to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
+    def _add_rounds(self, replicate: int, found: Found) -> None:
+        """Add the rounds that a ticket's mask comes from; calls of one replicate come one after another."""
+        for result in found.searched:
+            key = (replicate, result.segment.key)
+            if key not in self.rounds and (row := _round(replicate, found.level, result)):
+                self.rounds[key] = row
+            if key in self.rounds and result is found.searched[-1]:
+                self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
+
+    def rows_with_costs(self) -> list[Point]:
+        """Return the rows with the cost of each by phase: see `Costs.row`."""
+        costs = Costs(self._lab)
+        by_phase = [convert(costs.row(own), PhaseCosts) for own in self.phases]
+        return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
+
+    def cost(self, ledger: Ledger, seconds: float) -> Cost:
+        """Return the cost of the run, including earlier trainings, and what was trained this time.
+
+        Args:
+            ledger: trainings of this time.
+            seconds: elapsed time.
+        """
+        trained, searched = list(self.segments.values()), list(self.searched.values())
+        replicates = self._run.replicates
+        steps = {role: sum(row.steps or 0 for row in self.rows if row.role == role) for role in ("dense", "ticket")}
+        controls = sum(row.steps or 0 for row in self.rows) - steps["dense"] - steps["ticket"]
+        # The dense network does not count where masks do not come from it.
+        masks = sum(each.segment.steps for each in searched) + self.gradients
+        # A trajectory with several results counts once, up to its last step.
+        by_step = sorted([*trained, *searched], key=lambda each: each.segment.last)
+        whole = {each.segment.trajectory: each for each in by_step}.values()
+        values = {
+            **ledger.counts(),
+            "dense_steps": steps["dense"] // replicates,
+            "search_steps_per_replicate": (masks + steps["ticket"]) // replicates,
+            "control_steps": controls,
+            "train_seconds": round(sum(each.train_seconds for each in whole), 3),
+            "train_seconds_now": round(ledger.train_seconds, 3),
+            "wall_seconds": round(seconds, 3),
+        }
+        return convert(values, Cost)
+
     def _structure(self, found: Found, before: Mask) -> Structure:
-        """How a mask was given its structure, and how well it fits the one `before`."""
+        """Return how a mask was restructured, and how well it fits the mask `before`."""
         how = found.structured
         assert how is not None
         assert found.mask is not None
@@ -191,7 +255,7 @@ class Points:
             **({"aim": found.aim} if found.aim else {}),
             "level": found.level,
             "replicate": replicate,
-            "search": _searched(run, replicate, segment.recipe),
+            "search": _describe_search(run, replicate, segment.recipe),
             "parameters": self.parameters,
             "seeds": asdict(run.seeds.replicate(replicate)),
             "rewind_step": found.rewound.segment.last,
@@ -204,114 +268,47 @@ class Points:
         }
         path = ticket_folder(self._folder, replicate, found.level)
         if not Ticket.is_saved(path, info):
-            # Of a mask that moved the start is that of the whole training, not of what came after the last move.
+            # After dynamic pruning, the ticket starts from the rewind point, not from the last change of the mask.
             begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
-            if lab.store.left_out(found.result.model):  # of a bundle without weights: the record tells what it was
+            if lab.store.left_out(found.result.model):  # by a bundle without weights
                 return None
             start = lab.store.get_tensors(begun)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path
 
 
-def _searched(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
-    """The request, where a ticket's own entries do not tell it, see `records.ticket.Searched`."""
-    told: dict[str, Any] = {"replicates": run.replicates}
+def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
+    """Return what a ticket's own entries lack of its search, see `records.ticket.Searched`."""
+    values: dict[str, Any] = {"replicates": run.replicates}
     if run.procedure_sources:
-        told["sources"] = run.procedure_sources
+        values["sources"] = run.procedure_sources
     if recipe != run.recipe:
-        told["recipe"] = asdict(run.recipe)
+        values["recipe"] = asdict(run.recipe)
     if run.task_of(replicate) is not run.task:
-        told["task"] = _spec(run.task)
-    return told
+        values["task"] = _spec(run.task)
+    return values
 
 
 def _spec(task: Task) -> dict[str, Any] | None:
-    """The request that makes the task again, where there is one."""
+    """Return the request that builds the task, or None for a task object."""
     return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
 
 def structure_of(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
-    """What a structure is told as: its kind and options, the density `before`, and how well it fits each layer."""
-    told = {**by.describe(), "name": str(by), "density_before": before, "layers": layers}
-    return convert(told, Structure)
-
-
-class Rounds:
-    """The rows of a record's ``rounds``: one for each round of each replicate, those tried in vain among them."""
-
-    def __init__(self) -> None:
-        self._rows: dict[tuple[int, str], Round] = {}
-
-    def add(self, replicate: int, found: Found) -> None:
-        """Take note of what a ticket's mask comes from; calls of one replicate come one after another."""
-        for result in found.searched:
-            key = (replicate, result.segment.key)
-            if key not in self._rows and (row := _round(replicate, found.level, result)):
-                self._rows[key] = row
-            if key in self._rows and result is found.searched[-1]:
-                self._rows[key] = replace(self._rows[key], used=True, cut_to=found.cut_to)
-
-    def rows(self) -> tuple[Round, ...]:
-        """In the order of replicates and levels."""
-        return tuple(sorted(self._rows.values(), key=lambda row: (row.replicate, row.level)))
+    """Return the record of a structure: kind and options, the density `before`, and the fit to each layer."""
+    return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
 def _round(replicate: int, level: int, result: Result) -> Round | None:
-    """A training as a round, if some variant of training tells it as one."""
-    told = [row for variant in result.segment.variants if (row := variant.told_of_round(result.record))]
+    """Return the row of a training if a variant of training records it as a round."""
+    rows = [row for variant in result.segment.variants if (row := variant.told_of_round(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
-    return convert({**common, **told[0]}, Round) if told else None
+    return convert({**common, **rows[0]}, Round) if rows else None
 
 
-def with_costs(lab: Lab, rows: Sequence[Point], phases: Sequence[Phases]) -> list[Point]:
-    """The rows of a record, each with its cost by phase: see `Costs.row`."""
-    costs = Costs(lab)
-    told = [convert(costs.row(own), PhasesTold) for own in phases]
-    return [replace(row, phases=one) for row, one in zip(rows, told, strict=True)]
-
-
-def run_cost(
-    rows: Sequence[Point],
-    ledger: Ledger,
-    *,
-    replicates: int,
-    trained: Iterable[Result],
-    searched: Iterable[Result],
-    gradients: int,
-    seconds: float,
-) -> Cost:
-    """What the run costs, whoever trained its segments, and what was trained for it this time.
-
-    Args:
-        ledger: of this time.
-        trained: the networks of the rows, and others that were trained for them.
-        searched: trainings that masks come from, where they are told with the ticket.
-        gradients: batches that trained nothing.
-        seconds: on the clock.
-    """
-    trained, searched = list(trained), list(searched)
-    steps = {role: sum(row.steps or 0 for row in rows if row.role == role) for role in ("dense", "ticket")}
-    controls = sum(row.steps or 0 for row in rows) - steps["dense"] - steps["ticket"]
-    # A method whose masks do not come from the dense network does not need it to search.
-    masks = sum(each.segment.steps for each in searched) + gradients
-    # Of a trajectory that was also looked at on the way, the whole.
-    by_step = sorted([*trained, *searched], key=lambda each: each.segment.last)
-    whole = {each.segment.trajectory: each for each in by_step}.values()
-    told = {
-        **ledger.counts(),
-        "dense_steps": steps["dense"] // replicates,
-        "search_steps_per_replicate": (masks + steps["ticket"]) // replicates,
-        "control_steps": controls,
-        "train_seconds": round(sum(each.train_seconds for each in whole), 3),
-        "train_seconds_now": round(ledger.train_seconds, 3),
-        "wall_seconds": round(seconds, 3),
-    }
-    return convert(told, Cost)
-
-
-def kept_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
-    """An earlier record of the same networks, with what each costs where it does not tell; None if they are others."""
+def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
+    """Return an earlier record with costs that it lacks; None if its networks are not those of `record`."""
     if earlier.name != record.name:
         return None
     if list(map(_network, earlier.points)) != list(map(_network, record.points)):
@@ -322,5 +319,5 @@ def kept_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
 
 
 def _network(row: Point) -> Point:
-    """Without what it cost and where it lies, which depends on how the store was named."""
+    """Return a row without cost and path, which depend on when and where it was written."""
     return replace(row, phases=None, ticket="")

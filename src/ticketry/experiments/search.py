@@ -1,4 +1,4 @@
-"""A search carried out over replicates, with its controls, its tickets and its record."""
+"""Execute a search: train all replicates and their controls, save the tickets, and write the record."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judging.level_verdicts import with_current_verdicts, with_verdicts
-from ticketry.experiments.progress import Telling
+from ticketry.experiments.progress import ProgressFile
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told, warn_of_another
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
-from ticketry.experiments.run_record import OnPoint, Points, kept_record, run_cost, with_costs
+from ticketry.experiments.run_record import OnPoint, Points, update_record
 from ticketry.lab.budget_masks import multiplications
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
@@ -47,46 +47,42 @@ def execute(
     energy: str = "meter",
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> RunRecord:
-    """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
+    """Train what the store lacks of a run, write its tickets and its record, and return the record.
 
-    Where a replicate cannot go on, the others do, and the record tells what was found and why there is no more.
+    If a replicate fails, the others continue; the record has their results and the reason.
 
     Args:
         lab: where to train.
-        run: what to do.
+        run: the search.
         command: the command line that repeats it, for the record.
-        on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
+        on_point: called with the record's row of each trained network; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
-        energy: ``meter``, or ``estimate`` where the machine has none, see `lab.costs.energy`.
-        on_ended: called, behind all else, with why a replicate cannot go on; without it that is raised.
+        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.energy`.
+        on_ended: called at the end with the error of each failed replicate; by default the error is raised.
 
     Raises:
         MissingExtraError: for an estimate without codecarbon.
-        LayerCollapseError, TrainingError: if a replicate cannot go on, after the record was written; or before, if no
-            ticket was found.
+        LayerCollapseError, TrainingError: if a replicate fails, after the record was written; or at once, if no ticket
+            was found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
     run = run.in_lab(lab)
     folder = lab.store.paths.run(run.name)
     warn_of_another(folder / "run.json", lab, run.task)
-    telling = Telling(lab, run)
-
-    def point_found(point: Point) -> None:
-        telling.on_point(point)
-        if on_point:
-            on_point(point)
-
-    collected = Points(lab, run, folder, point_found)
+    progress = ProgressFile(lab, run)
+    collected = Points(lab, run, folder, [progress.add, *([on_point] if on_point else [])])
     controls = _Controls(lab, run, collected)
     ended: list[TicketryError] = []
 
-    def found_one(replicate: int, found: Found) -> None:
-        _found(collected, controls, replicate, found)
+    def add(replicate: int, found: Found) -> None:
+        counts = collected.add_found(replicate, found)
+        if found.mask is not None:
+            controls.begin(replicate, found, counts)
         if on_found:
             on_found(replicate, found)
 
-    with collected.logged.whole() as whole:
-        with marked_running(folder), telling, controls:
+    with collected.log.whole() as whole:
+        with marked_running(folder), progress, controls:
             run.method(
                 lab,
                 run.task,
@@ -94,15 +90,15 @@ def execute(
                 recipe=run.recipe,
                 replicates=run.replicates,
                 seeds=run.seeds,
-                on_found=found_one,
+                on_found=add,
                 on_ended=ended.append,
             )
             if ended and not any(row.role == TICKET for row in collected.rows):
                 raise ended[0]
         seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
         record = as_read(_record(lab, run, collected, command, seconds, done))
-        record = _written(lab, run, replace(record, ended="".join(map(str, ended))), done, meter)
-        collected.logged.record(whole, record, folder)
+        record = _write(lab, run, replace(record, ended="".join(map(str, ended))), done, meter)
+        collected.log.record(whole, record, folder)
     for error in ended:
         if on_ended is None:
             raise error
@@ -110,16 +106,16 @@ def execute(
     return record
 
 
-def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
-    """Write a run's record, or leave the one that is there if nothing was trained anew; the one that is there then."""
+def _write(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
+    """Write a run's record and return it; if nothing was trained, return the earlier record of the same networks."""
     folder = lab.store.paths.run(run.name)
     earlier = earlier_record(folder / "run.json", RunRecord)
-    if earlier and done.segments_trained == 0 and (kept := kept_record(earlier, record)):
-        if kept != earlier:
-            write_sealed(folder / "run.json", as_json(kept))
+    if earlier and done.segments_trained == 0 and (updated := update_record(earlier, record)):
+        if updated != earlier:
+            write_sealed(folder / "run.json", as_json(updated))
         if not is_there(folder / "run.toml"):
-            write_atomically(folder / "run.toml", kept.config.encode())
-        return with_current_verdicts(kept)  # costs and date are those of the earlier record
+            write_atomically(folder / "run.toml", updated.config.encode())
+        return with_current_verdicts(updated)  # costs and date are those of the earlier record
     if used := meter.used():
         record.recorded_cost.update(energy_kwh=used.kwh, energy_by=used.by)
     record = with_verdicts(record, lab.sizes(run.task)["test"])
@@ -128,27 +124,23 @@ def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, mete
     return record
 
 
-def _found(points: Points, controls: _Controls, replicate: int, found: Found) -> None:
-    counts = points.add_found(replicate, found)
-    if found.mask is not None:
-        controls.begin(replicate, found, counts)
-
-
 class _Controls:
-    """Trains the controls of each ticket as it is found: beside the search where the lab has workers."""
+    """Trains the controls of each ticket as it is found, in threads beside the search if the lab has workers."""
 
     def __init__(self, lab: Lab, run: SearchRequest, points: Points) -> None:
         self._lab, self._run, self._points = lab, run, points
-        # No more threads than can be trained at once: then the search's own segments never wait long behind controls.
+        # As many threads as can train at once, so that the search's own segments never wait long behind controls.
         threads = lab.workers
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Train all controls of a ticket that can have its steps.
+        """Begin to train the controls of a ticket, except those that cannot have its training steps.
 
         Args:
-            counts: its density and the number of weights kept, which are theirs too.
+            replicate: number of the replicate.
+            found: the ticket.
+            counts: density and number of weights of the ticket, which its controls share.
         """
         for control in self._run.controls_beside(found.level, counts["density"]):
             if why := obstacle(control, found):
@@ -176,7 +168,7 @@ class _Controls:
         if is_matched_dense(control):
             more.update(self._dense_counts(last.task, found.mask))
         elif last.whole_channels or found.structured or found.pattern != UNSTRUCTURED or found.aim:
-            # Whole channels, groups, blocks meet the ticket's density nearly; of a budget it is the cost that is equal.
+            # Structured masks meet the ticket's density only approximately, and under a budget the cost is equal.
             assert last.mask is not None
             mask = self._lab.store.get_mask(last.mask)
             more.update(density=mask.density, kept=mask.kept)
@@ -185,13 +177,13 @@ class _Controls:
         if len(trained) > 1:
             steps = sum(each.segment.steps for each in trained)
             more.update(steps=steps, seconds=round(sum(each.train_seconds for each in trained), 3))
-            self._points.count(trained)
+            self._points.add_trainings(trained)
         if control in LONGER:
             more.update(cycles=len(trained))
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def _dense_counts(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Of a dense network of a ticket's cost: its name, and its weights as a share of those in the mask's scope."""
+        """Return the name of a dense network of a ticket's cost, and its weights relative to the mask's scope."""
         weights = sum(size for _, size in multiplications(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
@@ -216,7 +208,7 @@ class _Controls:
 
 
 def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord:
-    """What is known of a run that is not finished, in the form of its record."""
+    """Return the record of a run that is not finished."""
     described = run.describe()
     return RunRecord(
         format=FORMAT,
@@ -238,14 +230,11 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
 
 
 def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds: float, done: Ledger) -> RunRecord:
-    rows = sorted(
-        with_costs(lab, points.rows, points.phases),
-        key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role),
-    )
+    rows = sorted(points.rows_with_costs(), key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
     chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.unusual(run.task)}
-    if lab.device != "auto" or arithmetic.device != "cpu":  # else a run of any machine without a GPU
+    if lab.device != "auto" or arithmetic.device != "cpu":  # on the CPU by default, the file names no device
         chosen["device"] = arithmetic.device
     if lab.asked:
         chosen["on"] = lab.asked
@@ -254,23 +243,13 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
     return replace(
         record,
-        settings={**record.settings, "retrain": points.retrain},  # the word that held, if it was left open
+        settings={**record.settings, "retrain": points.retrain},  # the value in effect, if it was left open
         task=task_told(run.task, lab, parameters=points.parameters, prunable=points.total),
         steps=ScheduleSteps(dense.segment.total, dense.segment.per_epoch, points.rewind_step),
         command=command,
-        recorded_cost=as_json(
-            run_cost(
-                rows,
-                done,
-                replicates=run.replicates,
-                trained=points.segments.values(),
-                searched=points.searched.values(),
-                gradients=points.gradients,
-                seconds=seconds,
-            )
-        ),
+        recorded_cost=as_json(points.cost(done, seconds)),
         environment=environment_told(lab, arithmetic, points.segments.values()),
-        rounds=points.rounds.rows(),
+        rounds=tuple(sorted(points.rounds.values(), key=lambda row: (row.replicate, row.level))),
         left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
         config=run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
         store=shown(lab.store.paths.root),
