@@ -33,7 +33,8 @@ class _Seen(BaseException):
 
 def asked(command: str, words: Sequence[str] = ("--help",)) -> Asked:
     """What `ticketry COMMAND` takes: the command is run up to where it reads its words."""
-    module = importlib.import_module(f"ticketry.cli.{COMMANDS[command][0]}")
+    name, _, function = COMMANDS[command][0].partition(":")
+    module = importlib.import_module(f"ticketry.cli.{name}")
     search = importlib.import_module("ticketry.cli.search")  # stability reads its words by it
     found: list[Asked] = []
 
@@ -45,7 +46,7 @@ def asked(command: str, words: Sequence[str] = ("--help",)) -> Asked:
     try:
         for one in before:
             one.parse = seen  # type: ignore[attr-defined]
-        module.main(list(words))
+        getattr(module, function or "main")(list(words))
     except _Seen:
         return found[0]
     finally:

@@ -14,7 +14,7 @@ import torch
 
 import ticketry as tk
 from ticketry.cli import main
-from ticketry.cli.screen.search_end import _again
+from ticketry.cli.screen.results import _again
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.reproduce.blocks import Block, Done
 from ticketry.experiments.reproduce.campaign_file import read_campaign

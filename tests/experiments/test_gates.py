@@ -9,7 +9,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.cli.screen.search_end import _cut
+from ticketry.cli.screen.results import _cut
 from ticketry.errors import UsageError
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest

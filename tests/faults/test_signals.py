@@ -42,7 +42,7 @@ def ended_well(search: Search, number: signal.Signals, command: str = "search") 
     assert "Traceback" not in err, err
     last = err.splitlines()[-1]
     assert ("interrupted" if number == signal.SIGINT else number.name) in last
-    assert f"what was trained is stored, and the same command goes on from there: ticketry {command}" in last
+    assert f"what was trained is stored, and the same command continues from there: ticketry {command}" in last
     return err
 
 

@@ -1,6 +1,6 @@
-"""The command line: one file a command, with `main(arguments) -> exit code`.
+"""The command line: a function `command(words) -> exit code` for each command, found by name.
 
-torch is imported only once a command needs it, so that help answers at once.
+Modules are imported only when a command needs them, so that `ticketry --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
 """Commands with a positional argument."""
-# command -> (module, what it does)
 COMMANDS = {
-    "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
+    "demo": ("search:demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind steps"),
     "structure": ("structure", "a ticket of whole channels, groups of rows or 2:4, made of one without structure"),
     "cost": ("cost", "what a task's network takes, layer by layer, here or elsewhere: what --time goes by"),
-    "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
+    "compile": ("export:compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
     "speedup": ("speedup", "a model twice as fast in three steps: compiled, whole channels, weights; one table"),
     "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),
@@ -41,7 +40,7 @@ COMMANDS = {
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, controls …, runs or tickets"),
     "doctor": ("doctor", "what this machine and environment have, and what each means for speed"),
-    "rm": ("remove", "delete a run, and what only it stands on"),
+    "rm": ("store:remove", "delete a run, and what only it stands on"),
     "store": ("store", "check a store for damage, free space in it, or move it or its results"),
 }
 
@@ -61,60 +60,60 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done, 1 failed, 2 wrong usage, 141 if nobody reads the output any more (`| head`); 128 + n if it was ended by the
-    signal n: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 131 by SIGQUIT.
+    0 done, 1 failed, 2 wrong usage, 141 if the reader of the output is gone (`| head`), and 128 + n after signal n: 130
+    for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 131 for SIGQUIT.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # of a terminal that lacks a letter
+            stream.reconfigure(errors="backslashreplace")  # for a terminal that lacks a letter
     with handle_signals(command=True) as request:
         try:
             code = _dispatch(words)
             sys.stdout.flush()  # while errors of a closed pipe can still be handled
             return code
         except BaseException as error:
-            if request.number:  # whatever came of it
-                return _ended(f"ended by {name_of(request.number)}", request.number, words)
-            return _explained(error, words)
+            if request.number:
+                return _report_signal(f"ended by {name_of(request.number)}", request.number, words)
+            return _report_end(error, words)
 
 
-def _explained(error: BaseException, words: Sequence[str]) -> int:
-    """Tell what ended a command, and its exit code."""
+def _report_end(error: BaseException, words: Sequence[str]) -> int:
+    """Print why a command ended, and return its exit code."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
-            return _ended(f"ended, since a worker process got {name_of(error.number)}", error.number, words)
+            return _report_signal(f"ended, since a worker process got {name_of(error.number)}", error.number, words)
         case InterruptedTrainingError() | KeyboardInterrupt():
-            return _ended("interrupted", signal.SIGINT, words)
+            return _report_signal("interrupted", signal.SIGINT, words)
         case TicketryError():
-            return _failed(str(error), error.exit_code)
+            return _report_error(str(error), error.exit_code)
         case BrokenPipeError() if _reader_is_gone():
             return 141  # as if it had been ended by SIGPIPE, like other commands
         case SystemExit():
-            # rich ends the process with code 1 where nobody reads it any more; tyro with 0 after --help and 2 otherwise
+            # rich ends with code 1 if its reader is gone; tyro with 0 after --help, else 2
             return 141 if _reader_is_gone() else _code(error)
         case OSError() if not isinstance(error, BrokenPipeError):
-            return _failed(_describe_os_error(error), 1)
+            return _report_error(_describe_os_error(error), 1)
         case MemoryError():
-            return _failed("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
+            return _report_error("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
     raise error
 
 
-def _ended(how: str, number: int, words: Sequence[str]) -> int:
-    """Tell that a signal ended a command, and its exit code."""
+def _report_signal(how: str, number: int, words: Sequence[str]) -> int:
+    """Print that a signal ended a command, and return its exit code."""
     if number == signal.SIGINT:
         how = "interrupted"
     command = shlex.join(["ticketry", *words])
-    say(f"{how}; what was trained is stored, and the same command goes on from there: {command}")
+    say(f"{how}; what was trained is stored, and the same command continues from there: {command}")
     return 128 + number
 
 
 _LONG_WORD = re.compile(r"\S{500,}")
-"""Such as the path of a folder that is nested deeply, or what a file says in the place of a name."""
+"""Such as the path of a deeply nested folder, or a long name in a file."""
 
 
-def _failed(text: str, code: int) -> int:
-    """Tell an error; what a file says in it can neither move the cursor nor break a line that is none."""
+def _report_error(text: str, code: int) -> int:
+    """Print an error without control characters, which a file may have put into it, and return the exit code."""
     clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
     clean = _LONG_WORD.sub(lambda found: f"{found[0][:300]}…{found[0][-100:]}", clean)
     print(f"ticketry: {clean}", file=sys.stderr)
@@ -123,7 +122,7 @@ def _failed(text: str, code: int) -> int:
 
 def _code(end: SystemExit) -> int:
     if isinstance(end.code, str):
-        return _failed(end.code, 1)
+        return _report_error(end.code, 1)
     return end.code or 0
 
 
@@ -141,22 +140,20 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         print(
-            f"ticketry: {words[0]!r} is no command: {list_choices(words[0], COMMANDS)} (see ticketry --help)",
+            f"ticketry: {words[0]!r} is not a command: {list_choices(words[0], COMMANDS)} (see ticketry --help)",
             file=sys.stderr,
         )
         return 2
-    module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")
-    if words[1:] or words[0] not in NAMING:
-        code: int = module.main(words[1:])
-    else:
-        code = _without_a_name(module.main)
+    module, _, function = COMMANDS[words[0]][0].partition(":")
+    command = getattr(importlib.import_module(f"{__name__}.{module}"), function or "main")
+    code: int = command(words[1:]) if words[1:] or words[0] not in NAMING else _show_usage(command)
     if opening := sys.modules.get("ticketry.lab.store.opening"):  # torch is not imported for it
         opening.publish_opened()
     return code
 
 
-def _without_a_name(command: Callable[[Sequence[str]], int]) -> int:
-    """Show a command's help, as wrong usage: in a script the name may have been an empty variable."""
+def _show_usage(command: Callable[[Sequence[str]], int]) -> int:
+    """Print a command's help and return the code for wrong usage; in a script, an empty variable may be the cause."""
     with contextlib.suppress(SystemExit):
         command(["--help"])
     return 2
@@ -175,13 +172,13 @@ def _help() -> str:
             "",
             _EXAMPLES,
             "Everything trained is kept in a store (--store, by default .ticketry): a command that was interrupted",
-            "goes on where it stopped, and nothing is trained twice. --json prints the result as one JSON object.",
+            "continues where it stopped, and nothing is trained twice. --json prints the result as one JSON object.",
         ]
     )
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more (`| head`); then nothing more is written to it."""
+    """Return whether the reader of standard output is gone (`| head`); output is then discarded."""
     try:
         sys.stdout.flush()
         gone = _hung_up(sys.stdout)
@@ -193,7 +190,7 @@ def _reader_is_gone() -> bool:
 
 
 def _hung_up(stream: TextIO) -> bool:
-    """Whether the other end of a pipe is closed. What was flushed in vain is forgotten, so flushing again tells not."""
+    """Return whether the other end of a pipe is closed; a second flush would not show it."""
     try:
         watched = select.poll()
         watched.register(stream.fileno(), 0)

@@ -203,54 +203,21 @@ def _local_path(word: str) -> str:
 
 _MOST_SHOWN = 25
 """Options that ``--help`` shows, so that they fit on a screen."""
-_LONGEST_HELP = 100
+_LONGEST_HELP = 72
 """Characters of an option's text in ``--help``."""
 _RARE = frozenset(
-    [
-        "device",
-        "precision",
-        "threads",
-        "devices",
-        "parallel",
-        "norms",
-        "kernels",
-        "checkpoint_seconds",
-        "log",
-        "on",
-        "energy",
-        "trust",
-    ]
+    {
+        *("device", "precision", "threads", "devices", "parallel", "norms", "kernels", "checkpoint_seconds", "log"),
+        *("on", "energy", "trust", "data", "least_spread", "after", "dense_at", "references"),
+    }
 )
-"""Options of every command that trains, which ``--help`` leaves to ``--help-all``."""
+"""Options that ``--help`` leaves to ``--help-all`` in every command."""
 _EVERYDAY = frozenset(
-    [
-        "task",
-        "model",
-        "option",
-        "name",
-        "replicates",
-        "controls",
-        "preset",
-        "config",
-        "verify",
-        "bench",
-        "store",
-        "data",
-        "workers",
-        "json",
-        "density",
-        "densities",
-        "levels",
-        "rewind",
-        "score",
-        "rounds",
-        "when",
-        "time",
-        "length",
-        "rewinds",
-        "masks",
-        "at",
-    ]
+    {
+        *("task", "model", "option", "name", "replicates", "controls", "preset", "config", "verify", "bench", "store"),
+        *("workers", "json", "density", "densities", "levels", "rewind", "score", "rounds", "when", "time", "length"),
+        *("rewinds", "masks", "at"),
+    }
 )
 """Options that ``--help`` shows of a command with more than `_MOST_SHOWN` others."""
 
@@ -273,7 +240,7 @@ def _plugin_options(kind: Any) -> tuple[str, ...]:
 
 
 def _first_sentence(text: str) -> str:
-    """Return the text up to its first full stop or semicolon, cut to about a line and a half."""
+    """Return the text up to its first full stop or semicolon, cut to about a line."""
     sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
     return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
@@ -306,7 +273,7 @@ class Printing:
     """The form in which a command prints."""
 
     json: bool = False
-    """Print the result as one JSON object on standard output, and nothing else there."""
+    """Print the result as one JSON object on standard output."""
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:

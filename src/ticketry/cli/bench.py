@@ -1,4 +1,4 @@
-"""ticketry bench TICKET: against dense engines, side by side."""
+"""ticketry bench TICKET: time it against dense engines, side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import Printing, parse, show_status
-from ticketry.cli.screen.timing import show
+from ticketry.cli.screen.speed import show
 from ticketry.errors import UsageError
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.records.schema import as_json
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from ticketry.records.speed import BenchRecord, CurveRecord
 
 _DESCRIPTION = """\
-Time a ticket beside dense engines: in one process, in turns, on the same cores, after comparing all outputs with eager
-torch. The time saved is against the fastest dense engine, as the median of the ratios of each round. A channel-wise
-ticket's smaller model is timed in the dense engines too.
-
-engines: eager, channels_last, compile (torch.compile with freezing), onnxruntime, openvino. Without --against all that
-are installed are timed; one that is named has to be installed.
+Time a ticket against dense engines: in one process, in turns, on the same cores, after comparing all outputs with eager
+torch. The time saved is relative to the fastest dense engine (median of the ratios of all rounds). The smaller model of
+a ticket of whole channels is timed in the dense engines too. Dense engines: eager, channels_last, compile
+(torch.compile with freezing), onnxruntime, openvino; by default all that are installed.
 
 examples:
   ticketry bench .ticketry/runs/RUN/tickets/replicate-0-level-09 --batch 1,8,64
@@ -42,17 +40,17 @@ class _Arguments(Printing, ModelOptions, BenchOptions):
     """The folder of a ticket, or a model file that `ticketry compile` made of one; or a run, by its folder or its name
     in the store."""
     replicates: int = 1
-    """Of a run: time the tickets of so many of its replicates, the first ones."""
+    """Number of replicates of a run whose tickets are timed, the first ones."""
     ticket: Path | None = None
-    """Of a model file: the ticket that it was made of, whose model the dense engines run."""
+    """The ticket of a model file, whose model the dense engines run."""
     figure: Path | None = None
     """With --densities: an SVG file of time against density."""
     brief: bool = False
-    """Leave the table of layers away."""
+    """Omit the table of layers."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """A file for the JSON object, all samples in it."""
+    """File for the JSON object, with all samples."""
     store: Path = Path(".ticketry")
-    """The store whose report shall show what was measured, where the ticket is of one of its runs."""
+    """Store that keeps the measurements for its reports, if the ticket is of one of its runs."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -77,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run(arguments: _Arguments, command: str) -> int:
-    """All tickets of a run, the densest first."""
+    """Time all tickets of a run, the densest first."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
     from ticketry.experiments.bench import tickets_of
@@ -100,7 +98,7 @@ def _run(arguments: _Arguments, command: str) -> int:
 
 
 def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
-    """The record of what was asked for."""
+    """Time a ticket, a model file or a network under synthetic masks; return the record."""
     if arguments.figure and not arguments.densities:
         raise UsageError("--figure draws time against density: give --densities too")
     from ticketry.experiments.bench import measure

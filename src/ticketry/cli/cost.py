@@ -1,4 +1,4 @@
-"""ticketry cost: what a task's network costs under any mask, in a file that searches aim by."""
+"""ticketry cost: measure the cost of a task's network under masks, for searches with a budget."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ticketry.lab.task_costs import CostOptions
 
 _DESCRIPTION = """\
 Measure what the network of a task costs, layer by layer, by how many of its weights are kept, and write it to a file.
-A search with --time or --bytes goes by such a file (--profile). Without one it measures the same for itself, of this
-machine, for calls of 16 examples in one thread: this command is for other calls, for another machine, and to look at.
+A search with --time or --bytes uses such a file (--profile). Without one it measures the costs itself, on this machine,
+for batches of 16 examples in one thread. This command is for other batches and machines, and for inspection.
 
 In seconds the network, untrained, is compiled under random masks and timed in turns with the whole of it, in seconds to
 a minute; --target estimates them for another processor by its profile. Bytes are counted.
@@ -36,7 +36,7 @@ class _Arguments(Printing, CostOptions):
     model: str = ""
     """A name of `ticketry list models`, or package.module:object; by default the task's own."""
     option: tuple[str, ...] = ()
-    """Of the task, as name=value."""
+    """Options of the task, as name=value."""
     data: Path | None = None
     """Folder in which data sets are looked for first."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("costs.json")

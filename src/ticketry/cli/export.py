@@ -1,9 +1,10 @@
-"""ticketry export TICKET: for other runtimes."""
+"""ticketry export TICKET, ticketry compile TICKET: write a ticket as a model file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import Printing, format_bytes, output_file, parse, show_status
+from ticketry.cli.screen.speed import console, layers_table
 from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
@@ -32,9 +34,9 @@ class _Arguments(Printing, ModelOptions):
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file; else the ticket's name with the format's ending, in this folder."""
     shrink: Literal["auto", "yes", "no"] = "auto"
-    """Take out the channels that the mask removes: where there are any (auto), or else it is an error (yes), or not."""
+    """Remove pruned channels: if there are any (auto), or fail without them (yes), or never (no)."""
     batch: int | None = None
-    """Let the file take batches of this size only; by default it takes any."""
+    """The only batch size of the file; by default it takes any."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -79,3 +81,58 @@ def summarise_export(record: dict[str, Any]) -> list[str]:
     if made["why_not_shrunk"] and not made["shrunk"]:
         lines.append(f"note     not smaller, for {made['why_not_shrunk'].partition(':')[0]}")
     return lines
+
+
+_COMPILE = """\
+Compile a ticket for its mask, and write a model file that loads without the model's source:
+
+  fast = ticketry.engine.load("model.tk")
+
+The file holds JSON and safetensors, no pickle. Its kernels are made for the processor on which it is loaded. Before it
+is kept, it is read back and compared with the ticket's model.
+
+examples:
+  ticketry compile .ticketry/runs/RUN/tickets/replicate-0-level-09 -o model.tk
+  ticketry compile my-ticket --json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Compile(Printing, ModelOptions):
+    ticket: Annotated[Path, tyro.conf.Positional]
+    """The folder of a ticket."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The model file; else the ticket's name with .tk, in this folder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the arithmetic: fp32 or bf16."""
+    layers: bool = False
+    """Print the table of layers: kernel, density, time, and why a layer has no kernel."""
+
+
+def compile(words: Sequence[str]) -> int:
+    """Compile a ticket."""
+    arguments: Any = parse(_Compile, words, prog="ticketry compile", description=_COMPILE)
+    from ticketry.experiments.ticket_model import execute_compile, source_by
+
+    output = output_file(arguments.output, arguments.ticket, "tk")
+    with show_status(f"compiling {arguments.ticket.name}"):
+        record = execute_compile(
+            source_by(arguments, arguments.ticket),
+            output,
+            precision=arguments.precision,
+            command=shlex.join(["ticketry", "compile", *words]),
+        )
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    engine = [row for row in record["layers"] if row["where"] == "engine"]
+    share = sum(row["share"] or 0 for row in engine)
+    print(f"ticket   {record['ticket']}")
+    print(f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of its weights kept")
+    written, dense = format_bytes(record["bytes"]), format_bytes(record["dense_bytes"])
+    print(f"file     {record['path']}: {written}; the dense weights are {dense}")
+    print(f"checked  read back: equal to its source, relative error {record['relative_error']:.1g}")
+    print(f"layers   {len(engine)} of {len(record['layers'])} in the engine, {100 * share:.1f} % of the time")
+    print(f"compiled in {record['compile_seconds']:.2f} s")
+    if arguments.layers:
+        console().print(layers_table(record["layers"]))
+    return 0

@@ -1,4 +1,4 @@
-"""ticketry list: what there is."""
+"""ticketry list: tasks, methods, networks, scores, runs, tickets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.screen.runs import run_lines, told_of
+from ticketry.cli.store import megabytes
 from ticketry.errors import StoreError
 from ticketry.lab.remote.address import address_of
 from ticketry.lab.remote.address import shown as shown_place
@@ -23,6 +23,7 @@ from ticketry.registry import BUILT_IN, Registry
 if TYPE_CHECKING:
     from ticketry.records.network import Point
     from ticketry.records.run import RunRecord
+
 
 _DESCRIPTION = """\
 What there is: tasks, search methods, networks that --model can name, scores that --score can name, kinds of gates,
@@ -80,7 +81,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
-    """A column for each metric of any task; a ticket has none of the metrics of other tasks."""
+    """Print tickets with a column for each metric of any task."""
     from ticketry.report.wording import NONE, aligned
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
@@ -97,7 +98,7 @@ def _cell(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a terminal: a name may come from a file, and must not move the cursor or break the line."""
+    """Return a value as one printable line: a name may come from a file, and must not move the cursor."""
     from ticketry.core.tables import one_line
 
     return one_line(str(value))
@@ -135,12 +136,12 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _whence(row: Mapping[str, Any]) -> str:
-    """The package that it is from, if that is another."""
+    """Return the package of a row, if it is another than ticketry."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 
 def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
-    """A table with a header, and below each row a line or more, no wider than 80 columns."""
+    """Print a table with a header, and text below each row, no wider than 80 columns."""
     from ticketry.report.wording import aligned
 
     head, *lines = aligned(table)
@@ -216,7 +217,7 @@ def _scores(_: Path) -> list[dict[str, Any]]:
 
 
 def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
-    """The list of a registry, whose module is imported when the list is asked for."""
+    """Return a function that lists a registry, whose module is imported only then."""
 
     def rows(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
@@ -237,7 +238,7 @@ def _controls(store: Path) -> list[dict[str, Any]]:
 
 
 def summary(found: object) -> str:
-    """The first paragraph of its own docstring: what a class inherits says nothing of it."""
+    """Return the first paragraph of an object's own docstring; an inherited one does not describe it."""
     told = inspect.cleandoc(getattr(found, "__doc__", None) or "")
     return " ".join(told.split("\n\n")[0].split()).rstrip(".")
 
@@ -249,7 +250,7 @@ def _presets(_: Path) -> list[dict[str, Any]]:
 
 
 def _is_there(store: Path) -> bool:
-    """Whether there is a store; the records of a shared one are fetched."""
+    """Return whether there is a store; the records of a shared one are fetched."""
     if not address_of(store):
         from ticketry.lab.store.files import is_there
 
@@ -324,12 +325,12 @@ def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
 
 
 def records(store: Path) -> list[RunRecord]:
-    """The records of all finished runs of a store, the oldest first; raises as `read_record`."""
+    """Return the records of all finished runs of a store, the oldest first; raises as `read_record`."""
     return [read_record(path) for path in run_files(store)]
 
 
 def run_files(store: Path) -> list[Path]:
-    """The ``run.json`` of each finished run of a store, the oldest first; its folder has the run's name.
+    """Return the ``run.json`` of each finished run of a store, the oldest first; its folder has the run's name.
 
     Raises:
         StoreError: if one is no JSON.
@@ -346,7 +347,7 @@ def run_files(store: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record in a ``run.json``.
+    """Return the record in a ``run.json``.
 
     Raises:
         StoreError: if it is damaged, or is the record of another run than that of its folder.
@@ -375,3 +376,74 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
 }
 
 _PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_runs, "tickets": _print_tickets}
+
+
+NONE = "–"
+
+
+def told_of(record: RunRecord | None) -> dict[str, Any]:
+    """Return method, score, ticket densities and best test mean of a run; empty values without a record."""
+    if record is None:
+        return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
+    from ticketry.report.tables.observation import best_tickets
+    from ticketry.report.tables.results import Results
+
+    results, metric = Results(record), record.task.metric
+    best = best_tickets(results)
+    score = record.effective_settings.get("score")
+    return {
+        "method": record.known_as,
+        "score": score if isinstance(score, str) else "",
+        "densities": [round(results.any_at(level).density, 6) for level in results.levels],
+        "best": None if best is None else best.metric().mean,
+        "metric": metric.words,
+        "unit": metric.unit,
+        "replicates": results.replicates,
+    }
+
+
+def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
+    """Return a table of runs as lines.
+
+    Args:
+        rows: with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
+        sizes: with the columns that a list of the whole store has.
+    """
+    from ticketry.core.tables import one_line
+    from ticketry.report.wording import aligned
+
+    head = ["run", "method", "score", "weights, %", "best", "n", "changed"]
+    table = [[*head[:-1], *(["state", "size", "its own"] if sizes else []), head[-1]]]
+    for row in rows:
+        best = NONE if row["best"] is None else f"{row['best']:.4g}{row['unit'] and ' ' + row['unit']}"
+        cells = [row["run"], row["method"] or NONE, row["score"] or NONE, _densities(row["densities"]), best]
+        more = [row["state"], megabytes(row["bytes"]), megabytes(row["own_bytes"])] if sizes else []
+        table.append(
+            [one_line(str(cell)) for cell in (*cells, row["replicates"] or NONE, *more, ago(row["age_seconds"]))]
+        )
+    return aligned(table)
+
+
+_MOST_DENSITIES = 3
+
+
+def _densities(densities: Sequence[float]) -> str:
+    """Return densities as text, ``20, 10``; of many levels the first and the last."""
+    words = [f"{100 * one:.3g}" for one in densities]
+    if len(words) > _MOST_DENSITIES:
+        return f"{words[0]} … {words[-1]} ({len(words)} levels)"
+    return ", ".join(words) or NONE
+
+
+def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
+    """Return a row of `run_lines`."""
+    return {"run": record.name, **told_of(record), "age_seconds": age_seconds}
+
+
+def ago(seconds: float) -> str:
+    """Return elapsed time in its largest unit."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' * (count > 1)} ago"
+    return "just now"

@@ -13,9 +13,8 @@ import tyro
 
 from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import read_record, run_files
-from ticketry.cli.screen.runs import run_lines, run_row
-from ticketry.cli.store import existing
+from ticketry.cli.listing import read_record, run_files, run_lines, run_row
+from ticketry.cli.store import require_store
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
 
@@ -63,7 +62,7 @@ def main(words: Sequence[str]) -> int:
         raise UsageError("name runs or give --all, not both")
     if arguments.watch:
         return _watched(arguments)
-    known = run_files(existing(arguments.store))
+    known = run_files(require_store(arguments.store))
     chosen = [read_record(path) for path in (known if arguments.all and known else _choose_runs(known, arguments.runs))]
     if arguments.all:
         chosen.sort(key=_kin)
@@ -76,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 def _watched(arguments: _Arguments) -> int:
     if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
         raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
-    return _watch(existing(arguments.store), arguments.output)
+    return _watch(require_store(arguments.store), arguments.output)
 
 
 def _watch(store: Path, page: Path | None) -> int:
@@ -179,7 +178,7 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
 
 def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
     """The verdicts of a run, and the verification that would decide what they leave undecided."""
-    from ticketry.cli.screen.next_verification import next_lines
+    from ticketry.cli.screen.results import next_lines
     from ticketry.evidence.judging.level_verdicts import with_current_verdicts
     from ticketry.report import verdict_lines
 

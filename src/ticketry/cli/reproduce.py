@@ -55,25 +55,25 @@ class _Reproduce(Printing, LabOptions):
     only: tuple[str, ...] = ()
     """Names of claims; by default all."""
     budget: str = ""
-    """How long it may take: 30min, 8h, 2d. No search is begun that would likely end later."""
+    """Time budget: 30min, 8h, 2d. No search begins that would likely end later."""
     plan: Annotated[bool, tyro.conf.arg(name="plan")] = False
-    """Only check the file, and say what is missing and how long it takes."""
+    """Only check the file, and print what is missing and how long it takes."""
     check: int = 0
-    """Train nothing of the campaign, but so many rows of what is done, drawn at random, again in an empty store, and
-    compare: bits on the same kind of machine, else whether they lie inside the interval of one more replicate."""
+    """Number of finished rows to check: they are drawn at random, trained again in an empty store, and compared, bit by
+    bit on the same kind of machine, else with the interval of one more replicate. Nothing else is trained."""
     draw: int = 0
-    """Seed of that drawing."""
+    """Seed of the draw."""
     precision: Literal["", "fp32", "bf16"] = ""  # type: ignore[assignment]
     """fp32 or bf16, one on all machines; by default what the file says."""
     kernels: Literal["", "auto", "dense", "sparse"] = ""  # type: ignore[assignment]
     """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps; by default what the
     file says."""
     trust: bool = False
-    """Use whatever your file names: code of that name is imported and run, files and folders are opened."""
+    """Trust your file: import and run the code that it names, and open its files and folders."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out one campaign, or all; 1 if a run could not go on that claims wait for."""
+    """Carry out one campaign, or all; return 1 if a run failed that claims depend on."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
     _check_file(Path(arguments.campaign))
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
@@ -104,7 +104,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
-    """Check what is done of campaigns; 1 if a row does not hold."""
+    """Check finished rows of campaigns; return 1 if one does not hold."""
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import aligned
@@ -128,7 +128,7 @@ def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
 
 
 def _campaigns(arguments: Any) -> list[Campaign]:
-    """Those that are named; all are checked before anything is trained."""
+    """Read the named campaigns; all are checked before anything is trained."""
     from ticketry.experiments.reproduce.campaign_file import built_in_at, read_campaign
 
     names = built_in_at(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]
@@ -157,7 +157,7 @@ def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[O
 
 
 def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
-    """The campaign in the precision and kernels that are given, if they are."""
+    """Return the campaign with the given precision and kernels."""
     if "kernels" in chosen:
         campaign = dataclasses.replace(campaign, kernels=dict.fromkeys(campaign.runs, chosen["kernels"]))
     if "precision" in chosen:
@@ -166,16 +166,16 @@ def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
 
 
 def seconds_of(text: str) -> float:
-    """A time such as 90s, 30min, 8h or 2d; infinite if it is empty.
+    """Return a time such as 90s, 30min, 8h or 2d in seconds; infinity for an empty text.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: for any other text.
     """
     if not text:
         return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)", text.strip())
     if match is None or not float(match[1]) > 0:
-        raise UsageError(f"budget is a time such as 30min, 8h or 2d, not {text!r}")
+        raise UsageError(f"budget must be a time such as 30min, 8h or 2d, got {text!r}")
     return float(match[1]) * _UNITS[match[2]]
 
 

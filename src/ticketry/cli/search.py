@@ -1,4 +1,4 @@
-"""ticketry search METHOD: find tickets, train their controls, write a report."""
+"""ticketry search METHOD: find tickets, train their controls, write a report. And ticketry demo."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import HELP_ALL, Printing, options_in, parse, show_status, split_list
-from ticketry.cli.screen.search_end import tell, tell_more
-from ticketry.cli.screen.verification import interim_teller
-from ticketry.errors import TicketryError, UsageError
+from ticketry.cli.screen.results import interim_printer, print_evidence, print_run
+from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, SearchOptions
 from ticketry.experiments.run_file import check_trust, read_run_file, search_options, with_kept_costs
@@ -33,13 +32,19 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, SearchOptions):
+class SearchArguments(Printing, SearchOptions):
+    """Arguments of every command that searches."""
+
     preset: str = ""
     """A published experiment (see `ticketry list presets`) to take all of this from; other options override it."""
     config: Path | None = None
     """A run file (TOML) to take all of this from; options on the command line override it."""
     trust: bool = False
-    """Use whatever the run file names: code of that name is imported and run, files and folders are opened."""
+    """Trust the run file: import and run the code that it names, and open its files and folders."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments(SearchArguments):
     verify: bool = False
     """Verify the sparsest ticket that looks like a winner (or the only one), or its procedure, from fresh seeds, as
     `ticketry verify` does."""
@@ -51,12 +56,12 @@ class _Arguments(Printing, SearchOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out the search that the words ask for."""
+    """Carry out a search."""
     if not words or words[0] in ("-h", "--help", HELP_ALL):
         print(_help())
         return 0 if words else 2
     chosen, arguments = read_arguments(words, command="search")
-    if len(words) == 1 and not words[0].startswith("-"):  # nobody means a search of minutes by a method's name alone
+    if len(words) == 1 and not words[0].startswith("-"):  # probably unfinished: a search takes minutes
         raise UsageError(
             f"name what to train on: ticketry search {words[0]} --task digits, or another of `ticketry list tasks`"
             f" (ticketry search {words[0]} --help shows all options)"
@@ -65,7 +70,13 @@ def main(words: Sequence[str]) -> int:
 
 
 def read_arguments(
-    words: Sequence[str], *, command: str, default: str = "", extra: Sequence[Any] = (), description: str = ""
+    words: Sequence[str],
+    *,
+    command: str,
+    default: str = "",
+    base: type[SearchArguments] = _Arguments,
+    extra: Sequence[Any] = (),
+    description: str = "",
 ) -> tuple[Method, Any]:
     """Return the method and all options of a command that searches, from its words and its run file.
 
@@ -73,6 +84,7 @@ def read_arguments(
         words: the command line after the command.
         command: name of the command.
         default: the method, if none is named.
+        base: class of the arguments.
         extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
         description: text of help, in place of the method's own.
     """
@@ -101,7 +113,7 @@ def read_arguments(
     if not description and HELP_ALL in rest:
         about += f"\n\n{chosen.description}"
     prog = f"ticketry {command} {chosen.alias or chosen.name}"
-    return chosen, _parse(chosen, rest, tables, source, extra, prog, about)
+    return chosen, _parse(chosen, rest, tables, source, base, extra, prog, about)
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
@@ -124,6 +136,7 @@ def _parse(
     words: Sequence[str],
     tables: Mapping[str, Any],
     source: argparse.Namespace,
+    base: type[SearchArguments],
     extra: Sequence[Any],
     prog: str,
     about: str,
@@ -140,7 +153,7 @@ def _parse(
     )
     flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
     fields = [*extra, ("settings", flat[chosen.Settings]), ("recipe", Recipe)]
-    kind: Any = dataclasses.make_dataclass("Search", fields, bases=(_Arguments,), frozen=True, kw_only=True)
+    kind: Any = dataclasses.make_dataclass("Search", fields, bases=(base,), frozen=True, kw_only=True)
     return parse(
         kind,
         words,
@@ -161,7 +174,7 @@ def _recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
-    from ticketry.cli.screen.live import Live
+    from ticketry.cli.screen.progress import SearchProgress
     from ticketry.experiments.request import with_profile
     from ticketry.experiments.run import carry_out
 
@@ -169,7 +182,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     with show_status(f"what {arguments.task} costs here") as say:
         request = with_profile(request, arguments, say)
     ended: list[TicketryError] = []
-    with Live(request) as live:
+    with SearchProgress(request) as live:
         run = carry_out(
             request,
             arguments,
@@ -190,11 +203,11 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         more = {name: as_json(one) for name, one in found.items() if one}
         print(json.dumps({**run.as_json(), "report": str(report), **more}), flush=True)
     else:
-        tell(run, report)
-    if ended:  # the last word is why there is no more
+        print_run(run, report)
+    if ended:  # last, so that the reason is the last line
         raise ended[0]
     if not arguments.json:
-        tell_more(run, verified=arguments.verify, timed=arguments.bench)
+        print_evidence(run, verified=arguments.verify, timed=arguments.bench)
     return 0
 
 
@@ -202,11 +215,11 @@ def _verify(run: Run) -> None:
     from ticketry.cli.screen.progress import Progress
 
     with Progress(f"verifying {run.name}") as progress:
-        run.verify(on_event=progress.on_event, on_interim=interim_teller(progress))
+        run.verify(on_event=progress.on_event, on_interim=interim_printer(progress))
 
 
 def request_by(chosen: Method, arguments: Any) -> SearchRequest:
-    """The search that the arguments describe."""
+    """Return the search that the arguments describe."""
     from ticketry.experiments.request import request_of
 
     return request_of(
@@ -223,12 +236,12 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
 
 
 def task_by(name: str, model: str, options: Sequence[str]) -> Task:
-    """The task of these words."""
+    """Return the task with this name, network and options."""
     from ticketry.tasks import catalogue
 
     pairs = [option.partition("=") for option in options]
     if any(not separator for _, separator, _ in pairs):
-        raise UsageError(f"an option of a task is written name=value, not {' '.join(options)}")
+        raise UsageError(f"option must be name=value, got {' '.join(options)}")
     return catalogue.get(name, model=model or None, options={key: value for key, _, value in pairs})
 
 
@@ -258,3 +271,32 @@ def _help() -> str:
             "  ticketry search imp --task my_package.my_module:my_task --option width=64",
         ]
     )
+
+
+DEMO_SEARCH = shlex.split("iterative --task digits --rewind 3% --density 0.05 --replicates 3 --verify --bench")
+
+_NEEDED = ("matplotlib", "scipy", "sklearn", "llvmlite")
+_DEMO = f"""\
+A whole search on 1,797 real handwritten digits, in a minute or two: tickets, their controls, a verdict on the sparsest
+promising one, its speed, and a report. It is `ticketry search {" ".join(DEMO_SEARCH)}`.
+
+examples:
+  ticketry demo
+  ticketry demo --store /tmp/demo --json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Demo:
+    store: Path = Path(".ticketry")
+    """Folder of all trainings."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+def demo(words: Sequence[str]) -> int:
+    """Search as `DEMO_SEARCH` says."""
+    arguments: _Demo = parse(_Demo, words, prog="ticketry demo", description=_DEMO)
+    for package in _NEEDED:  # now, and not at the step that asks for it
+        needs(package, "demo", "the demo")
+
+    return main([*DEMO_SEARCH, "--store", str(arguments.store), *(["--json"] if arguments.json else [])])

@@ -42,11 +42,11 @@ class _Arguments(Printing, SpeedupOptions):
     model: str = ""
     """Another network than the task's own."""
     option: tuple[str, ...] = ()
-    """Of the task, as name=value."""
+    """Options of the task, as name=value."""
     data: Path | None = None
     """Folder in which data sets are looked for first."""
     store: Path = Path(".ticketry")
-    """Where trainings are kept, and found again."""
+    """Folder of all trainings."""
     workers: int = 0
     """Processes that train; 0 trains in this one."""
 
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
         told = {"command": shlex.join(["ticketry", "speedup", *words]), "tables": [one.as_json() for one in found]}
         print(json.dumps(told))
         return 0
-    from ticketry.cli.screen.engine_tables import console
+    from ticketry.cli.screen.speed import console
 
     out = console()
     for one in found:

@@ -1,4 +1,4 @@
-"""ticketry stability: to pruning and to data order, and error barriers, along rewind steps."""
+"""ticketry stability: stability to pruning and to data order along rewind steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from typing import Any
 
 import tyro
 
-from ticketry.cli.search import read_arguments, request_by
+from ticketry.cli.search import SearchArguments, read_arguments, request_by
 from ticketry.errors import UsageError
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
 
 _DESCRIPTION = """\
-How stable are tickets, and does stability rise with the rewind step? A search is carried out for each rewind step.
-Then each ticket, and other masks in its place, are compared with the dense network (stability to pruning) and with
-themselves trained under another data order (stability to data order): L2 distance, angle, and the error barrier.
+Search at several rewind steps, and measure how stable the tickets are. Each ticket, and other masks with its weights,
+are compared with the dense network (stability to pruning) and with themselves under another data order (stability to
+data order), by L2 distance, angle and error barrier. All options of `ticketry search` apply too.
 
 examples:
   ticketry stability --task digits --rewinds 0,3%,20% --densities 0.3,0.1
   ticketry stability iterative --task cifar10 --rewinds 0,1%,3%,7%,20% --densities 0.4,0.16,0.064 --at 0.064
-  ticketry stability --task fashion-mnist --density 0.1 --masks none --points 30 --splits test --json
-
-All other options are those of `ticketry search`:"""
+  ticketry stability --task fashion-mnist --density 0.1 --masks none --points 30 --splits test --json"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -36,7 +34,7 @@ def main(words: Sequence[str]) -> int:
     flat: Any = tyro.conf.OmitArgPrefixes
     extra = [("stability", flat[StabilitySettings], dataclasses.field(default=StabilitySettings()))]
     chosen, arguments = read_arguments(
-        words, command="stability", default="iterative", extra=extra, description=_DESCRIPTION
+        words, command="stability", default="iterative", base=SearchArguments, extra=extra, description=_DESCRIPTION
     )
     return _analyse(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
 
@@ -59,7 +57,7 @@ def _analyse(chosen: Any, arguments: Any, command: str) -> int:
 
 
 def summarise_stability(record: StabilityRecord) -> list[str]:
-    """An analysis as a table: means over replicates, a line for each role and rewind step of a density."""
+    """Return an analysis as lines: means over replicates, by density, role and rewind step."""
     from ticketry.report.wording import role_name
 
     header = f"{'rewind':>14}  {'mask':<22} {'test':>7}  {'pruning':>15}  {'data order':>15}  barriers"

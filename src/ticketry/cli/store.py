@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.errors import StoreError
+from ticketry.errors import StoreError, UsageError
 from ticketry.lab.remote.address import address_of, shown
 
 
@@ -30,9 +31,9 @@ class _Collect:
     store: Path = Path(".ticketry")
     """The store's folder."""
     dry_run: bool = False
-    """Only say what would be freed."""
+    """Only print what would be freed."""
     grace_seconds: float = 3600.0
-    """Leave alone what is younger: it may belong to a search that runs now."""
+    """Age in seconds below which files stay, since a running search may need them."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -45,10 +46,10 @@ class _Pack:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results.tkz")
     """The bundle."""
     weights: bool = False
-    """Pack the weights too: then nothing is trained again where it is unpacked."""
+    """Pack the weights too, so that nothing has to be trained again."""
     masks: bool = True
-    """Pack the masks. Without them the records alone tell of networks that were trained under one: verdicts and pages
-    are the same, and tickets are trained again. For methods that cut dozens of times, whose masks take the most."""
+    """Pack the masks. Without them, verdicts and pages are the same, but tickets must be trained again. Useful for
+    methods with dozens of pruning steps, whose masks take the most space."""
     store: Path = Path(".ticketry")
     """The store's folder."""
     json: bool = False
@@ -60,8 +61,8 @@ class _Unpack:
     bundle: tyro.conf.Positional[Path]
     """A file that `ticketry store pack` wrote."""
     store: Path = Path(".ticketry")
-    """The store's folder; made if absent. What is in it stays as it is; of two records of a campaign that stays which
-    tells of more replicates."""
+    """The store's folder, created if absent. Its contents are not changed, except that the record of a campaign with
+    more replicates replaces the other."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -89,7 +90,7 @@ class _Copy:
     origin: tyro.conf.Positional[str]
     """A store: its folder, or the URL of a shared one."""
     target: tyro.conf.Positional[str]
-    """Where to; made if absent. What is in it stays as it is."""
+    """The other store, created if absent; its contents are not changed."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -110,8 +111,8 @@ examples:
 _Command = (
     Annotated[_Check, tyro.conf.subcommand("check", description="Read every file and compare it with its digest.")]
     | Annotated[_Collect, tyro.conf.subcommand("gc", description="Delete what no result refers to.")]
-    | Annotated[_Usage, tyro.conf.subcommand("du", description="How much lies in it, by kind and by run.")]
-    | Annotated[_Move, tyro.conf.subcommand("mv", description="Move it; its records name the new place.")]
+    | Annotated[_Usage, tyro.conf.subcommand("du", description="Disk use by kind of file and by run.")]
+    | Annotated[_Move, tyro.conf.subcommand("mv", description="Move it, and update the paths in its records.")]
     | Annotated[_Copy, tyro.conf.subcommand("copy", description="Copy what another store lacks; folders or URLs.")]
     | Annotated[_Pack, tyro.conf.subcommand("pack", description="Write masks, records and metrics as one file.")]
     | Annotated[_Unpack, tyro.conf.subcommand("unpack", description="Check such a file, and add it to a store.")]
@@ -133,11 +134,8 @@ def main(words: Sequence[str]) -> int:
     return done[type(arguments)](arguments)
 
 
-def existing(folder: Path) -> Path:
-    """The folder itself, if there is a store in it; a command that only looks should not make one.
-
-    The records of a shared store, whose mirror it is, are fetched.
-    """
+def require_store(folder: Path) -> Path:
+    """Return the folder if it has a store; raise `StoreError` if not. Records of a shared store are fetched."""
     if address_of(folder):
         from ticketry.lab.store.opening import existing_store
 
@@ -156,7 +154,7 @@ def _check(arguments: _Check) -> int:
     from ticketry.lab.store.maintenance import check, mend_format
     from ticketry.lab.store.opening import open_store
 
-    folder = existing(arguments.store)
+    folder = require_store(arguments.store)
     mended = mend_format(folder) if arguments.repair else []
     store = open_store(folder)
     health = check(store, repair=arguments.repair, more=damaged(store))
@@ -180,7 +178,7 @@ def _check(arguments: _Check) -> int:
 
 
 def _printable(path: Path) -> str:
-    """A name of which nothing can steer a terminal: who made the store may have named it."""
+    """Return a path without control characters, since its name may come from somebody else."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
@@ -196,7 +194,7 @@ def _collect(arguments: _Collect) -> int:
     from ticketry.lab.store.maintenance import collect
     from ticketry.lab.store.opening import open_store
 
-    store = open_store(existing(arguments.store))
+    store = open_store(require_store(arguments.store))
     files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)
     if arguments.json:
         print(json.dumps({"files": files, "bytes": size, "dry_run": arguments.dry_run}))
@@ -209,7 +207,7 @@ def _usage(arguments: _Usage) -> int:
     from ticketry.experiments.stored_runs import stored_runs, usage_of
     from ticketry.report.wording import aligned
 
-    folder = existing(arguments.store)
+    folder = require_store(arguments.store)
     kinds, runs = usage_of(folder), stored_runs(folder)
     total = sum(kind["bytes"] for kind in kinds)
     if arguments.json:
@@ -254,7 +252,7 @@ def _pack(arguments: _Pack) -> int:
     packed = pack(
         arguments.runs,
         arguments.output,
-        store=existing(arguments.store),
+        store=require_store(arguments.store),
         weights=arguments.weights,
         masks=arguments.masks,
     )
@@ -292,7 +290,7 @@ def _unpack(arguments: _Unpack) -> int:
 
 
 def _differing(paths: Sequence[Path]) -> str:
-    """What stays as it is though the bundle tells other numbers, in words."""
+    """Return a warning: records that were not replaced though the bundle has other numbers."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     told = [", ".join(records)] if records else []
@@ -302,3 +300,54 @@ def _differing(paths: Sequence[Path]) -> str:
 
 def _is_record(path: Path) -> bool:
     return path.name == "run.json" or path.parent.name in ("evidence", "campaigns")
+
+
+_REMOVE = """\
+Delete a run: its folder with tickets and report, the evidence about it, and the results and weights that no other run,
+evidence or campaign stands on. What others share stays.
+
+examples:
+  ticketry rm iterative-cifar10-0123abcd --dry-run
+  ticketry rm iterative-cifar10-0123abcd --yes"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Remove:
+    run: tyro.conf.Positional[str]
+    """Its name (`ticketry list runs`)."""
+    store: Path = Path(".ticketry")
+    """The store's folder."""
+    yes: bool = False
+    """Do not ask."""
+    dry_run: bool = False
+    """Only print what would be freed."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+def remove(words: Sequence[str]) -> int:
+    """Delete a run, after asking."""
+    arguments: _Remove = parse(_Remove, words, prog="ticketry rm", description=_REMOVE)
+    from ticketry.experiments.stored_runs import remove_run
+
+    store = require_store(arguments.store)
+    found = remove_run(store, arguments.run, dry_run=True)
+    size = f"{megabytes(found.bytes)} in {found.files} files"
+    if not arguments.dry_run:
+        if not arguments.yes and not _agreed(f"delete the run {arguments.run}, {size}? [y/N] "):
+            print("nothing was deleted", file=sys.stderr)
+            return 1
+        found = remove_run(store, arguments.run)
+        size = f"{megabytes(found.bytes)} in {found.files} files"
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(found), "dry_run": arguments.dry_run}))
+    else:
+        print(f"{'would free' if arguments.dry_run else 'freed'} {size}")
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here whether to delete it: say so with --yes")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import Printing, parse, show_status
-from ticketry.cli.screen.engine_tables import console, fits_table
+from ticketry.cli.screen.speed import console, fits_table
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.records.schema import as_json
 from ticketry.records.structure import StructureRecord

@@ -1,4 +1,4 @@
-"""ticketry verify TICKET|RUN: does it win?"""
+"""ticketry verify TICKET|RUN: verify that it wins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import Printing, parse
-from ticketry.cli.screen.verification import interim_teller, summarise_verification
+from ticketry.cli.screen.results import interim_printer, summarise_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ticketry.records.evidence import VerifyRecord
 
 _DESCRIPTION = """\
-Does it win? A ticket is trained again from its start with seeds that no search has used. Where it keeps weights of its
-search (one-shot, gradual or dynamic pruning, gates), or with --about procedure, the whole search is repeated instead,
-from fresh seeds. The dense network and controls that should lose are trained too, for equally many steps. Seeds are
-added until an interim analysis decides or the limit is reached. Two answers: as good as dense, but for a margin? Better
-than every control? It wins if both are yes, matches if it is as good as dense, and loses if it is not.
+Verify a ticket: train it again from its start with fresh seeds, beside the dense network and controls that should lose,
+for equally many steps. If the ticket keeps weights of its search (one-shot, gradual or dynamic pruning, gates), or with
+--about procedure, the whole search is repeated instead. Seeds are added until an interim analysis decides or the limit
+is reached. The ticket wins if it is no worse than dense by more than the margin and better than every control; it
+matches if only the former holds.
 
 examples:
   ticketry verify .ticketry/runs/RUN/tickets/replicate-0-level-09
@@ -40,9 +40,9 @@ def main(words: Sequence[str]) -> int:
 
     flat: Any = tyro.conf.OmitArgPrefixes
     task_help = "Only for a ticket whose task cannot be made by the name that is written in it."
-    trust_help = "Use whatever task, network and method the ticket names: code of that name is imported and run."
+    trust_help = "Trust the ticket: import and run the task, network and method that it names."
     named_help = "The folder of a ticket; or a run, by its folder or its name in the store."
-    density_help = "Of a run's tickets; by default the sparsest level that looks like a winner, or the only one."
+    density_help = "Density of a run's ticket; by default that of the sparsest level that looks like a winner."
     fields: list[Any] = [
         ("ticket", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=named_help)]),
         ("density", Annotated[float | None, tyro.conf.arg(help=density_help)], dataclasses.field(default=None)),
@@ -77,5 +77,5 @@ def _verified(arguments: Any, command: str) -> VerifyRecord:
             trust=arguments.trust,
             command=command,
             on_event=progress.on_event,
-            on_interim=interim_teller(progress),
+            on_interim=interim_printer(progress),
         )

@@ -1,4 +1,4 @@
-"""What commands take: where to train, which weights of a ticket, what to time and what structure to give. No torch."""
+"""Options of commands and functions: where to train, what to time, which structure to give. Needs no torch."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ class LabOptions:
     """
 
     store: Path = Path(".ticketry")
-    """Folder in which everything trained is kept; or what machines share: s3://bucket/folder, gs://, az://, file://."""
+    """Folder of all trainings; or a shared store: s3://bucket/folder, gs://, az://, file://."""
     data: Path | None = None
-    """Folder in which data sets are looked for first."""
+    """Folder of data sets, searched first."""
     workers: int | None = None
-    """Local processes, one network each; by default one a core; 0 trains in this one."""
+    """Local processes, each for one network; by default one for each core; 0 trains in this process."""
     on: str = ""
-    """Where networks are trained: processes:N, in-process, ray[:ADDRESS], dask:ADDRESS or dask:local,
+    """Place of training: processes:N, in-process, ray[:ADDRESS], dask:ADDRESS or dask:local,
     slurm:partition=NAME,time=4:00:00 or slurm:local, or your own as package.module:object; by default processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu, cuda or auto."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
     threads: int = 1
-    """CPU threads of one training, or of each of its devices; part of what decides its bits."""
+    """CPU threads of one training, or of each of its devices; they affect the bits of the result."""
     devices: int = 1
     """Devices that train each network together: processes with so many threads, or GPUs."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Of several devices: each has the whole network (ddp), or a part of every parameter (fsdp), where it does not fit
-    into one."""
+    """With several devices: each has the whole network (ddp), or a part of every parameter (fsdp), for a network that
+    does not fit into one."""
     norms: Literal["synchronised", "own"] = "synchronised"
-    """Of several devices: batch norms see the whole batch (synchronised), or each device's its part of it (own)."""
+    """With several devices: batch norms see the whole batch (synchronised), or only the part of their device (own)."""
     kernels: Literal["auto", "dense", "sparse"] = "dense"
-    """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps."""
+    """dense, sparse or auto: whether networks train in kernels that compute only with retained weights."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
     log: tuple[str, ...] = ()
-    """Dashboards that are told what is trained: trackio, wandb, mlflow, tensorboard, others of `ticketry list loggers`,
+    """Dashboards for metrics of training: trackio, wandb, mlflow, tensorboard, others of `ticketry list loggers`,
     or none."""
 
     @property
     def together(self) -> dict[str, Any]:
-        """In how many threads, and on how many devices and in which way, each network is trained."""
+        """Threads and devices of each training, and how several devices share it."""
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class LabOptions:
         if self.workers is not None:
             check_each(workers=self.workers)
         if self.on and self.workers is not None:
-            raise UsageError("--on says where to train, and --workers how many local processes do: give one of the two")
+            raise UsageError("--on and --workers both choose where to train: give one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,96 +131,96 @@ class SearchOptions(LabOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Of a ticket's model."""
+    """Which model of a ticket to use."""
 
     weights: Literal["trained", "start"] = "trained"
-    """trained, or start: those that the ticket's training starts from."""
+    """trained, or start: the weights at the start of the ticket's training."""
     task: str = ""
-    """Only for a ticket whose task cannot be made by the name that is written in it."""
+    """Task of a ticket that does not name one."""
     trust: bool = False
-    """Use whatever task and network the ticket names: code of that name is imported and run, files are opened."""
+    """Trust the ticket: import and run the task and network that it names, and open its files."""
     data: Path | None = None
     """Folder of data sets, for a task of your own that takes its example inputs from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What is timed against what, in the words of the command line."""
+    """Which engines to time, and how."""
 
     batch: tuple[int, ...] = (1, 8, 64)
-    """Examples in a call."""
+    """Batch sizes."""
     against: tuple[str, ...] = ()
     """Dense engines; by default all that are installed."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32 or bf16, of all engines."""
+    """Precision of all engines: fp32 or bf16."""
     threads: int = 1
-    """Of each engine, each kept on a core of its own."""
+    """Threads of each engine, each on its own core."""
     rounds: int = 15
-    """How often every engine is timed, in turns."""
+    """Number of timings of each engine, in turns."""
     cold: bool = False
     """Empty the caches before every call; otherwise calls follow each other."""
     clock: Literal["wall", "cpu"] = "wall"
-    """wall, or cpu: time that the threads of this process have computed, for a machine that others use too."""
+    """wall, or cpu: processor time of this process, for a machine with other load."""
     cores: tuple[int, ...] = ()
-    """Which ones, as many as threads; by default the idlest."""
+    """Cores to use, one for each thread; by default the idlest."""
     tune: bool = False
-    """Time several plans of the engine at each batch, and keep the fastest."""
+    """Time several plans of the engine at each batch, and use the fastest."""
     densities: tuple[float, ...] = ()
     """Time the network under synthetic masks of these densities instead of the ticket's own mask."""
     pattern: str = "unstructured"
-    """Of synthetic masks: unstructured, groups:ROWS (neighbours share their columns), groups:ROWS:any (rows that
-    lie anywhere), groups:ROWS:pairs (neighbouring inputs are kept together), channels."""
+    """Pattern of synthetic masks: unstructured, groups:ROWS (neighbouring rows share their columns), groups:ROWS:any
+    (any rows), groups:ROWS:pairs (neighbouring inputs together), channels."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
         check_each(threads=self.threads)
         if not self.batch or min(self.batch) < 1:
-            raise UsageError(f"batches have at least one example, not {min(self.batch, default=0)}")
+            raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
         if self.cores and len(self.cores) != self.threads:
-            raise UsageError(f"{self.threads} threads need as many cores, not {len(self.cores)}")
+            raise UsageError(f"cores must be as many as threads ({self.threads}), got {len(self.cores)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructureOptions:
-    """Of the structure that a ticket is given, in the words of the command line."""
+    """Options of the structure that a mask is given."""
 
     rows: int = 16
-    """Of regroup: rows of a group."""
+    """Rows of a group, for regroup."""
     density: float | None = None
-    """Fraction kept, of all that the new mask is of: of refill+, regroup, channels."""
+    """Density of the new mask, for refill+, regroup and channels."""
     plus: float = 0.0
-    """Of refill+: the share of the emptied channels that is filled back; 0 stands for 0.2."""
+    """Fraction of the emptied channels that is filled again, for refill+; 0 means 0.2."""
     method: Literal["similarity", "hypergraph", "paper", "random"] = "similarity"
-    """Of regroup: similarity, hypergraph (extra hypergraph), paper or random."""
+    """Grouping for regroup: similarity, hypergraph (extra hypergraph), paper or random."""
     collapse: Literal["raise", "keep"] = "raise"
-    """Of regroup, where a layer's weights do not pay for one column of each group: raise (an error), or keep."""
+    """For regroup, if a layer has too few weights for one column of each group: raise (an error), or keep."""
     score: str = "l1"
-    """Of refill, refill+ and channels: what ranks channels, see `ticketry list scores`; of refill also remaining."""
+    """Score of channels for refill, refill+ and channels, see `ticketry list scores`; for refill also remaining."""
     coupled: str = "agree"
-    """Of refill and refill+: channels that go together across layers agree, or only inner ones go."""
+    """For refill and refill+: channels coupled across layers agree, or only inner channels are removed."""
     spare: tuple[str, ...] = ()
-    """Names or patterns of layers that stay as they are (fc3, layer1.*); of refill and channels, with all channels."""
+    """Names or patterns of layers that are not changed (fc3, layer1.*); refill and channels keep all their channels."""
     seed: int = 0
-    """Of what is drawn at random."""
+    """Seed of random choices."""
     null: bool = True
-    """Of regroup: measure the coverage of masks without structure too; --no-null saves the time."""
+    """For regroup: also measure the coverage of masks without structure; --no-null saves the time."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
 
     def structuring(self, kind: str) -> Structuring:
-        """Of that kind; `UsageError` for an option of another kind."""
+        """Return the structure of a kind; `UsageError` for an option of another kind."""
         own = {field.name for field in fields(Structuring)}
         return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
 
 
 @contextlib.contextmanager
 def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
-    """The lab that the options ask for; a task that cannot be made again by name is trained in this process.
+    """Open a lab with these options. A task object, which has no name, is trained in this process.
 
     Raises:
-        MissingExtraError: without the packages that judge and draw what is found: better now than at the end.
-        TaskError: for such a task where training elsewhere was asked for.
+        MissingExtraError: without the packages for verdicts and figures, which are needed at the end.
+        TaskError: for a task object that is to be trained elsewhere.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")
@@ -243,7 +243,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
         keep_freed_memory()
     threads = torch.get_num_threads()
     if options.device != "cuda":
-        torch.set_num_threads(1)  # this process only directs: its small work is slowed by threads, workers are not
+        torch.set_num_threads(1)  # threads only slow the small work of this process
     try:
         with Lab(
             options.store,
@@ -258,7 +258,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             loggers=options.log,
             runner=options.on,
         ) as lab:
-            lab.dashboards.group = ""  # searches and verifications say what belongs together
+            lab.dashboards.group = ""  # searches and verifications set it
             lab.store.link.fetch()
             with marked_in_use(lab.store.paths):
                 yield lab
@@ -268,10 +268,10 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
 
 
 def path_of(named: str | PathLike[str] | Ticket) -> Path:
-    """The path that an argument names: as it is, or the folder that a ticket in memory was read from.
+    """Return a path, or the folder that a ticket in memory was read from.
 
     Raises:
-        UsageError: for a ticket that has no folder, and for what names none.
+        UsageError: for a ticket without a folder, or an object of another type.
     """
     from ticketry.core.ticket.ticket import Ticket
 

@@ -503,7 +503,7 @@ def test_budgets_are_times() -> None:
     assert [seconds_of(text) for text in ("90s", "30min", "8h", "1.5 h", "2d")] == [90, 1800, 28800, 5400, 172800]
     assert seconds_of("") == float("inf")
     for text in ("8", "h", "-1h", "0h", "8 hours", "1e3s"):
-        with pytest.raises(UsageError, match="budget is a time such as"):
+        with pytest.raises(UsageError, match="budget must be a time such as"):
             seconds_of(text)
 
 

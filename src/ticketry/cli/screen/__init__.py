@@ -1,1 +1,1 @@
-"""What commands show: progress while they work, and tables and lines of what was found."""
+"""Terminal output of commands: progress while they work, then tables of results."""

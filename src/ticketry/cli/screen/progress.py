@@ -1,8 +1,11 @@
-"""What a command shows on standard error while it trains: bars on a terminal, a line a network elsewhere."""
+"""Show progress on standard error during training: bars on a terminal, else one line for each network."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,16 +15,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import preliminary_record
 from ticketry.lab.runners.events import Activity, Event
+from ticketry.records.network import Point
+from ticketry.records.progress import estimate_time_left
+from ticketry.report import summary_table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
 
 _REFRESHES_PER_SECOND = 4
 
 
 class Progress:
-    """Give its `on_event` to the lab; `say` prints a line above the bars."""
+    """Progress of trainings: its `on_event` goes to the lab, and `say` prints a line above the bars."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -30,7 +39,7 @@ class Progress:
         self._rich: Live | None = None
 
     def on_event(self, event: Event) -> None:
-        """Take note of a segment's progress."""
+        """Update the progress of a segment."""
         self._activity.on_event(event)
         if event.kind == "finished":
             self._on_finished(event)
@@ -38,25 +47,25 @@ class Progress:
             self.say(f"stored as it is: {event.label or 'a training'} at step {event.step} of {event.last}")
 
     def _on_finished(self, event: Event) -> None:
-        if not self.drawn:
+        if not self.has_terminal:
             self.say(f"[{self._activity.trained} trained, {self._activity.asked} asked for] {event.label}")
 
     @property
-    def drawn(self) -> bool:
-        """Whether there is a terminal to draw on."""
+    def has_terminal(self) -> bool:
+        """Whether bars are drawn."""
         return self._rich is not None
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._rich is None:
-            # One write, so that lines of several threads stay lines.
+            # One write, so that lines of several threads do not mix.
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
         else:
             self._rich.console.print(line, markup=False, highlight=False)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:  # on which rich draws nothing
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._rich = Live(
                 get_renderable=self._picture,
                 console=self._console,
@@ -79,7 +88,7 @@ class Progress:
 
 
 def bars(active: list[Event]) -> Table:
-    """A progress bar for each segment in training."""
+    """Return a progress bar for each segment in training."""
     table = Table.grid(padding=(0, 1))
     for event in active:
         steps = max(event.last - event.first, 1)
@@ -87,3 +96,81 @@ def bars(active: list[Event]) -> Table:
         state = "waits for another process" if event.kind == "waiting" else f"step {event.step} of {event.last}"
         table.add_row(Text(event.label), ProgressBar(total=steps, completed=done, width=24), Text(state))
     return table
+
+
+class SearchProgress(Progress):
+    """Progress of a search: its `on_event` goes to the lab, and its `on_point` to the run."""
+
+    def __init__(self, run: SearchRequest) -> None:
+        super().__init__(run.method.title)
+        self._run = run
+        self._points: list[Point] = []
+        self._lock = threading.Lock()
+        self._began = time.time()
+
+    def on_point(self, point: Point) -> None:
+        """Add a trained network."""
+        with self._lock:
+            self._points.append(point)
+            line = self._line(point)
+        if not self.has_terminal:
+            self.say(line)
+
+    def _on_finished(self, event: Event) -> None:
+        """Print nothing: the run reports networks instead of segments."""
+
+    # -- plain lines -------------------------------------------------------------------------------------------------
+
+    def _line(self, point: Point) -> str:
+        metric = self._run.task.metric
+        of = self._run.expected
+        count = f"{len(self._points)}/{of}" if of else str(len(self._points))
+        return (
+            f"[{count}] replicate {point.replicate} level {point.level:>2} {point.role:<13}"
+            f" weights remaining {100 * point.density:6.2f} %  {metric.name} {point.metric(metric.name):.4g}"
+            f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._eta()})"
+        )
+
+    # -- live table --------------------------------------------------------------------------------------------------
+
+    def _picture(self) -> RenderableType:
+        with self._lock:
+            points, head = list(self._points), self._head()
+        active = self._activity.active()
+        parts: list[RenderableType] = [head]
+        if any(point.role == "dense" for point in points):
+            parts.append(summary_table(preliminary_record(self._run, points), self._console.width))
+        if active:
+            parts.append(bars(active))
+        return Group(*parts)
+
+    def _head(self) -> RenderableType:
+        """Return the title of the run, with a bar if the number of networks is known."""
+        of, done = self._run.expected, len(self._points)
+        title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
+        if not of:
+            return Text.assemble(title, f": {done} networks")
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=of, completed=done, width=40), Text(f"{done} of {of} networks{self._eta()}"))
+        return Group(title, bar)
+
+    # -- how much is left --------------------------------------------------------------------------------------------
+
+    def _eta(self) -> str:
+        state = self._activity
+        trained_for = time.time() - (state.since or self._began)
+        there, of = len(self._points), self._run.expected
+        seconds = estimate_time_left(trained_for, state.trained, there, of, at_once=state.at_once)
+        return f", about {_duration(seconds)} left" if seconds else ""
+
+
+def _duration(seconds: float) -> str:
+    parts = list(_units(round(seconds)))
+    return " ".join(parts[:2])
+
+
+def _units(seconds: int) -> Iterator[str]:
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or (unit == "s" and size == 1):
+            yield f"{count} {unit}"

@@ -1,0 +1,282 @@
+"""Results as lines of text: a search, a verification, and the verification to run next."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ticketry.cli.screen.speed import show
+from ticketry.errors import TrustError
+from ticketry.evidence.judging.planned_verification import seeds_of_verification
+from ticketry.experiments.options import LabOptions
+from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.records.network import TICKET
+from ticketry.records.run import RunRecord
+from ticketry.records.schema import as_json
+from ticketry.records.verdict import LevelVerdict
+
+if TYPE_CHECKING:
+    from ticketry.cli.screen.progress import Progress
+    from ticketry.evidence.verdict import Verdict
+    from ticketry.experiments.run import Run
+    from ticketry.records.evidence import VerifyRecord
+    from ticketry.records.run import RunRecord
+
+
+def interim_printer(progress: Progress) -> Callable[[Verdict], None]:
+    """Return a function that prints the verdict of each interim analysis."""
+    return lambda made: progress.say(f"{made.n} seeds: {made.reasons[0]}")
+
+
+def summarise_verification(record: VerifyRecord) -> list[str]:
+    """Return a verification as lines, with as many decimals as the spread of its seeds justifies."""
+    from ticketry.report.tables.evidence import seed_style
+    from ticketry.report.wording import role_name
+
+    style = seed_style(record)
+    margin = f"{round(record.margin, style.decimals + 2):g}"
+    metric, task = record.task.metric, record.task
+    unit = metric.unit and f" {metric.unit}"
+    points = " points" if metric.unit == "%" else unit
+    seeds = f"{record.n} seed{'' if record.n == 1 else 's'}"
+    budgets = {network.role: network.budget for network in record.networks}
+    steps = f"{budgets['ticket']:,} steps for every network"
+    if budgets["dense"] != budgets["ticket"]:
+        steps += f", {budgets['dense']:,} for the dense one"
+    first = f"ticket   {record.ticket}"
+    if record.about == "procedure":
+        first = f"procedure {record.method}, the whole search with every seed, as in {record.run or record.ticket}"
+    lines = [
+        first,
+        f"         {task.title}, {100 * record.density:.2f} % of {task.prunable:,} prunable"
+        f" weights ({record.kept:,} kept); {steps}",
+        f"verdict  {record.verdict.upper()}  ({record.claims_of}; claim: {record.claim}; margin"
+        f" {margin}{points}, confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",
+    ]
+    if record.answers:
+        lines.append(f"         {record.answers}")
+    values = {network.role: network.values for network in record.networks}
+
+    def row(name: str, of: Sequence[float]) -> str:
+        return f"  {name:<26} {style.number(_mean(of)):>8}{unit}"
+
+    for compared in record.comparisons:
+        role, interval = compared.role, ""
+        if compared.low is not None and compared.high is not None:
+            interval = f"  [{style.number(compared.low, sign=True)}, {style.number(compared.high, sign=True)}]"
+        lines.append(
+            f"{row(role_name(role), values[role])}   ticket {style.number(compared.mean, sign=True)}{interval}"
+        )
+    lines.append(row("ticket", values["ticket"]))
+    if noise := record.noise:
+        spread = "" if noise.sd is None else f", standard deviation {style.number(noise.sd)}"
+        shown = f"ticket {style.number(noise.mean, sign=True)}{spread}"
+        lines.append(f"{row('ticket, other seeds (A/A)', noise.values)}   {shown}")
+    for reference in record.references:
+        lines.append(f"{row(role_name(reference.role), reference.values)}   {reference.steps:,} steps, shown only")
+    lines += [f"left out {one.role}: {one.why}" for one in record.left_out]
+    if not record.decided:
+        more = record.more_seeds
+        lines.append("         " + (f"about {more} more seeds would likely decide" if more else record.reasons[-1]))
+    cost = record.cost
+    lines.append(f"cost     {cost.segments_trained} segments trained of {cost.segments_asked} asked for")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+_PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norms")
+"""Options of a search's command line that its verification takes too, beside those in its record."""
+
+
+@dataclass(frozen=True)
+class NextVerification:
+    """A verification that would decide a level."""
+
+    level: LevelVerdict
+    seeds: int | None
+    """Seeds that a verification is likely to need; None if there are too many."""
+    command: str
+    """The command line, empty where `seeds` is None."""
+
+
+def next_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
+    """Choose the undecided level that is most worth verifying; None if every level is decided.
+
+    This is the sparsest level whose mean is within the margin of dense, or the one whose mean is nearest to dense.
+
+    Args:
+        record: with verdicts by the current rule.
+        run_file: of the run, which names what has to be trusted.
+    """
+    undecided = [one for one in record.verdicts if not one.decided]
+    if not undecided:
+        return None
+    close = [one for one in undecided if one.difference >= -one.margin]
+    level = min(close, key=lambda one: one.density) if close else max(undecided, key=lambda one: one.difference)
+    seeds = seeds_of_verification(level)
+    return NextVerification(level, seeds, _command(record, level, seeds, run_file) if seeds else "")
+
+
+def next_lines(record: RunRecord, run_file: Path) -> list[str]:
+    """Return lines on the verification that would decide an undecided level; empty if all are decided."""
+    found = next_verification(record, run_file)
+    if found is None:
+        return []
+    count = sum(not one.decided for one in record.verdicts)
+    at = f"level {found.level.level} ({100 * found.level.density:.3g} % of the weights)"
+    first = f"undecided at {count} of {len(record.verdicts)} levels"
+    if found.seeds is None:
+        return [f"decide   {first}; at {at} no number of seeds up to 1,000 is likely to decide"]
+    return [
+        f"decide   {first}; about {found.seeds} fresh seeds are likely to decide {at}:",
+        f"         {found.command}",
+    ]
+
+
+def _command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path) -> str:
+    from ticketry.evidence.judging.interim_analyses import INTERIM
+
+    words = ["ticketry", "verify", record.name, "--density", f"{level.density:.4g}", "--about", "procedure"]
+    if level.claim == "matches":
+        words += ["--claim", "matches", "--controls", "none"]
+    if seeds > INTERIM[-1]:
+        words += ["--interim", f"{-(-seeds // 2)},{seeds}"]
+    if record.store and record.store != str(LabOptions.store):
+        words += ["--store", record.store]
+    words += lab_words(record)
+    return shlex.join([*words, *(["--trust"] if needs_trust(run_file, record.store) else [])])
+
+
+def lab_words(record: RunRecord) -> list[str]:
+    """Return the options of a command that trains a run's networks again in the same way, without the store."""
+    told = record.environment
+    usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
+    found = {name: told.get("threads_per_segment" if name == "threads" else name) for name in usual}
+    words = [word for name, value in found.items() if value not in usual[name] for word in (f"--{name}", str(value))]
+    try:
+        said = shlex.split(record.command)
+    except ValueError:  # not a command line: written by hand
+        said = []
+    for name in _PASSED_ON:
+        flag = f"--{name}"
+        for index, word in enumerate(said):
+            if word == flag and index + 1 < len(said):
+                words += [flag, said[index + 1]]
+            elif word.startswith(f"{flag}="):
+                words.append(word)
+    return words
+
+
+def needs_trust(run_file: Path, store: str) -> bool:
+    """Return whether a command that repeats the run needs ``--trust``: the run names more than what is built in."""
+    try:
+        check_trust(read_run_file(run_file), (), of=str(run_file), store=store)
+    except TrustError:
+        return True
+    return False
+
+
+_NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
+_NAME_ONE = "; ticketry verify {} --density D{} does it for one that you name"
+
+
+def print_run(run: Run, report: Path) -> None:
+    """Print levels, verdict and costs of a run, and the commands that come next."""
+    from rich.console import Console
+
+    from ticketry.report import (
+        cost_lines,
+        moment_lines,
+        summary_lines,
+        summary_table,
+        verdict_line,
+        verdict_lines,
+    )
+
+    console, record, folder = Console(), run.record, run.path
+    if console.is_terminal:
+        console.print(summary_table(record, console.width))
+        console.print(verdict_line(record), markup=False, highlight=False)
+    else:  # rich would cut the table to 80 columns
+        print("\n".join([*summary_lines(record), "", verdict_line(record)]))
+    if verdicts := verdict_lines(record):
+        print("\n".join(["", *verdicts]))
+    if costs := cost_lines(record):
+        print("\n".join(["", *costs]))
+    tickets, where = _tickets(run)
+    lines = [
+        "",
+        *(f"left out {one.role} at level {one.level}: {one.why}" for one in record.left_out),
+        *(f"pruned   {line}" for line in moment_lines(record)),
+        *(f"cut      {line}" for line in _cut(record)),
+        f"tickets  {where}",
+        f"report   {report}",
+        *(f"log      {line}" for line in run.logs),
+        f"again    {_again(folder / 'run.toml', record)}",
+        *next_lines(record, folder / "run.toml"),
+        f"next     ticketry list tickets{_store_option(record.store)}" + (", or in Python:" if tickets else ""),
+        *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
+    ]
+    print("\n".join(lines))
+    sys.stdout.flush()
+
+
+def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
+    """Print the requested verification and timing."""
+    if verified:
+        none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _store_option(run.record.store))
+        print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
+    if timed and run.timing:
+        print()
+        show(as_json(run.timing), layers=False)
+    elif timed:
+        print(_NO_WINNER.format("speed  ", "timed"))
+
+
+def _cut(record: RunRecord) -> list[str]:
+    """Return a line for each ticket of gates whose mask was pruned to the requested density."""
+    return [
+        f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
+        f" {100 * one.density:.3g} %, and the gates with the largest values were kept"
+        for one in record.rounds
+        if one.cut_to is not None
+    ]
+
+
+def _tickets(run: Run) -> tuple[list[str], str]:
+    """Return the folders of a run's tickets, and a description: bundles without weights omit them."""
+    found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
+    folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
+    missing = len(run.tickets) - len(found)
+    if not missing:
+        return found, f"{run.path / 'tickets'} ({folders})"
+    why = f"{missing} without weights, which a bundle left out: ticketry store pack --weights packs them"
+    return found, f"{run.path / 'tickets'} ({folders}; {why})" if found else f"none in a folder ({why})"
+
+
+def _store_option(store: str) -> str:
+    """Return the option that names a store, unless it is the default."""
+    return "" if store == str(LabOptions.store) else f" --store {shlex.quote(store)}"
+
+
+def _again(file: Path, record: RunRecord) -> str:
+    """Return the command that repeats the run from the store."""
+    arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
+    arithmetic["threads"] = record.environment.get("threads_per_segment")
+    left_out = {"device": "cpu", "threads": 1}  # also omitted in a run file
+    said = read_run_file(file)  # one of an older version lacks them
+    chosen = "".join(
+        f" --{name} {word}"
+        for name, word in arithmetic.items()
+        if word and name not in said and word != left_out.get(name)
+    )
+    place, named = shlex.quote(record.store), shlex.quote(str(file))
+    trust = " --trust" if needs_trust(file, record.store) else ""
+    return f"ticketry search --config {named} --store {place}{chosen}{trust}"
