@@ -97,7 +97,7 @@ def test_what_a_ticket_names_is_not_run(run: Run) -> None:
         search_of(saved, tk.task("mnist"))
     with pytest.raises(UsageError, match="was given its structure after its search"):
         search_of(with_info(structure={"kind": "regroup", "of": "0" * 64}))
-    with pytest.raises(TicketError, match="does not tell its seeds"):
+    with pytest.raises(TicketError, match="lacks its seeds"):
         search_of(tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "seeds"}))
     with pytest.raises(TicketError, match=r"info.settings is text, not an object"):
         search_of(with_info(settings="all"))

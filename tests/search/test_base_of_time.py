@@ -13,7 +13,7 @@ from cli.calling import call
 from search.known_costs import COMMON, costs, task
 from ticketry.errors import CostError, UsageError
 from ticketry.experiments.request import request_of
-from ticketry.experiments.run import RunTicket, base_share, taking
+from ticketry.experiments.run import RunTicket, base_share, tickets_within
 from ticketry.experiments.verify import search_of
 from ticketry.search.common.aims import with_base
 from ticketry.search.oneshot import Settings
@@ -134,7 +134,7 @@ def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
         RunTicket(Path(name), 0.5, level, 0, "accuracy", 0.5, 0.5, 0.5, time=time)
         for level, (name, time) in enumerate([("a", 0.5), ("b", 0.2)], start=1)
     )
-    assert taking(tickets, "time", 0.25, "run", base=share) == tickets
-    assert taking(tickets, "time", "12%", "run", base=share) == tickets[1:]
-    with pytest.raises(UsageError, match=r"no ticket that takes 0\.05 of the time; there are: 0\.1, 0\.25"):
-        taking(tickets, "time", 0.05, "run", base=share)
+    assert tickets_within(tickets, "time", 0.25, "run", base=share) == tickets
+    assert tickets_within(tickets, "time", "12%", "run", base=share) == tickets[1:]
+    with pytest.raises(UsageError, match=r"no ticket within 0\.05 of the time; there are: 0\.1, 0\.25"):
+        tickets_within(tickets, "time", 0.05, "run", base=share)

@@ -132,9 +132,9 @@ def test_the_best_ticket_of_a_time_or_of_multiplications(tmp_path: Path) -> None
     assert run.best(flops="30%").level == 2
     within = [ticket for ticket in run.tickets if ticket.multiplications <= 0.5]
     assert run.best(flops=0.5).validation_value == max(one.validation_value for one in within)
-    with pytest.raises(UsageError, match=r"no ticket that takes 0\.1 of the multiplications; there are: 0\.2"):
+    with pytest.raises(UsageError, match=r"no ticket within 0\.1 of the multiplications; there are: 0\.2"):
         run.best(flops=0.1)
-    with pytest.raises(UsageError, match=r"no ticket that takes 0\.5 of the time; there are: none is told"):
+    with pytest.raises(UsageError, match=r"no ticket within 0\.5 of the time; there are: none"):
         run.best(time=0.5)
     with pytest.raises(UsageError, match="one of density, time and flops"):
         run.best(0.5, flops=0.5)

@@ -99,7 +99,7 @@ def test_what_cannot_be_timed_is_refused_before_anything_is_trained(tmp_path: Pa
         )
     with pytest.raises(UsageError, match="measured is of a budget of time"):
         tk.run("oneshot", task(), flops=0.5, measured=True, **common)
-    with pytest.raises(UsageError, match="dense_of_time is of tickets for a time"):
+    with pytest.raises(UsageError, match="dense_of_time needs tickets with a latency budget"):
         tk.run("oneshot", task(), flops=0.5, controls=("dense_of_time",), **common)
     assert not list((tmp_path / "store").glob("segments/**/*.safetensors"))
 
@@ -114,7 +114,7 @@ def test_a_dense_network_that_is_never_so_slow_is_refused(machine: dict[str, flo
             UsageError, match=r"even conv-2@0.0625 takes only 100.0 % of the dense time, and the ticket"
         ):
             dense_of_cost(lab, task(), "dense_of_time", mask, f"time:{model.digest}")
-        with pytest.raises(UsageError, match="is of tickets for a time"):
+        with pytest.raises(UsageError, match="needs tickets with a latency budget"):
             dense_of_cost(lab, task(), "dense_of_time", mask, "flops")
 
 

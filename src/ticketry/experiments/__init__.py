@@ -1,1 +1,1 @@
-"""What a command does, also from Python: searches, verifications, stability analyses, timings, structures."""
+"""Experiments, from Python and the command line: search, verify, stability, bench, structure, campaigns."""

@@ -1,4 +1,4 @@
-"""A ticket timed against dense engines, or its network under synthetic masks; with its record."""
+"""Time a ticket against dense engines, or its network under synthetic masks of several densities."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def bench(
     store: str | PathLike[str] = ".ticketry",
     **options: Any,
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket against dense engines, side by side: what ``ticketry bench`` does.
+    """Time a ticket against dense engines side by side, as ``ticketry bench`` does.
 
     Args:
         what: the folder of a ticket, one of a run's tickets, or what was read from a folder (which is read again); or a
-            model file that was made of one.
-        ticket: of a model file: the ticket that it was made of, whose model the dense engines run.
-        store: whose reports shall show what was measured, where the ticket is of one of its runs.
+            model file.
+        ticket: ticket of a model file, whose model the dense engines run.
+        store: store that keeps the record for its reports, if the ticket is of one of its runs.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be.
-        EngineError: if a dense engine that is asked for is not to be had, or outputs are not equal.
+        UsageError: for a wrong argument.
+        EngineError: if a requested dense engine is not available, or outputs are not equal.
         TicketError: if there is no such ticket, or it is damaged.
         TrustError: if it names a task or network that is not built in, or a place of this machine.
 
@@ -85,14 +85,14 @@ def measure(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket or a model file, see `bench`; or the ticket's network under synthetic masks."""
+    """Time a ticket, a model file, or the ticket's network under synthetic masks: see `bench`."""
     file = what if what.is_file() else None
     if file and ticket is None:
-        raise UsageError(f"the dense engines need the model that {file} was made of: name its ticket with --ticket")
+        raise UsageError(f"dense engines need the model of {file}: name its ticket with --ticket")
     if file and options.densities:
-        raise UsageError("--densities makes masks of its own: name a ticket, not a model file")
+        raise UsageError(f"--densities needs a ticket, got the model file {file}")
     if not file and ticket is not None:
-        raise UsageError(f"--ticket belongs to a model file, and {what} is none")
+        raise UsageError(f"--ticket belongs to a model file, got {what}")
     choose_cores(options.threads, load={})  # there are as many
     check_cores(options.cores)
     kept_in = store if is_there(store / "store.json") else None
@@ -104,10 +104,10 @@ def measure(
 
 
 def tickets_of(run: Path, replicates: int) -> list[Path]:
-    """The tickets of a run's first replicates, the densest first.
+    """Return the tickets of a run's first replicates, the densest first.
 
     Raises:
-        UsageError: if there are none, or a folder among them is no ticket of a run.
+        UsageError: if there are no tickets, or a folder among them is something else.
     """
     with explained(run, "read"):
         found = sorted(list_matching(run / "tickets", "*"), key=_place_of)
@@ -118,10 +118,10 @@ def tickets_of(run: Path, replicates: int) -> list[Path]:
 
 
 def _place_of(ticket: Path) -> tuple[int, int]:
-    """Level and replicate in the name of a run's ticket."""
+    """Return level and replicate from the name of a run's ticket."""
     found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
     if found is None:
-        raise UsageError(f"{ticket} is no ticket that a run has saved")
+        raise UsageError(f"{ticket} is not a ticket of a run")
     return int(found[2]), int(found[1])
 
 
@@ -134,13 +134,17 @@ def execute_bench(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord:
-    """Time the ticket in its engine against dense ones, at each batch; the record.
+    """Time the ticket in its engine against dense ones, at each batch size, and return the record.
 
-    Where the mask is channel-wise the physically smaller model is timed in the dense engines too.
+    For a mask of whole channels, the physically smaller model is timed in the dense engines too.
 
     Args:
+        source: the ticket with its model.
+        options: what to time.
         file: a model file to time, instead of compiling the ticket.
-        store: the record is kept in its folder `evidence`, if the ticket is of one of its runs.
+        store: store that keeps the record in its folder `evidence`, if the ticket is of one of its runs.
+        say: called with a line of progress.
+        command: the command line that repeats it.
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
@@ -149,7 +153,7 @@ def execute_bench(
     contenders: list[Contender] = [*dense, Sparse(lambda case: _planned(fast, case, options))]
     if small is not None:
         contenders += [Shrunk(engine, small) for engine in dense]
-    found = [_compared(source, options, contenders, batch, _at(batch, say)) for batch in options.batch]
+    found = [_compared(source, options, contenders, batch, _with_batch(batch, say)) for batch in options.batch]
     last = at_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
@@ -163,7 +167,7 @@ def execute_bench(
         layers_batch=options.batch[-1],
         layers=tuple(layers),
     )
-    return _kept(record, store, options, file)
+    return _store_record(record, store, options, file)
 
 
 def execute_curve(
@@ -175,7 +179,7 @@ def execute_curve(
     say: Say = lambda _: None,
     command: str = "",
 ) -> CurveRecord:
-    """Time the ticket's network under synthetic masks of other densities; the record."""
+    """Time the ticket's network under synthetic masks of other densities, and return the record."""
     found = []
     for batch in options.batch:
         case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
@@ -190,13 +194,13 @@ def execute_curve(
                 timing=_timing(options),
                 required=options.against,
                 on_cores=options.cores or None,
-                say=_at(batch, say),
+                say=_with_batch(batch, say),
             )
         )
     record = CurveRecord(
         **_head(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
     )
-    return _kept(record, store, options)
+    return _store_record(record, store, options)
 
 
 def _compared(source: Source, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say) -> Timed:
@@ -210,17 +214,17 @@ def _timing(options: BenchOptions) -> Timing:
     return Timing(rounds=options.rounds, cold=options.cold, clock=options.clock)
 
 
-def _at(batch: int, say: Say) -> Say:
+def _with_batch(batch: int, say: Say) -> Say:
     return lambda text: say(f"batch {batch}: {text}")
 
 
 def _planned(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """With the plan for the case's batch that is fastest here, if that was asked for."""
+    """Return the engine with the plan that is fastest for the case's batch, if tuning was requested."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
 def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
-    """Compiled now, or read; with the seconds that it took."""
+    """Compile the ticket, or load a model file; return the engine and the elapsed seconds."""
     if file is None:
         return compiled(source, precision=options.precision, threads=options.threads)
     began = time.perf_counter()
@@ -230,7 +234,7 @@ def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[C
 
 
 def shrunk_model(source: Source) -> nn.Module | None:
-    """The physically smaller model of a channel-wise mask; None for other masks."""
+    """Return the physically smaller model of a mask of whole channels; None for other masks."""
     try:
         small = shrink(source.model, source.mask, source.inputs)
     except (MaskError, StructureError):
@@ -241,7 +245,7 @@ def shrunk_model(source: Source) -> nn.Module | None:
 
 
 def _head(source: Source, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
-    """What both kinds of records tell. The name is that of what was asked, so that the same is kept once."""
+    """Return the fields that both kinds of records have."""
     return {
         **source.about(),
         "name": "",
@@ -254,13 +258,13 @@ def _head(source: Source, options: BenchOptions, store: Path | None, command: st
     }
 
 
-def _kept(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
-    """The record with its name; in the store, if the ticket is of a run of it."""
-    told = as_json(record)
-    asked = {name: told.get(name) for name in ("kind", "ticket", "weights")}
-    asked |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
-    asked |= {"file": file and file_digest(file)}
-    name = f"{told['kind']}-{digest_of(asked)[:8]}"
+def _store_record(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
+    """Name a record by its request, store it if the ticket is of a run of the store, and return it."""
+    values = as_json(record)
+    request = {name: values.get(name) for name in ("kind", "ticket", "weights")}
+    request |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
+    request |= {"file": file and file_digest(file)}
+    name = f"{values['kind']}-{digest_of(request)[:8]}"
     record = as_read(structs.replace(record, name=name))
     if store is not None and record.run:
         write_sealed(Paths(store).evidence(name), as_json(record))
@@ -293,11 +297,17 @@ def curve(
     """Time the model under masks of all densities, and the dense engines on the whole model, in the same rounds.
 
     Args:
-        case: of the whole model; dense engines take as long for zeros as for anything else.
-        compile_case: makes the sparse engine of a case whose model has its pruned weights at zero.
+        case: the whole model; zeros do not make dense engines faster.
+        dense: the dense engines.
+        compile_case: compiles a case whose model has zeros for pruned weights.
+        sweep: pattern and densities of the masks.
+        timing: number of rounds and clock.
+        required: engines that must be available.
+        on_cores: cores to use.
+        say: called with a line of progress.
 
     Raises:
-        UsageError: for a pattern that is none, or a density outside (0, 1].
+        UsageError: for an unknown pattern, or a density outside (0, 1].
         EngineError: as `compare`.
     """
     sweep = sweep or Sweep()
@@ -333,9 +343,13 @@ def curve(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """The largest density measured from which down every one is at least as fast as the fastest dense engine.
+    """Return the largest density from which every sparser one is at least as fast as the fastest dense engine.
 
-    `points` are the densest first; None where the sparsest is slower.
+    Args:
+        points: the densest first.
+
+    Returns:
+        The density; None if the sparsest is slower.
     """
     found = None
     for point in reversed(points):

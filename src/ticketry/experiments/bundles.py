@@ -1,4 +1,4 @@
-"""Results as one file, to move them from machine to machine."""
+"""Pack the results of a store into one file, and unpack it into another store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ticketry.records.run import read_run
 
 @dataclass(frozen=True)
 class Packed:
-    """A bundle that was written.
+    """A written bundle.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -42,7 +42,7 @@ class Packed:
     """Whether masks are, and what each network trained under one gave."""
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return it as JSON values."""
         return {**vars(self), "path": str(self.path)}
 
 

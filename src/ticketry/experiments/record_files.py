@@ -1,4 +1,4 @@
-"""Records on the way to their files: as they will be read back, kept where nothing new was trained."""
+"""Write records into a store and find them again; describe task and environment in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def as_read(record: R) -> R:
-    """A record as it will be read back from its file: checked, lists in its free-form parts where there were tuples."""
+    """Return a record as its file will be read: checked, with lists for tuples in its free-form parts."""
     values = json.loads(json.dumps(as_json(record)))
     return read(type(record), values, what="record", advice="What was trained is in the store")
 
@@ -57,36 +57,49 @@ def earlier_record(file: Path, kind: type[R]) -> R | None:
         return None
 
 
-def written(file: Path, record: R, done: Ledger, *, told_by: str) -> R:
-    """The record, written to `file`; or the one that is there, if nothing was trained and its `told_by` is the same.
+def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
+    """Write a record and return it; if nothing was trained and a field did not change, return the earlier record.
 
-    What a result has cost, and when, is told by the record of when it was trained.
+    The earlier record has the cost and date of the training.
+
+    Args:
+        file: file of the record.
+        record: the record.
+        done: trainings of this time.
+        unless_same: name of the field to compare.
     """
     record = as_read(record)
     earlier = earlier_record(file, type(record))
     known = earlier and getattr(earlier, "name", "") == getattr(record, "name", "")
-    if earlier and known and done.segments_trained == 0 and getattr(earlier, told_by) == getattr(record, told_by):
+    if (
+        earlier
+        and known
+        and done.segments_trained == 0
+        and getattr(earlier, unless_same) == getattr(record, unless_same)
+    ):
         return earlier
     write_sealed(file, as_json(record))
     return record
 
 
-def task_told(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
-    """A task, as records tell it. Without a lab, in which it can be built, a network without a name is left out."""
+def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
+    """Return a task as records describe it; a network without a name needs the lab to be built."""
     name = task.key().get("model") or (type(lab.model(task)).__name__ if lab else "")
     return TaskTold(task.name, str(name), task.metric, parameters, prunable)
 
 
-def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """What decided the numbers of a record beside its settings, and when it was made.
+def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
+    """Return what affects the numbers of a record beside its settings, and the date.
 
     Args:
-        trained: its networks, which tell what kernels they were trained in.
+        lab: where its networks were trained.
+        arithmetic: device, precision and threads.
+        trained: its networks, which name the kernels they were trained in.
     """
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **environment(),
-        **_arithmetic_told(lab, arithmetic),
+        **_describe_arithmetic(lab, arithmetic),
         "workers": lab.workers,
         "on": lab.on,
         **({"kernels_used": used} if used else {}),
@@ -94,7 +107,7 @@ def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result]
     }
 
 
-def _arithmetic_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
+def _describe_arithmetic(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
     return {
         "device": arithmetic.device,
         "precision": arithmetic.precision,
@@ -109,52 +122,51 @@ _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "
 
 
 def warn_of_another(file: Path, lab: Lab, task: Task) -> None:
-    """Say, before anything is trained, that a run was trained otherwise before: what has other bits now is replaced.
+    """Warn that a stored run was trained in another arithmetic, since results with other bits will be replaced.
 
-    Its name tells neither device nor kernels, whose words stand for what a machine has; names of older versions told
-    nothing of the arithmetic.
+    The name of a run does not depend on device and kernels, and names of older versions not on any arithmetic.
     """
     earlier = earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
         return
-    before, here = earlier.environment, _arithmetic_told(lab, lab.arithmetic(task))
+    before, here = earlier.environment, _describe_arithmetic(lab, lab.arithmetic(task))
     if here["kernels"] == DENSE and before.get("kernels_used") == [DENSE]:
-        before = {**before, "kernels": DENSE}  # whatever was asked for, none were used
+        before = {**before, "kernels": DENSE}  # no others were used
     changed = [name for name in _DECIDING if before.get(name) != here.get(name)]
     if changed:
         was, will = (", ".join(f"{name} {one.get(name, 1)}" for name in changed) for one in (before, here))
         _log.warning(
-            "the run %s is in the store, trained with %s, and is trained with %s now: what has other bits then takes"
-            " the place of its tickets, record and report. To keep both, give one of them another store",
+            "the run %s in the store was trained with %s, and is now trained with %s: results with other bits replace"
+            " its tickets, record and report. To keep both, give one of them another store",
             *(earlier.name, was, will),
         )
 
 
 def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Whether there is a record of a run in this arithmetic, see `precision.unusual`."""
+    """Return whether there is a record of a run in this arithmetic, see `precision.unusual`."""
     earlier = earlier_record(file, RunRecord)
-    told = earlier.environment if earlier else {}
-    if told.get("norms") == "none":  # of a network without any: whatever was asked for
-        told = {**told, "norms": unusual_words.get("norms", SYNCHRONISED)}
-    words = {name: told[name] for name in ("precision", "devices", "norms", "parallel") if name in told}
-    return bool(words) and unusual(**words, threads=told.get("threads_per_segment", 1)) == unusual_words
+    found = earlier.environment if earlier else {}
+    if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
+        found = {**found, "norms": unusual_words.get("norms", SYNCHRONISED)}
+    words = {name: found[name] for name in ("precision", "devices", "norms", "parallel") if name in found}
+    return bool(words) and unusual(**words, threads=found.get("threads_per_segment", 1)) == unusual_words
 
 
 def now() -> str:
-    """The present, for records."""
+    """Return the date and time for records."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def named_run(named: Path, store: Path) -> Path | None:
-    """The folder of the run that is meant, by that folder or by its name in the store; None for any other path.
+    """Return the folder of a run, given by its folder or by its name in the store; None for any other path.
 
     Raises:
-        TicketError: for a word that is no path here, and no run's name: it tells the nearest.
+        TicketError: for a name that is neither a path nor a run, with the nearest names.
     """
     if _is_record(named / "run.json"):
         return named
     name = str(named)
-    if named.name != name:  # a path, whether anything is there or not
+    if named.name != name:  # a path
         return None
     paths = Paths(store)
     if _is_record(paths.run(name) / "run.json"):
@@ -174,7 +186,7 @@ def _is_record(path: Path) -> bool:
 
 
 def run_of(store: Path, ticket: Path) -> str:
-    """The run of a store that saved the ticket, by where it is; an empty text for a ticket from elsewhere."""
+    """Return the run that saved a ticket, from its path; empty for a ticket outside the store."""
     try:
         return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]
     except (ValueError, IndexError):
@@ -182,7 +194,7 @@ def run_of(store: Path, ticket: Path) -> str:
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """The rows as a table of pandas; `MissingExtraError` without pandas."""
+    """Return rows as a pandas table; `MissingExtraError` without pandas."""
     try:
         import pandas
     except ModuleNotFoundError:

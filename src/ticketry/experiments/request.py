@@ -1,4 +1,4 @@
-"""What a search is asked to do: method, task, settings, recipe, replicates, seeds and controls."""
+"""The request of a search: method, task, settings, recipe, replicates, seeds and controls; and the run's name."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ LATER = {
     **{each.name: each.default for each in fields(Aimed)},
     **{each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))},
 }
-"""Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
-another one for runs that are stored."""
+"""Settings added later, with the value of older runs. A setting with that value is not part of a run's name, so that
+stored runs keep their names."""
 
 
 TOLERANCE = 0.02
-"""Share by which a ticket's density may be off the one that is asked for by number."""
+"""Relative tolerance between a ticket's density and a requested one."""
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What to do: all that a run file holds."""
+    """A search: everything in a run file."""
 
     method: Method
     task: Task
@@ -77,13 +77,13 @@ class SearchRequest:
     seeds: Seeds = field(default_factory=Seeds)
     controls: tuple[str, ...] = ()
     control_densities: tuple[float, ...] = ()
-    """Of the tickets that have controls; empty if all have."""
+    """Densities of the tickets with controls; empty if all have controls."""
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
-    """What of the lab's is not usual, see `in_lab`: other bits are another run, with a name of its own."""
+    """Unusual arithmetic of the lab, see `in_lab`: a run with other bits has another name."""
     label: str = ""
-    """The name that the user gives to the run, in place of the default name."""
+    """Name given by the user, instead of the default name."""
     stored_name: str = ""
-    """The name under which a store has the run, or is to have it; by default `default_name`. See `named_in`."""
+    """Name of the run in a store, if it is not `default_name`. See `named_in`."""
 
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
@@ -91,17 +91,15 @@ class SearchRequest:
             check_numbers(self.settings)
         check_controls(self.controls)
         check_label(self.label)
-        object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))  # each once, as verify takes them
+        object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))
         if aim_of(self.settings) != "time" and (
             odd := [one for one in self.controls if one.startswith(LATENCY_MATCHED)]
         ):
-            raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")
+            raise UsageError(f"{odd[0]} needs tickets with a latency budget: search with --time, or use dense_of_flops")
         if self.control_densities and not self.controls:
-            raise UsageError("control densities are given, but no controls")
+            raise UsageError("control_densities needs controls, got none")
         if self.control_densities and aim_of(self.settings):
-            raise UsageError(
-                f"control densities are of a search by density, and this one is by {aim_of(self.settings)}"
-            )
+            raise UsageError(f"control_densities needs a search by density, got one by {aim_of(self.settings)}")
         planned = self.planned_densities
         for density in self.control_densities:
             check_density(density)
@@ -109,12 +107,12 @@ class SearchRequest:
                 level_of(density, planned, "the search")
 
     def in_lab(self, lab: Lab) -> SearchRequest:
-        """As that lab trains it, with the name that it has there."""
+        """Return the request with the lab's arithmetic, and with its name in the lab's store."""
         chosen = lab.unusual(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).as_stored(lab.store.paths)
 
     def as_stored(self, paths: Paths) -> SearchRequest:
-        """With the name that a store has it by: those of older versions told nothing of the arithmetic."""
+        """Return the request with its name in a store; names of older versions do not depend on the arithmetic."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
@@ -140,7 +138,7 @@ class SearchRequest:
     def count_controls(self, ticket: Training) -> int:
         """Return the number of controls trained beside a planned ticket.
 
-        Where only the search tells densities, its first tickets are counted as those with controls.
+        If densities are known only after the search, the first tickets count as those with controls.
         """
         if self.control_densities and not self.planned_densities:
             return len(self.controls) if ticket.level <= len(self.control_densities) else 0
@@ -148,7 +146,7 @@ class SearchRequest:
 
     @cached_property
     def plan(self) -> list[Training]:
-        """What a replicate trains beside the dense network and controls; empty if the method has no plan."""
+        """Trainings of a replicate beside the dense network and controls; empty if the method has no plan."""
         return self.method.plan(self.settings) if self.method.plan else []
 
     @cached_property
@@ -171,14 +169,16 @@ class SearchRequest:
 
     @cached_property
     def procedure_sources(self) -> dict[str, str]:
-        """Digests of source that is not the library's, of all but controls; as it was when they were first asked for:
-        a file that changes while a run is carried out is not the one that was imported."""
+        """Digests of user code in the search, without controls.
+
+        They are computed once, since a file may change after it was imported.
+        """
         return procedure_sources(self.method, self.settings)
 
     @cached_property
     def sources(self) -> dict[str, str]:
-        """The same with controls."""
-        controls = [name for name in self.controls if not is_matched_dense(name)]  # whose colon names a network
+        """Digests of all user code, controls included."""
+        controls = [name for name in self.controls if not is_matched_dense(name)]  # its colon precedes a network
         outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_outside(name)}
         return {**self.procedure_sources, **outside}
 
@@ -253,21 +253,21 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What names are made of: as described, without what came later and says nothing."""
-        told = asdict(self.settings)
-        if (terms := terms_of(self.settings)) and told.get("profile"):
-            told["profile"] = terms  # the costs themselves, wherever the file lies
-        told.pop("base", None)
-        settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
+        """Return what decides the run's name: the description without defaults of later settings."""
+        values = asdict(self.settings)
+        if (terms := terms_of(self.settings)) and values.get("profile"):
+            values["profile"] = terms  # the costs themselves, not their path
+        values.pop("base", None)
+        settings = {name: values[name] for name in values if (name, values[name]) not in LATER.items()}
         if base := getattr(self.settings, "named_base", None):
             settings["base"] = base
         if by_value(self.settings):
-            settings["by_value"] = True  # runs of the time when such budgets were spent by magnitudes keep their names
+            settings["by_value"] = True  # older runs, which used magnitudes, keep their names
         chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
         return self.describe() | {"settings": settings} | chosen
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values; densities of controls and sources are left out where they say nothing."""
+        """Return JSON values; densities of controls and sources are omitted if empty."""
         beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
@@ -285,12 +285,14 @@ class SearchRequest:
 def with_profile(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """The request, with a file of this machine's costs in its settings where it asks for a time or bytes without one.
+    """Measure this machine's costs for a budget of latency or bytes without a profile; return the completed request.
 
-    The file is kept in the store, by network and processor: the same search finds it there.
+    The file of costs is stored by network and processor, so that the same search finds it again.
 
     Args:
-        say: is told what is done now.
+        request: the search.
+        options: store and data.
+        say: called with a line of progress.
     """
     settings = request.settings
     if not getattr(settings, "unmeasured", False):
@@ -306,10 +308,15 @@ def with_profile(
 
 
 def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
-    """The level of a density that is asked for by number, of those that are planned.
+    """Return the level of a requested density.
+
+    Args:
+        density: the request.
+        planned: level of each planned density.
+        what: subject of the error message.
 
     Raises:
-        UsageError: if there is none; `what` has the tickets.
+        UsageError: if no planned density is within the tolerance.
     """
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _same(nearest, density):
@@ -319,8 +326,8 @@ def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
             f"{what} has no tickets of density {density:g}: it has none that is known beforehand. Name a level on"
             " each side of a claim (level = 1), or let the method's `plan` have the densities of its tickets"
         )
-    told = ", ".join(f"{one:g}" for one in planned)
-    raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")
+    known = ", ".join(f"{one:g}" for one in planned)
+    raise UsageError(f"{what} has no tickets of density {density:g}: it has {known}")
 
 
 def _same(density: float, asked: float) -> bool:

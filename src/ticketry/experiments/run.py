@@ -1,4 +1,4 @@
-"""A search from Python, as the command line carries it out, and what it found."""
+"""Run a search from Python, and use its result: tickets, verdicts, report, verification, timing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Run:
-    """A search that was carried out. Shows itself as a table in a notebook.
+    """A finished search. A notebook shows it as a table.
 
     Examples:
         >>> from ticketry.experiments.options import BenchOptions
@@ -70,25 +70,25 @@ class Run:
     """
 
     request: SearchRequest
-    """What was asked for."""
+    """The requested search."""
     record: RunRecord
-    """All that is told of it, as in its folder's ``run.json``."""
+    """Its record, as in ``run.json``."""
     options: LabOptions
-    """Where it was trained."""
+    """Options of the lab that trained it."""
     now: Mapping[str, int]
-    """Segments asked for and trained, and steps trained, this time: nothing is trained where all was in the store."""
+    """Segments requested and trained, and steps trained, by this call; zero if everything was in the store."""
     command: str = ""
-    """The command line that repeats it, if one was given."""
+    """Command line that repeats it, if there is one."""
     logs: tuple[str, ...] = ()
-    """How to look at what was logged, a line a logger."""
+    """How to view the logs, one line for each logger."""
     verification: VerifyRecord | None = None
-    """Of the ticket that `verify` chose, or of its procedure."""
+    """Verification of the ticket that `verify` chose, or of its procedure."""
     timing: BenchRecord | None = None
-    """Of the ticket that `bench` chose."""
+    """Timing of the ticket that `bench` chose."""
 
     @property
     def name(self) -> str:
-        """The name that was given to it, or method, score, task and a digest of everything that matters."""
+        """Name of the run: given by the user, or built from method, score, task and a digest of the request."""
         return self.record.name
 
     @property
@@ -121,12 +121,12 @@ class Run:
 
     @property
     def verdicts(self) -> tuple[LevelVerdict, ...]:
-        """Of each level: the tickets against dense and controls, paired by replicate, corrected for their number."""
+        """Verdict of each level: tickets against dense and controls, paired by replicate, with Holm correction."""
         return self.record.verdicts
 
     @property
     def costs(self) -> list[dict[str, Any]]:
-        """What each ticket cost, search and dense steps included, relative to dense: see `report.relative_costs`."""
+        """Cost of each ticket with its search, relative to dense: see `report.relative_costs`."""
         return relative_costs(self.record)
 
     def best(
@@ -136,20 +136,20 @@ class Run:
         time: float | str | None = None,
         flops: float | str | None = None,
     ) -> RunTicket:
-        """The ticket to go on with. It is chosen by the validation split, so that the test split says what it is worth.
+        """Return the best ticket by the validation split, so that its test value is unbiased.
 
         Args:
-            density: of the level that is nearest; by default the sparsest level that looks like a winner, or the
-                ticket that is best if none does.
-            time: in its place, the latency that the ticket may take, as measured: a share (0.3 or 30%) of the base that
-                the run was searched with, which is the compiled network without pruning if it names none.
-            flops: the same of the multiplications.
+            density: take the level with the nearest density; by default the sparsest level that looks like a winner,
+                or the best ticket of all if none does.
+            time: instead, the largest measured latency, as a fraction (0.3 or 30%) of the base of the run's budget, by
+                default the compiled network without pruning.
+            flops: instead, the largest fraction of the MACs.
 
         Raises:
             UsageError: if there are no tickets, none of about that density, or none that is known to take no more.
         """
         if sum(one is not None for one in (density, time, flops)) > 1:
-            raise UsageError("name one of density, time and flops: each says which tickets are meant")
+            raise UsageError("density, time and flops exclude each other: give one of them")
         if not self.tickets:
             raise UsageError(f"the run {self.name} found no tickets")
         found = self.tickets
@@ -159,22 +159,22 @@ class Run:
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
         elif time is not None:
-            found = taking(found, "time", time, self.name, base=base_share(self.record.settings))
+            found = tickets_within(found, "time", time, self.name, base=base_share(self.record.settings))
         elif flops is not None:
-            found = taking(found, "multiplications", flops, self.name)
+            found = tickets_within(found, "multiplications", flops, self.name)
         elif chosen := self.winner():
             found = tuple(one for one in found if one.level == chosen.level)
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
 
     def frame(self) -> pandas.DataFrame:
-        """Every trained network, a row each, as a table of pandas; `MissingExtraError` without pandas."""
+        """Return a pandas table with one row for each trained network; `MissingExtraError` without pandas."""
         from ticketry.report.tables.results import Results
         from ticketry.report.tables.rows import point_rows
 
         return frame_of(point_rows([Results(self.record)]))
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the page of the run, with what was verified and timed, and return it; by default into its folder.
+        """Write the HTML report, with verification and timing, and return its path.
 
         Args:
             path: the file; by default ``report.html`` in the run's folder.
@@ -196,11 +196,11 @@ class Run:
     ) -> VerifyRecord | None:
         """Verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds; None if none does.
 
-        A run of one level is verified whatever it looks like.
+        A run with one level is always verified.
 
         Args:
             settings: by default, of a ticket, with the run's own controls and a small dense network.
-            density: of the level that is nearest, in place of that one.
+            density: instead, take the level with the nearest density.
             on_event: called with each event of training.
             on_interim: called with the verdict of each interim analysis.
 
@@ -208,9 +208,9 @@ class Run:
             UsageError: if there are no tickets of about that density.
         """
         from ticketry.core.ticket.ticket import Ticket
-        from ticketry.experiments.verify import chosen_ticket, suited_claim, verify_ticket
+        from ticketry.experiments.verify import choose_ticket, suited_claim, verify_ticket
 
-        chosen = chosen_ticket(self.record, density)
+        chosen = choose_ticket(self.record, density)
         if chosen is None:
             return None
         if settings is None:
@@ -234,7 +234,7 @@ class Run:
         """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does.
 
         Args:
-            options: what is timed against what; the defaults of `BenchOptions` if left out.
+            options: by default those of `BenchOptions`.
             say: called with a line of progress.
         """
         from ticketry.experiments.bench import execute_bench
@@ -254,7 +254,7 @@ class Run:
 
         Args:
             repo_id: ``user/name``.
-            density: of the level that is nearest, as in `best`.
+            density: take the level with the nearest density, as in `best`.
             options: those of `Ticket.push`: private, endpoint, token, message, model.
 
         Raises:
@@ -266,12 +266,12 @@ class Run:
         ticket = self.best(density).load()
         verdict = verdict_line(self.record)
         if self.verification is not None:
-            told = self.verification
-            verdict += f" Verified from fresh seeds, {told.claims_of}: {told.verdict}."
+            found = self.verification
+            verdict += f" Verified from fresh seeds, {found.claims_of}: {found.verdict}."
         return ticket.push(repo_id, verdict=verdict, figure=figure_png(self.record, METRIC_BY_DENSITY), **options)
 
     def as_json(self) -> dict[str, Any]:
-        """The result as JSON values: what ``ticketry search --json`` prints."""
+        """Return the result as JSON values, as ``ticketry search --json`` prints it."""
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
         tickets = tickets_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
@@ -284,7 +284,7 @@ class Run:
         return [point for point in self.record.points if point.role == TICKET]
 
     def winner(self) -> Point | None:
-        """The sparsest ticket that looks like a winner, which is worth verifying: see `verify.sparsest_winner`."""
+        """Return the sparsest ticket that looks like a winner: see `verify.sparsest_winner`."""
         from ticketry.experiments.verify import sparsest_winner
 
         return sparsest_winner(self.record)
@@ -321,9 +321,9 @@ def run(
     verify: bool = False,
     **options: Any,
 ) -> Run:
-    """Search for tickets, train their controls and judge them: what ``ticketry search`` does.
+    """Search for tickets, train their controls and judge them, as ``ticketry search`` does.
 
-    Everything trained is kept in a store: run again, it is taken from there; killed, it goes on where it stopped.
+    All trainings are stored: a repeated run takes them from the store, and a killed one continues where it stopped.
 
     Args:
         method: a name of ``ticketry list methods``, or your own: ``mine`` for mine.py in the current folder,
@@ -345,9 +345,9 @@ def run(
 
     Raises:
         UsageError: for an argument that is not known, or cannot be.
-        LayerCollapseError, TrainingError: if a replicate cannot go on; behind the others, and after the record of what
-            was found was written.
-        TicketryError: for whatever makes training impossible.
+        LayerCollapseError, TrainingError: if a replicate fails; after the others have finished and the record was
+            written.
+        TicketryError: if training is impossible.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -382,7 +382,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class _More:
-    """What else `run` takes."""
+    """Further options of `run`."""
 
     energy: Literal["meter", "estimate"] = "meter"
     bench: bool = False
@@ -398,7 +398,7 @@ def carry_out(
     on_event: OnEvent | None = None,
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> Run:
-    """Search as requested, in the lab that the options ask for: see `search.execute`."""
+    """Execute a search in a lab with these options: see `search.execute`."""
     from ticketry.experiments.search import execute
 
     with opened(options, request.task, on_event) as lab:
@@ -409,7 +409,7 @@ def carry_out(
 
 
 SHARES = ("time", "multiplications")
-"""Of a call of the dense network, where a search tells them."""
+"""Costs of a ticket that a search may record, relative to the dense network."""
 
 
 @dataclass(frozen=True)
@@ -424,28 +424,28 @@ class RunTicket:
     """
 
     path: Path
-    """Its folder; empty where there is none, because a bundle left its weights out."""
+    """Its folder; empty if a bundle without weights omitted it."""
     density: float
-    """Share of the prunable weights that is kept."""
+    """Fraction of the prunable weights that is retained."""
     level: int
-    """Its level in the search, 1 the densest."""
+    """Pruning round of the search; 1 is the densest."""
     replicate: int
     """From 0."""
     metric: str
-    """The name of what the values are."""
+    """Name of the metric of the values."""
     value: float
-    """On the test split."""
+    """Value on the test split."""
     validation_value: float
-    """On the validation split, by which tickets are chosen."""
+    """Value on the validation split, by which tickets are chosen."""
     dense_value: float
-    """The dense network's, on the test split."""
+    """Value of the dense network on the test split."""
     time: float | None = None
-    """Share of the dense network's time that a call takes, as measured; None where the search measured none."""
+    """Measured latency relative to dense; None if the search measured none."""
     multiplications: float | None = None
-    """Share of the dense network's multiplications; None where the search was not by a budget."""
+    """MACs relative to dense; None if the search had no budget."""
 
     def __fspath__(self) -> str:
-        """Raises `UsageError` if it has no folder."""
+        """Return the path of its folder; `UsageError` if it has none."""
         if self.path == Path():
             raise UsageError(
                 f"the ticket of replicate {self.replicate} at level {self.level} has no folder: a bundle left its"
@@ -454,10 +454,10 @@ class RunTicket:
         return str(self.path)
 
     def load(self) -> Ticket:
-        """Read it from its folder.
+        """Read the ticket from its folder.
 
         Raises:
-            UsageError: if it has none.
+            UsageError: if it has no folder.
             TicketError: see `Ticket.load`.
         """
         from ticketry.core.ticket.ticket import Ticket
@@ -466,20 +466,20 @@ class RunTicket:
 
 
 MET = 1.02
-"""How much more than asked for a ticket may take: what a budget is met to."""
+"""Tolerance of a budget: a ticket may take this multiple of it."""
 
 
-def taking(
+def tickets_within(
     tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
 ) -> tuple[RunTicket, ...]:
-    """Return the tickets that are known to take at most a share of the base.
+    """Return the tickets whose cost is at most a fraction of the base.
 
     Args:
         tickets: of the run.
-        what: one of `SHARES`, which are of the dense network.
-        asked: share of the base.
-        run: its name, for the error.
-        base: over the dense network.
+        what: one of `SHARES`, which are relative to the dense network.
+        asked: fraction of the base.
+        run: name of the run, for the error.
+        base: cost of the base relative to the dense network.
 
     Raises:
         UsageError: if there is no such ticket.
@@ -488,8 +488,8 @@ def taking(
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
     found = tuple(one for one, share in known.items() if share <= limit)
     if not found:
-        there = ", ".join(f"{share / base:.3g}" for share in sorted(set(known.values()))) or "none is told"
-        raise UsageError(f"the run {run} has no ticket that takes {asked} of the {what}; there are: {there}")
+        there = ", ".join(f"{share / base:.3g}" for share in sorted(set(known.values()))) or "none"
+        raise UsageError(f"the run {run} has no ticket within {asked} of the {what}; there are: {there}")
     return found
 
 
@@ -518,13 +518,13 @@ def tickets_json(
     costs: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The tickets of a run, as ``ticketry search --json`` prints them.
+    """Return the tickets of a run, as ``ticketry search --json`` prints them.
 
     Args:
-        points: the trained networks that are tickets.
-        tickets: the same, as the run shows them.
-        costs: of each ticket, relative to dense, with its replicate and level.
-        settings: of the method.
+        points: rows of the tickets in the record.
+        tickets: the same tickets.
+        costs: cost of each ticket relative to dense, with its replicate and level.
+        settings: settings of the method.
     """
     keys = ("replicate", "level")
     relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}
@@ -553,7 +553,7 @@ def tickets_json(
 
 
 def controls_json(record: RunRecord) -> list[dict[str, Any]]:
-    """The networks beside a run's tickets, as ``ticketry search --json`` prints them, by replicate and level."""
+    """Return the controls of a run, as ``ticketry search --json`` prints them, by replicate and level."""
     metric = record.task.metric.name
     return [
         {
@@ -573,7 +573,7 @@ def controls_json(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _structure_json(structure: Structure) -> dict[str, Any]:
-    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
-    told = as_json(replace(structure, layers=(), pictures=()))
+    """Return the structure of a ticket's mask and its fit as JSON values, without the layers."""
+    values = as_json(replace(structure, layers=(), pictures=()))
     whole = structure.layers[-1]
-    return told | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}
+    return values | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

@@ -1,4 +1,4 @@
-"""Run files: a whole run as TOML, written by every run and read by --config."""
+"""Run files: a run as TOML, written by every run and read by --config; and what such a file may name."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ else:
 
 
 _LARGEST = 1 << 20
-"""Bytes of a run file or a campaign."""
+"""Largest size of a run file or a campaign in bytes."""
 _MOST_PARTS = 32
-"""Of a key with dots. The time that Python's reader takes grows with their square."""
+"""Largest number of parts of a key with dots; the time of Python's parser grows with the square."""
 _DEEPEST = 100
-"""How deeply tables and arrays may be nested."""
+"""Largest depth of tables and arrays."""
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}", re.MULTILINE)
 
 
 def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
-    """The TOML that repeats a run.
+    """Return the TOML that repeats a run.
 
     Args:
-        described: what was searched for, see `SearchRequest.describe`.
-        spec: the request that its task was made by.
-        chosen: what else decides bits, precision and kernels; and where it was trained, if that was said.
+        described: the search, see `SearchRequest.describe`.
+        spec: name and options of its task.
+        chosen: other options that affect the bits, precision and kernels, and the place of training if it was given.
     """
     top = {
         "method": described["method"],
@@ -72,10 +72,10 @@ def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] 
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """The tables of a run file.
+    """Return the entries of a run file.
 
     Raises:
-        UsageError: if it cannot be read, is not TOML, or has an entry of another type.
+        UsageError: if it cannot be read, is not TOML, or has a wrong entry.
     """
     _, tables = toml_tables(path, "run file")
     search_options(tables, f"the run file {path}")
@@ -83,10 +83,14 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """A file's text and its tables.
+    """Return the text and the tables of a TOML file.
+
+    Args:
+        path: the file.
+        what: kind of file, for error messages.
 
     Raises:
-        UsageError: if it cannot be read, or is not TOML; `what` says what it was to be.
+        UsageError: if it cannot be read, or is not TOML.
     """
     try:
         text = content_of(path, most=_LARGEST).decode()
@@ -111,7 +115,7 @@ _RANGE = "whole numbers lie between -2**63 and 2**63 - 1"
 
 
 def _fault_in(tables: dict[str, Any]) -> str:
-    """Return what no entry of a run file or a campaign may be, with its key; empty if there is nothing of the kind."""
+    """Return the first value that a run file or campaign may not have, with its key; empty if all are allowed."""
     level: list[tuple[str, Any]] = [("", tables)]
     for _ in range(_DEEPEST):
         inner: list[tuple[str, Any]] = []
@@ -167,17 +171,16 @@ def search_options(tables: Mapping[str, Any], what: str = "the run file") -> Sea
 def check_trust(
     tables: Mapping[str, Any], said: Container[str] | None, *, of: str, store: str | Path | None = None
 ) -> None:
-    """Refuse a run file that names code, or a place of this machine, which the user has not named beside it.
+    """Refuse a run file that names code or a path of this machine, unless the user named it too.
 
     Args:
-        tables: of the file.
-        said: names of entries that are on the command line, and hold in the place of the file's; None where none can
-            be, as of a ticket's own run.
-        of: the file, as errors call it.
-        store: that the command works in: costs that its searches measured and kept there may be named.
+        tables: entries of the file.
+        said: names of entries that the command line overrides; None if there is no command line, as for a ticket.
+        of: the file, for error messages.
+        store: store of the command; a file of costs in it may be named.
 
     Raises:
-        TrustError: for the first of them.
+        TrustError: for the first entry that is not trusted.
     """
 
     def instead(advice: str) -> str:
@@ -212,25 +215,25 @@ def check_trust(
 
 
 def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> dict[str, Any]:
-    """Settings of a run file or a ticket in today's terms, with the store's file of costs where the named one is gone.
+    """Return settings of a run file or a ticket in current terms, with the path of its file of costs in the store.
 
-    A search keeps the costs that it measures in its store, which may have been moved since. Which costs they are is
-    part of the run's name, so that others are never taken for them.
+    The store may have been moved since the costs were measured. Their digest is part of the run's name, so they cannot
+    be confused with others.
     """
-    told = with_base(settings)
-    if not (named := told.get("profile")) or (folder := _costs_folder(store)) is None:
-        return told
+    current = with_base(settings)
+    if not (named := current.get("profile")) or (folder := _costs_folder(store)) is None:
+        return current
     profile = Path(str(named))
     kept = folder / profile.name
     try:
         moved = not profile.exists() and kept.is_file()
-    except (OSError, ValueError):  # no name of a file: told where it is read
-        return told
-    return {**told, "profile": str(kept)} if moved else told
+    except (OSError, ValueError):  # not a file name: an error follows when it is read
+        return current
+    return {**current, "profile": str(kept)} if moved else current
 
 
 def _kept_costs(profile: str, store: str | Path | None) -> bool:
-    """Whether it is a file of costs in a store on this machine, links followed."""
+    """Return whether a path is a file of costs in a store on this machine, after following links."""
     if (folder := _costs_folder(store)) is None:
         return False
     try:
@@ -240,7 +243,7 @@ def _kept_costs(profile: str, store: str | Path | None) -> bool:
 
 
 def _costs_folder(store: str | Path | None) -> Path | None:
-    """Where a store on this machine keeps costs."""
+    """Return the folder of costs in a store on this machine."""
     if store is None or is_url(store):
         return None
     from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
@@ -249,12 +252,12 @@ def _costs_folder(store: str | Path | None) -> Path | None:
 
 
 def _trains_here(on: str) -> bool:
-    """Whether it is the name of a runner of this machine."""
+    """Return whether a runner trains on this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
 
 
 def _names_code(word: str) -> bool:
-    """Whether a word of a setting, such as a score's, could stand for an object of a package's or of one's own."""
+    """Return whether a setting, such as a score, could name an object of a package or of the user."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
     return is_offered(plain) or (":" in plain and n_of_m(plain) is None)
 

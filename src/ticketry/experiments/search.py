@@ -16,7 +16,13 @@ from ticketry.evidence.control_steps import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judging.level_verdicts import with_current_verdicts, with_verdicts
 from ticketry.experiments.progress import ProgressFile
-from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told, warn_of_another
+from ticketry.experiments.record_files import (
+    as_read,
+    describe_environment,
+    describe_task,
+    earlier_record,
+    warn_of_another,
+)
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.run_record import OnPoint, Points, update_record
@@ -217,7 +223,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         method=run.method.name,
         title=run.title,
         alias=run.known_as if run.known_as != run.method.name else "",
-        task=task_told(run.task, None, parameters=0, prunable=0),
+        task=describe_task(run.task, None, parameters=0, prunable=0),
         points=tuple(points),
         settings=described["settings"],
         recipe=described["recipe"],
@@ -244,11 +250,11 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     return replace(
         record,
         settings={**record.settings, "retrain": points.retrain},  # the value in effect, if it was left open
-        task=task_told(run.task, lab, parameters=points.parameters, prunable=points.total),
+        task=describe_task(run.task, lab, parameters=points.parameters, prunable=points.total),
         steps=ScheduleSteps(dense.segment.total, dense.segment.per_epoch, points.rewind_step),
         command=command,
         recorded_cost=as_json(points.cost(done, seconds)),
-        environment=environment_told(lab, arithmetic, points.segments.values()),
+        environment=describe_environment(lab, arithmetic, points.segments.values()),
         rounds=tuple(sorted(points.rounds.values(), key=lambda row: (row.replicate, row.level))),
         left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
         config=run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),

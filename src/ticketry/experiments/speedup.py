@@ -1,4 +1,4 @@
-"""Twice as fast in three steps: a model compiled as it is, without whole channels, and without single weights."""
+"""Speed of a model in three steps: compiled, with whole channels pruned, and with single weights pruned."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ STEPS = {CHANNELS_STEP: CHANNELS, WEIGHTS_STEP: AUTO}
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedupOptions:
-    """What is compared, in the words of the command line."""
+    """Options of the comparison."""
 
     batch: tuple[int, ...] = (1, 16)
-    """Examples in a call; a table for each."""
+    """Batch sizes; one table for each."""
     time: str = "50%"
     """Latency budget of steps 2 and 3: a share of the latency of --base, or an amount such as 5ms."""
     base: Base = "engine"
-    """Whose latency a share in --time is of: engine (step 1), eager, torch.compile, onnxruntime or openvino."""
+    """What a fraction in --time is relative to: engine (step 1), eager, torch.compile, onnxruntime or openvino."""
     threads: int = 1
-    """Of every engine."""
+    """Threads of every engine."""
     rounds: int = 7
-    """How often everything is timed, in turns."""
+    """Number of timings of each engine, in turns."""
     clock: Literal["wall", "cpu"] = "wall"
-    """wall, or cpu: processor time of this process, for a machine that others use too."""
+    """wall, or cpu: processor time of this process, for a machine with other load."""
 
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:
@@ -122,7 +122,7 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
 def speedups(
     model: nn.Module, example_inputs: Any, options: SpeedupOptions, *, say: Say = lambda _: None
 ) -> Iterator[Speedup]:
-    """Yield the table of each batch for a model as it is, without training.
+    """Yield the table of each batch size for a model, without training.
 
     Args:
         model: in evaluation mode; its weights are not changed.

@@ -1,4 +1,4 @@
-"""A stability analysis: searches at several rewind steps, and how stable what they find is; with its record."""
+"""Analyse the stability of tickets: search at several rewind steps, and compare what is found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ticketry.evidence.stability import Distance, Stability, children
 from ticketry.evidence.stability import stability as distances_of
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, opened
-from ticketry.experiments.record_files import frame_of, written
+from ticketry.experiments.record_files import frame_of, write_record
 from ticketry.experiments.request import (
     TOLERANCE,
     SearchRequest,
@@ -53,15 +53,15 @@ CONTINUE = REWINDING[0]
 
 @dataclass(frozen=True)
 class Stabilities:
-    """How stable tickets are along rewind steps, and the searches that found them."""
+    """Stability of tickets along rewind steps, with the searches that found them."""
 
     record: StabilityRecord
-    """All that is told of it, as in its file in the store's folder `evidence`."""
+    """Its record, as in the store's folder `evidence`."""
     runs: tuple[RunRecord, ...]
     store: Path = Path(".ticketry")
 
     def frame(self) -> pandas.DataFrame:
-        """Every network's distances, a row each, as a table of pandas; `MissingExtraError` without pandas."""
+        """Return a pandas table with the distances of each network; `MissingExtraError` without pandas."""
         from ticketry.report.tables.rows import stability_rows
 
         return frame_of(stability_rows([self.record]))
@@ -92,7 +92,7 @@ def stability(
     recipe: Recipe | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stabilities:
-    """How stable are tickets to pruning and to data order, along rewind steps: what ``ticketry stability`` does.
+    """Measure the stability of tickets to pruning and to data order along rewind steps, as ``ticketry stability`` does.
 
     Args:
         method, task, model, replicates, controls, seeds, recipe: see `run`.
@@ -100,7 +100,7 @@ def stability(
             of `LabOptions`.
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be.
+        UsageError: for a wrong argument.
 
     Examples:
         >>> settings = {"rewinds": ("0",), "levels": 1, "points": 3, "recipe": {"length": "20it"}}
@@ -125,7 +125,7 @@ def analyse(
     command: str = "",
     on_event: OnEvent | None = None,
 ) -> Stabilities:
-    """Analyse stability in the lab that the options ask for: see `execute_stability`."""
+    """Analyse stability in a lab with these options: see `execute_stability`."""
     with opened(options, request.task, on_event) as lab:
         record, searches = execute_stability(lab, request, settings, command=command)
     return Stabilities(record, tuple(searches), options.store)
@@ -150,7 +150,7 @@ def execute_stability(
     run = run.in_lab(lab)
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
-    # Rising, whatever their order was; all from one dense training, which keeps every rewind step on its way.
+    # In ascending order; all from one dense training, which stores every rewind step.
     asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
     levels = _check(run, settings, asked)
     began, ledger = time.monotonic(), lab.ledger.copy()
@@ -160,7 +160,7 @@ def execute_stability(
     _keep_rewind_points(lab, run, sorted(asked))
     for step in sorted(asked):
         one = replace(run, settings=replace(run.settings, rewind=asked[step]))
-        searched, found = _searched(lab, one, command, on_point)
+        searched, found = _search(lab, one, command, on_point)
         searches.append(searched)
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
@@ -169,8 +169,8 @@ def execute_stability(
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
         there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
-        told = ", ".join(f"{one:g}" for one in there)
-        raise UsageError(f"the search has no tickets of the densities in at: it has {told}")
+        known = ", ".join(f"{one:g}" for one in there)
+        raise UsageError(f"at must name densities of tickets: {known}")
     done = lab.ledger.since(ledger)
     name = record_name(run, settings)
     record = StabilityRecord(
@@ -187,14 +187,14 @@ def execute_stability(
         command=command,
         store=shown(lab.store.paths.root),
     )
-    return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
+    return write_record(lab.store.paths.evidence(name), record, done, unless_same="rows"), searches
 
 
 def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
-    """The levels of the tickets that are analysed, as far as their densities are known beforehand; empty for all.
+    """Return the levels of the tickets to analyse if their densities are known before the search; empty for all.
 
     Raises:
-        UsageError: for what could not be told of the tickets, before they are searched for.
+        UsageError: for settings with which tickets cannot be compared, before anything is trained.
     """
     for step, text in steps.items():
         how = getattr(replace(run.settings, rewind=text), "how_retrained", CONTINUE)
@@ -209,21 +209,21 @@ def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, 
 
 
 def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
-    """What the record of an analysis is called in the store's folder `evidence`."""
+    """Return the name of an analysis's record in the store's folder `evidence`."""
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
-def _searched(
+def _search(
     lab: Lab, run: SearchRequest, command: str, on_point: OnPoint | None
 ) -> tuple[RunRecord, list[tuple[int, Found]]]:
-    """A search's record, and what it found in each replicate, the dense network first."""
+    """Return a search's record, and what each replicate found, the dense network first."""
     found: list[tuple[int, Found]] = []
     record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
 
 
 def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
-    """Train the dense network of each replicate once, keeping all rewind steps on its way."""
+    """Train the dense network of each replicate once, and store all rewind steps."""
 
     def one(number: int) -> None:
         seeds = run.seeds.replicate(number)
@@ -236,7 +236,7 @@ def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> N
 
 
 def _is_asked(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
-    """Whether a ticket is one of those that are analysed, by its level or, where that was not known, its density."""
+    """Return whether a ticket is analysed, by its level or, if that was not known, by its density."""
     if levels:
         return None in levels or found.level in levels
     assert found.mask is not None
@@ -245,7 +245,7 @@ def _is_asked(lab: Lab, found: Found, settings: StabilitySettings, levels: set[i
 
 
 def _pieces(lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found) -> Iterator[Any]:
-    """A function for each row of the record that a found network gives."""
+    """Yield a function for each row that a found network gives."""
     if found.mask is None:
         if settings.dense:
             yield partial(_row, lab, run, settings, replicate, found, None)
@@ -257,7 +257,7 @@ def _pieces(lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate
 def _row(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> StabilityRow:
-    """The distances and barriers of one network: what `settings` asks of it."""
+    """Return the distances and barriers of one network that the settings request."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):

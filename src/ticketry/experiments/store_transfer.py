@@ -1,4 +1,4 @@
-"""From one store to another, folders or shared ones: all that a machine needs to go on, and nothing twice."""
+"""Copy a store to another store, a folder or a URL; or move it to another folder."""
 
 from __future__ import annotations
 
@@ -35,31 +35,30 @@ from ticketry.lab.store.running import is_mark, marked_in_use, under_way
 from ticketry.lab.store.store import FORMAT, Store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
-"""Folders that are copied: what is named before what names it. Leases, states on the way and what a repair set aside
-stay."""
+"""Folders that are copied, each before those whose records refer to it; not leases, partial states, damaged files."""
 _SEALED = ("memo", "results")
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What was done."""
+    """Result of a copy."""
 
     files: int
     bytes: int
-    """Of these."""
+    """Size of the copied files."""
     known: int
-    """Files that were there already, or belong to a run of which another one of that name was."""
+    """Files that the target had already, or that belong to a run whose name it has for another run."""
 
 
 def copy_store(origin: str, target: str) -> Copied:
-    """Copy what the store at one address has and that at another lacks; killed, the same call goes on.
+    """Copy the files that another store lacks; a repeated call continues after an interruption.
 
     Args:
         origin: a folder or a URL, see `open_store`.
-        target: the same; made if absent.
+        target: the other store, created if absent.
 
     Raises:
-        StoreError: if there is no store, one file does not match its digest, or one cannot be read or written.
+        StoreError: if there is no store, a file does not match its digest, or it cannot be read or written.
     """
     here, there = _objects(origin), _objects(target)
     if (described := here.read("store.json")) is None:
@@ -70,25 +69,25 @@ def copy_store(origin: str, target: str) -> Copied:
             " ticketry that made it, or, if its store.json is damaged, `ticketry store check --repair`"
         )
     if here.address == there.address:
-        raise StoreError(f"{target} is the very store that is to be copied")
+        raise StoreError(f"{target} is the very store that is to be copied: name another")
     store = open_store(target)
-    with marked_in_use(store.paths):  # nothing is deleted meanwhile that what is copied names
+    with marked_in_use(store.paths):  # so that nothing is deleted that the copied records refer to
         return _copy_missing(here, there, origin, target)
 
 
 def _copy_missing(here: Remote, there: Remote, origin: str, target: str) -> Copied:
     known = {one.name: one for one in there.list()}
     files = size = skipped = 0
-    wanted = list(_wanted(here))
+    wanted = list(_files_to_copy(here))
     others = {
         _record_of(one.name)
         for one in wanted
         if one.name in known
-        and _is_told(one.name)
+        and _is_record_part(one.name)
         and not _is_stored(there, one.name, _data(here, one, origin, target))
     }
     for one in wanted:
-        # What is there stays, and with a file of another's run or campaign of that name all that belongs to it.
+        # Existing files stay. If a run or campaign differs from one of that name, none of its files are copied.
         if one.name in known or _record_of(one.name) in others:
             skipped += 1
             continue
@@ -107,13 +106,13 @@ def _is_stored(there: Remote, name: str, data: bytes) -> bool:
     return found is not None and found.data == data
 
 
-def _is_told(name: str) -> bool:
-    """Whether it is part of a run, or a record: texts about campaigns can be made anew."""
+def _is_record_part(name: str) -> bool:
+    """Return whether a file is part of a run, or a record; texts about campaigns can be written again."""
     return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
 def _record_of(name: str) -> str:
-    """The record that a file stands beside: a ticket beside its run's, a page beside its campaign's or evidence's."""
+    """Return the record that a file belongs to: of a run for its tickets, of a campaign or evidence for its page."""
     parts = name.split("/")
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
@@ -124,7 +123,7 @@ def _objects(address: str) -> Remote:
     return SharedFolder(f"file://{Path(address).absolute()}")
 
 
-def _wanted(here: Remote) -> Iterator[Listed]:
+def _files_to_copy(here: Remote) -> Iterator[Listed]:
     found = {folder: list(here.list(folder)) for folder in _ORDER}
     for folder in _ORDER:
         yield from sorted(filter(_is_copied, found[folder]), key=lambda one: (_is_record(one.name), one.name))
@@ -133,7 +132,7 @@ def _wanted(here: Remote) -> Iterator[Listed]:
 def _is_copied(one: Listed) -> bool:
     parts = one.name.split("/")
     plain = not is_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
-    return plain and not one.name.endswith(".html")  # pages: made anew of the records that are copied
+    return plain and not one.name.endswith(".html")  # pages can be written again from the records
 
 
 def _is_record(name: str) -> bool:
@@ -143,7 +142,7 @@ def _is_record(name: str) -> bool:
 def _checked(here: Remote, one: Listed) -> bytes:
     found = here.read(one.name)
     if found is None:
-        raise StoreError(f"{here.address}/{one.name} went away while it was copied: run the same command again")
+        raise StoreError(f"{here.address}/{one.name} disappeared while it was copied: run the same command again")
     folder = one.name.partition("/")[0]
     wanted = Path(one.name).stem if folder == "blobs" else _digest_by_record(here, one.name)
     if wanted and hashlib.sha256(found.data).hexdigest() != wanted:
@@ -157,7 +156,7 @@ def _checked(here: Remote, one: Listed) -> bytes:
 
 
 def _digest_by_record(here: Remote, name: str) -> str | None:
-    """What a ticket tells of the file beside its ticket.json, and a run's record of its run file; None of others."""
+    """Return the digest of a file from its ticket.json, or of a run file from the run's record; None for others."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.read(name.removesuffix("toml") + "json")
         config = _object(record.data if record else b"").get("config")
@@ -168,12 +167,12 @@ def _digest_by_record(here: Remote, name: str) -> str | None:
         return None
     manifest = here.read(f"{run}/tickets/{ticket}/ticket.json")
     fact = _object(_object(manifest.data if manifest else b"").get("files")).get(file)
-    told = _object(fact).get("sha256")
-    return told if isinstance(told, str) else None
+    digest = _object(fact).get("sha256")
+    return digest if isinstance(digest, str) else None
 
 
 def _object(value: object) -> dict[str, Any]:
-    """A JSON object, also as bytes; empty if it is none."""
+    """Return a JSON object, also from bytes; empty for any other value."""
     try:
         found = parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, RecursionError):
@@ -182,7 +181,7 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
-    """A record with its store's new address in place of the old one; anything else as it is."""
+    """Return a record with the new address of its store, and any other file unchanged."""
     if not _is_record(name):
         return data
     values, new = unsealed(data, name), checked_url(target) if is_url(target) else target
@@ -190,9 +189,9 @@ def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
 
 
 def renamed(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
-    """A record with its store's new place instead of the old one, which it tells itself, and of these."""
-    told = values.get("store")
-    own = [told] if told and isinstance(told, str) else []
+    """Return a record in which the path of its store, and those in `places`, are replaced by `new`."""
+    path = values.get("store")
+    own = [path] if path and isinstance(path, str) else []
     moved = values
     for old in dict.fromkeys((*own, *places)):
         moved = moved_inside(moved, old, new)
@@ -200,12 +199,13 @@ def renamed(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str
 
 
 def move_store(root: Path, target: Path) -> Path:
-    """Move a store to a folder that is not there yet, and let its records name the new place; killed, the same call
-    goes on.
+    """Move a store to a new folder, and update the paths in its records.
+
+    A repeated call continues after an interruption.
 
     Raises:
-        StoreError: if there is no store, it is a link, something else is there, a run of the store is being carried
-            out, or it cannot be moved.
+        StoreError: if there is no store, it is a link, the target exists, a run of the store is active, or it cannot be
+            moved.
     """
     if url := address_of(root):
         raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
@@ -231,7 +231,7 @@ def move_store(root: Path, target: Path) -> Path:
 
 
 def _check(root: Path) -> None:
-    """Raises `StoreError` unless there is a store in which nothing is carried out, with records that can be read."""
+    """Raise `StoreError` unless there is a store with readable records and without active runs."""
     if not is_there(Paths(root).format):
         raise StoreError(f"there is no store in {shown(root)}: name another with --store")
     store = Store(root)
@@ -248,9 +248,9 @@ def _records(paths: Paths) -> Iterator[Path]:
 
 
 def _renamed_at_once(root: Path, target: Path) -> bool:
-    """Whether the folder could be renamed: not to another file system."""
+    """Rename the folder; return False if the target is on another file system."""
     mark = Paths(root).moving
-    write_json(mark, {"from": str(root.resolve())})  # it goes with the folder, whose records are still the old ones
+    write_json(mark, {"from": str(root.resolve())})  # moves with the folder, whose records are not updated yet
     with explained(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -268,9 +268,9 @@ _Files = dict[Path, tuple[int, int]]
 
 
 def _copy_files(root: Path, target: Path) -> _Files:
-    """Copy all that is not there yet but the store's own file, by which a store is known."""
+    """Copy all missing files except the store's own file, by which a store is recognised."""
     files = _files(root)
-    settled = is_there(Paths(target).format)  # it has been all there, and may have been used since
+    settled = is_there(Paths(target).format)  # complete, and perhaps used since
     for path in files:
         place = target / path.relative_to(root)
         if not (is_there(place) and (settled or _has_same_content(path, place))):
@@ -303,9 +303,9 @@ def _copy_file(path: Path, place: Path) -> None:
     with explained(place, "write"), replacing(place, durable=True) as temporary:
         shutil.copyfile(path, temporary)
         about = path.stat()
-        os.utime(temporary, ns=(about.st_atime_ns, about.st_mtime_ns))  # `list runs` and `store gc` go by the age
+        os.utime(temporary, ns=(about.st_atime_ns, about.st_mtime_ns))  # `list runs` and `store gc` use the age
         if not _has_same_content(path, temporary):
-            raise StoreError(f"{path} changed while it was moved: run the same command again, it goes on")
+            raise StoreError(f"{path} changed while it was moved: run the same command again to continue")
 
 
 def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
@@ -317,18 +317,18 @@ def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
 
 
 def _settle(root: Path, target: Path, copied: _Files) -> None:
-    """Make a store of what was copied, once it is on the disk, and delete the one that it was copied from."""
+    """Complete the copied store when all files are on the disk, and delete the original."""
     own = Paths(root).format
     if is_there(own) and (what := under_way(Store(root))):
         raise StoreError(f"{what}: move the store when it has ended, with the same command")
     if _files(root) != copied:
-        raise StoreError(f"{root} changed while it was moved: run the same command again, it goes on")
+        raise StoreError(f"{root} changed while it was moved: run the same command again to continue")
     with explained(target, "write"):
         for folder in (target, *iterate_folders(target)):
             flush(folder)
     if is_there(own):
         _copy_file(own, Paths(target).format)
-    for path in sorted(root.iterdir(), key=lambda path: path == own):  # without which the same command would not go on
+    for path in sorted(root.iterdir(), key=lambda path: path == own):  # last, since a repeated command needs it
         with explained(path, "delete"):
             delete_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     with explained(root, "delete"):

@@ -1,4 +1,4 @@
-"""The runs of a store as a user looks after them: size, age and state; and removing one."""
+"""List the runs of a store with size, age and state; remove one; find damaged records and tickets."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class StoredRun:
 
     name: str
     state: State
-    """half: it was begun, and has no record yet; the same command goes on with it."""
+    """half: interrupted before its record was written; the same command continues it."""
     bytes: int
-    """Of its folder and of all results and weights that it stands on, those that others share too."""
+    """Size of its folder and of all results and weights that it needs, including shared ones."""
     own_bytes: int
-    """Of these, what nothing else stands on: what removing it frees."""
+    """Bytes that no other run needs, which removing it frees."""
     changed: float
     """When its folder last changed, in seconds since 1970."""
 
     @property
     def age_seconds(self) -> float:
-        """How long ago that is."""
+        """Seconds since then."""
         return max(0.0, time.time() - self.changed)
 
 
 def stored_runs(root: Path) -> list[StoredRun]:
-    """The runs of a store, the oldest first.
+    """Return the runs of a store, the oldest first.
 
     Raises:
         StoreError: if a record is damaged.
@@ -79,14 +79,14 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 
 def _changed(folder: Path, *, shared: bool) -> float:
-    """When a run's folder last changed; of a shared store's when its files did, for the folder is this machine's."""
+    """Return when a run's folder last changed; in a shared store, when its files did."""
     with explained(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
-    """Of each run its record, and those of the evidence that is about it alone; under "" what else is there."""
+    """Return the records of each run and of the evidence about it alone; all other records are under ""."""
     with explained(store.paths.runs, "read"):
         found: dict[str, list[Mapping[str, Any]]] = {
             one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
@@ -103,7 +103,7 @@ def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
 
 @dataclass(frozen=True)
 class Removed:
-    """What was deleted."""
+    """Result of a removal."""
 
     run: str
     files: int
@@ -111,9 +111,9 @@ class Removed:
 
 
 def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
-    """Delete a run: its folder, the evidence about it, and the results and weights that nothing else stands on.
+    """Delete a run: its folder, the evidence about it, and the results and weights that nothing else needs.
 
-    What was trained for a run that has no record yet cannot be told from what others need, and stays.
+    Trainings of a run without a record stay, since other runs may need them.
 
     Raises:
         StoreError: if there is no such run, or a run of the store is being carried out.
@@ -136,10 +136,10 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     size = usage.bytes_of(doomed)
     if dry_run:
         return Removed(name, len(doomed), size)
-    # Results go before the weights that they name, so that the store is sound wherever this is ended; the record goes
-    # last, so that the same command goes on.
+    # Results before the weights that they refer to, so that the store is sound after an interruption; the record last,
+    # so that the same command continues.
     outside = sorted(doomed - inside, key=lambda path: (path.is_relative_to(store.paths.blobs), path))
-    if what := under_way(store):  # begun while all results were read
+    if what := under_way(store):  # begun meanwhile
         raise StoreError(f"{what}: remove runs when it has ended")
     store.link.removed([*outside, *sorted(inside, key=lambda path: path.name == "run.json")])
     for path in outside:
@@ -152,7 +152,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
 
 
 def usage_of(root: Path) -> list[dict[str, Any]]:
-    """What lies in a store, by kind: files and bytes."""
+    """Return number and size of the files in a store, by kind."""
     store = open_store(root)
     paths = store.paths
     kinds = {
@@ -174,7 +174,7 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
 
 
 def damaged(store: Store) -> Iterator[Path]:
-    """Yield records and run files that are not what was written, tickets with such a file, and pages.
+    """Yield damaged records, run files, tickets and pages.
 
     Raises:
         InaccessibleError: if one cannot be read.
@@ -209,7 +209,7 @@ def _run(path: Path) -> RunRecord | None:
 
 
 def _has_config(file: Path, config: str) -> bool:
-    """Whether the run file is the one that the record has; also if there is none, which the next search makes."""
+    """Return whether the run file matches the record, or is missing, since the next search writes it."""
     try:
         with explained(file, "read"):
             return content_of(file) == config.encode()

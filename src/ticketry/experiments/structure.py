@@ -1,4 +1,4 @@
-"""A ticket that gets a structure after it was found: its mask made anew, its start as it was; with its record."""
+"""Give the mask of a ticket a structure; its start does not change."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure, StructureRecord
 
-_OF_THE_OLD = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
-"""Facts of the ticket that was structured, which are not those of the one that is made of it."""
+_OUTDATED = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
+"""Entries of a ticket that do not hold after its mask was restructured."""
 
 
 def restructure(
@@ -34,7 +34,7 @@ def restructure(
     output: str | PathLike[str] | None = None,
     **options: Any,
 ) -> StructureRecord:
-    """Give a ticket's mask a structure that hardware can use: what ``ticketry structure`` does.
+    """Give a ticket's mask a structure that hardware can use, as ``ticketry structure`` does.
 
     Args:
         ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again).
@@ -46,7 +46,7 @@ def restructure(
         The record; the new ticket is at its ``path``.
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be.
+        UsageError: for a wrong argument.
         StructureError, MaskError, LayerCollapseError: see `structure.refill`, `regroup`, `n_m`, `channels`.
         TicketError: if there is no such ticket, or it is damaged.
         TrustError: if it names a task or network that is not built in, or a place of this machine.
@@ -71,7 +71,7 @@ def give_structure(
     say: Callable[[str], None] = lambda _: None,
     command: str = "",
 ) -> StructureRecord:
-    """Structure a ticket, see `restructure`."""
+    """Restructure a ticket, see `restructure`."""
     by = options.structuring(to)
     say(str(by))
     return execute_structure(
@@ -95,35 +95,37 @@ def execute_structure(
     data: Path | None = None,
     command: str = "",
 ) -> StructureRecord:
-    """Give a ticket's mask a structure, save the ticket that results, and return the record.
+    """Give a ticket's mask a structure, save the new ticket, and return the record.
 
-    The new ticket starts where the old one did, also in positions that are filled back. It has not been trained: what
-    is filled back has no trained weights. `ticketry verify` trains it, with the ticket's own recipe.
+    The new ticket has the start of the old one, also at positions that are filled again. It is not trained:
+    `ticketry verify` trains it with the ticket's recipe.
 
     Args:
-        source: the ticket, with the weights that magnitudes are of: trained, or those of its start.
-        output: the folder of the new ticket.
-        null: whether to measure what a mask without structure by construction would reach.
-        seed: of what is drawn at random.
-        data: folder of data sets, for a score that looks at examples.
+        source: the ticket with its model; magnitudes are those of the model's weights.
+        by: the structure.
+        output: folder of the new ticket.
+        null: whether to measure the coverage of a mask without structure.
+        seed: seed of random choices.
+        data: folder of data sets, for a score that needs examples.
+        command: the command line that repeats it.
 
     Raises:
         StructureError, MaskError, LayerCollapseError, UsageError: see `structure.refill`, `regroup`, `n_m`, `channels`.
     """
     check_structure_score(by)
     began = time.perf_counter()
-    made = structured(source, by, seed=seed, data=data)
+    made = structured_mask(source, by, seed=seed, data=data)
     seconds = time.perf_counter() - began
     before = source.mask
     fits = coverage(source.model, before, made, null=null and by.has_null, seed=seed)
-    told = structure_of(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
-    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, told)).save(output)
+    structure = structure_of(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
+    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, structure)).save(output)
     about = {**source.about(), "density": made.density, "kept": made.kept, "prunable": made.total}
-    return as_read(StructureRecord(**about, path=str(written), seconds=seconds, structure=told, command=command))
+    return as_read(StructureRecord(**about, path=str(written), seconds=seconds, structure=structure, command=command))
 
 
-def structured(source: Source, by: Structuring, *, seed: int = 0, data: Path | None = None) -> Mask:
-    """The structured mask of a ticket."""
+def structured_mask(source: Source, by: Structuring, *, seed: int = 0, data: Path | None = None) -> Mask:
+    """Return the restructured mask of a ticket."""
     model = source.ticket.apply(source.task.build(), source.weights)
     seen: dict[str, Any] = {}
     if needs_data(by):
@@ -132,10 +134,10 @@ def structured(source: Source, by: Structuring, *, seed: int = 0, data: Path | N
     return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **seen)
 
 
-def _info(ticket: Ticket, made: Mask, by: Structuring, told: Structure) -> dict[str, Any]:
-    info = {name: value for name, value in ticket.info.items() if name not in _OF_THE_OLD}
-    info["structure"] = {**as_json(told), "of": ticket.mask.digest}
-    if isinstance(info.get("segment"), dict):  # what a search has written: how to train it
+def _info(ticket: Ticket, made: Mask, by: Structuring, structure: Structure) -> dict[str, Any]:
+    info = {name: value for name, value in ticket.info.items() if name not in _OUTDATED}
+    info["structure"] = {**as_json(structure), "of": ticket.mask.digest}
+    if isinstance(info.get("segment"), dict):  # how to train it, written by a search
         segment = {name: value for name, value in info["segment"].items() if name != "shrunk"}
         info["segment"] = {**segment, "mask": made.digest, **({"shrunk": True} if by.whole_channels else {})}
     return info

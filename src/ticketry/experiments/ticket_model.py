@@ -1,4 +1,4 @@
-"""A ticket in use: its model rebuilt from its task, with its weights; compiled for its mask."""
+"""Rebuild the model of a ticket; compile it for its mask, or export it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ticketry_engine.example_inputs import at_batch, difference
 WEIGHTS = ("trained", "start")
 
 EXAMPLES = 2
-"""Of the inputs that a model is compiled with."""
+"""Batch size of the example inputs for compilation."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Source:
         return self.ticket.mask
 
     def about(self) -> dict[str, Any]:
-        """What every record says of it."""
+        """Return the fields of every record that describe the ticket."""
         return {
             "ticket": str(self.path),
             "task": self.task.name,
@@ -68,7 +68,7 @@ class Source:
 
 
 def source_by(options: ModelOptions, ticket: str | PathLike[str]) -> Source:
-    """The ticket and its model, as the options ask for them: see `source_of`."""
+    """Return the ticket and its model with these options: see `source_of`."""
     task = catalogue.get(options.task) if options.task else None
     return source_of(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
 
@@ -84,21 +84,22 @@ def source_of(
     """Read a ticket and rebuild its model.
 
     Args:
-        task: for a ticket whose task cannot be made again by the name that is written in it.
-        weights: trained, or start for those that the ticket's training starts from.
+        path: folder of the ticket.
+        task: task of a ticket that does not name one.
+        weights: trained, or start for the weights at the start of the ticket's training.
         data: folder of data sets, for a task that takes its example inputs from them.
-        trust: whether whatever task and network the ticket names is used, see `tasks.file_requests`.
+        trust: whether to import the task and network that the ticket names, see `tasks.file_requests`.
 
     Raises:
-        TicketError: if there is no sound ticket, it does not name its task, has not been trained, or does not fit.
+        TicketError: if the ticket is damaged, does not name its task, is not trained, or does not fit the task.
         TrustError: if it names a task or network that is not built in, or a place of this machine.
     """
     if weights not in WEIGHTS:
-        raise UsageError(f"the weights of a ticket are {' or '.join(WEIGHTS)}, not {weights!r}")
+        raise UsageError(f"weights must be {' or '.join(WEIGHTS)}, got {weights!r}")
     path = Path(path)
     ticket = Ticket.load(path, trained=weights == "trained")
     if weights == "trained" and ticket.trained is None:
-        raise TicketError(f"{path} has not been trained: give --weights start for the weights its training starts from")
+        raise TicketError(f"{path} has no trained weights: give --weights start for those at the start of its training")
     task, told = task or made_task(ticket, trust=trust), asked_of(ticket)
     if told and (why := task.unfit(told.key)):  # a file may have changed since, too
         raise TicketError(f"{path} does not fit the task {task.name}: {why}")
@@ -107,17 +108,16 @@ def source_of(
 
 
 def model_name(task: Task, model: nn.Module) -> str:
-    """The network's name, or its class."""
+    """Return the network's name, or its class."""
     return str(task.key().get("model") or type(model).__name__)
 
 
 def compiled(source: Source, *, precision: str = "fp32", threads: int | None = None) -> tuple[Compiled, float]:
-    """The ticket's model with kernels for its mask, which has run once; and the seconds that it took until then."""
+    """Compile the ticket's model and run it once; return it and the elapsed seconds."""
     began = time.perf_counter()
-    # A task's model is on the CPU.
     made = compile(source.model, source.mask, source.inputs, threads=threads, precision=precision)
     fast = cast("Compiled", made)
-    fast(source.inputs)  # its kernels are made at the first call
+    fast(source.inputs)  # compiles the kernels
     return fast, time.perf_counter() - began
 
 
@@ -125,7 +125,7 @@ FORMAT = 1
 
 
 def execute_compile(source: Source, output: Path, *, precision: str = "fp32", command: str = "") -> dict[str, Any]:
-    """Compile the ticket, write the model file, read it back and compare it with the ticket's model; the record."""
+    """Compile the ticket, write the model file, compare it with the ticket's model, and return the record."""
     fast, seconds = compiled(source, precision=precision)
     written = fast.save(output)
     case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
@@ -146,10 +146,10 @@ def execute_compile(source: Source, output: Path, *, precision: str = "fp32", co
 
 
 def compare_once(call: Call, case: Case) -> float:
-    """The relative error of a compiled model on a case.
+    """Return the relative error of a compiled model on a case.
 
     Raises:
-        EngineError: if it is larger than a model in that number format may have.
+        EngineError: if it exceeds the tolerance of the precision.
     """
     error = difference(case.outputs(call), case.reference())
     if not error <= TOLERANCE[case.precision]:
@@ -158,7 +158,7 @@ def compare_once(call: Call, case: Case) -> float:
 
 
 def layers_of(fast: Compiled, inputs: Tensor) -> list[dict[str, Any]]:
-    """A row for each layer, timed."""
+    """Return a row for each layer, with its time."""
     return [structs.asdict(layer) for layer in fast.profile(inputs)]
 
 
@@ -171,7 +171,7 @@ def execute_export(
     batch: int | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Export the ticket's model; the record."""
+    """Export the ticket's model and return the record."""
     facts: Mapping[str, str] = {
         "task": source.task.name,
         "model": model_name(source.task, source.model),

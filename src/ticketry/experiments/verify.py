@@ -1,4 +1,4 @@
-"""A verification, of a saved ticket or of the procedure that found it, with its record; and what of a run to verify."""
+"""Verify a saved ticket, or the procedure that found it; choose the ticket of a run, and repeat its search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ticketry.evidence.verification import verify_procedure
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, opened, path_of
 from ticketry.experiments.progress import log_verification
-from ticketry.experiments.record_files import environment_told, named_run, run_of, task_told, written
+from ticketry.experiments.record_files import describe_environment, describe_task, named_run, run_of, write_record
 from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
@@ -55,7 +55,7 @@ from ticketry.tasks.recipe import recipe_from
 from ticketry.tasks.task import Task
 
 CLOSE = 0.1
-"""How far, relative to it, the density of tickets may lie from one that is asked for."""
+"""Relative tolerance between the density of tickets and a requested one."""
 
 
 def verify(
@@ -66,23 +66,24 @@ def verify(
     trust: bool = False,
     **options: Any,
 ) -> VerifyRecord:
-    """Does a ticket win, or the procedure that found it? What ``ticketry verify`` does.
+    """Verify that a ticket wins, or the procedure that found it, as ``ticketry verify`` does.
 
-    A ticket is trained anew from its start with fresh seeds, against dense and controls. Of a procedure the whole
-    search is repeated from fresh seeds: for tickets that keep weights of their search, and with ``about="procedure"``.
+    A ticket is trained again from its start with fresh seeds, beside dense and controls. The procedure is verified by
+    repeating the whole search from fresh seeds: for tickets that keep weights of their search, or with
+    ``about="procedure"``.
 
     Args:
         ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again); or a run: its
             folder, or its name in the store.
-        density: of a run's tickets; by default of the sparsest level that looks like a winner, or the only one.
-        task: only for a ticket whose task cannot be made by the name that is written in it.
-        trust: use whatever task, method and network the ticket names: code of that name is imported and run.
+        density: density of a run's ticket; by default the sparsest level that looks like a winner, or the only one.
+        task: task of a ticket that does not name one.
+        trust: import and run the task, method and network that the ticket names.
         options: the fields of `VerifySettings` (``about``, ``margin``, ``interim``, ``controls`` …) and of `LabOptions`
             (``store``, ``workers`` …).
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be; for a run of which no level looks like a winner.
-        TicketError: for a ticket that cannot be trained anew, or does not tell its search.
+        UsageError: for a wrong argument, or a run without a level that looks like a winner.
+        TicketError: for a ticket that cannot be trained again, or lacks its search.
         TrustError: if it names a task, method or network that is not built in, or a place of this machine.
 
     Examples:
@@ -97,15 +98,16 @@ def verify(
 
 
 def ticket_of(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
-    """The folder of the ticket that is meant.
+    """Return the folder of a ticket.
 
     Args:
-        named: a ticket's folder, or a run's, or a run's name in the store.
-        density: of a run's tickets, see `chosen_ticket`.
+        named: a ticket's folder, a run's folder, or a run's name in the store.
+        store: the store.
+        density: density of a run's ticket, see `choose_ticket`.
 
     Raises:
-        UsageError: if a run has no such ticket, or a density is asked of a single ticket.
-        TicketError: for a word that is no path here, and no run's name in the store.
+        UsageError: if a run has no such ticket, or a density is given for a single ticket.
+        TicketError: for a name that is neither a path nor a run.
     """
     path = Path(named)
     if address_of(store):
@@ -113,10 +115,10 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
     folder = named_run(path, store)
     if folder is None:
         if density is not None:
-            raise UsageError(f"{path} is no run, so that it has no tickets to choose from by density: name its run")
+            raise UsageError(f"density needs a run, got {path}: name the run of the ticket")
         return path
     record = read_run(read_sealed(folder / "run.json"), str(folder / "run.json"))
-    chosen = chosen_ticket(record, density)
+    chosen = choose_ticket(record, density)
     if chosen is None:
         raise UsageError(
             f"no level of the run {record.name} looks like a winner on the validation split: name one with --density;"
@@ -145,7 +147,7 @@ def verify_ticket(
     on_event: OnEvent | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify a ticket, or its procedure, in the lab that the options ask for: see `execute_verify`."""
+    """Verify a ticket, or its procedure, in a lab with these options: see `execute_verify`."""
     if trust and task is None:
         task = made_task(Ticket.load(Path(ticket), trained=False), trust=True)
     with opened(options, task or (search.task if search else None), on_event) as lab:
@@ -168,9 +170,14 @@ def execute_verify(
     """Verify the ticket at `path`, or its procedure; write the record into the store's folder `evidence`.
 
     Args:
-        task: of the ticket, where it is not to be made by the name that is written in it.
-        search: that found it, where it is at hand; otherwise the ticket tells it.
-        trust: of whatever the ticket names as its search, or as what acted on it while it trained.
+        lab: where to train.
+        path: folder of the ticket.
+        settings: settings of the verification.
+        task: task of a ticket that does not name one.
+        search: the search that found it; by default it is read from the ticket.
+        trust: whether to import the search and the variants of training that the ticket names.
+        command: the command line that repeats it, for the record.
+        on_interim: called with the verdict of each interim analysis.
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
@@ -189,10 +196,10 @@ def execute_verify(
     with lab.dashboards.whole(name, "verification", config, by_label=True) as run:
         if searched is None:
             made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
-            told = _ticket_told(made.compared)
+            about_what = _describe_ticket(made.compared)
         else:
             made = verify_procedure(procedure_of(lab, searched, level), settings, on_interim=on_interim)
-            told = _procedure_told(made.compared, searched, level)
+            about_what = _describe_procedure(made.compared, searched, level)
         done, root, metric = lab.ledger.since(ledger), lab.store.paths.root, made.compared.task.metric
         record = VerifyRecord(
             name=name,
@@ -201,33 +208,33 @@ def execute_verify(
             resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
             interim=() if settings.seeds is not None else settings.interim,
             after=settings.after,
-            **told,
+            **about_what,
             **made.told(),
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
-            environment=environment_told(lab, lab.arithmetic(made.compared.task), made.trained),
+            environment=describe_environment(lab, lab.arithmetic(made.compared.task), made.trained),
             command=command,
             store=shown(root),
         )
         file = lab.store.paths.evidence(name)
-        record = written(file, record, done, told_by="networks")
+        record = write_record(file, record, done, unless_same="networks")
         log_verification(lab, run, record, file)
     return record
 
 
 def suited_claim(ticket: Ticket) -> About:
-    """What a verdict is about by itself: the ticket, where all of its training follows its mask, else its procedure."""
+    """Return the default subject of a verdict: the ticket if its whole training uses its mask, else its procedure."""
     return "ticket" if begins_anew(read_info(RetrainingInfo, ticket.info, name_of(ticket))) else "procedure"
 
 
 def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
-    asked = {**_asked(settings), "controls": settings.controls or RIVALS}
+    asked = {**_named_settings(settings), "controls": settings.controls or RIVALS}
     described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
     chosen = {"arithmetic": dict(arithmetic)} if arithmetic else {}
     return _name({"ticket": info.get("segment"), **described, **chosen})
 
 
-def _ticket_told(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
-    """Of the record of a ticket: the ticket."""
+def _describe_ticket(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
+    """Return the fields of a record that describe the ticket."""
     assert isinstance(rivals, Rivals)
     about = rivals.subject
     return {
@@ -236,7 +243,7 @@ def _ticket_told(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
         "level": about.info.get("level", 0),
         "density": about.mask.density,
         "kept": about.mask.kept,
-        "task": task_told(about.task, about.lab, parameters=about.parameters, prunable=about.mask.total),
+        "task": describe_task(about.task, about.lab, parameters=about.parameters, prunable=about.mask.total),
     }
 
 
@@ -247,16 +254,16 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
         if name not in ("replicates", "controls", "control_densities", "sources")
     }
     described |= {"sources": search.procedure_sources} if search.procedure_sources else {}
-    return _name({"procedure": described, "level": level, **_asked(settings)})
+    return _name({"procedure": described, "level": level, **_named_settings(settings)})
 
 
-def _asked(settings: VerifySettings) -> dict[str, Any]:
-    """The settings by name; a later one is there if it is asked for, so that records keep their names."""
+def _named_settings(settings: VerifySettings) -> dict[str, Any]:
+    """Return settings by name; one added later only if it is set, so that records keep their names."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
-def _procedure_told(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:
-    """Of the record of a procedure: what was repeated, and the means of what it found."""
+def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:
+    """Return the fields of a record that describe the procedure, with the means of what it found."""
     assert isinstance(rivals, ProcedureRivals)
     return {
         "method": search.method.name,
@@ -265,7 +272,7 @@ def _procedure_told(rivals: Rivals | ProcedureRivals, search: SearchRequest, lev
         "level": level,
         "density": rivals.kept / rivals.total,
         "kept": rivals.kept,
-        "task": task_told(search.task, rivals.lab, parameters=rivals.parameters("dense"), prunable=rivals.total),
+        "task": describe_task(search.task, rivals.lab, parameters=rivals.parameters("dense"), prunable=rivals.total),
     }
 
 
@@ -276,11 +283,12 @@ def _name(described: dict[str, Any]) -> str:
 # -- which ticket of a run ---------------------------------------------------------------------------------------------
 
 
-def chosen_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
-    """A run's ticket to verify, of the first replicate that has one; None if no level looks like a winner.
+def choose_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
+    """Return a run's ticket to verify, of the first replicate that has one; None if no level looks like a winner.
 
     Args:
-        density: of the level that is nearest; by default `sparsest_winner`, or where there is one level only, that one.
+        record: record of the run.
+        density: take the level with the nearest density; by default `sparsest_winner`, or the only level.
 
     Raises:
         UsageError: if the run has no tickets of about that density.
@@ -296,10 +304,10 @@ def chosen_ticket(record: RunRecord, density: float | str | None = None) -> Poin
 
 
 def nearest_level(record: RunRecord, asked: float | str) -> int:
-    """The level whose tickets come nearest to a density.
+    """Return the level whose tickets have the nearest density.
 
     Raises:
-        UsageError: if none comes within `CLOSE` of it.
+        UsageError: if none is within the tolerance `CLOSE`.
     """
     density = check_density(asked)
     tickets = [one for one in record.points if one.role == TICKET]
@@ -310,16 +318,16 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
 
 
 def _listed(record: RunRecord) -> str:
-    """The densities of a run's tickets."""
+    """Return the densities of a run's tickets as text."""
     found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
     return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
 
 
 def sparsest_winner(record: RunRecord) -> Point | None:
-    """A run's ticket that is worth verifying: of the first replicate, at the sparsest level that wins.
+    """Return the ticket of the first replicate at the sparsest level that looks like a winner; None if no level does.
 
-    A level wins here if its mean over replicates on the *validation* split is no worse than the dense network's by
-    the default margin and better than each control's of its own budget: a choice, not a verdict. None if no level does.
+    A level looks like a winner if its mean on the *validation* split is within the default margin of the dense network,
+    or better, and better than every control of the same budget. This is a choice, not a verdict.
     """
     metric = record.task.metric
     rows: dict[tuple[int, str], list[Point]] = {}
@@ -349,57 +357,57 @@ _ENTRIES = ("task", "method", "settings", "recipe", "seeds", "level")
 def search_of(
     ticket: Ticket, task: Task | None = None, *, trust: bool = False, store: Path | None = None
 ) -> SearchRequest:
-    """The search that found a ticket, without its controls.
+    """Return the search that found a ticket, without its controls.
 
     Args:
-        task: of the ticket, where it cannot be made by the name that is written in it.
-        trust: whether a user has allowed whatever the ticket names: its method, settings and task.
-        store: whose own costs it may name all the same.
+        ticket: the ticket.
+        task: task of a ticket that does not name one.
+        trust: whether to use the method, settings and task that the ticket names.
+        store: store whose files of costs may be named without trust.
 
     Raises:
-        TicketError: if the ticket does not tell its search, is of another task, or was found by a method, score or kind
-            of gates whose source has changed since.
-        TrustError: if it names what is not built in.
-        UsageError: if a repeated search would not make it: its mask was given a structure afterwards.
+        TicketError: if the ticket lacks its search, is of another task, or was found by user code that has changed.
+        TrustError: if it names something that is not built in.
+        UsageError: if its mask was restructured later, which a repeated search would not do.
     """
     of = name_of(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
-        raise TicketError(f"{of} does not tell its {', '.join(missing)}, so that its search cannot be repeated")
-    told = read_info(SearchInfo, ticket.info, of)
-    if told.structure.of:
+        raise TicketError(f"{of} lacks its {', '.join(missing)}, so its search cannot be repeated")
+    info = read_info(SearchInfo, ticket.info, of)
+    if info.structure.of:
         raise UsageError(
             f"{of} was given its structure after its search, which a repeated search would not do: search with"
             " --structure, and verify that run"
         )
-    if told.search is None and told.settings.get("budget"):
+    if info.search is None and info.settings.get("budget"):
         raise TicketError(
-            f"{of} was saved by an older ticketry, and does not tell the recipe that its budget has changed: carry its"
-            " run out again (ticketry search --config run.toml), which trains nothing anew"
+            f"{of} was saved by an older ticketry, and lacks the recipe that its budget has changed: repeat its run"
+            " (ticketry search --config run.toml), which trains nothing again"
         )
-    settings = with_kept_costs(told.settings, store)
+    settings = with_kept_costs(info.settings, store)
     if not trust:
-        if METHODS.is_outside(told.method):
-            raise refused("search method", told.method, of)
+        if METHODS.is_outside(info.method):
+            raise refused("search method", info.method, of)
         check_trust({"settings": settings}, None, of=of, store=store)
-    method, searched = method_called(told.method), told.search
+    method, searched = method_called(info.method), info.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
-    check_task(of_replicate(task, told.replicate), told.task)
+    check_task(of_replicate(task, info.replicate), info.task)
     found = SearchRequest(
         method=method,
         task=task,
         settings=decode_settings(settings, method.Settings, what=f"the search of {of}")[0],
-        recipe=recipe_from((searched and searched.recipe) or told.recipe),
-        replicates=searched.replicates if searched else told.replicate + 1,
-        seeds=convert(structs.asdict(told.seeds), Seeds).replicate(-told.replicate),
+        recipe=recipe_from((searched and searched.recipe) or info.recipe),
+        replicates=searched.replicates if searched else info.replicate + 1,
+        seeds=convert(structs.asdict(info.seeds), Seeds).replicate(-info.replicate),
     )
     _check_sources(found, searched.sources if searched else None, of)
     return found
 
 
-def _check_sources(search: SearchRequest, told: Mapping[str, str] | None, of: str) -> None:
-    """Refuse a search whose source is no longer that by which a ticket was found; older tickets do not tell it."""
+def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of: str) -> None:
+    """Raise `TicketError` if user code of a search has changed since a ticket was found; older tickets lack digests."""
     now = search.procedure_sources
-    changed = [name for name in sorted({*(told or {}), *now}) if told and told.get(name) != now.get(name)]
+    changed = [name for name in sorted({*(recorded or {}), *now}) if recorded and recorded.get(name) != now.get(name)]
     if changed:
         words = {"method": search.method.name, "score": "its score", "kind": "its kind of gates"}
         what = words.get(changed[0], changed[0])
@@ -410,9 +418,9 @@ def _check_sources(search: SearchRequest, told: Mapping[str, str] | None, of: st
 
 
 def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
-    """A search as a procedure under test, which finds the tickets of a level.
+    """Return a search as a procedure under test, which finds the tickets of a level.
 
-    Of data with several splits its replicates have those that the run has not had.
+    For data with several splits, its replicates have splits that the run did not use.
     """
     settings, wanted = search.settings, level
     if hasattr(settings, "only"):  # a shorter search that finds the ticket too

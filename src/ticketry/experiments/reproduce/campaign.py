@@ -15,7 +15,7 @@ import filelock
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.judging.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.record_files import as_read, earlier_record, environment_told
+from ticketry.experiments.record_files import as_read, describe_environment, earlier_record
 from ticketry.experiments.reproduce.blocks import Block, Done, blocks_of, in_turn, missing, trained_on, versions
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
@@ -314,7 +314,7 @@ class _Work:
         decisions = self.decisions()
         first, run = next(iter(campaign.runs.items()))
         with campaign.training(self._lab, first):
-            environment = environment_told(self._lab, self._lab.arithmetic(run.task))
+            environment = describe_environment(self._lab, self._lab.arithmetic(run.task))
         times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
         return CampaignRecord(
             name=self._name,
