@@ -15,7 +15,7 @@ from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import TrainingState, initial_state
-from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.lab.training.variants import HeldMask
 from ticketry.tasks.task import Course
 
 

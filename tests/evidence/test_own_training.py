@@ -24,7 +24,7 @@ from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import _KNOWN, Effect, Variant
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 from ticketry.records.schema import as_json
 from ticketry.testing import check_search
 

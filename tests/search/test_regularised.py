@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.errors import TicketryError, UsageError
 from ticketry.lab.search_result import budget, spent
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 from ticketry.search.regularised import Settings
 from ticketry.testing import check_search
 from ticketry_engine.support.seeds import generator, mix

@@ -11,9 +11,7 @@ from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.asked_task import name_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.variant import Variant, is_known, under_mask, variant_from
-from ticketry.lab.training.variants.held_mask import HeldMask
-from ticketry.lab.training.variants.penalty import Penalty
-from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.ticket import RetrainingInfo, read_info
 from ticketry.registry import import_from_here, load
 from ticketry.tasks.file_requests import refused, shown

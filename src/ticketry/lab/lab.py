@@ -34,20 +34,17 @@ from ticketry.lab.runners.signals import handle_signals, stop_signal
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import NUMERICS, digest_of
-from ticketry.lab.training.execute import is_done
-from ticketry.lab.training.job import Work
+from ticketry.lab.training.job import Remaker, Work, is_done
 from ticketry.lab.training.kernels import Kernels
 from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choose_arithmetic, unusual
-from ticketry.lab.training.ranks.check import check_parts, stirred
-from ticketry.lab.training.ranks.machine import check_machine
-from ticketry.lab.training.remake import Remaker
+from ticketry.lab.training.ranks.batch_parts import check_parts, stirred
+from ticketry.lab.training.ranks.launch import check_machine
 from ticketry.lab.training.segment import Result as Result
 from ticketry.lab.training.segment import Segment, Start, check_task, finite
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
-from ticketry.lab.training.variants.held_mask import HeldMask
-from ticketry.lab.training.variants.shrunk import Shrunk, task_structure
+from ticketry.lab.training.variants import HeldMask, Shrunk, task_structure
 from ticketry.tasks import given
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task

@@ -19,7 +19,7 @@ from ticketry.lab.search_result import Seeds, Structured
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuilt
-from ticketry.lab.training.variants.shrunk import FOLLOWED
+from ticketry.lab.training.variants import FOLLOWED
 from ticketry.tasks.task import Task
 
 

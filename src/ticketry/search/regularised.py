@@ -37,7 +37,7 @@ from ticketry.search.common.scope import Patterned, check_norms, check_score, pr
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.training.variants.penalty import Penalty
+    from ticketry.lab.training.variants import Penalty
 
 STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3, "group_lasso": 1e-4}
 """Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
@@ -129,7 +129,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
     from ticketry.core.layout import roles
-    from ticketry.lab.training.variants.penalty import Penalty
+    from ticketry.lab.training.variants import Penalty
 
     model = replicate.lab.model(replicate.task)
     if settings.penalty == "l1_scales":

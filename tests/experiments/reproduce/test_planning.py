@@ -37,7 +37,7 @@ from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.job import Work as TimedWork
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.lab.training.variants import Shrunk
 from ticketry.search.gating.gating import Gating
 from ticketry_engine.support.seeds import mix
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.lab.training import job as jobs
-from ticketry.lab.training.job import Training, Watch
+from ticketry.lab.training.job import Job, Watch
 
 
-class Clocked:
-    """Job and loop of a training whose steps and states take the seconds that they are given."""
+class Clocked(Job):
+    """Job and loop of a training whose steps and states take the given seconds."""
 
     group = None
-    segment = None
+    segment = None  # type: ignore[assignment]
 
     def __init__(self, steps: list[float], storing: list[float]) -> None:
         self.now, self.step = 0.0, 0
-        self.steps_trained, self.train_seconds = 0, 0.0
+        self.steps_trained, self.train_seconds, self.missing = 0, 0.0, [len(steps)]
         self._steps, self._storing = steps, itertools.cycle(storing)
         self.stored = [(0.0, 0.0)]
         """Of each state the moments at which it was taken, and was stored."""
@@ -30,7 +31,7 @@ class Clocked:
     def monotonic(self) -> float:
         return self.now
 
-    def loop(self) -> Any:
+    def build_loop(self) -> Any:
         return self
 
     def state(self) -> Any:
@@ -50,12 +51,18 @@ class Clocked:
     def store_result(self, loop: Any) -> None:
         self.stored.append((self.now, self.now))
 
+    def _unmeasured(self) -> None:
+        return None
+
+    def drop_partials(self) -> None:
+        pass
+
 
 def trained(steps: list[float], storing: list[float], interval: float) -> Clocked:
     clocked = Clocked(steps, storing)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "time", SimpleNamespace(monotonic=clocked.monotonic))
-        Training(clocked, Watch(interval)).until(len(steps))  # type: ignore[arg-type]
+        patch.setattr(jobs, "time", SimpleNamespace(monotonic=clocked.monotonic, process_time=time.process_time))
+        clocked.train(Watch(interval))
     return clocked
 
 

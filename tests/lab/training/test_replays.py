@@ -16,7 +16,7 @@ from ticketry.lab.training import loop, replays
 from ticketry.lab.training.replays import MOST, WARM_UP, Replays, are_alike
 from ticketry.lab.training.supervised import SupervisedSession
 from ticketry.lab.training.variant import Variant
-from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.lab.training.variants import HeldMask
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 

@@ -14,9 +14,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.training import segment as segment_module
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.variants.held_mask import HeldMask
-from ticketry.lab.training.variants.penalty import Penalty
-from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.search.gate_decorators.tick import Tick
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe

@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from ticketry.lab.training import stopwatch
-from ticketry.lab.training.stopwatch import Stopwatch
+from ticketry.lab.training import job
+from ticketry.lab.training.job import Stopwatch
 
 BUSY = """
 import time
-from ticketry.lab.training import stopwatch
+from ticketry.lab.training import job
 
-stopwatch.STANDSTILL = 0.5
-watch, told, began = stopwatch.Stopwatch(), 0.0, time.monotonic()
+job.STANDSTILL = 0.5
+watch, told, began = job.Stopwatch(), 0.0, time.monotonic()
 watch.start(began)
 print("began", flush=True)
 while time.process_time() < 3:
@@ -54,7 +54,7 @@ def test_only_a_standstill_is_left_out(
     passed: float, worked: float, counted: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = iter([10.0, 10.0 + worked, 10.0 + worked])
-    monkeypatch.setattr(stopwatch.time, "process_time", lambda: next(busy))
+    monkeypatch.setattr(job.time, "process_time", lambda: next(busy))
     watch = Stopwatch()
     watch.start(1000.0)
     assert watch.lap(1000.0 + passed) == pytest.approx(counted)

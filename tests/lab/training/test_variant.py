@@ -14,8 +14,7 @@ from torch import nn
 
 from ticketry.errors import UsageError
 from ticketry.lab.training.variant import Effect, Variant, ordered, variant_from
-from ticketry.lab.training.variants.held_mask import HeldMask
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import HeldMask, Penalty
 from ticketry.tasks.recipe import Recipe
 
 

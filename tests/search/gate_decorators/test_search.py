@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.errors import TicketryError
 from ticketry.lab.search_result import GRADUAL, budget
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 from ticketry.search.gate_decorators.masks import worth_of
 from ticketry.search.gate_decorators.search import Settings
 from ticketry.search.gate_decorators.tick import Tick

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
-from ticketry.lab.training.execute import execute
-from ticketry.lab.training.job import Watch
+from ticketry.lab.training.job import Watch, execute
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 from ticketry.search.gate_decorators.tick import Tick
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine.support.seeds import generator, mix

@@ -31,7 +31,7 @@ import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
 from ticketry.lab.training.data_loading import batches, order_of
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.ranks.draws import Draws
+from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.supervised import course_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.data.write_shards import describe, write_shards

@@ -43,9 +43,9 @@ _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
 """What has to be the same for the same bits, beside the kernels. Of results that do not tell the kind of their
 processor it is not known: rented machines of all generations share a name."""
 VARIANTS = (
-    "ticketry.lab.training.variants.held_mask",
-    "ticketry.lab.training.variants.penalty",
-    "ticketry.lab.training.variants.shrunk",
+    "ticketry.lab.training.variants",
+    "ticketry.lab.training.variants",
+    "ticketry.lab.training.variants",
     "ticketry.search.gate_decorators.tick",
     "ticketry.search.gating.gating",
 )

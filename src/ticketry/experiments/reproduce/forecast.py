@@ -30,7 +30,7 @@ from ticketry.lab.search_result import Found
 from ticketry.lab.store.second_orders import second_order
 from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.job import Work as Timed
-from ticketry.lab.training.job import nearest
+from ticketry.lab.training.job import last_resumable
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training
@@ -551,7 +551,7 @@ def _kept_afterwards(store: Store, segment: Segment, keep: tuple[int, ...]) -> d
     missing = [step for step in keep if store.trained(segment.trajectory, step) is None]
     if not missing or store.trained(segment.trajectory, segment.last) is None:
         return {}
-    before = nearest(store, segment.trajectory, min(missing))
+    before = last_resumable(store, segment.trajectory, min(missing))
     steps = max(missing) - (before["step"] if before else segment.first)
     return {(segment.trajectory, max(missing)): Work(steps, 1, unmeasured=1)}
 

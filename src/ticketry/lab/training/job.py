@@ -1,69 +1,121 @@
-"""One segment whose lock is held, in training: where it begins, and how its states and results are stored."""
+"""Training one segment: what is missing in the store, checkpoints, results, and weights that a bundle left out.
+
+`execute` is the only entrance: every runner calls it, in whatever process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ticketry.core.ticket.together import pieces_of
-from ticketry.errors import InterruptedTrainingError
+from ticketry.errors import InterruptedTrainingError, StoreError
 from ticketry.lab.environment import environment
 from ticketry.lab.runners.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
 from ticketry.lab.store import parts
-from ticketry.lab.store.store import Store, tensors_to_bytes
+from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import Store, digest_of, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, rounded
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import TrainingState, initial_state, part_of
-from ticketry.lab.training.stopwatch import Stopwatch
-from ticketry.tasks.task import Course
+from ticketry.lab.training.state import TrainingState, add_prefix, initial_state, pack, part_of, unpack
+from ticketry.tasks.task import Course, Task
 
+STANDSTILL = 30.0
+"""Seconds of one step beyond which the processor time tells whether the process worked at all."""
+_WORKING = 0.02
+"""Least share of one processor that a training keeps busy; on a GPU it waits in a loop."""
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class Watch:
-    """What a segment in training tells, and asks, whoever waits for it."""
+    """What a training reports to its runner, and how the runner stops it."""
 
     checkpoint_seconds: float = 60.0
 
     def progress(self, segment: Segment, step: int) -> None:
-        """Called a few times a second."""
+        """Receive progress, a few times a second."""
 
     def waiting(self, segment: Segment) -> None:
-        """Called before waiting for another process that trains the same."""
+        """Note that the training waits for another process that trains the same trajectory."""
 
     def stored(self, segment: Segment, step: int) -> None:
-        """Called when a state was stored because training is asked to stop."""
+        """Note that a state was stored because of a request to stop."""
 
     def stop_asked(self) -> bool:
-        """Whether training should store its state and stop."""
+        """Return whether the training should store its state and stop."""
         return False
 
 
 @dataclass(frozen=True)
 class Work:
-    """What was really done: nothing, if the results were there."""
+    """Work that was done: zero if the results were in the store."""
 
     steps: int = 0
     train_seconds: float = 0.0
     other_seconds: float = 0.0
     processor_seconds: float = 0.0
-    """Of all threads of the process, for both; of several processes that train together, of the first."""
+    """Processor time of all threads, for both; for several ranks, that of the first."""
+
+
+def execute(
+    store: Store,
+    data: Path | None,
+    segment: Segment,
+    keep: Sequence[int],
+    watch: Watch,
+    *,
+    measure: bool = True,
+    weights: bool = False,
+) -> Work:
+    """Put the results of `segment`, and of its trajectory at the steps `keep`, into the store.
+
+    Only one process at a time trains a trajectory. Training resumes from the furthest stored state; results that
+    another process stored meanwhile are not trained again. Without `measure` the result needs no metrics. With
+    `weights` the result is known; its weights are trained again if a bundle left them out, and do not count as work.
+    """
+    started, busy = time.perf_counter(), time.process_time()
+    watch.waiting(segment)
+    with store.lock(segment.trajectory):
+        if is_done(store, segment, keep, measure=measure):
+            if weights and lacks_weights(store, segment):
+                make_again(store, data, segment, watch)
+            return Work()
+        if segment.arithmetic.ranks > 1:
+            from ticketry.lab.training.ranks.launch import train_in_ranks
+
+            return train_in_ranks(store, data, segment, keep, watch, measure=measure)
+        job = Job(store, segment.course(data), segment, keep, measure)
+        with segment.arithmetic.active():
+            job.train(watch)
+    return job.work(time.perf_counter() - started, time.process_time() - busy)
+
+
+def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:
+    """Return whether the store has the result of a segment and all states to keep."""
+    trajectory = segment.trajectory
+    record = store.trained(trajectory, segment.last)
+    return bool(record and (record["metrics"] or not measure)) and all(store.trained(trajectory, step) for step in keep)
 
 
 class Job:
-    """One segment whose lock is held: where it begins, and its states and results in the store.
+    """The training of one segment whose lock is held.
 
     Args:
-        group: the processes that train it together, if there are several; `course` is cut among them.
+        group: the processes that train it together, if there are several; `course` is split among them.
     """
 
     def __init__(
@@ -81,20 +133,61 @@ class Job:
         self.trajectory = segment.trajectory
         stops = sorted({*keep, segment.last})
         self.missing = [stop for stop in stops if store.trained(self.trajectory, stop) is None]
-        """The steps whose states are still to be stored, in order."""
+        """Steps whose results are not stored yet, in order."""
         self.steps_trained = 0
         self.train_seconds = 0.0
-        """Of these steps."""
+        """Time of these steps."""
         self._earlier_seconds = 0.0
 
-    def loop(self) -> Loop:
-        """The training of this segment, from where it begins."""
+    def train(self, watch: Watch) -> None:
+        """Train and store what is missing.
+
+        Raises:
+            InterruptedTrainingError: if the watch or a signal asked for a stop; the state is stored.
+            TrainingError, HoldError: see `Loop.train_until`.
+        """
+        if self.missing:
+            loop = self.build_loop()
+            after_step = Checkpoints(self, loop, watch)
+            for stop in list(self.missing):
+                with after_step.timing():
+                    loop.train_until(stop, after_step)
+                try:
+                    self.store_result(loop)
+                except Stopped as stopped:
+                    raise after_step.interruption() from stopped
+                watch.progress(self.segment, stop)
+        if record := self._unmeasured():
+            self.add_metrics(record)
+        self.drop_partials()
+
+    def work(self, seconds: float, processor_seconds: float) -> Work:
+        """Return the work done in `seconds` of wall time."""
+        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process has only a part of each parameter."""
+        return self.group is not None and self.group.in_parts
+
+    def _unmeasured(self) -> dict[str, Any] | None:
+        """Return the stored result if it lacks required metrics, as an intermediate state of a longer segment does."""
+        record = self.store.trained(self.trajectory, self.segment.last)
+        found = record if self.measure and record and not record["metrics"] else None
+        if self.group is not None:
+            found = self.group.first(found)
+        return found
+
+    # -- where to start ----------------------------------------------------------------------------------------------
+
+    def build_loop(self) -> Loop:
+        """Build the loop of this segment at the furthest stored state."""
         state = self.furthest_state()
         if self.group is None:
             return Loop(self.store, self.course, self.segment, state)
         found = self.group.first(parts.newest(self.store.paths, self.trajectory, self.missing[0]))
         newer = found is not None and found[0] > state.step
-        if newer:  # its weights take the place of these
+        if newer:  # its weights replace these
             state = TrainingState(found[0], state.model, {}, torch.zeros(0))
         self.group.require_same("a stored state", state.step)
         loop = Loop(self.store, self.course, self.segment, state, self.group)
@@ -104,77 +197,37 @@ class Job:
             self._earlier_seconds = sharded.load(found[1], loop)
         return loop
 
-    @property
-    def in_parts(self) -> bool:
-        """Whether this process has but a part of each parameter."""
-        return self.group is not None and self.group.in_parts
-
-    def finish(self) -> None:
-        """What is left to do when all states are stored."""
-        if record := self._unmeasured():
-            self.add_metrics(record)
-        self.drop_partials()
-
-    def _unmeasured(self) -> dict[str, Any] | None:
-        """The record of the result, if metrics are asked for and it has none: kept on the way of a longer segment."""
-        record = self.store.trained(self.trajectory, self.segment.last)
-        found = record if self.measure and record and not record["metrics"] else None
-        if self.group is not None:
-            found = self.group.first(found)
-        return found
-
-    def do(self, watch: Watch) -> None:
-        """Train what is missing.
-
-        Raises:
-            InterruptedTrainingError, TrainingError, HoldError: see `Training.until`.
-        """
-        if self.missing:
-            training = Training(self, watch)
-            for stop in list(self.missing):
-                training.until(stop)
-        self.finish()
-
-    def work(self, seconds: float, processor_seconds: float) -> Work:
-        """What was done in `seconds` of wall time."""
-        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
-
-    # -- where to begin ----------------------------------------------------------------------------------------------
-
     def furthest_state(self) -> TrainingState:
-        """The stored state of this trajectory that is nearest before the first missing one."""
+        """Return the last stored state of this trajectory before the first missing result."""
         bound = self.missing[0]
         partial = self.store.partial(self.trajectory, bound)
-        record = nearest(self.store, self.trajectory, bound)
+        record = last_resumable(self.store, self.trajectory, bound)
         if record and not (partial and partial[0] >= record["step"]):
             self._earlier_seconds = record["cost"]["train_seconds"]
             return self._stored_state(record)
         if partial:
             step, tensors = partial
             self._earlier_seconds = float(tensors.pop("seconds"))
-            return _unpacked(step, part_of(tensors, "model/"), tensors)
-        return self._beginning()
-
-    def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
-        """The state of a result; at the end of a schedule without what would be needed to go on."""
-        training: dict[str, Tensor] = {"losses": torch.zeros(0)}
-        if record["training"]:
-            training = self.store.get_tensors(record["training"])
-        for name, digest in record["variants"].items():
-            training |= _within(f"variants/{name}/", self.store.get_tensors(digest))
-        return _unpacked(record["step"], self.store.get_tensors(record["model"]), training)
-
-    def _beginning(self) -> TrainingState:
-        state = begun(self.store, self.segment)
+            return unpack(step, part_of(tensors, "model/"), tensors)
+        state = start_state(self.store, self.segment)
         around = self.segment.surroundings(self.store, self.course)
         state.variants = {one.name: one.first_state(around, state.model) for one in self.segment.variants}
         return state
 
+    def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
+        """Return the state of a result; at the end of a schedule it holds nothing to resume from."""
+        training: dict[str, Tensor] = {"losses": torch.zeros(0)}
+        if record["training"]:
+            training = self.store.get_tensors(record["training"])
+        for name, digest in record["variants"].items():
+            training |= add_prefix(f"variants/{name}/", self.store.get_tensors(digest))
+        return unpack(record["step"], self.store.get_tensors(record["model"]), training)
+
     # -- storing -----------------------------------------------------------------------------------------------------
 
     def store_partial(self, state: TrainingState) -> None:
-        """Keep a state inside the segment, to go on from."""
-        tensors = _within("model/", state.model) | _packed(state, state.variants)
+        """Store a checkpoint inside the segment."""
+        tensors = add_prefix("model/", state.model) | pack(state, state.variants)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
         if self.group is None or not self.group.in_parts:
             self.store.put_partial(self.trajectory, state.step, tensors)
@@ -184,12 +237,12 @@ class Job:
         sharded.save(self.group, self.store, self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
-        """Store the first missing result: that of `loop` as it is now. Asked to stop meanwhile, store its state."""
+        """Store the loop's state as the first missing result, or as a checkpoint if a signal arrives meanwhile."""
         state = loop.state()
         assert state.step == self.missing[0]
         try:
             raise_if_stopped()
-            self._store_result(loop, state)  # measured, which may take long
+            self._store_result(loop, state)  # with metrics, which may take long
         except Stopped:
             self.store_partial(state)
             raise
@@ -203,7 +256,7 @@ class Job:
             "step": stop,
             **self.store_tensors(loop, state),
             **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
-            "loss": _curve(state.losses, segment.first),
+            "loss": _loss_curve(state.losses, segment.first),
             "cost": {
                 "steps": stop - segment.first,
                 "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
@@ -214,118 +267,126 @@ class Job:
         self.store.put_result(self.trajectory, stop, record)
 
     def store_tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
-        """Store the tensors of a state; their digests."""
+        """Store the tensors of a state; return their digests."""
         lasting: dict[str, dict[str, Tensor]] = {}
-        on_the_way: dict[str, dict[str, Tensor]] = {}
+        transient: dict[str, dict[str, Tensor]] = {}
         for name, own in state.variants.items():
             for entry, value in own.items():
-                part = lasting if loop.effects[name].lasting(entry) else on_the_way
+                part = lasting if loop.effects[name].lasting(entry) else transient
                 part.setdefault(name, {})[entry] = value
         return {
             "model": self._put(state.model),
-            # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
-            "training": self._put(_packed(state, on_the_way)) if state.step < self.segment.total else None,
+            # At the end of the schedule the weights are enough: nothing resumes from there.
+            "training": self._put(pack(state, transient)) if state.step < self.segment.total else None,
             "variants": {name: self._put(own) for name, own in lasting.items()},
         }
 
     def _put(self, tensors: Mapping[str, Tensor]) -> str:
-        return self.put_gathered(tensors) if self.in_parts else self.store.put_tensors(tensors)
+        return self.put_gathered(tensors) if self.sharded else self.store.put_tensors(tensors)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
-        """Store tensors in parts, one at a time; all ranks call this."""
+        """Store sharded tensors, one at a time; all ranks call this."""
         return self.store.put_pieces(pieces_of(tensors, tensors_to_bytes))
 
     def drop_partials(self) -> None:
-        """States inside the segment are of no use any more."""
+        """Delete checkpoints inside the segment."""
         self.store.drop_partials(self.trajectory, self.segment.last)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Measure a stored result, and store it with its metrics."""
-        measured = self.measured_again(record)
-        self.store.put_result(self.trajectory, self.segment.last, {**record, **measured})
+        """Store a result again, with its metrics."""
+        self.store.put_result(self.trajectory, self.segment.last, {**record, **self.measure_again(record)})
 
-    def measured_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The metrics of a stored result, as entries of its record."""
+    def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute the metrics of a stored result, as entries of its record."""
         loop = Loop(self.store, self.course, self.segment, self._stored_state(record), self.group)
         loop.stopped()
         return dict(loop.measured())
 
 
-class Training:
-    """A job in training: tells how far it is, and stores checkpoints at a time interval."""
+class Checkpoints:
+    """Called after each training step: reports progress, stores checkpoints at an interval, and stops on request."""
 
-    def __init__(self, job: Job, watch: Watch) -> None:
-        self.job, self.watch = job, watch
-        self.loop = job.loop()
+    def __init__(self, job: Job, loop: Loop, watch: Watch) -> None:
+        self._job, self._loop, self._watch = job, loop, watch
         self._next_tick = self._next_checkpoint = 0.0
         self._stopwatch = Stopwatch()
         self._stop = self._due = False
 
-    def until(self, stop: int) -> None:
-        """Train up to step `stop`, and store the result.
-
-        Raises:
-            InterruptedTrainingError: if the watch asked for a stop; the state is stored.
-            TrainingError, HoldError: see `Loop.train_until`.
-        """
-        before = self.loop.step
+    @contextlib.contextmanager
+    def timing(self) -> Iterator[None]:
+        """Count steps and seconds of a training in this block; no signal interrupts it."""
+        before = self._loop.step
         self._next_tick = now = time.monotonic()
         self._stopwatch.start(now)
-        self._next_checkpoint = now + self.watch.checkpoint_seconds
+        self._next_checkpoint = now + self._watch.checkpoint_seconds
         self._stop = self._due = False
         try:
             with defer_signals():
-                self.loop.train_until(stop, self._tick)
+                yield
         finally:
-            self.job.train_seconds += self._stopwatch.lap(time.monotonic())
-            self.job.steps_trained += self.loop.step - before
-        try:
-            self.job.store_result(self.loop)
-        except Stopped as stopped:
-            raise self._interrupted() from stopped
-        self.watch.progress(self.job.segment, stop)
+            self._job.train_seconds += self._stopwatch.lap(time.monotonic())
+            self._job.steps_trained += self._loop.step - before
 
-    def _interrupted(self) -> InterruptedTrainingError:
-        self.watch.stored(self.job.segment, self.loop.step)
+    def interruption(self) -> InterruptedTrainingError:
+        """Report that the state is stored, and return the error that ends the training."""
+        self._watch.stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
-            f"stopped at step {self.loop.step}; its state is stored", stop_signal() or signal.SIGINT
+            f"stopped at step {self._loop.step}; its state is stored", stop_signal() or signal.SIGINT
         )
 
-    def _tick(self) -> None:
+    def __call__(self) -> None:
         now = time.monotonic()
-        group = self.job.group
+        job, group = self._job, self._job.group
         late = now + (now - self._stopwatch.then) >= self._next_checkpoint  # after the next step it would be
-        self.job.train_seconds += self._stopwatch.lap(now)
+        job.train_seconds += self._stopwatch.lap(now)
         if late or now >= self._next_tick:
-            self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
-            self.watch.progress(self.job.segment, self.loop.step)
-            self._stop = self.watch.stop_asked()
+            self._next_tick = now + min(_TICK_SECONDS, self._watch.checkpoint_seconds)
+            self._watch.progress(job.segment, self._loop.step)
+            self._stop = self._watch.stop_asked()
             self._due = self._stop or late
         elif group is None:
             return
         if not (self._due if group is None else group.agreed(self._due)):
             return
-        self.job.store_partial(self.loop.state())
+        job.store_partial(self._loop.state())
         stored = time.monotonic()
         self._stopwatch.start(stored)
-        self._next_checkpoint = _next_checkpoint(now, stored, self.watch.checkpoint_seconds)
+        self._next_checkpoint = _time_of_next_checkpoint(now, stored, self._watch.checkpoint_seconds)
         self._due = False
         if self._stop:
-            raise self._interrupted()
+            raise self.interruption()
 
 
-def _next_checkpoint(taken: float, stored: float, interval: float) -> float:
-    """When to begin with the next state, so that it is stored within the interval, too: what is lost is at most that.
+def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
+    """Return when to take the next checkpoint so that it is stored within the interval, the most that a kill loses.
 
-    Storing is taken to last at most half as long again as it did now. Where that is most of the interval, states cannot
-    be that near to one another: then as much time is trained as one took to store, or half of the interval.
+    Storing is assumed to take at most 1.5 times as long as now. If that is most of the interval, the next training
+    phase lasts as long as storing did, or half of the interval.
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
 
 
-def nearest(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
-    """Of a trajectory the last result up to step `bound` that is stored with all that training goes on from."""
+class Stopwatch:
+    """Wall time of training steps. If the process stood still (stopped, or the machine suspended), its processor time
+    counts instead."""
+
+    def __init__(self) -> None:
+        self.then = self._worked = 0.0
+
+    def start(self, now: float) -> None:
+        """Count from this moment of ``time.monotonic``."""
+        self.then, self._worked = now, time.process_time()
+
+    def lap(self, now: float) -> float:
+        """Return the training time since the last lap or the start."""
+        passed, worked = now - self.then, time.process_time() - self._worked
+        self.start(now)
+        return worked if passed > STANDSTILL and worked < _WORKING * passed else passed
+
+
+def last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
+    """Return the last stored result up to step `bound` that has everything to resume from."""
     for step in reversed(store.stored_steps(trajectory)):
         record = store.trained(trajectory, step)
         if step > bound or not (record and record["training"]):
@@ -335,10 +396,10 @@ def nearest(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
     return None
 
 
-def begun(store: Store, segment: Segment) -> TrainingState:
-    """The state at a segment's first step, without that of its variants.
+def start_state(store: Store, segment: Segment) -> TrainingState:
+    """Return the state at a segment's first step, without the states of its variants.
 
-    Its session goes on with the training whose optimiser goes on, see `Session.state`.
+    Its session continues the training whose optimiser continues, see `Session.state`.
     """
     start = segment.start
     if start.state is not None:
@@ -348,35 +409,111 @@ def begun(store: Store, segment: Segment) -> TrainingState:
         model = initial_state(segment.task, start.seed)
     state = TrainingState(segment.first, model, {}, torch.zeros(0))
     if start.optimizer is not None:
-        before = _unpacked(0, {}, store.get_tensors(start.optimizer))
+        before = unpack(0, {}, store.get_tensors(start.optimizer))
         state.optimizer, state.session = before.optimizer, before.session
     return state
 
 
-def _packed(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    parts = {"optimizer/": state.optimizer, "session/": state.session}
-    parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
-    packed = {name: value for prefix, tensors in parts.items() for name, value in _within(prefix, tensors).items()}
-    return packed | {"losses": state.losses}
-
-
-def _unpacked(step: int, model: dict[str, Tensor], training: Mapping[str, Tensor]) -> TrainingState:
-    variants: dict[str, dict[str, Tensor]] = {}
-    for key, value in part_of(training, "variants/").items():
-        name, _, entry = key.partition("/")
-        variants.setdefault(name, {})[entry] = value
-    parts = (part_of(training, "optimizer/"), training["losses"], variants, part_of(training, "session/"))
-    return TrainingState(step, model, *parts)
-
-
-def _within(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{folder}{name}": value for name, value in tensors.items()}
-
-
-def _curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
-    """(step, mean loss since the point before): at most 100 points."""
+def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
+    """Return at most 100 points (step, mean loss since the previous point)."""
     if not len(losses):
         return []
     size = -(-len(losses) // _CURVE_POINTS)
-    parts = torch.split(losses.double(), size)
-    return [(first + min((i + 1) * size, len(losses)), rounded(float(part.mean()))) for i, part in enumerate(parts)]
+    means = torch.split(losses.double(), size)
+    return [(first + min((i + 1) * size, len(losses)), rounded(float(part.mean()))) for i, part in enumerate(means)]
+
+
+# -- weights that a bundle left out ------------------------------------------------------------------------------------
+
+
+class Remaker:
+    """Trains weights again that a bundle left out; a store calls it, see `Store.remake`.
+
+    Args:
+        tasks: the tasks in use, by the digests of their keys.
+    """
+
+    def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
+        self._store, self._data, self._tasks = store, data, tasks
+
+    def __call__(self, digest: str, trajectory: str, step: int) -> None:
+        """Train up to that step of the trajectory and store the weights; errors as of `segment`."""
+        make_again(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
+
+    def segment(self, digest: str, trajectory: str, step: int) -> Segment:
+        """Return the segment that gives the weights; `StoreError` if it is unknown or cannot be repeated here."""
+        record = self._store.trained(trajectory, step)
+        described = dict(record["segment"]) if record else {}
+        described.pop("blobs", None)
+        task = self._tasks.get(digest_of(described.get("task")))
+        left_out = f"the weights {digest[:12]}… were left out of the bundle that was unpacked here, and"
+        if record is None or task is None:
+            raise StoreError(f"{left_out} they are of another task")
+        segment = Segment.from_description({**described, "last": step}, task)
+        if segment.arithmetic.ranks > 1:
+            raise StoreError(
+                f"{left_out} {segment.arithmetic.ranks} devices trained them together: pack them too, with --weights"
+            )
+        return segment
+
+
+def store_for(address: str, data: Path | None, segment: Segment) -> Store:
+    """Open the store in which a segment is trained; weights that bundles left out of it are trained again."""
+    store = open_store(address)
+    store.remake = Remaker(store, data, {digest_of(dict(segment.task.key())): segment.task})
+    return store
+
+
+def lacks_weights(store: Store, segment: Segment) -> bool:
+    """Return whether a bundle left out tensors of a known result, and they were not trained again since."""
+    record = store.trained(segment.trajectory, segment.last)
+    if record is None:
+        return False
+    digests = (record["model"], record["training"], *record["variants"].values())
+    return any(digest is not None and store.left_out(digest) for digest in digests)
+
+
+def make_again(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
+    """Train a segment with a known result for its weights, and store them under their previous digest too.
+
+    Another kind of processor may give other last bits; the new weights then replace those that were left out, with a
+    warning.
+    """
+    record = store.trained(segment.trajectory, segment.last)
+    assert record is not None
+    _log.info(
+        "weights that a bundle left out are trained again: %s, steps %s to %s",
+        segment.task.name,
+        segment.first,
+        segment.last,
+    )
+    job = _WeightsJob(store, data, segment, record)
+    with segment.arithmetic.active():
+        job.train(watch)
+
+
+class _WeightsJob(Job):
+    """A job whose result is known except for its tensors."""
+
+    def __init__(self, store: Store, data: Path | None, segment: Segment, known: Mapping[str, Any]) -> None:
+        super().__init__(store, segment.course(data), segment, (), measure=False)
+        self.missing = [segment.last]
+        self._known = known
+
+    def _store_result(self, loop: Loop, state: TrainingState) -> None:
+        made = self.store_tensors(loop, state)
+        pairs = [(self._known["model"], made["model"]), (self._known["training"], made["training"])]
+        pairs += [(digest, made["variants"].get(name)) for name, digest in self._known["variants"].items()]
+        for before, now in pairs:
+            if before and now and before != now:
+                _log.warning(
+                    "trained again, the weights %s… have other bits than the bundle's (another kind of processor?):"
+                    " they stand for those from here on",
+                    before[:12],
+                )
+                self.store.put_memo("again", before, {"model": now})
+
+
+class _SignalWatch(Watch):
+    def stop_asked(self) -> bool:
+        return bool(stop_signal())

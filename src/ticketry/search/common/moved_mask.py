@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Growth
-from ticketry.lab.training.job import begun
+from ticketry.lab.training.job import start_state
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment
 from ticketry_engine.support.seeds import generator
@@ -63,6 +63,6 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
         TrainingError: if it is not finite.
     """
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
-    course, state = segment.course(lab.data), begun(lab.store, segment)
+    course, state = segment.course(lab.data), start_state(lab.store, segment)
     with segment.arithmetic.active():
         return Loop(lab.store, course, segment.until(segment.first + 1), state).gradient()

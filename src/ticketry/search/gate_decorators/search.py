@@ -38,7 +38,7 @@ from ticketry.step import Step
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.training.segment import Result
-    from ticketry.lab.training.variants.penalty import Penalty
+    from ticketry.lab.training.variants import Penalty
     from ticketry.search.gate_decorators.tick import Tick
 
 
@@ -162,7 +162,7 @@ class _Rounds:
     """Ticks and tocks of one replicate: when they are, and what is trained."""
 
     def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
-        from ticketry.lab.training.variants.penalty import Penalty
+        from ticketry.lab.training.variants import Penalty
         from ticketry.search.gate_decorators.tick import Tick
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole

@@ -28,8 +28,7 @@ from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import part_of, rebuilt
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
-from ticketry.lab.training.variants.penalty import Penalty
-from ticketry.lab.training.variants.shrunk import task_structure
+from ticketry.lab.training.variants import Penalty, task_structure
 from ticketry.search.gating.objective import check_scores, divergence
 from ticketry.search.gating.settings import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe

@@ -13,7 +13,7 @@ from rank_trainings import task_of
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.training.ranks.machine import check_machine
+from ticketry.lab.training.ranks.launch import check_machine
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks import catalogue
 

@@ -15,7 +15,7 @@ from rank_trainings import apart, described, task_of, trained
 from ticketry.errors import TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.ranks.check import check_parts, stirred
+from ticketry.lab.training.ranks.batch_parts import check_parts, stirred
 from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Split, Splits

@@ -21,7 +21,7 @@ from ticketry.lab.training.data_loading import DataOrder, part
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import OWN
 from ticketry.lab.training.state import initial_state, rebuilt
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating
 
 

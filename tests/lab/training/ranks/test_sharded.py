@@ -21,7 +21,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
 from ticketry.lab.training.ranks.sharded import blocks
 from ticketry.lab.training.state import initial_state
-from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants import Penalty
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ticketry.core.devices import synchronise_norms
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
-from ticketry.lab.training.ranks.draws import Draws
+from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.state import state_of
 from ticketry.tasks.ranks import PartOfBatch
 

@@ -1,10 +1,9 @@
-"""Starting the processes that train one network together, and what they need of the one that starts them.
+"""Starts the processes (ranks) that train one network together, and serves them.
 
-The worker that was given a segment holds its lock (or lease) and starts a process for each rank, by torch's own launch
-of processes. It trains nothing itself, so that a rank which fails, or is killed, takes nothing with it: the others are
-ended, and all begin again at the newest state. The first rank writes states and results; all ranks have the same
-weights and the same optimiser's state, so that one of them has all there is to store. Where the store's folder is the
-mirror of a shared one, the worker publishes what is written, for it holds the lease.
+The worker of a segment holds its lock (or lease) and starts a process for each rank with torch's own launcher. It does
+not train itself: if a rank fails or is killed, the others are ended, and all restart at the newest state. The first rank
+writes states and results, since all ranks have the same weights and optimiser's state. If the store is the mirror of a
+shared one, the worker publishes what is written, since it holds the lease.
 """
 
 from __future__ import annotations
@@ -23,24 +22,25 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.multiprocessing.spawn import start_processes
 
-from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError
+from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError, UsageError
 from ticketry.lab.runners.signals import block_signals, defer_signals, stop_signal
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.ranks import member
-from ticketry.lab.training.ranks.member import Asked, main
+from ticketry.lab.training.ranks.member import RankRequest, main
 from ticketry.lab.training.segment import Segment, check_task
 
 LOSSES = 3
-"""Times that ranks may be lost one after the other without a newer state."""
-_LOOK_SECONDS = 0.2
+"""Losses of ranks in a row, without a newer state, after which the training fails."""
+_POLL_SECONDS = 0.2
 _STOP_SECONDS = 30.0
-"""Within which the first rank stores its state when it is asked to stop; later it is ended without."""
+"""Time that the first rank has to store its state when it is asked to stop; then it is killed."""
 _OTHERS_SECONDS = 2.0
-"""After one rank has failed, within which others say why they did: where one is gone, all the others fail of it."""
+"""Time that the other ranks have to report their error after one has failed: a lost rank makes all others fail."""
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
 
@@ -48,16 +48,47 @@ _log = logging.getLogger(__name__)
 
 
 class _LostRankError(Exception):
-    """A rank is gone without a word."""
+    """A rank ended without an answer."""
+
+
+def check_machine(devices: int, threads: int, workers: int, device: str) -> None:
+    """Raise `UsageError` if this machine has too few cores or GPUs.
+
+    Args:
+        devices: number of devices that train one network together.
+        threads: threads of each device, on a CPU.
+        workers: number of networks that train at once.
+        device: cpu, cuda or auto.
+    """
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if gpus:
+        if devices > gpus:
+            raise UsageError(
+                f"--devices {devices} asks for as many GPUs, and this machine has {gpus}: choose fewer, or --device cpu"
+            )
+        return
+    cores = os.cpu_count() or 1
+    each = devices * threads
+    if each > cores:
+        raise UsageError(
+            f"--devices {devices} with {threads} thread{'s' if threads > 1 else ''} each compute on {each} cores, and"
+            f" this machine has {cores}: choose fewer"
+        )
+    if each * workers > cores:
+        raise UsageError(
+            f"{workers} networks at once, each on {devices} devices of {threads} thread{'s' if threads > 1 else ''},"
+            f" compute on {each * workers} cores, and this machine has {cores}, where they would wait for one another"
+            f" at every step. Choose --workers {max(cores // each, 1)}"
+        )
 
 
 def train_in_ranks(
     store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool
 ) -> Work:
-    """Train a segment, whose lock is held, in processes that this one starts; what was done in them.
+    """Train a segment whose lock is held in several processes; return their work.
 
     Raises:
-        TaskError: for a task that no other process can make.
+        TaskError: for a task that other processes cannot build.
         InterruptedTrainingError: if the watch asked for a stop; the state is stored.
         RunnerError: if ranks are lost again and again.
         TicketryError: whatever the training raises.
@@ -66,8 +97,8 @@ def train_in_ranks(
     check_task(task.name, task.spec)
     assert task.spec is not None
     for digest in filter(store.left_out, segment.blobs()):
-        store.get_bytes(digest)  # what a bundle left out is trained again here, once
-    request = Asked(
+        store.get_bytes(digest)  # weights that a bundle left out are trained again once, here
+    request = RankRequest(
         store=store.paths.root,
         linked=type(store.link) is not Link,
         data=data,
@@ -84,7 +115,7 @@ def train_in_ranks(
     while True:
         try:
             with _Launched(segment.arithmetic.ranks, request) as launched:
-                return launched.attend(store, segment, watch)
+                return launched.serve(store, segment, watch)
         except _LostRankError as lost:
             now = store.furthest(segment.trajectory, segment.last)
             losses = 1 if now > reached else losses + 1
@@ -100,25 +131,25 @@ def train_in_ranks(
 
 @dataclass
 class _Rank:
-    """A process, as the one that started it sees it."""
+    """A process, as seen by its parent."""
 
     number: int
     process: Any
     pipe: Connection
     answer: tuple[str, Any] | None = None
     silent: bool = False
-    """Whether nothing more can come from it."""
+    """Whether its pipe is closed."""
 
     @property
     def gone(self) -> bool:
-        """Whether it ended without an answer."""
+        """Whether the process ended without an answer."""
         return self.answer is None and not self.process.is_alive() and (self.silent or not self.pipe.poll())
 
 
 class _Launched:
-    """The processes of all ranks, which end with the block."""
+    """The processes of all ranks; they end with the block."""
 
-    def __init__(self, count: int, request: Asked) -> None:
+    def __init__(self, count: int, request: RankRequest) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ticketry-ranks-")
         pipes = [Pipe() for _ in range(count)]
         told, self._stop = Pipe(duplex=False)
@@ -132,7 +163,7 @@ class _Launched:
                     join=False,
                     start_method=_method(),
                 )
-        except AssertionError as error:  # multiprocessing's word for it
+        except AssertionError as error:  # raised by multiprocessing in a daemonic process
             self._folder.cleanup()
             raise RunnerError(
                 "this worker may not start processes of its own, and several devices need them (Dask:"
@@ -144,7 +175,7 @@ class _Launched:
             _Rank(number, process, pipe)
             for number, (process, (pipe, _)) in enumerate(zip(context.processes, pipes, strict=True))
         ]
-        self._told_to_stop = 0.0
+        self._stop_time = 0.0
 
     def __enter__(self) -> _Launched:
         return self
@@ -159,16 +190,16 @@ class _Launched:
         self._stop.close()
         self._folder.cleanup()
 
-    # -- attending -----------------------------------------------------------------------------------------------------
+    # -- serving -------------------------------------------------------------------------------------------------------
 
-    def attend(self, store: Store, segment: Segment, watch: Watch) -> Work:
-        """Until the first rank has done all: pass on what it tells, and what it is asked."""
+    def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
+        """Serve the ranks until the first one has finished: report progress, and pass on a request to stop."""
         first = self.ranks[0]
         with defer_signals():
             while first.answer is None:
-                self._look(store, segment, watch)
+                self._receive(store, segment, watch)
                 if any(rank.gone or _failed(rank) for rank in self.ranks):
-                    self._hear_others(store, segment, watch)
+                    self._await_others(store, segment, watch)
                     raise self._failure()
                 self._ask_to_stop(segment, watch)
         kind, value = first.answer
@@ -177,22 +208,22 @@ class _Launched:
             watch.stored(segment, step)
             raise InterruptedTrainingError(message, stop_signal() or signal.SIGINT)
         if kind == "failed":
-            self._hear_others(store, segment, watch)
+            self._await_others(store, segment, watch)
             raise self._failure()
         found: Work = value
         return found
 
-    def _look(self, store: Store, segment: Segment, watch: Watch) -> None:
-        """Take what ranks have sent, or wait for it a while."""
+    def _receive(self, store: Store, segment: Segment, watch: Watch) -> None:
+        """Receive messages of ranks, or wait for them for a moment."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
         ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.gone]
-        for ready in wait([*pipes, *ends], timeout=_LOOK_SECONDS):
+        for ready in wait([*pipes, *ends], timeout=_POLL_SECONDS):
             if (rank := pipes.get(ready)) is None:  # type: ignore[call-overload]
                 continue
             try:
                 kind, value = rank.pipe.recv()
                 if kind == "link":
-                    rank.pipe.send(_called(store.link, *value))
+                    rank.pipe.send(_call(store.link, *value))
             except (EOFError, OSError):
                 rank.silent = True
                 continue
@@ -202,24 +233,24 @@ class _Launched:
                 rank.answer = kind, value
 
     def _ask_to_stop(self, segment: Segment, watch: Watch) -> None:
-        if not self._told_to_stop:
+        if not self._stop_time:
             if watch.stop_asked():
-                self._told_to_stop = time.monotonic()
+                self._stop_time = time.monotonic()
                 with contextlib.suppress(OSError):
                     self._stop.send_bytes(b"stop")
-        elif time.monotonic() - self._told_to_stop > _STOP_SECONDS:
+        elif time.monotonic() - self._stop_time > _STOP_SECONDS:
             raise InterruptedTrainingError(
                 f"stopped; the newest state of {segment.task.name} is that of its last checkpoint",
                 stop_signal() or signal.SIGINT,
             )
 
-    def _hear_others(self, store: Store, segment: Segment, watch: Watch) -> None:
+    def _await_others(self, store: Store, segment: Segment, watch: Watch) -> None:
         until = time.monotonic() + _OTHERS_SECONDS
         while time.monotonic() < until and any(rank.answer is None and not rank.gone for rank in self.ranks):
-            self._look(store, segment, watch)
+            self._receive(store, segment, watch)
 
     def _failure(self) -> Exception:
-        """What is to be raised: that a rank is gone, which makes others fail; else an error of ours before others."""
+        """Return the error to raise: a lost rank first, since it makes others fail; then errors of ticketry."""
         for rank in self.ranks:
             if rank.gone:
                 return _LostRankError(
@@ -232,9 +263,9 @@ class _Launched:
 
 
 def _method() -> str:
-    """How ranks start: forked from a clean process that has torch and all this imported, where the system can do that.
+    """Return how ranks start: forked from a clean process that has imported torch, if the system supports it.
 
-    From nothing each takes seconds, which a segment of a search would pay for each time.
+    A new interpreter takes seconds, which every segment of a search would pay.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
@@ -244,9 +275,9 @@ def _method() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Processes started in this block do not print torch's own warnings, unless a user has said what is to be printed.
+    """Hide torch's C++ warnings in processes started in this block, unless the user has set their level.
 
-    There is one in each first step, about `find_unused_parameters`, from a thread whose warnings Python does not see.
+    Each first step would print one about `find_unused_parameters`.
     """
     if _LEVEL in os.environ:
         yield
@@ -262,8 +293,8 @@ def _failed(rank: _Rank) -> bool:
     return rank.answer is not None and rank.answer[0] == "failed"
 
 
-def _called(link: Link, name: str, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
-    """What a method of the link gives, or raises."""
+def _call(link: Link, name: str, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
+    """Call a method of the link; return its result or its error."""
     try:
         return "done", getattr(link, name)(*given, **named)
     except Exception as error:

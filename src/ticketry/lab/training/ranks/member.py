@@ -1,4 +1,4 @@
-"""What each of the processes does that train one network together."""
+"""One of the processes that train one network together, a rank."""
 
 from __future__ import annotations
 
@@ -37,67 +37,67 @@ from ticketry.tasks.task import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What all ranks are asked."""
+class RankRequest:
+    """The request to all ranks."""
 
     store: Path
-    """Folder of the store, or of its mirror."""
+    """Folder of the store or of its mirror."""
     linked: bool
-    """Whether the folder stands for more than itself, see `store.link`."""
+    """Whether the folder mirrors a shared store, see `store.link`."""
     data: Path | None
     spec: Spec
     segment: dict[str, Any]
-    """Its description."""
+    """Description of the segment."""
     modules: tuple[str, ...]
     keep: tuple[int, ...]
     measure: bool
     checkpoint_seconds: float
     path: tuple[str, ...]
-    """Where modules are looked for."""
+    """Module search path."""
     environment: dict[str, str]
-    """Variables, as they are now where this was asked."""
+    """Environment variables of the parent."""
 
 
-def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
-    """The whole life of a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
+def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
+    """Run a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
     ignore_signals_as_rank()
     end_with_parent()
-    # Whoever trains in parts has no memory to spare.
+    # A sharded training has no memory to spare.
     (give_back_freed_memory if request.segment["arithmetic"].get("parallel") == FSDP else keep_freed_memory)()
     sys.path[:] = request.path
     os.environ.update(request.environment)
-    # Of 1x1 convolutions where channels lie last: the same numbers in the same order in memory.
+    # For channels-last 1x1 convolutions: the numbers have the same order in memory.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    # Its new word is not known to the oldest torch that is supported.
+    # Its replacement is unknown to the oldest supported torch.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     pipe = pipes[rank]
     for number, other in enumerate(pipes):
         if number != rank:
             other.close()
     try:
-        answer: tuple[str, Any] = ("done", _trained(rank, request, pipe, stop, meet))
+        answer: tuple[str, Any] = ("done", _train(rank, request, pipe, stop, meet))
     except _StoppedAt as stopped:
         answer = ("stopped", stopped.args)
     except Exception as error:
         answer = ("failed", portable(error))
-    pipe.send(answer)  # whoever reads it ends the processes of all ranks
+    pipe.send(answer)  # the parent then ends all ranks
 
 
-def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet: Path) -> Work:
-    for module in request.modules:  # named by the user's own process, which has them imported
+def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> Work:
+    for module in request.modules:  # the user's own process has imported them
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.make(request.spec))
     with segment.arithmetic.active():
-        group = _kind(segment.arithmetic).joined(rank, segment.arithmetic, meet)
-        store = Store(request.store, _Asking(pipe) if request.linked else None)
+        group = _group_class(segment.arithmetic).joined(rank, segment.arithmetic, meet)
+        store = Store(request.store, _ParentLink(pipe) if request.linked else None)
         course = segment.course(request.data).cut(group)
         kind = _OtherJob if rank else Job
         job = kind(store, course, segment, request.keep, request.measure, group)
-        watch = _Silent() if rank else _Telling(request.checkpoint_seconds, pipe, stop)
+        watch = _OtherWatch() if rank else _FirstWatch(request.checkpoint_seconds, pipe, stop)
         job.missing = group.first(job.missing)
         began, busy = time.perf_counter(), time.process_time()
         try:
-            job.do(watch)
+            job.train(watch)
         except InterruptedTrainingError as error:
             raise _StoppedAt(watch.stored_at, str(error)) from error
         work = job.work(time.perf_counter() - began, time.process_time() - busy)
@@ -105,7 +105,7 @@ def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet
         return work
 
 
-def _kind(arithmetic: Arithmetic) -> type[Group]:
+def _group_class(arithmetic: Arithmetic) -> type[Group]:
     if arithmetic.parallel != FSDP:
         return Group
     from ticketry.lab.training.ranks.sharded import ShardedGroup
@@ -114,11 +114,11 @@ def _kind(arithmetic: Arithmetic) -> type[Group]:
 
 
 class _StoppedAt(Exception):
-    """Asked to stop, and the state is stored: its step, and what is to be said."""
+    """The training was stopped and its state is stored; arguments: step and message."""
 
 
-class _Silent(Watch):
-    """Of ranks that tell nothing, and stop when they are ended."""
+class _OtherWatch(Watch):
+    """Watch of the other ranks, which report nothing and are ended by the parent."""
 
     stored_at = 0
 
@@ -126,8 +126,8 @@ class _Silent(Watch):
         super().__init__(checkpoint_seconds=float("inf"))
 
 
-class _Telling(_Silent):
-    """Of the first rank."""
+class _FirstWatch(_OtherWatch):
+    """Watch of the first rank."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
         super().__init__()
@@ -145,12 +145,12 @@ class _Telling(_Silent):
 
 
 class _OtherJob(Job):
-    """The job of a rank that stores no results. It goes through the same steps, and takes its part in measuring, and in
-    gathering what lies in parts."""
+    """Job of a rank that stores no results. It trains the same steps, and takes part in measuring and in gathering
+    sharded tensors."""
 
     def store_partial(self, state: TrainingState) -> None:
-        """Its part, if it has one; else the first rank stores all."""
-        if self.in_parts:
+        """Store this rank's shard, if parameters are sharded; otherwise the first rank stores everything."""
+        if self.sharded:
             super().store_partial(state)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
@@ -159,7 +159,7 @@ class _OtherJob(Job):
         return ""
 
     def store_result(self, loop: Loop) -> None:
-        if self.in_parts:
+        if self.sharded:
             self.store_tensors(loop, loop.state())
         elif loop.session.gathers:
             loop.session.state()
@@ -168,21 +168,21 @@ class _OtherJob(Job):
         del self.missing[0]
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        self.measured_again(record)
+        self.measure_again(record)
 
     def drop_partials(self) -> None:
-        """The first rank does."""
+        """Do nothing: the first rank deletes them."""
 
 
-class _Asking(Link):
-    """The link of a store in the process that started this one, which is asked."""
+class _ParentLink(Link):
+    """A link that calls the parent's link."""
 
     shared = True
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
-    def _ask(self, name: str, *given: Any, **named: Any) -> Any:
+    def _call(self, name: str, *given: Any, **named: Any) -> Any:
         self._pipe.send(("link", (name, given, named)))
         kind, value = self._pipe.recv()
         if kind == "failed":
@@ -191,25 +191,25 @@ class _Asking(Link):
 
     def wanted(self, path: Path, *, renew: bool = False) -> None:
         if renew or not path.exists():
-            self._ask("wanted", path, renew=renew)
+            self._call("wanted", path, renew=renew)
 
     def written(self, path: Path, *, replace: bool = False) -> None:
-        self._ask("written", path, replace=replace)
+        self._call("written", path, replace=replace)
 
     def kept(self, path: Path) -> None:
-        self._ask("kept", path)
+        self._call("kept", path)
 
     def discarded(self, path: Path) -> None:
-        self._ask("discarded", path)
+        self._call("discarded", path)
 
     def trajectory(self, trajectory: str) -> None:
-        self._ask("trajectory", trajectory)
+        self._call("trajectory", trajectory)
 
     def known_steps(self, trajectory: str) -> list[int]:
-        return list(self._ask("known_steps", trajectory))
+        return list(self._call("known_steps", trajectory))
 
     def partial_written(self, trajectory: str, step: int, path: Path) -> None:
-        self._ask("partial_written", trajectory, step, path)
+        self._call("partial_written", trajectory, step, path)
 
     def partials_dropped(self, trajectory: str, last: int) -> None:
-        self._ask("partials_dropped", trajectory, last)
+        self._call("partials_dropped", trajectory, last)

@@ -1,0 +1,320 @@
+"""Variants of training that several searches use: an enforced mask, a network without its channels, a penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.layout import Blocks, layouts
+from ticketry.core.pattern import UNSTRUCTURED, Pattern
+from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.sparse_training.hold import Hold
+from ticketry.core.sparse_training.penalties import add_gradients_, check_penalty
+from ticketry.core.structure import ShrinkPlan, rebuild
+from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.core.structure.shrinking.removal_trial import structure_around
+from ticketry.core.structure.shrinking.shrink import plan_of
+from ticketry.errors import ScopeError, UsageError
+from ticketry.lab.store.store import NUMERICS, Store, digest_of
+from ticketry.lab.training.state import TrainingState, initial_state, rebuilt
+from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
+from ticketry.tasks.task import Course, Task
+
+FOLLOWED = 2
+"""Examples on which a network is traced; only their shape matters."""
+
+
+# -- an enforced mask --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldMask(Variant):
+    """Enforce a stored mask: pruned weights, their gradients and their optimiser's state are exactly 0."""
+
+    name = "held_mask"
+    several_ranks = True
+    in_parts = True
+    outermost = True
+    sparse_kernels = True
+    replayable = True
+    mask: str
+    """Digest of the mask."""
+
+    def masked_by(self) -> str:
+        return self.mask
+
+    def effect(self, around: Surroundings) -> HoldingEffect:
+        return HoldingEffect(around)
+
+
+class HoldingEffect(Effect):
+    """Mask enforcement in one training."""
+
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
+        assert self.around.mask is not None
+        # The loop masks all gradients in one call, which costs less than a hook for each parameter.
+        self._training, self._hold = training, Hold(training.model, self.around.mask, hooks=False)
+        self._hold.mask_state(training.optimizer)
+
+    def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Mask the session's copies of parameters, see `Session.copies`."""
+        prefix, mask = self._training.session.copies, self.around.mask
+        assert mask is not None
+        kept = {f"{prefix}{name}": kept for name, kept in mask.items()} if prefix else {}
+        return {name: one.masked_fill(~kept[name], 0) if name in kept else one for name, one in entries.items()}
+
+    def after_backward(self) -> None:
+        self._hold.mask_gradients()
+
+    def check(self) -> None:
+        """Raise `HoldError` if a pruned weight, or its optimiser's state, is not 0."""
+        self._hold.check(self._training.optimizer)
+
+    def tensors(self) -> object:
+        return self._hold.tensors
+
+
+# -- a penalty ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty(Variant):
+    """Add ``strength`` times a penalty on weights, blocks, filters or norm scales to the loss of each step."""
+
+    name = "penalty"
+    several_ranks = True
+    sparse_kernels = True
+    replayable = True
+    kind: str
+    """A name in `core.sparse_training.penalties.PENALTIES`."""
+    strength: float
+    """Coefficient in the loss."""
+    names: tuple[str, ...]
+    """Penalised parameters."""
+    pattern: str = UNSTRUCTURED
+    """Pattern whose blocks are penalised, see `core.pattern`; by default the kind decides."""
+
+    def __post_init__(self) -> None:
+        pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
+        check_penalty(self.kind, blocks=pattern.blocks_of_rows)
+        object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 have one key
+        if not 0 <= self.strength <= 1e6:
+            raise UsageError(f"the strength of a penalty is a number from 0 to 1e6, not {self.strength}")
+        if not self.names:
+            raise UsageError(f"the penalty {self.kind} is on no parameter: name some")
+
+    @classmethod
+    def from_description(cls, values: Mapping[str, Any]) -> Penalty:
+        return cls(**{**values, "names": tuple(values["names"])})
+
+    def effect(self, around: Surroundings) -> PenaltyEffect:
+        return PenaltyEffect(around, self)
+
+    def decides_memory(self) -> list[str]:
+        return [self.kind, self.pattern]
+
+    def on(self, model: nn.Module) -> Penalised:
+        """Return the penalised parameters of a model; `ScopeError` for names that it lacks."""
+        known = named_parameters(model)
+        if unknown := [name for name in self.names if name not in known]:
+            raise ScopeError(f"a penalty is asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
+        parameters = [known[name] for name in self.names]
+        pattern = Pattern.parse(self.pattern)
+        if pattern.unstructured:
+            return Penalised(self, parameters, None)
+        where = layouts(model, self.names)
+        blocks = [pattern.blocks(tuple(known[name].shape), where[name]) for name in self.names]
+        return Penalised(self, parameters, blocks)
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """The penalised parameters of one model."""
+
+    by: Penalty
+    parameters: list[nn.Parameter]
+    blocks: list[Blocks] | None
+    """Blocks of each parameter, if the penalty has a pattern."""
+
+    def add_gradients(self) -> None:
+        """Add the penalty's gradients to those of the loss."""
+        add_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
+
+
+class PenaltyEffect(Effect):
+    """Adds the gradients of a penalty. Reported losses and metrics are the task's."""
+
+    def __init__(self, around: Surroundings, penalty: Penalty) -> None:
+        super().__init__(around)
+        self._penalty = penalty
+
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
+        self._penalised = self._penalty.on(training.model)
+
+    def after_backward(self) -> None:
+        self._penalised.add_gradients()
+
+
+# -- a network without its removed channels ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk(Variant):
+    """Train a physically smaller network, without the channels that a stored mask removes.
+
+    It equals training with the mask within float error, except for dropout, whose random numbers depend on shapes.
+    Stored states have their full shapes: removed weights and their optimiser's state are exactly 0; buffers of removed
+    channels keep their values from the start of the segment.
+    """
+
+    name = "shrunk"
+    several_ranks = True
+    outermost = True
+    replayable = True
+    whole_channels = True
+    mask: str
+    """Digest of the mask."""
+
+    def masked_by(self) -> str:
+        return self.mask
+
+    def conflict(self, other: Variant) -> str | None:
+        if other.masked_by() is None:
+            return None
+        return "a network is trained shrunk by one mask of whole channels, and this segment has two masks"
+
+    def effect(self, around: Surroundings) -> ShrinkingEffect:
+        return ShrinkingEffect(around)
+
+    # Each mask gives a network of another size.
+
+    def decides_flops(self) -> str:
+        return self.mask
+
+    def decides_memory(self) -> str:
+        return self.mask
+
+
+class ShrinkingEffect(Effect):
+    """Replaces the network by a smaller one, and expands its states to full shapes.
+
+    No mask is enforced: a plan removes exactly what its mask removes, see `structure.shrink_plan`.
+    """
+
+    def entering(self, state: TrainingState) -> TrainingState:
+        around = self.around
+        assert around.mask_digest is not None
+        self._plan = remembered_plan(around.store, around.task, around.mask_digest, around.course)
+        self._full = state.model
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
+        variants = {name: self._cut_all(own) for name, own in state.variants.items()}
+        return replace(state, optimizer=self._cut_all(state.optimizer), variants=variants)
+
+    def build(self, model: nn.Module) -> nn.Module:
+        first: dict[int, str] = {}  # the plan has a tensor that several modules share once
+        self._names = {
+            normal_name(name): first.setdefault(id(tensor), normal_name(name))
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+        mask = self.around.mask
+        assert mask is not None
+        self._around = {
+            name: tensor.masked_fill(~mask[self._names[name]], 0) if self._names[name] in mask else tensor
+            for name, tensor in self._full.items()
+        }
+        """A full state's values where the small network has none."""
+        return rebuild(model, self._plan)
+
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
+        self._training = training
+
+    def leaving(self, state: TrainingState) -> TrainingState:
+        model = {
+            name: self._plan.expand(self._names[name], part, self._around[name]) for name, part in state.model.items()
+        }
+        variants = {name: self._expand_all(own) for name, own in state.variants.items()}
+        return replace(state, model=model, optimizer=self._expand_all(state.optimizer), variants=variants)
+
+    # The state of a session is stored in its full shape too.
+
+    def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        cut = {name: entries[name].index_select(dim, kept) for name, dim, kept, _ in self._smaller_entries(entries)}
+        copied = {name: self._plan.cut(parameter, entries[name]) for name, parameter in self._copies(entries)}
+        return {**entries, **cut, **copied}
+
+    def leaving_session(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = dict(entries)
+        for name, dim, kept, size in self._smaller_entries(entries):
+            part = entries[name]
+            whole = torch.zeros((*part.shape[:dim], size, *part.shape[dim + 1 :]), dtype=part.dtype)
+            found[name] = whole.index_copy_(dim, kept, part)
+        for name, parameter in self._copies(entries):
+            whole = torch.zeros(self._shapes[parameter], dtype=entries[name].dtype)
+            found[name] = self._plan.expand(parameter, entries[name], whole)
+        return found
+
+    def _copies(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield each entry that is a copy of a parameter: its name, and the parameter's."""
+        prefix = self._training.session.copies
+        for name in entries if prefix else ():
+            if name.startswith(prefix):
+                yield name, self._names[name[len(prefix) :]]
+
+    def _smaller_entries(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, int, Tensor, int]]:
+        """Yield each entry with fewer units here: name, dimension, retained units, full number of units."""
+        for name, (dim, parameter, of) in self._training.session.follows(self._training.model).items():
+            if name not in entries:
+                continue
+            kept = self._plan.kept.get(self._names[parameter], {}).get(of)
+            if kept is not None:
+                yield name, dim, torch.tensor(kept), self._shapes[parameter][of]
+
+    # Entries of the optimiser, and of other variants, are named parameter/entry; those with one value for each weight
+    # have the parameter's shape.
+
+    def _cut_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._cut(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
+
+    def _cut(self, name: str, value: Tensor) -> Tensor:
+        return self._plan.cut(name, value) if value.shape == self._shapes.get(name) else value
+
+    def _expand_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._expand(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
+
+    def _expand(self, name: str, value: Tensor) -> Tensor:
+        if name not in self._plan.kept or value.shape != self._plan.shape(name):
+            return value
+        return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))
+
+
+def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
+    """Return the plan of a task's network by a stored mask, computed once per store.
+
+    Args:
+        mask: digest of a mask of whole channels.
+        course: the task's course; the network is traced on two of its examples.
+
+    Raises:
+        MaskError, LayerCollapseError, StructureError: see `structure.shrink`.
+    """
+    key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
+
+    def compute() -> dict[str, str]:
+        model = rebuilt(task, initial_state(task, 0))
+        plan = plan_of(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
+        return {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
+
+    known = store.remembered("plans", key, compute)
+    return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
+
+
+def task_structure(task: Task, course: Course) -> Structure:
+    """Return the coupled channels of a task's network; a pure function that takes seconds.
+
+    Modules that choose their computation by their activations are not traced: their channels stay.
+    """
+    return structure_around(rebuilt(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",))[0]

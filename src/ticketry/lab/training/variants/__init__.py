@@ -1,1 +1,0 @@
-"""Variants of training that several searches use: a mask that is held, a network without its channels, a penalty."""
