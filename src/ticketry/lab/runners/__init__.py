@@ -1,1 +1,1 @@
-"""Where segments are trained."""
+"""Runners: they train segments in this process, in local processes, or on a cluster."""

@@ -66,7 +66,7 @@ def execute_on_dask(request: str) -> str:
 
 
 class _Tasks(Pool):
-    """Dask retries lost tasks by itself; what it gives up is sent again."""
+    """Tasks of Dask, which retries lost ones; those that it gives up are sent again."""
 
     def __init__(self, place: Place) -> None:
         import dask

@@ -38,7 +38,7 @@ def portable(error: Exception) -> Exception:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Option numbers in glibc's <malloc.h>."""
 _LARGE, _LEFT = 1 << 20, 1 << 17
-"""Bytes: size of a block with a mapping of its own, and free bytes left at the end of the heap (glibc's default)."""
+"""Bytes: size of a block with a separate mapping, and free bytes left at the end of the heap (glibc's default)."""
 _MOST = 2**31 - 1
 """Largest int."""
 

@@ -19,7 +19,7 @@ from ticketry.registry import Registry
 
 @dataclass(frozen=True)
 class Order:
-    """Where and how a lab trains segments."""
+    """Settings of all trainings of a lab."""
 
     store: str
     """Address of the store, see `lab.store.open_store`."""

@@ -202,7 +202,7 @@ def ignore_signals_as_reader() -> None:
 
 
 def ignore_signals_as_rank() -> None:
-    """Ignore signals in one of several processes that train one network: their parent tells them when to stop."""
+    """Ignore signals in one of several processes that train one network: their parent decides when to stop."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     unblock_signals()

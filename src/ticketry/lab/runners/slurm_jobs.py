@@ -1,4 +1,4 @@
-"""Training on Slurm: jobs, through submitit, each of which trains one segment after another.
+"""Training on Slurm, through submitit: each job trains one segment after another.
 
 A new segment goes to a job that has just finished one, mostly the previous segment of the same search, or to a new job.
 So Python and torch start once for a chain of segments. At its time limit, or when it is preempted, a job stores its

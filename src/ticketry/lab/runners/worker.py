@@ -1,4 +1,4 @@
-"""What a worker does with a request: train the segment, report progress through the store, return an answer.
+"""Execution of a request in a worker: train the segment, report progress through the store, return an answer.
 
 The worker's process belongs to Ray, Dask, Slurm or another executor. Signals that end it are recorded during a
 training. Once the state is stored, they are delivered again, and the process ends as its scheduler expects.

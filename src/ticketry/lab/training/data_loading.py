@@ -1,6 +1,6 @@
-"""Batches for training and evaluation: in which order, and taken out of memory or read from disk ahead.
+"""Batches for training and evaluation: their order, and reading them from memory or, ahead of time, from disk.
 
-The order of the data is a pure function of (seed, epoch), so that any step's batch is known without its past.
+The order of the data is a pure function of (seed, epoch), so any step's batch is known without the steps before.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ticketry_engine.support.seeds import generator, mix
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
-    """Batches in an epoch; the last one may be smaller."""
+    """Return the number of batches in an epoch; the last one may be smaller."""
     return -(-examples // batch)
 
 
 class DataOrder:
     """Batches of example indices for any step: each epoch is a permutation drawn from (seed, epoch).
 
-    Of examples in shards (`tasks.task.Sharded`): the shards are permuted, and of each `window` of them in that order
-    the examples together, so that an epoch goes through the shards once, with no more than a window of them at a time.
+    For examples in shards (`tasks.task.Sharded`) the shards are permuted, and the examples of each `window` of shards
+    are mixed. An epoch reads the shards once, with at most a window of them at a time.
 
     Args:
-        shards: int64 [examples], the shard of each; None where any example is read as easily as any other.
-        window: how many shards are mixed.
-        rank, world: the part of each batch that one of several processes has, see `part`.
+        shards: int64 [examples], the shard of each example; None if all examples are read equally fast.
+        window: number of shards that are mixed.
+        rank, world: the part of each batch that one of several processes trains, see `part`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DataOrder:
         world: int = 1,
     ) -> None:
         self._seed, self._examples, self._batch = seed, examples, batch
-        # Numbered without gaps, as a split need not have examples in each of its source's shards.
+        # Numbered without gaps, since a split may have no examples in some shards of its source.
         self._shards = None if shards is None else torch.unique(shards, return_inverse=True)[1]
         self._window, self._rank, self._world = window, rank, world
         self._per_epoch = steps_per_epoch(examples, batch)
@@ -63,7 +63,7 @@ class DataOrder:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
-        """int64 [batch or fewer]: the examples of iteration `step`, counted from 0; this rank's part of them."""
+        """Return the examples of iteration `step` (from 0), or this rank's part of them: int64 [batch or fewer]."""
         epoch, index = divmod(step, self._per_epoch)
         if epoch != self._epoch:
             self._order, self._epoch = self._of_epoch(epoch), epoch
@@ -75,14 +75,14 @@ class DataOrder:
         if self._shards is None:
             return order
         place = torch.randperm(int(self._shards.max()) + 1, generator=generator(self._seed, "shards", epoch))
-        # A stable sort by windows leaves a permutation, as likely as any other, within each.
+        # A stable sort by windows leaves a uniformly random permutation within each window.
         return order[torch.sort(place[self._shards[order]] // self._window, stable=True).indices]
 
 
 def part(batch: Tensor, rank: int, world: int) -> Tensor:
-    """The examples of a batch [n] that one of `world` processes has: a pure function, and together they are the batch.
+    """Return the examples of a batch [n] that one of `world` processes trains; the parts together are the batch.
 
-    Consecutive ones, as many for each; where n is no multiple of `world`, one more for each of the first n % world.
+    Parts are consecutive and of equal size; the first n % world parts have one more example.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
@@ -91,7 +91,7 @@ def part(batch: Tensor, rank: int, world: int) -> Tensor:
 
 
 def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
-    """The order of a split's examples; that of its shards, where it has some."""
+    """Return the order of a split's examples, by shards if it has some."""
     reader: object = split.reader
     shards = reader.shards(split.inputs) if isinstance(reader, Sharded) else None
     window = reader.window if isinstance(reader, Sharded) else 1
@@ -106,9 +106,9 @@ Batches = Generator[Batch, None, None]
 Request = Callable[[], Tensor]
 
 EVALUATED = 500
-"""Examples in memory that are evaluated at once."""
+"""Batch size for evaluating examples in memory."""
 _AHEAD = 2
-"""Batches that each process reads ahead."""
+"""Number of batches that each process reads ahead."""
 
 
 def batches(
@@ -121,17 +121,17 @@ def batches(
     seed: int = 0,
     first: Callable[[int], int] | None = None,
 ) -> Batches:
-    """The batch of each step; for a streamed split, processes read ahead until the iterator is closed.
+    """Yield the batch of each step. For a streamed split, processes read ahead until the iterator is closed.
 
     Args:
-        examples: step -> int64 [b], the numbers of its examples in the split.
-        augment: of a streamed split, the augmentations that are done while reading, see `while_reading`.
-        seed: they are functions of (seed, step, position in the batch).
-        first: step -> the position of the first of its examples, where they are a part of a batch.
+        examples: step -> int64 [b], the positions of its examples in the split.
+        augment: augmentations that a streamed split applies while reading, see `while_reading`.
+        seed: augmentations are functions of (seed, step, position in the batch).
+        first: step -> position of its first example in the batch, if the examples are a part of a batch.
 
     Raises:
-        TicketryError: whatever the split's reader raises, most often DataError.
-        RunnerError: if it raises something else, or a reading process ended without an answer.
+        TicketryError: an error of the split's reader, most often DataError.
+        RunnerError: if the reader raises another error, or a reading process ended without an answer.
     """
     if split.reader is None:
         return _in_memory(split, examples, steps, device)
@@ -139,7 +139,7 @@ def batches(
 
 
 def in_order(split: Split, device: str) -> Batches:
-    """All examples of a split once, in order, in batches for evaluation."""
+    """Yield all examples of a split once, in order, in batches for evaluation."""
     if split.reader is None:
         parts = (torch.split(tensor, EVALUATED) for tensor in (split.inputs, split.targets))
         for inputs, targets in zip(*parts, strict=True):
@@ -150,20 +150,20 @@ def in_order(split: Split, device: str) -> Batches:
 
 
 def while_reading(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The augmentations done while reading, and those done on the batch after."""
+    """Split augmentations into those applied while reading and those applied to the batch afterwards."""
     own = split.reader.augmentations if split.reader else ()
     return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
 
 
 def placed(split: Split, device: str) -> Split:
-    """A split in memory moved to the device; a streamed one as it is."""
+    """Move a split in memory to the device; return a streamed one unchanged."""
     return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
 
 
 def _in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str) -> Batches:
     inputs, targets = split.inputs, split.targets
     home = inputs.device
-    move = home.type != device  # asked once: a step of a LeNet takes 1 ms
+    move = home.type != device  # computed once: a step of a LeNet takes 1 ms
     for step in steps:
         index = examples(step).to(home)
         batch = inputs.index_select(0, index), targets.index_select(0, index)
@@ -183,12 +183,12 @@ def _streamed(
     seed: int,
     first: Callable[[int], int] | None,
 ) -> Batches:
-    asked: deque[Tensor] = deque()  # the targets of what was asked for and has not come yet
+    pending: deque[Tensor] = deque()  # targets of requested batches
 
     def requests() -> Iterator[Request]:
         for step in steps:
             index = examples(step)
-            asked.append(split.targets[index])
+            pending.append(split.targets[index])
             place = {"first": first(step)} if first and augment else {}
             yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0, **place)
 
@@ -197,13 +197,13 @@ def _streamed(
         for answer in answers:
             if isinstance(answer, TicketryError):
                 raise answer
-            yield answer.to(device, non_blocking=True), asked.popleft().to(device)
+            yield answer.to(device, non_blocking=True), pending.popleft().to(device)
     finally:
         answers.close()
 
 
 def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
-    """What each request returns, in order, or what it raises as a TicketryError."""
+    """Yield the result of each request in order, or its error as a TicketryError."""
     if workers and multiprocessing.current_process().daemon:
         _log.warning(
             "this process may start none of its own, so that it reads examples itself, beside its training: the bits"
@@ -214,7 +214,7 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
         yield from map(_Requests().__getitem__, requests)
         return
     with block_signals(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # so many were asked for
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user chose the number
         loader = DataLoader(
             _Requests(),
             batch_size=None,  # a request is for a whole batch
@@ -224,19 +224,19 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
             pin_memory=pin,
             multiprocessing_context=_context(),
             worker_init_fn=_begin,
-            generator=torch.Generator(),  # or the global one would be drawn from
+            generator=torch.Generator(),  # otherwise it would advance the global one
         )
         answers = iter(loader)
     try:
         yield from answers
-    except (RuntimeError, OSError, EOFError) as error:  # what is raised by a request comes as its answer
+    except (RuntimeError, OSError, EOFError) as error:  # an error of a request arrives as its answer
         raise RunnerError(
             f"a process that reads examples ended without an answer ({error}): it was killed, ran out of memory, or"
             " the script that started it is not guarded by `if __name__ == '__main__':`. What was finished is stored;"
             " the same command goes on from there (with the option workers=0 no process is started)"
         ) from error
     finally:
-        del answers  # ends the processes
+        del answers  # this ends the processes
 
 
 class _Requests(Dataset[Any]):
@@ -245,16 +245,16 @@ class _Requests(Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         try:
             return request()
-        except TicketryError as error:  # as a value: raised, the loader would wrap it into a traceback
+        except TicketryError as error:  # returned, since the loader would wrap a raised one into a traceback
             return error
         except Exception:
             return RunnerError(f"reading examples failed:\n{traceback.format_exc()}")
 
 
 def _context() -> Any:
-    """How reading processes start: forked from a clean process that has torch, where the system can do that.
+    """Return how reading processes start: forked from a clean process that has imported torch, if supported.
 
-    A fork of this process would inherit threads in an unknown state; starting from nothing takes seconds for each.
+    A fork of this process would inherit threads in an unknown state; a new interpreter takes seconds.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -265,5 +265,5 @@ def _context() -> Any:
 
 def _begin(worker: int) -> None:
     ignore_signals_as_reader()
-    # Torch's own watch is over the parent by process number, and that is the server which forks.
+    # Torch watches the parent process, which is the server that forks, not the training.
     end_with_parent()

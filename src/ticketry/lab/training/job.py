@@ -1,6 +1,6 @@
 """Training one segment: what is missing in the store, checkpoints, results, and weights that a bundle left out.
 
-`execute` is the only entrance: every runner calls it, in whatever process.
+`execute` is the only entrance: every runner calls it in its worker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ticketry.lab.training.state import TrainingState, add_prefix, initial_state
 from ticketry.tasks.task import Course, Task
 
 STANDSTILL = 30.0
-"""Seconds of one step beyond which the processor time tells whether the process worked at all."""
+"""Seconds of one step after which its processor time shows whether the process worked at all."""
 _WORKING = 0.02
 """Least share of one processor that a training keeps busy; on a GPU it waits in a loop."""
 _CURVE_POINTS = 100
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Watch:
-    """What a training reports to its runner, and how the runner stops it."""
+    """Connection of a training to its runner: it reports progress and asks whether to stop."""
 
     checkpoint_seconds: float = 60.0
 

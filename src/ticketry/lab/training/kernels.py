@@ -1,8 +1,8 @@
-"""Whether a step computes in torch, with all weights, or in the engine's kernels, with those that a mask keeps.
+"""Choice between torch, which computes with all weights, and the engine's sparse kernels, which skip pruned ones.
 
-What was decided is part of a segment's arithmetic, and so of its key: ``dense``, which adds nothing to it, or
-``sparse`` with the version of the kernels' numbers and the class of processors (the width of its vectors), on which
-bits depend, and ``bf16`` where they compute as autocast does. Nothing is ever timed for it.
+The choice is part of a segment's arithmetic, and so of its key: ``dense`` adds nothing; ``sparse`` adds the version of
+the kernels' numerics and the vector width of the processor, which decide bits, and ``bf16`` if they compute as autocast
+does. The choice never depends on a timing.
 """
 
 from __future__ import annotations
@@ -29,47 +29,51 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 KERNELS = ("auto", DENSE, "sparse")
 
 LEAST = {"fp32": 0.4, "bf16": 0.5}
-"""The share of all multiplications that kernels have to leave out for ``auto`` to use them. In bfloat16 ResNet-18 with
-half of its weights took 0.89 of torch's time, ResNet-20 0.61 (AMD EPYC, Zen 4)."""
+"""Share of all MACs that kernels must skip for ``auto`` to use them.
+
+Measured in bfloat16 with half of the weights (AMD EPYC, Zen 4): ResNet-18 took 0.89 of torch's time, ResNet-20 0.61."""
 
 LEAST_BESIDE_TILES = 0.85
-"""The same in bfloat16 on a processor with tiles (AMX), which dense steps use and kernels only where rows keep their
-columns sixteen together: ResNet-18 with 20, 10 and 5 % of single weights took 1.14, 0.68 and 0.44 of torch's time
-there, ResNet-20 0.76, 0.53 and 0.41; in groups of sixteen rows both took half with 50 % (Intel, Granite Rapids)."""
+"""Share for bfloat16 on a processor with tiles (AMX). Dense steps use tiles; kernels use them only for weights retained
+in groups of sixteen rows.
+
+Measured on Intel Granite Rapids with 20, 10 and 5 % of single weights, relative to torch: ResNet-18 1.14, 0.68 and
+0.44, ResNet-20 0.76, 0.53 and 0.41. In groups of sixteen rows both took half with 50 %."""
 
 NEARLY_ALL = 0.9
-"""The share of all multiplications that kernels have to do for ``auto`` to use them where they leave out less."""
+"""Share of all MACs that kernels must compute for ``auto`` to use them if they skip less."""
 
 PROCESSORS = ("avx512", "avx2")
-"""Where ``auto`` may use them: there steps were measured to be faster."""
+"""Processors on which ``auto`` may use kernels: steps were measured to be faster there."""
 
 DENSE_PROCESSORS = ("avx512",)
-"""Where ``auto`` may use them for what they do nearly all of: ResNet-20, ResNet-18 and VGG-16 without a mask took 0.78,
-0.84 and 0.90 of torch's time there."""
+"""Processors on which ``auto`` may use kernels for dense networks.
+
+Measured without a mask, relative to torch: ResNet-20 0.78, ResNet-18 0.84, VGG-16 0.90."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of the multiplications of a forward pass."""
+    """Shares of the MACs of a forward pass."""
 
     left_out: float
-    """That kernels leave out."""
+    """Share that kernels skip."""
     inside: float
-    """That are of layers in kernels, those left out too."""
+    """Share of layers that run in kernels, skipped MACs included."""
     by_sixteen: float = 0.0
-    """Of these, those of layers all of whose rows keep their columns in sets of sixteen."""
+    """Share of layers in kernels whose rows retain their columns in groups of sixteen."""
 
 
 class Kernels:
-    """Decides for a lab.
+    """Chooses the kernels of a lab's trainings.
 
     Args:
         asked: auto, dense or sparse.
-        store: remembers what masks leave to kernels.
-        course: the course of a task, with the data.
+        store: remembers the `Share` of each mask.
+        course: returns the course of a task, with the data.
 
     Raises:
-        UsageError: for another word.
+        UsageError: for another choice.
     """
 
     def __init__(self, asked: str, store: Store, course: Callable[[Task], Course]) -> None:
@@ -78,21 +82,19 @@ class Kernels:
         self._store, self._course = store, course
 
     def arithmetic(self, task: Task, plain: Arithmetic, variants: Sequence[Variant], batch: int) -> Arithmetic:
-        """The arithmetic of a segment with these variants of training; `plain` is the one in torch.
+        """Choose the arithmetic of a segment with these variants; `plain` is the one in torch.
 
-        What has to compute with removed weights (gates), or has none (networks that are physically smaller), trains in
-        torch. Of the others, ``sparse`` takes those under a mask for which the kernels gain in some layer, ``auto``
-        those where they leave out `LEAST` of the multiplications, and dense or nearly dense networks where they do
-        `NEARLY_ALL` of them, on `DENSE_PROCESSORS` in float32.
+        Variants that compute with removed weights (gates), and physically smaller networks, train in torch. Otherwise
+        ``sparse`` chooses kernels if they skip anything; ``auto`` if they skip `LEAST` of the MACs, or, on
+        `DENSE_PROCESSORS` in float32, compute `NEARLY_ALL` of them.
 
         Args:
-            batch: examples of a step.
+            batch: number of examples of a step.
 
         Raises:
-            UsageError: ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor that does not multiply
-                it.
-            CaptureError: ``sparse`` for a network that cannot be followed, or is not in float32.
-            MissingExtraError: ``sparse`` without llvmlite.
+            UsageError: for ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor without it.
+            CaptureError: for ``sparse`` and a network that cannot be captured or is not in float32.
+            MissingExtraError: for ``sparse`` without llvmlite.
         """
         if self.asked == DENSE:
             return plain
@@ -114,15 +116,15 @@ class Kernels:
         return replace(plain, kernels=kernels_here(plain.precision)) if gains else plain
 
     def _gains(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
-        known = self._known(task, mask, batch, precision)
+        share = self._remembered_share(task, mask, batch, precision)
         if self.asked == "sparse":
-            return mask is not None and bool(known.get("left_out", 0.0) > 0)
+            return mask is not None and bool(share.get("left_out", 0.0) > 0)
         least = LEAST[precision]
-        if precision != "fp32" and machine().tiles and 2 * known.get("by_sixteen", 0.0) < known.get("inside", 0.0):
+        if precision != "fp32" and machine().tiles and 2 * share.get("by_sixteen", 0.0) < share.get("inside", 0.0):
             least = LEAST_BESIDE_TILES
-        if known.get("left_out", 0.0) >= least:
+        if share.get("left_out", 0.0) >= least:
             return True
-        return precision == "fp32" and machine().kernels in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
+        return precision == "fp32" and machine().kernels in DENSE_PROCESSORS and share.get("inside", 0.0) >= NEARLY_ALL
 
     def _require(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
@@ -130,13 +132,13 @@ class Kernels:
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
                 " --device cpu, or --kernels dense"
             )
-        here = machine()  # raises where llvmlite is missing
+        here = machine()  # raises an error without llvmlite
         if plain.precision != "fp32" and not here.bf16:
             raise UsageError(
                 f"this processor does not multiply bfloat16, so sparse kernels compute in float32 here, and {task.name}"
                 f" would be trained in {plain.precision}: choose --precision fp32, or --kernels dense"
             )
-        if why := self._known(task, None, batch, plain.precision).get("why"):
+        if why := self._remembered_share(task, None, batch, plain.precision).get("why"):
             raise CaptureError(f"{task.name} cannot be trained in sparse kernels: {why} (or choose --kernels dense)")
 
     def _possible(self, plain: Arithmetic) -> bool:
@@ -148,10 +150,9 @@ class Kernels:
         except MissingExtraError:
             return False
 
-    def _known(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Of a task's network under a stored mask (None for one that keeps all): the `Share` of kernels in it, or why
-        there can be none. Remembered.
-        """
+    def _remembered_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
+        """Return the `Share` of a task's network under a stored mask (None: all weights), or why it has none;
+        remembered in the store."""
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -162,7 +163,7 @@ class Kernels:
         }
         key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
-        def found() -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
             model = rebuilt(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
@@ -171,18 +172,18 @@ class Kernels:
                 return {"why": str(error)}
 
         with ONE_AT_A_TIME:
-            return self._store.remembered("kernels", key, found)
+            return self._store.remembered("kernels", key, compute)
 
 
 def kernels_here(precision: str = "fp32") -> str:
-    """The sparse kernels of this library on this processor, as keys name them. Tiles (AMX) add up in another order."""
+    """Return the name of this machine's sparse kernels in keys. Tiles (AMX) add in another order."""
     here = machine()
     half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
 def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
-    """What kernels have of a forward pass. The model's weights are masked.
+    """Return the kernels' share of a forward pass. The model's weights are masked.
 
     Raises:
         CaptureError, EngineError: see `tk.sparse_training`.
@@ -200,7 +201,7 @@ def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32")
 
 
 def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
-    """The model with its steps in sparse kernels: the same parameters, whose mask, if any, somebody else holds.
+    """Prepare the model's steps for sparse kernels. Parameters stay the same; the caller enforces the mask, if any.
 
     Raises:
         EngineError: if those kernels are not the ones of this machine.

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, with no work a dense loop would not do but what variants of training ask for."""
+"""The training loop: plain PyTorch, without work beyond a dense loop except for variants of training."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from ticketry_engine.support.seeds import mix
 
 Batches = Generator[Any, None, None]
 
-# Losses are looked at this often: reading one makes a GPU wait.
+# Steps between two checks of the losses: reading one makes a GPU wait.
 _LOOK_EVERY = 100
 
 
 class Loop:
-    """One segment in training. `train_until` advances it, `state` takes its state out.
+    """One segment in training. `train_until` advances it, `state` copies its state.
 
     Args:
-        group: the processes that train it together, this one among them, where there are several; `course` is cut among
-            them then. All of them go through the same steps; states are those of the first.
+        group: the ranks that train it together, if there are several; `course` is then split among them. All train the
+            same steps; the first one's states are stored.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Loop:
         effects = list(self.effects.values())
         for effect in effects:
             state, self._recipe = effect.entering(state), effect.recipe(self._recipe)
-        self.model = segment.arithmetic.place(self._built(state))
+        self.model = segment.arithmetic.place(self._build_model(state))
         self.model.train()
-        self._called = self.model if group is None else group.called(self.model)
+        self._called = self.model if group is None else group.wrap(self.model)
         self._parameters = list(self.model.parameters())
-        self.optimizer = self._made_optimizer(state.optimizer)
+        self.optimizer = self._build_optimizer(state.optimizer)
         self.session = course.session(segment.recipe, segment.order_seed, segment.arithmetic)
         for name, effect in self.effects.items():
             effect.begin(self, state.variants.get(name, {}))
         if group is not None and self.session.gathers:
             group.together = True
         self._resume_session(state.session)
-        # Only what is overridden is called, so that a step does nothing for the rest.
+        # Only overridden methods are called, so that others cost nothing.
         self._before_step = [effect.before_step for effect in effects if _has(effect, "before_step")]
         self._losses_of = [effect.loss for effect in effects if _has(effect, "loss")]
         self._after_backward = [one.after_backward for one in reversed(effects) if _has(one, "after_backward")]
@@ -79,14 +79,14 @@ class Loop:
         self._looked_at = state.step
         self._lr = -1.0
 
-    def _built(self, state: TrainingState) -> nn.Module:
+    def _build_model(self, state: TrainingState) -> nn.Module:
         model = rebuilt(self.task, state.model)
         self._unsaved = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
         for effect in self.effects.values():
             model = effect.build(model)
         return model if self._group is None else self._group.prepared(model)
 
-    def _made_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
+    def _build_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
         chosen = (effect.trained(self.model) for effect in self.effects.values())
         trained: Trainable = next((one for one in chosen if one is not None), self.model)
         optimizer = make_optimizer(self._recipe, trained)
@@ -101,7 +101,7 @@ class Loop:
         Raises:
             TrainingError: if a loss is not a finite number.
             HoldError: if a pruned weight is not 0.
-            TicketryError: if examples cannot be read from disk.
+            TicketryError: if examples cannot be read.
         """
         with private_random_state(), self._reading() as batches:
             while self.step < last:
@@ -137,7 +137,7 @@ class Loop:
 
     @cached_property
     def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Around the loss of a step: calls of the model run in the kernels of the segment."""
+        """Context of a step's loss, in which calls of the model run in the segment's kernels."""
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
@@ -146,7 +146,7 @@ class Loop:
 
     @cached_property
     def _step_loss(self) -> Callable[[Any], Tensor]:
-        """What a step's loss and gradients are computed by: batch -> loss."""
+        """Function batch -> loss, which also computes the gradients."""
         segment = self.segment
         plainly = self._device == "cuda" and self._group is None and segment.arithmetic.kernels == DENSE
         if plainly and are_alike(self.task, self.session, self.model, segment.variants):
@@ -156,7 +156,7 @@ class Loop:
     def _differentiated(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     ) -> Tensor:
-        """The loss of a batch; the parameters have its gradients, those of removed weights too, in new tensors."""
+        """Return the loss of a batch; parameters get its gradients in new tensors, removed weights included."""
         with kernels():
             loss = given.differentiable(self.task, self._loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,9 +164,9 @@ class Loop:
         return loss
 
     def _seed_step(self) -> None:
-        """Make dropout and the like functions of the step too."""
+        """Seed dropout and other random operations by the step."""
         seed = mix(self.segment.order_seed, "step", self.step)
-        # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
+        # Not torch.manual_seed: its stack trace for unused devices costs as much as a small step.
         torch.default_generator.manual_seed(seed)
         if self._device == "cuda":
             torch.cuda.manual_seed(seed)
@@ -183,7 +183,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Batches]:
-        """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
+        """Yield the batches from this step on. The reader stays open between stops, up to the segment's end."""
         if self._batches is None:
             self._batches = self.session.batches(range(self.step, self.segment.last))
         go_on = False
@@ -197,14 +197,13 @@ class Loop:
 
     @contextlib.contextmanager
     def _next_batch(self) -> Iterator[Any]:
-        """The batch of the step that stays to be done."""
+        """Yield the batch of the next step, which is not trained."""
         batches = self.session.batches(range(self.step, self.step + 1))
         with private_random_state(), contextlib.closing(batches):
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
-        """What the session carries, and the losses of the steps before, where the state came after this loop was
-        made."""
+        """Set the session's state and the earlier losses, if the state was read after this loop was built."""
         self._resume_session(session)
         self._losses[: len(losses)] = losses
 
@@ -215,16 +214,16 @@ class Loop:
             self.session.load_state(carried)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """See `InTraining`. In one process there is nothing to do."""
+        """See `InTraining`; nothing to do in one process."""
         if self._group is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = self._group.mean(parameter.grad)
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- checks --------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Make sure that what the variants promise holds, such as that pruned weights are exactly 0; else an error."""
+        """Raise an error if an invariant of a variant does not hold, such as that pruned weights are exactly 0."""
         for effect in self.effects.values():
             effect.check()
         self._check_unsaved()
@@ -232,12 +231,12 @@ class Loop:
             self._group.require_same_weights(self.model)
 
     def stopped(self) -> None:
-        """Let the variants know that the network is looked at as it is now."""
+        """Tell the variants that training pauses."""
         for effect in self.effects.values():
             effect.stopped()
 
     def look_at_losses(self) -> None:
-        """Raises `TrainingError` if a loss since the last look is not finite."""
+        """Raise `TrainingError` if a loss since the last check is not finite."""
         first = self.segment.first
         recent = self._losses[self._looked_at - first : self.step - first]
         finite = torch.isfinite(recent)
@@ -252,9 +251,9 @@ class Loop:
         self._looked_at = self.step
 
     def gradient(self) -> dict[str, Tensor]:
-        """The gradient of the loss of the next step's batch, of all parameters by normalised name, on the CPU.
+        """Return the gradients of the next step's loss by normalised name, on the CPU, without training the step.
 
-        Also of weights that the mask removes. Nothing is trained, and the step stays to be done.
+        Weights that the mask removes have gradients too.
 
         Raises:
             TrainingError: if it is not finite.
@@ -275,20 +274,19 @@ class Loop:
         return found
 
     def flops(self) -> FlopsByWeight:
-        """Of the forward and the backward pass of the next step's batch; nothing is trained."""
+        """Count the FLOPs of a forward and a backward pass on the next batch, without training."""
         with self._next_batch() as batch:
             for before in self._before_step:
                 before()
             return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
 
     def height(self) -> int:
-        """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.
+        """Return the peak bytes of tensors in the second training step; the first allocates the optimiser's state.
 
-        Weights and buffers, gradients, optimiser's state, mask, batch, and whatever is needed in between; not the data
-        set.
+        Counts weights, buffers, gradients, optimiser's state, mask, batch and intermediate tensors, not the data set.
         """
         with self._next_batch() as batch:
-            # From the first step on, so that whatever is freed in the second was seen when it was allocated.
+            # Start at the first step, so that allocations which the second one frees are recorded.
             def two_steps() -> None:
                 for _ in range(2):
                     self._one_step(batch)
@@ -297,10 +295,10 @@ class Loop:
             held = [effect.tensors() for effect in self.effects.values()]
             return height(two_steps, [batch, self.model.state_dict(), *held], self._device)
 
-    # -- what is stored ------------------------------------------------------------------------------------------------
+    # -- state and record ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """A copy of the state now, in the full shapes of the task's network; of one in parts the parts, not copied."""
+        """Return a copy of the state in the full shapes of the task's network; sharded tensors are not copied."""
         self.look_at_losses()
         session = self.session.state()
         in_parts = self._group is not None and self._group.in_parts
@@ -320,7 +318,7 @@ class Loop:
         return state
 
     def _check_unsaved(self) -> None:
-        """A stopped training would go on with other buffers than these. A cache that has grown says nothing."""
+        """Raise `TaskError` if training changes a buffer outside the state dict, which checkpoints lack."""
         for name, buffer in self.model.named_buffers() if self._unsaved else ():
             before = self._unsaved.get(normal_name(name))
             if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
@@ -330,11 +328,11 @@ class Loop:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """What a record of the result tells beside the state and its metrics, as JSON values."""
-        return {name: told for effect in self.effects.values() for name, told in effect.facts().items()}
+        """Return further entries of the result's record, as JSON values."""
+        return {name: fact for effect in self.effects.values() for name, fact in effect.facts().items()}
 
     def measured(self) -> dict[str, Metrics]:
-        """The entries of a record that tell how good the network is, `rounded`."""
+        """Return the quality of the network as entries of a record, `rounded`."""
         measure = self._metrics
         for effect in self.effects.values():
             if _has(effect, "measured"):
@@ -346,7 +344,7 @@ class Loop:
         model = self.model
         if self._group is not None:
             self._group.share_buffers(model)
-        if arithmetic.kernels != DENSE:  # in the layout in which networks without kernels are evaluated, to the bit
+        if arithmetic.kernels != DENSE:  # evaluate in the layout of dense training, to the bit
             arithmetic = replace(arithmetic, kernels=DENSE)
             model = arithmetic.place(rebuilt(self.task, state_of(model)))
         found = {}
@@ -358,15 +356,16 @@ class Loop:
 
 
 def _has(effect: Effect, method: str) -> bool:
-    """Whether its class overrides a method."""
+    """Return whether an effect's class overrides a method."""
     return getattr(type(effect), method) is not getattr(Effect, method)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def rounded(value: float) -> float:
-    """To 6 decimals; below 1 to as many digits, however small it is."""
+    """Round to 6 decimals; below 1 to 6 significant digits."""
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)

@@ -1,7 +1,4 @@
-"""Optimisers of a recipe, their state as named tensors, and their learning rates.
-
-Learning rates are pure functions of the step, so that training can start or go on anywhere.
-"""
+"""Optimiser of a recipe, its state as named tensors, and its learning rate, which is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from ticketry.tasks.recipe import Recipe
 
 
 class Trainable(Protocol):
-    """A module, or what else has parameters by name."""
+    """A module or another object with named parameters."""
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
@@ -27,10 +24,10 @@ class Trainable(Protocol):
 
 
 def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
-    """The recipe's optimiser over all parameters, fused where torch can (one call a step for all of them)."""
+    """Build the recipe's optimiser over all parameters, fused if torch supports it (one call per step for all)."""
     parameters = list(model.parameters())
     unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_sharded, parameters)))
-    # Of complex parameters torch has no fused form, nor SGD of parameters in parts.
+    # torch has no fused form for complex parameters, nor fused SGD for sharded ones.
     form = {"foreach": True} if unfused else {"fused": True}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -47,7 +44,7 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
 
 
 def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:
-    """The optimiser's state as ``parameter/entry`` -> tensor (momentum, moments, counts)."""
+    """Return the optimiser's state as ``parameter/entry`` -> tensor (momentum, moments, counts)."""
     return {
         f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
@@ -57,7 +54,7 @@ def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tenso
 
 
 def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, in the memory layout of the parameters (fused kernels need it)."""
+    """Load the tensors of `optimizer_tensors` in the memory layout of the parameters, which fused kernels need."""
     position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
@@ -79,9 +76,9 @@ _ONECYCLE_END = 1e4
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """The learning rate of iteration `step` (from 0) in a training of `total` iterations.
+    """Return the learning rate of iteration `step` (from 0) in a training of `total` iterations.
 
-    From `total` on it stays at its last value: that is how fine-tuning goes on.
+    From `total` on it keeps its last value, as fine-tuning needs.
     """
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
@@ -93,7 +90,7 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> f
 
 
 def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
-    """The factor of the peak learning rate."""
+    """Return the factor of the peak learning rate."""
     if recipe.schedule == "multistep":
         drops = [Step.parse(point).iterations(per_epoch=per_epoch, total=total) for point in recipe.milestones]
         factor: float = recipe.gamma ** sum(drop <= step for drop in drops)

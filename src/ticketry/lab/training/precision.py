@@ -1,4 +1,4 @@
-"""Which number format and memory layout a network is trained in."""
+"""Number format, memory layout and threads of a training: its arithmetic."""
 
 from __future__ import annotations
 
@@ -27,36 +27,34 @@ PARALLEL = (DDP, FSDP)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Device type, number format, memory layout and CPU threads: part of a segment's key, for they decide its bits."""
+    """Device type, number format, memory layout and CPU threads: they decide bits, so a segment's key has them."""
 
     device: str = "cpu"
     """cpu or cuda."""
     precision: str = "fp32"
-    """fp32, or bf16 (autocast: weights and optimiser stay fp32)."""
+    """fp32, or bf16 (autocast; weights and optimiser stay in fp32)."""
     channels_last: bool = False
     threads: int = 1
-    """Of one segment on a CPU, whatever runs it and whatever else runs."""
+    """CPU threads of one segment, independent of the runner and of other segments."""
     kernels: str = DENSE
-    """dense, or which sparse kernels a step under a mask runs in, see `lab.training.kernels`."""
+    """dense, or the sparse kernels of a masked step, see `lab.training.kernels`."""
 
     ranks: int = 1
-    """Processes that train one network together (`--devices`), each with so many threads, or with a GPU of its own."""
+    """Processes that train one network together (`--devices`), each with `threads` threads or its own GPU."""
     norms: str = ""
-    """What batch norms of several ranks see: synchronised, the whole batch; own, each rank its part of it."""
+    """Statistics of batch norms with several ranks: synchronised (whole batch) or own (the rank's part)."""
     parallel: str = ""
-    """fsdp: each of several ranks has a part of every parameter (`fully_shard`); else they have all of it."""
+    """fsdp if every parameter is sharded among the ranks (`fully_shard`); otherwise each rank has all of it."""
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON values, for keys; dense kernels and one rank are what there was before others came, and add
-        nothing."""
+        """Return the arithmetic as JSON values, for keys. Defaults of newer fields are left out: older keys hold."""
         described = asdict(self)
         usual = {"kernels": DENSE, "ranks": 1, "norms": "", "parallel": ""}
         return {name: value for name, value in described.items() if name not in usual or value != usual[name]}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The thread count, deterministic kernels and denormals as zero, for the length of a block, of which there is
-        one at a time."""
+        """Set thread count, deterministic kernels and flushing of denormals in a block; one block runs at a time."""
         with ONE_AT_A_TIME, denormals_as_zero():
             threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -64,28 +62,28 @@ class Arithmetic:
             torch.set_num_threads(self.threads)
             torch.backends.cudnn.benchmark = False
             if self.device == "cuda":
-                memory: Any = torch.utils.deterministic  # a module with properties, which type checkers do not see
+                memory: Any = torch.utils.deterministic  # type checkers do not see the properties of this module
                 filled = memory.fill_uninitialized_memory
                 torch.use_deterministic_algorithms(True, warn_only=True)
-                # What is allocated is written before it is read: to fill it too would take as long as to compute it.
+                # Memory is written before it is read; filling it would take as long as the computation.
                 memory.fill_uninitialized_memory = False
             try:
                 yield
             finally:
                 torch.set_num_threads(threads)
                 torch.backends.cudnn.benchmark = benchmark
-                if self.device == "cuda":  # it imports the compiler, which takes seconds: not where nothing was changed
+                if self.device == "cuda":  # only here, since the call imports the compiler, which takes seconds
                     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
                     memory.fill_uninitialized_memory = filled
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Around one forward pass. A new one each step: inside it the converted weights are cached."""
+        """Return the context of one forward pass; a new one for each step, since it caches converted weights."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the memory layout; sparse kernels read weights as they lie in plain tensors."""
+        """Move the model to the device and the memory layout; sparse kernels need contiguous weights."""
         model = model.to(self.device)
         if not self.channels_last or self.kernels != DENSE:
             return model
@@ -95,9 +93,9 @@ class Arithmetic:
 def unusual(
     *, precision: str, threads: int = 1, devices: int = 1, norms: str = SYNCHRONISED, parallel: str = DDP
 ) -> dict[str, Any]:
-    """What of the choices is no usual one, so that a run's name tells it: nothing for fp32 in one thread on one device.
+    """Return the choices that differ from the defaults, for a run's name; empty for fp32 in one thread on one device.
 
-    Of device and kernels names say nothing: the words stand for what a machine has.
+    Device and kernels are not part of a name, since ``auto`` depends on the machine.
     """
     usual = {"precision": "fp32", "threads": 1, "devices": 1, "norms": SYNCHRONISED, "parallel": DDP}
     told = {"precision": precision, "threads": threads, "devices": devices}
@@ -107,12 +105,10 @@ def unusual(
 
 @contextlib.contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """Numbers below 1.2e-38 count as zero in this thread, as far as the processor can do that.
+    """Treat numbers below 1.2e-38 as zero in this thread, if the processor supports it.
 
-    A gate that an earlier round has closed is that small, and so is what it multiplies; the moments of a weight without
-    a gradient (of a unit that is off) shrink by a tenth a step until they are, and stay there. Intel's processors then
-    take a hundred cycles for each. A weight of ordinary size is the same to the bit with them or without, so no key
-    names it.
+    Closed gates and their products are that small, and the moments of a weight without gradient decay to such values.
+    Intel's processors take a hundred cycles for each. Weights of ordinary size keep their bits, so keys do not name it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)
@@ -133,14 +129,14 @@ def choose_arithmetic(
     norms: str = SYNCHRONISED,
     parallel: str = DDP,
 ) -> Arithmetic:
-    """The arithmetic for a model, by a fixed rule on what the processor can do, never by a timing.
+    """Choose the arithmetic of a model by a fixed rule on the processor's features, never by a timing.
 
-    A GPU is used where there is one. Convolutional networks train in bfloat16 where the processor has instructions
-    for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), with channels_last; that halves a step. Networks
-    without convolutions are small enough for the conversions to cost more, and train in fp32.
+    A GPU is used if there is one. Convolutional networks train in bfloat16 with channels_last if the processor has
+    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves a step. Networks without
+    convolutions train in fp32: the conversions would cost more than they save.
 
     Raises:
-        UsageError: for an unknown word, or a device that is not there.
+        UsageError: for an unknown choice or a missing device.
     """
     check_choice("precision", precision, PRECISIONS)
     check_choice("device", device, DEVICES)
@@ -158,7 +154,7 @@ def choose_arithmetic(
     if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
         channels_last = False
     if in_parts:
-        channels_last = False  # fully_shard cuts weights along their first dimension, as they lie in memory
+        channels_last = False  # fully_shard splits the memory of weights along their first dimension
     has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     return Arithmetic(
         place,
@@ -172,10 +168,10 @@ def choose_arithmetic(
 
 
 def _crashes(module: nn.Module) -> bool:
-    """Whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
+    """Return whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
 
-    Seen with torch 2.13 and AVX-512: a 1x1 convolution with stride 2 and 8 input channels, over 48x48 pixels or more,
-    ends the process with a segmentation fault. Layers with fewer than 16 channels gain little by the layout anyway.
+    With torch 2.13 and AVX-512, a 1x1 convolution with stride 2 and 8 input channels over at least 48x48 pixels causes
+    a segmentation fault. Layers with fewer than 16 channels gain little by the layout.
     """
     return (
         isinstance(module, nn.Conv2d)

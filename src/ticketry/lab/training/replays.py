@@ -1,9 +1,9 @@
-"""Steps on a GPU, replayed from CUDA graphs: a small network's step is hundreds of kernels that take less time to run
-than to launch one by one.
+"""Training steps on a GPU, replayed from CUDA graphs: launching the kernels of a small network takes longer than
+running them.
 
-Only what takes most launches is recorded, the forward and the backward pass; what changes from step to step by a number
-of Python (the learning rate, the random seed) stays outside. The same kernels run in the same order, so that weights
-are the same to the bit with graphs or without, and no key names them.
+Only the forward and the backward pass are recorded; values that Python changes from step to step (learning rate, random
+seed) stay outside. The same kernels run in the same order, so weights are equal to the bit with or without graphs, and
+keys do not name them.
 """
 
 from __future__ import annotations
@@ -24,44 +24,43 @@ from ticketry.tasks.task import Session, Task
 from ticketry.tasks.user_task import OwnTask
 
 WARM_UP = 3
-"""Steps with a shape of batch before it is recorded: in them libraries make their plans, and constants their place."""
+"""Steps with a batch shape before it is recorded, in which libraries make plans and constants are allocated."""
 
 MOST = 8
-"""Shapes of batches that are recorded; each takes memory of its own. Usually there are two: whole and last ones."""
+"""Maximum number of recorded batch shapes, each with its own memory. Usually there are two: whole and last batches."""
 
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
-"""Runs a call in recording, and gives what it returned and what writes that anew."""
+"""Records a call; returns its result and a function that computes it again."""
 
 
 def are_alike(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
-    """Whether steps do the same with other numbers, whatever step it is, so that one stands for all of its shape.
+    """Return whether all steps with one batch shape run the same operations, so that one recording serves them all.
 
-    Code of ticketry and torch is known to; a task of somebody's own says so of itself and its model, see
-    `Task.replayable`.
+    This holds for tasks and layers of ticketry and torch; a user's task declares it by `Task.replayable`.
     """
     if type(session) is not SupervisedSession or not all(one.replayable for one in variants):
         return False
     kind = type(task.inner if isinstance(task, OwnTask) else task)
     if not vars(kind).get("replayable", False):  # not inherited: a subclass may do something else
         return False
-    return not _known(kind) or all(map(_plain, model.modules()))
+    return not _is_library_code(kind) or all(map(_plain, model.modules()))
 
 
-def _known(kind: type) -> bool:
+def _is_library_code(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("torch", "ticketry")
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether a layer is of known code, with nobody's hooks on it."""
+    """Return whether a layer is a class of torch or ticketry without hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return _known(type(module)) and not any(hooks)
+    return _is_library_code(type(module)) and not any(hooks)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A step with batches of one shape: where it reads its batch, and where it writes loss and gradients."""
+    """A recorded step with its tensors: the batch that it reads, the loss and the gradients that it writes."""
 
     batch: Sequence[Tensor]
     loss: Tensor
@@ -70,10 +69,10 @@ class _Recorded:
 
 
 class Replays:
-    """The loss of a batch, whose gradients the parameters have then; recorded once for each shape of batch.
+    """Computes the loss of a batch and the gradients of the parameters; recorded once for each batch shape.
 
     Args:
-        parameters: those of the network, which stay where they are in memory.
+        parameters: the network's parameters, which keep their place in memory.
         differentiated: batch -> loss, with gradients in new tensors.
         record: see `Recorder`.
     """
@@ -99,18 +98,18 @@ class Replays:
         torch._foreach_copy_(list(found.batch), list(batch))
         found.replay()
         for parameter, gradient in zip(self._parameters, found.gradients, strict=True):
-            parameter.grad = gradient  # there may be another, of a batch of another shape
+            parameter.grad = gradient  # batches of another shape have their own
         return found.loss
 
     def _recording(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
-        """Whether a batch's shape came often enough, and its step was recorded, which trains nothing."""
+        """Record the step of a batch shape that came often enough, without training; return whether it succeeded."""
         if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False
         held = [tensor.clone() for tensor in batch]
         self._forget_gradients()
         try:
             loss, replay = self._record(lambda: self._differentiated(held))
-        except (RuntimeError, TaskError) as error:  # its first steps have gone well
+        except (RuntimeError, TaskError) as error:  # the first steps without recording succeeded
             self._refused = True
             self._forget_gradients()
             why = str(error.__cause__ or error).splitlines()[0]
@@ -130,16 +129,18 @@ class Replays:
 
 
 class CudaGraphs:
-    """Records calls as CUDA graphs, which share the memory for what is needed in between."""
+    """Records calls as CUDA graphs, which share the memory of intermediate tensors."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def __call__(self, call: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        """Raises RuntimeError for a call that cannot be recorded, such as one that waits for a number."""
+        """Record a call; RuntimeError if that is impossible, for example because it reads a value from the GPU."""
         graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")  # others pin memory
-        # The outer block puts the stream back where recording ends with an error.
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, capture_error_mode="thread_local"
+        )  # other threads pin memory
+        # The outer block restores the stream if recording fails.
         with torch.cuda.stream(torch.cuda.current_stream()), recording:
             made = call()
         self._pool = graph.pool()

@@ -1,4 +1,4 @@
-"""A training segment: a pure function from a start to a checkpoint, named by its key; and what it gave."""
+"""A training segment, a pure function from a start to a checkpoint that its key names, and its result."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Kind = TypeVar("Kind", bound=Variant)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a segment's weights come from: a fresh initialisation, or a stored state."""
+    """Source of a segment's initial weights: a new initialisation or a stored state."""
 
     seed: int | None = None
     """Initialisation seed."""
     state: str | None = None
     """Digest of stored weights and buffers."""
     optimizer: str | None = None
-    """Digest of a stored optimiser state; without it the optimiser starts afresh, as it does from a ticket's file."""
+    """Digest of a stored optimiser state; without it the optimiser starts anew, as it does from a ticket's file."""
 
     def __post_init__(self) -> None:
         if (self.seed is None) == (self.state is None):
@@ -40,28 +40,27 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Start from this state, follow this recipe from step `first` to step `last`, with these variants of training.
+    """Training from a start, by a recipe, from step `first` to step `last`, with some variants of training.
 
-    Two segments that differ in `last` alone are parts of one trajectory: a stored state of the shorter one is where
-    the longer one goes on.
+    Segments that differ only in `last` share a trajectory: the longer one resumes from a stored state of the shorter.
     """
 
     task: Task
-    """Its `key` is what tells its numbers from another's."""
+    """The task; its `key` decides its numbers."""
     recipe: Recipe
     start: Start
     variants: tuple[Variant, ...] = ()
-    """What acts on the network while it trains: a mask that is held, soft masks, a penalty … ; none for a dense one."""
+    """Actions on the network in training: an enforced mask, soft masks, a penalty …; none for a dense network."""
     first: int
-    """The schedule's iteration at which it starts; the data order is entered there too."""
+    """Iteration of the schedule, and of the data order, at which it starts."""
     last: int
-    """The iteration at which it ends (not itself trained): last - first iterations in all."""
+    """Iteration before which it ends: it trains last - first iterations."""
     total: int
-    """Iterations of the whole schedule."""
+    """Number of iterations of the whole schedule."""
     per_epoch: int
-    """Iterations of an epoch."""
+    """Number of iterations of an epoch."""
     order_seed: int
-    """Of data order, augmentation and dropout."""
+    """Seed of data order, augmentation and dropout."""
     arithmetic: Arithmetic
 
     def __post_init__(self) -> None:
@@ -89,57 +88,57 @@ class Segment:
 
     @property
     def mask(self) -> str | None:
-        """Digest of the stored mask by which weights are removed, or None for a dense network."""
+        """Digest of the stored mask that removes weights, or None for a dense network."""
         return next((mask for one in self.variants if (mask := one.masked_by()) is not None), None)
 
     @property
     def whole_channels(self) -> bool:
-        """Whether the network is trained without the channels that its mask removes."""
+        """Whether the trained network lacks the channels that its mask removes."""
         return any(one.whole_channels for one in self.variants)
 
     def variant(self, kind: type[Kind]) -> Kind | None:
-        """Its variant of a kind, if it has one."""
+        """Return its variant of a class, if it has one."""
         return next((one for one in self.variants if isinstance(one, kind)), None)
 
     @property
     def steps(self) -> int:
-        """Iterations trained."""
+        """Number of iterations that it trains."""
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
-        """The iteration of a point in the schedule such as 2ep, 500it or 3%.
+        """Return the iteration of a point in the schedule such as 2ep, 500it or 3%.
 
         Args:
-            of: the setting that it is the value of, for the error.
+            of: name of the setting, for the error.
 
         Raises:
-            UsageError: if it is no such point.
+            UsageError: if it is not a point in the schedule.
         """
         return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
     @cached_property
     def trajectory(self) -> str:
-        """SHA-256 (hex) of all but `last`."""
+        """SHA-256 (hex) of everything except `last`."""
         described = self.describe()
         del described["last"]
         return digest_of({"numerics": NUMERICS, **described})
 
     @property
     def key(self) -> str:
-        """Content key: equal keys, equal results."""
+        """Content key; segments with equal keys have equal results."""
         return f"{self.trajectory}@{self.last}"
 
     def until(self, last: int) -> Segment:
-        """The part, or the continuation, of the same trajectory that ends at `last`."""
+        """Return the segment of the same trajectory that ends at `last`."""
         return replace(self, last=last)
 
     def blobs(self) -> list[str]:
-        """Digests of all that it needs from a store."""
+        """Return the digests of everything it needs from a store."""
         needed = [self.start.state, self.start.optimizer, *(blob for one in self.variants for blob in one.blobs())]
         return [blob for blob in needed if blob is not None]
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return the segment as JSON values."""
         values = {
             "task": dict(self.task.key()),
             "recipe": asdict(self.recipe),
@@ -157,11 +156,11 @@ class Segment:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], task: Task) -> Segment:
-        """The inverse of `describe`. Classes of variants have to be imported by then; nothing is imported here.
+        """Build a segment from its description. The classes of its variants must be imported already.
 
         Raises:
-            TaskError: if `task` is not the one described, as when its source changed meanwhile.
-            UsageError: for a variant that is not known, or whose source changed.
+            TaskError: if `task` is another task, or its source has changed.
+            UsageError: for a variant that is unknown, or whose source has changed.
         """
         values = dict(described)
         if written_key(task) != values.pop("task"):
@@ -173,17 +172,17 @@ class Segment:
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
-        """What its variants find when they are at work."""
+        """Return the context of its variants in one training."""
         return Surroundings(
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )
 
     def modules(self) -> list[str]:
-        """Where its variants of training are defined: what another process has to import."""
+        """Return the modules of its variants, which another process has to import."""
         return [type(variant).__module__ for variant in self.variants]
 
     def course(self, folder: Path | None) -> Course:
-        """Its task with the data; `TaskError` if the data are not what the segment was made for."""
+        """Return its task with the data; `TaskError` if the number of training examples has changed."""
         course = course_of(self.task, folder)
         count = course.sizes()["train"]
         if self.task.steps_per_epoch(count, self.recipe) != self.per_epoch:
@@ -195,7 +194,7 @@ class Segment:
 
 
 def check_task(name: str, spec: Spec | None) -> None:
-    """Raise `TaskError` for a task that no other process can make."""
+    """Raise `TaskError` for a task that other processes cannot build."""
     if spec is None:
         raise TaskError(
             f"the task {name!r} was made in this process and another cannot make it: name it as"
@@ -205,24 +204,24 @@ def check_task(name: str, spec: Spec | None) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a segment gave: a stored state and its metrics."""
+    """Result of a segment: a stored state and its metrics."""
 
     segment: Segment
     model: str
     """Digest of the weights and buffers."""
     training: str | None
-    """Digest of the optimiser's state, where it is kept."""
+    """Digest of the optimiser's state, if it is stored."""
     metrics: dict[str, dict[str, Any]]
-    """validation and test -> metric -> value; searches look at validation only. Of metrics beside the task's own None
-    stands for what is not finite."""
+    """validation and test -> metric -> value; searches use validation only. None stands for a value that is not finite,
+    except for the task's own metric."""
     train_seconds: float
     variants: Mapping[str, str]
-    """Digest of what each variant of training leaves beside the weights, by its name; see `Effect.lasting`."""
+    """Digest of the lasting state of each variant, by its name; see `Effect.lasting`."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
 
 def finite(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Metrics with None, JSON's null, for what is not finite: JSON has no infinity, and nothing is compared by it."""
+    """Replace values that are not finite by None, since JSON has no infinity."""
     return {
         split: {name: None if value is None or not math.isfinite(value) else value for name, value in found.items()}
         for split, found in metrics.items()

@@ -1,4 +1,4 @@
-"""The course of a task whose examples are given: drawn in batches, each seen on its own. What most tasks are.
+"""The course of a supervised task: its examples are drawn in independent batches. Most tasks are supervised.
 
 >>> course = course_of(task, data)                                     # doctest: +SKIP
 >>> session = course.session(task.recipe, 0, arithmetic)               # doctest: +SKIP
@@ -27,13 +27,13 @@ from ticketry.tasks.task import Course, Session, Split, Splits, Task
 from ticketry_engine.support.seeds import mix
 
 _FEW = 2
-"""Examples that a network is followed on."""
+"""Examples on which a network is traced."""
 _MEAN_OF, _EQUAL = 16, 1e-4
-"""Examples on which it is looked at whether a loss is their mean, and how far it may be from it, relatively."""
+"""Examples for the check that a loss is their mean, and its relative tolerance."""
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
-    """A task's own course, or the one of its examples."""
+    """Return a task's own course, or the supervised course of its examples."""
     found = task.course(data)
     return Supervised(task, given.loaded(task, data)) if found is None else found
 
@@ -51,7 +51,7 @@ class Supervised(Course):
         return SupervisedSession(self.task, self.splits.train, recipe, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """The sums of `Task.measure` over all batches, summed up."""
+        """Summarise the sums of `Task.measure` over all batches."""
         examples: Split = getattr(self.splits, split)
         return self.task.summary(self._sums(model, examples, arithmetic), len(examples))
 
@@ -66,7 +66,7 @@ class Supervised(Course):
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """The first batches of an order of their own, prepared, without augmentation."""
+        """Return the first batches of a separate order, prepared, without augmentation."""
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
         drawn = data_loading.batches(split, order_of(split, seed, size).batch, steps, device)
@@ -80,7 +80,7 @@ class Supervised(Course):
         return len(batch[1])
 
     def inputs(self, count: int = _FEW) -> Tensor:
-        """The first training examples, prepared."""
+        """Return the first training examples, prepared."""
         train = self.splits.train
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
@@ -115,7 +115,7 @@ class Supervised(Course):
 
     @torch.no_grad()
     def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
-        """See on a few examples that the loss of a batch is the mean of those of its parts, wherever it is cut."""
+        """Check on a few examples that the loss of a batch is the weighted mean of the losses of its parts."""
         rows = _different(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
@@ -138,11 +138,11 @@ class Supervised(Course):
 
 
 def _different(targets: Tensor, count: int) -> Tensor:
-    """So many rows (or all), with as many different targets as there are among so many, in the order of targets."""
-    told = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
-    order = told.argsort(stable=True)
-    alike = torch.unique_consecutive(told[order], return_counts=True)[1]
-    nth = torch.arange(len(order)) - (alike.cumsum(0) - alike).repeat_interleave(alike)  # of its target
+    """Return `count` rows (or all) with as many different targets as possible, sorted by target."""
+    values = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
+    order = values.argsort(stable=True)
+    alike = torch.unique_consecutive(values[order], return_counts=True)[1]
+    nth = torch.arange(len(order)) - (alike.cumsum(0) - alike).repeat_interleave(alike)  # position within its target
     places = nth.argsort(stable=True)[: max(count, len(alike))]
     count = min(count, len(places))
     places = places[torch.arange(count) * len(places) // count]
@@ -150,7 +150,7 @@ def _different(targets: Tensor, count: int) -> Tensor:
 
 
 class SupervisedSession(Session):
-    """Batches in the order of (seed, epoch), augmented by (seed, step); nothing is carried from one to the next."""
+    """Batches in an order drawn from (seed, epoch), augmented by (seed, step); it has no state between batches."""
 
     def __init__(self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> None:
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
@@ -160,7 +160,7 @@ class SupervisedSession(Session):
         self._generator = torch.Generator()
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Stored inputs and targets, on the device."""
+        """Yield stored inputs and targets, on the device."""
         device = self.arithmetic.device
         found = data_loading.batches(
             self._examples, self._order, steps, device, augment=self._read_with, seed=self.seed
@@ -186,7 +186,7 @@ class SupervisedSession(Session):
         return self.task.augment(inputs, self._augment, self._generator)
 
 
-# -- of several ranks --------------------------------------------------------------------------------------------------
+# -- several ranks -----------------------------------------------------------------------------------------------------
 
 
 class Part(NamedTuple):
@@ -198,7 +198,7 @@ class Part(NamedTuple):
 
 
 class SupervisedPart(Supervised):
-    """The course as one of several ranks has it."""
+    """The course of one of several ranks."""
 
     def __init__(self, task: Task, splits: Splits, ranks: Ranks) -> None:
         super().__init__(task, splits)
@@ -208,7 +208,7 @@ class SupervisedPart(Supervised):
         return PartSession(self.task, self.splits.train, recipe, seed, arithmetic, self._ranks)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """The sums of `Task.measure` over each rank's examples, added up in the order of ranks."""
+        """Summarise the sums of `Task.measure` over each rank's examples, added in the order of ranks."""
         examples: Split = getattr(self.splits, split)
         place = place_of_part(len(examples), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own)
@@ -223,7 +223,7 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network as often as the first rank does, which has most examples; what comes of it is not used."""
+        """Call the network as often as the first rank, which has most examples; the outputs are not used."""
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
         one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])
@@ -232,7 +232,7 @@ class SupervisedPart(Supervised):
 
 
 class PartSession(SupervisedSession):
-    """The batches of a `SupervisedSession`, of each this rank's part."""
+    """This rank's parts of the batches of a `SupervisedSession`."""
 
     def __init__(
         self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic, ranks: Ranks
@@ -263,7 +263,7 @@ class PartSession(SupervisedSession):
         return place_of_part(min(self.recipe.batch, self._whole - done), self._ranks.rank, self._ranks.world)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Of the part, times its share of the batch and the number of ranks: the mean over ranks is the batch's."""
+        """Return the loss of the part, weighted so that the mean over ranks is the loss of the batch."""
         inputs, targets, place = batch
         with self._ranks.drawing(place):
             found = super().loss(model, (inputs, targets))
@@ -277,7 +277,7 @@ class PartSession(SupervisedSession):
 
 @torch.no_grad()
 def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-    """The course's metrics on a whole split, in evaluation mode; the model's mode is put back after."""
+    """Compute the course's metrics on a whole split in evaluation mode, and restore the model's mode."""
     training = model.training
     model.eval()
     found = given.measured(task, course.evaluate(model, split, arithmetic))
@@ -286,7 +286,7 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """The model's outputs for stored inputs on the device; fp32 at least, so that losses and metrics are."""
+    """Return the model's outputs for stored inputs on the device, in fp32 at least."""
     prepared = given.prepared(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""What acts on a network while it trains: one protocol for masks, soft masks, penalties and whatever else there is.
+"""Variants of training: one interface for masks, soft masks, penalties and others that act on a network in training.
 
-A `Variant` is plain values: it is part of a segment's key, says beside which others it cannot be trained, and what it
-costs. Its `effect` is the same at work in one training: the loop calls an `Effect` at fixed places and knows none by
-name. A variant of one's own is a subclass of each, in any package:
+A `Variant` consists of plain values: it is part of a segment's key, and declares conflicts and costs. Its `effect` acts
+in one training: the loop calls the methods of an `Effect` at fixed places. A user-defined variant subclasses both, in
+any package:
 
 >>> @dataclass(frozen=True, kw_only=True)                              # doctest: +SKIP
 ... class Noise(Variant):
@@ -42,7 +42,7 @@ Own = TypeVar("Own", bound="Variant")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a training is of: its task with the data, where it is in the schedule, and where masks are stored."""
+    """Context of a training: its task with the data, its place in the schedule, and the store of masks."""
 
     store: Store
     course: Course
@@ -53,16 +53,16 @@ class Surroundings:
     total: int
     per_epoch: int
     mask_digest: str | None
-    """Of the mask by which some variant removes weights."""
+    """Digest of the mask by which a variant removes weights."""
 
     @cached_property
     def mask(self) -> Mask | None:
-        """That mask."""
+        """The mask by which a variant removes weights."""
         return None if self.mask_digest is None else self.store.get_mask(self.mask_digest)
 
 
 class InTraining(Protocol):
-    """What an effect sees of the loop that it is in."""
+    """The part of the training loop that an effect may use."""
 
     step: int
     model: nn.Module
@@ -70,41 +70,41 @@ class InTraining(Protocol):
     optimizer: Optimizer
 
     def look_at_losses(self) -> None:
-        """Raises `TrainingError` if a loss since the last look is not finite."""
+        """Raise `TrainingError` if a loss since the last check is not finite."""
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Of parameters that are not the network's: over the processes that train it together."""
+        """Average gradients of parameters outside the network over the ranks that train it together."""
 
 
 _KNOWN: dict[str, type[Variant]] = {}
-"""Every class of variants that was imported, by name and place."""
+"""Imported classes of variants, by name and place."""
 
 
 class Variant:
-    """A way of acting on a network while it trains. Subclasses are frozen, keyword-only dataclasses of plain values."""
+    """One way to act on a network in training. Subclasses are frozen, keyword-only dataclasses of plain values."""
 
     name: ClassVar[str]
-    """Its word in keys and stored states. Unique within the library; outside it the class's place is added to it."""
+    """Name in keys and stored states, unique within the library; for other classes the key adds their place."""
     outermost: ClassVar[bool] = False
-    """Whether it begins before all others and acts on gradients after them, as masks do."""
+    """Whether it starts before all others and acts on gradients after them, as masks do."""
     computes_removed: ClassVar[bool] = False
-    """Whether a step computes with weights that a mask removes, also where that need not be."""
+    """Whether a step always computes with the weights that a mask removes."""
     sparse_kernels: ClassVar[bool] = False
-    """Whether a step may compute with only what the mask keeps, in kernels that take the model as it is."""
+    """Whether a step may run in sparse kernels, which compute only with retained weights of the unchanged model."""
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes may train with it together, each on its part of a batch: what its effect does to
-        weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
+        """Whether several ranks may train with it: its effect on weights and gradients is equal in all of them, and it
+        uses neither batches nor random numbers."""
         return False
 
     replayable: ClassVar[bool] = False
-    """Whether the forward and the backward pass do the same at every step with it, and parameters stay where they are
-    in memory, so that on a GPU one step can be recorded for all, see `replays`."""
+    """Whether all steps run the same operations and parameters keep their memory, so that a CUDA graph can replay a
+    step, see `replays`."""
     in_parts: ClassVar[bool] = False
-    """Whether several processes may train with it of which each has a part of every parameter (`fully_shard`)."""
+    """Whether it supports sharded parameters (`fully_shard`)."""
     whole_channels: ClassVar[bool] = False
-    """Whether it trains the network without the channels that its mask removes."""
+    """Whether the trained network lacks the channels that its mask removes."""
 
     def __init_subclass__(cls, **others: Any) -> None:
         super().__init_subclass__(**others)
@@ -115,44 +115,44 @@ class Variant:
     # -- as values -----------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON values, for keys; fields with their default are left out, so that new ones may come."""
+        """Return its fields as JSON values, for keys. Defaults are left out, so that keys survive new fields."""
         defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {name: value for name, value in values.items() if value != defaults[name]}
 
     @classmethod
     def from_description(cls: type[Own], values: Mapping[str, Any]) -> Own:
-        """The inverse of `describe`, after JSON."""
+        """Build it from the values of `describe`, after JSON."""
         return cls(**values)
 
     @classmethod
     def identity(cls) -> dict[str, str]:
-        """What tells it from other variants in keys: outside the library its place and the digest of its source too."""
-        told = {"variant": cls.name}
+        """Return its name for keys; for a class outside the library also its place and the digest of its source."""
+        found = {"variant": cls.name}
         for place in _place(cls):
             whole = add_reached_modules(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
-            told |= {"place": place, "source": whole.hexdigest()}
-        return told
+            found |= {"place": place, "source": whole.hexdigest()}
+        return found
 
     def masked_by(self) -> str | None:
-        """Digest of the stored mask by which it removes weights, if it does."""
+        """Return the digest of the stored mask by which it removes weights, if any."""
         return None
 
     def blobs(self) -> tuple[str, ...]:
-        """Digests of all that it needs from the store."""
+        """Return the digests of everything it needs from the store."""
         mask = self.masked_by()
         return () if mask is None else (mask,)
 
     def conflict(self, other: Variant) -> str | None:
-        """Why it cannot be trained beside another, or None if it can. Asked of either."""
+        """Return why it cannot be combined with another variant, or None. The other variant is asked too."""
         return None
 
     def under(self: Own, mask: str, *, instead_of: str) -> Own:
-        """What does the same to a network with another stored mask, as a control of a ticket is trained: the digest of
-        the one stands in all fields that had the other's.
+        """Return the variant for another stored mask, as the control of a ticket needs it: its digest replaces the old
+        one in all fields.
 
         Raises:
-            UsageError: if it needs the mask in some other way. A subclass that does overrides this.
+            UsageError: if the variant depends on the mask in another way. Such a subclass overrides this method.
         """
         names = [each.name for each in fields(self)]  # type: ignore[arg-type]
         held = {name: mask for name in names if getattr(self, name) == instead_of}
@@ -164,46 +164,46 @@ class Variant:
             )
         return made
 
-    # -- at work -------------------------------------------------------------------------------------------------------
+    # -- in a training -------------------------------------------------------------------------------------------------
 
     def effect(self, around: Surroundings) -> Effect:
-        """Itself at work in one training."""
+        """Build its effect in one training."""
         raise NotImplementedError
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What it carries when the segment begins with the weights and buffers `model`; see `Effect.state`."""
+        """Return its state at the start of a segment with the weights and buffers `model`; see `Effect.state`."""
         return {}
 
-    # -- what the record of a run tells --------------------------------------------------------------------------------
+    # -- fields of records ---------------------------------------------------------------------------------------------
 
     def told_of_ticket(self) -> dict[str, Any]:
-        """What a ticket whose mask comes from a training with it is told with: fields of `records.network.Point`."""
+        """Return fields of `records.network.Point` for a ticket whose mask comes from a training with it."""
         return {}
 
     def told_of_round(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What is told of a training with it as a round of a search: fields of `records.run.Round`, from the record of
-        its result (`Effect.facts`, `Effect.measured`). Empty where trainings with it are no rounds."""
+        """Return fields of `records.run.Round` for a training with it, from the record of its result (`Effect.facts`,
+        `Effect.measured`); empty if its trainings are not rounds of a search."""
         return {}
 
-    # -- what it costs -------------------------------------------------------------------------------------------------
+    # -- costs ---------------------------------------------------------------------------------------------------------
 
     def afresh(self: Own) -> Own:
-        """As it would be without an earlier training, for measuring what a step costs."""
+        """Return it as it would be without an earlier training, for measuring the cost of a step."""
         return self
 
     def decides_flops(self) -> object:
-        """What of it decides the FLOPs of a forward and a backward pass, as a JSON value; None if nothing."""
+        """Return the JSON value that decides the FLOPs of a forward and a backward pass; None if it does not matter."""
         return None
 
     def decides_memory(self) -> object:
-        """What of it decides the memory of a step, as a JSON value; None if nothing."""
+        """Return the JSON value that decides the memory of a step; None if it does not matter."""
         return self.name
 
 
 class Effect:
-    """A variant at work in one training. The loop calls what a subclass overrides, in the order of the methods here.
+    """A variant in one training. The loop calls the methods that a subclass overrides, in the order defined here.
 
-    Effects begin in the order of `Segment.variants`, and act on gradients in the reverse order.
+    Effects start in the order of `Segment.variants`, and act on gradients in the reverse order.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -212,98 +212,98 @@ class Effect:
     # -- once, before the first step -----------------------------------------------------------------------------------
 
     def entering(self, state: TrainingState) -> TrainingState:
-        """The state that training goes on from, as this network has it."""
+        """Convert the state from which training resumes to this network."""
         return state
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe of the optimiser of the weights."""
+        """Return the recipe for the optimiser of the weights."""
         return recipe
 
     def build(self, model: nn.Module) -> nn.Module:
-        """The network that is trained in place of the task's."""
+        """Return the network to train instead of the task's."""
         return model
 
     def trained(self, model: nn.Module) -> Trainable | None:
-        """What the optimiser moves; None for all parameters."""
+        """Return the parameters that the optimiser updates; None for all."""
         return None
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
-        """All is in place; `carried` is what `state` gave, or `Variant.first_state`."""
+        """Start; `carried` is the value of `state`, or of `Variant.first_state`."""
 
     def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Entries of a stored session, as this network has them."""
+        """Convert the entries of a stored session to this network."""
         return entries
 
     # -- each step -----------------------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
-        """Before the forward pass."""
+        """Act before the forward pass."""
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
-        """The loss of a batch; `inner` computes it without this effect."""
+        """Return the loss of a batch; `inner` computes it without this effect."""
         return inner()
 
     def after_backward(self) -> None:
-        """The parameters have the gradients of the loss; they are not clipped yet."""
+        """Act on the gradients of the loss, before they are clipped."""
 
     def after_step(self) -> None:
-        """The optimiser has moved the parameters."""
+        """Act after the optimiser has updated the parameters."""
 
-    # -- now and then --------------------------------------------------------------------------------------------------
+    # -- between steps -------------------------------------------------------------------------------------------------
 
     def stopped(self) -> None:
-        """Training stops here, at least for a state to be stored."""
+        """Act when training pauses, at least for a state to be stored."""
 
     def check(self) -> None:
-        """Raises an error of `ticketry.errors` if what it promises does not hold."""
+        """Raise an error of `ticketry.errors` if its invariant does not hold."""
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what it carries to the next step, on the CPU."""
+        """Return a copy of its state on the CPU."""
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Whether an entry of `state` is part of the result, and not only needed to go on."""
+        """Return whether an entry of `state` is part of the result; other entries are only needed to resume."""
         return False
 
     def leaving(self, state: TrainingState) -> TrainingState:
-        """The state as it is stored: with the full shapes of the task's network."""
+        """Convert the state for the store: it has the full shapes of the task's network."""
         return state
 
     def leaving_session(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `entering_session`."""
+        """Invert `entering_session`."""
         return entries
 
     def facts(self) -> dict[str, Any]:
-        """What the record of a result tells of it, as JSON values."""
+        """Return entries of the result's record, as JSON values."""
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """The entries of the record that tell how good the network is; ``metrics`` is what counts."""
+        """Return the quality of the network as entries of the record; ``metrics`` is the one that counts."""
         return {"metrics": measure()}
 
     def tensors(self) -> object:
-        """All tensors that it holds before the first step, for measuring memory."""
+        """Return all tensors that it holds before the first step, for measuring memory."""
         return []
 
 
 def ordered(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """The variants in the order in which they begin, whatever order they were named in.
+    """Sort variants into the order in which they start.
 
     Raises:
-        UsageError: if there are two of a kind, or two that cannot be trained together.
+        UsageError: for two variants of one class, or two that conflict.
     """
     found = tuple(sorted(variants, key=lambda one: (not one.outermost, one.name)))
     for number, one in enumerate(found):
         for other in found[:number]:
             if one.name == other.name:
                 raise UsageError(f"a segment has at most one variant of training called {one.name!r}")
-            if told := one.conflict(other) or other.conflict(one):
-                raise UsageError(told)
+            if reason := one.conflict(other) or other.conflict(one):
+                raise UsageError(reason)
     return found
 
 
 def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
-    """Variants of a training with another stored mask in place of the one by which they remove weights.
+    """Return the variants for another stored mask instead of the one by which they remove weights.
 
     Raises:
         UsageError: see `Variant.under`.
@@ -314,7 +314,7 @@ def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
 
 
 def bound_to_mask(variants: Iterable[Variant]) -> str:
-    """Why no network with another mask can be trained with these variants; an empty text if one can."""
+    """Return why these variants cannot train a network with another mask; empty if they can."""
     try:
         under_mask(variants, _NO_MASK)
     except UsageError as error:
@@ -323,14 +323,14 @@ def bound_to_mask(variants: Iterable[Variant]) -> str:
 
 
 _NO_MASK = "0" * 64
-"""A digest that no mask has."""
+"""Digest of no mask."""
 
 
 def variant_from(described: Mapping[str, Any]) -> Variant:
-    """The inverse of `Variant.identity` and `describe` together, after JSON, for classes that are imported.
+    """Build a variant from `Variant.identity` and `describe`, after JSON; its class must be imported.
 
     Raises:
-        UsageError: if there is none, or its source is not the one described.
+        UsageError: if the class is unknown, or its source has changed.
     """
     values = dict(described)
     source = values.get("source")
@@ -342,7 +342,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
             f"the variant of training {name!r}{where} is not known here: import the module that defines it"
         )
     if place:
-        values.pop("source", None)  # the class's own; of a built-in one it is that of something it is made with
+        values.pop("source", None)  # the class's own; a built-in class may have a field of this name
     made = found.from_description(values)
     if {**made.identity(), **made.describe()}.get("source") != source:
         raise UsageError(
@@ -352,17 +352,17 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 
 
 def is_known(described: Mapping[str, Any]) -> bool:
-    """Whether the class of a variant that was described is imported here."""
+    """Return whether the class of a described variant is imported."""
     return _known_as(described) in _KNOWN
 
 
 @cache
 def _source(cls: Hashable) -> bytes:
-    """Of the module that made the class: read once, for an edit of the file does not change a class that is there."""
+    """Return the source of the class's module, read once: later edits do not change an imported class."""
     assert isinstance(cls, type)
     try:
         return inspect.getsource(inspect.getmodule(cls) or cls).encode()
-    except (OSError, TypeError):  # of what was typed at a prompt or in a notebook
+    except (OSError, TypeError):  # defined at a prompt or in a notebook
         raise UsageError(
             f"{cls.__module__}:{cls.__qualname__} has no source file, without which its results have no key: define it"
             " in a module of your own, and import it"
@@ -374,6 +374,6 @@ def _known_as(described: Mapping[str, Any]) -> str:
 
 
 def _place(cls: type) -> list[str]:
-    """Where a class is defined, if that is not in the library."""
+    """Return where a class outside the library is defined."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

@@ -16,11 +16,11 @@ from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
+from ticketry.lab.training import variants as shrunk_module
 from ticketry.lab.training.job import Watch, execute
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import initial_state
-from ticketry.lab.training.variants import shrunk as shrunk_module
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
 

@@ -2,7 +2,7 @@
 
 Dropout, stochastic depth, noise and augmentation draw numbers for the examples of a part. `Draws` draws them for the
 whole batch in each process, from the same generator state, and takes those of the part: they are functions of the step
-and of an example's position in the batch. Shapes do not tell for certain which numbers belong to examples (a weight of
+and of an example's position in the batch. Shapes do not show for certain which numbers belong to examples (a weight of
 32 rows looks like a batch of 32), so `check_parts` compares some steps before a training.
 """
 
@@ -280,7 +280,7 @@ class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
 
 
 class _Rank:
-    """A rank that is no process of its own."""
+    """A rank without a process."""
 
     in_parts = False
 

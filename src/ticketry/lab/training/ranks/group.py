@@ -1,4 +1,4 @@
-"""The processes that train one network together, as one of them sees them."""
+"""The processes that train one network together: communication of one rank with the others."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from ticketry.lab.training.state import state_of
 from ticketry.tasks.ranks import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
-"""How long ranks wait for one another. Whoever started them ends all as soon as one is gone."""
+"""Timeout of ranks that wait for one another. The parent ends all of them as soon as one is gone."""
 _GPU_LOOKS = 16
-"""Steps on a GPU after which ranks look whether a state is to be stored, for which it has to be waited for."""
+"""Steps on a GPU between two checks whether to store a state, which make the GPU wait."""
 
 
 class Group:
-    """One rank among others, which all call the same methods in the same order. Each has the whole network.
+    """One rank with the whole network. All ranks call the same methods in the same order.
 
     Args:
-        arithmetic: of the segment: how many ranks there are, on what, and what their norms are.
+        arithmetic: the segment's arithmetic, with the number of ranks, their device and their norms.
     """
 
     in_parts = False
-    """Whether each rank has a part of every parameter."""
+    """Whether parameters are sharded among the ranks."""
 
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
         self._norms, self._device = arithmetic.norms, arithmetic.device
         self.together = self.in_parts
-        """Whether all of them take part in taking a state out, so that they have to know when."""
+        """Whether all ranks take part in copying a state, so that they must agree when."""
         self._wish = self._heard = False
         self._steps = 0
 
     @classmethod
     def joined(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Meet the others by a file, on this machine: over NCCL on GPUs, one for each rank, else over gloo."""
+        """Join the other ranks on this machine through a file: over NCCL with one GPU for each rank, else over gloo."""
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
-        elif sys.platform == "linux":  # else gloo looks up this machine's name, which may stand for anything
+        elif sys.platform == "linux":  # otherwise gloo resolves this machine's host name, which may be wrong
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             "nccl" if arithmetic.device == "cuda" else "gloo",
@@ -62,42 +62,41 @@ class Group:
         return cls(rank, arithmetic)
 
     def leave(self) -> None:
-        """When all have come so far."""
+        """Leave when all ranks have finished."""
         dist.barrier()
         dist.destroy_process_group()
 
     # -- the network -------------------------------------------------------------------------------------------------
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """The network with the norms that were asked for."""
+        """Return the network with the chosen norms."""
         return synchronise_norms(model) if self._norms == SYNCHRONISED else model
 
-    def called(self, model: nn.Module) -> nn.Module:
-        """What is called in the place of `model`: afterwards its gradients are the mean over all ranks.
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the module to call instead of `model`, whose gradients become the mean over all ranks.
 
-        Parameters that nothing depends on keep none, as in one process. To know them costs a look at the graph; with
-        it the order in which gradients are added up is that of the parameters, in the first step as in all others, so
-        that a training which goes on from a state has the bits of one that was never stopped. Buffers are not sent each
-        step: training reads none of another rank's, and those that are stored, or measured with, are the first rank's.
+        Unused parameters get no gradients, as in one process. Finding them costs a traversal of the graph, and makes
+        every step add gradients in the order of parameters, so a resumed training has the bits of an uninterrupted one.
+        Buffers are not broadcast each step: only the first rank's are stored or measured.
         """
         return DistributedDataParallel(
             model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank the buffers of the first, which are those that are stored."""
+        """Copy the first rank's buffers, which are stored, to every rank."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights and buffers as they are to be stored, by normalised name."""
+        """Return weights and buffers for the store, by normalised name."""
         return state_of(model)
 
     def agreed(self, wish: bool) -> bool:
-        """Called after each step: whether a state is to be stored now.
+        """Return, after each step, whether to store a state now.
 
-        The first rank asks. It stores it alone, at once; or all do together, once all have heard of the wish, by the
-        end of the step before: all get the same answer.
+        The first rank wishes it, and stores it alone at once. If all ranks take part, they do so once all have heard of
+        the wish by the end of the previous step; all get the same answer.
         """
         if not self.together:
             return wish
@@ -107,13 +106,13 @@ class Group:
     # -- values ------------------------------------------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
-        """Over all ranks."""
+        """Return the mean of a value over all ranks."""
         total = value.detach() / self.world
         dist.all_reduce(total)
         return total
 
     def loss_of_step(self, value: Tensor) -> Tensor:
-        """The mean over all ranks, asked for once a step; what they wish for goes along."""
+        """Return the mean loss over all ranks, once per step; their wishes travel along."""
         if not self.together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
@@ -124,24 +123,21 @@ class Group:
         return both[0]
 
     def drawing(self, place: PartOfBatch) -> Draws:
-        """Around what draws random numbers for the examples of a part: they are those of the whole batch."""
+        """Return a context in which random numbers of a part are those of the whole batch."""
         return Draws(place)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank has, in order."""
+        """Return the values of all ranks, in order."""
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
 
     def first(self, value: Any) -> Any:
-        """What the first rank has."""
+        """Return the first rank's value."""
         return self.gather(value)[0]
 
     def require_same(self, what: str, value: Any) -> None:
-        """
-        Raises:
-            TrainingError: in all ranks, if it is not the same in all.
-        """
+        """Raise `TrainingError` in all ranks if their values differ."""
         found = self.gather(value)
         others = [rank for rank, each in enumerate(found) if each != found[0]]
         if others:
@@ -150,10 +146,7 @@ class Group:
             )
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """
-        Raises:
-            TrainingError: in all ranks, if parameters are not the same in all, to the bit.
-        """
+        """Raise `TrainingError` in all ranks if any bit of their parameters differs."""
         found = hashlib.sha256()
         for parameter in model.parameters():
             raw = parameter.detach().to("cpu").contiguous().flatten()

@@ -1,9 +1,9 @@
 """Starts the processes (ranks) that train one network together, and serves them.
 
 The worker of a segment holds its lock (or lease) and starts a process for each rank with torch's own launcher. It does
-not train itself: if a rank fails or is killed, the others are ended, and all restart at the newest state. The first rank
-writes states and results, since all ranks have the same weights and optimiser's state. If the store is the mirror of a
-shared one, the worker publishes what is written, since it holds the lease.
+not train itself: if a rank fails or is killed, the others are ended, and all restart at the newest state. The first
+rank writes states and results, since all ranks have the same weights and optimiser's state. If the store is the mirror
+of a shared one, the worker publishes what is written, since it holds the lease.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def train_in_ranks(
         TaskError: for a task that other processes cannot build.
         InterruptedTrainingError: if the watch asked for a stop; the state is stored.
         RunnerError: if ranks are lost again and again.
-        TicketryError: whatever the training raises.
+        TicketryError: an error of the training.
     """
     task = segment.task
     check_task(task.name, task.spec)
@@ -141,7 +141,7 @@ class _Rank:
     """Whether its pipe is closed."""
 
     @property
-    def gone(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether the process ended without an answer."""
         return self.answer is None and not self.process.is_alive() and (self.silent or not self.pipe.poll())
 
@@ -198,7 +198,7 @@ class _Launched:
         with defer_signals():
             while first.answer is None:
                 self._receive(store, segment, watch)
-                if any(rank.gone or _failed(rank) for rank in self.ranks):
+                if any(rank.is_lost or _failed(rank) for rank in self.ranks):
                     self._await_others(store, segment, watch)
                     raise self._failure()
                 self._ask_to_stop(segment, watch)
@@ -216,7 +216,7 @@ class _Launched:
     def _receive(self, store: Store, segment: Segment, watch: Watch) -> None:
         """Receive messages of ranks, or wait for them for a moment."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
-        ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.gone]
+        ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.is_lost]
         for ready in wait([*pipes, *ends], timeout=_POLL_SECONDS):
             if (rank := pipes.get(ready)) is None:  # type: ignore[call-overload]
                 continue
@@ -246,13 +246,13 @@ class _Launched:
 
     def _await_others(self, store: Store, segment: Segment, watch: Watch) -> None:
         until = time.monotonic() + _OTHERS_SECONDS
-        while time.monotonic() < until and any(rank.answer is None and not rank.gone for rank in self.ranks):
+        while time.monotonic() < until and any(rank.answer is None and not rank.is_lost for rank in self.ranks):
             self._receive(store, segment, watch)
 
     def _failure(self) -> Exception:
         """Return the error to raise: a lost rank first, since it makes others fail; then errors of ticketry."""
         for rank in self.ranks:
-            if rank.gone:
+            if rank.is_lost:
                 return _LostRankError(
                     f"rank {rank.number} of {len(self.ranks)} ended without an answer (exit code"
                     f" {rank.process.exitcode})"

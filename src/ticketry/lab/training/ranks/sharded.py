@@ -1,7 +1,7 @@
-"""Ranks of which each has a part of every parameter, its gradient and its optimiser's state: FSDP2 (`fully_shard`).
+"""Ranks with sharded parameters, gradients and optimiser's states: FSDP2 (`fully_shard`).
 
-What is whole in a rank at any time is one block of the network, while it computes. States inside a segment are written
-by `torch.distributed.checkpoint`, each rank its own part, as safetensors; results are gathered a tensor at a time.
+A rank holds at most one whole block of the network, while it computes. Checkpoints inside a segment are written by
+`torch.distributed.checkpoint` as safetensors, one part per rank; results are gathered one tensor at a time.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from ticketry.lab.training.loop import Loop
 
 _SMALLEST = 1 / 1024
-"""Of a network's parameters, what a block has at least to be gathered by itself."""
+"""Minimum share of a network's parameters in a block that is gathered separately."""
 _FILE = 64 << 20
-"""Bytes of all ranks together in one set of files of a state."""
+"""Bytes of all ranks in one set of files of a state."""
 
 
 class ShardedGroup(Group):
-    """One rank among others, each with a part of the network."""
+    """One rank with a part of every parameter."""
 
     in_parts = True
 
-    def called(self, model: nn.Module) -> nn.Module:
-        """The model itself, whose parameters are in parts from here on."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Shard the model's parameters, and return the model itself."""
         mesh = init_device_mesh(self._device, (self.world,))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
@@ -48,19 +48,19 @@ class ShardedGroup(Group):
         return model
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """In parts, and no copies: training does not go on before they are stored."""
+        """Return shards without copying: they are stored before training continues."""
         reshard(model)
         return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """There are none that several ranks have."""
+        """Do nothing: no two ranks hold the same weights."""
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a network that are gathered one at a time, inner ones first: what is in a row or a list of modules.
+    """Yield the blocks of a network that are gathered one at a time, inner ones first: items of `Sequential` and lists.
 
-    These are called as modules, where others may have a weight taken out of them. Not such whose parameters others
-    have too, and none with little in it.
+    Items are called as modules, whereas a model may read the weights of other modules directly. Blocks that share
+    parameters with others, and small ones, are left out.
     """
     uses: dict[Tensor, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -70,12 +70,12 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for child in module.children():
-                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _alone(child, uses, least):
+                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _is_separate(child, uses, least):
                     found[child] = None
     yield from reversed(found)
 
 
-def _alone(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
+def _is_separate(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
     own: dict[Tensor, int] = {}
     for _, parameter in block.named_parameters(remove_duplicate=False):
         own[parameter] = own.get(parameter, 0) + 1
@@ -87,12 +87,12 @@ def _alone(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
 
 
 def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Store a state of all ranks, which call this together; `StoreError` in all if one cannot write its part."""
+    """Store a state; all ranks call this together, and all raise `StoreError` if one cannot write its part."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     folder = Path(group.first(str(parts.begun(store.paths, trajectory, step)) if group.rank == 0 else None))
     flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
-    # A file is in memory while it is written: several, of which none is large.
+    # A file is held in memory while it is written, so the state is split into several files.
     files = dict(zip(flat, itertools.accumulate(value.nbytes for value in flat.values()), strict=True))
     numbered = {name: 1 + so_far // _FILE for name, so_far in files.items()}
     numbers = {number: place for place, number in enumerate(sorted(set(numbered.values())), 1)}
@@ -101,7 +101,7 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
         fqn_to_index_mapping={name: numbers[number] for name, number in numbered.items()},
         save_distributed=True,
     )
-    _checkpointed(folder, "save", flat, by)
+    _run_checkpoint(folder, "save", flat, by)
     found: dict[str, str] = {}
     for each in group.gather(parts.digests(folder, group.rank, group.world)):
         found |= each
@@ -111,10 +111,7 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
 
 
 def load(folder: Path, loop: Loop) -> float:
-    """Put a stored state into a loop that stands at its step; the seconds that were trained before.
-
-    Each rank reads its own part.
-    """
+    """Load a stored state into a loop at its step, each rank its own part; return the seconds trained before."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -129,7 +126,7 @@ def load(folder: Path, loop: Loop) -> float:
             target[name] = torch.empty_like(like, dtype=dtype, requires_grad=False)
         else:
             target[name] = torch.empty(about.size, dtype=dtype)
-    _checkpointed(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
+    _run_checkpoint(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
     with torch.no_grad():
         for name, value in model.items():
             value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
@@ -140,11 +137,11 @@ def load(folder: Path, loop: Loop) -> float:
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
-    """Counts of steps are stored with a dimension, which they do not have."""
+    """Remove the dimension that `save` adds to step counts."""
     return value.reshape(()) if name.endswith("/step") else value
 
 
-def _checkpointed(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
+def _run_checkpoint(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -154,7 +151,7 @@ def _checkpointed(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) 
             save(tensors, storage_writer=by)
         else:
             load(tensors, storage_reader=by)
-    except CheckpointException as error:  # no Exception, so that nobody else would see it
+    except CheckpointException as error:  # a BaseException, which no other handler catches
         rank, (why, _) = next(iter(error.failures.items()))
         raise StoreError(
             f"rank {rank} cannot {what} its part of a state in {folder}: {why}. The same command goes on from the state"
