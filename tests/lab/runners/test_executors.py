@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,10 +18,6 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import Event
 
 pytestmark = pytest.mark.timeout(500)
-
-
-def _threads(folder: Path) -> Executor:
-    return ThreadPoolExecutor(2)
 
 
 def _processes(folder: Path) -> Executor:
@@ -51,14 +47,14 @@ def _parsl(folder: Path) -> Executor:
 
 
 POOLS: dict[str, Callable[[Path], Executor]] = {
-    "threads": _threads,
     "processes": _processes,
     "executorlib": _executorlib,
     "parsl": _parsl,
 }
 
 
-@pytest.mark.parametrize("kind", ["threads", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*POOLS][1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", POOLS)
 def test_a_search_gives_the_same_bits(tmp_path: Path, lab: Lab, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where Parsl's programs are installed.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

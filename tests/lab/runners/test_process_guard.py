@@ -56,6 +56,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc")
 def test_freed_blocks_are_given_back() -> None:
     """8 blocks of 2 MB stay."""

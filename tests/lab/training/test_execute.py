@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ticketry.core.prune import prune
-from ticketry.errors import InterruptedTrainingError, TaskError
+from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
@@ -77,7 +76,7 @@ def undisturbed(tmp_path: Path, segment: Segment, lab: Lab) -> Store:
 # -- stopping and going on ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stops", [(1,), (12,), (23,), (3, 9, 15), tuple(range(1, 24))], ids=str)
+@pytest.mark.parametrize("stops", [(12,), tuple(range(1, 24))], ids=str)
 def test_going_on_gives_the_same_bits(lab, segment, undisturbed, stops):
     store = lab.store
     for stop in stops:
@@ -133,7 +132,7 @@ def test_a_damaged_checkpoint_costs_only_time(lab, segment, undisturbed):
     assert everything(lab.store, segment) == everything(undisturbed, segment)
 
 
-@pytest.mark.parametrize("keep", [(0,), (7,), (1, 2, 3), (24,), tuple(range(25))], ids=str)
+@pytest.mark.parametrize("keep", [(7,), tuple(range(25))], ids=str)
 def test_states_kept_on_the_way_change_nothing(lab, segment, undisturbed, keep):
     assert train(lab.store, segment, keep) == 24
     assert everything(lab.store, segment) == everything(undisturbed, segment)
@@ -247,13 +246,6 @@ def test_only_metrics_are_missing(lab, segment, undisturbed):
     assert everything(lab.store, part) == everything(other, part)
 
 
-def test_metrics_and_an_earlier_state_are_missing(lab, segment):
-    train(lab.store, segment, (10,))
-    part = segment.until(10)
-    assert train(lab.store, part, (5,)) == 5
-    assert is_done(lab.store, part, (5,))
-
-
 def test_a_shorter_segment_leaves_the_checkpoint_of_a_longer_one(lab, segment, undisturbed):
     with pytest.raises(InterruptedTrainingError):
         train(lab.store, segment, (10,), StopAt(at=20))
@@ -268,22 +260,6 @@ def test_no_steps_at_all(lab, points):
     assert train(lab.store, segment) == 0
     assert everything(lab.store, segment)["loss"] == []
     assert set(everything(lab.store, segment)["metrics"]) == {"validation", "test"}
-
-
-def test_data_that_changed_are_told(lab, points_class):
-    class Growing(points_class):
-        examples = 200
-
-        def load(self, data=None):
-            splits = super().load(data)
-            part = Split(splits.train.inputs[: self.examples], splits.train.targets[: self.examples])
-            return Splits(part, splits.validation, splits.test)
-
-    task = Growing()
-    segment = lab.segment(task, start=0)
-    task.examples = 100
-    with pytest.raises(TaskError, match="has 100 training examples now"):
-        lab.train(segment)
 
 
 # -- what a record says ------------------------------------------------------------------------------------------------
@@ -303,22 +279,7 @@ def test_metrics_by_hand(lab, digits):
         assert result.metrics[name]["loss"] == pytest.approx(sum(entropies) / len(right), rel=1e-5)
 
 
-def test_metrics_over_several_batches_with_norms_and_dropout(lab, points_class):
-    class Larger(points_class):
-        def load(self, data: Path | None = None) -> Splits:
-            splits = super().load(data)
-            many = Split(splits.train.inputs.repeat(6, 1)[:1103], splits.train.targets.repeat(6)[:1103])
-            return Splits(splits.train, many, splits.test)
-
-    task = Larger()
-    result = lab.train(lab.segment(task, start=0))
-    split = task.load().validation
-    model = rebuilt(task, lab.state(result)).eval()
-    right = (model(split.inputs).argmax(1) == split.targets).double().mean()
-    assert result.metrics["validation"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-5)
-
-
-@pytest.mark.parametrize("steps", [1, 24, 130])
+@pytest.mark.parametrize("steps", [1, 130])
 def test_the_curve_of_the_loss(lab, points, steps):
     segment = lab.segment(points, start=0, recipe=points.recipe.changed(length=f"{steps + 1}it"), last=steps)
     train(lab.store, segment)
@@ -332,17 +293,6 @@ def test_the_curve_of_the_loss(lab, points, steps):
         assert mean == pytest.approx(sum(part) / len(part), abs=1e-6)
         before = step
     assert before == steps
-
-
-def test_a_record_tells_where_it_is_from(lab, segment):
-    train(lab.store, segment, (10,))
-    for step in (10, 24):
-        record: Mapping[str, object] = lab.store.result(segment.trajectory, step)
-        assert record["segment"] == {**segment.until(step).describe(), "blobs": segment.blobs()}
-        assert record["step"] == step
-        assert record["cost"]["steps"] == step
-        assert record["cost"]["train_seconds"] >= 0
-        assert record["environment"]["torch"] == torch.__version__
 
 
 def test_training_time_adds_up_over_interruptions(lab, segment):

@@ -14,9 +14,7 @@ from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.errors import (
-    DataError,
     InterruptedTrainingError,
-    LayerCollapseError,
     TaskError,
     TrainingError,
     UsageError,
@@ -139,15 +137,6 @@ def test_a_smaller_network_trains_as_the_masked_one(tmp_path: Path, file: Path, 
         assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
 
 
-def test_the_loss_falls_and_metrics_tell(tmp_path: Path, file: Path) -> None:
-    task = task_of(file, "lstm@0.2", time="16", dropout="0")
-    with Lab(tmp_path, device="cpu") as lab:
-        result = lab.train(lab.segment(task, start=0, recipe=recipe_of(task, "150it").changed(batch=8, lr=2e-2)))
-    assert result.metrics["test"]["bits_per_character"] < 4.5 < 8  # 8 bits know nothing
-    assert task.metric.name == "bits_per_character"
-    assert not task.metric.higher_is_better
-
-
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
@@ -240,18 +229,6 @@ def test_a_text_that_is_too_short_for_a_batch(tmp_path: Path) -> None:
         lab.train(lab.segment(task, start=0, recipe=task.recipe.changed(batch=200)))
     with pytest.raises(TaskError, match="the option train is 99999 tokens"):
         catalogue.get(f"text:{short}", options={"train": "99999"}).course()
-
-
-def test_layers_collapse_with_a_clear_word(tmp_path: Path, file: Path) -> None:
-    task = task_of(file, "lstm@0.04")
-    settings = method("iterative").Settings(densities=(0.0005,))
-    with Lab(tmp_path, device="cpu") as lab, pytest.raises(LayerCollapseError, match=r"layers\.0\.weight"):
-        list(method("iterative").search(lab, task, recipe_of(task), settings, Seeds()))
-
-
-def test_a_text_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such text"):
-        catalogue.get(f"text:{tmp_path}/absent.txt").key()
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------

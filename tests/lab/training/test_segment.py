@@ -183,21 +183,6 @@ def test_every_setting_of_gates_is_in_the_key(field):
     )
 
 
-def test_a_segment_without_variants_does_not_speak_of_them():
-    assert SEGMENT.describe()["variants"] == []
-    assert SEGMENT.mask is None
-    assert not SEGMENT.whole_channels
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
-def test_a_description_of_variants_round_trips_through_json(variant):
-    segment = replace(SEGMENT, variants=(variant,))
-    again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
-    assert again == segment
-    assert again.key == segment.key
-    assert set(segment.blobs()) == ({variant.masked_by()} - {None})
-
-
 def test_what_cannot_be_trained_shrunk():
     shrunk = Shrunk(mask="m" * 64)
     for other, said in ((Gating(scope=("0.weight",)), "trained whole"), (MASK, "two masks")):
@@ -213,16 +198,6 @@ def test_a_network_is_trained_shrunk_by_a_mask(tmp_path, points):
 def test_there_is_one_variant_of_a_kind():
     with pytest.raises(UsageError, match="at most one variant of training called 'held_mask'"):
         replace(SEGMENT, variants=(MASK, HeldMask(mask="m" * 64)))
-
-
-@pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64)])
-def test_a_description_of_gates_round_trips_through_json(start):
-    earlier = {"earlier": "g" * 64, "reset": "code"} if start.state else {}
-    gates = Gating(scope=("0.weight", "3.weight"), init=-1, **earlier)
-    segment = replace(SEGMENT, start=start, variants=(gates,))
-    again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
-    assert again == segment
-    assert again.key == segment.key
 
 
 @pytest.mark.parametrize("values", [{"earlier": "g" * 64}, {"reset": "paper"}])
@@ -251,26 +226,6 @@ def test_places_in_the_schedule_are_counted_in_its_own_steps_and_epochs():
         SEGMENT.at("five")
 
 
-def test_whether_channels_are_removed_and_by_what_is_said_by_variants():
-    shrunk = replace(SEGMENT, variants=(Shrunk(mask="m" * 64),))
-    assert shrunk.whole_channels is True
-    assert replace(SEGMENT, variants=(MASK,)).whole_channels is False
-    assert (shrunk.mask, replace(SEGMENT, variants=(MASK,)).mask) == ("m" * 64, "s" * 64)
-    assert shrunk.variant(Shrunk) is shrunk.variants[0]
-    assert shrunk.variant(HeldMask) is None
-
-
-def test_what_it_needs_from_a_store():
-    start = Start(state="s" * 64, optimizer="o" * 64)
-    assert replace(SEGMENT, start=start, variants=(HeldMask(mask="m" * 64),)).blobs() == ["s" * 64, "o" * 64, "m" * 64]
-    assert SEGMENT.blobs() == []
-
-
-def test_arithmetic_of_a_description_is_its_own():
-    other = replace(SEGMENT, arithmetic=Arithmetic(precision="bf16", threads=2))
-    assert Segment.from_description(other.describe(), other.task).arithmetic == other.arithmetic
-
-
 def test_data_that_changed_under_their_name_are_told(points, points_class):
     class Fewer(points_class):
         def load(self, data=None):
@@ -285,12 +240,6 @@ def test_data_that_changed_under_their_name_are_told(points, points_class):
         replace(segment, task=Fewer()).course(None)
 
 
-def test_parts_of_one_trajectory():
-    assert SEGMENT.until(60).trajectory == SEGMENT.trajectory
-    assert SEGMENT.until(60).key != SEGMENT.key
-    assert SEGMENT.until(60).until(30) == SEGMENT
-
-
 def test_where_and_how_it_is_stored_is_not_in_the_key(tmp_path, points):
     labs = [
         Lab(tmp_path / "one"),
@@ -302,13 +251,31 @@ def test_where_and_how_it_is_stored_is_not_in_the_key(tmp_path, points):
     assert labs[0].segment(points, start=1, order_seed=2).key == one.key
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_a_description_round_trips_through_json(start):
-    segment = replace(SEGMENT, start=start, variants=(MASK,))
-    described = json.loads(json.dumps(segment.describe()))
-    again = Segment.from_description(described, segment.task)
-    assert again == segment
-    assert again.key == segment.key
+def test_a_description_round_trips_through_json():
+    """With every start, every variant, gates of an earlier round, and another arithmetic."""
+    earlier = Gating(scope=("0.weight", "3.weight"), init=-1, earlier="g" * 64, reset="code")
+    segments = [replace(SEGMENT, start=start, variants=(MASK,)) for start in STARTS]
+    segments += [replace(SEGMENT, variants=(one,)) for one in VARIANTS]
+    segments += [replace(SEGMENT, start=Start(state="s" * 64), variants=(earlier,))]
+    segments += [replace(SEGMENT, arithmetic=Arithmetic(precision="bf16", threads=2))]
+    for segment in segments:
+        again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
+        assert again == segment
+        assert again.key == segment.key
+
+
+def test_what_a_segment_says_of_itself():
+    """Its mask, its channels, the blobs that it needs, and its continuation."""
+    shrunk = replace(SEGMENT, variants=(Shrunk(mask="m" * 64),))
+    assert shrunk.whole_channels
+    assert shrunk.variant(Shrunk) is shrunk.variants[0]
+    held = replace(SEGMENT, start=Start(state="s" * 64, optimizer="o" * 64), variants=(HeldMask(mask="m" * 64),))
+    assert not held.whole_channels
+    assert held.blobs() == ["s" * 64, "o" * 64, "m" * 64]
+    assert (shrunk.mask, held.mask, SEGMENT.mask, SEGMENT.blobs()) == ("m" * 64, "m" * 64, None, [])
+    assert SEGMENT.until(60).trajectory == SEGMENT.trajectory
+    assert SEGMENT.until(60).key != SEGMENT.key
+    assert SEGMENT.until(60).until(30) == SEGMENT
 
 
 def test_a_description_is_of_one_task():

@@ -59,15 +59,6 @@ def test_a_variant_that_says_nothing_needs_nothing_and_disturbs_nobody() -> None
         assert getattr(NOISE, flag) is False
 
 
-def test_a_variant_has_to_say_what_it_does() -> None:
-    with pytest.raises(NotImplementedError):
-        NOISE.effect(NOWHERE)
-
-
-def test_a_mask_is_what_a_variant_needs_from_the_store() -> None:
-    assert HeldMask(mask="m" * 64).blobs() == ("m" * 64,)
-
-
 def test_an_effect_that_says_nothing_changes_nothing() -> None:
     effect, model, recipe = Effect(NOWHERE), nn.Linear(2, 1), Recipe()
     state: Any = object()

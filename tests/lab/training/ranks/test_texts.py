@@ -30,12 +30,9 @@ def words(**options: str) -> Task:
     [
         pytest.param("lstm", "", 2, marks=pytest.mark.slow),
         pytest.param("gpt", "", 2, marks=pytest.mark.slow),
-        pytest.param("tied", "", 3, marks=pytest.mark.slow),
         pytest.param("pointer", "", 2, marks=pytest.mark.slow),
-        pytest.param("lstm", FSDP, 2, marks=pytest.mark.slow),
         pytest.param("tied", FSDP, 2, marks=pytest.mark.slow),
         pytest.param("gpt", FSDP, 2, marks=pytest.mark.slow),
-        pytest.param("pointer", FSDP, 2, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_are_equal_to_one_process(store, model, parallel, ranks):

@@ -167,18 +167,6 @@ def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monke
     assert store.result(segment.trajectory, 24)["metrics"] == straight.metrics
 
 
-def test_a_state_kept_on_the_way_is_measured_in_the_same_way(lab, pictures, mask):
-    segment = begun(lab, pictures, SGD, mask)
-    lab.train(segment, keep=(15,))
-    assert not lab.at(lab.train(segment), 15).metrics
-    later = lab.train(segment.until(15)).metrics
-    with Lab(lab.store.paths.root.parent / "other") as other:
-        assert (
-            other.train(begun(other, pictures, SGD, other.store.put_mask(made_mask(pictures)), last=15)).metrics
-            == later
-        )
-
-
 def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     counted = []
     monkeypatch.setattr(shrunk_module, "plan_of", lambda *given: counted.append(given) or plan_of(*given))
