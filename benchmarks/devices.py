@@ -42,7 +42,8 @@ from torch.nn.parallel import DistributedDataParallel
 import ticketry as tk
 from ticketry.core.devices.sharding import local_shard, shard_like
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.tasks import catalogue, models
 from ticketry.tasks.task import Split, Splits
 

@@ -150,7 +150,8 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
     import os
 
     from ticketry.lab.lab import Lab
-    from ticketry.lab.training.job import Watch, execute
+    from ticketry.lab.training.execute import execute
+    from ticketry.lab.training.job import Watch
     from ticketry.tasks import catalogue
     from ticketry.tasks.presets import experiment
     from ticketry.tasks.recipe import recipe_from

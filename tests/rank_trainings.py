@@ -8,7 +8,8 @@ from typing import Any
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks import catalogue

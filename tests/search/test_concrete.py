@@ -20,8 +20,8 @@ from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, budget, spent
 from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute as execute_segment
 from ticketry.lab.training.job import Watch
-from ticketry.lab.training.job import execute as execute_segment
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report.tables.costs import cost_points

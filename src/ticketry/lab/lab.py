@@ -34,7 +34,8 @@ from ticketry.lab.runners.signals import handle_signals, stop_signal
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import NUMERICS, digest_of
-from ticketry.lab.training.job import Remaker, Work, is_done
+from ticketry.lab.training.execute import Remaker, is_done
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
 from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choose_arithmetic, unusual
 from ticketry.lab.training.ranks.batch_parts import check_parts, stirred

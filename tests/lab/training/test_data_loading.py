@@ -24,7 +24,8 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training import data_loading
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.data_loading import DataOrder
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks import catalogue

@@ -15,7 +15,8 @@ from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
-from ticketry.lab.training.job import Watch, execute, is_done
+from ticketry.lab.training.execute import execute, is_done
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import rebuilt
 from ticketry.tasks.images.task import ImageClassification

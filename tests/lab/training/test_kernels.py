@@ -25,7 +25,8 @@ from ticketry.lab.costs.step_cost import step_flops, step_memory
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuilt

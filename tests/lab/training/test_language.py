@@ -24,7 +24,8 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import rebuilt
 from ticketry.search import method

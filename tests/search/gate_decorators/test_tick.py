@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gate_decorators.tick import Tick

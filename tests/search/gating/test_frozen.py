@@ -14,7 +14,8 @@ from ticketry.core.scope import scope
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating

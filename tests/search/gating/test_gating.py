@@ -18,7 +18,8 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.store.maintenance import blobs_of, check, collect
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Start
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe

@@ -12,7 +12,8 @@ from typing import Any, Protocol, cast
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.runners.signals import raise_if_stopped, stop_signal
-from ticketry.lab.training.job import Watch, Work, execute, store_for
+from ticketry.lab.training.execute import execute, store_for
+from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
 

@@ -23,7 +23,7 @@ from ticketry.lab.runners.request import Request, answer, done, failed, worker_n
 from ticketry.lab.runners.runner import ReportingWatch
 from ticketry.lab.runners.signals import Stopped, record_signals
 from ticketry.lab.store.live import live_at
-from ticketry.lab.training import job
+from ticketry.lab.training import execute as training
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks import catalogue
@@ -83,8 +83,8 @@ def _train(request: Request, watch: Watch) -> Work:
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, _build_task(request.spec))
     data = Path(request.data) if request.data is not None else None
-    store = job.store_for(request.store, data, segment)
-    return job.execute(store, data, segment, request.keep, watch, measure=request.measure, weights=request.weights)
+    store = training.store_for(request.store, data, segment)
+    return training.execute(store, data, segment, request.keep, watch, measure=request.measure, weights=request.weights)
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 From the keys that a record names to its results, from these to the weights that they start from and the trainings that
 gave those, back to the initialisation; and to the same trainings in the second order of the data. Of weights that are
-left out it is told which training gives them: see `lab.training.job`.
+left out it is told which training gives them: see `lab.training.execute`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating

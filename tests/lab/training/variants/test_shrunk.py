@@ -17,7 +17,8 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training import variants as shrunk_module
-from ticketry.lab.training.job import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import initial_state
