@@ -8,9 +8,9 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from ticketry.errors import RunnerError, UsageError, needs
-from ticketry.lab.runners.choice import RESOURCES, Needs, Place, default_workers
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
+from ticketry.lab.runners.place import RESOURCES, Needs, Place, default_workers
 from ticketry.lab.runners.ray_tasks import CONNECT_SECONDS, check_port
 from ticketry.lab.runners.worker import execute
 

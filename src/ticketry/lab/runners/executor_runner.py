@@ -13,8 +13,8 @@ from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass
 
 from ticketry.errors import InterruptedTrainingError, RunnerError
-from ticketry.lab.runners.choice import Needs, Place
 from ticketry.lab.runners.events import Event, OnEvent
+from ticketry.lab.runners.place import Needs, Place
 from ticketry.lab.runners.request import build_request, read_answer, rebuild_error
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.runners.signals import name_of

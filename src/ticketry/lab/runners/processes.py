@@ -13,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ticketry.errors import UsageError
-from ticketry.lab.runners.choice import PROCESSES, Needs, Place
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
+from ticketry.lab.runners.place import Needs, Place
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.signals import block_signals, unblock_signals
 from ticketry.lab.runners.worker import execute
@@ -30,7 +30,7 @@ class ProcessRunner(ExecutorRunner):
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         if workers < 1:
             raise UsageError(f"the runner processes needs at least one worker, got {workers}")
-        super().__init__(_Processes(workers), Place(PROCESSES), on_event)
+        super().__init__(_Processes(workers), Place("processes"), on_event)
 
 
 class _Processes(Pool):

@@ -11,9 +11,9 @@ from typing import Any
 
 from ticketry.errors import RunnerError, UsageError, needs
 from ticketry.files import parse_json
-from ticketry.lab.runners.choice import RESOURCES, Needs, Place
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
+from ticketry.lab.runners.place import RESOURCES, Needs, Place
 from ticketry.lab.runners.worker import execute
 
 CONNECT_SECONDS = 10.0

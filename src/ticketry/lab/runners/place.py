@@ -1,0 +1,120 @@
+"""Places to train, as ``--on`` and ``runner=`` write them: the name of a runner and its details."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ticketry.choices import list_choices
+from ticketry.errors import UsageError
+from ticketry.lab.runners.runner import RUNNERS, MakeRunner
+
+RESOURCES = ("cpus", "gpus", "memory")
+"""Options of a place that say what one training needs."""
+_UNITS = {"": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Resources of one training."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int | None = None
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Name of a runner and its details, ``ADDRESS,option=value,…``."""
+
+    name: str
+    address: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Parse NAME, NAME:DETAILS of a runner that has details, or module:object.
+
+        Raises:
+            UsageError: for a repeated option, an option without a value, or a second address.
+        """
+        name, _, details = text.partition(":")
+        if not (name in RUNNERS.built_in or (name in RUNNERS and has_details(RUNNERS.get(name)))):
+            return cls(text)
+        address, options = "", dict[str, str]()
+        for part in filter(None, (one.strip() for one in details.split(","))):
+            option, equals, value = part.partition("=")
+            if not equals and address:
+                raise UsageError(f"--on {name}: names two addresses, {address} and {part}: an option is option=value")
+            if not equals:
+                address = part
+            elif option in options or not option or not value:
+                why = "is given twice" if option in options else "is written option=value"
+                raise UsageError(f"--on {name}: {part!r} {why}")
+            else:
+                options[option] = value
+        return cls(name, address, options)
+
+    def check(self, known: tuple[str, ...]) -> None:
+        """Raise `UsageError` for an unknown option, with the nearest known one."""
+        for option in self.options:
+            if option not in known:
+                raise UsageError(f"--on {self.name}: has no option {option!r}: {list_choices(option, known)}")
+
+    def number(self, option: str, default: float) -> float:
+        """Return an option as a number of at least 0."""
+        text = self.options.get(option)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e6:
+            raise UsageError(f"--on {self.name}: {option} is a number, not {text!r}")
+        return value
+
+    def count(self, option: str, default: int) -> int:
+        """Return an option as a whole number above 0."""
+        text = self.options.get(option)
+        if text is None:
+            return default
+        if not text.isdecimal() or int(text) < 1:
+            raise UsageError(f"--on {self.name}: {option} is a whole number above 0, not {text!r}")
+        return int(text)
+
+    def bytes(self, option: str = "memory") -> int | None:
+        """Return an option that is a size such as 8GB, or None."""
+        text = self.options.get(option)
+        if text is None:
+            return None
+        found = _SIZE.fullmatch(text)
+        if not found:
+            raise UsageError(f"--on {self.name}: {option} is a size such as 8GB, not {text!r}")
+        unit = found[2].lower()
+        return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
+
+    def needs(self, threads: int = 1, device: str = "cpu", ranks: int = 1) -> Needs:
+        """Return the resources of one training: by default a core for each thread of each rank, and a GPU for each rank
+        that trains on one. Fractions let several trainings share a GPU or a core."""
+        cpus = self.number("cpus", float(threads * ranks))
+        gpus = self.number("gpus", float(ranks * (device == "cuda")))
+        return Needs(cpus, gpus, self.bytes())
+
+
+def has_details(make: MakeRunner) -> bool:
+    """Return whether a runner takes details behind its name."""
+    return "place" in inspect.signature(make).parameters
+
+
+def default_workers() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
