@@ -16,7 +16,7 @@ import ticketry as tk
 from ticketry.cli import main
 from ticketry.cli.screen.results import _again
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.reproduce.blocks import Block, Done
+from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import read_run_file
@@ -211,7 +211,7 @@ def test_a_campaign_finds_its_blocks_in_each_arithmetic(tmp_path: Path, capsys: 
     assert again["runs"] == found["runs"]
     assert again["steps_trained"] == found["steps_trained"]
     read = read_campaign(file, "demo")
-    assert Done(read, Paths(store)).counts == {"half": 1, "whole": 1}
+    assert FinishedBlocks(read, Paths(store)).counts == {"half": 1, "whole": 1}
     assert main(["reproduce", str(file), "--check", "1", "--workers", "0", "--store", str(store)]) == 0
 
 

@@ -145,7 +145,7 @@ def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_pla
         ('statement = "Iter', 'margin = 0\nstatement = "Iter', r"claims\.better: a margin of 0"),
         ('statement = "Iter', 'confidence = 2\nstatement = "Iter', r"claims\.better: a confidence of 2"),
         ('statement = "Iter', 'metric = "beauty"\nstatement = "Iter', r"better: there is no metric 'beauty': acc"),
-        ('statement = "Iter', 'statment = "Iter', r"cannot be what it is: Object (contains unknown|missing)"),
+        ('statement = "Iter', 'statment = "Iter', r"is wrong: Object (contains unknown|missing)"),
         ("interim = [3, 5]", "interim = [5, 3]", r"scales\.demo\.interim: interim analyses at \(5, 3\)"),
         ("densities = [0.3, 0.1] }", "densitys = [0.3] }", r"runs\.iterative: .* takes no 'densitys'"),
         ('length = "30it"', 'length = "30"', r"scales\.demo\.runs\.iterative: "),
@@ -174,14 +174,14 @@ def test_claims_about_a_method_of_ones_own_name_levels_or_densities_that_its_pla
         ('method = "gradual"', 'method = "gradual"\nbase = "other"', r"iterative is judged at \(3, 5\) replicates and"),
         ("interim = [3]", "interim = [1]", r"scales\.demo\.bases\.other\.interim: interim analyses at \(1,\)"),
         ('task = "digits"', 'task = "digits"\nprecision = "auto"', r"scales\.demo\.base\.precision cannot be .*'auto'"),
-        ('task = "digits"', 'task = "digits"\nkernels = "some"', r"scales.*kernels cannot be what it is: .*'some'"),
+        ('task = "digits"', 'task = "digits"\nkernels = "some"', r"scales.*kernels is wrong: .*'some'"),
         ('method = "gradual"', 'method = "gradual"\nprecision = "fp32"', r"runs.* unknown field `precision`"),
-        ('density = ["few", 0.3]', "density = []", r"claims.*density cannot be what it is: .* length >= 1"),
-        ('density = ["few", 0.3]', "density = 0", r": claims\.better\.density cannot be what it is: .* > 0"),
-        ("few = 0.1", "few = 1.5", r"scales.*densities cannot be what it is: .* <= 1"),
-        ('statement = "Iter', 'above = nan\nstatement = "Iter', r"claims.*above cannot be what it is"),
-        ('statement = "Iter', 'margin = 1e31\nstatement = "Iter', r": claims\.better\.margin cannot be what it is"),
-        ("value = 2", "value = nan", r"claims.*value cannot be what it is"),
+        ('density = ["few", 0.3]', "density = []", r"claims.*density is wrong: .* length >= 1"),
+        ('density = ["few", 0.3]', "density = 0", r": claims\.better\.density is wrong: .* > 0"),
+        ("few = 0.1", "few = 1.5", r"scales.*densities is wrong: .* <= 1"),
+        ('statement = "Iter', 'above = nan\nstatement = "Iter', r"claims.*above is wrong"),
+        ('statement = "Iter', 'margin = 1e31\nstatement = "Iter', r": claims\.better\.margin is wrong"),
+        ("value = 2", "value = nan", r"claims.*value is wrong"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, after: str, match: str) -> None:
@@ -250,7 +250,7 @@ def test_a_claim_that_is_not_there_is_not_asked_again_nor_one_of_the_same_runs(t
 @pytest.mark.parametrize("after", ["", "after = 1\n"])
 def test_replicates_that_were_judged_are_not_asked_again(tmp_path: Path, after: str) -> None:
     text = (GOOD + FRESH).replace("after = 5\n", after)
-    with pytest.raises(UsageError, match=r"claims.better-again: it asks 'better at 10 %' again, .* after = 5 or more"):
+    with pytest.raises(UsageError, match=r"claims.better-again: it repeats 'better at 10 %', .* after = 5 or more"):
         read_campaign(written(tmp_path, text), "demo")
 
 
@@ -263,7 +263,7 @@ b = { run = "gradual" }
 density = "few"
 again = "better-again"
 """
-    with pytest.raises(UsageError, match=r"better-once-more: it asks 'better at 10 %' again, .* replicates 1 to 5 as"):
+    with pytest.raises(UsageError, match=r"better-once-more: it repeats 'better at 10 %', .* replicates 1 to 5 as"):
         read_campaign(written(tmp_path, GOOD + FRESH + third), "demo")
 
 

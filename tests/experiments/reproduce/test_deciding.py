@@ -57,14 +57,14 @@ def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan:
 
 def test_a_side_tells_its_level_where_no_density_tells_which_tickets_it_is_of() -> None:
     by_level = replace(CLAIM, density=None, a=Side("one", "ticket", 1), b=Side("other", "dense", 0))
-    found = decided(by_level, [A], [B], ONE_LOOK).told(0.0)
+    found = decided(by_level, [A], [B], ONE_LOOK).to_record(0.0)
     assert (side_name(found.a), side_name(found.b)) == ("tickets of one, level 1", "dense of other")
-    assert side_name(decided(CLAIM, [A], [B], ONE_LOOK).told(0.0).a) == "tickets of one"
+    assert side_name(decided(CLAIM, [A], [B], ONE_LOOK).to_record(0.0).a) == "tickets of one"
 
 
 @pytest.mark.parametrize("above", [0.0, 3.0, -0.5, 4.0])
 def test_p_values_are_those_of_the_shifted_pairs(above: float) -> None:
-    found = decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).told(0.0)
+    found = decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).to_record(0.0)
     shifted = compare(A, [value + above for value in B], margin=0.5, resolution=0.01, least_spread=0.5)
     assert found.p_confirmed == pytest.approx(shifted.p_superior)
     assert found.p_refuted == pytest.approx(shifted.p_worse)
@@ -109,9 +109,9 @@ def test_only_planned_numbers_of_replicates_are_judged_and_they_are_paid_for() -
 def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     claims = [replace(CLAIM, name=f"claim {number}", above=2.8 + 0.01 * number) for number in range(6)]
-    alone = decide(claims[:1], records, {})[0].told(0.0)
-    together = decide(claims, records, {})[0].told(0.0)
-    apart = decide([replace(claim, family=claim.name) for claim in claims], records, {})[0].told(0.0)
+    alone = decide(claims[:1], records, {})[0].to_record(0.0)
+    together = decide(claims, records, {})[0].to_record(0.0)
+    apart = decide([replace(claim, family=claim.name) for claim in claims], records, {})[0].to_record(0.0)
     assert together.p_confirmed == pytest.approx(6 * alone.p_confirmed)
     assert apart.p_confirmed == alone.p_confirmed
 
@@ -132,7 +132,7 @@ def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family()
     differences = [one - other for one, other in zip(*map(itertools.chain.from_iterable, runs), strict=True)]
     shares = plan.alphas(1.0)
     each = [compare(differences[:n], [2.6] * n, margin=0.5, least_spread=0.5).p_superior / shares[n] for n in plan.at]
-    assert late.told(0.0).p_confirmed == pytest.approx(4 * min(each))
+    assert late.to_record(0.0).p_confirmed == pytest.approx(4 * min(each))
 
 
 def test_more_that_is_needed_is_by_what_the_plan_leaves_for_the_last_analysis() -> None:
@@ -144,7 +144,7 @@ def test_more_that_is_needed_is_by_what_the_plan_leaves_for_the_last_analysis() 
     for found, alpha, least in ((alone, 0.05 * (1 - 0.5**3), 10), (once, 0.05, 0)):
         needed = seeds_needed(np.mean(gap), np.std(gap, ddof=1), alpha, least_spread=0.5)
         assert needed is not None
-        assert found.told(0.0).more == max(needed, least) - 5
+        assert found.to_record(0.0).more == max(needed, least) - 5
     assert (alone.verdict and alone.verdict.next_analysis, once.verdict and once.verdict.next_analysis) == (10, None)
 
 
@@ -152,8 +152,8 @@ def test_a_claim_without_runs_counts_in_its_family() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))
     found = decide([CLAIM, waiting], records, {})
-    alone = decide([CLAIM], records, {})[0].told(0.0)
-    assert found[0].told(0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
+    alone = decide([CLAIM], records, {})[0].to_record(0.0)
+    assert found[0].to_record(0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
     assert (found[1].found, found[1].n) == ("undecided", 0)
 
 
@@ -205,7 +205,7 @@ def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     undecided = decide([replace(CLAIM, above=4.0)], records, {})
     assert undecided[0].found == "undecided"
     assert missing(undecided, done) == {}
-    assert undecided[0].told(0.0).more is None or undecided[0].told(0.0).more > 0
+    assert undecided[0].to_record(0.0).more is None or undecided[0].to_record(0.0).more > 0
 
 
 # -- stability ---------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_barrier_against_a_number(heights: list[float], found: str) -> None:
     stable = {"one": [analysis(heights[:3], [1, 1, 1]), analysis(heights[3:], [1, 1])]}
     judged = decide([STABLE], {}, {}, stable)[0]
     assert judged.found == found
-    told = judged.told(0.0)
+    told = judged.to_record(0.0)
     assert told.difference == pytest.approx(2 - sum(heights) / 5)
     assert told.b.values == (2.0,) * 5
     other_way = replace(STABLE, a=STABLE.b, b=STABLE.a)
@@ -273,10 +273,10 @@ def test_a_barrier_is_that_of_the_test_split_in_whatever_order_splits_are_told()
 def test_distances_are_better_the_lower() -> None:
     stable = {"one": [analysis([0] * 5, [3, 4, 3, 4, 3])], "other": [analysis([0] * 5, [9, 8, 9, 9, 8])]}
     order = replace(CLAIM, metric="order-distance", higher_is_better=False)
-    assert decide([order], {}, {}, stable)[0].told(0.0).difference == pytest.approx(8.6 - 3.4)
+    assert decide([order], {}, {}, stable)[0].to_record(0.0).difference == pytest.approx(8.6 - 3.4)
     pruning = replace(order, metric="pruning-distance")
     judged = decide([pruning], {}, {}, stable)[0]
-    assert judged.told(0.0).difference == pytest.approx(86 - 34)
+    assert judged.to_record(0.0).difference == pytest.approx(86 - 34)
     assert judged.found == "confirmed"
 
 
@@ -295,7 +295,7 @@ def test_densities_and_memory_are_better_the_lower_and_what_was_not_measured_dec
     points = tuple(part(denser, replicate=one.replicate) if one.role == "ticket" else one for one in block(B).points)
     records["other"] = [part(block(B), points=points)]
     density = replace(CLAIM, metric="density", higher_is_better=False, margin=0.01)
-    assert decide([density], records, {})[0].told(0.0).difference == pytest.approx(0.2)
+    assert decide([density], records, {})[0].to_record(0.0).difference == pytest.approx(0.2)
     assert decide([density], records, {})[0].found == "confirmed"
     memory = replace(CLAIM, metric="memory", higher_is_better=False)  # these records do not tell it
     assert (decide([memory], records, {})[0].n, decide([memory], records, {})[0].found) == (0, "undecided")
@@ -344,7 +344,7 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
     before = decide([claim], records, {})
     assert list(missing(before, done)) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5)]
     after = decide([claim], {"one": [few, block(A[3:])], "other": [many, costing("other", B[3:], flops=2e9)]}, {})
-    told = after[0].told(0.0)
+    told = after[0].to_record(0.0)
     assert (told.found, told.n, told.unknown) == (
         "undecided",
         3,
@@ -352,7 +352,7 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
     )
     assert missing(after, {"one": 2, "other": 2}) == missing(after, done) == {}
     decided = decide([replace(claim, above=-1e6)], {"one": [few, block(A[3:])], "other": [many, block(B[3:])]}, {})
-    assert (decided[0].found, decided[0].told(0.0).unknown) == ("confirmed", "")
+    assert (decided[0].found, decided[0].to_record(0.0).unknown) == ("confirmed", "")
 
 
 def test_a_network_that_a_record_lacks_is_told() -> None:

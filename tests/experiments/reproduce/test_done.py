@@ -9,7 +9,7 @@ import pytest
 
 from ticketry.cli import main
 from ticketry.experiments.reproduce import campaign as carrying_out
-from ticketry.experiments.reproduce.blocks import Done
+from ticketry.experiments.reproduce.blocks import FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.paths import Paths
@@ -53,15 +53,15 @@ def test_blocks_that_come_into_the_store_are_seen(campaign: Path, tmp_path: Path
     read = read_campaign(campaign, "demo")
     store, aside = tmp_path / "store", tmp_path / "aside"
     shutil.move(store / "runs", aside)
-    done = Done(read, Paths(store))
+    done = FinishedBlocks(read, Paths(store))
     assert done.counts == {"tickets": 0, "at-once": 0}
-    assert done.look() == []
+    assert done.refresh() == []
     for name, folder in (("tickets", "iterative"), ("at-once", "oneshot")):
         for run in sorted(aside.glob(f"{folder}-*")):
             shutil.copytree(run, store / "runs" / run.name)
-        assert done.look() == [name]
-    assert done.counts == Done(read, Paths(store)).counts
-    assert done.look() == []
+        assert done.refresh() == [name]
+    assert done.counts == FinishedBlocks(read, Paths(store)).counts
+    assert done.refresh() == []
 
 
 def test_what_another_process_has_finished_is_not_searched_again(

@@ -26,7 +26,7 @@ from ticketry.experiments.reproduce.forecast import (
     dense,
     first_gates,
     mean_density,
-    measured,
+    measure_pace,
     work_of,
 )
 from ticketry.experiments.reproduce.forecast import _evaluated as evaluated
@@ -259,7 +259,7 @@ def test_the_time_of_processors_is_planned_too(tmp_path: Path, campaign: Campaig
         assert clock_of(lab, campaign, 1.0).processor(block, 100.0) is None
         clock = clock_of(lab, campaign, 1.0, processor=0.5)
         assert clock.processor(block, 100.0) == 50.0
-        clock.took(block, 140.0, Work(200, 5), Work(0, 0), 0.25)
+        clock.add(block, 140.0, Work(200, 5), Work(0, 0), 0.25)
         assert clock.processor(block, 100.0) == 25.0
 
 
@@ -297,7 +297,7 @@ def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign
         shared = clock.shared(block)
         assert shared == Work(2 * 40, 2)
         # The dense networks took 80 s of these 140; 60 s were for 120 steps, for the rest was in the store.
-        clock.took(block, 140.0, Work(200, 5), shared)
+        clock.add(block, 140.0, Work(200, 5), shared)
         assert clock.estimate(block) == 2 * 40 * 1.0 + 2 * 3 * 40 * 0.5
 
 
@@ -314,7 +314,7 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
                 trajectories = {path.parent.name for path in other.store.paths.result_files()}
                 assert len(trajectories) == 2, "as many as are trained side by side"
 
-        pace = measured(lab, request, "dense", "fp32", None, elsewhere, side_by_side=2)
+        pace = measure_pace(lab, request, "dense", "fp32", None, elsewhere, side_by_side=2)
         assert pace.step > 0
         assert pace.training > 0
         assert pace.masked_step is None
@@ -325,7 +325,7 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
         assert not list(lab.store.paths.result_files())
         assert lab.ledger.segments_trained == 0
         # of workers that are elsewhere the store tells, as they trained in it
-        assert measured(lab, request, "dense", "fp32", None, None).step > 0
+        assert measure_pace(lab, request, "dense", "fp32", None, None).step > 0
         assert lab.ledger.segments_trained > 0
 
 
@@ -342,7 +342,7 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
 
     with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
         density = 0.2 if kernels == "sparse" else None
-        pace = measured(lab, request, kernels, "fp32", density, elsewhere)
+        pace = measure_pace(lab, request, kernels, "fp32", density, elsewhere)
         assert (pace.masked_step is None) == (kernels == "dense")
         assert pace.gated_step is None
         assert not list(lab.store.paths.blob_files())
@@ -375,7 +375,7 @@ def test_steps_with_a_searchs_own_gates_are_timed(
     monkeypatch.setattr(tk.Lab, "train_aside", aside)
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         gates = first_gates(lab, asked)
-        pace = measured(
+        pace = measure_pace(
             lab, asked, "dense", "fp32", None, lambda folder: tk.Lab(folder, device="cpu"), gates=gates, side_by_side=2
         )
     assert pace.gated_step == pytest.approx(3 * pace.step)
@@ -542,9 +542,9 @@ def without_dense(record: dict[str, Any]) -> None:
     ("change", "why"),
     [
         (without_dense, "replicate 1 has no dense network"),
-        (lambda record: record.update(replicates=3), "it is of 3 replicates, not 2"),
+        (lambda record: record.update(replicates=3), "replicates must be 2, got 3"),
         (lambda record: record["environment"].update(kernels_used=3), "kernels_used is 3"),
-        (lambda record: record["task"]["metric"].update(name="loss"), "its metric is loss, not accuracy"),
+        (lambda record: record["task"]["metric"].update(name="loss"), "metric must be accuracy, got loss"),
     ],
 )
 def test_a_record_that_is_not_the_campaigns_is_told(

@@ -1,4 +1,4 @@
-"""What of a campaign is missing, and what comes first: that by which most claims an hour can be decided."""
+"""Blocks of replicates of a campaign: which are finished, which are missing, and in which order to run them."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from ticketry.records.run import RunRecord
 
 @dataclass(frozen=True)
 class Block:
-    """Replicates of a run that are searched together: from one planned analysis to the next."""
+    """Replicates of a run that are searched together, from one interim analysis to the next."""
 
     run: str
     index: int
     first: int
     last: int
-    """Of the replicates; the last is not among them."""
+    """End of the replicates, exclusive."""
 
     def request(self, campaign: Campaign) -> SearchRequest:
-        """What to search for: replicates with seeds of their own."""
+        """Return the search of these replicates, each with its own seeds."""
         one, chosen = campaign.runs[self.run], unusual(precision=campaign.precisions[self.run], **campaign.together)
         count, seeds = self.last - self.first, one.seeds.replicate(self.first)
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
     def stored(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """The same with the name that a store has it by."""
+        """Return the search with its name in a store."""
         return self.request(campaign).as_stored(paths)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
-    """All blocks of a run, up to the limit."""
+    """Return all blocks of a run, up to the limit of its plan."""
     ends = (0, *plan.at)
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
 
 
 def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
-    """Those of a run that a store has in its arithmetic, from the first up to one that is missing."""
+    """Yield the finished blocks of a run in a store, up to the first missing one, with their records."""
     for block in blocks_of(run, campaign.plans[run]):
         file = paths.run(block.stored(campaign, paths).name) / "run.json"
         found = earlier_record(file, RunRecord)
@@ -62,12 +62,12 @@ def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Bl
 
 
 def _lacking(found: RunRecord, block: Block, metric: str) -> str:
-    """What a block's record lacks to be judged by, as a stranger's may; of tickets and controls a claim says so."""
+    """Return why a block's record, which may come from elsewhere, cannot be judged; empty if it can."""
     count = block.last - block.first
     if found.replicates != count:
-        return f"it is of {found.replicates} replicates, not {count}"
+        return f"replicates must be {count}, got {found.replicates}"
     if found.task.metric.name != metric:
-        return f"its metric is {found.task.metric.name}, not {metric}"
+        return f"metric must be {metric}, got {found.task.metric.name}"
     dense = {point.replicate for point in found.points if point.role == DENSE}
     if without := set(range(count)) - dense:
         return f"replicate {min(without)} has no dense network"
@@ -78,11 +78,13 @@ def _lacking(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """The next blocks that undecided claims wait for, with the claims: what most of them need comes first. A claim that
-    no further replicate can decide (`Decision.unknown`) waits for none.
+    """Return the next blocks that undecided claims need, with these claims; first the block that most of them need.
+
+    A claim that no replicate can decide (`Decision.unknown`) needs none.
 
     Args:
-        done: blocks of each run that are done.
+        decisions: what is known of each claim.
+        done: number of finished blocks of each run.
     """
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
@@ -101,14 +103,14 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
 def in_turn(
     waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
 ) -> dict[Block, tuple[str, ...]]:
-    """The same blocks, in the order in which the most claims a second can be looked at again, turn by turn.
+    """Return the blocks in the order that decides most claims per second.
 
-    A claim can be when all that it waits for is done: a turn is of the blocks of one claim, and counts all claims that
-    wait for nothing else.
+    A claim is judged when all its blocks are done. Each step takes the blocks of one claim, and counts all claims that
+    need no other block.
 
     Args:
-        waiting: blocks, and the claims that wait for each; see `missing`.
-        seconds: what blocks take one after the other.
+        waiting: blocks, and the claims that need each; see `missing`.
+        seconds: function that returns the time of several blocks, one after the other.
     """
     needed: dict[str, tuple[Block, ...]] = {}
     for block, claims in waiting.items():
@@ -128,34 +130,34 @@ def in_turn(
     return order
 
 
-class Done:
-    """Finished blocks of each run, and what was analysed of those that are told to be."""
+class FinishedBlocks:
+    """Finished blocks of each run in a store, with the stability analyses of runs that have some."""
 
     def __init__(self, campaign: Campaign, paths: Paths) -> None:
         self._campaign, self._paths = campaign, paths
         self.runs: dict[str, list[RunRecord]] = {name: [] for name in campaign.runs}
         self.stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         for name in campaign.runs:
-            self._read(name)
+            self._load(name)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Blocks of each run."""
+        """Return the number of finished blocks of each run."""
         return {name: len(done) for name, done in self.runs.items()}
 
     def add(self, block: Block, record: RunRecord, analysed: StabilityRecord | None = None) -> None:
-        """A block that was searched just now."""
+        """Add a finished block."""
         self.runs[block.run].append(record)
         if analysed is not None:
             self.stable[block.run].append(analysed)
 
-    def look(self) -> list[str]:
-        """Take what other processes have finished since, in the same store; the runs that have more blocks."""
+    def refresh(self) -> list[str]:
+        """Add blocks that other processes have finished in the store; return the runs with new ones."""
         grown = []
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
             if count < len(blocks) and self._file(blocks[count]):
-                self._read(name)
+                self._load(name)
                 if len(self.runs[name]) > count:
                     grown.append(name)
         return grown
@@ -163,7 +165,7 @@ class Done:
     def _file(self, block: Block) -> bool:
         return is_there(self._paths.run(block.stored(self._campaign, self._paths).name) / "run.json")
 
-    def _read(self, run: str) -> None:
+    def _load(self, run: str) -> None:
         pairs = list(self._blocks(run))
         self.runs[run] = [record for record, _ in pairs]
         if run in self.stable:
@@ -182,7 +184,7 @@ class Done:
 
 
 def trained_on(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
-    """How each block of replicates was trained."""
+    """Yield how each block of replicates was trained."""
     first = 0
     for one in done:
         yield BlockProvenance(
@@ -197,7 +199,7 @@ def trained_on(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
 
 
 def versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
-    """The file's digests, each with when it was first seen: a change after the first runs does not go unnoticed."""
+    """Return the digests of the campaign file with their dates, so that a change after the first runs is visible."""
     known = earlier.files if earlier else ()
     if known and known[-1].sha256 == campaign.sha256:
         return known

@@ -1,4 +1,4 @@
-"""Carrying a campaign out: block after block of replicates, until every claim is decided, or the plan or time is up."""
+"""Carry out a campaign: train block after block of replicates until all claims are decided, or the time is up."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.judging.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, describe_environment, earlier_record
-from ticketry.experiments.reproduce.blocks import Block, Done, blocks_of, in_turn, missing, trained_on, versions
+from ticketry.experiments.reproduce.blocks import (
+    Block,
+    FinishedBlocks,
+    blocks_of,
+    in_turn,
+    missing,
+    trained_on,
+    versions,
+)
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
 from ticketry.experiments.reproduce.forecast import Clock, Elsewhere, Work
+from ticketry.experiments.reproduce.second_orders import SecondOrders, compares_with_luck
 from ticketry.experiments.reproduce.sharing import steps_alone
-from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
@@ -46,39 +54,39 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A campaign as far as it was carried out."""
+    """Result of a campaign."""
 
     record: CampaignRecord
     page: Path
-    """HTML."""
+    """HTML page."""
     text: Path
-    """The same as Markdown, for a folder of results."""
+    """The page as Markdown."""
     stopped: str = ""
-    """Why it ended before all was decided or tried; empty if it did not."""
+    """Why it stopped before all claims were decided or had reached their limit; empty if it did not."""
     wanted: frozenset[str] = frozenset()
-    """The claims that were asked for."""
+    """The requested claims."""
     planned: tuple[Planned, ...] = ()
-    """Where it was only planned: what comes next, in this order."""
+    """The next blocks in their order, if it was only planned."""
 
     @property
     def failed(self) -> dict[str, str]:
-        """Run -> why it could not go on, of those that claims which were asked for rest on."""
+        """Return the reason of failure of each failed run that a requested claim depends on."""
         rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
         return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A block of replicates that is to be trained."""
+    """A planned block of replicates."""
 
     run: str
     first: int
     last: int
-    """Of the replicates; the last is not among them."""
+    """End of the replicates, exclusive."""
     seconds: float
-    """It likely takes: what several share counts for the first of them."""
+    """Estimated time; shared trainings count for the first block."""
     claims: tuple[str, ...]
-    """That wait for it."""
+    """Claims that need it."""
 
 
 def reproduce(
@@ -92,30 +100,33 @@ def reproduce(
     say: Say = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> Outcome:
-    """Decide the claims of a campaign. Everything that was trained before, for whatever, is taken from the store.
+    """Decide the claims of a campaign. Stored trainings are used again.
 
-    Blocks of replicates that are done in their run's precision, and by as many threads and devices, are taken as they
-    are, whatever kernels they were trained in: the record tells. New ones are trained in those of this machine.
+    Finished blocks count if they have the run's precision, threads and devices, in any kernels; the record names these.
+    New blocks use the kernels of this machine.
 
-    A run that cannot go on (a layer left empty, a loss that is no number) stops no other: claims that rest on it stay
-    undecided, and the record tells why.
+    A run that fails (an empty layer, a loss that is not finite) does not stop the others: claims that depend on it stay
+    undecided, and the record has the reason.
 
     Args:
-        options: but for precision and kernels, which are the campaign's.
-        only: names of claims; by default all. Others are told as they stand.
-        budget: seconds: no block of replicates is begun that would likely end later.
-        dry: only plan, and measure steps.
+        campaign: the campaign.
+        options: where to train; precision and kernels are those of the campaign.
+        only: names of claims to decide; by default all. The record has the others too.
+        budget: seconds; no block begins that would likely end later.
+        dry: only plan, after a quick timing.
+        command: the command line that repeats it, for the record.
         say: called with a line of progress.
+        on_event: called with each event of training.
 
     Raises:
-        UsageError: for a claim that the campaign has not.
-        TicketryError: for whatever makes training impossible.
+        UsageError: for an unknown claim.
+        TicketryError: if training is impossible.
     """
-    wanted, campaign = _chosen(campaign, tuple(only)), replace(campaign, together=options.together)
+    wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
     with opened(options, None, on_event) as lab:
-        # Where networks are trained on this machine, steps can be timed in a folder of their own.
+        # Only on this machine can steps be timed in another folder.
         here = lab.on in (PROCESSES, IN_PROCESS)
-        work = _Work(lab, campaign, command, say, (lambda folder: _opened_in(folder, options)) if here else None)
+        work = _Progress(lab, campaign, command, say, (lambda folder: _opened_in(folder, options)) if here else None)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
         return Outcome(work.write(), *work.pages(), stopped, frozenset(wanted), work.planned)
@@ -125,7 +136,7 @@ def _opened_in(folder: Path, options: LabOptions) -> AbstractContextManager[Lab]
     return opened(replace(options, store=folder, on="", workers=0, log=()), None)
 
 
-def _chosen(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
+def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
     known = [claim.name for claim in campaign.claims]
     chosen = {name for name in known for asked in only if name == asked or name.startswith(f"{asked} at ")}
     for asked in only:
@@ -134,8 +145,8 @@ def _chosen(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
     return chosen or set(known)
 
 
-class _Work:
-    """What is done of a campaign, and what is told of it."""
+class _Progress:
+    """State of a campaign: finished blocks, decisions, and the record."""
 
     def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say, elsewhere: Elsewhere | None) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
@@ -146,21 +157,21 @@ class _Work:
         self._versions = versions(campaign, earlier)
         self._planned = earlier.planned if earlier else {}
         self._unwritten: dict[str, PlannedTime] = {}
-        self._done = Done(campaign, self._paths)
-        self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
+        self._done = FinishedBlocks(campaign, self._paths)
+        self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
-            self._twins.look(name, done)
+            self._twins.find(name, done)
         self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
         self._failed: dict[str, str] = {}
-        """Run -> why it cannot go on."""
+        """Reason of failure of each failed run."""
         self.planned: tuple[Planned, ...] = ()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
-        """Search block after block; returns why it stopped early, if it did."""
+        """Search block after block; return why it stopped early, or an empty text."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
@@ -189,36 +200,36 @@ class _Work:
             try:
                 self._search(block, waiting[block])
             except CANNOT_GO_ON as error:
-                self._fails(block, error)
+                self._add_failure(block, error)
 
-    def _look(self) -> None:
-        """What other processes have finished in this store counts as well, and is not searched again."""
-        for name in self._done.look():
-            self._twins.look(name, self._done.runs[name])
+    def _refresh(self) -> None:
+        """Add blocks that other processes have finished in this store."""
+        for name in self._done.refresh():
+            self._twins.find(name, self._done.runs[name])
             self._decided = []
 
-    def _fails(self, block: Block, error: TicketryError) -> None:
-        """What a run cannot go on after is its own."""
+    def _add_failure(self, block: Block, error: TicketryError) -> None:
+        """Record that a run failed; other runs continue."""
         self._failed[block.run] = str(error)
-        self._say(f"{block.run} cannot go on, and what rests on it stays undecided: {error}")
+        self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 
     def _estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds. To tell what of a block is stored its first masks may be drawn, which a run may not survive."""
+        """Return the estimated seconds of a block; a run may fail when its first masks are computed for that."""
         if block.run in self._failed:
             return 0.0
         try:
             return self._clock.estimate(block, counted)
         except CANNOT_GO_ON as error:
-            self._fails(block, error)
+            self._add_failure(block, error)
             return 0.0
 
     def _seconds(self, blocks: Sequence[Block]) -> float:
-        """What they take one after the other: what several share is counted once."""
+        """Return the estimated seconds of blocks, one after the other; shared trainings count once."""
         counted = set[str]()
         return sum(self._estimate(block, counted) for block in blocks)
 
     def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
-        """What comes next, one after the other: what several share is counted once."""
+        """Return the next blocks with their estimates; shared trainings count once."""
         counted = set[str]()
         return tuple(
             Planned(block.run, block.first, block.last, self._estimate(block, counted), claims)
@@ -226,20 +237,20 @@ class _Work:
         )
 
     def decisions(self) -> list[Decision]:
-        """What is found of every claim, by the blocks that are done."""
+        """Return the decision of every claim from the finished blocks."""
         if not self._decided:
             self._decided = self._decide()
         return self._decided
 
     def _decide(self) -> list[Decision]:
         for name, done in self._done.runs.items():
-            if done and name not in self._resolution:  # sizes are told by data, which a run that waits may not need yet
+            if done and name not in self._resolution:  # sizes need the data, which other runs may not need yet
                 task = self._campaign.runs[name].task
                 self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
         return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
     def _most(self, decisions: list[Decision]) -> float:
-        """Seconds of all blocks that are left to those that are not decided."""
+        """Return the estimated seconds of all blocks that undecided claims may still need."""
         runs = {run for one in decisions if one.waits for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks(run)[self._done.counts[run] :]]
         return self._seconds(left)
@@ -255,9 +266,9 @@ class _Work:
         self._carry_out(block)
         self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
-        if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into looking things up
+        if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
             share = did.processor_seconds / seconds if processor is not None else None
-            self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared, share)
+            self._clock.add(block, seconds, Work(did.steps_trained, did.segments_trained), shared, share)
         known = (0.0, 0.0) if processor is None else (processor, did.processor_seconds)
         self._unwritten[block.run] = PlannedTime(planned, seconds, *known)
         self.write()
@@ -275,20 +286,20 @@ class _Work:
     def _blocks(self, run: str) -> list[Block]:
         return blocks_of(run, self._campaign.plans[run])
 
-    # -- telling -----------------------------------------------------------------------------------------------------
+    # -- the record --------------------------------------------------------------------------------------------------
 
     def write(self) -> CampaignRecord:
-        """The record as it is now, written."""
-        self._look()
-        with self._alone():
-            self._join(earlier_record(self._file, CampaignRecord))
+        """Write the current record and return it."""
+        self._refresh()
+        with self._lock():
+            self._merge(earlier_record(self._file, CampaignRecord))
             record = as_read(self._record())
             write_sealed(self._file, as_json(record))
         return record
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While no other process writes the record."""
+    def _lock(self) -> Iterator[None]:
+        """Lock the record against other processes."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
         with explained(self._file, "write"):
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -298,16 +309,16 @@ class _Work:
         finally:
             lock.release()
 
-    def _join(self, there: CampaignRecord | None) -> None:
-        """Take in what other processes have written since, beside what this one has done."""
+    def _merge(self, there: CampaignRecord | None) -> None:
+        """Add what other processes have written since."""
         planned = dict(there.planned if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)
         self._planned, self._unwritten = planned, {}
-        self._twins.join(there.twins if there else ())
+        self._twins.merge(there.twins if there else ())
 
     def _record(self) -> CampaignRecord:
-        campaign, twins = self._campaign, self._twins.told
+        campaign, twins = self._campaign, self._twins.rows
         costs = [one.cost for name, done in self._done.runs.items() for one in self._done.stable.get(name, done)]
         runs = tuple(self._run(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
@@ -322,7 +333,7 @@ class _Work:
             paper=campaign.paper,
             scale=campaign.scale,
             files=self._versions,
-            claims=tuple(self._told(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
+            claims=tuple(self._claim(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
             runs=runs,
             table=tuple(method_table(campaign, self._done.runs)),
             twins=twins,
@@ -342,13 +353,13 @@ class _Work:
             store=shown(self._paths.root),
         )
 
-    def _told(self, decision: Decision, seconds: float) -> Claim:
+    def _claim(self, decision: Decision, seconds: float) -> Claim:
         noise = self._twins.differences(decision, self._done.runs)
         lacking = decision.n - len(noise) if compares_with_luck(decision.claim) else 0
-        return decision.told(seconds, noise, lacking)
+        return decision.to_record(seconds, noise, lacking)
 
     def pages(self) -> tuple[Path, Path]:
-        """The page, and the same as Markdown."""
+        """Write the HTML page and the Markdown page; return their paths."""
         record = self.write()
         text = self._file.with_suffix(".md")
         write_atomically(text, markdown(record).encode())

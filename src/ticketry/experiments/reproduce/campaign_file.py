@@ -30,9 +30,9 @@ from ticketry.tasks import catalogue
 
 T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
-"""What holds of a run's stability if its file does not say otherwise."""
+"""Default settings of a run's stability analysis."""
 _SEED = 20_000
-"""Of the first replicate: no seed that anybody tries settings with."""
+"""Seed of the first replicate, far from those that settings are tried with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,33 +44,33 @@ class Campaign:
     paper: str
     scale: Scale
     text: str
-    """The file."""
+    """Contents of the file."""
     precisions: Mapping[str, Precision]
-    """Of each run: said, so that results of several machines are of one."""
+    """Precision of each run, explicit so that several machines use the same one."""
     kernels: Mapping[str, str]
-    """Of each run, the word; which ones they are follows from the machine."""
+    """Option `kernels` of each run; which kernels these are depends on the machine."""
     runs: Mapping[str, SearchRequest]
-    """Each as its first replicate."""
+    """Search of the first replicate of each run."""
     plans: Mapping[str, InterimAnalyses]
-    """Of each run: at how many replicates its claims are judged."""
+    """Numbers of replicates at which the claims of each run are judged."""
     claims: tuple[Hypothesis, ...]
     stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
-    """Of the runs whose networks are also trained with a second order of the data: what is measured of both."""
+    """Settings of the stability analysis, for runs that have one."""
     together: Mapping[str, Any] = field(default_factory=dict)
-    """Of the lab that trains it, see `LabOptions.together`."""
+    """Threads and devices of the lab, see `LabOptions.together`."""
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """Digest of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def training(self, lab: Lab, run: str) -> AbstractContextManager[None]:
-        """What a lab describes in a block is trained as the run is."""
+        """Set the kernels and precision of a run for the trainings of a block."""
         return lab.training_in(self.kernels[run], self.precisions[run])
 
 
 def built_in() -> dict[str, Path]:
-    """The campaigns that come with the library, by name."""
+    """Return the files of the library's campaigns, by name."""
     folder = Path(str(files("ticketry.experiments.reproduce"))) / "campaigns"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -82,22 +82,23 @@ def built_in_at(scale: Scale) -> list[str]:
 
 
 def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
-    """A campaign at a scale. All of it is checked: every claim could be judged once its runs are done.
+    """Read a campaign at a scale, and check all of it: every claim can be judged when its runs are finished.
 
     Args:
-        path: the file; a name without folder and ending is one that comes with the library.
-        trust: whether a file of one's own may name code, see docs/reproducibility.md.
+        path: the file, or the name of one of the library's campaigns.
+        scale: the scale.
+        trust: whether a user's file may name code, see docs/reproducibility.md.
 
     Raises:
-        UsageError: for whatever cannot be, with the file and the key.
-        TrustError: for what a file may not name by itself.
+        UsageError: for a wrong entry, with the file and the key.
+        TrustError: for user code in a file that is not trusted.
     """
     own = built_in()
     place = own.get(str(path), path)
     if place is path and not path.exists() and path.suffix != ".toml":
         raise UsageError(f"there is no campaign {path}: choose one of {', '.join(own)}, or name a file")
     text, tables = toml_tables(place, "campaign")
-    made = _Reading(place, file_table(tables, place), scale, trust or place is not path)
+    made = _CampaignReader(place, file_table(tables, place), scale, trust or place is not path)
     return Campaign(
         name=place.stem,
         title=made.file.title,
@@ -113,8 +114,8 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
     )
 
 
-class _Reading:
-    """What a file says at one scale, checked part by part."""
+class _CampaignReader:
+    """Reads a campaign file at one scale, and checks its parts."""
 
     def __init__(self, path: Path, file: FileTable, scale: Scale, trust: bool) -> None:
         self.path, self.file, self._trust = path, file, trust
@@ -215,7 +216,7 @@ class _Reading:
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
-        """Those of the scale, one for each density, each with the one that it asks again by its whole name."""
+        """Return the claims of the scale, one for each density; a replication names the claim that it repeats."""
         named = list(self._named_claims())
         made = [replace(one, again=self._original(name, one, named)) if one.again else one for name, one in named]
         for (name, _), one in zip(named, made, strict=True):
@@ -223,7 +224,7 @@ class _Reading:
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
-        """With the names of their tables."""
+        """Yield the claims with the names of their tables."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
             raise self._wrong("claims", f"none is made at the scale {self._scale_name}")
@@ -240,7 +241,7 @@ class _Reading:
                 yield name, self._explained(place, partial(self._claim, told, claim, found))
 
     def _original(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
-        """The claim at the same density; where there is no other, whatever its density."""
+        """Return the name of the repeated claim: the one at the same density, or the only one."""
         place = f"claims.{name}"
         named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
@@ -397,9 +398,9 @@ class SideTable(Struct, forbid_unknown_fields=True):
     role: str = TICKET
     value: Number | None = None
     density: Density | str | None = None
-    """If it is not the claim's."""
+    """Density, if it is not that of the claim."""
     level: int | None = None
-    """Of tickets whose density is not known beforehand; -1 for the last."""
+    """Level of tickets whose density is not known before the search; -1 for the last."""
 
     def __str__(self) -> str:
         return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
@@ -418,7 +419,7 @@ class ClaimTable(Struct, forbid_unknown_fields=True):
     confidence: float = 0.95
     family: str = ""
     again: str = ""
-    """The claim that this one asks again, on fresh replicates; at the same density."""
+    """Claim that this one repeats on fresh replicates, at the same density."""
     scales: tuple[Scale, ...] = SCALES
 
 
@@ -452,7 +453,7 @@ class OtherBaseTable(SearchTable):
     kernels: Kernels | None = None
     interim: tuple[int, ...] = ()
     after: Annotated[int, Meta(ge=0)] = 0
-    """Replicates that are passed over: those from there on are fresh to claims that were judged by so many."""
+    """Replicates to skip: the following ones are fresh for replications of claims judged by the first ones."""
 
     @property
     def first_replicate(self) -> int:
@@ -462,9 +463,9 @@ class OtherBaseTable(SearchTable):
 class ScaleTable(Struct, forbid_unknown_fields=True):
     runs: dict[str, RunTable]
     base: BaseTable = msgspec.field(default_factory=BaseTable)
-    """What runs have that do not say otherwise."""
+    """Defaults of the runs."""
     bases: dict[str, OtherBaseTable] = {}
-    """Others, that runs name in the place of that one: of another network or data set."""
+    """Other defaults, which a run may name instead: of another network or data set."""
     interim: tuple[int, ...] = INTERIM
     densities: dict[str, Density] = {}
 
@@ -482,59 +483,59 @@ _NAMED: dict[str, type[Struct]] = {
     "runs": RunTable,
     "bases": OtherBaseTable,
 }
-"""Of tables by name, what each is."""
+"""Types of tables that are found by name."""
 
 
 def file_table(tables: Mapping[str, Any], path: Path) -> FileTable:
-    """A campaign file by type; `UsageError` for what is of another one, with the file and the key."""
+    """Return a campaign file with checked types; `UsageError` for a wrong type, with the file and the key."""
     try:
         return convert(tables, FileTable)
     except ValidationError as error:
-        place, told = _fault(tables, error)
-        raise UsageError(f"the campaign {path}: {place or 'the whole'} cannot be what it is: {told}") from None
+        place, why = _locate_error(tables, error)
+        raise UsageError(f"the campaign {path}: {place or 'the file'} is wrong: {why}") from None
 
 
-def _fault(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
-    """The key that an error is of, and what it says. msgspec leaves names of tables away: they are tried in turn."""
-    told, _, path = str(error).partition(" - at `")
+def _locate_error(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
+    """Return the key and the text of an error; msgspec omits names of tables, so they are tried in turn."""
+    why, _, path = str(error).partition(" - at `")
     place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
     named, _, _ = place.partition("[...]")
     for name, table in tables[named].items() if named in _NAMED and named != place else ():
         try:
             convert(table, _NAMED[named])
         except ValidationError as inner:
-            within, told = _fault(table, inner)
-            return f"{named}.{name}{within and '.'}{within}", told
-    return place.replace("[...]", ""), told
+            within, why = _locate_error(table, inner)
+            return f"{named}.{name}{within and '.'}{within}", why
+    return place.replace("[...]", ""), why
 
 
 COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s", "memory": "B"}
-"""What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
-better. Of memory it is the highest of any phase of training."""
+"""Costs of a network that a claim may compare instead of the metric, with their units. Lower is better; memory is the
+peak over all phases of training."""
 DENSITY = "density"
-"""Another: the fraction of weights kept, of masks whose density is an outcome; the less the better."""
+"""The density, for masks whose density is an outcome; lower is better."""
 STABILITY = ("barrier", "order-distance", "pruning-distance")
-"""What a claim may compare of runs with ``stability``, the less the better: the error barrier between two trainings
-that differ in the order of the data, their L2 distance, and that to the dense network pruned after training."""
+"""Quantities of runs with ``stability`` that a claim may compare, lower is better: the error barrier between two
+trainings with different data orders, their L2 distance, and the distance to the dense network pruned after training."""
 VALUE = "number"
-"""The role of a side that is none of a run."""
+"""Role of a side that is a number."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that a claim compares: a run's tickets, its dense network, or a control."""
+    """One side of a claim: a run's tickets, its dense network, a control, or a number."""
 
     run: str
     role: str
     level: int | None
-    """Of the run's tickets; 0 for the dense network, None for the last that is found."""
+    """Level of the run's tickets; 0 for the dense network, None for the last level."""
     value: float | None = None
-    """A number in the place of a run, of which there is none then."""
+    """Number to compare with, instead of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """A is better than B by more than `above`, see `records.campaign.Claim`."""
+    """The hypothesis that A is better than B by more than `above`, see `records.campaign.Claim`."""
 
     name: str
     statement: str
@@ -551,41 +552,40 @@ class Hypothesis:
     confidence: float
     family: str
     plan: InterimAnalyses
-    """At how many replicates it is judged."""
+    """Numbers of replicates at which it is judged."""
     again: str = ""
-    """The claim that it asks again."""
+    """Claim that it repeats."""
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """That it rests on, each once."""
+        """Runs that it depends on."""
         return tuple(dict.fromkeys(side.run for side in (self.a, self.b) if side.value is None))
 
 
 def check_fresh(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
-    """Raise `UsageError` if a claim is judged by replicates of one that it leads back to, or leads back to itself.
+    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself.
+
+    A claim that is continued beyond its limit after its results were seen would not be a fair test.
 
     Args:
-        claims: all of the file.
-        replicates: of each run, those it may train.
+        claim: the replication.
+        claims: all claims of the file.
+        replicates: planned replicates of each run.
     """
     named = {one.name: one for one in claims}
-    own, earlier, seen = _of(claim, replicates), claim, {claim.name}
+    own, earlier, seen = replicates[claim.runs[0]], claim, {claim.name}
     while earlier.again:
         earlier = named[earlier.again]
         if earlier.name in seen:
             raise UsageError(f"it leads back to itself, by {earlier.name!r}")
         seen.add(earlier.name)
-        judged = _of(earlier, replicates)
+        judged = replicates[earlier.runs[0]]
         if max(own.start, judged.start) < min(own.stop, judged.stop):
             raise UsageError(
-                f"it asks {earlier.name!r} again, and is judged by replicates {_told(own)} as that is by"
-                f" {_told(judged)}: give the base of its runs after = {judged.stop} or more"
+                f"it repeats {earlier.name!r}, and is judged by replicates {_span(own)} as that is by"
+                f" {_span(judged)}: give the base of its runs after = {judged.stop} or more"
             )
 
 
-def _of(claim: Hypothesis, replicates: Mapping[str, range]) -> range:
-    return replicates[claim.runs[0]]  # those of a claim's two runs are the same
-
-
-def _told(replicates: range) -> str:
+def _span(replicates: range) -> str:
     return f"{replicates.start + 1} to {replicates.stop}"

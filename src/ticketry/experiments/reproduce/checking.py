@@ -1,7 +1,7 @@
-"""An independent check of a campaign: rows drawn at random are trained again in an empty store, and compared.
+"""Check a campaign independently: train rows drawn at random again in an empty store, and compare.
 
-A row is one network of one replicate. What its training starts from (the dense network up to the rewind step, a
-control's own weights) is trained again with it; its mask is the campaign's, which is what a bundle has of it.
+A row is one network of one replicate. The weights at its start (the dense network at the rewind step, or those of a
+control) are trained again too; its mask comes from the campaign.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from ticketry.tasks.task import Task, written_key
 
 Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
-"""What has to be the same for the same bits, beside the kernels. Of results that do not tell the kind of their
-processor it is not known: rented machines of all generations share a name."""
+"""Entries of the environment that must agree for the same bits, beside the kernels. The name of a processor is not
+enough, since rented machines of all generations share it."""
 VARIANTS = (
     "ticketry.lab.training.variants",
     "ticketry.lab.training.variants",
@@ -49,7 +49,7 @@ VARIANTS = (
     "ticketry.search.gate_decorators.tick",
     "ticketry.search.gating.gating",
 )
-"""Modules of the library's own variants of training, which are known once they are imported."""
+"""Modules with the library's variants of training, which registers them on import."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
 
 
@@ -59,36 +59,35 @@ class Row:
 
     run: str
     replicate: int
-    """Of the campaign, over all blocks."""
+    """Number of the replicate, over all blocks."""
     level: int
     role: str
     density: float
     key: str
-    """Of its segment."""
+    """Key of its segment."""
     value: float
-    """On the test split, as the table has it."""
+    """Value on the test split."""
     others: tuple[float, ...]
-    """Of all replicates that the table's row is the mean of."""
+    """Values of all replicates of the same network."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A row that was trained again."""
+    """A row with the result of training it again."""
 
     row: Row
     value: float
-    """That it gave now."""
+    """The new value."""
     interval: tuple[float, float] | None
-    """In which one more replicate lies with a probability of 95 %, by the row's own (Student's t); None for less than
-    two."""
+    """95 % prediction interval of one more replicate (Student's t); None for fewer than two replicates."""
     same_bits: bool
-    """Whether weights and value are those of the campaign."""
+    """Whether weights and value agree with the campaign."""
     same_machine: bool
-    """Whether versions, processor and kernels are, so that bits have to be."""
+    """Whether versions, processor and kernels agree, so that the bits must agree too."""
 
     @property
     def found(self) -> Found:
-        """Whether the row holds: on a machine of the same kind with the same bits, on others inside the interval."""
+        """Whether the row holds: with the same bits on the same kind of machine, else inside the interval."""
         if self.same_bits:
             return "same bits"
         if self.same_machine or self.interval is None:
@@ -96,7 +95,7 @@ class Checked:
         return "inside" if self.interval[0] <= self.value <= self.interval[1] else "outside"
 
     def cells(self) -> list[str]:
-        """A row of `ROWS`."""
+        """Return the cells of a table with the header `ROWS`."""
         row = self.row
         style = Style.fitting([summarise(row.others)], "")
         interval = "–" if self.interval is None else " to ".join(map(style.number, self.interval))
@@ -104,7 +103,7 @@ class Checked:
         return [*named, style.number(row.value), style.number(self.value), interval, self.found]
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return it as JSON values."""
         return {**asdict(self), "found": self.found}
 
 
@@ -117,19 +116,22 @@ def check(
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> list[Checked]:
-    """Draw rows of what is done of a campaign, train each again in an empty store, and compare.
+    """Draw finished rows of a campaign, train each again in an empty store, and compare.
 
     Args:
-        options: the store is the campaign's, which stays as it is but for a text in its folder `campaigns`.
-        count: how many; all if there are fewer.
-        draw: seed of the drawing.
+        campaign: the campaign.
+        options: its store, which gets only a text in its folder `campaigns`, and where to train.
+        count: number of rows; all if there are fewer.
+        draw: seed of the draw.
+        say: called with a line of progress.
+        on_event: called with each event of training.
 
     Raises:
-        UsageError: if nothing of the campaign is done, or the store has the training of no row.
-        StoreError: for weights that neither the store nor a training in it gives.
+        UsageError: if no row is finished, or the store has no trainings.
+        StoreError: for weights that are neither stored nor the result of a stored training.
     """
     if count < 1:
-        raise UsageError(f"{count} rows to check: give at least 1")
+        raise UsageError(f"check must be 1 or more, got {count}")
     store, campaign = open_store(options.store), replace(campaign, together=options.together)
     store.link.fetch(results=True)
     rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
@@ -141,33 +143,32 @@ def check(
             f"{options.store} has records of the campaign {campaign.name} but no trainings: unpack a bundle with masks"
         )
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
-    sources = Sources(store, _own_modules(campaign))
+    sources = Sources(store, _user_modules(campaign))
     found = []
     for module in VARIANTS:
         import_module(module)
     with tempfile.TemporaryDirectory(prefix="ticketry-check-") as folder:
         for number, row in enumerate(drawn):
-            # Each in a store of its own: nothing of one helps another.
+            # Each in a separate store, so that no row uses the trainings of another.
             own = replace(options, store=Path(folder) / str(number), precision=campaign.precisions[row.run])
             say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
             with opened(own, None, on_event) as lab:
-                found.append(trained_again(lab, campaign.runs[row.run].task, row, sources))
+                found.append(train_row(lab, campaign.runs[row.run].task, row, sources))
             lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
             lines += markdown_table(ROWS, [one.cells() for one in found])
             text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
-            write_atomically(text, ("\n".join(lines) + "\n").encode())  # row by row: each may take an hour
+            write_atomically(text, ("\n".join(lines) + "\n").encode())  # after each row, which may take an hour
     return found
 
 
-def _own_modules(campaign: Campaign) -> set[str]:
-    """Those that the campaign's methods of one's own reach, which are imported when these search. What else a store
-    names is never imported."""
+def _user_modules(campaign: Campaign) -> set[str]:
+    """Return the modules of user-defined methods; no other module that a store names is ever imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
     return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
 
 
 def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
-    """Every network of the blocks that are done."""
+    """Yield every network of the finished blocks."""
     for name, request in campaign.runs.items():
         metric = request.task.metric.name
         found = [
@@ -181,35 +182,34 @@ def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
             values.setdefault((point.level, point.role), []).append(point.metric(metric))
         for replicate, point in found:
             others = tuple(values[point.level, point.role])
-            told = (point.density, point.key, point.metric(metric))
-            yield Row(name, replicate, point.level, point.role, *told, others)
+            yield Row(name, replicate, point.level, point.role, point.density, point.key, point.metric(metric), others)
 
 
 def _has_training(store: Store, row: Row) -> bool:
-    """Whether the store has the result of a row; a bundle that was packed without its mask leaves it out."""
+    """Return whether the store has the result of a row; a bundle without masks lacks it."""
     trajectory, _, step = row.key.partition("@")
     return store.trained(trajectory, int(step)) is not None
 
 
-def trained_again(lab: Lab, task: Task, row: Row, sources: Sources) -> Checked:
-    """Train a row's network, and whatever it starts from, in the lab's store, which is empty."""
+def train_row(lab: Lab, task: Task, row: Row, sources: Sources) -> Checked:
+    """Train a row's network, and the weights at its start, in the lab's empty store."""
     trajectory, _, step = row.key.partition("@")
-    told = sources.record(trajectory, int(step))
+    recorded = sources.record(trajectory, int(step))
     result = _train(lab, task, trajectory, int(step), sources, measure=True)
     value = result.metrics["test"][task.metric.name]
-    same_kernels = told["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
+    same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
     here = environment()
     return Checked(
         row=row,
         value=value,
         interval=interval(row.others),
-        same_bits=result.model == told["model"] and value == row.value,
-        same_machine=same_kernels and all(told["environment"].get(name) == here[name] for name in _MACHINE),
+        same_bits=result.model == recorded["model"] and value == row.value,
+        same_machine=same_kernels and all(recorded["environment"].get(name) == here[name] for name in _MACHINE),
     )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """In which one more value lies with a probability of 95 %, if all are normal; None for less than two."""
+    """Return the 95 % prediction interval of one more normal value; None for fewer than two values."""
     n = len(values)
     if n < 2:
         return None
@@ -220,21 +220,26 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 class Sources:
-    """What a campaign's store tells of its trainings."""
+    """Trainings in a campaign's store."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
-        """`modules`: of one's own, which may be imported for variants of training that they define."""
+        """Read a store.
+
+        Args:
+            store: the store.
+            modules: user-defined modules that may be imported for their variants of training.
+        """
         self._store, self._modules = store, modules
 
     def record(self, trajectory: str, step: int) -> dict[str, Any]:
-        """The result; `StoreError` if it is not there."""
+        """Return the result of a training; `StoreError` if the store lacks it."""
         found = self._store.trained(trajectory, step)
         if found is None:
             raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
         return found
 
     def segment(self, trajectory: str, step: int) -> dict[str, Any]:
-        """What the result is of; the classes of its variants of training are then known, as far as they may be."""
+        """Return the description of a segment, after importing the variants of training that it needs."""
         described = dict(self.record(trajectory, step)["segment"])
         for each in described["variants"]:
             place = str(each.get("place", ""))
@@ -243,13 +248,13 @@ class Sources:
         return described
 
     def blob(self, digest: str) -> bytes | None:
-        """A file of the store; None if it is not there (weights that a bundle left out)."""
+        """Return a file of the store; None if a bundle omitted it."""
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def maker(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """The trajectory and step of the task that gave weights, or an optimiser's state: of several the plainest one.
+        """Return trajectory and step of the training that produced weights or an optimiser's state; None if unknown.
 
-        A store knows the same weights from many trainings, such as the initial ones from all that begin with them.
+        Several trainings may have produced the same weights, such as initial ones; the simplest is returned.
         """
         key = written_key(task)
         made = [one for one in self._makers.get(digest, ()) if one.task == key]
@@ -262,8 +267,8 @@ class Sources:
         for path in sorted(self._store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
             record = self.record(trajectory, step)
-            told = record["segment"]
-            maker = _Maker(trajectory, step, len(told["variants"]), told["task"])
+            segment = record["segment"]
+            maker = _Maker(trajectory, step, len(segment["variants"]), segment["task"])
             for digest in _outputs(record).values():
                 found.setdefault(digest, []).append(maker)
         return found
@@ -271,17 +276,17 @@ class Sources:
 
 @dataclass(frozen=True)
 class _Maker:
-    """A training that gave some weights."""
+    """A training that produced some weights."""
 
     trajectory: str
     step: int
     variants: int
-    """How many variants of training act in it."""
+    """Number of its variants of training."""
     task: dict[str, Any]
 
 
 def _outputs(record: dict[str, Any]) -> dict[str, str]:
-    """What a result gave, by what it is."""
+    """Return the digests of a result's files, by kind."""
     variants = {f"variant {name}": digest for name, digest in record["variants"].items()}
     found = {"model": record["model"], "training": record["training"], **variants}
     return {name: digest for name, digest in found.items() if digest}
@@ -301,7 +306,7 @@ def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *
             what = next(name for name, one in _outputs(sources.record(*made_by)).items() if one == digest)
             again[digest] = _outputs(made.record)[what]
         elif (data := sources.blob(digest)) is not None:
-            lab.store.put_bytes(data)  # a mask, or weights that no training gave
+            lab.store.put_bytes(data)  # a mask, or weights that no training produced
         else:
             raise StoreError(f"the weights {digest[:12]}… are neither in the store nor of a training that it tells of")
     start = segment.start

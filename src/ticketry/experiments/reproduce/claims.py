@@ -1,4 +1,4 @@
-"""What the replicates so far say of each claim, by the tests and the plan of `ticketry.evidence`.
+"""Judge claims by the finished replicates, with the tests and interim analyses of `ticketry.evidence`.
 
 "A minus B is above x" is the question of `evidence.verdict` whether a network is as good as another but for a margin m,
 asked of A and of B + x + m: answered yes where A - B is shown to be above x (confirmed), and no where it is shown to be
@@ -19,7 +19,7 @@ from typing import Literal
 from ticketry.errors import UsageError
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
 from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis, Side
-from ticketry.records import campaign as told
+from ticketry.records import campaign as campaign_record
 from ticketry.records.campaign import MethodRow
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.network import DENSE, TICKET, Point
@@ -28,14 +28,14 @@ from ticketry.report.tables.results import summarise
 
 Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
-"""The smallest step of costs that are counted, not timed: so that equal differences in every replicate decide."""
+"""Resolution of costs that are counted, so that equal differences in every replicate decide."""
 _DENSITY_STEP = 1e-6
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim with what was found."""
+    """A claim with its values and its verdict."""
 
     claim: Hypothesis
     a: tuple[float, ...]
@@ -43,7 +43,7 @@ class Decision:
     verdict: Verdict | None
     """None before the first planned analysis."""
     unknown: str = ""
-    """What its next analysis would need and no training can give: a replicate without the claim's metric."""
+    """Why no more training can decide it: a replicate lacks the claim's metric."""
 
     @property
     def found(self) -> Found:
@@ -59,13 +59,13 @@ class Decision:
         """Whether more replicates may decide it."""
         return self.found == "undecided" and not self.unknown
 
-    def told(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> told.Claim:
-        """As it stands in the record.
+    def to_record(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> campaign_record.Claim:
+        """Return its entry in the record.
 
         Args:
-            seconds: of training.
-            noise: differences of its dense networks under two orders of the data.
-            noise_missing: replicates of which there is none yet.
+            seconds: time of training.
+            noise: differences of its dense networks between two data orders.
+            noise_missing: number of replicates without such a difference.
         """
         claim, made = self.claim, self.verdict
         shift = claim.above + claim.margin
@@ -74,10 +74,10 @@ class Decision:
             difference = made.dense.mean + shift
             if made.dense.low is not None and made.dense.high is not None:
                 interval = (made.dense.low + shift, made.dense.high + shift)
-        return told.Claim(
+        return campaign_record.Claim(
             **{name: getattr(claim, name) for name in _SAME},
-            a=_told(claim, claim.a, self.a[: self.n]),
-            b=_told(claim, claim.b, self.b[: self.n]),
+            a=_side_record(claim, claim.a, self.a[: self.n]),
+            b=_side_record(claim, claim.b, self.b[: self.n]),
             found=self.found,
             n=self.n,
             limit=claim.plan.last,
@@ -94,14 +94,14 @@ class Decision:
         )
 
 
-def _told(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> told.Side:
-    """A side as it stands in the record, with its level where no density tells which tickets these are."""
+def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
+    """Return a side's entry in the record, with its level if the claim has no density."""
     by_level = claim.density is None and side.role != DENSE
-    return told.Side(side.run, side.role, values, side.level if by_level else None)
+    return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
 
 _SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
-"""Of a claim, what its record has under the same name."""
+"""Fields of a claim that its record has too."""
 
 
 def decide(
@@ -110,18 +110,19 @@ def decide(
     resolution: Mapping[str, float | None],
     stable: Mapping[str, Sequence[StabilityRecord]] | None = None,
 ) -> list[Decision]:
-    """What the blocks of replicates that are done say of each claim.
+    """Return the decision of each claim from the finished blocks of replicates.
 
     Args:
-        records: of each run its blocks, in order.
-        resolution: of each run the smallest step of its task's metric.
-        stable: of each run with stability the same blocks' analyses.
+        claims: all claims, so that families are corrected together.
+        records: finished blocks of each run, in order.
+        resolution: smallest step of the metric of each run.
+        stable: stability analyses of the same blocks, for runs that have them.
     """
-    made = [_judged(claim, records, resolution, stable or {}) for claim in claims]
+    made = [_judge(claim, records, resolution, stable or {}) for claim in claims]
     sizes = family_sizes(claims)
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
-        judged = [made[index].verdict or _nothing(made[index].claim) for index in members]
+        judged = [made[index].verdict or _empty_verdict(made[index].claim) for index in members]
         plans = [made[index].claim.plan for index in members]
         by_size = {sizes[index]: holm_verdicts(judged, plans, family=sizes[index]) for index in members}
         for place, index in enumerate(members):
@@ -149,7 +150,7 @@ def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
     return sizes
 
 
-def _judged(
+def _judge(
     claim: Hypothesis,
     records: Mapping[str, Sequence[RunRecord]],
     resolution: Mapping[str, float | None],
@@ -166,8 +167,8 @@ def _judged(
         own if side.value is None else (side.value,) * len(other)
         for side, own, other in ((claim.a, a, b), (claim.b, b, a))
     )
-    # What was not measured, or is not finite, decides nothing.
-    n, unknown = _known(claim, a, b)
+    # Missing and infinite values end the usable replicates.
+    n, unknown = _count_known(claim, a, b)
     a, b = a[:n], b[:n]
     at = max((planned for planned in claim.plan.at if planned <= n), default=0)
     verdict = None
@@ -177,8 +178,8 @@ def _judged(
     return Decision(claim, a, b, verdict, unknown)
 
 
-def _known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """How many replicates are known of both sides; and what is not known of the next one, if it was trained."""
+def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
+    """Return the number of replicates with values of both sides, and what the next one lacks if it was trained."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):
@@ -187,7 +188,7 @@ def _known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[i
 
 
 def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
-    """The smallest step of a claim's metric; None where it has none, as seconds and distances."""
+    """Return the resolution of a claim's metric; None for seconds and distances."""
     if claim.metric in STABILITY and claim.metric != "barrier":
         return None
     if claim.metric in COSTS:
@@ -211,13 +212,13 @@ def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resoluti
     )
 
 
-def _nothing(claim: Hypothesis) -> Verdict:
-    """The verdict of a claim without replicates: p-values of 1, so that the family is corrected for it too."""
+def _empty_verdict(claim: Hypothesis) -> Verdict:
+    """Return the verdict of a claim without replicates: p-values of 1, which count in the correction of its family."""
     return _verdict(claim, [100.0], [100.0], 1.0)
 
 
 def _stabilities(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
-    """Of each replicate, block by block."""
+    """Return a quantity of stability of each replicate, block by block."""
     found = []
     for record in blocks:
         rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
@@ -236,7 +237,7 @@ def _stability(metric: str, row: StabilityRow) -> float:
 
 
 def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
-    """Of each replicate, block by block."""
+    """Return the metric of each replicate, block by block."""
     found = []
     for record in blocks:
         level = side.level
@@ -258,13 +259,13 @@ def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: Run
 
 
 def cost_of(point: Point, what: str) -> float:
-    """Steps, FLOPs, seconds or bytes of memory of all that a network needed; NaN where that was not measured."""
+    """Return steps, FLOPs, seconds or bytes of memory that a network needed; NaN if not measured."""
     value = getattr(point.phases.total, what) if point.phases else None
     return float("nan") if value is None else float(value)
 
 
 def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
-    """A row for each dense network (once a task and recipe), each level's tickets and controls."""
+    """Yield a row for each dense network (once for each task and recipe) and for each level's tickets and controls."""
     seen = set[str]()
     for name, request in campaign.runs.items():
         points: dict[tuple[int, str], list[Point]] = {}

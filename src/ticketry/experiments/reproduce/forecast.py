@@ -1,4 +1,4 @@
-"""How long blocks of a campaign take here: by steps measured before anything was trained, then by blocks."""
+"""Forecast how long blocks of a campaign take: from their plan, finished blocks, and a quick timing of steps."""
 
 from __future__ import annotations
 
@@ -41,22 +41,23 @@ from ticketry_engine.support.seeds import generator
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Of a run's block that was carried out."""
+class _Measurement:
+    """Timing of a finished block."""
 
     step: float
-    """Seconds a step that is no dense network's, with all that trainings take beside their steps."""
+    """Seconds for each step with a mask or gates, including evaluation, reading and writing."""
     processor: float | None
-    """Seconds of processors' time a second."""
+    """Processor seconds per second."""
 
 
 class Clock:
-    """How long blocks take.
+    """Estimates the time of blocks.
 
     Args:
-        twins: up to a block's last replicate, those whose dense network is to be trained in a second order, see
-            `twins`.
-        elsewhere: opens a lab over another folder, to measure steps in; None where workers are on other machines.
+        lab: where to train.
+        campaign: the campaign.
+        twins: returns the replicates up to a block's last that need a dense network in the second order.
+        elsewhere: opens a lab over another folder, to time steps in; None if workers are on other machines.
     """
 
     def __init__(
@@ -68,32 +69,37 @@ class Clock:
     ) -> None:
         self._lab, self._campaign, self._twins, self._elsewhere = lab, campaign, twins, elsewhere
         self._pace: dict[str, Pace] = {}
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _Measurement] = {}
         self._there: dict[Block, tuple[Work, Work, dict[tuple[str, int], Work]]] = {}
 
-    def took(self, block: Block, seconds: float, trained: Work, shared: Work, processor: float | None = None) -> None:
-        """Take note of a block that was carried out just now.
+    def add(self, block: Block, seconds: float, trained: Work, shared: Work, processor: float | None = None) -> None:
+        """Add the timing of a finished block.
 
         Args:
-            trained: what was not in the store.
-            shared: what `shared` said before.
-            processor: seconds of processors' time a second.
+            block: the block.
+            seconds: elapsed time.
+            trained: trainings that were not in the store.
+            shared: the result of `shared` before it began.
+            processor: processor seconds per second.
         """
         own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
-            self._seen[block.run] = _Seen(seconds / own.steps, processor)
+            self._seen[block.run] = _Measurement(seconds / own.steps, processor)
 
     def processor(self, block: Block, seconds: float) -> float | None:
-        """Seconds of processors' time that a block takes which takes `seconds` by the clock, if that is known. What
-        else the machine does is in the clock's, and not in these.
-        """
+        """Return the estimated processor seconds of a block, which do not depend on other load; None if unknown."""
         if seen := self._seen.get(block.run):
             return None if seen.processor is None else seconds * seen.processor
         share = self._measured(block.run).processor if seconds else 0.0
         return None if share is None else seconds * self._side_by_side(block.last - block.first) * share
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds of what the store lacks. Networks that are in `counted` take none; others are added to that."""
+        """Return the estimated seconds of a block for what the store lacks.
+
+        Args:
+            block: the block.
+            counted: names of trainings that count elsewhere; those of this block are added.
+        """
         request, count = block.request(self._campaign), block.last - block.first
         known = set[str]() if counted is None else counted
         every = work_of(self._lab, request, self._campaign.stability.get(block.run))
@@ -110,15 +116,18 @@ class Clock:
         return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
 
     def _chain_name(self, block: Block) -> str:
-        """Of the tickets without structure: other runs of these replicates train the same."""
+        """Return a name for the tickets without structure, which other runs of these replicates share."""
         settings = plain(block.request(self._campaign)).settings
         replicates = [one.key for one in self._whole(block)]
         return f"chain of {digest_of([replicates, repr(settings)])}"
 
     def _stored(self, block: Block) -> tuple[Work, Work, dict[tuple[str, int], Work]]:
-        """What the store had of a block when it was first looked at, for to look takes seconds: of what `chain_of`
-        counts, of the rest, and what has to be made again to go on from it."""
-        if not self._begun(block):
+        """Return what the store had of a block at the first call, since reading it takes seconds.
+
+        Returns:
+            Work of `chain_of` in the store, other work in the store, and trainings to repeat for omitted weights.
+        """
+        if not self._has_dense(block):
             return NOTHING, NOTHING, {}
         if block not in self._there:
             request, count = block.request(self._campaign), block.last - block.first
@@ -134,30 +143,32 @@ class Clock:
             self._there[block] = chain.at_most(most), there, again
         return self._there[block]
 
-    def _begun(self, block: Block) -> bool:
-        """Whether some of its dense networks are there, without which nothing else is."""
-        return len(self._left(self._whole(block))) < block.last - block.first
+    def _has_dense(self, block: Block) -> bool:
+        """Return whether the store has some dense networks of a block, without which it has nothing else."""
+        return len(self._untrained(self._whole(block))) < block.last - block.first
 
     def _whole(self, block: Block) -> list[Segment]:
-        """Its dense networks, in the first order."""
+        """Return a block's dense networks in the first data order."""
         return self._dense(block.run, range(block.first, block.last))
 
     def _dense(self, run: str, replicates: Sequence[int]) -> list[Segment]:
         with self._campaign.training(self._lab, run):
             return [dense(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
-    def _left(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Those that have still to be trained."""
+    def _untrained(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Return the segments that the store lacks."""
         return [one for one in segments if self._lab.store.trained(one.trajectory, one.last) is None]
 
     def shared(self, block: Block, counted: set[str] | None = None) -> Work:
-        """A block's dense networks, in both orders, that have still to be trained; of the second one those of earlier
-        replicates too, which a bundle may lack."""
+        """Return the work of a block's missing dense networks, in both data orders.
+
+        In the second order those of earlier replicates count too, since a bundle may lack them.
+        """
         whole, known = self._whole(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order(one.order_seed)) for one in self._dense(block.run, self._twins(block))
         ]
-        left = {one.key for one in self._left([*whole, *twins])} - known
+        left = {one.key for one in self._untrained([*whole, *twins])} - known
         known |= left
         return Work(len(left) * whole[0].total, len(left))
 
@@ -165,16 +176,19 @@ class Clock:
         if not work.trainings:
             return 0.0
         if not dense and (seen := self._seen.get(block.run)):
-            return work.steps * seen.step  # of blocks side by side, as they were
+            return work.steps * seen.step  # as many side by side as then
         return self._measured(block.run).seconds(work) / self._side_by_side(block.last - block.first)
 
     def _side_by_side(self, replicates: int) -> int:
-        """How many networks are trained at once."""
+        """Return the number of networks that are trained at once."""
         return min(max(self._lab.workers, 1), replicates)
 
     def _measured(self, run: str) -> Pace:
-        """By the first steps of the first dense networks; where masks train in sparse kernels, or without the channels
-        that are gone, of masks as dense as the run's are in the mean too."""
+        """Return the speed of a run from the first steps of its dense networks.
+
+        If masks make training faster (sparse kernels, or removed channels), steps with a mask of mean density are timed
+        too.
+        """
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
         smaller = is_structured(request.settings)
@@ -182,7 +196,7 @@ class Clock:
         gates = first_gates(self._lab, request)
         key = digest_of([whole.describe(), kernels, gates and gates.describe(), density, smaller])
         if key not in self._pace:
-            self._pace[key] = measured(
+            self._pace[key] = measure_pace(
                 self._lab,
                 request,
                 kernels,
@@ -196,48 +210,46 @@ class Clock:
 
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
-"""Steps that are trained before those that are timed; of these the fewest and the most."""
+"""Steps before the timing, and the fewest and most timed steps."""
 _LONG_ENOUGH, _TOO_LONG = 1.0, 3.0
-"""Seconds of steps after which no more are timed, for a few milliseconds are no measure where others compute too; and
-seconds after which none are, whatever they were."""
+"""Seconds of steps after which the timing ends, and elapsed seconds after which it ends in any case."""
 _LONG_EVALUATION = 2.0
-"""Seconds: one that likely takes longer is not timed."""
+"""Seconds; a longer evaluation is estimated instead of timed."""
 _FORWARD = 1 / 3
-"""What the forward pass takes of a step."""
+"""Fraction of a step's time in the forward pass."""
 
 Elsewhere = Callable[[Path], AbstractContextManager[Lab]]
-"""Opens a lab like the campaign's over another folder."""
+"""Opens a lab with the campaign's options over another folder."""
 _Train = Callable[[Sequence[Segment], bool], list[Timed]]
-"""Trains segments side by side, and measures metrics if it is said; tells what each has taken."""
+"""Trains segments side by side, evaluates them if the flag is set, and returns the time of each."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a task is trained, while as many are trained side by side as there are workers."""
+    """Speed of training a task, with one network for each worker at once."""
 
     step: float
-    """Seconds."""
+    """Seconds per step."""
     training: float
-    """Seconds of a training beside its steps: evaluation, reading, writing, getting sparse kernels ready."""
+    """Seconds of a training beside its steps: evaluation, reading, writing, compiling sparse kernels."""
     masked_step: float | None = None
-    """Seconds of a step of a network under a mask, where that trains in sparse kernels or as a smaller network; None if
-    as without a mask."""
+    """Seconds per step with a mask, in sparse kernels or as a smaller network; None if the same as without."""
     gated_step: float | None = None
-    """Seconds of a step of a network with gates; None if as without."""
+    """Seconds per step with gates; None if the same as without."""
     processor: float | None = None
-    """Seconds of processors' time a second of a training; None if it is not known."""
+    """Processor seconds per second of training; None if unknown."""
     evaluation: float = 0.0
-    """Of `training`, what metrics take."""
+    """Seconds of evaluation in `training`."""
 
     def seconds(self, work: Work) -> float:
-        """Of all of it, one training after the other."""
+        """Return the seconds of some work, one training after the other."""
         masked, gated = (self.step if one is None else one for one in (self.masked_step, self.gated_step))
         plain = work.steps - work.masked - work.gated
         beside = work.trainings * self.training - min(work.unmeasured, work.trainings) * self.evaluation
         return plain * self.step + work.masked * masked + work.gated * gated + beside
 
 
-def measured(
+def measure_pace(
     lab: Lab,
     request: SearchRequest,
     kernels: str,
@@ -248,20 +260,20 @@ def measured(
     gates: Gating | None = None,
     side_by_side: int = 1,
 ) -> Pace:
-    """By the first steps of dense trainings, and of those under a mask where sparse kernels compute with that, or where
-    whole channels are gone: which method chooses them is not asked, though what it leaves of layers that cost most is
-    what a step takes.
+    """Time the first steps of dense trainings, and of trainings with a random mask and with gates.
 
-    What a store tells was trained some time ago, perhaps on another machine or beside other work: so steps are always
-    trained anew, by the lab's own workers.
+    Stored times may come from another machine or another load, so steps are trained again by the lab's workers.
 
     Args:
-        kernels, precision: that the campaign's run is trained in.
-        density: of the mask; None where it is not known.
-        elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
-            the first steps of the dense network.
-        gates: of the networks that are trained with some, see `first_gates`.
-        side_by_side: how many are trained at once, as they share what the machine has.
+        lab: whose workers train.
+        request: the search.
+        kernels: kernels of the campaign's run.
+        precision: precision of the campaign's run.
+        density: density of the mask; None to time no mask.
+        elsewhere: opens a lab over another folder; None if workers are on other machines: then the lab trains the first
+            steps of the dense network only.
+        gates: gates to time, see `first_gates`.
+        side_by_side: number of networks trained at once.
     """
     if elsewhere is None:
         with lab.training_in(kernels, precision):
@@ -299,7 +311,7 @@ def _processor(took: Sequence[Timed]) -> float | None:
 
 
 def _in_store(lab: Lab) -> _Train:
-    """Training in the lab's own store: what that has takes what it took."""
+    """Return a function that trains in the lab's store; stored parts count with their recorded time."""
     known: dict[str, float] = {}
 
     def train(segments: Sequence[Segment], measure: bool) -> list[Timed]:
@@ -316,11 +328,13 @@ def _in_store(lab: Lab) -> _Train:
 
 
 def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density: float) -> list[Segment]:
-    """The same trainings under a random mask; none if that is not trained in sparse kernels. Where tickets are trained
-    as smaller networks, without the channels that a uniform mask removes; none if a layer would be left empty."""
+    """Return the same trainings with a random mask, or without random channels if tickets are smaller networks.
+
+    Empty if a mask does not make training faster, or would leave a layer empty.
+    """
     shrunk = is_structured(request.settings)
     try:
-        mask = _channels(lab, request, density) if shrunk else _drawn(lab, request, density)
+        mask = _channel_mask(lab, request, density) if shrunk else _random_mask(lab, request, density)
     except LayerCollapseError:
         return []
     seed, order = request.seeds.initialisation, whole[0].order_seed
@@ -340,21 +354,21 @@ def _replicate(lab: Lab, request: SearchRequest, number: int) -> Replicate:
     return Replicate(lab, request.task, request.recipe, request.seeds.replicate(number))
 
 
-def _drawn(lab: Lab, request: SearchRequest, density: float) -> Mask:
+def _random_mask(lab: Lab, request: SearchRequest, density: float) -> Mask:
     drawn, shapes = generator("pace"), Mask.ones(scope(lab.model(request.task))).shapes
     return Mask({name: torch.rand(shape, generator=drawn) < density for name, shape in shapes.items()})
 
 
-def _channels(lab: Lab, request: SearchRequest, density: float) -> Mask:
+def _channel_mask(lab: Lab, request: SearchRequest, density: float) -> Mask:
     model = lab.model(request.task)
     return channels(model, lambda: lab.structure(request.task), density, distribution="uniform")
 
 
 def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, float, float]:
-    """Seconds of a step, of a training beside its steps, and what of that metrics take.
+    """Return seconds per step, seconds of a training beside its steps, and the part of evaluation in these.
 
-    Pieces of the trainings are timed, each twice as long as the one before. What every piece takes once (kernels that
-    are got ready) is the same in all of them: so the difference of two tells what steps take.
+    Pieces of the trainings are timed, each twice as long as the last. The fixed time of a piece (compiling kernels)
+    cancels in the difference of two pieces.
     """
 
     def piece(step: int, measure: bool = False) -> tuple[float, float]:
@@ -363,7 +377,7 @@ def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, fl
 
     last = whole[0].last
     at, beside = min(_WARM, last - 1), 0.0
-    piece(at)  # starts processes and reads the data, too
+    piece(at)  # also starts processes and reads the data
     pieces: list[tuple[int, float]] = []
     while at < last and not _enough(pieces):
         then = min(at + max(_FEWEST, sum(count for count, _ in pieces)), last)
@@ -378,13 +392,13 @@ def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, fl
 
 
 def _evaluated(lab: Lab, whole: Segment) -> float:
-    """Batches that metrics take, as large as those of training. Of a text each has many tokens: its examples."""
+    """Return the number of batches of an evaluation, with the batch size of training."""
     sizes = lab.sizes(whole.task)
     return whole.per_epoch * (sizes["validation"] + sizes["test"]) / max(sizes["train"], 1)
 
 
 def _enough(pieces: Sequence[tuple[int, float]]) -> bool:
-    """Whether pieces, of which each takes some time beside its steps, tell what steps take."""
+    """Return whether the pieces are long enough to estimate the time of a step."""
     whole = sum(took for _, took in pieces)
     once = min((took for _, took in pieces), default=0.0)
     long = whole - len(pieces) * once >= _LONG_ENOUGH or whole >= _TOO_LONG
@@ -392,46 +406,46 @@ def _enough(pieces: Sequence[tuple[int, float]]) -> bool:
 
 
 def _by_pieces(pieces: list[tuple[int, float]]) -> tuple[float, float]:
-    """Seconds of a step, and of what each piece takes once."""
+    """Return seconds per step, and the fixed seconds of a piece."""
     (few, short), (many, long) = pieces[0], pieces[-1]
     each = max(long, 1e-4) / max(many, 1)
     if many <= few:
         return each, 0.0
-    # At least a third of it is steps: times of others' work would make more of them, or less than none.
+    # Steps take at least a third, since other load would distort the difference.
     step = min(max((long - short) / (many - few), each / 3), each)
     return step, max(long - many * step, 0.0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, and in how many trainings."""
+    """Amount of training."""
 
     steps: int
     trainings: int
     masked: int = 0
-    """Of the steps, those of networks that hold a mask, which sparse kernels may make faster."""
+    """Steps of networks with a mask, which sparse kernels may make faster."""
     gated: int = 0
-    """Of the steps, those of networks with gates, which train in torch."""
+    """Steps of networks with gates, which train in torch."""
     unmeasured: int = 0
-    """Of the trainings, those that another goes on from at once, so that no metrics are measured after them."""
+    """Trainings that another one continues at once, so that they are not evaluated."""
 
     def without(self, other: Work) -> Work:
-        """What is left of it."""
-        return self._with(other, lambda mine, theirs: max(mine - theirs, 0))
+        """Return the difference, at least 0."""
+        return self._combine(other, lambda mine, theirs: max(mine - theirs, 0))
 
     def at_most(self, other: Work) -> Work:
-        """No more than another."""
-        return self._with(other, min)
+        """Return the minimum of both."""
+        return self._combine(other, min)
 
     def times(self, count: int) -> Work:
-        """As many times as much."""
-        return self._with(self, lambda mine, _: count * mine)
+        """Return a multiple."""
+        return self._combine(self, lambda mine, _: count * mine)
 
     def __add__(self, other: Work) -> Work:
-        return self._with(other, operator.add)
+        return self._combine(other, operator.add)
 
-    def _with(self, other: Work, made: Callable[[int, int], int]) -> Work:
-        return Work(*map(made, astuple(self), astuple(other)))
+    def _combine(self, other: Work, function: Callable[[int, int], int]) -> Work:
+        return Work(*map(function, astuple(self), astuple(other)))
 
 
 NOTHING = Work(0, 0)
@@ -449,7 +463,7 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         steps = ticket.control_steps(whole)
         found += Work(steps, 1, masked=steps).times(request.count_controls(ticket))
     if stability is not None:
-        # Of other masks both orders are its own, unless they are controls anyway.
+        # Other masks are trained in both orders, unless one of them is a control anyway.
         others = sum(2 - (role in request.controls) for role in stability.roles if role)
         steps = tickets[-1].control_steps(whole)
         found += Work(steps, 1, masked=steps).times((len(stability.at) or len(tickets)) * (1 + others))
@@ -505,35 +519,35 @@ def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
 
 @dataclass(frozen=True)
 class Stored:
-    """Of all replicates of a search."""
+    """Work of all replicates of a search that is in a store."""
 
     there: Work
-    """Tickets, their controls and trainings of gates that need no training."""
+    """Stored tickets, controls and trainings of gates."""
     again: dict[tuple[str, int], Work]
-    """Trainings (trajectory and step) whose weights what is missing goes on from, and which a bundle left out or nobody
-    asked for when they were trained."""
+    """Trainings to repeat, by trajectory and step: their weights are needed, but were not stored."""
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Stored:
-    """The search is carried out on what is there, up to the first network that would have to be trained; its masks are
-    made, and kept, on the way. Dense networks are not counted as there, nor gates of which no ticket is there yet.
+    """Return what a store has of a search, by running it up to the first network that must be trained.
+
+    Its masks are computed and stored on the way. Dense networks do not count, nor gates without a ticket.
     """
     there, gated, again = list[Segment](), dict[str, Segment](), dict[tuple[str, int], Work]()
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
-        found, nothing = _of_replicate(lab, alone)
+        found, nothing = _find_stored(lab, alone)
         there += [one for one in found if one.variant(Gating) is None]
-        gated |= {one.key: one for one in found if one.variant(Gating)}  # tickets have them in common
+        gated |= {one.key: one for one in found if one.variant(Gating)}  # tickets share them
         for one in nothing.wanted:
-            _make_again(lab.store, *one, again)
+            _add_repeated(lab.store, *one, again)
         for segment, keep in nothing.asked:
-            again |= _kept_afterwards(lab.store, segment, keep)
+            again |= _missing_states(lab.store, segment, keep)
     masked, soft = (sum(segment.steps for segment in some) for some in (there, gated.values()))
     return Stored(Work(masked + soft, len(there) + len(gated), masked, soft), again)
 
 
-def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str, int], Work]) -> None:
-    """Add a training whose weights are to be made again, with whatever it starts from itself."""
+def _add_repeated(store: Store, trajectory: str, step: int, found: dict[tuple[str, int], Work]) -> None:
+    """Add a training to repeat for its weights, and those that it starts from."""
     result = store.trained(trajectory, step)
     if result is None or (trajectory, step) in found:
         return
@@ -542,12 +556,12 @@ def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str,
     masked = any("mask" in variant for variant in segment.get("variants", ()))
     found[trajectory, step] = Work(steps, 1, steps if masked else 0)
     start = (segment.get("start") or {}).get("state")
-    if start and store.left_out(start) and (told := store.memo("left-out", start)) and told["trajectory"]:
-        _make_again(store, told["trajectory"], told["step"], found)
+    if start and store.left_out(start) and (origin := store.memo("left-out", start)) and origin["trajectory"]:
+        _add_repeated(store, origin["trajectory"], origin["step"], found)
 
 
-def _kept_afterwards(store: Store, segment: Segment, keep: tuple[int, ...]) -> dict[tuple[str, int], Work]:
-    """Of a training that is done, what is trained once more because states on its way were not kept."""
+def _missing_states(store: Store, segment: Segment, keep: tuple[int, ...]) -> dict[tuple[str, int], Work]:
+    """Return the work to repeat of a finished training whose intermediate states were not stored."""
     missing = [step for step in keep if store.trained(segment.trajectory, step) is None]
     if not missing or store.trained(segment.trajectory, segment.last) is None:
         return {}
@@ -556,11 +570,11 @@ def _kept_afterwards(store: Store, segment: Segment, keep: tuple[int, ...]) -> d
     return {(segment.trajectory, max(missing)): Work(steps, 1, unmeasured=1)}
 
 
-def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], NoTraining]:
-    """The segments that are there of tickets, controls and gates, and what would come next."""
+def _find_stored(lab: Lab, request: SearchRequest) -> tuple[list[Segment], NoTraining]:
+    """Return the stored segments of tickets, controls and gates of a replicate, and the first missing ones."""
     there: list[Segment] = []
 
-    def found_one(_: int, found: Found) -> None:
+    def add(_: int, found: Found) -> None:
         if found.mask is None:
             return
         there.append(found.result.segment)
@@ -584,6 +598,6 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], NoTr
             recipe=request.recipe,
             replicates=1,
             seeds=request.seeds,
-            on_found=found_one,
+            on_found=add,
         )
     return there, nothing

@@ -1,4 +1,4 @@
-"""What claims share: how many steps they would have trained each by itself, beside how many were trained for all."""
+"""Training steps that all claims would need if each were decided alone."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from ticketry.search import Training
 
 _Name = tuple[object, ...]
 _Parts = Counter[_Name]
-"""Steps by training. Networks that share a training have it under one name, some of them only its beginning: of
-several the union (``|``) has the longest."""
+"""Steps of each training, by name. Networks that share a training use the same name, so that the union (``|``) has its
+longest part."""
 
 
 def steps_alone(
     decisions: Iterable[Decision], done: Mapping[str, Sequence[RunRecord]], runs: Mapping[str, SearchRequest]
 ) -> int:
-    """Training steps of all networks that each claim rests on, their searches included, added up over claims.
+    """Return the training steps that each claim needs alone, summed over claims.
 
-    Of a search these are the dense network, in both orders of the data, and all tickets up to the one that is
-    compared; of controls that one alone. A claim has the replicates by which it is judged. Within it nothing is counted
-    twice: runs have one dense network, a control has its ticket's search, and tickets that differ in structure alone
-    have the search without.
+    A claim needs, for each of its replicates, the dense network in both data orders, all tickets up to the compared
+    one, and the compared controls. Within a claim, shared trainings count once: its runs have one dense
+    network, a control has the search of its ticket, and tickets that differ only in structure have the same search.
     """
     return sum(_of_claim(one, done, runs).total() for one in decisions)
 
@@ -37,29 +36,29 @@ def _of_claim(decision: Decision, done: Mapping[str, Sequence[RunRecord]], runs:
     for replicate in range(decision.n):
         parts = _Parts()
         for name in claim.runs:
-            made = _Replicate.of(name, runs[name], replicate, done[name])
+            made = _Replicate.from_blocks(name, runs[name], replicate, done[name])
             parts |= made.dense()
             for side in (claim.a, claim.b):
                 if (side.run, side.value) == (name, None):
-                    parts |= made.needed(side, again=claim.metric in STABILITY)
+                    parts |= made.parts_of(side, again=claim.metric in STABILITY)
         found.update({(replicate, *name): steps for name, steps in parts.items()})
     return found
 
 
 @dataclass(frozen=True)
 class _Replicate:
-    """What a run trained of one replicate."""
+    """Networks that a run trained in one replicate."""
 
     run: str
     request: SearchRequest
     last: int
-    """Level of the tickets that a claim means which names none."""
+    """Level of the tickets of a claim that names no level."""
     points: Mapping[tuple[str, int], Point]
     """By role and level."""
 
     @classmethod
-    def of(cls, run: str, request: SearchRequest, replicate: int, blocks: Sequence[RunRecord]) -> _Replicate:
-        """Of a run's blocks, in order."""
+    def from_blocks(cls, run: str, request: SearchRequest, replicate: int, blocks: Sequence[RunRecord]) -> _Replicate:
+        """Find a replicate in a run's blocks."""
         for record in blocks:
             if replicate < record.replicates:
                 own = {(one.role, one.level): one for one in record.points if one.replicate == replicate}
@@ -69,15 +68,16 @@ class _Replicate:
         raise AssertionError("a claim is judged by replicates that are done")
 
     def dense(self) -> _Parts:
-        """The dense network in both orders of the data, with which a campaign begins whatever it compares."""
+        """Return the dense network in both data orders, which every campaign trains."""
         whole = self.points[DENSE, 0]
         return _Parts({("dense", whole.key): whole.steps or 0, ("second order", whole.key): whole.steps or 0})
 
-    def needed(self, side: Side, *, again: bool) -> _Parts:
-        """Everything else that one side of a claim takes.
+    def parts_of(self, side: Side, *, again: bool) -> _Parts:
+        """Return all other trainings that one side of a claim needs.
 
         Args:
-            again: with its network's own training in a second order.
+            side: the side.
+            again: whether its network is also trained in a second data order.
         """
         level, parts = self.last if side.level is None else side.level, _Parts()
         for role, at in self._networks(side.role, level):
@@ -96,30 +96,30 @@ class _Replicate:
             yield role, level
 
     def _point(self, role: str, level: int) -> Point:
-        """Of stability another mask than the controls of the run has none: its ticket stands for it."""
+        """Return the row of a network; masks of a stability analysis have none, and use their ticket's."""
         return next(self.points[name, level] for name in (role, TICKET) if (name, level) in self.points)
 
     def _ticket_of(self, point: Point) -> Point:
-        """That a control is of."""
+        """Return the ticket of a control."""
         return self.points.get((TICKET, point.level), point)
 
     def _dense_of(self, role: str, phases: Phases, of_ticket: Phases) -> _Parts:
-        """Training without any mask: that of the dense network, unless the search has a shorter schedule."""
+        """Return trainings without a mask: the dense network, unless the search has a shorter schedule."""
         settings = self.request.settings
         compressed = getattr(settings, "budget", "") == "steps" and not getattr(settings, "one_training", False)
         begins = self.run if compressed else self.points[DENSE, 0].key
-        # A control may have a fresh start of its own beside its ticket's, and another network has nothing else.
+        # A control may begin with its own dense training; a matched dense network has only that.
         begun = 0 if is_matched_dense(role) else min(phases.dense.steps, of_ticket.dense.steps)
         return _Parts({("dense", begins): begun, ("fresh", self.run, role): phases.dense.steps - begun})
 
     def _masked(self, role: str, point: Point, phases: Phases) -> _Parts:
-        """Training with masks: the search, and the network's own."""
+        """Return trainings with masks: the search, and the network itself."""
         search, own = phases.search.steps, phases.sparse.steps
         planned = next((one for one in self.request.tickets if one.level == point.level), Training())
         if not any(one.shared for one in self.request.plan):
             line: _Name = ("search", self.run, planned.line or point.level)
         else:
             line = ("search", self.points[DENSE, 0].key, planned.line)
-            if role == TICKET and planned.shared:  # the next level goes on from it
+            if role == TICKET and planned.shared:  # the next level continues from it
                 return _Parts({line: search + own})
         return _Parts({line: search, (self.run, role, point.level): own})

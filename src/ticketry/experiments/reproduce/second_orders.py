@@ -1,7 +1,7 @@
-"""A/A: the dense network of each replicate once more, under another order of the data.
+"""A/A comparison: train the dense network of each replicate again with a second data order.
 
-What two networks differ by that differ in nothing but luck is shown beside every claim. A twin has its replicate's
-initialisation and the second order of `evidence.stability`, with which it shares the training.
+The difference between the two is shown beside every claim, as the effect of chance alone. The second network has its
+replicate's initialisation and the second order of `evidence.stability`, whose training it shares.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from ticketry.records.network import DENSE, Point
 from ticketry.records.run import RunRecord
 
 
-class Twins:
-    """Those of a campaign.
+class SecondOrders:
+    """Dense networks of a campaign in the second data order.
 
     Args:
-        known: of its earlier record.
+        lab: where to train.
+        campaign: the campaign.
+        known: those in its earlier record.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
         self._lab, self._campaign = lab, campaign
-        self._of = {name: _what(campaign, name) for name in campaign.runs}
+        self._of = {name: _digest(campaign, name) for name in campaign.runs}
         self._found = {(one.of, one.replicate): one for one in known if one.of in self._of.values()}
 
     @property
-    def told(self) -> tuple[SecondOrderRun, ...]:
-        """As they stand in the record."""
+    def rows(self) -> tuple[SecondOrderRun, ...]:
+        """Rows of the record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
-    def join(self, others: Iterable[SecondOrderRun]) -> None:
-        """Take those that another process has found, or trained, since."""
+    def merge(self, others: Iterable[SecondOrderRun]) -> None:
+        """Add those that another process has found or trained."""
         for one in others:
             mine = self._found.get((one.of, one.replicate))
             if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
                 self._found[one.of, one.replicate] = one
 
-    def look(self, run: str, blocks: Sequence[RunRecord]) -> None:
-        """Take those that the store has of a run's blocks that are done: of a bundle, or trained for something else."""
+    def find(self, run: str, blocks: Sequence[RunRecord]) -> None:
+        """Add those of finished blocks that the store has, from a bundle or another command."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
@@ -67,11 +69,11 @@ class Twins:
                 )
 
     def missing(self, block: Block) -> list[int]:
-        """Replicates without one, of a block and of those before it; runs of one task and recipe share them."""
+        """Return the replicates up to a block's last that lack one; runs of one task and recipe share them."""
         return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train those that are missing: of blocks before this one too, that came from a bundle without them."""
+        """Train the missing ones, also of earlier blocks from a bundle without them."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         segments = [self._segment(block.run, replicate) for replicate in unknown]
@@ -92,15 +94,14 @@ class Twins:
             )
 
     def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
-        """Twin minus dense network, of the replicates by which a claim about the task's metric is judged, as far as
-        twins are trained."""
+        """Return second minus first order for each replicate of a claim about the task's metric, as far as trained."""
         claim = decision.claim
         if not compares_with_luck(claim):
             return ()
         run = claim.runs[0]
         values = dense_values(done[run], claim.metric)[: decision.n]
-        twins = [self._found.get((self._of[run], replicate)) for replicate in range(len(values))]
-        return tuple(one.value - value for one, value in zip(twins, values, strict=True) if one is not None)
+        others = [self._found.get((self._of[run], replicate)) for replicate in range(len(values))]
+        return tuple(one.value - value for one, value in zip(others, values, strict=True) if one is not None)
 
     def _segment(self, run: str, replicate: int) -> Segment:
         segment = dense(self._lab, self._campaign.runs[run], replicate)
@@ -108,17 +109,17 @@ class Twins:
 
 
 def compares_with_luck(claim: Hypothesis) -> bool:
-    """Whether A/A stands beside a claim: it is about the task's metric, not about costs or stability."""
+    """Return whether a claim is about the task's metric, and is shown beside the A/A comparison."""
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
 
 def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
-    """The dense networks' values on the test split, by replicate."""
+    """Return the dense networks' values on the test split, by replicate."""
     return [one.metric(metric) for one in _dense_points(blocks)]
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
-    """The dense networks, by replicate."""
+    """Return the dense networks, by replicate."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
@@ -126,9 +127,9 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
     ]
 
 
-def _what(campaign: Campaign, run: str) -> str:
-    """What a run's dense networks are: a digest of task, recipe, seeds and arithmetic."""
+def _digest(campaign: Campaign, run: str) -> str:
+    """Return a digest of what decides a run's dense networks: task, recipe, seeds and arithmetic."""
     request = campaign.runs[run]
     precision, together = campaign.precisions[run], unusual(precision="fp32", **campaign.together)
-    told = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
-    return digest_of([*told, together] if together else told)
+    parts = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
+    return digest_of([*parts, together] if together else parts)
