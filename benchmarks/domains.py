@@ -16,10 +16,10 @@ from lab_loop import lab_samples
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.runners.process_guard import keep_freed_memory
+from ticketry.lab.process_guard import keep_freed_memory
 from ticketry.lab.training.optimizer import make_optimizer
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.task import Course
 
@@ -52,7 +52,7 @@ def language(setting: Setting, data: Path | None, *, quick: bool) -> list[Row]:
     task = tk.task(setting.task, model=setting.model)
     assert isinstance(task, Language)
     course, steps = task.course(data), 1 if quick else setting.steps
-    mask = tk.prune(rebuilt(task, initial_state(task, 0)), density=DENSITY, score="random")
+    mask = tk.prune(rebuild_model(task, initial_state(task, 0)), density=DENSITY, score="random")
     cases = {
         "dense": lab_samples(task, course, None, steps, Arithmetic()),
         "masked": lab_samples(task, course, mask, steps, Arithmetic()),

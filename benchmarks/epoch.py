@@ -22,7 +22,7 @@ import ticketry as tk
 from ticketry.lab.training.optimizer import make_optimizer
 from ticketry.lab.training.precision import choose_arithmetic
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import Supervised
 
 TARGET = 1.05
@@ -81,7 +81,7 @@ def bare_case(
 ) -> Callable[[], float]:
     """The next epoch of a bare loop."""
     inputs, targets = ready
-    model = rebuilt(task, initial_state(task, 0)).train()
+    model = rebuild_model(task, initial_state(task, 0)).train()
     optimizer = make_optimizer(recipe, model) if fused else torch.optim.Adam(model.parameters(), lr=recipe.lr)
 
     def epoch() -> None:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 import ticketry as tk
 from ticketry.lab.training.precision import choose_arithmetic
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import course_of
 
 STEPS, QUICK_STEPS = 6, 2
@@ -70,7 +70,7 @@ def plain_loop(data: Path | None, steps: int, workers: int) -> Callable[[], None
     """The next `steps` steps of a plain loop."""
     task = tk.task("cifar10")
     examples, recipe = task.load(data).train, task.recipe
-    model = rebuilt(task, initial_state(task, 0)).train()
+    model = rebuild_model(task, initial_state(task, 0)).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from common import Row, main, parser
 
 import ticketry as tk
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 
 TARGET = 1.05
 DENSITY = 0.2
@@ -23,7 +23,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 def row(network: str, data: str) -> Row:
     task = tk.task(data, model=network)
     start = initial_state(task, 0)
-    mask = tk.prune(rebuilt(task, start), density=DENSITY, score="random")
+    mask = tk.prune(rebuild_model(task, start), density=DENSITY, score="random")
     with tempfile.TemporaryDirectory() as folder:
         ticket = tk.Ticket(mask, start, {"method": "random"}).save(Path(folder) / "ticket")
         size = (ticket / "mask.safetensors").stat().st_size

@@ -32,7 +32,7 @@ from torch.nn.utils import prune as torch_prune
 import ticketry as tk
 from ticketry.lab.training.optimizer import make_optimizer
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import Supervised
 
 DENSITY = 0.2
@@ -89,7 +89,7 @@ class Bench:
 def compare(bench: Bench, rounds: int, target: float) -> list[Row]:
     """The rows of one network in one arithmetic."""
     task, arithmetic = bench.task, bench.arithmetic
-    mask = tk.prune(rebuilt(task, initial_state(task, 0)), density=DENSITY, score="random")
+    mask = tk.prune(rebuild_model(task, initial_state(task, 0)), density=DENSITY, score="random")
     adam = task.recipe.optimizer == "adam"
     cases = {"lab dense": lab_case(bench, None), "lab masked": lab_case(bench, mask)}
     for fused in (True, False) if adam else (True,):
@@ -141,7 +141,7 @@ class Bare:
 
     def __init__(self, bench: Bench, fused: bool, mask: tk.Mask | None = None) -> None:
         task, arithmetic = bench.task, bench.arithmetic
-        self.model = arithmetic.place(rebuilt(task, initial_state(task, 0))).train()
+        self.model = arithmetic.place(rebuild_model(task, initial_state(task, 0))).train()
         if mask is not None:
             for name, kept in mask.items():
                 module, _, local = name.rpartition(".")

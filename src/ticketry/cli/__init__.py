@@ -20,7 +20,7 @@ from typing import TextIO
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.files import reason_of
-from ticketry.lab.runners.signals import handle_signals, name_of, say
+from ticketry.lab.signals import handle_signals, name_of, say
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))

@@ -24,7 +24,7 @@ from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Result
-from ticketry.lab.training.state import rebuilt
+from ticketry.lab.training.state import rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
@@ -101,7 +101,7 @@ def barrier(
         errors, recalibrated = [], 0
         with arithmetic.active():
             for index in range(points):
-                model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
+                model = arithmetic.place(rebuild_model(task, interpolated(*states, index, points - 1)))
                 if recalibrate:
                     recalibrated = recalibrate_(course, model, one.segment.recipe, recalibrate, arithmetic)
                 metrics = evaluate(task, course, model, split, arithmetic)

@@ -227,8 +227,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     import torch
 
     from ticketry.lab.lab import Lab
+    from ticketry.lab.process_guard import keep_freed_memory
     from ticketry.lab.runners.place import default_workers
-    from ticketry.lab.runners.process_guard import keep_freed_memory
     from ticketry.lab.store.running import marked_in_use
     from ticketry.lab.training.segment import check_task
 

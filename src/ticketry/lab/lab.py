@@ -30,8 +30,8 @@ from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.choice import choose_runner
 from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_cause
-from ticketry.lab.runners.signals import handle_signals, stop_signal
 from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.signals import handle_signals, stop_signal
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.execute import Remaker, is_done
@@ -42,7 +42,7 @@ from ticketry.lab.training.ranks.batch_parts import check_parts, stirred
 from ticketry.lab.training.ranks.launch import check_machine
 from ticketry.lab.training.segment import Result as Result
 from ticketry.lab.training.segment import Segment, Start, check_task, finite
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants import HeldMask, Shrunk, task_structure
@@ -430,7 +430,7 @@ class Lab:
 
     def model(self, task: Task, result: Result | None = None) -> nn.Module:
         """Return the task's model with a result's weights, or freshly initialised (seed 0)."""
-        return rebuilt(task, self.state(result) if result else initial_state(task, 0))
+        return rebuild_model(task, self.state(result) if result else initial_state(task, 0))
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
         """Return ||w - w0|| / ||w0|| of two results over the named weights, and the seconds it took; remembered."""

@@ -18,7 +18,7 @@ from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.search_result import Seeds, Structured
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.segment import Result
-from ticketry.lab.training.state import rebuilt
+from ticketry.lab.training.state import rebuild_model
 from ticketry.lab.training.variants import FOLLOWED
 from ticketry.tasks.task import Task
 
@@ -66,7 +66,7 @@ def fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
 
     def measured() -> dict[str, Any]:
-        model = rebuilt(task, lab.store.get_tensors(how.weights))
+        model = rebuild_model(task, lab.store.get_tensors(how.weights))
         found = coverage(model, lab.store.get_mask(how.of), lab.store.get_mask(mask), null=how.by.has_null)
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 

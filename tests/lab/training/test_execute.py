@@ -18,7 +18,7 @@ from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute, is_done
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.state import rebuilt
+from ticketry.lab.training.state import rebuild_model
 from ticketry.tasks.images.task import ImageClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits
@@ -271,7 +271,7 @@ def test_metrics_by_hand(lab, digits):
     splits = digits.load()
     task = digits
     result = lab.train(lab.segment(task, start=0, recipe=task.recipe.changed(length="30it")))
-    model = rebuilt(task, lab.state(result)).eval()
+    model = rebuild_model(task, lab.state(result)).eval()
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         logits = model(task.prepare(split.inputs)).detach().double()
         right = [int(row.argmax()) == int(label) for row, label in zip(logits, split.targets, strict=True)]

@@ -29,7 +29,7 @@ from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variants import Penalty
 from ticketry.search import METHODS
@@ -60,7 +60,7 @@ def made(tmp_path: Path) -> MakeLab:
 
 
 def mask_of(task: Any, density: float = 0.2, seed: int = 1) -> Mask:
-    return prune(rebuilt(task, initial_state(task, 0)), density, score="random", seed=seed)
+    return prune(rebuild_model(task, initial_state(task, 0)), density, score="random", seed=seed)
 
 
 def segment_of(lab: Lab, density: float = 0.2, **more: Any) -> Segment:
@@ -110,7 +110,7 @@ def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     taken = [] if min(densities[:2]) > 0.5 else [*products] if densities[1] <= 0.5 else ["0.weight"]
     kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
     share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
-    found = share_of(rebuilt(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
+    found = share_of(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
     assert found.left_out == pytest.approx(share, abs=1e-6)
     assert found.inside == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
     for kernels, enough in (("auto", share >= LEAST["fp32"]), ("sparse", share > 0)):
@@ -295,7 +295,9 @@ def test_auto_wants_more_left_out_where_dense_steps_have_tiles(made, monkeypatch
     here = replace(machine(), tiles=tiles)
     monkeypatch.setattr(kernels_module, "machine", lambda: here)
     task, lab = WideTask(), made("auto", precision="bf16")
-    single = prune(rebuilt(task, initial_state(task, 0)), density=0.3, score="random", distribution="uniform", seed=0)
+    single = prune(
+        rebuild_model(task, initial_state(task, 0)), density=0.3, score="random", distribution="uniform", seed=0
+    )
     groups = {name: kept[:1].expand_as(kept) if len(kept) == 16 else kept for name, kept in single.items()}
 
     def chosen(mask: Mask) -> str:
@@ -379,7 +381,7 @@ def test_metrics_are_those_of_the_weights(made):
     segment = segment_of(lab)
     result = lab.train(segment)
     plain = lab.arithmetic(segment.task)
-    model = plain.place(rebuilt(segment.task, lab.state(result)))
+    model = plain.place(rebuild_model(segment.task, lab.state(result)))
     found = evaluate(segment.task, lab.course(segment.task), model, "test", plain)
     assert result.metrics["test"] == {name: round(value, 6) for name, value in found.items()}
 

@@ -27,7 +27,7 @@ from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.state import rebuilt
+from ticketry.lab.training.state import rebuild_model
 from ticketry.search import method
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
@@ -97,7 +97,7 @@ def test_going_on_gives_the_same_bits(tmp_path: Path, file: Path, monkeypatch, m
 
 
 def mask_of(lab: Lab, task: Task, shrunk: bool) -> str:
-    network = rebuilt(task, lab.state(lab.train(lab.segment(task, start=0, last=0), measure=False)))
+    network = rebuild_model(task, lab.state(lab.train(lab.segment(task, start=0, last=0), measure=False)))
     if shrunk:
         return lab.store.put_mask(channels(network, lab.course(task).inputs(2), 0.5, score="l1"))
     return lab.store.put_mask(prune(network, 0.5, collapse="keep"))
@@ -246,7 +246,7 @@ def test_barriers_and_stability(tmp_path: Path, file: Path) -> None:
         apart = stability(lab, task, recipe, ticket, Seeds())
         assert line.height >= 0
         with torch.no_grad():
-            network = rebuilt(task, lab.state(ticket.result)).eval()
+            network = rebuild_model(task, lab.state(ticket.result)).eval()
             found = lab.course(task).evaluate(network, "train", lab.arithmetic(task))
         assert line.errors[0] == pytest.approx(found["bits_per_character"], rel=1e-6)
         assert apart.data_order.l2 > 0

@@ -11,7 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.training.state import rebuilt, state_of
+from ticketry.lab.training.state import rebuild_model, state_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator, mix
@@ -136,7 +136,7 @@ def test_a_state_is_a_copy_and_goes_back(points, equal_bits):
     with torch.no_grad():
         model[1].running_mean.fill_(3)
     state = state_of(model)
-    again = rebuilt(points, state)
+    again = rebuild_model(points, state)
     assert equal_bits(state, again.state_dict())
     model[0].weight.data.zero_()
     assert state["0.weight"].any()

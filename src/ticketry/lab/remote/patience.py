@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.lab.runners.signals import stop_signal
+from ticketry.lab.signals import stop_signal
 
 T = TypeVar("T")
 

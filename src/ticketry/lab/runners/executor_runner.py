@@ -17,8 +17,8 @@ from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.runners.place import Needs, Place
 from ticketry.lab.runners.request import build_request, read_answer, rebuild_error
 from ticketry.lab.runners.runner import Order
-from ticketry.lab.runners.signals import name_of
 from ticketry.lab.runners.worker import execute
+from ticketry.lab.signals import name_of
 from ticketry.lab.store.live import Live, live_at
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.training.job import Work

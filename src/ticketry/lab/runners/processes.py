@@ -13,12 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ticketry.errors import UsageError
+from ticketry.lab.process_guard import end_with_parent
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
 from ticketry.lab.runners.place import Needs, Place
-from ticketry.lab.runners.process_guard import end_with_parent
-from ticketry.lab.runners.signals import block_signals, unblock_signals
 from ticketry.lab.runners.worker import execute
+from ticketry.lab.signals import block_signals, unblock_signals
 
 _LEAVE_SECONDS = 2.0
 """Time after which a process that received a signal ends, once its state is stored."""

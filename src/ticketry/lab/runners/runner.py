@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.runners.events import Event, OnEvent
-from ticketry.lab.runners.signals import raise_if_stopped, stop_signal
+from ticketry.lab.signals import raise_if_stopped, stop_signal
 from ticketry.lab.training.execute import execute, store_for
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment

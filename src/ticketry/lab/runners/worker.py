@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ticketry.errors import InterruptedTrainingError, RunnerError
+from ticketry.lab.process_guard import keep_freed_memory
 from ticketry.lab.runners.events import Event
-from ticketry.lab.runners.process_guard import keep_freed_memory
 from ticketry.lab.runners.request import Request, answer, done, failed, worker_name
 from ticketry.lab.runners.runner import ReportingWatch
-from ticketry.lab.runners.signals import Stopped, record_signals
+from ticketry.lab.signals import Stopped, record_signals
 from ticketry.lab.store.live import live_at
 from ticketry.lab.training import execute as training
 from ticketry.lab.training.job import Watch, Work

@@ -15,7 +15,7 @@ from torch import Tensor
 from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
-from ticketry.lab.runners.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
+from ticketry.lab.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
 from ticketry.lab.store import parts
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, rounded

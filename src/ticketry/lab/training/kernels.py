@@ -20,7 +20,7 @@ from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageE
 from ticketry.lab.costs.meters.flops import forward_flops
 from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.precision import DENSE, Arithmetic
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.task import Course, Task
 from ticketry_engine import SparseTraining, examples_to_inspect, inspect, machine, train
@@ -164,7 +164,7 @@ class Kernels:
         key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
         def compute() -> dict[str, Any]:
-            model = rebuilt(task, initial_state(task, 0))
+            model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
                 return asdict(share_of(model, kept, self._course(task).inputs(examples), precision))

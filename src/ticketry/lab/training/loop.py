@@ -23,7 +23,7 @@ from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.replays import Replays, are_alike
 from ticketry.lab.training.segment import Segment, finite
-from ticketry.lab.training.state import TrainingState, rebuilt, state_of, unsaved_buffers
+from ticketry.lab.training.state import TrainingState, rebuild_model, state_of, unsaved_buffers
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import given
@@ -80,7 +80,7 @@ class Loop:
         self._lr = -1.0
 
     def _build_model(self, state: TrainingState) -> nn.Module:
-        model = rebuilt(self.task, state.model)
+        model = rebuild_model(self.task, state.model)
         self._unsaved = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
         for effect in self.effects.values():
             model = effect.build(model)
@@ -346,7 +346,7 @@ class Loop:
             self._group.share_buffers(model)
         if arithmetic.kernels != DENSE:  # evaluate in the layout of dense training, to the bit
             arithmetic = replace(arithmetic, kernels=DENSE)
-            model = arithmetic.place(rebuilt(self.task, state_of(model)))
+            model = arithmetic.place(rebuild_model(self.task, state_of(model)))
         found = {}
         for split in ("validation", "test"):
             metrics = evaluate(self.task, self._course, model, split, arithmetic)

@@ -67,7 +67,7 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
         return state_of(built(task))
 
 
-def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
+def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """Build a model of the task with the given weights and buffers.
 
     Random values outside the state dict, such as features in a non-persistent buffer, are the same every time.

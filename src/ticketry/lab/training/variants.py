@@ -20,7 +20,7 @@ from ticketry.core.structure.shrinking.removal_trial import structure_around
 from ticketry.core.structure.shrinking.shrink import plan_of
 from ticketry.errors import ScopeError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
-from ticketry.lab.training.state import TrainingState, initial_state, rebuilt
+from ticketry.lab.training.state import TrainingState, initial_state, rebuild_model
 from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.task import Course, Task
 
@@ -304,7 +304,7 @@ def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> Shri
     key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
 
     def compute() -> dict[str, str]:
-        model = rebuilt(task, initial_state(task, 0))
+        model = rebuild_model(task, initial_state(task, 0))
         plan = plan_of(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
         return {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
 
@@ -317,4 +317,4 @@ def task_structure(task: Task, course: Course) -> Structure:
 
     Modules that choose their computation by their activations are not traced: their channels stay.
     """
-    return structure_around(rebuilt(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",))[0]
+    return structure_around(rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",))[0]

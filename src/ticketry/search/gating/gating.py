@@ -26,7 +26,7 @@ from ticketry.errors import ScopeError, TrainingError, UsageError
 from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import part_of, rebuilt
+from ticketry.lab.training.state import part_of, rebuild_model
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants import Penalty, task_structure
 from ticketry.search.gating.objective import check_scores, divergence
@@ -162,7 +162,7 @@ class Gating(Variant):
         if self.earlier is None:
             return {}
         assert self.reset is not None
-        found = _gates_on(self, around, rebuilt(around.task, model), around.store.get_tensors(self.earlier))
+        found = _gates_on(self, around, rebuild_model(around.task, model), around.store.get_tensors(self.earlier))
         found.next_round(reset=self.reset)
         return {
             "round": torch.tensor(found.round),

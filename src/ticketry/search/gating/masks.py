@@ -13,7 +13,7 @@ from ticketry.core.structure.channel_wise.choose import cut_channels
 from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
-from ticketry.lab.training.state import rebuilt, state_of
+from ticketry.lab.training.state import rebuild_model, state_of
 from ticketry.search.gating.gating import Gating, attached, gating_of, scope_of_names
 
 
@@ -70,7 +70,7 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
     task, gating = result.segment.task, gating_of(result.segment)
 
     def made() -> Mask:
-        model = rebuilt(task, lab.state(result))
+        model = rebuild_model(task, lab.state(result))
         scores = [s.detach() for s in gates_of(lab, result, model).parameters()]
         chosen = scope_of_names(model, gating.scope)
         return cut_channels(
@@ -93,7 +93,7 @@ def _remembered(lab: Lab, result: Result, described: Mapping[str, Any], made: Ca
 
 def hardened_weights(lab: Lab, result: Result) -> str:
     """Digest of the stored state of the hard network: weights times hard gates, what `Result.metrics` are of."""
-    model = rebuilt(result.segment.task, lab.state(result))
+    model = rebuild_model(result.segment.task, lab.state(result))
     gates = gates_of(lab, result, model)
     gates.detach(apply=True)
     return lab.store.put_tensors(state_of(model))
@@ -102,7 +102,7 @@ def hardened_weights(lab: Lab, result: Result) -> str:
 def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
     """The gates of a result, on a model of its task with its weights."""
     segment, gating = result.segment, gating_of(result.segment)
-    model = model or rebuilt(segment.task, lab.state(result))
+    model = model or rebuild_model(segment.task, lab.state(result))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
     tensors = lab.store.get_tensors(result.variants[Gating.name])
     gates = attached(gating, model, mask, tensors, lambda: lab.structure(segment.task))

@@ -20,7 +20,7 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training.data_loading import DataOrder, part
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import OWN
-from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating
 
@@ -62,7 +62,7 @@ def test_norms_of_each_rank(store):
     recipe = task.recipe.changed(augment=(), optimizer="sgd", lr=0.1, clip=0)
     segment = described(store, task, 2, norms=OWN, recipe=recipe)
     record = trained(store, segment)
-    model = rebuilt(task, initial_state(task, 3)).train()
+    model = rebuild_model(task, initial_state(task, 3)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
     order, train = DataOrder(4, 192, 32), task.load().train
     with hold(model, store.get_mask(segment.mask)):

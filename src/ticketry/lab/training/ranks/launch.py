@@ -26,7 +26,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError, UsageError
-from ticketry.lab.runners.signals import block_signals, defer_signals, stop_signal
+from ticketry.lab.signals import block_signals, defer_signals, stop_signal
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch, Work

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
-from ticketry.lab.runners.process_guard import (
+from ticketry.lab.process_guard import (
     end_with_parent,
     give_back_freed_memory,
     keep_freed_memory,
     portable,
 )
-from ticketry.lab.runners.signals import ignore_signals_as_rank
+from ticketry.lab.signals import ignore_signals_as_rank
 from ticketry.lab.store.link import Link
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work

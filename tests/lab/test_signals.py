@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from ticketry.lab.runners import signals
-from ticketry.lab.runners.signals import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
+from ticketry.lab import signals
+from ticketry.lab.signals import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals"),
@@ -77,7 +77,7 @@ def test_other_threads_leave_signals_alone() -> None:
 
 AGAIN = """
 import os, signal, time
-from ticketry.lab.runners import signals
+from ticketry.lab import signals
 signals._ONE_REQUEST = 0.0
 with signals.handle_signals(command={command}), signals.defer_signals():
     signal.raise_signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ import pytest
 COUNT = """
 import resource, sys
 import torch
-from ticketry.lab.runners.process_guard import keep_freed_memory
+from ticketry.lab.process_guard import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print("none"); sys.exit()
 def step():
@@ -40,7 +40,7 @@ def test_pages_are_filled_once() -> None:
 HOLES = """
 import sys
 import torch
-from ticketry.lab.runners.process_guard import give_back_freed_memory
+from ticketry.lab.process_guard import give_back_freed_memory
 if sys.argv[1] == "give" and not give_back_freed_memory():
     print("none"); sys.exit()
 def resident():
