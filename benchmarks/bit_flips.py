@@ -45,7 +45,7 @@ def quietly(*words: str) -> int:
 
 
 def is_found(store: Path) -> bool:
-    """What `store check` ends with, but for the reading of its words, which takes longer than to check."""
+    """Return whether `store check` finds damage; calls the library, because starting the command takes longer."""
     try:
         opened = Store(store)
         return not check(opened, more=list(damaged(opened))).sound
@@ -93,7 +93,7 @@ def of_a_file(path: Path, read: Callable[[], bool], flips: int, seed: int) -> Co
 
 
 def unpacked(bundle: Path) -> dict[str, bytes]:
-    """What a bundle puts into an empty store."""
+    """Return path and content of each file that a bundle writes into an empty store."""
     with tempfile.TemporaryDirectory() as name:
         tk.store.unpack(bundle, store=name)
         return {str(path.relative_to(name)): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()}

@@ -6,9 +6,9 @@
 
 Of each network (untrained): costs by `tk.cost.model` on this machine (under masks of the same scores), then masks for
 0.7, 0.5, 0.3, 0.2 and 0.1 of the time of the same engine's dense network, by the energy of outputs, each compiled and
-timed in turns with the dense one. Told are estimated / measured time of the first mask, before anything is corrected,
+timed alternately with the dense one. The rows show estimated / measured time of the first mask, before any correction,
 and of the last one, also by a profile that never timed the network; and how far the last one is from the budget, in a
-timing that it was not chosen by. One thread, fp32, processor time. Budgets below the floor are told as such.
+timing that it was not chosen by. One thread, fp32, processor time. Budgets below the floor are marked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ticketry_engine.bench.machine import machine
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 
 PROFILE = "zen4-avx512"
-"""Of a machine (`--profile`), by which the same masks are estimated without having timed the network."""
+"""Profile of a machine (`--profile`) that estimates the same masks without timing the network."""
 
 Made = tuple[nn.Module, torch.Tensor]
 

@@ -1,8 +1,8 @@
-"""What the benchmarks share: alternating timing, rows and tables, the machine, JSON.
+"""Helpers of all benchmarks: alternating timing, rows and tables, the machine, JSON.
 
 A benchmark is a script with a function from its arguments to rows, handed to `main`. Ratios are of times measured in
 one process, taken in turns (A B A B …), and summed up as the median and the quartiles of the ratios of each round, so
-that whatever slows the machine down for a while slows both sides of a ratio.
+that a slow phase of the machine slows both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Row:
     what: str
     measured: float
     unit: str = ""
-    """What follows the number: s, %, bits; nothing for a ratio."""
+    """Unit of the number: s, %, bits; empty for a ratio."""
     low: float | None = None
     """First quartile, where there are repeats."""
     high: float | None = None
     """Third quartile."""
     target: float | None = None
-    """What the number must not exceed; None where it is only for comparison."""
+    """Upper bound of the number; None without a target."""
     at_least: float | None = None
-    """What the number must not fall below; None where there is no such bound."""
+    """Lower bound of the number; None without a target."""
     how: str = ""
     """Threads, precision, clock, repeats."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -120,18 +120,18 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def user_environment() -> dict[str, str]:
-    """The environment for commands that are timed: byte code is kept, as it is for an installed package."""
+    """The environment for commands that are timed: byte code is written, as for an installed package."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def ticketry_command() -> list[str]:
-    """The installed command of this interpreter, or the module if there is none."""
+    """Return the installed command of this interpreter, else the module."""
     script = Path(sys.executable).with_name("ticketry")
     return [str(script)] if script.is_file() else [sys.executable, "-m", "ticketry"]
 
 
 def finished(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """What a command wrote to standard output; ends the benchmark with its errors if it failed."""
+    """Return the standard output of a command; exit with its errors if it failed."""
     done = subprocess.run(command, env=environment or user_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\nended with code {done.returncode}:\n{done.stderr[-4000:]}")
@@ -142,7 +142,7 @@ def finished(command: Sequence[str], environment: Mapping[str, str] | None = Non
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
+    """Return processor, threads and versions of this measurement."""
     from ticketry.lab.environment import processor
     from ticketry.version import __version__
 
@@ -165,7 +165,7 @@ def load_average() -> float | None:
 
 
 def commit() -> str | None:
-    """Of the repository the benchmark lies in; with a + if its sources are changed since."""
+    """Return the commit of this repository, with a + if its sources have changed since."""
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, stderr=subprocess.DEVNULL)
         changed = subprocess.check_output(["git", "status", "--porcelain", "--", "../src"], cwd=HERE)
@@ -199,7 +199,7 @@ def one_thread() -> None:
 
 
 def table(rows: Sequence[Row | Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table that is readable as it is."""
+    """Format rows as a Markdown table with aligned columns."""
     lines = [("what", "measured", "quartiles", "to reach", "reached", "how")]
     for row in rows:
         one = row if isinstance(row, Row) else Row(**row)

@@ -1,12 +1,12 @@
-"""What the gates of Continuous Sparsification cost in a training step: time, gated / dense, and memory beyond dense.
+"""Cost of the gates of Continuous Sparsification in a training step: time, gated / dense, and memory beyond dense.
 
 A bare PyTorch loop over batches of 128 that are ready in memory (random numbers in the shape of the data; elementwise
-and matrix kernels take the same time whatever the numbers), with fused SGD for the weights; gated with
+and matrix kernels take the same time for any numbers), with fused SGD for the weights; gated with
 `tk.gates.attach`, its penalty, its annealing and a second fused SGD; and, for comparison, the same gates as a plain
 parametrisation (torch.nn.utils.parametrize) with a penalty written out.
 
 Memory is what torch allocates: the peak within a step (by the profiler) on top of what lives between steps, which is
-weights, gates, momentum and batch. It is told in sizes of the gated weights above the dense step's.
+weights, gates, momentum and batch. It is reported in sizes of the gated weights above the dense step's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Setting:
     shape: tuple[int, ...]
     precision: str
     steps: int
-    """Of a sample."""
+    """Steps of a sample."""
     target: float
     """The ratio to reach."""
 

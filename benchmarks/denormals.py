@@ -1,11 +1,11 @@
-"""What denormal numbers cost in training: LeNet-300-100 with Adam, dense and in searches with gates.
+"""Cost of denormal numbers in training: LeNet-300-100 with Adam, dense and in searches with gates.
 
     python benchmarks/denormals.py                      # 4,000 steps, three turns
     python benchmarks/denormals.py --length 16000it --rounds 1
 
-Trainings of this library in turns, with denormal numbers as zero (as it trains) and as they are
-(`torch.set_flush_denormal` taken away). Told are processor seconds of training, medians, and whether all weights end as
-the same bits. One thread.
+Trainings of this library in turns, with denormal numbers as zero (as it trains) and unchanged
+(without `torch.set_flush_denormal`). The rows show median processor seconds of training, and whether all weights end
+as the same bits. One thread.
 """
 
 from __future__ import annotations

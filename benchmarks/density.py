@@ -1,9 +1,9 @@
-"""What a density asked for costs with Continuous Sparsification: `--density` against a search with an s0 given.
+"""Cost of a requested density with Continuous Sparsification: `--density` against a search with a given s0.
 
-For each target a whole search of `--rounds` rounds. Told are the densities of the last tickets (greatest relative
+For each target a whole search of `--rounds` rounds. Reported are the densities of the last tickets (greatest relative
 error) and the steps of the search against those of one with a given s0: rounds alone (what `Found.search_steps` has),
-and rounds and tickets (what a user waits for). Each target has a store of its own, so that nothing is shared; what is
-told are counts, not times.
+and rounds and tickets (what a user waits for). Each target has a separate store, so that nothing is shared. All results
+are counts, not times.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 process with two threads and the whole batch, in turns, in float32 and channels_last, SGD with momentum, a mask held.
 Two cores are needed. Norms are those of each process (as DDP has them), and once synchronised. Where the machine has
 other work, two threads that wait for each other at every operation lose more of their wall time than two processes
-that meet once a step: one thread alone, and processor time, tell how much of a ratio is that.
+that meet once a step: rows for one thread alone and for processor time show that share of a ratio.
 
 **Pruning.** An MLP of ``--width`` squared weights a layer, global magnitude to a density of 0.1: two processes that
 have half of it each (`fully_shard`) against one that has all. The peak is the highest resident memory of a fresh
@@ -49,7 +49,7 @@ from ticketry.tasks.task import Split, Splits
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.6
 _VIEWS = {"gradient_as_bucket_view": True}
-"""Of the buckets: they save a copy of each gradient."""
+"""Options of DDP: buckets as views save a copy of each gradient."""
 _LAB = {**_VIEWS, "find_unused_parameters": True}
 _OWN = {**_LAB, "broadcast_buffers": False}
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 class Side:
-    """Processes that wait to be told to make steps."""
+    """Processes that make steps on request."""
 
     def __init__(self, kind: str, ranks: int, batch: int, folder: Path) -> None:
         context = mp.get_context("spawn")
@@ -88,7 +88,7 @@ class Side:
             process.start()
 
     def seconds(self, steps: int) -> tuple[float, float]:
-        """Of a step: wall time of the slowest process, and processor time of all together."""
+        """Return per step the wall time of the slowest process and the processor time of all."""
         for order in self.orders:
             order.put(steps)
         walls, processors = zip(*(self.answers.get(timeout=600) for _ in self.orders), strict=True)
@@ -174,7 +174,7 @@ def weights(width: int, depth: int) -> nn.Sequential:
 
 @torch.no_grad()
 def fill(model: nn.Sequential) -> None:
-    """The same values, whole or in parts, a layer at a time."""
+    """Fill each layer with values that do not depend on how it is sharded."""
     model.to_empty(device="cpu")
     for index, parameter in enumerate(model.parameters()):
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
@@ -251,7 +251,7 @@ def pruning_rows(arguments: argparse.Namespace) -> list[Row]:
 
 
 class Wide(tk.Task):
-    """Noise, and the MLP whose size is told: ``devices:Wide``."""
+    """A task of random data with an MLP of a given width: ``devices:Wide``."""
 
     name, metric = "wide", tk.Metric("loss", "", higher_is_better=False)
     recipe = tk.Recipe(length="4it", batch=16, optimizer="adam", lr=1e-4)
@@ -281,7 +281,7 @@ class Wide(tk.Task):
 
 
 class Peaks(Watch):
-    """Of the ranks, or of this process where it trains itself: the highest and the lowest resident memory seen, MB."""
+    """Records the highest and lowest resident memory of the ranks, or of this process, in MB."""
 
     def __init__(self) -> None:
         super().__init__(checkpoint_seconds=0.5)

@@ -1,4 +1,4 @@
-"""What training in the lab costs beside a bare loop, beyond pictures: language.
+"""Cost of language-model training in the lab compared with a bare loop.
 
 The bare loop is plain PyTorch: the next piece of the text, forward, backward, clipping, step, hidden states detached
 and handed on. Model, batch, optimiser and arithmetic are the same; both go over the same corpus.
@@ -34,7 +34,7 @@ class Setting:
     task: str
     model: str
     steps: int
-    """Of a sample."""
+    """Steps of a sample."""
 
 
 LANGUAGE = (Setting("ptb", "lstm", 6), Setting("ptb", "pointer-lstm", 4), Setting("wikitext-2", "gpt", 2))
@@ -73,7 +73,7 @@ def language(setting: Setting, data: Path | None, *, quick: bool) -> list[Row]:
     ]
 
 
-# -- a loop of one's own -----------------------------------------------------------------------------------------------
+# -- the user's loop --------------------------------------------------------------------------------------------------
 
 
 class Bare:

@@ -1,7 +1,7 @@
 """The perplexity of the dense LSTM of `--preset ptb-lstm-short` beside that of PyTorch's example word_language_model.
 
 The example (https://github.com/pytorch/examples, BSD-3-Clause) is not part of this repository: give a clone of it, or a
-bare one, with --examples, or set $PYTORCH_EXAMPLES. Its `main.py` is run as it is, in this process, with a corpus in
+bare one, with --examples, or set $PYTORCH_EXAMPLES. Its `main.py` runs unchanged in this process, with a corpus in
 place of its `data.py` that has the tokens of ours: the same first part of Penn Treebank, and the same 10,000 words.
 Sizes, tied weights, dropout, batch, pieces, clipping, learning rate and epochs are the same. What differs is how the
 learning rate falls (theirs by 4 where the validation loss does not, ours along a cosine), that they keep the best epoch

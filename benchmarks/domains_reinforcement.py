@@ -1,14 +1,14 @@
 """Deep Q-learning: its steps beside CleanRL's, poles that are balanced, and trainings that are killed.
 
 CleanRL (https://github.com/vwxyzjn/cleanrl, MIT) is not part of this repository: give a clone of it, or a bare one,
-with --cleanrl, or set $CLEANRL. Its `cleanrl/dqn.py` is run as it is, in this process, with a writer of logs that does
+with --cleanrl, or set $CLEANRL. Its `cleanrl/dqn.py` runs unchanged in this process, with a writer of logs that does
 nothing in place of tensorboard's, which saves it time. Both then have the same network, batch, optimiser, size of
 memory, steps between updates and share of random actions; of CleanRL's time what precedes its first update is taken
 off. CleanRL has one environment: the first row has one on both sides, the second ours with as many side by side as
 there are steps between updates, so that the network is asked once for all.
 
-CleanRL asks for Gymnasium 0.29.1, whose NumPy is older than torch's. With today's, an environment begins anew in a step
-of its own, without an action, which costs it nothing here.
+CleanRL asks for Gymnasium 0.29.1, whose NumPy is older than torch's. With today's, an environment resets in a separate
+step, without an action, which costs it nothing here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from peers import as_script, unpacked
 
 FASTER, SOLVED, KILLS = 1.2, 475.0, 10
 SEEDS = range(10, 20)
-"""Of CartPole: 0 to 9 were looked at before its settings were changed for the last time."""
+"""Seeds for CartPole; its settings were tuned on seeds 0 to 9."""
 _FREQUENCY, _WARMUP, _EXPLORE = 10, 1_000, 0.05
 _FILES = ("cleanrl/dqn.py", "cleanrl_utils/__init__.py", "cleanrl_utils/buffers.py")
 
@@ -146,7 +146,7 @@ def _theirs(script: Path, count: int) -> float:
 
 
 class _NoWriter:
-    """Takes whatever a writer of logs is given, and writes nothing."""
+    """A log writer that ignores everything."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -194,7 +194,7 @@ def cartpole_rows(arguments: argparse.Namespace) -> list[Row]:
 
 
 def kill_rows(arguments: argparse.Namespace) -> list[Row]:
-    """Of ten kills (SIGKILL, at random moments of a search on LunarLander), the results that differ by a bit."""
+    """Kill a search on LunarLander ten times (SIGKILL, at random) and count the results that differ by a bit."""
     kills = 2 if arguments.quick else KILLS
     words = ["search", "gradual", "--task", "lunarlander", "--replicates", "1", "--controls", "none"]
     words += ["--density", "0.2", "--workers", "0", "--checkpoint-seconds", "0.1", "--json"]
@@ -215,7 +215,7 @@ def kill_rows(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _killed(store: Path, seconds: float, words: list[str]) -> None:
-    """Run the command, and kill it so many seconds after it has stored a checkpoint of its own."""
+    """Run the command, and kill it `seconds` after its first checkpoint."""
     before = _checkpoints(store)
     process = subprocess.Popen(
         [*ticketry_command(), *words],

@@ -1,6 +1,6 @@
-"""What early pruning saves and what it costs: shrunk steps, their memory, scores, the detector, a whole run.
+"""Savings and costs of early pruning: shrunk steps, their memory, scores, the detector, a whole run.
 
-Steps are a bare PyTorch loop over a batch of 128 random images that lies in memory, with fused SGD. What is removed is
+Steps are a bare PyTorch loop over a batch of 128 random images in memory, with fused SGD. What is removed is
 chosen by gates on channels at initialisation (`crop_gates`: CroP-S) over all layers together, channel by channel and in
 blocks of 16, and by the l1 norm with the same share of every layer; the shares of FLOPs and of memory are those of the
 network that is left.

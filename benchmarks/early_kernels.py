@@ -3,8 +3,8 @@
 VGG-16 on CIFAR-10, pruned once, early in training, to 5 % of its weights, and trained on to the end of its schedule.
 Time is what this process computed (processor time) in the steps of a training from the initialisation to the end, those
 before the cut too, with the compilation of kernels and the making of their tables; detector and scores, which are the
-same with any kernels, are told beside it. Both searches in one process, one thread, float32. Stopped and started again,
-it goes on.
+same with any kernels, are reported beside it. Both searches run in one process, one thread, float32. An interrupted
+benchmark resumes.
 
     python benchmarks/early_kernels.py --store FOLDER --size 16 --length 400it --batch 64
 """
@@ -36,7 +36,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def searched(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of a search with these kernels: seconds of each stretch of steps, what came of them, and all processor time."""
+    """Run a search with these kernels; return seconds of each stretch of steps, results and processor time."""
     file = arguments.store / f"{kind}.json"
     if file.exists():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -85,13 +85,13 @@ def watched(stretches: list[dict[str, Any]]) -> Any:
 
 
 def seconds(found: dict[str, Any], *, masked: bool, until: int | None = None) -> float:
-    """Of steps with or without the mask, up to one of them."""
+    """Return the seconds of all steps with or without the mask, optionally up to a step."""
     some = [one for one in found["stretches"] if one["masked"] == masked and (until is None or one["last"] <= until)]
     return float(sum(one["seconds"] for one in some))
 
 
 def rows_of(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[Row]:
-    """Whole trainings, the sparse part by itself, accuracies."""
+    """Return rows for whole trainings, for their sparse part alone, and accuracies."""
     cut, steps = found["auto"]["cut"], found["dense"]["dense"]["steps"]
     how = f"{arguments.network}, {arguments.size} x {arguments.size}, {steps} steps of {arguments.batch}, cut at {cut}"
     dense = seconds(found["dense"], masked=False)

@@ -130,7 +130,7 @@ def batch(data: Path | None) -> tuple[Tensor, Tensor]:
 
 
 class Peer:
-    """The other implementation, imported from where it lies."""
+    """The other implementation, imported from its folder."""
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "Pruners" / "pruners.py").is_file():

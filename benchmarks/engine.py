@@ -1,4 +1,4 @@
-"""What the engine saves against the fastest dense engine, end to end, layout changes included.
+"""Time saved by the engine against the fastest dense engine, end to end, layout changes included.
 
     python benchmarks/engine.py --only resnet-18@64 vgg-16@1      # some of the rows
     python benchmarks/engine.py --threads 2
@@ -46,7 +46,7 @@ from ticketry_engine.bench.workload import Case
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 GROUPS, SMALL = "groups:32", "groups:4:any"
-"""What stands for groups of at least 32 rows, and for those of 4 to 16 rows: the hardest of each."""
+"""Hardest case of groups of at least 32 rows, and of groups of 4 to 16 rows."""
 TWO_THREADS = 2.0
 """Points by which two threads may fall short of the targets of one."""
 
@@ -68,7 +68,7 @@ class Setting:
 
 
 def _targets(groups: Sequence[float], small: Sequence[float], unstructured: Sequence[float]) -> dict[Any, Any]:
-    """Of densities 26, 20 and 10 %; unstructured of 26 and 10 %."""
+    """Return targets for densities of 26, 20 and 10 %; unstructured for 26 and 10 %."""
     made: dict[tuple[str, float], float | None] = {}
     for pattern, targets in ((GROUPS, groups), (SMALL, small)):
         made |= {(pattern, density): target for density, target in zip((0.26, 0.2, 0.1), targets, strict=True)}
@@ -338,7 +338,7 @@ def compile_rows() -> list[Row]:
 
 
 def compile_seconds(folder: str) -> dict[str, float]:
-    """In a process of its own, with its kernels' cache in that folder."""
+    """Time compilation in a new process with an empty kernel cache in `folder`."""
     os.environ["TICKETRY_CACHE"] = folder
     torch.set_num_threads(1)
     subject = Subject(NETWORKS["resnet-18"])
@@ -357,7 +357,7 @@ def compile_seconds(folder: str) -> dict[str, float]:
 
 
 def load_seconds(folder: str) -> dict[str, float]:
-    """In a process of its own, of the file that `compile_seconds` has left in the folder."""
+    """Time loading, in a new process, the file that `compile_seconds` left in `folder`."""
     os.environ["TICKETRY_CACHE"] = folder
     torch.set_num_threads(1)
     inputs = Subject(NETWORKS["resnet-18"]).examples(8)

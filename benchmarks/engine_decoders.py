@@ -1,4 +1,4 @@
-"""What the engine saves on networks that make images, against the fastest dense engine.
+"""Time saved by the engine on networks that generate images, against the fastest dense engine.
 
     python benchmarks/engine_decoders.py --only unet --against eager openvino onnxruntime
 

@@ -2,11 +2,11 @@
 
     python benchmarks/engine_families.py --output engine_families.json --seconds 300 --gigabytes 12
 
-Each network (untrained, small) has a process of its own, with limits of time and memory. What is found is added to the
-file, and networks that are in it are left out: stopped, the command goes on where it was; `--again` measures what was
+Each network (untrained, small) runs in a separate process with limits of time and memory. What is found is added to the
+file, and networks that are in it are left out: an interrupted command resumes; `--again` measures what was
 not equal once more. Every network is compiled without a mask and with a random one that keeps a tenth of the weights.
-Outputs are compared with eager torch's in float32, relative to the largest; times are medians of calls in turns, of the
-processor, on one thread, and tell what they tell: networks this small spend much of eager's time on calls.
+Outputs are compared with eager torch's in float32, relative to the largest; times are median processor
+seconds of alternating calls on one thread. Networks this small spend much of eager's time on call overhead.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
 TOKENS = 24
 
 
-# -- one network, in a process of its own ------------------------------------------------------------------------------
+# -- one network, in a separate process --------------------------------------------------------------------------------
 
 
 def built(name: str) -> tuple[Any, Any]:
@@ -126,7 +126,7 @@ def built(name: str) -> tuple[Any, Any]:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """What became of one network."""
+    """Return the result for one network."""
     import torch
 
     from engine.families import shake
@@ -218,7 +218,7 @@ def doubled(inputs: Any) -> Any:
 def difference(found: Any, wanted: Any, across: bool = False) -> float:
     """The largest difference of any output, relative to the largest number of that output.
 
-    `across`: whatever the data types of the two.
+    across: compare outputs of different data types too.
     """
     import torch
     from torch.utils._pytree import tree_flatten
@@ -236,7 +236,7 @@ def difference(found: Any, wanted: Any, across: bool = False) -> float:
 
 
 def _apart(made: Any, right: Any) -> float:
-    """Of one output; infinite where one has a number and the other none, or where there is nothing to compare."""
+    """Return the difference of one output; infinite if only one is a number, or if nothing can be compared."""
     import torch
 
     if made.shape != right.shape or made.dtype != right.dtype:
@@ -250,7 +250,7 @@ def _apart(made: Any, right: Any) -> float:
 
 
 def in_turns(functions: list[Callable[[], Any]], rounds: int = 9, most: float = 20.0) -> list[float]:
-    """The median seconds of each, of calls in turns, one of which before does not count.
+    """Return the median seconds of each function over alternating calls, after one warm-up call.
 
     Seconds of the processor: by the clock a process that others crowd out is a hundred times as fast, or as slow. And
     of this thread, which is the only one that computes: a process whose time is limited (`RLIMIT_CPU`) reads its own
@@ -292,7 +292,7 @@ def main() -> int:
 
 
 def prepare_engine(names: Sequence[str]) -> None:
-    """As `prepare`; and what torch.export and the compiler import, by a small network."""
+    """Call `prepare`, and import what torch.export and the compiler need by compiling a small network."""
     prepare()
     import torch
 

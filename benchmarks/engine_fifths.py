@@ -1,4 +1,4 @@
-"""What a fifth of the weights saves on several networks: for `engine_timm.py` and `engine_decoders.py`."""
+"""Time saved with a fifth of the weights on several networks: for `engine_timm.py` and `engine_decoders.py`."""
 
 from __future__ import annotations
 

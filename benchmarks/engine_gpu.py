@@ -9,7 +9,7 @@ from and to tensors that stay where they are, in rounds in turn; a time is the m
 several replays. The baseline is the fastest of
 
     folded     the captured graph, norms folded, all layers in cuDNN and cuBLAS, channels_last, cudnn.benchmark
-    eager      the model as it is, channels_last, cudnn.benchmark
+    eager      the model unchanged, channels_last, cudnn.benchmark
     compiled   torch.compile, mode max-autotune, weights frozen (leave it out with --against folded eager)
 
 and `saved` is the share of its time that the sparse model does not take. `auto` is what compile_gpu chooses, `forced`
@@ -293,7 +293,7 @@ def crossing(rows: list[dict[str, Any]], count: int) -> str:
 
 
 def layers(fast: Any, x: Tensor) -> str:
-    """Where the time goes, operation by operation."""
+    """List the time of each operation."""
     found = fast.profile(x, rounds=7)
     lines = [f"     {1e6 * (one.seconds or 0):8.1f} us  {one.name:24} {one.kind:16} {one.kernel}" for one in found]
     return "\n".join(lines)

@@ -87,7 +87,7 @@ class Network:
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    """Of one example."""
+    """Shape of one example."""
 
 
 def _zoo(name: str, size: int, classes: int) -> Network:

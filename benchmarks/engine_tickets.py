@@ -1,4 +1,4 @@
-"""What tickets by global magnitude take: time / (their share of the multiplications x the dense network's time).
+"""Latency of tickets by global magnitude: time / (their share of the multiplications x the dense network's time).
 
     python benchmarks/engine_tickets.py resnet-20 --length 100it --batch 64 1 --against eager openvino onnxruntime
 
@@ -91,7 +91,7 @@ def rows_of(
 
 
 def share_of(model: torch.nn.Module, mask: Mask, x: torch.Tensor) -> float:
-    """What the mask leaves of the multiplications of a forward pass."""
+    """Return the share of the MACs of a forward pass that the mask retains."""
     twin = copy.deepcopy(model).requires_grad_(True)
     flops = forward_flops(mask.parameters(twin), lambda: twin(x))
     return flops.left(removed_shares(mask)) / flops.dense

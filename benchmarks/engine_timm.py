@@ -1,4 +1,4 @@
-"""What the engine saves on networks of depthwise convolutions and attention, against the fastest dense engine.
+"""Time saved by the engine on networks of depthwise convolutions and attention, against the fastest dense engine.
 
     python benchmarks/engine_timm.py --only vit-tiny --against eager openvino onnxruntime
 

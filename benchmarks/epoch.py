@@ -1,6 +1,6 @@
-"""What an epoch of the lab's loop costs: ours / a bare PyTorch loop, LeNet-300-100 on Fashion-MNIST, dense.
+"""Cost of an epoch in the lab's loop: ours / a bare PyTorch loop, LeNet-300-100 on Fashion-MNIST, dense.
 
-The bare loop is the fastest plain one we know, and does less than ours: the training images lie in memory as float32,
+The bare loop is the fastest plain one we know, and does less than ours: the training images are in memory as float32,
 normalised before (172 MB; ours keeps bytes and normalises each batch); each epoch draws ``torch.randperm`` and takes
 batches by ``index_select``; the loss is not looked at; the random state is not set. Both have the same network, batch,
 learning rate and optimiser, in its fused form; the last batch of an epoch is smaller in both. A second figure is

@@ -2,13 +2,13 @@
 
     python benchmarks/faults_store.py --faults 10000 --counts faults-store.json
 
-Moto's S3 server and a proxy before it run as processes of their own, on loopback ports. The proxy does harm to a share
+Moto's S3 server and a proxy before it run as separate processes on loopback ports. The proxy corrupts a share
 of the requests (`RATES`): it answers 500 or 503, closes the connection before or after the request is carried out,
-breaks an answer off half way, or is two seconds late. A search is begun on one machine (a cache of its own), killed
-with SIGKILL at a random moment, and begun again on another, until it comes to its end. The store is copied into a
-folder then, by `ticketry store copy`: all that lies there has to be what an undisturbed search leaves in a folder,
+breaks an answer off half way, or is two seconds late. A search is begun on one machine (with a separate cache), killed
+with SIGKILL at a random moment, and begun again on another, until it ends. The store is copied into a
+folder then, by `ticketry store copy`: all files must be what an undisturbed search leaves in a folder,
 records without timings, tickets and tensors to the last byte, and `store check` has to find it sound. The counts are
-kept after each trial: the same command goes on, and adds to them.
+kept after each trial: the same command resumes and adds to them.
 """
 
 from __future__ import annotations

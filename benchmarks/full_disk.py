@@ -1,11 +1,11 @@
-"""A really full disk at every write of a command, each in turn: a clear error, and then it goes on to the same result.
+"""A really full disk at every write of a command, each in turn: a clear error, then the same result.
 
     python benchmarks/full_disk.py --positions 100 --counts full-disk.json        (needs the right to mount)
 
 Each command works on a small tmpfs. Before its k-th write the disk is filled up to the last byte, or to the last few
-pages. The command has to fail in words and leave no part of a file behind. Then there is room again, and the same
-command has to come to what an undisturbed run came to: records without timings, tickets and tensors to the last byte.
-k goes from the first write to the last: checkpoints, tensors, results, remembered answers, tickets, records, the page.
+pages. The command has to fail with a clear message and leave no partial file. Then there is room again, and the same
+command has to reach the result of an undisturbed run: records without timings, tickets and tensors to the last byte.
+k runs from the first write to the last: checkpoints, tensors, results, remembered answers, tickets, records, the page.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ticketry.files import write_atomically
 
 _PAGE = 4096
 _FREE_PAGES = (0, 0, 1, 40)
-"""What is left at the k-th write, in turn: nothing, or too little for tensors; then another write fails."""
+"""Free pages at the k-th write, in turn: none, or too few for tensors, so that a later write fails."""
 
 _SELDOM = ("--checkpoint-seconds", "0.3")
 """Else most positions would be checkpoints."""
@@ -81,7 +81,7 @@ def fill(ballast: Path, free_pages: int) -> None:
 
 
 def kind_of(path: str) -> str:
-    """Of the file that could not be written."""
+    """Return the kind of the file that could not be written."""
     if "/tickets/" in path:
         return "ticket"
     for part in ("blobs", "results", "memo", "partial", "runs", "evidence"):

@@ -23,7 +23,7 @@ RUN_FILE: dict[str, Any] = {
     "seeds": {"initialisation": 0, "order": 1, "mask": 2},
     "options": {"train": 100},
 }
-"""What a good run file says."""
+"""Content of a valid run file."""
 
 
 def _nested(depth: int) -> Any:
@@ -50,7 +50,7 @@ def places(value: Any, place: Place = ()) -> Iterator[Place]:
 
 
 def changed(value: Any, draw: Random, known: Sequence[Place] | None = None) -> Any:
-    """A JSON value with up to three changes; the value itself stays as it is.
+    """Return a copy of a JSON value with up to three changes.
 
     Args:
         known: the value's `places`, if they are known: to look for them takes longer than to change one.
@@ -126,7 +126,7 @@ def sealed_values(values: dict[str, Any]) -> bytes:
 
 
 def toml(values: dict[str, Any]) -> str:
-    """As TOML, inline; what it has no word for is left out."""
+    """Write the values as inline TOML, without those that TOML cannot express."""
 
     def word(value: Any) -> str:
         if isinstance(value, dict):

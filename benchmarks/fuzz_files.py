@@ -4,8 +4,8 @@
 
 Each input is a good file of a format, changed: values of its JSON replaced by hostile ones, entries taken away,
 repeated or nested; entries of a safetensors header likewise; or bytes flipped, cut, repeated. Where it is changed by
-structure it gets a digest that is right, as whoever forges a file would give it. A reader may refuse with an error of
-the library's own. Anything else that is raised, or takes longer than ten seconds, is a failure: it is shown with the
+structure it gets a matching digest, as a forger would add. A reader may refuse it with an error of
+the library. Anything else that is raised, or takes longer than ten seconds, is a failure: it is shown with the
 number of its input.
 
 `fuzz_readers.py` calls the readers alone, of every format, a hundred times as fast.

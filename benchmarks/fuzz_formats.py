@@ -64,9 +64,9 @@ class Format:
     put: Callable[[Random, bool], None]
     """Write a changed one; by bytes or by structure."""
     read: Callable[[], Any]
-    """As commands do."""
+    """Read the file in the way that commands do."""
     told: Callable[[Any], str] = repr
-    """What was read, to compare with."""
+    """Text of the result, for comparisons."""
     has_digest: bool = True
     """Whether the format knows its bytes from others."""
     good: str = field(init=False)
@@ -76,7 +76,7 @@ class Format:
 
 
 def formats(folder: Path) -> Iterator[Format]:
-    """All of them, each with a file of its own below an empty folder, which stays the good one's until it is put."""
+    """Yield all formats; each has a valid file in a separate folder until `put` replaces it."""
     for number, make in enumerate((_tickets, _records, _evidence, _stores, _tensors, _settings, _models, _data)):
         yield from make(folder / str(number))
 
@@ -101,7 +101,7 @@ def _json_put(
         values = changed(good, draw, known)
         try:
             path.write_bytes(seal(values) if isinstance(values, dict) else json.dumps(values).encode())
-        except (TicketryError, UnicodeError, ValueError):  # what nobody can give a digest
+        except (TicketryError, UnicodeError, ValueError):  # values without a digest
             path.write_bytes(json.dumps(values).encode())
 
     return put
@@ -221,7 +221,7 @@ def _stores(folder: Path) -> Iterator[Format]:
         chosen[:] = [draw.choice(sorted(puts))]
         puts[chosen[0]](draw, by_bytes)
 
-    # One that is damaged is none, and is made anew.
+    # A damaged memo counts as missing and is computed again.
     yield Format("memo", put_memo, lambda: store.memo(chosen[0], KEY), _text, has_digest=False)
     described = {"format": 2, "kind": "ticketry.store"}
     other = folder / "other"
@@ -249,7 +249,7 @@ def _stores(folder: Path) -> Iterator[Format]:
 
 
 def _tensors(folder: Path) -> Iterator[Format]:
-    """Tensors of a store: files that are called by their digest, with whatever is in them."""
+    """Yield tensors of a store: files named by their digest, with any content."""
     store = Store(folder / "store")
     state = bytes(tk_tensors({"w": torch.arange(9.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}))
     mask = to_bytes(Mask({"w": torch.arange(9) > 3}))
@@ -306,7 +306,7 @@ def _tensors(folder: Path) -> Iterator[Format]:
 
 
 def tk_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    """As a store writes them, with a text in the metadata, which a stranger may put there."""
+    """Return tensors as a store writes them, with extra text in the metadata."""
     from safetensors.torch import save
 
     return bytes(save(tensors, metadata={"x": "{}"}))

@@ -2,18 +2,18 @@
 
     python benchmarks/fuzz_readers.py --inputs 1000000 --counts readers.json
 
-`fuzz_files.py` takes whole commands, of which a second sees a few dozen. Here each input goes to the one function that
+`fuzz_files.py` runs whole commands, a few dozen per second. Here each input goes to the one function that
 commands read such a file by, and then to what is made of it at once (the task, tables, a page's lines). A quarter is
-changed by bytes, the others by structure, with digests that are right, as whoever forges a file would give them.
+changed by bytes, the others by structure, with matching digests, as a forger would add.
 
-A failure is whatever is not an error of the library's own: another exception, the end of the process, more than ten
-seconds of a processor for one input, more memory than there is, and another result in silence. The last is looked for
+A failure is anything but an error of the library: another exception, the end of the process, more than ten
+seconds of a processor for one input, more memory than there is, and a silently different result. The last is looked for
 in two ways. What was changed by bytes and is read all the same has to say what the good file says, if the format has a
 digest. What was changed by structure has to say the same when it is read again, or written and read again.
 
-Inputs are read in a fork, by turns of each format; a fork that ends or hangs is told with the number of its input, and
-the next goes on behind it. An input follows from its format, its number and the seed. The counts are kept after each
-turn: the same command goes on, and adds to them.
+Inputs are read in a fork, by turns of each format; a fork that ends or hangs is reported with the number of its input,
+and the next fork continues after it. An input follows from its format, its number and the seed. The counts are kept
+after each turn: the same command resumes and adds to them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ticketry.errors import TicketryError
 from ticketry.files import write_atomically
 
 SECONDS = 10
-"""Of a processor, for one input."""
+"""Limit of processor seconds for one input."""
 MEMORY = 6 << 30
 """Bytes of addresses of a fork, of which its libraries take a good gigabyte."""
 TURN = 2000
@@ -58,7 +58,7 @@ _COUNTED = ("inputs", "read", "refused", "failed")
 
 
 def attempt(one: Format, number: int, seed: int) -> str:
-    """What became of an input: ``read``, ``refused``, or how it failed."""
+    """Return the outcome for an input: ``read``, ``refused``, or the failure."""
     draw = Random((seed << 64) ^ (zlib.crc32(one.name.encode()) << 32) ^ number)
     by_bytes = draw.random() < 0.25
     try:
@@ -75,7 +75,7 @@ def attempt(one: Format, number: int, seed: int) -> str:
 
 
 def in_a_fork(one: Format, first: int, end: int, seed: int, counts: np.ndarray[Any, Any], log: Path) -> int:
-    """Read inputs from `first` on, in a process of their own; returns the number of the next that was not read."""
+    """Read inputs from `first` on in a fork; return the number of the first that was not read."""
     counts[:] = 0
     pid = os.fork()
     if not pid:

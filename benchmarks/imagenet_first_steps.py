@@ -2,7 +2,7 @@
 
 ResNet-50 on images of 500 x 375 pixels as JPEG (noise, smoothed), of which parts are cut out at random and resized to
 224 x 224, as the preset trains it. Its batch of 1,024 does not fit a small machine: batches of 8 and 16 are measured,
-each in a process of its own, and the memory of an image of a batch is the difference over 8. Also how long the order
+each in a separate process, and the memory of an image of a batch is the difference over 8. Also how long the order
 of an epoch takes for ImageNet's number of images.
 
 Then the same steps as `ticketry search --devices 2` makes them: two processes over gloo with half of the batch each,
@@ -26,7 +26,7 @@ from common import Row, main, parser, seconds_row
 BATCHES, STEPS, QUICK_STEPS = (8, 16), 5, 2
 RANKS, NORMS = 2, ("own", "synchronised")
 IMAGES, SHARDS = 1_281_167, 1_100
-"""ImageNet's training images, and in how many shards they are taken to lie."""
+"""Number of ImageNet's training images, and of shards."""
 CLASSES = 10
 
 
@@ -77,7 +77,7 @@ def rows_of_ranks(norms: str, told: dict[str, Any]) -> list[Row]:
 
 
 def order_seconds() -> float:
-    """Of ImageNet's images in their shards."""
+    """Return the seconds to shuffle ImageNet's images in their shards."""
     import torch
 
     from ticketry.lab.training.data_loading import DataOrder
@@ -107,7 +107,7 @@ def made_up(folder: Path) -> Path:
 
 
 def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
-    """Seconds of each step, to read and to train, and the peak of memory in bytes; in a process of its own."""
+    """Seconds of each step, to read and to train, and the peak of memory in bytes."""
     import torch
 
     from ticketry.lab.training.optimizer import make_optimizer
@@ -145,7 +145,7 @@ def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
 
 
 def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, Any]:
-    """Of the first steps of a segment of the preset: wall time, processor time and peak memory of its ranks."""
+    """Train the first steps of the preset; return wall time, processor time and peak memory of its ranks."""
     import multiprocessing
     import os
 

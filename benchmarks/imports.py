@@ -1,8 +1,8 @@
-"""What it costs to import ticketry, against torch alone, and how soon `ticketry --help` answers.
+"""Time to import ticketry, compared with torch alone, and time until `ticketry --help` answers.
 
 Each import is timed inside a new interpreter, without its start; CPU time, because other processes do not add to it.
 The package imports what it needs when a name is first used: the second figure touches every public name. Byte code is
-kept, as it is for an installed package, and files have been read before.
+written, as for an installed package, and files have been read before.
 """
 
 from __future__ import annotations

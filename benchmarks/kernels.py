@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--images 16 8 1] [--density 0.26 0.1] [--rows 1 4 12 32] [--layers R18.1 VGG.5]
 
 Rates count the kept weights alone; `saved` is the share of the dense time that the sparse kernel does not take. Times
-are CPU times of the thread (others on the machine do not count), medians of alternating rounds; `estimate` is what the
-planner goes by. Masks are synthetic: random columns for sets of `rows` rows that are scattered over the layer (1:
+are CPU times of the thread (others on the machine do not count), medians of alternating rounds; `estimate` is the
+planner's input. Masks are synthetic: random columns for sets of `rows` rows that are scattered over the layer (1:
 unstructured).
 """
 
@@ -96,7 +96,7 @@ def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:
-    """Median CPU seconds of each call over rounds in turn, each long enough to be told."""
+    """Return median CPU seconds of each call over alternating rounds, each long enough to measure."""
     counts = []
     for call in calls:
         begin = time.thread_time()

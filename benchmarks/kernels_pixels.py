@@ -160,7 +160,7 @@ def kept(shape: tuple[int, ...], density: float, pairs: bool, generator: np.rand
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:
-    """Median CPU seconds of each call over rounds in turn, each long enough to be told."""
+    """Return median CPU seconds of each call over alternating rounds, each long enough to measure."""
     counts = []
     for call in calls:
         call()

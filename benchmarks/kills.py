@@ -1,4 +1,4 @@
-"""Commands killed (kill -9) at random moments, again and again, until they are done: is all as if nobody had?
+"""Commands killed (kill -9) at random moments until they finish: are all results those of undisturbed runs?
 
     python benchmarks/kills.py --kills 1000 --counts kills.json
     python benchmarks/kills.py --kills 300 --counts sigterm.json --signal SIGTERM
@@ -9,7 +9,7 @@ undisturbed run left: records without timings, tickets and tensors to the last b
 store sound, and another trial begins. Told to end by a signal that can be heeded, the command has to end with 128 + its
 number; the longest that it took is kept. Every tenth trial of a command that trains is of real processes with two
 workers; all others run in a fork, which saves the seconds of importing. The counts are kept after each trial: the same
-command goes on, and adds to them.
+command resumes and adds to them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from faults.disturbed import (
 from ticketry.files import write_atomically
 
 _MOST_KILLS = 12
-"""Of one trial: then it may come to its end."""
+"""Most kills of one trial; then the command may finish."""
 _SPAN = 0.35
 """The latest moment of a kill, of the time that the command takes undisturbed: it needs several attempts."""
 _IN_TURN = 10
@@ -108,7 +108,7 @@ def _training(child: Child) -> bool:
 
 
 class RealProcesses(Child):
-    """The same with an interpreter of its own and two workers."""
+    """A command in a new interpreter with two workers."""
 
     def __init__(self, words: Sequence[str], folder: Path) -> None:
         self.folder, self.logs, self.code = folder, folder.parent, None

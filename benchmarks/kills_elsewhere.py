@@ -1,4 +1,4 @@
-"""Workers, schedulers and drivers killed at random moments, again and again: is all as if nobody had?
+"""Workers, schedulers and drivers killed at random moments: are all results those of undisturbed runs?
 
     python benchmarks/kills_elsewhere.py --on in-process processes:2 dask:cluster slurm:local,jobs=2 --kills 100
     python benchmarks/kills_elsewhere.py --on in-process --drivers 2 --kills 100
@@ -9,12 +9,12 @@ where there is one, get SIGKILL, SIGTERM or SIGSTOP (for `--stopped` seconds, th
 workers, ``ray:cluster`` three nodes, ``slurm:`` Slurm itself, begun here (see `kills_places`). With ``--drivers 2`` the
 search is begun twice at once, on one store that has leases of a second, less than a process is stopped for.
 
-When a search comes to its end, all that lies in the store has to be what an undisturbed search in one process leaves
+When a search ends, its store has to hold what an undisturbed search in one process leaves
 there, records without timings, tickets and tensors to the last byte, and the store has to be sound. Results that were
 there already may not be written again. The task itself writes down each step of each training with a digest of its
-outputs: each has to be one of the undisturbed search's, and those that are there twice are work that was lost, which
+outputs: each has to be one of the undisturbed search's, and duplicates are lost work, which
 checkpoints, every `--checkpoint` seconds, bound (see `kills_losses`). Runners take turns, and the counts are kept after
-each trial: the same command goes on, and adds to them.
+each trial: the same command resumes and adds to them.
 
 ``--search resnet-20`` is one of 14 levels on CIFAR-10 of 16 x 16 pixels, ``--store bucket`` one in moto's S3 server:
 
@@ -56,11 +56,11 @@ _LATELY = 0.5
 _DRIVER, _SCHEDULER = 0.2, 0.1
 """Shares of signals that they get; workers get the others."""
 _PATIENCE = 900.0
-"""Seconds that a search may take to its end once nobody is killed any more."""
+"""Seconds that a search may take to finish after the last kill."""
 
 
 class Settings(NamedTuple):
-    """Of all trials."""
+    """Settings of all trials."""
 
     search: str
     length: str
@@ -89,7 +89,7 @@ SEARCHES = {
 
 
 def words(settings: Settings, on: str, store: str) -> list[str]:
-    """Of the search."""
+    """Return the command line of the search."""
     return [
         *("search", "iterative", *SEARCHES[settings.search], "--controls", "none", "--store", store, "--json"),
         *("--checkpoint-seconds", str(settings.checkpoint), "--recipe.length", settings.length, "--on", on),
@@ -98,7 +98,7 @@ def words(settings: Settings, on: str, store: str) -> list[str]:
 
 
 def kept(work: Path) -> dict[str, str]:
-    """What lies in the store in the end: results, tensors and tickets, whatever runner trained them."""
+    """Return results, tensors and tickets in the store at the end."""
     found = left_behind(work)
     return {name: one for name, one in found.items() if name.startswith(("store/results/", "store/blobs/"))
             or "/tickets/" in name}  # fmt: skip
@@ -121,7 +121,7 @@ class Trial:
             self._store = f"s3://{made_bucket(os.environ['AWS_ENDPOINT_URL'], f'trial-{uuid.uuid4().hex[:12]}')}/of/us"
         self._drivers: dict[int, Child] = {}
         self.pids = set[int]()
-        """Of all drivers there were."""
+        """Process ids of all drivers so far."""
 
     def run(self, wanted: Mapping[str, str]) -> None:
         """The search, to its end."""
@@ -187,7 +187,7 @@ class Trial:
         known.update(now)
 
     def _harm(self) -> Counter[str]:
-        """One signal to somebody, while something is trained; what was counted."""
+        """Send one signal to a process while a training runs; return the counts."""
         alive = [child for child in self._drivers.values() if not child.wait(0)]
         workers = [pid for pid in self._training() if not any(pid == child.pid for child in alive)]
         schedulers, drawn = self._where.schedulers(), self._draw.random()

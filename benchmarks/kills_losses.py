@@ -1,4 +1,4 @@
-"""What was trained twice, of what each process wrote down of its steps."""
+"""Work that was trained twice, from the steps that each process logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """Of a training: who did it, when (in seconds), and the digest of its outputs."""
+    """A training step: its process, its time in seconds, and the digest of its outputs."""
 
     pid: int
     moment: float
@@ -30,7 +30,7 @@ def own(steps: Iterable[Step]) -> frozenset[str]:
 
 
 def losses(steps: Sequence[Step], needed: frozenset[str], checkpoint: float) -> dict[str, float]:
-    """Steps that were done again, and for how long whoever did them first had done them.
+    """Return the number of repeated steps, and the seconds that the first process had spent on them.
 
     A loss is a row of steps of one process, all of which were done again later. Its seconds reach from the first to
     the last of them: what the process had trained since the state that others went on from. Checkpoints bound them,

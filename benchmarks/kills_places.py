@@ -1,4 +1,4 @@
-"""Where searches train while somebody is killed: real schedulers of this machine, begun again when they end.
+"""Runners of the kill benchmark: real schedulers on this machine, restarted when they end.
 
 To be cheap to kill, what can be is forked from the process of the benchmark, which has everything imported: commands,
 workers of ``processes``, Dask's scheduler and its workers. Workers of Ray and jobs of Slurm begin with a new Python.
@@ -25,7 +25,7 @@ from lab.runners import elsewhere, slurm_here
 
 
 class Place:
-    """Where there is nothing but what the command itself starts."""
+    """A runner without processes besides those that the command starts."""
 
     def __init__(self, on: str) -> None:
         self.on = on
@@ -40,7 +40,7 @@ class Place:
 
 @contextlib.contextmanager
 def place(on: str, folder: Path) -> Iterator[Place]:
-    """What the words of ``--on`` need, begun in a folder, and ended behind the block."""
+    """Start the scheduler that ``--on`` names in a folder, and end it after the block."""
     kinds: dict[str, Callable[[str, Path], Any]] = {"dask": _dask, "ray": _ray, "slurm": _slurm}
     kind = on.partition(":")[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def preload_workers() -> Callable[[], None]:
 
 
 def forked(log: Path, begin: Callable[[], object]) -> int:
-    """A process of its own group; its output goes to a file."""
+    """Fork a process in a new process group; its output is written to a file."""
     pid = os.fork()
     if not pid:
         code = 1
@@ -89,7 +89,7 @@ def forked(log: Path, begin: Callable[[], object]) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Of a child; it is waited for."""
+    """Return whether a child has ended, and reap it."""
     with contextlib.suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG)[0] != 0
     return True
@@ -172,7 +172,7 @@ cluster.shutdown()
 
 
 class _Ray(Place):
-    """Three nodes of one core each, on the first of which the command is; a node that ended is followed by another."""
+    """Three nodes of one core each; the command runs on the first. A node that ended is replaced."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process, self._asked_at = process, time.monotonic()
@@ -184,7 +184,7 @@ class _Ray(Place):
         self._told: dict[str, Any] = json.loads(self._process.stdout.readline())
 
     def schedulers(self) -> dict[str, int]:
-        """Of the nodes without the command, which end with them."""
+        """Return the process ids of the nodes without the command."""
         return dict(self._told["nodes"])
 
     def mend(self) -> None:
@@ -219,7 +219,7 @@ def _ray(on: str, folder: Path) -> Iterator[_Ray]:
 
 
 class _Slurm(Place):
-    """munged, slurmctld and slurmd of a configuration of their own; the last two are begun again."""
+    """munged, slurmctld and slurmd with a separate configuration; the last two are restarted."""
 
     def __init__(self, on: str, daemons: slurm_here.Daemons) -> None:
         super().__init__(on)

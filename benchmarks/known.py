@@ -6,7 +6,7 @@ LeNet-300-100 on scikit-learn's digits, from another initialisation and search e
 - the ticket at a density of 0.8: it must be found to match the dense network. (That it *wins* cannot be shown there:
   random masks of that density match as well.)
 
-Seeds are added up to a limit of 20; each verification trains all its networks with seeds of its own. What is trained is
+Seeds are added up to a limit of 20; each verification trains all its networks with new seeds. What is trained is
 kept in --store, so that a second run only judges again.
 """
 

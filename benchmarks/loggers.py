@@ -1,9 +1,9 @@
-"""What `--log` costs: a LeNet search on Fashion-MNIST logged by each library, and by none, in turns.
+"""Cost of `--log`: a LeNet search on Fashion-MNIST logged by each library, and by none, alternating.
 
-Each search is in one process of its own, with an empty store. Before it a search of twenty steps is logged in the same
+Each search runs in a separate process with an empty store. Before it a search of twenty steps is logged in the same
 process: then the library is imported, and MLflow has made its database. What that takes is a row by itself.
 Processor time is that of the process, its threads and its children. Beside it stands what threads other than the first
-one took, which trains, less what they take where nothing is logged: loggers work in a thread of their own, so that this
+one took, which trains, less what they take where nothing is logged: loggers work in a separate thread, so that this
 is theirs, without the noise of the training. The last row of a logger adds both up for a search as `ticketry search
 iterative --task fashion-mnist` makes it without another option.
 
@@ -32,7 +32,7 @@ import ticketry as tk
 LOGGERS = ("trackio", "mlflow", "tensorboard")
 MOST = 1.02
 _NETWORKS, _EPOCHS = 33, 10
-"""Of the search on defaults: three replicates of eleven levels, without controls."""
+"""Number of networks of the default search: three replicates of eleven levels, without controls."""
 _DEFAULTS = f"{_NETWORKS} networks of {_EPOCHS} epochs"
 _STEPS = 430
 """In an epoch."""
@@ -169,7 +169,7 @@ def _search(store: str, logger: str, levels: int, length: str, data: Path | None
 
 
 def _processor() -> float:
-    """Of this process, its threads and the children that have ended."""
+    """Return the processor seconds of this process, its threads and its finished children."""
     told = os.times()
     return time.process_time() + told.children_user + told.children_system
 

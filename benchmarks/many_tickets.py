@@ -1,4 +1,4 @@
-"""What several tickets of several densities cost from one command, against a command for each.
+"""Cost of tickets of several densities from one command, compared with one command for each.
 
 Continuous Sparsification with seven s0, one round, tickets trained: one search with worker processes (`--init` with
 seven values) against seven searches with one s0 each, one after another, with as many threads as there are workers.

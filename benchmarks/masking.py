@@ -1,4 +1,4 @@
-"""What a mask costs in a training step: masked / dense.
+"""Cost of a mask in a training step: masked / dense.
 
 Ways to train the same network on the same data, each beside its own dense twin:
 
@@ -8,7 +8,7 @@ Ways to train the same network on the same data, each beside its own dense twin:
 - prune: the same bare loop with torch.nn.utils.prune (custom_from_mask), for comparison.
 
 The bare loops use the optimiser's fused form, which makes the dense step, and so the ratio's base, as fast as it gets.
-For Adam its default form is shown too: there every pruned weight costs time whoever prunes it, because its second
+For Adam its default form is shown too: there every pruned weight costs time with any tool, because its second
 moment is 0, and the square root that torch calls is several times slower at 0.
 
 Masks are random, of density 0.2. A sample is a few steps after one that is not timed; before and after (the attaching
@@ -48,7 +48,7 @@ class Setting:
     ready: int
     """Batches that the bare loops go round. A LeNet takes so many steps that it would soon know a few by heart."""
     steps: int
-    """Of a sample."""
+    """Steps of a sample."""
     target: float
     """The ratio to reach."""
 
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases of one network in one arithmetic have in common."""
+    """Setup shared by all cases of one network in one precision."""
 
     task: tk.Task
     examples: tk.Split
@@ -133,7 +133,7 @@ def lab_case(bench: Bench, mask: tk.Mask | None) -> Callable[[], float]:
     return lab_samples(bench.task, course, mask, bench.steps, bench.arithmetic)
 
 
-# -- a loop of one's own -----------------------------------------------------------------------------------------------
+# -- the user's loop --------------------------------------------------------------------------------------------------
 
 
 class Bare:

@@ -1,4 +1,4 @@
-"""What it costs to train several networks that differ in start and data order alone, in two ways.
+"""Cost of training several networks that differ only in start and data order, in two ways.
 
 - one after another, in this process;
 - side by side in worker processes, one network and one thread each.
@@ -39,9 +39,9 @@ class Setting:
     length: str
     target: float | None
     lab: Mapping[str, Any]
-    """Of the way that is measured."""
+    """Seconds of the measured way."""
     base: Mapping[str, Any]
-    """Of training one after another."""
+    """Seconds of training one network after another."""
     rounds: int = ROUNDS
 
 

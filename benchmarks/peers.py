@@ -1,4 +1,4 @@
-"""Scripts of other repositories, run as they are, in this process. None of them is part of this one."""
+"""Scripts of other repositories, run unchanged in this process. None is part of this repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def unpacked(clone: Path, names: Sequence[str], folder: Path) -> Path:
 def as_script(
     script: Path, words: Sequence[str], root: Path, modules: Mapping[str, ModuleType]
 ) -> Iterator[io.StringIO]:
-    """What a script finds when it is run by itself in `root`, but for some modules; yields what it prints."""
+    """Run a script in `root` with some modules replaced; yield its output."""
     before = dict(sys.modules), list(sys.path), list(sys.argv), Path.cwd(), random.getstate()
     printed = io.StringIO()
     sys.modules.update(modules)

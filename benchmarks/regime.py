@@ -1,7 +1,7 @@
 """Which length of training converges: the dense network at several lengths and seeds, on both splits.
 
 A length counts as converged if twice the steps give the dense network at most 0.3 points more. Lengths of campaigns
-are taken from this table, before any ticket is trained (research/regime.md). Stopped and started again, it goes on.
+are taken from this table, before any ticket is trained (research/regime.md). An interrupted benchmark resumes.
 
     python benchmarks/regime.py resnet-20:cifar10 --option size=16 --length 4000it 8000it 16000it --store FOLDER
 """
@@ -79,7 +79,7 @@ def trained(
 
 
 def rows_of(asked: str, found: dict[str, list[dict[str, Any]]], unit: str) -> list[Row]:
-    """Of each length the mean over seeds with least and greatest, and the gain of the next length."""
+    """Return a row for each length: mean, least and greatest over seeds, and the gain of the next length."""
     rows = []
     lengths = list(found)
     for length, longer in zip(lengths, [*lengths[1:], None], strict=True):

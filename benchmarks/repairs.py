@@ -6,10 +6,10 @@ A search and a verification are done once. Then, again and again, in a copy of t
 flipped, each kind of file in turn. `store check` has to find it, `store check --repair` to leave a sound store or to
 name the file (of another format, as a flipped number says), and the same search and verification to end with what they
 came to at first: records without timings, tickets and tensors to the last byte. A repair of a file leaves the same
-store, whichever of its bits was flipped: on stores whose files are alike to the last byte (but for what was set aside,
+store for any flipped bit: on stores whose files are alike to the last byte (but for what was set aside,
 which no command reads) the search and the verification run once, which is nearly all of the time. These run in forks,
 which saves the seconds of importing; checks and repairs in this process. The counts are kept after each flip: the same
-command goes on, and adds to them.
+command resumes and adds to them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Trials:
     def __init__(self, place: Path, wanted: dict[str, str], seed: int) -> None:
         self.place, self.wanted, self.draw = place, wanted, random.Random(seed)
         self.became: dict[str, list[str]] = {}
-        """Digest of a repaired store -> what was wrong after the commands, each of which such a store had once."""
+        """Digest of a repaired store -> what was wrong after the commands, each run once per such store."""
 
     def flip(self, pattern: str) -> tuple[Counter[str], list[str]]:
         """Flip one bit in a file of a kind; what was counted, and what was wrong."""
@@ -62,7 +62,7 @@ class Trials:
         words = ("store", "check", "--store", str(work / "store"))
         counts["found by check"] += told(*words)[0] == 1
         code, text = told(*words, "--repair")
-        if code:  # a store of another format, say: as it was before, and with the file in the error
+        if code:  # such as a store of another format: unchanged, and the error names the file
             named = path.name in text and "Traceback" not in text
             counts["named by --repair"] += named
             return counts, [] if named else [f"{path.relative_to(work)}: {text[-500:]}"]
@@ -75,7 +75,7 @@ class Trials:
         return counts, [f"{path.relative_to(work)}: {one}" for one in wrong]
 
     def commands(self, work: Path) -> list[str]:
-        """What is wrong after the check, the search and the verification."""
+        """Return the errors after the check, the search and the verification."""
         try:
             for words in (CHECK, *COMMANDS):
                 finished(words, work)
@@ -101,7 +101,7 @@ def told(*words: str) -> tuple[int, str]:
 
 
 def digest_of_files(folder: Path) -> str:
-    """Of the names and contents of all files, to the last byte: commands on two such folders do the same.
+    """Return a digest of the names and contents of all files: commands on equal folders do the same.
 
     But of those that were set aside, which differ by the bit, and which nothing reads.
     """

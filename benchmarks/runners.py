@@ -1,4 +1,4 @@
-"""What a runner takes beside training: one search on each, in turns, on an empty store each time.
+"""Overhead of runners beside training: one search on each, alternating, on an empty store each time.
 
     python benchmarks/runners.py --on processes:1 ray:local,cpus=1 dask:local,workers=1 slurm:local,jobs=1
     python benchmarks/runners.py --on processes:2 ray:local dask:local,workers=2 slurm:local,jobs=2 \
@@ -8,8 +8,8 @@
 The segments are trainings of LeNet-300-100 on digits of --length each, in --chains side by side. Told is, for each
 runner, what a segment takes: in processor seconds of this process and of all that it started, by the wall clock beside
 the steps of its training, which the worker times itself, and how much longer than those steps the chains took. Workers
-are started with a short training each before, which is told alone. ``--state`` times what a cache of states in workers
-could save: reading a segment's start from the store.
+are started with a short training each before, which is reported separately. ``--state`` times what a cache of states in
+workers could save: reading a segment's start from the store.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def searched(on: str, folder: Path, length: str, segments: int, chains: int) -> 
 
 
 def processor_seconds() -> float:
-    """Of this process, of those below it that live, and of those that they have waited for."""
+    """Return the processor seconds of this process and of its live and finished descendants."""
     waited = os.times()
     return waited.user + waited.system + waited.children_user + waited.children_system + _below(os.getpid())
 

@@ -3,8 +3,8 @@
 Iterative magnitude pruning of ResNet-20 on CIFAR-10, rewinding to the start, both searches in one process, a level of
 the one and then a level of the other, so that a busy machine is as busy for both. Time is what this process computed
 (processor time) in the steps, with the compilation of kernels and the making of their tables. The first step of a
-level, which has all that is done once, is told apart too. One thread, float32. It may be stopped and started again:
-what is trained is in the store, and times are in a file beside it.
+level, which has all that is done once, is reported separately. One thread, float32. It may be stopped and started
+again: what is trained is in the store, and times are in a file beside it.
 
     python benchmarks/search_kernels.py --store FOLDER --size 16 --length 120it --figure research/FILE.svg
 """
@@ -62,7 +62,7 @@ class Clock:
         return patch.object(Loop, "train_until", timed)
 
     def of(self, work: Callable[[], Found]) -> tuple[Found, dict[str, Any]]:
-        """What some work gives, and what it took."""
+        """Run the work; return its result and its times."""
         self.training, self.first, self.steps = 0.0, 0.0, 0
         found = work()
         return found, {"steps": self.steps, "training": self.training, "first": self.first}
@@ -76,7 +76,7 @@ class Unmeasured(Lab):
 
 
 def accuracy(lab: Lab, found: Found, count: int) -> float:
-    """Of a network on the first examples of the test split, in percent."""
+    """Return the accuracy on the first examples of the test split, in percent."""
     course = lab.course(found.result.segment.task)
     assert isinstance(course, Supervised)
     test = course.splits.test
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def kinds_of(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Of kernels: of the one search and of the other."""
+    """Return the kernels of the two searches."""
     return "dense", arguments.kernels
 
 

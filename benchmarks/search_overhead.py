@@ -5,8 +5,8 @@ share = 1 - training seconds / (processes x wall seconds from the call of
 
 Everything in between counts: data, evaluation, the store, masks, tickets, the record, and with workers the start of
 their processes (each imports torch, and torch its compiler when it makes the first optimiser) and the time they wait
-for work. The data set is prepared in the cache folder before, as any earlier run would have done. Each search is in a
-process of its own with an empty store, so that nothing is loaded before.
+for work. The data set is prepared in the cache folder before, as any earlier run would have done. Each search runs in a
+separate process with an empty store, so that nothing is loaded before.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Starts:
 
 
 class Parts:
-    """Where the time of a search in this process goes: each second counts for the innermost part it is in."""
+    """Times the parts of a search in this process; each second counts for the innermost part."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)

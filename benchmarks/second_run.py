@@ -1,6 +1,6 @@
 """How long a search takes that is done already: the whole command `ticketry search …`, from start to report.
 
-The report that the first run wrote shows the same, so it is left as it is; for comparison it is removed before the run.
+The report that the first run wrote shows the same, so it is not rewritten; for comparison it is removed before the run.
 
 Timed are runs after a first one, each of which must train nothing: no file of the store's results may be new or
 changed. With --store and --config it is the search of that run file on that store (which must be finished, or this
@@ -80,7 +80,7 @@ def second_run(command: Sequence[str], store: Path) -> tuple[float, float, dict[
 
 
 def results(store: Path) -> dict[str, int]:
-    """Every stored result and when it was written: whatever is trained adds to them."""
+    """Return every stored result and its modification time; each training adds one."""
     return {str(path): path.stat().st_mtime_ns for path in (store / "results").rglob("*.json")}
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/shared_store.py --pairs 2 --length 3ep --levels 14
 
-Searches alternate, each a command of its own with an empty store and an empty cache. Told of each is the time by
-the clock and the processor time of the command; of a pair the ratio, and at the end the medians. The server has a
-process of its own; on a machine whose cores are busy its work delays the clock, as a bucket's network would.
+Searches alternate, each a separate command with an empty store and an empty cache. The rows show wall time and
+processor time of each command, the ratio of each pair, and the medians. The server runs in a
+separate process; on a machine whose cores are busy its work delays the clock, as a bucket's network would.
 """
 
 from __future__ import annotations

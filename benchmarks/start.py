@@ -1,7 +1,7 @@
-"""From nothing to the first ticket of one's own model: the Start page followed word by word, with a clock.
+"""Time from nothing to the first ticket of the user's model, following the quickstart page.
 
 The checkout is cloned into an empty folder. Then every block of docs/quickstart.md that is a command is run there in
-its turn, as it stands, and the first Python block is saved as the file that the page names. A command that fails
+order, unchanged, and the first Python block is saved as the file that the page names. A command that fails
 ends the benchmark. Reading is counted at 230 words a minute (Brysbaert 2019: 238 for English prose), code and
 what the demo prints too; typing at 200 characters a minute, of the commands alone: the program is copied.
 

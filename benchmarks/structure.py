@@ -132,7 +132,7 @@ def against_plain(subject: tuple[nn.Module, tk.Mask], name: str, repeats: int) -
 
 
 def alone(weight: Tensor, kept: Tensor) -> tuple[nn.Linear, tk.Mask]:
-    """A layer of a network by itself, as a matrix."""
+    """Return a layer of a network as a linear layer, with its mask."""
     layer = nn.Linear(weight[0].numel(), len(weight), bias=False)
     layer.weight = nn.Parameter(weight.flatten(1).clone())
     return layer, tk.Mask({"weight": kept.flatten(1)})

@@ -2,9 +2,9 @@
 
     python benchmarks/structure_families.py --output families.json --seconds 600 --gigabytes 12
 
-Each network (its family's smallest, untrained, narrower where an option makes it so) has a process of its own, with
-limits of time and memory. What is found is added to the file, and families that are in it are left out: stopped, the
-command goes on where it was; `--again` measures what was not equal once more. Compared in float64, in evaluation mode
+Each network (its family's smallest, untrained, narrower where an option makes it so) runs in a separate process with
+limits of time and memory. What is found is added to the file, and families that are in it are left out: an interrupted
+command resumes; `--again` measures what was not equal once more. Compared in float64, in evaluation mode
 and in training mode: outputs, and the gradient of every parameter.
 """
 
@@ -137,11 +137,11 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
 """Family -> its network, the size of its images, and options of its making."""
 
 
-# -- one network, in a process of its own ------------------------------------------------------------------------------
+# -- one network, in a separate process --------------------------------------------------------------------------------
 
 
 def measured(family: str) -> dict[str, Any]:
-    """What became of one network."""
+    """Return the result for one network."""
     import torch
     from halving import difference, gradients_apart, halved
     from public_models import settled
@@ -187,7 +187,7 @@ def measured(family: str) -> dict[str, Any]:
 
 
 def in_a_process(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gigabytes: int) -> dict[str, Any]:
-    """What `measure` tells of a network in a fork of this process, or how the fork ended.
+    """Call `measure` in a fork of this process; return its result, or how the fork ended.
 
     A fork has what this process imported: a process begun anew would take longer to import than most networks take.
     """
@@ -215,7 +215,7 @@ def _told(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gig
         try:
             pipe.write(json.dumps(measure(name)))
             status = 0
-        except BaseException:  # its last words, whatever they are
+        except BaseException:  # report any end of the fork
             pipe.write(traceback.format_exc())
             status = 1
     os._exit(status)
@@ -224,7 +224,7 @@ def _told(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gig
 def swept(
     measure: Callable[[str], dict[str, Any]], names: Sequence[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """What is known of each network: of those named, what the file does not tell yet is measured and added to it."""
+    """Return the results of all networks; measure those that the file lacks, and add them to it."""
     found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for name in names:
         if name in found and not (arguments.again and found[name]["outcome"] != "equal"):
@@ -241,7 +241,7 @@ def exit_code(found: dict[str, Any]) -> int:
 
 
 def prepare() -> None:
-    """What all networks need is imported once, in the process that is forked for each of them."""
+    """Import once, before forking, what all networks need."""
     sys.path[:1] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "core" / "structure")]  # not this folder
     import torch
 

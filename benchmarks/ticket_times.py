@@ -1,4 +1,4 @@
-"""What the tickets of runs take here, wherever they were trained: time / the same network's without a mask.
+"""Latency of the tickets of runs on this machine: time / the same network's without a mask.
 
     python benchmarks/ticket_times.py RUN... --store FOLDER --batch 16 --widths 0.75 0.5 0.35 0.25
 
@@ -30,7 +30,7 @@ from ticketry_engine.bench.timing import Timing
 from ticketry_engine.bench.workload import Case
 
 Asked: TypeAlias = dict[str, Any]
-"""What a run was asked for: its run.toml."""
+"""Content of a run's run.toml."""
 OWN = "no mask"
 AT_ONCE = 9
 """Tickets that are timed in turns with one another; more at a time would be far apart."""
@@ -92,7 +92,7 @@ def family(asked: Asked, arguments: argparse.Namespace) -> list[Row]:
 def shares(
     model: nn.Module, asked: Asked, contenders: Sequence[Contender], arguments: argparse.Namespace
 ) -> dict[str, float]:
-    """Of each contender the median over rounds of its time by that of the network without a mask."""
+    """Return for each contender the median over rounds of its time / that of the network without a mask."""
     x = catalogue.make(spec(asked)).example(arguments.batch, arguments.data)
     timing = Timing(rounds=2 if arguments.quick else arguments.rounds, clock=arguments.clock)
     dense = [] if any(not one.sparse for one in contenders) else rivals(["eager"])  # one is the reference

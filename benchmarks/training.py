@@ -1,8 +1,8 @@
-"""What a step of sparse training costs: with kernels / the fastest dense step.
+"""Cost of a step of sparse training: with kernels / the fastest dense step.
 
 A step is all of it: gradients to None, forward, loss, backward, fused SGD with momentum and weight decay, on a batch of
-noise that is ready in memory. Masks are random, of one density in every weight that is masked; with a density of 1
-there is none. Dense steps train the
+noise that is ready in memory. Masks are random, of one density in every weight that is masked; a density of 1
+means no mask. Dense steps train the
 same network without a mask in eager torch, in channels_last and, with ``--compile``, in torch.compile; the ratio is
 taken to the one with the least median. One thread, float32, CPU time, in turns, unless asked otherwise.
 
@@ -13,7 +13,7 @@ multiplications (forward and back, of all layers) that the mask leaves.
 With ``--precision bf16`` both sides compute in bfloat16, dense steps under autocast.
 
 The parts of a sparse step (forward, input gradient, weight gradient, norms and the rest, by kernel) come from another
-run in which each operation is timed by itself.
+run in which each operation is timed separately.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TARGETS = {
 """Pattern -> network -> density -> the ratio to reach, of one thread."""
 
 TARGETS_BF16: dict[str, dict[str, dict[float, float]]] = {"groups:16": {"resnet-18": {0.2: 0.40, 0.1: 0.26}}}
-"""The same in bfloat16, against dense steps in bfloat16."""
+"""Targets in bfloat16, against dense steps in bfloat16."""
 
 TICKET = 1.35
 """The time of a step under a trained mask / its share of the multiplications, times the dense step, to reach."""
@@ -74,13 +74,13 @@ LINE = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.37, 0.45]
 """Densities of a line."""
 
 BATCHES = {"resnet-50-imagenet": 16, "gpt": 32, "lstm": 20}
-"""Where it is not 128."""
+"""Batch sizes other than 128."""
 
 CONTEXT, BYTES = 128, 256
 """Tokens of a piece, and their vocabulary, of the GPT."""
 
 PIECE, WORDS = 35, 10_000
-"""Of the LSTM."""
+"""Length and vocabulary of the LSTM's text."""
 
 Step = Callable[[], None]
 
@@ -221,7 +221,7 @@ def line(name: str, arguments: argparse.Namespace) -> Row:
 
 
 def memory(name: str, density: float, arguments: argparse.Namespace) -> list[Row]:
-    """What steps add to the memory of a process, at the most: with kernels / of the dense step, each in its own."""
+    """Compare the peak memory that steps add to a process: with kernels / dense step, each in a process."""
     batch = arguments.batch or BATCHES.get(name, 128)
     half = arguments.precision == "bf16"
     dense, sparse = (in_fresh_process(peak, name, batch, arguments.pattern, kept, half) for kept in (None, density))
@@ -288,7 +288,7 @@ def step_of(model: nn.Module, x: Tensor, y: Tensor, *, kept: bool = False, half:
 
 
 def dense_steps(model: nn.Module, x: Tensor, y: Tensor, compiled: bool, *, half: bool = False) -> dict[str, Step]:
-    """Steps of the network without a mask, each engine with weights of its own."""
+    """Return steps of the network without a mask, one per engine, each with separate weights."""
     steps = {"eager": step_of(copy.deepcopy(model), x, y, half=half)}
     if compiled:
         steps["compile"] = step_of(torch.compile(copy.deepcopy(model)), x, y, half=half)

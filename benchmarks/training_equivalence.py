@@ -2,7 +2,7 @@
 
 Each seed is one initialisation, data order and mask (random, of one density over all layers): trained twice from the
 same weights, in torch under the mask and in sparse kernels. The interval is Student's, of the differences; beside it
-stands the spread of the seeds. Stopped and started again, it goes on: what is trained is in the store.
+stands the spread of the seeds. An interrupted benchmark resumes from the store.
 
     python benchmarks/training_equivalence.py lenet-5:fashion-mnist resnet-20:cifar10 --store FOLDER --length 3ep
 
@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def trained(task: Task, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """What was found for each seed, by kernels; a seed in both before the next, so that fewer seeds can be told."""
+    """Train each seed with both kernels before the next seed; return the results by kernels."""
     recipe = task.recipe.changed(length=arguments.length)
     if arguments.batch:
         recipe = recipe.changed(batch=arguments.batch)
@@ -82,7 +82,7 @@ def one(lab: Lab, task: Task, recipe: Recipe, seed: int, arguments: argparse.Nam
 
 
 def perplexity(lab: Lab, task: Task, result: Result, count: int) -> float:
-    """Of a token, on so many at the beginning of the test text."""
+    """Return the perplexity on the first `count` tokens of the test text."""
     course = lab.course(task)
     if not isinstance(course, Text):
         raise SystemExit("--test is of language models")

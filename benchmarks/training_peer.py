@@ -1,6 +1,6 @@
 """SparseProp's backward pass / ours: the same layers, weights kept, inputs and thread, and a whole network.
 
-SparseProp (Nikdan et al. 2023, arXiv 2302.04852; https://github.com/IST-DASLab/sparseprop) is run as it is, if it can
+SparseProp (Nikdan et al. 2023, arXiv 2302.04852; https://github.com/IST-DASLab/sparseprop) runs unchanged, if it can
 be imported: it is no part of this repository. Of its two kernels for convolutions each layer has the one that is faster
 here. A layer stands alone, so that both sides bring values into their layout and out of it again; in a whole network
 only SparseProp does so at every layer, and chooses for each, as its own function does, whether to run densely. On both
@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class Backward:
-    """The backward pass of a call, timed by itself: to its input too, unless that is what a network begins with."""
+    """The backward pass of a call, timed separately: to its input too, unless that is what a network begins with."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def both(made: Any, conv: nn.Module) -> dict[str, nn.Module]:
-    """Their kernels over images and over columns: the latter leave out strides in the forward pass by themselves."""
+    """Their kernels over images and over columns: the latter ignore strides in the forward pass."""
     return {name: made.from_dense(conv, over) for name, over in (("images", False), ("columns", True))}
 
 
@@ -117,7 +117,7 @@ def check(cases: Mapping[str, Backward], weight: Tensor, theirs: Mapping[str, nn
 
 
 def row(what: str, cases: Mapping[str, Callable[[], float]], arguments: argparse.Namespace) -> Row:
-    """Their time, of whichever is faster, / ours."""
+    """Return the row of their faster time / ours."""
     seconds = alternating(cases, 2 if arguments.quick else arguments.rounds)
     best = min((name for name in cases if name.startswith("theirs")), key=lambda name: statistics.median(seconds[name]))
     low, median, high = quartiles([a / b for a, b in zip(seconds[best], seconds["ours"], strict=True)])

@@ -54,9 +54,9 @@ class Cell:
     spread: float
     draw: Draw
     density: Callable[[Any], Any] | None = None
-    """Of one seed around the mean: for the bound."""
+    """Density of one seed around the mean, for the bound."""
     covariance: Any = None
-    """Of normal seeds, for the bound."""
+    """Covariance of normal seeds, for the bound."""
 
 
 # -- the cells ---------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def log_normal(spread: float, sigma: float, side: int = -1) -> Draw:
 
 
 def collapse(spread: float, rate: float, fall: float, side: int = -1) -> Cell:
-    """Normal seeds, of which a share falls (side 1: rises) by so many points."""
+    """Return normal seeds; a share `rate` of them falls by `fall` points (side 1: rises)."""
     whose = "tickets" if side < 0 else "dense networks"
     centre = -side * rate * fall
 
@@ -126,7 +126,7 @@ def collapse(spread: float, rate: float, fall: float, side: int = -1) -> Cell:
 
 
 def two_modes(spread: float, share: float) -> Cell:
-    """A share of seeds in a lower mode; nine tenths of the variance lie between the modes."""
+    """Return seeds with a share in a lower mode; nine tenths of the variance are between the modes."""
     apart = spread * np.sqrt(0.9 / (share * (1 - share)))
 
     def draw(g: np.random.Generator, shape: tuple[int, int]) -> Any:

@@ -4,8 +4,8 @@
 
 The cells are those of `verdict_cells.py`, with a true mean of minus the margin. A design is wanted that errs in at most
 5 % of verifications in every cell, and finds a true tie (normal differences, a spread of 0.4 points) with ten seeds in
-80 %. Designs that do not need to know how differences spread need their range: it is told here, as points around 0, and
-what lies beyond is cut off.
+80 %. Designs that do not need to know how differences spread need their range: it is given here, as points around 0,
+and values beyond are clipped.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def bernstein(most: float) -> Design:
 
 
 def with_rate(fall: float) -> Design:
-    """As it is; and yes only if the rate of collapse that n seeds do not exclude, 1 - alpha^(1/n), leaves room for it.
+    """The current design, that says yes only if the margin allows the collapse rate that n seeds cannot exclude.
 
     Args:
         fall: points that a seed falls at most, as told.
@@ -91,7 +91,7 @@ def apart(fall: float) -> Design:
 
 
 def allowing(rate: float, fall: float) -> Design:
-    """As it is, with other collapses that are allowed for unseen: up to a rate, of so many margins."""
+    """The current design with other undetected collapses: up to a rate, `fall` margins deep."""
 
     def judged(differences: Any, edge: float) -> Any:
         with mock.patch.multiple(guarded_tests, UNSEEN_RATE=rate, UNSEEN_FALL=fall):

@@ -42,7 +42,7 @@ REPLICATES = (3, 5)
 SMOOTHING = 0.5
 """Standard deviation of the added normal, as a share of that of the residuals."""
 LEAST_REPLICATES, LEAST_LEVELS = 8, 3
-"""Of a search whose residuals are used."""
+"""Least replicates and levels of a search whose residuals are used."""
 RESULTS = Path(__file__).resolve().parents[1] / "research" / "bundles"
 
 Draw = Callable[[np.random.Generator, int, int], Any]

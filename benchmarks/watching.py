@@ -1,7 +1,8 @@
-"""What `ticketry report --watch` costs while ten searches run, and how old its page gets.
+"""Cost of `ticketry report --watch` while ten searches run, and the age of its page.
 
-Ten searches on digits, each a process of its own, all in one store; beside them the command. Its processor time is that
-of its process, from the first renewal on; the age of the page is that of the file that it loads, looked at every 50 ms.
+Ten searches on digits, each in a separate process, all in one store; beside them the command. Its processor time is
+that of its process, from the first renewal on; the age of the page is that of the file that it loads, looked at every
+50 ms.
 
     python benchmarks/watching.py --searches 10 --seconds 60
 """
