@@ -264,12 +264,9 @@ def test_export_of_a_channel_wise_ticket(
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["compile", "nowhere"], 1, "nowhere"),
-        (["compile", "{ticket}", "-o", "{folder}"], 2, "is a folder"),
+        (["compile", "{ticket}", "-o", "{folder}"], 2, "got the folder"),
         (["compile", "{ticket}", "--task", "fashion-mnist"], 1, "does not fit the model"),
-        (["export", "{ticket}", "-o", "{folder}"], 2, "is a folder"),
         (["export", "{ticket}", "--shrink", "yes", "-o", "{folder}/m.onnx"], 1, "not channel-wise"),
-        (["export", "{ticket}", "--format", "tflite"], 2, "tflite"),
         (["export", "{ticket}", "--format", "onnx", "-o", "{folder}/m.pt2"], 2, "named as pt2"),
         (["bench", "nowhere"], 1, "nowhere"),
         (["bench", "{ticket}", "--against", "tensorrt"], 2, "no dense engine 'tensorrt'"),
@@ -278,10 +275,9 @@ def test_export_of_a_channel_wise_ticket(
         (["bench", "{ticket}", "--batch", "0"], 2, "batch must be 1 or more, got 0"),
         (["bench", "{ticket}", "--threads", "2", "--cores", "0"], 2, "cores must be as many as threads (2), got 1"),
         (["bench", "{ticket}", "--figure", "f.svg"], 2, "--densities"),
-        (["bench", "{ticket}", "--ticket", "{ticket}"], 2, "belongs to a model file"),
+        (["bench", "{ticket}", "--ticket", "{ticket}"], 2, "belongs to a model file, got"),
         (["bench", "{ticket}", "--densities", "0.5", "--pattern", "dots"], 2, "pattern of masks"),
         (["bench", "{ticket}", "--densities", "2"], 2, "density"),
-        (["bench", "{ticket}", "--precision", "fp8"], 2, "fp8"),
     ],
 )
 def test_wrong_words_are_told_without_a_traceback(

@@ -141,7 +141,7 @@ def test_another_arithmetic_of_the_same_name_is_told_before_it_is_replaced(
         with caplog.at_level(logging.WARNING):
             search(tmp_path, kernels=kernels, task="norms_task:norms", levels=3, rate=0.4)
         assert len(caplog.records) == told, kernels
-    assert "trained with kernels sparse, and is trained with kernels dense now" in caplog.text
+    assert "was trained with kernels sparse, and is now trained with kernels dense" in caplog.text
 
 
 def test_kernels_that_were_asked_for_and_not_used_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,9 +216,7 @@ def test_a_campaign_finds_its_blocks_in_each_arithmetic(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    "chosen", [{}, {"threads": 2}, {"devices": 2}, {"devices": 2, "parallel": "fsdp", "norms": "own"}], ids=str
-)
+@pytest.mark.parametrize("chosen", [{}, {"threads": 2}, {"devices": 2, "parallel": "fsdp", "norms": "own"}], ids=str)
 def test_a_campaign_looks_for_what_its_lab_writes(tmp_path: Path, precision: Any, chosen: dict[str, Any]) -> None:
     (file := tmp_path / "two.toml").write_text(CAMPAIGN)
     options = LabOptions(store=tmp_path / "store", workers=0, device="cpu", **chosen)

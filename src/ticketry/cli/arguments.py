@@ -273,7 +273,7 @@ class Printing:
     """The form in which a command prints."""
 
     json: bool = False
-    """Print the result as one JSON object on standard output."""
+    """Print the result as one JSON object."""
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:

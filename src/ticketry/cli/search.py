@@ -36,9 +36,9 @@ class SearchArguments(Printing, SearchOptions):
     """Arguments of every command that searches."""
 
     preset: str = ""
-    """A published experiment (see `ticketry list presets`) to take all of this from; other options override it."""
+    """Published experiment, see `ticketry list presets`; other options override it."""
     config: Path | None = None
-    """A run file (TOML) to take all of this from; options on the command line override it."""
+    """Run file (TOML) with all of this; options on the command line override it."""
     trust: bool = False
     """Trust the run file: import and run the code that it names, and open its files and folders."""
 

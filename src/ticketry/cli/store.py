@@ -11,35 +11,33 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
+from ticketry.cli.arguments import Printing, parse
 from ticketry.errors import StoreError, UsageError
 from ticketry.lab.remote.address import address_of, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Check:
+class _OnStore(Printing):
     store: Path = Path(".ticketry")
     """The store's folder."""
-    repair: bool = False
-    """Move damaged files, and the results that need them, into the folder `damaged`; the next run makes them again."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Collect:
-    store: Path = Path(".ticketry")
-    """The store's folder."""
+class _Check(_OnStore):
+    repair: bool = False
+    """Move damaged files, and the results that need them, into the folder `damaged`; the next run makes them again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Collect(_OnStore):
     dry_run: bool = False
     """Only print what would be freed."""
     grace_seconds: float = 3600.0
     """Age in seconds below which files stay, since a running search may need them."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pack:
+class _Pack(_OnStore):
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of runs (`ticketry list runs`), or of a campaign with its scale (stabilizing-cpu) for all of its runs; by
     default all that is in the store."""
@@ -50,49 +48,34 @@ class _Pack:
     masks: bool = True
     """Pack the masks. Without them, verdicts and pages are the same, but tickets must be trained again. Useful for
     methods with dozens of pruning steps, whose masks take the most space."""
-    store: Path = Path(".ticketry")
-    """The store's folder."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Unpack:
+class _Unpack(Printing):
     bundle: tyro.conf.Positional[Path]
     """A file that `ticketry store pack` wrote."""
     store: Path = Path(".ticketry")
     """The store's folder, created if absent. Its contents are not changed, except that the record of a campaign with
     more replicates replaces the other."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Usage:
-    store: Path = Path(".ticketry")
-    """The store's folder."""
-    json: bool = False
-    """Print the result as one JSON object."""
+class _Usage(_OnStore):
+    """Arguments of `ticketry store du`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Move:
+class _Move(_OnStore):
     to: tyro.conf.Positional[Path]
-    """The new folder, which is not there yet."""
-    store: Path = Path(".ticketry")
-    """The store's folder."""
-    json: bool = False
-    """Print the result as one JSON object."""
+    """The new folder, which must not exist."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Copy:
+class _Copy(Printing):
     origin: tyro.conf.Positional[str]
     """A store: its folder, or the URL of a shared one."""
     target: tyro.conf.Positional[str]
     """The other store, created if absent; its contents are not changed."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 _DESCRIPTION = """\
@@ -312,7 +295,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Remove:
+class _Remove(Printing):
     run: tyro.conf.Positional[str]
     """Its name (`ticketry list runs`)."""
     store: Path = Path(".ticketry")
@@ -321,8 +304,6 @@ class _Remove:
     """Do not ask."""
     dry_run: bool = False
     """Only print what would be freed."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def remove(words: Sequence[str]) -> int:

@@ -82,11 +82,11 @@ class SearchOptions(LabOptions):
     """Options of a search beside the settings of its method and its recipe: on the command line and in run files."""
 
     task: str = "digits"
-    """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
+    """Task: a name of `ticketry list tasks`; or your own as package.module:object."""
     model: str = ""
-    """Another network than the task's own, see `ticketry list models`."""
+    """Network: a name of `ticketry list models`; by default the task's own."""
     option: tuple[str, ...] = ()
-    """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
+    """Options of the task, as name=value; train=10000 for fewer training examples, or those of your own task."""
     target: str = ""
     """Column that is predicted, for a task table:FILE."""
     name: str = ""
@@ -102,7 +102,7 @@ class SearchOptions(LabOptions):
     mask_seed: int | None = None
     """Seed of random choices in masks, if it is to differ from seed."""
     controls: tuple[str, ...] = USUAL_CONTROLS
-    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
+    """Networks that should lose; trained beside each ticket: random_reinit, shuffled, random_prune, others of
     `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
     no part of the verdict."""
     control_densities: tuple[float, ...] = ()

@@ -100,7 +100,7 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
     file, _, name = named.rpartition(":")
     path = Path(file)
     if not file.endswith(".py") or not name:
-        raise UsageError(f"name a Python file and a function in it, such as MODEL.py:build, not {named!r}")
+        raise UsageError(f"the model must be a Python file and a function, such as MODEL.py:build, got {named!r}")
     if not path.is_file():
         raise UsageError(f"the file {file} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)

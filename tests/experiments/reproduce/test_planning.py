@@ -29,7 +29,6 @@ from ticketry.experiments.reproduce.forecast import (
     measure_pace,
     work_of,
 )
-from ticketry.experiments.reproduce.forecast import _evaluated as evaluated
 from ticketry.experiments.reproduce.forecast import _timed as timed
 from ticketry.experiments.request import request_of
 from ticketry.experiments.search import execute
@@ -48,18 +47,14 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
     ("method", "settings", "controls"),
     [
         ("iterative", {"densities": [0.5, 0.3], "rewind": "3it"}, ["shuffled", "random_reinit"]),
-        ("iterative", {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4}, []),
         (
             "iterative",
             {"densities": [0.6, 0.5, 0.4], "structure": "2:4", "structured_levels": 1, "rewind": "2it"},
             ["shuffled"],
         ),
         ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
-        ("early", {"density": [0.5, 0.3], "when": "0"}, []),
         ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
-        ("regularised", {"density": [0.5, 0.3], "until": "6it"}, []),
         ("continuous", {"rounds": 2, "rewind": "2it"}, []),
-        ("oneshot", {"density": [0.5, 0.3], "rewind": "2it", "retrain": "continue"}, ["shuffled"]),
         ("acdc", {"density": [0.5, 0.3], "warmup": "2it", "phase": "2it", "end": "8it"}, ["shuffled"]),
         ("dynamic", {"density": [0.5, 0.3], "grow": "random", "frequency": "3it"}, ["shuffled"]),
         ("gradual", {"density": [0.5, 0.3], "begin": "2it", "end": "8it", "frequency": "2it"}, ["shuffled"]),
@@ -352,9 +347,6 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
     ("method", "settings"),
     [
         ("continuous", {"rounds": 1, "init": [0.1, 0.0], "rewind": "0"}),
-        ("stochastic", {"rounds": 1, "rewind": "0"}),
-        ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}),
-        ("l0", {"density": [0.5, 0.3], "until": "6it"}),
         ("l0", {"density": 0.5, "until": "6it", "structured": True}),
     ],
 )
@@ -492,7 +484,7 @@ def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign:
         assert clock.shared(later) == Work((1 + 2) * 40, 1 + 2)
 
 
-@pytest.mark.parametrize(("once", "step"), [(0.0, 0.001), (0.5, 0.02), (0.0, 0.5), (0.4, 0.07)])
+@pytest.mark.parametrize(("once", "step"), [(0.5, 0.02), (0.0, 0.5)])
 def test_what_pieces_take_once_is_no_part_of_a_step(
     tmp_path: Path, campaign: Campaign, once: float, step: float
 ) -> None:
@@ -511,18 +503,6 @@ def test_what_pieces_take_once_is_no_part_of_a_step(
     assert seconds == pytest.approx(step)
     assert beside == pytest.approx(once + 0.25)
     assert sum(took for _, took in taken) < 8
-
-
-def test_texts_are_evaluated_a_batch_of_many_tokens_at_a_time(tmp_path: Path) -> None:
-    """Ten rows of 35 tokens, not ten tokens."""
-    store = tmp_path / "store"
-    (tmp_path / "text.txt").write_text("All work and no play. " * 2000)
-    task, asked = f"text:{tmp_path / 'text.txt'}", ASKED | {"recipe": {"length": "2it", "batch": 10}}
-    request = tk.run("oneshot", task, model="lstm-tied@0.1", density=0.5, controls=[], store=store, **asked).request
-    with tk.Lab(store, device="cpu") as lab:
-        sizes = lab.sizes(request.task)
-        batches = (sizes["validation"] + sizes["test"]) / (10 * request.task.time)
-        assert evaluated(lab, dense(lab, request)) == pytest.approx(batches, rel=0.02)
 
 
 def test_between_two_cuts_no_metrics_are_measured(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class _CampaignReader:
             at = asked.get("at", [])
             named = [self._density(one) for one in (at if isinstance(at, list) else [at])]
             if wrong := [one for one in named if not isinstance(one, float) or not 0 < one <= 1]:
-                raise UsageError(f"at names densities, not {wrong[0]!r:.60}")
+                raise UsageError(f"at must be densities in (0, 1], got {wrong[0]!r:.60}")
             levels = [level_of(one or 0.0, planned, f"the run {name}") for one in named]
             at = [one for one, level in planned.items() if level in levels]
             given = {**_STABILITY, **asked, "at": at, "rewinds": [words["rewind"]]}
@@ -311,7 +311,7 @@ class _CampaignReader:
     def _side(self, side: SideTable, density: float | None, metric: str) -> Side:
         if side.value is not None:
             if side.run or side.role != TICKET or side.density or side.level:
-                raise UsageError(f"a side is a run or a number, not {side.run or side.role} and {side.value:g}")
+                raise UsageError(f"a side must be a run or a number, got {side.run or side.role} and {side.value:g}")
             return Side("", VALUE, None, side.value)
         if side.density is not None:
             density = self._density(side.density)
