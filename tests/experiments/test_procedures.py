@@ -68,7 +68,7 @@ def test_a_budget_s_recipe_is_told_by_the_ticket(tmp_path: Path) -> None:
     assert saved.info["recipe"]["length"] != "16it"
     assert search_of(saved).recipe == made.request.recipe
     older = tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "search"})
-    with pytest.raises(TicketError, match="older ticketry, and does not tell the recipe"):
+    with pytest.raises(TicketError, match="older ticketry, and lacks the recipe"):
         search_of(older)
 
 
@@ -118,7 +118,7 @@ def test_words_of_the_command_line(run: Run, store: Path, capsys: pytest.Capture
     assert (code, "keeps trained weights (retrain finetune)" in err) == (2, True)
     ticket = str(run.tickets[0].path)
     code, _, err = call(capsys, "verify", ticket, "--store", str(store), "--density", "0.5")
-    assert (code, "is no run" in err) == (2, True)
+    assert (code, "density needs a run" in err) == (2, True)
 
 
 def test_a_rewound_ticket_s_procedure_on_request(tmp_path: Path) -> None:

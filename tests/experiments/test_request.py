@@ -123,7 +123,7 @@ def test_controls_beside_some_tickets_only():
     assert counted == [4, 10]
     with pytest.raises(UsageError, match=r"no tickets of density 0.3: it has 0.8, 0.64"):
         a_run(controls=("shuffled",), control_densities=(0.3,))
-    with pytest.raises(UsageError, match="no controls"):
+    with pytest.raises(UsageError, match="control_densities needs controls"):
         a_run(control_densities=(0.8,))
     with pytest.raises(UsageError, match=r"0 < density <= 1, not 64.0: 64 %\? write 64% or 0.64"):
         a_run(controls=("shuffled",), control_densities=(64.0,))

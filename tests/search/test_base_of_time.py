@@ -90,7 +90,7 @@ def test_a_search_that_needs_no_pruning_is_refused(file: Path, tmp_path: Path) -
             CostError,
             "do not have the latency of openvino.*--base",
         ),
-        ({"time": 0.3, "base": "tflite", "profile": "FILE"}, UsageError, "base is 'tflite'"),
+        ({"time": 0.3, "base": "tflite", "profile": "FILE"}, UsageError, "base 'tflite' is not known"),
     ],
 )
 def test_bases_that_cannot_be_meant(

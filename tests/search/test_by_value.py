@@ -136,5 +136,5 @@ def test_the_best_ticket_of_a_time_or_of_multiplications(tmp_path: Path) -> None
         run.best(flops=0.1)
     with pytest.raises(UsageError, match=r"no ticket within 0\.5 of the time; there are: none"):
         run.best(time=0.5)
-    with pytest.raises(UsageError, match="one of density, time and flops"):
+    with pytest.raises(UsageError, match="density, time and flops exclude each other"):
         run.best(0.5, flops=0.5)
