@@ -1,4 +1,4 @@
-"""What the examples share: the handwritten digits of scikit-learn and a small convolutional network."""
+"""Shared by the examples: the handwritten digits of scikit-learn and a small convolutional network."""
 
 from __future__ import annotations
 

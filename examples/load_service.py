@@ -1,7 +1,7 @@
 """Makes the models of `service.py`, starts it, and counts requests a second: `python examples/load_service.py`.
 
 Needs `pip install 'ticketry[engine,onnx,digits]' fastapi uvicorn httpx`. Requests follow each other on one connection,
-to the two models in turns; the medians of the rounds are told.
+to the two models alternately; prints the medians of the rounds.
 """
 
 from __future__ import annotations

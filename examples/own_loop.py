@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning with rewinding in a loop of one's own: `python examples/own_loop.py`."""
+"""Iterative magnitude pruning with rewinding in a custom training loop: `python examples/own_loop.py`."""
 
 from __future__ import annotations
 

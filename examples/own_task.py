@@ -1,4 +1,4 @@
-"""A task of one's own: two interleaved half-moons in the plane, told apart by a small network.
+"""A custom task: two interleaved half-moons in the plane, classified by a small network.
 
 ticketry search iterative --task examples.own_task:Moons --option noise=0.15
 """

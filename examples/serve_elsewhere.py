@@ -18,7 +18,7 @@ mask = tk.structure.channels(model, images[:2], density=0.3)
 with tk.hold(model, mask):
     train(model, 4)
 model.eval()
-made = export(model, mask, images[:2], "digits.onnx")  # shrunk by itself, as whole channels are gone
+made = export(model, mask, images[:2], "digits.onnx")  # shrunk automatically, because whole channels are zero
 print(
     f"{sum(p.numel() for p in model.parameters()):,} parameters before, {accuracy(model):.1f} %; {made.bytes:,} bytes"
 )

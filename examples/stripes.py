@@ -1,4 +1,4 @@
-"""A data set and a network of one's own as a task: the direction of stripes in noisy pictures.
+"""A custom data set and network as a task: the direction of stripes in noisy pictures.
 
 ticketry search imp --task stripes:task --option train=2000 --density 0.2
 """

@@ -1,4 +1,4 @@
-"""Searches for every combination that a TOML file names; stopped, the same command goes on. See sweep.toml."""
+"""Searches for every combination that a TOML file names; an interrupted command resumes. See sweep.toml."""
 
 from __future__ import annotations
 

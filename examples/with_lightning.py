@@ -12,7 +12,7 @@ from ticketry.integrations.lightning import GradualCallback
 
 
 class Digits(lightning.LightningModule):
-    """As one would write it without ticketry."""
+    """A Lightning module that does not mention ticketry."""
 
     def __init__(self) -> None:
         super().__init__()

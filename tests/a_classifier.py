@@ -52,7 +52,7 @@ def saved(folder: Path, kind: str = "bert", words: int = 0, **config: object) ->
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Sentences of different lengths that tell of something good or bad."""
+    """Sentences of different lengths with positive or negative words."""
     draw = random.Random(seed)
     found = []
     for number in range(count):

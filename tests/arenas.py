@@ -24,14 +24,14 @@ def targets() -> list[str]:
 
 
 def library(name: str) -> Library:
-    """Where kernels for a target are compiled."""
+    """Compiles kernels for a target."""
     if name not in _LIBRARIES:
         _LIBRARIES[name] = Library(target(name))
     return _LIBRARIES[name]
 
 
 class Arena:
-    """Gives planes their places, runs operations on them, and looks after what lies around the pixels."""
+    """Gives planes their places, runs operations on them, and checks the memory around the pixels."""
 
     def __init__(self, name: str, threads: int = 1, split: str = "parts") -> None:
         self.target, self.threads, self.split = name, threads, split
@@ -39,7 +39,7 @@ class Arena:
         self.values: list[Planes] = []
 
     def planes(self, geometry: Geometry, channels: int, shuffled: bool = True) -> Planes:
-        """A value whose planes lie in any order."""
+        """A value with planes in any order."""
         order = np.random.default_rng(channels).permutation(channels) if shuffled else np.arange(channels)
         value = Planes(geometry, self.size + geometry.bytes * order.astype(np.int64))
         self.size += geometry.bytes * channels
@@ -63,7 +63,7 @@ class Arena:
                 assert not halo.view(np.uint32).any(), "a halo that is not zero"
 
     def _halos(self, floats: np.ndarray) -> list[np.ndarray]:
-        """Views of all that lies before, between and behind the pixels of each plane."""
+        """Return views of the memory before, between and behind the pixels of each plane."""
         found = []
         for value in self.values:
             g = value.geometry
@@ -85,7 +85,7 @@ def guarded(values: torch.Tensor, order: Sequence[int], spread: Sequence[int], l
     Args:
         values: what it holds.
         order: the dimensions, from the one with the largest stride to the one with the smallest.
-        spread: for each dimension, by how much its stride is larger than it need be (NaN lies between).
+        spread: for each dimension, by how much its stride is larger than needed (NaN in between).
         late: whether the memory ends at a page that may not be touched, rather than begins after one.
     """
     strides, extent = [0] * values.ndim, 1
@@ -102,7 +102,7 @@ def guarded(values: torch.Tensor, order: Sequence[int], spread: Sequence[int], l
 
 
 def outside(tensor: torch.Tensor) -> torch.Tensor:
-    """What lies in the memory of a guarded tensor between its elements."""
+    """Return the memory of a guarded tensor between its elements."""
     storage = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
     storage = storage[tensor.storage_offset() :]
     used = torch.zeros(len(storage), dtype=torch.bool)

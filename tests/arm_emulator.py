@@ -21,7 +21,7 @@ from ticketry_engine.kernels.target import foreign
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20
 _STACK, _STACK_BYTES = 1 << 33, 1 << 20
 _BACK = (1 << 33) + (1 << 30)
-"""Where a call returns to."""
+"""Address to which a call returns."""
 
 _MEMSET = (0xAA0003E3, 0xB4000082, 0x38001461, 0xF1000442, 0x54FFFFC1, 0xD65F03C0)
 """``mov x3, x0; cbz x2, end; again: strb w1, [x3], #1; subs x2, x2, #1; b.ne again; end: ret``"""
@@ -31,7 +31,7 @@ _PAGE, _LOW = (275,), {277: 0, 278: 0, 284: 1, 285: 2, 286: 3, 299: 4}
 """Relocations (ELF for the Arm 64-bit Architecture): a page of an address from here; its low 12 bits, in units of
 so many bytes (a power of 2)."""
 _CALL, _WHOLE, _APART = (282, 283), {257: "<Q"}, {260: "<q", 261: "<i"}
-"""Of a call, of an address, and of how far an address is from here."""
+"""Relocation types of a call, an address, and a relative address."""
 
 
 class ArmLibrary(Library):
@@ -69,7 +69,7 @@ def arm_library() -> ArmLibrary:
 
 
 class _Emulator:
-    """A processor that has this process' memory, with code of its own."""
+    """A processor that has this process' memory, with separate code."""
 
     def __init__(self) -> None:
         import unicorn
@@ -176,7 +176,7 @@ class _Emulator:
 
 
 def _sections(code: bytes) -> list[tuple[int, ...]]:
-    """Of an ELF file: kind, flags, where it is in the file, size, alignment, info and link."""
+    """A section of an ELF file: kind, flags, offset, size, alignment, info and link."""
     at, size, count = *struct.unpack_from("<Q", code, 40), *struct.unpack_from("<HH", code, 58)
     found = []
     for number in range(count):
@@ -188,7 +188,7 @@ def _sections(code: bytes) -> list[tuple[int, ...]]:
 
 
 def _region(address: int) -> tuple[int, int] | None:
-    """Where memory of this process that may be read begins, and its bytes."""
+    """Yield address and bytes of each readable memory range of this process."""
     for line in Path("/proc/self/maps").read_text(encoding="ascii", errors="replace").splitlines():
         bounds, rights, *_ = line.split()
         begin, end = (int(bound, 16) for bound in bounds.split("-"))

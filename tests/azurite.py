@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator of Azure Blob Storage, as a process of its own on a loopback port.
+"""Azurite, Microsoft's emulator of Azure Blob Storage, as a separate process on a loopback port.
 
 It is an npm package: `npm install azurite` in any folder, whose node_modules/.bin is put on the PATH or named by
 $TICKETRY_AZURITE (the executable azurite-blob). Without it tests are skipped.
@@ -84,7 +84,7 @@ def made_container(endpoint: str, name: str) -> str:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """What leads obstore to that account."""
+    """Return the options with which obstore finds that account."""
     return {
         "AZURE_STORAGE_ENDPOINT": endpoint,
         "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,

@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium or Chrome, as it is installed, driven by playwright."""
+"""A real browser for tests: the installed Chromium or Chrome, driven by playwright."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def launched() -> Iterator[Any]:
 
 
 def listened_to(page: Any) -> tuple[list[str], list[str]]:
-    """What a page says on its console, errors too, and the URLs that it asks for: lists that fill as it goes."""
+    """Record the console messages, errors and requested URLs of a page, in lists that grow while it runs."""
     heard: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: heard.append(message.text))

@@ -1,4 +1,4 @@
-"""Real parts for shared stores: moto's S3 server as a process of its own, and a proxy that does harm."""
+"""Real parts for shared stores: moto's S3 server as a separate process, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ run_simple("127.0.0.1", int(sys.argv[1]), answered, threaded=True)
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens at."""
+    """Return an unused loopback port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -52,7 +52,7 @@ def moto_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def moto_process() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The same with the server's process."""
+    """Start the server; yield its address and its process."""
     for package in ("obstore", "moto", "flask", "flask_cors"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(
@@ -85,7 +85,7 @@ def made_bucket(endpoint: str, name: str) -> str:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """What leads obstore to a server at that address."""
+    """Return the options with which obstore finds a server at that address."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ALLOW_HTTP": "true",
@@ -210,7 +210,7 @@ class Faults:
 
 @contextlib.contextmanager
 def faults_apart(endpoint: str, rates: Mapping[str, float], *, seed: int) -> Iterator[FaultsApart]:
-    """`Faults` in a process of its own, for a process that forks and may have no threads."""
+    """`Faults` in a separate process, for a process that forks and may have no threads."""
     words = [sys.executable, "-c", _APART, endpoint, json.dumps(dict(rates)), str(seed)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -242,7 +242,7 @@ class FaultsApart(NamedTuple):
 
     @property
     def counts(self) -> Counter[str]:
-        """What it did so far."""
+        """Return the counts of injected faults so far."""
         self.ask.write("counts\n")
         self.ask.flush()
         return Counter(json.loads(self.answer.readline()))

@@ -1,4 +1,4 @@
-"""Tasks where each step of each training is written down in a file, whichever process it is of.
+"""Tasks where each step of each training is written down in a file, in any process.
 
 A line for each: process, moment (monotonic clock, in seconds), and digest of the outputs. Since trainings are the same
 to the last bit, a step that is done again has the digest of the first time, and no other step has.
@@ -24,7 +24,7 @@ FILE = "TICKETRY_COUNTED_STEPS"
 
 
 class CountedTask(tk.Task):
-    """As another task of images, but for its network if one is given."""
+    """A copy of an image task, optionally with another network."""
 
     def __init__(self, of: tk.Task, name: str, network: Callable[[], nn.Module] | None = None) -> None:
         self._of, self._network = of, network or of.build

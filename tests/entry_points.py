@@ -156,7 +156,7 @@ def _complex() -> Given:
 def _changed(
     change: Callable[[nn.Module], Any], inputs: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Callable[[], Given]:
-    """The plain case with another model in the place of its own."""
+    """Return the plain case with another model."""
 
     def build() -> Given:
         given = plain()
@@ -360,7 +360,7 @@ def _optimizer(given: Given) -> Any:
 
 
 def _met(given: Given) -> str:
-    """What meeting a budget says of costs in another unit; a call that meets one takes seconds."""
+    """Error for costs in another unit; meeting a real budget takes seconds."""
     costs = tk.cost.model(given.model, given.x, unit="multiplications")
     try:
         tk.cost.meet(given.model, given.x, 0.5, cost=costs, score="magnitude", threads=1)

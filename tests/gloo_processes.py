@@ -17,7 +17,7 @@ from ticketry.errors import TicketryError
 
 
 def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
-    """What ``worker(rank, folder, *arguments)`` returns in each of `ranks` processes that are one group.
+    """Run ``worker(rank, folder, *arguments)`` in `ranks` processes of one group; return the results.
 
     An exception in one is raised here, with its traceback as text.
     """
@@ -27,7 +27,7 @@ def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: i
 
 
 def errors_of(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[type, str]]:
-    """Of each call that ends in one of our errors, by its name: the kind and the text, for another process to read."""
+    """Return kind and text of the library's error that each named call raises."""
     found = {}
     for name, call in calls.items():
         try:
@@ -38,7 +38,7 @@ def errors_of(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[type, s
 
 
 def assert_told(found: Mapping[str, tuple[type, str]], expected: Mapping[str, tuple[type, str]]) -> None:
-    """All that was expected, and nothing else, ended in an error of that kind with these words in it."""
+    """Check that exactly the expected calls raised an error of that kind with these words."""
     assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in expected.items()}
     for name, (_, text) in expected.items():
         assert text in found[name][1], name

@@ -1,4 +1,4 @@
-"""What tests of group-wise masks share."""
+"""Helpers for tests of group-wise masks."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ticketry_engine.ir.reference import Cast, Function, checked, prepare
 
 
 def reference(node: Node, tensors: Mapping[str, Tensor], inputs: Sequence[Any]) -> Any:
-    """What a node makes of its inputs."""
+    """Compute a node from its inputs."""
     with torch.no_grad():
         return prepare(node, tensors)(*inputs)
 
@@ -23,7 +23,7 @@ class Program:
     """A graph ready to be run by torch, one operation after the other.
 
     Args:
-        graph: taken as it is: validate one that comes from elsewhere first.
+        graph: a valid graph; it is not validated here.
         precision: "float64", "bfloat16", ...: weights, inputs and all that is computed in the graph's own floating
             point type are of this type instead; None leaves them.
     """

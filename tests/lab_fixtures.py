@@ -17,7 +17,7 @@ from ticketry.tasks.task import Classification, Split, Splits, Task
 
 
 class PointsTask(Classification):
-    """Points in the plane, inside or outside a circle; the network has whatever makes resuming hard."""
+    """Points in the plane, inside or outside a circle; the network has everything that makes resuming hard."""
 
     name = "points"
     recipe = Recipe(length="24it", batch=32, optimizer="adam", lr=1e-2)

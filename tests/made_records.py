@@ -366,7 +366,7 @@ def _stability_row(
 
 
 def bench_record(*, batches: tuple[int, ...] = (1, 8, 64), curves: bool = False) -> dict[str, Any]:
-    """What a ticket saves: five dense engines, of which one is missing and one wrong, and layers; or curves."""
+    """A speed record of a ticket: five dense engines (one missing, one wrong) and layers; or curves."""
     rng = random.Random(4)
     record: dict[str, Any] = {
         "format": 1,
@@ -471,7 +471,7 @@ def _speed_layer(name: str, where: str, density: float | None, seconds: float) -
 
 
 def with_rounds(record: dict[str, Any], rounds: int = 3) -> dict[str, Any]:
-    """The record as if each level's masks came from so many rounds of gates, the last of which was tried twice."""
+    """The record as if each level's masks came from so many rounds of gates; the last round was tried twice."""
     rows = []
     levels = sorted({point["level"] for point in record["points"]} - {0})
     for point in record["points"]:
@@ -526,7 +526,7 @@ def structured_record(name: str, *, levels: int = 6, rows: int = 16, shift: floa
 
 
 def plain_record(name: str, *, levels: int = 6) -> dict[str, Any]:
-    """The same search without structure."""
+    """A record of the same search without structure."""
     record = structured_record(name, levels=levels)
     record["settings"] = {**record["settings"], "structure": "none"}
     for point in record["points"]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 USER, OTHER = 4243, 4242
-"""Who runs the commands, and who owns what they may not touch; neither has rights of its own."""
+"""The user who runs the commands, and the user who owns files that they may not touch; both are unprivileged."""
 
 
 @contextlib.contextmanager

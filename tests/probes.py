@@ -57,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Constant:
-    """Adds a number of its own to the first external tensor's first number."""
+    """Adds a number to the first element of the first external tensor."""
 
     number: int
 

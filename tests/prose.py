@@ -1,4 +1,4 @@
-"""What the rule files in `styles/` find in a text: the part of Vale's format that they use.
+"""Check a text against the rule files in `styles/`: the part of Vale's format that they use.
 
 `existence` (words that are not wanted), `substitution` (a word for another) and `repetition` (a word said twice), in
 the prose of Markdown and of Python's docstrings and comments; code, links' addresses and quoted titles are no prose.
@@ -37,9 +37,9 @@ _NOT_PROSE = (
 _COMMENT = re.compile(
     r'''(?s)("""|\'\'\')(?:\\.|.)*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<comment>\#[^\n]*)'''
 )
-"""Strings, which may have a # in them, or a comment. `tokenize` tells the same in over ten times as long."""
+"""Strings, which may have a # in them, or a comment. `tokenize` takes over ten times as long."""
 _ARGUMENT = re.compile(r"^ +\w+(, \w+)*: ")
-"""The names that a docstring tells of."""
+"""Names of arguments in a docstring."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Rule:
 
 
 def rules(folder: Path = STYLES) -> list[Rule]:
-    """All rule files of a folder; a `ValueError` for what is not understood here, which would be checked by nobody."""
+    """All rule files of a folder; raise `ValueError` for unknown keys, which would not be checked."""
     return [_rule(path) for path in sorted(folder.glob("*.yml"))]
 
 
@@ -73,13 +73,13 @@ def _rule(path: Path) -> Rule:
 
 
 def _begins(pattern: str) -> str:
-    """The letters that a match begins with whatever follows: most texts do not have them, which is quick to see."""
+    """Return the literal start of a pattern: most texts lack it, which is quick to check."""
     letters = re.match(r"[a-z]*(?![?*|])", pattern)
     return letters[0] if letters else ""
 
 
 def found(text: str, by: list[Rule]) -> Iterator[tuple[int, str]]:
-    """(line, what is wrong) in a text of prose and what is none."""
+    """Yield (line, message) for each violation in a text, ignoring what is not prose."""
     prose = only_prose(text)
     lowered = prose.lower()
     for rule in by:
@@ -97,7 +97,7 @@ def only_prose(text: str) -> str:
 
 
 def prose_of(path: Path) -> str:
-    """A Markdown file as it is; of Python its docstrings and comments, each on its lines."""
+    """Return a Markdown file unchanged, and docstrings and comments of a Python file on their lines."""
     text = path.read_text(encoding="utf-8")
     return _told_in(text) if path.suffix == ".py" else text
 

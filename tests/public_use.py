@@ -28,7 +28,7 @@ def own_loop(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, earl
 
 
 def experiments(task: tk.Task) -> None:
-    """What the commands do."""
+    """Result of the commands."""
     run = tk.run("iterative", task=task, density=0.05, rewind="3%", replicates=3, verify=True)
     best = run.best(density=0.05)
     level: int = best.level

@@ -19,7 +19,7 @@ EXAMPLES = 210
 
 
 class Pictures(Classification):
-    """Noise in five classes that a convolution tells apart; batch norm, dropout, and noise as augmentation."""
+    """Noise in five classes that a convolution separates; batch norm, dropout, and noise as augmentation."""
 
     name = "pictures"
     recipe = Recipe(length="21it", batch=32, optimizer="adam", lr=1e-2, clip=0.05, augment=("crop",))
@@ -115,7 +115,7 @@ class Sequence(Pictures):
 
 
 class Diverging(Pictures):
-    """Whose loss is no number from the start."""
+    """A task whose loss is NaN from the start."""
 
     name = "diverging"
 
@@ -140,7 +140,7 @@ class WholeBatches:
 
 
 class OwnReader(Pictures):
-    """Whose reader reads whole batches only."""
+    """A task whose reader yields only whole batches."""
 
     name = "own_reader"
 

@@ -22,7 +22,7 @@ VOCABULARY, TIME = 11, 5
 
 
 class Words(Task):
-    """Words of which each tells which two the next one may be; rows of 7, which come out even on no number of ranks."""
+    """Words that determine which two words may follow; rows of 7, which come out even on no number of ranks."""
 
     name, metric = "words", PERPLEXITY
     recipe = Recipe(length="25it", batch=7, optimizer="adam", lr=1e-2, clip=0.25)

@@ -1,4 +1,4 @@
-"""A logger that remembers what it was told."""
+"""A logger that records its calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ticketry.lab.loggers.logger import Logged
 
 
 class Recorded:
-    """A logger that remembers what it was told, and refuses what the protocol rules out."""
+    """A logger that records its calls and rejects calls that the protocol forbids."""
 
     def __init__(self, there: tuple[str, ...] = ()) -> None:
         self.runs: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""What a store says was trained, by the key in a row of a record."""
+"""Look up stored segments by the key in a row of a record."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def score(model, scope, **more): pathlib.Path({mark!r}).write_text("scored")
 
 
 def info_of_digits(**changes: Any) -> dict[str, Any]:
-    """What a search writes into a ticket of digits, with other entries."""
+    """Information of a digits ticket from a search, with some entries replaced."""
     task = catalogue.get("digits", model=MODEL)
     info: dict[str, Any] = {
         "method": "oneshot",
@@ -61,7 +61,7 @@ def info_of_digits(**changes: Any) -> dict[str, Any]:
 
 
 def forged(folder: Path, info: dict[str, Any]) -> Path:
-    """A ticket of digits that says whatever it likes of itself: whole, with digests that are right."""
+    """Write a digits ticket with arbitrary information and matching digests."""
     torch.manual_seed(0)
     model = catalogue.get("digits", model=MODEL).build()
     mask = tk.prune(model, density=0.5)
@@ -86,7 +86,7 @@ class Watch:
         return {name for name in found if not name.startswith("store") and "__pycache__" not in name}
 
     def refused(self, *words: str) -> str:
-        """What a command says that must refuse what it reads: a line, no traceback; and that it did nothing else."""
+        """Run a command that must refuse its input: return its one-line error; check that it did nothing else."""
         code, out, err = call(self._capsys, *words)
         assert code in (1, 2), (code, out, err)
         assert "Traceback" not in err
@@ -105,13 +105,13 @@ class Watch:
         assert self.files() == self.before
 
     def expect(self) -> None:
-        """What is there now was made by the test."""
+        """Check that all files are those of the test."""
         self.before = self.files()
 
 
 @pytest.fixture
 def watch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """A folder of its own below `tmp_path`, in which the test runs."""
+    """A new folder below `tmp_path`, in which the test runs."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

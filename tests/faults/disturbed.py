@@ -1,4 +1,4 @@
-"""Commands to be killed, starved or told to end, and what they have to leave behind all the same.
+"""Commands that are killed, starved or interrupted, and the files that they must leave.
 
 A command is run in a fork of a process that has everything imported, so that nearly all of its time is the command's
 own. It works in a folder that is always called the same, since records name their store.
@@ -85,7 +85,7 @@ CASES: dict[str, Case] = {
 
 
 def preloaded() -> None:
-    """Import whatever commands import; no thread may run in a process that forks."""
+    """Import all modules that commands import; no thread may run in a process that forks."""
     for name in ("torch.export", "torch._dynamo", "sklearn.datasets", "rich.live", "tyro"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -102,7 +102,7 @@ def preloaded() -> None:
 
 
 class Child:
-    """A command in a process group of its own, whose output is kept in `logs`; `begin` is called in it first."""
+    """A command in a new process group, whose output is kept in `logs`; `begin` is called in it first."""
 
     def __init__(
         self, words: Sequence[str], folder: Path, begin: Callable[[], None] = lambda: None, logs: Path | None = None
@@ -199,7 +199,7 @@ def fresh(place: Path) -> Path:
 
 # -- comparing ------------------------------------------------------------------------------------------------------
 
-# What is timed, counted or measured anew each time (memory, by a profiler that differs by 8 bytes now and then), and
+# Values that differ between runs (memory, by a profiler that differs by 8 bytes now and then), and
 # the seals over it.
 _VARIES = re.compile(
     r"seconds|energy|created|^sha256$|^now$|^segments_|^steps_trained$|^steps_asked$|^environment$|^cost$|^memory$"
@@ -224,7 +224,7 @@ def left_behind(work: Path) -> dict[str, str]:
 
 
 def is_remains(path: Path) -> bool:
-    """Of a writer that was killed."""
+    """Temporary files of a killed writer."""
     return path.name.startswith(".") and path.suffix in (".tmp", ".old")
 
 

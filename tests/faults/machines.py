@@ -1,4 +1,4 @@
-"""Commands on machines of their own, which share nothing but a store: each has a cache by its name."""
+"""Commands on separate machines that share only a store: each has a cache by its name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def begun(folder: Path, machine: str, more: Mapping[str, str], *words: str) -> s
 
 
 def result(process: subprocess.Popen[str], seconds: float = 280) -> Any:
-    """What it prints, as JSON; it has to end well."""
+    """Return its JSON output; it has to succeed."""
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err
     return json.loads(out)
 
 
 def wait_for_state(bucket: Bucket, process: subprocess.Popen[str]) -> None:
-    """Until a state from inside a training lies in the bucket, while the process runs."""
+    """Wait until a state from inside a training is in the bucket, while the process runs."""
     limit = time.monotonic() + 250
     while not list(bucket.list("partial")):
         assert process.poll() is None

@@ -40,7 +40,7 @@ def language(folder: Path, *, updates: int, replicates: int) -> list[str]:
 
 
 def control(folder: Path, *, updates: int, replicates: int) -> list[str]:
-    """The same of deep Q-learning: memory, target network, environments and exploration go through all of it.
+    """A search with deep Q-learning: memory, target network, environments and exploration go through all of it.
 
     Nothing is written to `folder`.
     """
@@ -59,7 +59,7 @@ def _cut_gradually(updates: int, replicates: int) -> list[str]:
 
 
 class Search:
-    """A search in a process of its own."""
+    """A search in a separate process."""
 
     def __init__(
         self, store: Path, *words: str, workers: int = 2, limit: Any = None, quick: Sequence[str] = QUICK

@@ -1,1 +1,1 @@
-"""What an installed package can add to ticketry: one module each."""
+"""Extensions that an installed package can add to ticketry, one module each."""

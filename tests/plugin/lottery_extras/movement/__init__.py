@@ -1,1 +1,1 @@
-"""Movement pruning, which trains in a way of its own: the search, and the variant of training."""
+"""Movement pruning, which trains in a custom way: the search, and the variant of training."""

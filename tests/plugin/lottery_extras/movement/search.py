@@ -19,7 +19,7 @@ class Settings:
     density: tuple[float, ...] = (0.2,)
     """Fractions of weights kept, a ticket each."""
     rewind: str = "0"
-    """Where tickets start: a step of the dense training."""
+    """Start of the tickets: a step of the dense training."""
     fade: float = 0.01
     """By how much weights that move towards 0 shrink at each step."""
 

@@ -20,7 +20,7 @@ class Movement(Variant):
 
 
 class MovementEffect(Effect):
-    """What it carries from step to step: the score of each weight."""
+    """State carried from step to step: the score of each weight."""
 
     def __init__(self, around, fade):
         super().__init__(around)
