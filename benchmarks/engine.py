@@ -40,9 +40,8 @@ from ticketry.experiments.bench import Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against
-from ticketry_engine.bench.dense_engines import Call, Contender, Shrunk, Sparse, names, rivals
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, names, rivals
+from ticketry_engine.bench.timing import Case, Timing
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 GROUPS, SMALL = "groups:32", "groups:4:any"
@@ -173,7 +172,7 @@ def setting_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing
         model = subject.masked(mask)
         contenders.append(Sparse(engine, name, model=model))
         if name.startswith("channels"):
-            shrunk = Shrunk(rivals(["onnxruntime"])[0], tk.shrink(model, mask, case.inputs), model)
+            shrunk = ShrunkModel(rivals(["onnxruntime"])[0], tk.shrink(model, mask, case.inputs), model)
             contenders.append(shrunk)
             small[shrunk.name] = name
     if not arguments.dense_only:

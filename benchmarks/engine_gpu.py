@@ -2,7 +2,7 @@
 
     python benchmarks/engine_gpu.py                             # every network, group size and density; needs a GPU
     python benchmarks/engine_gpu.py --networks resnet-18 --densities 0.26 --rows 64 --layers
-    python benchmarks/engine_gpu.py --calibrate                 # the constants of ticketry_engine.gpu.cost, measured
+    python benchmarks/engine_gpu.py --calibrate                 # the constants of ticketry_engine.gpu.plan, measured
 
 Masks are synthetic: random columns for groups of so many rows, in any order. Everyone is replayed from a CUDA graph,
 from and to tensors that stay where they are, in rounds in turn; a time is the median over rounds of CUDA events around
@@ -303,9 +303,9 @@ def layers(fast: Any, x: Tensor) -> str:
 
 
 def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
-    """Measured constants of `ticketry_engine.gpu.cost.Rates`, each from a layer that it decides."""
+    """Measured constants of `ticketry_engine.gpu.plan.Rates`, each from a layer that it decides."""
     from ticketry_engine.gpu import ops
-    from ticketry_engine.gpu.cost import RATES, TILES
+    from ticketry_engine.gpu.plan import RATES, TILES
     from ticketry_engine.gpu.tables import pack
 
     size, bytes_ = 256, torch.empty(0, dtype=dtype).element_size()

@@ -25,8 +25,7 @@ from ticketry.core.mask import Mask
 from ticketry.lab.costs.meters.flops import forward_flops, removed_shares
 from ticketry_engine.bench.compare import compare, saved_against
 from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 
 NETWORKS = ("resnet-20", "resnet-18", "vgg-16", "conv-4", "resnet-32")
 TARGETS = {64: 1.25, 1: 1.4}

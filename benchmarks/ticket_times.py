@@ -26,8 +26,7 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
 from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 
 Asked: TypeAlias = dict[str, Any]
 """Content of a run's run.toml."""

@@ -42,7 +42,7 @@ from ticketry.tasks import catalogue, models
 from ticketry.tasks.models.language.gpt import GPT
 from ticketry.tasks.models.language.lstm import TiedLSTM
 from ticketry_engine.kernels.jit import title
-from ticketry_engine.kernels.program import Session
+from ticketry_engine.kernels.program import ProgramSession
 
 TARGETS = {
     "unstructured": {
@@ -305,10 +305,10 @@ def dense_steps(model: nn.Module, x: Tensor, y: Tensor, compiled: bool, *, half:
 def parts(what: str, step: Step) -> list[Row]:
     """Milliseconds of each kernel of a sparse step, and of what is not in kernels."""
     spent: Counter[str] = Counter()
-    run = Session.run
+    run = ProgramSession.run
 
     def one_by_one(
-        self: Session,
+        self: ProgramSession,
         first: int,
         last: int,
         external: tuple[int, ...] = (),
@@ -322,11 +322,11 @@ def parts(what: str, step: Step) -> list[Row]:
             spent[title(self.kernel(number))] += time.process_time() - began
 
     step()
-    Session.run = one_by_one  # type: ignore[method-assign]
+    ProgramSession.run = one_by_one  # type: ignore[method-assign]
     try:
         whole = timed(step)
     finally:
-        Session.run = run  # type: ignore[method-assign]
+        ProgramSession.run = run  # type: ignore[method-assign]
     spent["not in kernels"] = whole - sum(spent.values())
     return [Row(f"  {part}: {what}", 1e3 * seconds, "ms") for part, seconds in spent.most_common() if seconds > 1e-4]
 

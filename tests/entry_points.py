@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry import testing
 from ticketry.engine.export import export
-from ticketry_engine.bench import workload
+from ticketry_engine.bench import timing as workload
 
-_ENGINE = ("ticketry.engine.export", "ticketry_engine.gpu", "ticketry_engine.bench.workload")
+_ENGINE = ("ticketry.engine.export", "ticketry_engine.gpu", "ticketry_engine.bench.timing")
 PUBLIC_MODULES = ("ticketry", "ticketry.testing", *_ENGINE)
 """Modules whose public names are searched, and the public modules among these."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry_engine.kernels.emitter import I64, Emitter, State
+from ticketry_engine.kernels.emitter import I64, Emitter, StateSlot
 from ticketry_engine.kernels.target import Target
 
 
@@ -14,8 +14,8 @@ class Mark:
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
-        first = e.state(State.FIRST)
-        low, high = e.share(e.state(State.IMAGES))
+        first = e.state(StateSlot.FIRST)
+        low, high = e.share(e.state(StateSlot.IMAGES))
         with e.loop(low, high) as image:
             place = e.at(e.external(e.i64(0)), e.b.mul(e.b.add(first, image.index), e.i64(8)))
             e.b.store(e.b.add(e.load_i64(place), e.arg(0)), place, align=8)
@@ -46,7 +46,7 @@ class Round:
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
         b = e.b
-        part, parts = e.state(State.PART), e.state(State.PARTS)
+        part, parts = e.state(StateSlot.PART), e.state(StateSlot.PARTS)
         neighbour = b.urem(b.add(part, e.i64(1)), parts)
         old, new = (e.at(e.arena(), b.mul(e.arg(k), e.i64(64 * 64))) for k in (0, 1))
         value = b.add(e.load_i64(old, b.mul(neighbour, e.i64(64))), e.i64(1))

@@ -50,7 +50,7 @@ MAY_IMPORT = {
 ENGINE_MAY_IMPORT = {
     "ir": set(),
     "capture": {"example_inputs", "ir", "kept_files"},
-    "kernels": {"kept_files", "platforms", "processor"},
+    "kernels": {"kept_files", "processor"},
     "plan": {"ir", "kernels", "kept_files"},
     "errors": set(),
     "support": set(),

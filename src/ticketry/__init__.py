@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ticketry.version import __version__
-from ticketry_engine import platforms as _platforms
+from ticketry_engine import processor as _platforms
 
 _platforms.warn()
 

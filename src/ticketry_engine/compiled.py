@@ -23,30 +23,29 @@ from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import compiled as gpu
 from ticketry_engine.gpu.compiled import CompiledGpu
-from ticketry_engine.ir import Graph, Node, last_uses, model_file
+from ticketry_engine.ir import Graph, Node, Region, last_uses, model_file
 from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.kernels.driver import cores
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.target import target as find_target
-from ticketry_engine.kernels.workers import cores
 from ticketry_engine.layers import ForInference, describe, median_seconds, table, warn_of_notes
-from ticketry_engine.plan.partition import Region, partition
-from ticketry_engine.plan.plan_cache import digest_of
-from ticketry_engine.plan.region_programs import ITEM, Native
+from ticketry_engine.plan.partition import partition
+from ticketry_engine.plan.region_programs import ITEM, Native, digest_of
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import entry_point
-from ticketry_engine.support.model_copies import copied
+from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import private_random_state
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-"""What runs, the values it reads, those it makes, and those nobody reads after it."""
+"""A step: the callable, the values it reads, those it makes, and those that are not read after it."""
 
 _ROUNDS = 5
 """Calls that are timed beside eager torch."""
 
 _GLANCE = 2
-"""The same without tuning: of a call that is over in less than `_LONG` seconds. Else there is only one."""
+"""Timing rounds without tuning, for calls of less than `_LONG` seconds; longer calls are timed once."""
 
 _LONG = 0.05
 
@@ -66,29 +65,29 @@ def compile(
     precision: str = "fp32",
     tune: bool = False,
 ) -> Compiled | CompiledGpu:
-    """A module with the model's call whose sparse layers run in kernels made for the mask.
+    """Return a compiled model whose sparse layers run in kernels made for the mask.
 
-    A model on a GPU is compiled for it: `engine.gpu.compile_gpu` with the precision of the model's own weights, where
-    float32 means "tf32". Call that for another precision.
+    A model on a GPU is compiled for the GPU, in the precision of its own weights ("tf32" for float32); for another
+    precision call `engine.gpu.compile_gpu`.
 
     Args:
-        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
+        model: any module that `torch.export` can trace. It is not changed; it is compiled as in eval mode.
         keep: parameter name -> bool tensor, True = retained; applied to a copy of the model. None if the pruned weights
             are zero already.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
             have other numbers of examples.
-        threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
-            cores that the calling thread may run on.
-        target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
-        precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32.
-            Inputs and outputs stay float32. What gains nothing by it stays fp32: `Compiled.layers` tells.
-        tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
-            instead of trusting the estimates. Takes seconds.
+        threads: number of threads of a call, at most the cores available to the calling thread; None for
+            `torch.get_num_threads()` at each call.
+        target: "host"; or "avx2" or "generic" for kernels that use at most AVX2 or SSE4.2.
+        precision: on a CPU "fp32", or "bf16": weights and values between layers are rounded to bfloat16, sums are
+            float32. Inputs and outputs stay float32. Layers that gain nothing stay in fp32: see `Compiled.layers`.
+        tune: time both layouts and several block sizes on the example inputs, and use the fastest for their batch
+            size, instead of estimates. Takes seconds.
 
     Raises:
-        EngineError: the model cannot be captured, or the processor multiplies no bfloat16.
-        MaskError: the mask does not fit the model.
-        MissingExtraError: llvmlite is not installed.
+        EngineError: if the model cannot be captured, or the processor does not multiply bfloat16.
+        MaskError: if the mask does not fit the model.
+        MissingExtraError: if llvmlite is not installed.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -118,9 +117,9 @@ def compile(
 
 
 def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
-    """What calls take in turns with eager torch's: medians of rounds after one that does not count.
+    """Return a sentence that compares a call's time with eager torch: medians of alternating rounds after a warm-up.
 
-    A glance is two rounds, the quicker of each counting, and one where a call is long.
+    A quick timing has two rounds, of which the faster counts, and one if a call is long.
     """
     eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -225,7 +224,7 @@ class Compiled(ForInference):
         self._whole = self._only_region()
         self._seconds: dict[str, float] = {}
         self.clock: Callable[[], float] = time.perf_counter
-        """By which `profile` times; `time.thread_time` for what others on the machine do not add to."""
+        """Clock of `profile`; `time.thread_time` excludes other processes."""
         self._made_of: tuple[weakref.ref[nn.Module], Arguments] | None = None
         """The model and the example inputs, to be timed beside."""
         self._beside_eager = ""
@@ -300,7 +299,7 @@ class Compiled(ForInference):
         return seconds
 
     def layers(self) -> list[Layer]:
-        """What runs, how, and why not otherwise: a row for each layer, in the order in which they run."""
+        """Return a row for each layer, in order of execution: where it runs, by which kernel, and why not otherwise."""
         return describe(self.graph, self.reasons, self._natives, self._seconds)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -321,7 +320,7 @@ class Compiled(ForInference):
 
     @property
     def beside_eager(self) -> str:
-        """What was measured beside the model itself, for people to read: timed when it is first asked for."""
+        """A sentence that compares it with eager torch on the example inputs; measured at the first access."""
         model = self._made_of[0]() if self._made_of else None
         if not self._beside_eager and self._made_of and model is not None:
             self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
@@ -333,7 +332,7 @@ class Compiled(ForInference):
         return f"{table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
 
     def _threads(self) -> int:
-        """Of a call: more than there are cores would only wait for each other."""
+        """Return the number of threads of a call: at most the number of cores."""
         threads = self.threads or torch.get_num_threads()
         return threads if threads == 1 else min(threads, cores())
 
@@ -353,7 +352,8 @@ class Compiled(ForInference):
         return self._natives[0] if same else None
 
     def _digest_of_graph(self) -> str:
-        """By which plans are kept: computed when the first is needed, unless a file's digest stands for it."""
+        """Return the digest that identifies cached plans; computed when first needed, unless the file's digest is
+        known."""
         if self._digest is None:
             self._digest = digest_of(self.graph)
         return self._digest

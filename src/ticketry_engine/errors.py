@@ -129,12 +129,12 @@ class MissingExtraError(TicketryError):
 
 
 def needs(package: str, extra: str, purpose: str) -> None:
-    """See to it that a package can be imported, without importing it.
+    """Check that a package can be imported, without importing it.
 
     Args:
-        package: its name, as it is imported.
-        extra: of ticketry, which brings the package.
-        purpose: what needs it, the beginning of the message.
+        package: the package's import name.
+        extra: the extra of ticketry that installs it.
+        purpose: what needs it; begins the message.
 
     Raises:
         MissingExtraError: if it is not installed, which names the extra.

@@ -53,7 +53,7 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
     generator = torch.Generator().manual_seed(seed)
     leaves, spec = tree_flatten(arguments)
 
-    def made(leaf: Any) -> Any:
+    def to_batch(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != examples:
             return leaf
         rows = leaf[torch.arange(batch) % examples].contiguous()
@@ -63,13 +63,13 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
         spread = float(finite.std()) if finite.numel() > 1 else 1.0
         return rows + 0.5 * spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
 
-    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([made(leaf) for leaf in leaves], spec)
+    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([to_batch(leaf) for leaf in leaves], spec)
     return whole
 
 
-def outputs_of(made: Any) -> list[Tensor]:
+def outputs_of(to_batch: Any) -> list[Tensor]:
     """The tensors in what a model returns, in order."""
-    return [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_flatten(to_batch)[0] if isinstance(leaf, Tensor)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -86,15 +86,15 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
-        made, exact = (_real(tensor).double() for tensor in (one, other))
+        to_batch, exact = (_real(tensor).double() for tensor in (one, other))
         if exact.isnan().any():
             raise EngineError(
                 "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
                 " at its buffers and at the example inputs"
             )
-        same = exact.isinf() & (made == exact)
-        made, exact = made.masked_fill(same, 0), exact.masked_fill(same, 0)
-        error = float((made - exact).norm() / (exact.norm() or 1.0))
+        same = exact.isinf() & (to_batch == exact)
+        to_batch, exact = to_batch.masked_fill(same, 0), exact.masked_fill(same, 0)
+        error = float((to_batch - exact).norm() / (exact.norm() or 1.0))
         worst = max(worst, error) if error == error else float("inf")
     return worst
 

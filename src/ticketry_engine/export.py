@@ -37,7 +37,7 @@ _SEED = 7
 
 
 @dataclass(frozen=True)
-class Checked:
+class ExportCheck:
     """The exported model beside its source, on random inputs of one batch size."""
 
     batch: int
@@ -46,7 +46,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """A file that was written."""
 
     path: str
@@ -54,14 +54,14 @@ class Exported:
     batch: int | None
     """The only batch size that the file takes; None where it takes any."""
     bytes: int
-    """Of the file, and of the one beside it that holds weights from 2 GB on."""
+    """Size of the file and of the one beside it that stores weights from 2 GB on."""
     parameters: int
     """In the file."""
     nonzero: int
     """Parameters in the file that are not 0."""
     runtime: str
-    """What read it back."""
-    checks: tuple[Checked, ...]
+    """Runtime that was used to check it."""
+    checks: tuple[ExportCheck, ...]
 
 
 @entry_point()
@@ -73,7 +73,7 @@ def export(
     format: str | None = None,
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
-) -> Exported:
+) -> ExportedFile:
     """Write a model to a file, read it back and compare its outputs; leave no file behind where that fails.
 
     Args:
@@ -111,14 +111,14 @@ def export(
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
-    def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
+    def draft(file: Path) -> tuple[str, tuple[ExportCheck, ...]]:
         write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=dict(facts or {}))
         runtime, run = read(file)
         return runtime, _checked(source, run, given, _BATCHES if batch is None else (batch,), runtime)
 
-    (runtime, checks), size = _written(target, draft)
+    (runtime, checks), size = _write_and_move(target, draft)
     parameters = list(source.parameters())
-    return Exported(
+    return ExportedFile(
         path=str(target),
         format=format,
         batch=batch,
@@ -147,8 +147,8 @@ def format_of(path: Path, format: str | None) -> str:
     return format or named or FORMATS[0]
 
 
-def _written(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
-    """What `draft` returns when it has written a file of the target's name elsewhere; that, moved here; its bytes."""
+def _write_and_move(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
+    """Run `draft` on a temporary path, move the file to the target, and return the result and the file's bytes."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The names inside are the final ones, for an ONNX file names the one beside it.
@@ -230,7 +230,7 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
 
 def _checked(
     source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
-) -> tuple[Checked, ...]:
+) -> tuple[ExportCheck, ...]:
     """The exported model beside its source."""
     found = []
     for number, batch in enumerate(batches):
@@ -255,12 +255,12 @@ def _checked(
                 f"what was exported is not equal to its source: at a batch of {batch} the relative error in {runtime}"
                 f" is {error_found:.2g}, more than {most:.2g}; nothing was written"
             )
-        found.append(Checked(batch, error_found))
+        found.append(ExportCheck(batch, error_found))
     return tuple(found)
 
 
 def _tolerance(outputs: Sequence[Tensor]) -> float:
-    """That of float32, or some roundings of narrower outputs."""
+    """Maximum error: that of float32, or a few roundings of narrower outputs."""
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
 
 
@@ -304,7 +304,7 @@ def write_onnx(
 
 
 def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:
-    """Where torch's exporter takes no strict way, and fixes the batch or fails, of what was exported so before."""
+    """Export with options that succeed where torch's default exporter fixes the batch size or fails."""
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
     failed: Exception | None = None
     try:

@@ -1,4 +1,4 @@
-"""What the engine would do with a model on this machine, for callers that decide whether to use it."""
+"""What the engine does with a model on this machine, for callers that decide whether to use it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from ticketry_engine.kernels.training.layout import images_of
 from ticketry_engine.processor import kind, processor
 from ticketry_engine.results import Place
 from ticketry_engine.support.row_groups import row_groups
-from ticketry_engine.training.capture import full
-from ticketry_engine.training.layer_rows import ALL_WEIGHTS
-from ticketry_engine.training.lstm_unit import FEWEST
-from ticketry_engine.training.sparse_training import VERSION, SparseTraining
+from ticketry_engine.training.capture import fills_blocks
+from ticketry_engine.training.lstm import FEWEST
+from ticketry_engine.training.sparse_training import ALL_WEIGHTS, VERSION, SparseTraining
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Machine:
     """A processor, and the kernels that the engine makes for it."""
 
     processor: str
-    """Its name and model, as the system tells them."""
+    """Name and model of the processor."""
     kernels: str
     """The width of its vectors: avx512, avx2, generic or aarch64."""
     bf16: bool
@@ -96,7 +95,7 @@ def inspect(
 def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
     """Return how many examples show what kernels do with a batch of this size: a few, or one whole block of images."""
     half = precision == "bf16"
-    return images_of(HALF if half else FLOAT) if full(batch, half=half) else min(batch, FEWEST)
+    return images_of(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
 
 
 def rows_in_sixteens(kept: Tensor) -> bool:

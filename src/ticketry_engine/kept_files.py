@@ -24,8 +24,8 @@ def digest_of_files(files: Iterable[Path]) -> str:
 def folder(name: str) -> Path:
     """Return the folder of cached files of a kind, in `ticketry.files.cache_folder`.
 
-    What is there is run, so nobody else may have written it: where the plain name is another user's, the folder has the
-    user's number in its name. It may be missing, or not private either: `kept` and `keep` check it.
+    Cached files are executed, so that only the user may write there: if the plain name belongs to another user, the
+    folder's name contains the user's number. The folder may be missing or not private: `kept` and `keep` check it.
     """
     found = cache_folder() / name
     return found if not why_not_private(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
@@ -66,7 +66,7 @@ def keep(path: Path, data: bytes) -> None:
 
 
 def _is_usable(cache: Path) -> bool:
-    """Return whether nobody else can write in a folder of the cache; if others can, warn once."""
+    """Return whether only the user can write in a folder of the cache; warn once if others can."""
     why = why_not_private(cache)
     if why and why not in _warned:
         _warned.add(why)

@@ -1,4 +1,4 @@
-"""What a compiled model does, layer by layer, for people to read."""
+"""The report on a compiled model: a row for each layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.ir.origins import layer_name
+from ticketry_engine.ir.shape_claims import layer_name
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.plan.region_programs import Native
 from ticketry_engine.results import Layer, Place
@@ -34,7 +34,7 @@ def describe(
                 if plan.precision != native.precision:
                     why[op.label] = FP32
     rows = [
-        Layer(name, name, "engine", ", ".join(kernels[name]), None, None, "", *_spent(name, seconds), "")
+        Layer(name, name, "engine", ", ".join(kernels[name]), None, None, "", *_seconds_and_share(name, seconds), "")
         for name in ("load", "store")
         if name in kernels
     ]
@@ -51,11 +51,11 @@ def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mappi
     """The row of a node."""
     name, facts = _weights_of(graph, node)
     density, kept, rows = facts or (None, None, "")
-    spent, share = _spent(node.output, seconds)
+    spent, share = _seconds_and_share(node.output, seconds)
     return Layer(name or node.output, node.op, where, kernel, density, kept, rows, spent, share, why)
 
 
-def _spent(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
+def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
     """Seconds of a layer, and their share of all."""
     spent, total = seconds.get(name), sum(seconds.values())
     return spent, spent / total if spent is not None and total else None

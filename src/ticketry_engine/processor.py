@@ -1,15 +1,17 @@
-"""The processor: its name and features as the system tells them, and its caches."""
+"""The processor: its name, features and caches, and which platforms kernels run on."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 32 * 2**20
-"""Bytes of the last cache, where the system does not tell."""
+"""Bytes of the last-level cache if the system does not report them."""
 _USUAL_FIRST = (32 * 2**10, 2**20)
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Features that multiply in bfloat16."""
@@ -17,7 +19,7 @@ _NAMED = (
     ("vendor_id", "cpu family", "model", "stepping"),  # x86
     ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),  # Arm
 )
-"""What a kind is named by, in the system's words."""
+"""Keys that identify a processor model, as Linux names them."""
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", "asimd", "sve")
 """Features by which libraries choose kernels; a virtual machine may hide them."""
 
@@ -29,22 +31,22 @@ def processor() -> tuple[str, set[str]]:
 
 
 def kind() -> str:
-    """Maker, family, model and stepping in numbers, and features on which kernels depend.
+    """Return vendor, family, model, stepping and the features that kernels depend on.
 
-    Names do not tell processors apart: rented machines call all generations "AMD EPYC" or "Intel Xeon Processor".
+    Names do not identify processors: cloud machines call all generations "AMD EPYC" or "Intel Xeon Processor".
     """
     return kind_of(_facts())
 
 
 def kind_of(facts: Mapping[str, str]) -> str:
-    """The same of what Linux tells of a processor, by its words."""
+    """Return the same from Linux's description of a processor."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
     features = _features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])
 
 
 def facts_of(cpuinfo: str) -> dict[str, str]:
-    """What the text of /proc/cpuinfo tells of the first processor, by its words."""
+    """Return the entries of the first processor in the text of /proc/cpuinfo."""
     first, _, _ = cpuinfo.strip().partition("\n\n")
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
@@ -55,7 +57,7 @@ def _features(facts: Mapping[str, str]) -> set[str]:
 
 @functools.cache  # it is asked for with every result
 def _facts() -> Mapping[str, str]:
-    """What Linux tells; elsewhere nothing."""
+    """Return Linux's description of the processor; empty on other systems."""
     try:
         return facts_of(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -68,7 +70,7 @@ def computes_in_bf16() -> bool:
 
 
 def last_cache() -> int:
-    """Bytes of the last cache that core 0 has; 32 MB where the system does not tell."""
+    """Return the bytes of core 0's last-level cache; 32 MB if the system does not report them."""
     sizes = [_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
 
@@ -92,3 +94,58 @@ def _bytes(file: Path) -> int:
         return int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
     except (OSError, ValueError):
         return 0
+
+
+# -- platforms ---------------------------------------------------------------------------------------------------------
+
+
+KERNEL_PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
+"""Processors that the engine writes kernels for, as systems call them in small letters."""
+
+
+def no_kernels(system: str | None = None, processor: str | None = None) -> str:
+    """Why no kernels run on this system's processor; empty if they do.
+
+    Args:
+        system, processor: as `platform.system` and `platform.machine` say; by default those of this machine.
+    """
+    system, processor = system or platform.system(), processor or platform.machine()
+    if system == "Windows":
+        return "kernels for the processor need a system of the POSIX family (threads wait by sched_yield)"
+    if processor.lower() not in KERNEL_PROCESSORS:
+        return f"kernels are written for x86-64 and 64-bit Arm processors, and this one is {processor}"
+    return ""
+
+
+_PERMISSION, _TILE_DATA = 0x1023, 18
+"""Linux: the request for permission to use a part of the processor's state, and the number of the tile data."""
+
+
+def may_use_tiles() -> bool:
+    """Whether this process may use the tiles of AMX, for which Linux has to be asked once; its threads may then too."""
+    if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    arch_prctl = 158
+    return int(ctypes.CDLL(None).syscall(arch_prctl, _PERMISSION, _TILE_DATA)) == 0
+
+
+def missing(system: str | None = None, processor: str | None = None) -> list[str]:
+    """Return sentences on what does not run here; empty on Linux and macOS with an x86-64 or Arm processor.
+
+    Args:
+        system, processor: see `no_kernels`.
+    """
+    found = []
+    if why := no_kernels(system, processor):
+        found.append(f"tk.compile, tk.sparse_training, ticketry compile and bench, and --kernels auto|sparse: {why}")
+    if (system or platform.system()) == "Windows":
+        found.append("--on slurm: Slurm has no Windows")
+    return found
+
+
+def warn() -> None:
+    """Say once what does not run here."""
+    if found := missing():
+        warnings.warn(
+            f"what of ticketry does not run on this machine: {'; '.join(found)}", RuntimeWarning, stacklevel=3
+        )

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import field
+import msgspec
+from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
-from ticketry_engine.support.record_fields import AtLeastOne, Count, Density, Number, Part, Positive, Share
-
 Place = Literal["engine", "torch"]
-"""Where a layer is computed."""
+"""Location in which a layer is computed."""
 
 
-class EngineTime(Part, frozen=True):
+# -- Kinds of numbers that results are declared with, and the base of their parts --------------------------------------
+
+
+LARGEST = 1e30
+"""Beyond it, a number is a mistake; below it, no sum or square overflows."""
+LARGEST_COUNT = 10**18
+
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+"""Finite."""
+Positive = Annotated[float, Meta(gt=0, le=LARGEST, extra={"problem": "not more than 0"})]
+NotNegative = Annotated[float, Meta(ge=0, le=LARGEST, extra={"problem": "is less than 0"})]
+Density = Annotated[float, Meta(gt=0, le=1, extra={"problem": "which does not lie in (0, 1]"})]
+"""Fraction kept."""
+Share = Annotated[float, Meta(ge=0, le=1, extra={"problem": "which does not lie in [0, 1]"})]
+NearShare = Annotated[float, Meta(ge=-1e-9, le=1 + 1e-9, extra={"problem": "which is no share"})]
+"""A share up to rounding: `share` puts it into [0, 1]."""
+Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
+
+
+class RecordPart(msgspec.Struct, frozen=True):
+    """A part of a record. Fields that are not known are ignored when it is read."""
+
+
+class EngineTime(RecordPart, frozen=True):
     """One engine at one batch size."""
 
     engine: str
@@ -31,9 +54,9 @@ class EngineTime(Part, frozen=True):
     calls: Count = 0
     """In each sample."""
     error: Number | None = None
-    """Of the outputs, relative to eager torch in float32."""
+    """Error of the outputs relative to eager torch in float32."""
     prepare_seconds: Number | None = None
-    """What it took to compile or load."""
+    """Seconds to compile or load."""
     why: str = ""
     """Why it was not timed."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -43,8 +66,8 @@ class EngineTime(Part, frozen=True):
         return self.seconds is not None
 
 
-class Saved(Part, frozen=True):
-    """What a sparse engine saves against the fastest dense one: 1 - time / time in the same round."""
+class Saved(RecordPart, frozen=True):
+    """Time saved by a sparse engine against the fastest dense one: 1 - ratio of times in the same round."""
 
     engine: str
     against: str
@@ -53,10 +76,10 @@ class Saved(Part, frozen=True):
     low: Number
     high: Number
     confidence: Number
-    """Of the interval."""
+    """Confidence level of the interval."""
 
 
-class Timed(Part, frozen=True, kw_only=True):
+class Timed(RecordPart, frozen=True, kw_only=True):
     """All engines at one batch size, timed side by side."""
 
     batch: AtLeastOne
@@ -86,7 +109,7 @@ class Timed(Part, frozen=True, kw_only=True):
         return f"{self.precision}, {threads}, {caches} caches, {self.rounds} rounds, {self.clock} time"
 
 
-class Layer(Part, frozen=True):
+class Layer(RecordPart, frozen=True):
     """One operation of a compiled model.
 
     Examples:
@@ -111,9 +134,9 @@ class Layer(Part, frozen=True):
     rows: str = ""
     """Output rows that share their columns: "1" where all differ, "2-16" for a spread; empty without weights."""
     seconds: Number | None = None
-    """Of one call, once it was profiled."""
+    """Seconds of one call, after profiling."""
     share: Number | None = None
-    """Of the whole call's time."""
+    """Share of the whole call's time."""
     why: str = ""
     """Why it is in torch; "fp32: ..." for why it computes in float32 though the model is compiled for bf16."""
 
@@ -130,11 +153,11 @@ class SpeedLayer(Layer, frozen=True):
         return 1 - self.seconds / self.dense_seconds if self.seconds is not None and self.dense_seconds else None
 
 
-class CurvePoint(Part, frozen=True):
+class CurvePoint(RecordPart, frozen=True):
     """One density."""
 
     density: Density
-    """Of the mask, which is what rounding leaves of the one that was asked for."""
+    """Density of the mask, which may differ from the requested one by rounding."""
     seconds: Positive
     low: Positive
     high: Positive
@@ -146,7 +169,7 @@ class CurvePoint(Part, frozen=True):
     saved_high: Number | None = None
 
 
-class TimeCurve(Part, frozen=True, kw_only=True):
+class TimeCurve(RecordPart, frozen=True, kw_only=True):
     """Time against density at one batch size, the densest first."""
 
     pattern: str = ""

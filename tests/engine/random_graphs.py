@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ticketry.errors import GraphError
 from ticketry_engine.ir import Graph, Node, Value, node
-from ticketry_engine.ir.attribute_kinds import ACTS
-from ticketry_engine.ir.native import Facts, infer
+from ticketry_engine.ir.native import TensorFacts, infer
+from ticketry_engine.ir.native_shapes import ACTS
 
 ACTIVATIONS = (None, *ACTS, {"leaky_relu": 0.1})
 PATTERNS = ("unstructured", "rows of 4", "rows of 16", "some empty rows", "all but one row empty", "empty")
@@ -42,8 +42,8 @@ class Growing:
         output = f"v{len(self.nodes)}"
         named = {role: f"{output}.{role}" for role in weights or {}}
         one = node(op, inputs, output, named, **attrs)
-        facts = [Facts(self.values[name].shape or (), "float32") for name in inputs]
-        found = {role: Facts(tuple(tensor.shape), "float32") for role, tensor in (weights or {}).items()}
+        facts = [TensorFacts(self.values[name].shape or (), "float32") for name in inputs]
+        found = {role: TensorFacts(tuple(tensor.shape), "float32") for role, tensor in (weights or {}).items()}
         shape, _ = infer(op, one.attrs, facts, found)
         if not 0 < prod(int(size or 0) for size in shape[1:]) <= _MOST_ELEMENTS:
             raise GraphError("too large or empty")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from samples import sample
-from ticketry_engine import platforms
+from ticketry_engine import processor as platforms
 
 _ELSEWHERE = """
 import platform, warnings

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import ticketry_engine
-from ticketry_engine.capture import lower_layers, overloads, pipeline
-from ticketry_engine.ir import attribute_kinds, reference
+from ticketry_engine.capture import convert as overloads
+from ticketry_engine.capture import lower_layers, pipeline
+from ticketry_engine.ir import native_shapes as attribute_kinds
+from ticketry_engine.ir import reference
 from ticketry_engine.kernels import activations
 
 PACKAGE = Path(ticketry_engine.__file__).parent

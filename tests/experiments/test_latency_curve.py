@@ -13,8 +13,7 @@ from ticketry.errors import EngineError, UsageError
 from ticketry.experiments.bench import DENSITIES, Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 
 DENSE, OVERHEAD = 0.04, 0.01
 

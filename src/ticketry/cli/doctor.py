@@ -12,7 +12,7 @@ from typing import Any
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
-from ticketry_engine import platforms
+from ticketry_engine import processor as platforms
 
 _DESCRIPTION = """\
 What this machine and this environment have, and what each means for speed: processor, threads, precision, packages of

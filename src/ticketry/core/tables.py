@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ticketry_engine.support.printable import one_line as one_line
+from ticketry_engine.support.files import one_line as one_line
 
 _MOST = 10**18
 

@@ -19,7 +19,7 @@ from ticketry_engine import export as engine
 from ticketry_engine.capture.eager_checks import own_copy
 from ticketry_engine.example_inputs import Inputs, at_batch
 from ticketry_engine.export import FORMATS as FORMATS
-from ticketry_engine.export import Checked, first_line
+from ticketry_engine.export import ExportCheck, first_line
 from ticketry_engine.export import format_of as format_of
 from ticketry_engine.support.entry_points import entry_point
 
@@ -48,7 +48,7 @@ class Exported:
     """Parameters in the file that are not 0."""
     runtime: str
     """What read it back."""
-    checks: tuple[Checked, ...]
+    checks: tuple[ExportCheck, ...]
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -30,10 +30,9 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
 from ticketry_engine.bench.compare import compare, time_layers
-from ticketry_engine.bench.dense_engines import Call, Contender, Shrunk, Sparse, rivals
+from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, rivals
 from ticketry_engine.bench.machine import check_cores, choose_cores
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 from ticketry_engine.compiled import Compiled, load
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
@@ -152,7 +151,7 @@ def execute_bench(
     small = shrunk_model(source)
     contenders: list[Contender] = [*dense, Sparse(lambda case: _planned(fast, case, options))]
     if small is not None:
-        contenders += [Shrunk(engine, small) for engine in dense]
+        contenders += [ShrunkModel(engine, small) for engine in dense]
     found = [_compared(source, options, contenders, batch, _with_batch(batch, say)) for batch in options.batch]
     last = at_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)

@@ -222,8 +222,7 @@ def _timed(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: Sp
 
     from ticketry_engine.bench.compare import compare
     from ticketry_engine.bench.dense_engines import Contender, Sparse, rivals
-    from ticketry_engine.bench.timing import Timing
-    from ticketry_engine.bench.workload import Case
+    from ticketry_engine.bench.timing import Case, Timing
     from ticketry_engine.compiled import compile
 
     def compiled(mask: Mask | None) -> Callable[[Case], Any]:

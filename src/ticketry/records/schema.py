@@ -11,17 +11,18 @@ import msgspec
 from msgspec import Meta, inspect
 
 from ticketry.errors import StoreError
-from ticketry_engine.support.record_fields import LARGEST as LARGEST
-from ticketry_engine.support.record_fields import LARGEST_COUNT
-from ticketry_engine.support.record_fields import AtLeastOne as AtLeastOne
-from ticketry_engine.support.record_fields import Count as Count
-from ticketry_engine.support.record_fields import Density as Density
-from ticketry_engine.support.record_fields import NearShare as NearShare
-from ticketry_engine.support.record_fields import NotNegative as NotNegative
-from ticketry_engine.support.record_fields import Number as Number
-from ticketry_engine.support.record_fields import Part as Part
-from ticketry_engine.support.record_fields import Positive as Positive
-from ticketry_engine.support.record_fields import Share as Share
+from ticketry_engine.results import LARGEST as LARGEST
+from ticketry_engine.results import LARGEST_COUNT, RecordPart
+from ticketry_engine.results import AtLeastOne as AtLeastOne
+from ticketry_engine.results import Count as Count
+from ticketry_engine.results import Density as Density
+from ticketry_engine.results import NearShare as NearShare
+from ticketry_engine.results import NotNegative as NotNegative
+from ticketry_engine.results import Number as Number
+from ticketry_engine.results import Positive as Positive
+from ticketry_engine.results import Share as Share
+
+Part = RecordPart
 
 Role = Annotated[
     str,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import outputs_of
 from ticketry_engine.export import first_line, quiet
@@ -159,7 +159,7 @@ def _with_conversions(function: Call, case: Case, layout: torch.memory_format, m
     return run
 
 
-class Shrunk:
+class ShrunkModel:
     """A dense engine that runs the physically smaller model of a channel-wise mask; it counts as sparse."""
 
     sparse: ClassVar[bool] = True

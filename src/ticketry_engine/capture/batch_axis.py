@@ -24,11 +24,11 @@ from ticketry_engine.capture.editor import (
     tensor_of,
     value_of,
 )
-from ticketry_engine.capture.lower_constants import constant_of, is_constant
 from ticketry_engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
+from ticketry_engine.capture.lower_moves import constant_of, is_constant
+from ticketry_engine.capture.patterns import attention
 from ticketry_engine.capture.tracing.program import Multiple, Sizes
 from ticketry_engine.capture.view_chains import VIEWS, chain_to, example_map, is_canonical, natively
-from ticketry_engine.capture.written_attention import attention
 from ticketry_engine.ir import FLOATS, Graph, Node, Value, aten
 
 
@@ -167,7 +167,8 @@ def _matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
     before, last = editor.shape(left) or (), (editor.shape(right) or ())[-1]
     made = _free_value(editor, one.output, (*before[:-1], last))
     attrs = {"args": [{"value": left}, {"value": right}], "kwargs": {}}
-    return [*nodes, Node("aten.matmul.default", (left, right), made, attrs, {}), _together(editor, made, one.output)]
+    product = Node("aten.matmul.default", (left, right), made, attrs, {})
+    return [*nodes, product, _flatten_windows(editor, made, one.output)]
 
 
 def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -182,7 +183,8 @@ def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
         bias = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
         need(bias.is_floating_point() and bias.shape[0] == 1)
     made = _free_value(editor, one.output, (*(editor.shape(q) or ())[:-1], (editor.shape(v) or ())[-1]))
-    return [*nodes, attention(editor, (q, k, v), made, bias, found["scale"]), _together(editor, made, one.output)]
+    attended = attention(editor, (q, k, v), made, bias, found["scale"])
+    return [*nodes, attended, _flatten_windows(editor, made, one.output)]
 
 
 def _windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
@@ -200,7 +202,7 @@ def _windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
     return nodes, found
 
 
-def _together(editor: Editor, made: str, output: str) -> Node:
+def _flatten_windows(editor: Editor, made: str, output: str) -> Node:
     """[N, W, ...] as [N * W, ...]"""
     sizes = [-1, *(int(size or 0) for size in (editor.shape(made) or ())[2:])]
     return Node("aten.reshape.default", (made,), output, {"args": [{"value": made}, sizes], "kwargs": {}}, {})

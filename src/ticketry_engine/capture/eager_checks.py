@@ -1,25 +1,32 @@
-"""What torch.export does not tell, found by calling the model: is one example like more, does it remember its calls."""
+"""Checks of a captured model that call it: whether one example behaves like several, and whether it remembers calls."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.tracing.python_state import first_change, state_of
-from ticketry_engine.capture.tracing.side_effects import Containers, writes_to_input, writes_to_weight
+from ticketry_engine.capture.editor import arguments, base, free_name, packet, tensor_of, value_of
+from ticketry_engine.capture.tracing.side_effects import (
+    Containers,
+    first_change,
+    state_of,
+    writes_to_input,
+    writes_to_weight,
+)
 from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
-from ticketry_engine.ir import Graph
-from ticketry_engine.ir.binding import CallBinder
-from ticketry_engine.ir.graph import leaves
+from ticketry_engine.ir import Graph, Json, Node, aten, leaves, with_leaves
+from ticketry_engine.ir.binding import CallBinder, is_constant
 from ticketry_engine.ir.reference import torch_step
-from ticketry_engine.support.model_copies import copied
+from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import seed_torch
 
@@ -28,7 +35,7 @@ _TOLERANCE = 1e-3
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode and without gradients; `CaptureError` if there is none."""
+    """Return a copy on the CPU, in evaluation mode and without gradients; raise CaptureError if that is impossible."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
@@ -41,16 +48,16 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def copy_to_call(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters, and what it holds besides of its own: a call may change that."""
+    """Return a copy with the same parameters, but separate buffers and attributes, which a call may change."""
     return copy.deepcopy(model, {id(one): one for one in model.parameters()})
 
 
 def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
-    """Whether a graph of torch's operations gives what the model gives for the first of its example inputs.
+    """Return whether a graph of torch operations computes what the model computes for its first example input.
 
     Args:
         model: on the CPU, in evaluation mode.
-        given: what it was captured with. Inputs without data tell nothing, and count as equal.
+        given: the example inputs; inputs without data count as equal.
     """
     if not given.examples or not _can_run(model, given):
         return True
@@ -65,14 +72,14 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
 
 
 def check_calls(model: nn.Module, given: Arguments) -> list[str]:
-    """Make sure that a model changes none of its inputs, and that its outputs do not depend on the calls before.
+    """Check that a model changes none of its inputs, and that its outputs do not depend on earlier calls.
 
     Args:
-        model: as it was before any call, on the CPU, in evaluation mode.
-        given: example inputs; those without data tell nothing.
+        model: never called before, on the CPU, in evaluation mode.
+        given: example inputs; inputs without data are not checked.
 
     Returns:
-        Notes for the user: what the model changes of its own Python state.
+        Notes for the user: which of its Python attributes the model changes.
 
     Raises:
         CaptureError: if it changes an input or remembers its calls.
@@ -175,3 +182,93 @@ def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
     for one in graph.nodes:
         values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
     return [values[name] for name in leaves(graph.outputs)]
+
+
+# -- own results -------------------------------------------------------------------------------------------------------
+
+
+_Root: TypeAlias = "tuple[str, str]"
+"""Owner of a value's memory: ("weight", name), or ("value", name) of an input or of a node's new result."""
+
+_VIEWS = ("reshape", "flatten", "slice", "transpose")
+"""Native nodes whose result may be their input's memory."""
+
+_GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+"""Operations of torch that do so in evaluation mode, though their schemas do not say it."""
+
+
+def with_own_results(graph: Graph, captured: Graph) -> Graph:
+    """Return the graph with copies of results that share memory with a constant, an input or another result.
+
+    Sharing that the captured graph already had stays, except with weights, which are never returned. Passes omit copies
+    that change no number, and compute once what is the same for every example.
+    """
+    before, after = _roots(captured), _roots(graph)
+    known = {("value", name): ("value", name) for name in graph.inputs}
+    """Memory that is taken -> whose it was as captured."""
+    values, nodes, names = dict(graph.values), list(graph.nodes), []
+    for old, name in zip(leaves(captured.outputs), leaves(graph.outputs), strict=True):
+        root = after[name]
+        if root[0] == "weight" or (root in known and known[root] != before[old]):
+            copy = free_name(f"{name}.own", values)
+            values[copy] = replace(values[name], name=copy)
+            args = {"args": [{"value": name}], "kwargs": {}}
+            nodes.append(Node("aten.clone.default", (name,), copy, args, {}))
+            name = copy
+        else:
+            known.setdefault(root, before[old])
+        names.append(name)
+    if len(nodes) == len(graph.nodes):
+        return graph
+    given = iter(names)
+    outputs = with_leaves(graph.outputs, lambda _: next(given))
+    return replace(graph, values=values, nodes=tuple(nodes), outputs=outputs)
+
+
+def _roots(graph: Graph) -> dict[str, _Root]:
+    """Return value -> owner of its memory."""
+    roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
+    for one in graph.nodes:
+        kind, source = _source(one)
+        roots[one.output] = ("weight", source) if kind == "weight" else roots.get(source, ("value", one.output))
+    return roots
+
+
+def _source(one: Node) -> tuple[str, str]:
+    """The weight or value that a node may give a view of; ("value", "") where what it makes is new."""
+    if one.native:
+        return "value", one.inputs[0] if one.op in _VIEWS else ""
+    if one.op.startswith("operator."):
+        return "value", one.inputs[0] if base(one) == "getitem" and one.inputs else ""
+    found = arguments(one)
+    for known in aten.find(one.op, trusted=True)._schema.arguments:
+        alias = known.alias_info
+        if (alias is not None and not alias.is_write) or (packet(one) in _GIVE_BACK and known.name == "input"):
+            if (name := tensor_of(found[known.name])) is not None:
+                return "weight", name
+            return "value", value_of(found[known.name]) or ""
+    return "value", ""
+
+
+# -- What the arguments of a model are when a call leaves them out -----------------------------------------------------
+
+
+def with_defaults(graph: Graph, model: nn.Module) -> Graph:
+    """The graph whose signature has the defaults that are not what it was captured with (`graph.OF_SIGNATURES`)."""
+    signature = graph.signature
+    captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
+    found: dict[str, Json] = {}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        default = parameter.default
+        if default is parameter.empty or _is(captured.get(name, {"constant": None}), default):
+            continue
+        plain = default is None or isinstance(default, (bool, int, float, str))
+        found[name] = {"constant": default} if plain else None
+    return replace(graph, signature={**signature, "defaults": found}) if found else graph
+
+
+def _is(tree: Json, default: Any) -> bool:
+    """Whether a tree of a signature is an argument's default; one of tensors never is, but has to be given anyway."""
+    if isinstance(tree, str) or "constant" not in tree:
+        return False
+    return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)

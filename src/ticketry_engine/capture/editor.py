@@ -1,4 +1,4 @@
-"""What passes share: a graph that is being rewritten, node by node."""
+"""The editor of graphs that all passes use: it rewrites a graph node by node."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ticketry_engine.capture.overloads import OVERLOADS
+from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.capture.tracing.program import Multiple, Sizes
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
-from ticketry_engine.ir.native import Facts, infer, takes
+from ticketry_engine.ir.native import TensorFacts, infer, takes
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 
@@ -21,18 +21,18 @@ Found: TypeAlias = "dict[str, Json]"
 """The arguments of a torch node by their names."""
 
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
-"""What becomes of a node: other nodes, the last of which makes its output; a value that is the same; None, or where it
-raises `NoMatchError`: as it is."""
+"""Replacement of a node: other nodes, the last of which makes its output; the name of an equal value; or None (also by
+raising `NoMatchError`) to keep the node."""
 
 Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
-"""The same of a torch node, with its arguments."""
+"""Function that returns the replacement of a torch node, given its arguments."""
 
 
 class NoMatchError(Exception):
     """A node is not what a rule is for."""
 
 
-def number(arg: Json) -> float:
+def finite_number(arg: Json) -> float:
     """An argument that is a finite number; `NoMatchError` for any other, such as ``{"float": "inf"}``."""
     need(isinstance(arg, (int, float)))
     return float(arg)
@@ -124,7 +124,7 @@ class Editor:
         return self._constants[key]
 
     def replacement(self, name: str, tensor: Tensor) -> str:
-        """A weight in the place of the one called `name`, under that name if no other node has it."""
+        """Replace a weight, under the same name if no other node uses it; return its name."""
         if self.holders.get(name, 0) > 1:
             return self.tensor(name, tensor)
         self.tensors[name] = tensor
@@ -139,14 +139,15 @@ class Editor:
 
     def inferred(self, one: Node) -> Shape:
         """The shape of what a native node makes."""
-        inputs = [Facts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
-        weights = {role: Facts.of(self.tensors[name]) for role, name in one.weights.items()}
+        inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
+        weights = {role: TensorFacts.of(self.tensors[name]) for role, name in one.weights.items()}
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """The node that makes a value; `NoMatchError` if there is none of these operations, and with this activation.
+        """Return the node that makes a value; raise NoMatchError unless it has one of these operations and this
+        activation.
 
-        Torch nodes go by their `base`.
+        Torch nodes are identified by their `base`.
         """
         maker = self.makers.get(name or "")
         if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
@@ -168,7 +169,7 @@ def free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
-    """The graph after `rule` has been asked once for every node, in order, with inputs as they are by then."""
+    """Return the graph after applying `rule` once to every node, in order, with already rewritten inputs."""
     editor = Editor.of(graph, sizes)
     renamed: dict[str, str] = {}
     done: list[Node] = []
@@ -179,7 +180,7 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
         except NoMatchError:
             made = None
         if isinstance(made, list) and not all(takes(one.op, one.attrs) for one in made if one.native):
-            made = None  # a number that is none of float32, say
+            made = None  # such as a number that float32 cannot represent
         if isinstance(made, str):
             renamed[old.output] = made
             continue
@@ -192,7 +193,7 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
 
 
 def finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
-    """The nodes, of which the last makes `output`; `x` itself if there are none."""
+    """Return the nodes with the last one's output renamed to `output`; `x` itself if there are none."""
     if not nodes:
         return x
     return [*nodes[:-1], replace(nodes[-1], output=output)]
@@ -208,7 +209,7 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
-    """A torch node with other arguments in the place of the values that are keys of `changed`."""
+    """Return a torch node with the values in its arguments renamed as in `changed`."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
@@ -225,7 +226,7 @@ def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
 
 
 def without_unused(graph: Graph) -> Graph:
-    """The graph without nodes whose output nobody reads."""
+    """Return the graph without nodes whose output is never read."""
     wanted = set(graph.results)
     kept = []
     for one in reversed(graph.nodes):
@@ -282,6 +283,6 @@ def base(one: Node) -> str:
 
 
 def packet(one: Node) -> str:
-    """Return the name of an ATen operation, whatever its overload; "" for any other node."""
+    """Return the name of an ATen operation without its overload; "" for any other node."""
     kind, _, rest = one.op.partition(".")
     return rest.partition(".")[0] if kind == "aten" else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ticketry_engine.capture.editor import (
     Editor,
@@ -16,16 +18,19 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     arguments,
     base,
+    finished,
+    finite_number,
     need,
-    number,
     number_of,
+    rewrite,
     tensor_of,
     value_of,
 )
-from ticketry_engine.capture.lower_pools import adaptive, in_a_picture, mean, pair, pool
 from ticketry_engine.capture.same_rows import rows_of
-from ticketry_engine.ir import DTYPES, Json, Node, node
-from ticketry_engine.ir.attribute_kinds import is_act
+from ticketry_engine.ir import DTYPES, Graph, Json, Node, aten, node
+from ticketry_engine.ir.native import MOST_MOVED
+from ticketry_engine.ir.native_shapes import is_act
+from ticketry_engine.support.seeds import generator
 
 
 def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
@@ -74,10 +79,10 @@ def linear_input(found: Found) -> Json:
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """The weights of such an operation by role, as a linear layer has them.
+    """Return the weights of an operation by role, as in a linear layer.
 
     Raises:
-        NoMatchError: they are none of the model's, or have other shapes than those of a linear layer.
+        NoMatchError: if they are not the model's weights, or have other shapes than those of a linear layer.
     """
     if base(one) == "linear":
         named = weights_of(editor, found)
@@ -109,7 +114,7 @@ def _batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     weight, bias, mean, var = (None if name is None else editor.tensors[name].double() for name in named)
     if mean is None or var is None:
         raise NoMatchError
-    scale = torch.rsqrt(var + number(found["eps"]))
+    scale = torch.rsqrt(var + finite_number(found["eps"]))
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     dtype = getattr(torch, editor.values[x].dtype)
@@ -132,7 +137,7 @@ def _layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
         for role, name in named.items():
             weights[role] = editor.tensor(f"{one.output}.{role}", neutral[role]) if name is None else name
     need(all(editor.tensors[name].dtype == dtype for name in weights.values()))
-    return [node("layer_norm", (x,), one.output, weights, eps=number(found["eps"]))]
+    return [node("layer_norm", (x,), one.output, weights, eps=finite_number(found["eps"]))]
 
 
 def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -148,7 +153,7 @@ def _rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     dtype = getattr(torch, editor.values[x].dtype)
     need(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (found["weight"] is None))
     need(name is None or editor.tensors[name].dtype == dtype)
-    eps = torch.finfo(dtype).eps if found["eps"] is None else number(found["eps"])
+    eps = torch.finfo(dtype).eps if found["eps"] is None else finite_number(found["eps"])
     return [node("rms_norm", (x,), one.output, {} if name is None else {"weight": name}, eps=eps)]
 
 
@@ -182,7 +187,7 @@ def masked_attention(
 
 
 def _bias_of(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
-    """What a mask adds to the scores: [heads or 1, T, S]."""
+    """Return the attention bias of a mask: [heads or 1, T, S]."""
     heads, queries = (editor.shape(inputs[0]) or ())[1:3]
     keys = (editor.shape(inputs[1]) or ())[2]
     name = tensor_of(mask)
@@ -304,6 +309,349 @@ def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
         raise NoMatchError
     return rule(editor, replace(maker, output=one.output), arguments(maker))
 
+
+# -- lower resizes -----------------------------------------------------------------------------------------------------
+
+# A resize by an integer factor f is a convolution with f x f output channels per channel, over an image with repeated
+# edges: each of the f positions inside a pixel has fixed weights for the neighbouring pixels. The channels are then
+# interleaved, as for transposed convolutions.
+
+
+_REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
+"""Pixels on each side of the nearest one that have a part."""
+
+
+def lower_resizes(graph: Graph) -> Graph:
+    """The graph without interpolations by whole scales."""
+    return rewrite(graph, _lower)
+
+
+def _lower(editor: Editor, one: Node) -> list[Node]:
+    reach = 0 if one.native else _REACH.get(base(one), 0)
+    need(reach and len(one.inputs) == 1)
+    (x,) = editor.floats(one, {"value": one.inputs[0]}, axes=4)
+    shape, made = (editor.shape(name) or () for name in (x, one.output))
+    need(shape[:2] == made[:2] and all(shape[1:]))
+    channels, *sizes = (int(size or 0) for size in shape[1:])
+    places = [int(size or 0) for size in made[2:]]
+    need(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
+    need(channels * prod(places) <= MOST_MOVED)
+    resize, dtype = aten.prepare(one, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
+    taps = [_taps(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
+    kernel = torch.einsum("ra,sb->rsab", *taps)
+    nodes = _with_edges(editor, x, one.output, sizes, reach)
+
+    def then(op: str, weights: dict[str, str] | None = None, **attrs: Json) -> None:
+        nodes.append(editor.make(op, (nodes[-1].output,), one.output, weights, **attrs))
+
+    weight = editor.constant(f"{one.output}.taps", kernel.flatten(0, 1).repeat(channels, 1, 1).unsqueeze(1))
+    then("conv2d", {"weight": weight}, stride=[1, 1], padding=[0, 0], dilation=[1, 1], groups=channels)
+    then("reshape", shape=[shape[0], channels, *kernel.shape[:2], *sizes])
+    then("transpose", axes=[0, 1, 4, 2, 5, 3])
+    return [*nodes, node("reshape", (nodes[-1].output,), one.output, shape=list(made))]
+
+
+def _taps(
+    resize: Callable[[Tensor], Tensor], sizes: Sequence[int], axis: int, scale: int, reach: int, dtype: torch.dtype
+) -> Tensor:
+    """[scale, 2 reach + 1]: weights of the pixels around for each place beside a pixel, asked of the operation itself.
+
+    Raises:
+        NoMatchError: they are not the same all over the image (`align_corners`, a scale that was given and is another),
+            or it is so small that its edges hide them.
+    """
+    size = sizes[axis]
+    need(size > 2 * reach)
+    single = torch.zeros(1, size, dtype=dtype)
+    single[0, size // 2] = 1.0
+    signals = torch.cat([single, torch.rand(4, size, generator=generator(0, "resize")).to(dtype)])
+    images = signals[:, None, :, None] if axis == 0 else signals[:, None, None, :]
+    found = resize(images.expand(-1, 1, *sizes).contiguous()).select(3 - axis, 0).reshape(-1, size, scale)
+    # Return [d, i]: the weight of pixel d for output position i inside a pixel; pixel i + d is d pixels later.
+    taps: Tensor = found[0, size // 2 - reach : size // 2 + reach + 1].flip(0).t()
+    around = (torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)).clamp(0, size - 1)
+    need(torch.allclose(signals[:, around] @ taps.t(), found, rtol=0, atol=1e-5))
+    return taps.contiguous()
+
+
+def _with_edges(editor: Editor, x: str, like: str, sizes: Sequence[int], reach: int) -> list[Node]:
+    """The image with its first and last rows and columns so many times more."""
+    nodes: list[Node] = []
+    for axis, size in enumerate(sizes, start=2):
+        ends = [editor.make("slice", (x,), like, axis=axis, start=at, stop=at + 1) for at in (0, size - 1)]
+        low, high = ((end.output,) * reach for end in ends)
+        nodes += [*ends, editor.make("concat", (*low, x, *high), like, axis=axis)]
+        x = nodes[-1].output
+    return nodes
+
+
+# -- Poolings and means, over two axes or one --------------------------------------------------------------------------
+
+
+def pair(value: Json) -> list[int]:
+    """A setting of one or two axes for both."""
+    sizes = value if isinstance(value, list) else [value]
+    need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
+    return [sizes[0], sizes[-1]]
+
+
+def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
+    """A setting of a window over height and width; over one axis it is `beside` along the other."""
+    return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
+
+
+def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node]:
+    (x,) = editor.floats(one, found["self"], axes=2 + axes)
+    kernel, padding = window_of(found["kernel_size"], axes, 1), window_of(found["padding"], axes, 0)
+    window: dict[str, Json] = {
+        "kernel": kernel,
+        "stride": window_of(found["stride"] or found["kernel_size"], axes, 1),
+        "padding": padding,
+        "ceil": found["ceil_mode"],
+    }
+    if "dilation" in found:
+        return _over(axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1))
+    need(found.get("divisor_override") is None)
+    made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
+    covers = all(size >= int(side or 0) for size, side in zip(kernel[-axes:], shape[2:], strict=True))
+    if set(made[2:]) == {1} and covers and padding == [0, 0]:
+        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
+    return _over(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+
+
+def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
+    (x,) = editor.floats(one, found["self"], axes=2 + axes)
+    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
+    if before == after:
+        return x
+    if set(after[2:]) == {1}:
+        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
+    sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
+    need(all(new and not old % new for old, new in sizes))
+    kernel = window_of([old // new for old, new in sizes], axes, 1)
+    return _over(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
+
+
+def _over(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+    """An operation on pictures; over one axis it is one on pictures of height 1."""
+    if axes == 1:
+        return in_a_picture(editor, one, x, op, **attributes)
+    return [node(op, (x,), one.output, **attributes)]
+
+
+def in_a_picture(
+    editor: Editor, one: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
+) -> list[Node]:
+    """An operation on [N, C, L] by one on [N, C, 1, L]."""
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
+    result = editor.make(op, (picture.output,), one.output, weights, **attributes)
+    return [picture, result, node("reshape", (result.output,), one.output, shape=list(made))]
+
+
+def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A mean over height and width, wherever the channels are, over tokens, or over the places of a signal."""
+    (x,) = editor.floats(one, found["self"])
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
+    axes = sorted(axis % len(shape) for axis in found["dim"])
+    if (len(shape), axes) == (4, [2, 3]):
+        return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
+    if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
+        return in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+    need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
+    last = len(shape) - 1
+    nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
+    if len(shape) == 3:
+        nodes.append(editor.make("reshape", (nodes[-1].output,), one.output, shape=[shape[0], shape[2], 1, shape[1]]))
+    pooled = editor.make("global_avg_pool", (nodes[-1].output,), one.output, keepdim=False)
+    return [*nodes, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
+
+
+# -- lower transposed --------------------------------------------------------------------------------------------------
+
+# Along one axis, pixel i times weight t is added at place s i + d t - p (s: stride, d: dilation, p: padding). To places
+# s m + r, phase r, come weights with d t - p = r + s j alone, of pixels m - j: a convolution with stride 1 that has a
+# tap for each j. The phases of both axes are channels of one convolution, and lie interleaved afterwards (Shi et al.,
+# "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR
+# 2016, section 3). Not every phase has a weight on every tap: there are zeros, as those that a mask makes.
+
+
+_FOLDED = ("affine", "act")
+"""Nodes that are merged into a transposed convolution."""
+
+
+def lower_transposed(graph: Graph) -> Graph:
+    """The graph without transposed convolutions over one axis or two, with the norms and activations behind them."""
+    readers = {name: one.op for one in graph.nodes for name in one.inputs}
+    return rewrite(graph, partial(_lower_transposed, readers, {}))
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a transposed convolution, as the convolution of its phases has it."""
+
+    size: int
+    """Size of the input."""
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+    made: int
+    """Size of what is made."""
+
+    def place(self, weight: int) -> tuple[int, int]:
+        """Return the phase of a weight, and the distance in pixels from the output position to the pixel it
+        multiplies."""
+        behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
+        return phase, -behind
+
+    @property
+    def places(self) -> int:
+        """Number of taps of a phase."""
+        return -(-self.made // self.stride)
+
+    @property
+    def room(self) -> int:
+        """Padding of the convolution on each side: all pixels that weights multiply are there, and all places made."""
+        return max(0, -self._first, self.places - self.size + self._last)
+
+    @property
+    def taps(self) -> int:
+        return self.room + self._last + 1
+
+    @property
+    def _first(self) -> int:
+        """Padding of the pixels that weights multiply: they are consecutive."""
+        return self.place(self.kernel - 1)[1]
+
+    @property
+    def _last(self) -> int:
+        return self.place(0)[1]
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    """A transposed convolution, and what was folded into it."""
+
+    x: str
+    name: str
+    """Name of its weight."""
+    weight: Tensor
+    """[I, O / groups, kh, kw]"""
+    bias: Tensor | None
+    axes: tuple[_Axis, _Axis]
+    groups: int
+    act: Json = None
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> _Transposed:
+        """With what it makes scaled and shifted by channel. Rounded once, from float64."""
+        kind, (inputs, outputs, *_) = self.weight.dtype, self.weight.shape
+        by_group = scale.view(self.groups, 1, outputs, 1, 1)
+        weight = self.weight.double().view(self.groups, inputs // self.groups, *self.weight.shape[1:]) * by_group
+        bias = shift if self.bias is None else self.bias.double() * scale + shift
+        return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
+
+    def phases(self) -> Tensor:
+        """The convolution's weight [groups * phases * (O / groups), I / groups, taps, taps]."""
+        inputs, outputs, *kernel = self.weight.shape
+        down, across = self.axes
+        made = self.weight.new_zeros(
+            self.groups, down.stride, across.stride, outputs, inputs // self.groups, down.taps, across.taps
+        )
+        given = self.weight.view(self.groups, inputs // self.groups, outputs, *kernel).transpose(1, 2)
+        for row in range(kernel[0]):
+            for column in range(kernel[1]):
+                (phase, step), (other_phase, other_step) = down.place(row), across.place(column)
+                made[:, phase, other_phase, :, :, down.room + step, across.room + other_step] = given[..., row, column]
+        return made.flatten(0, 3)
+
+    def nodes(self, editor: Editor, output: str) -> list[Node]:
+        """Return the nodes that make `output`."""
+        down, across = self.axes
+        strides, outputs = (down.stride, across.stride), self.weight.shape[1]
+        batch, *sizes = editor.shape(self.x) or ()
+        nodes: list[Node] = []
+
+        def then(op: str, weights: Mapping[str, str] | None = None, **attrs: Json) -> list[int]:
+            """Another node, and the sizes of what it makes."""
+            nodes.append(editor.make(op, (nodes[-1].output if nodes else self.x,), output, weights, **attrs))
+            return [int(size or 0) for size in (editor.shape(nodes[-1].output) or ())[1:]]
+
+        if len(sizes) == 2:
+            then("reshape", shape=[batch, sizes[0], 1, sizes[1]])
+        weights = {"weight": editor.tensor(f"{self.name}.phases", self.phases())}
+        if self.bias is not None:
+            by_group = self.bias.view(self.groups, 1, outputs).expand(-1, strides[0] * strides[1], -1)
+            weights["bias"] = editor.tensor(f"{self.name.removesuffix('weight')}bias.phases", by_group.flatten())
+        padding = [down.room, across.room]
+        setting: dict[str, Json] = {"stride": [1, 1], "padding": padding, "dilation": [1, 1], "groups": self.groups}
+        _, height, width = then("conv2d", weights, act=self.act, **setting)
+        if strides != (1, 1):
+            then("reshape", shape=[batch, self.groups, *strides, outputs, height, width])
+            then("transpose", axes=[0, 1, 4, 5, 2, 6, 3])
+            then("reshape", shape=[batch, self.groups * outputs, height * strides[0], width * strides[1]])
+        for number, axis in enumerate(self.axes, start=2):
+            if axis.made != (editor.shape(nodes[-1].output) or ())[number]:
+                then("slice", axis=number, start=0, stop=axis.made)
+        if len(sizes) == 2:
+            then("reshape", shape=list(editor.shape(output) or ()))
+        return nodes
+
+
+def _lower_transposed(
+    readers: Mapping[str, str], known: dict[str, _Transposed], editor: Editor, one: Node
+) -> list[Node] | str:
+    """The nodes of a transposed convolution with what follows it, where nothing else reads what it makes."""
+    found = _follow_node(known, editor, one) if one.native else _begin_transposed(editor, one)
+    if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
+        known[one.output] = found
+        raise NoMatchError  # it waits for that
+    return finished(found.nodes(editor, one.output), found.x, one.output)
+
+
+def _begin_transposed(editor: Editor, one: Node) -> _Transposed:
+    name = base(one)
+    need(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
+    found = arguments(one)
+    need(name != "convolution" or found["transposed"])
+    (x,), weights = editor.floats(one, found["input"]), weights_of(editor, found)
+    weight = editor.tensors[weights["weight"]]
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    need(weight.dim() == len(shape) == len(made) and len(shape) in (3, 4) and all(shape[1:]) and all(made[1:]))
+    if weight.dim() == 3:
+        weight = weight.unsqueeze(2)
+    bias = editor.tensors[weights["bias"]] if "bias" in weights else None
+    axes = _axes(found, weight, shape, made)
+    return _Transposed(x, weights["weight"], weight, bias, axes, int(found["groups"]))
+
+
+def _axes(
+    found: Found, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
+) -> tuple[_Axis, _Axis]:
+    """Height and width; a signal has a height of 1."""
+    stride, dilation, padding = (pair(found[role]) for role in ("stride", "dilation", "padding"))
+
+    def axis(number: int) -> _Axis:
+        """Counted from the end."""
+        size, places = int(shape[number] or 0), int(made[number] or 0)
+        return _Axis(size, weight.shape[number], stride[number], dilation[number], padding[number], places)
+
+    return (axis(-2) if len(shape) == 4 else _Axis(1, 1, 1, 1, 0, 1)), axis(-1)
+
+
+def _follow_node(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
+    """With a norm or an activation behind."""
+    found = known.get(one.inputs[0]) if one.op in _FOLDED else None
+    if found is None:
+        raise NoMatchError
+    if one.op == "affine":
+        scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
+        found = found.scaled(scale, shift)
+    return replace(found, act=one.attrs["act"])
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------
 
 _FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
     "max_pool2d_with_indices": pool,

@@ -4,6 +4,7 @@ the layer before or behind it: zero paddings, norms, residuals and activations."
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose, pi, sqrt
 
@@ -13,16 +14,20 @@ from torch.nn.functional import pad
 
 from ticketry_engine.capture.editor import (
     Editor,
+    Found,
     NoMatchError,
     arguments,
     base,
+    finite_number,
     need,
     number_of,
     rewrite,
     tensor_of,
     value_of,
 )
-from ticketry_engine.ir import Graph, Json, Node, node
+from ticketry_engine.capture.lower_moves import constant_of, is_constant
+from ticketry_engine.capture.tracing.program import Sizes
+from ticketry_engine.ir import FLOATS, Graph, Json, Node, node
 
 # -- activations -------------------------------------------------------------------------------------------------------
 
@@ -40,7 +45,7 @@ def _scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
 
 
 def _scale_of(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
-    """The same of the node itself, which may be a division."""
+    """Return the factors of a node, which may be a division."""
     need(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
     found = arguments(one)
     x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
@@ -59,7 +64,7 @@ def _scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
 
 
 def _sixth(editor: Editor, one: Node) -> str:
-    """The value of which a torch node makes a sixth."""
+    """Return the value that a torch node divides by six."""
     x, number = _scale_of(editor, one, "mul")
     need(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
     return x
@@ -142,7 +147,7 @@ def _product(one: Node) -> list[str]:
 
 
 def _unscaled(editor: Editor, name: str) -> tuple[str, float]:
-    """The value that `name` is a multiple of, and the factor: itself and 1 where it is none."""
+    """Return the value that `name` is a multiple of, and the factor; itself and 1 if it is not a multiple."""
     try:
         return _scaled(editor, name, "mul")
     except NoMatchError:
@@ -172,7 +177,7 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
 def _open(editor: Editor, name: str | None) -> Node:
-    """The layer that makes a value which nobody else reads, with neither residual nor activation yet."""
+    """Return the layer that makes a value, if nothing else reads it and it has no residual or activation yet."""
     layer = None if name is None else editor.sole(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -184,7 +189,8 @@ def _open(editor: Editor, name: str | None) -> Node:
 
 
 def fuse(graph: Graph) -> Graph:
-    """The graph whose layers add residuals and apply activations themselves, where nobody reads what is in between."""
+    """Return the graph with residual sums and activations fused into layers, if nothing else reads the intermediate
+    values."""
     return rewrite(rewrite(graph, _residual), _act)
 
 
@@ -213,7 +219,7 @@ def _act(editor: Editor, one: Node) -> list[Node]:
 
 
 def fold_norms(graph: Graph) -> Graph:
-    """The graph without `affine` nodes that directly follow a layer which nobody else reads."""
+    """Return the graph with `affine` nodes folded into the layers before them, if nothing else reads those."""
     return rewrite(graph, _fold_norm)
 
 
@@ -296,9 +302,318 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
     weights = dict(one.weights)
     grown = (width - left, width - right, height - top, height - bottom)
     if any(grown):
-        # Where there is more padding than there was, the kernel's zeros see it.
+        # With more padding than before, the zeros of the kernel read it.
         weights["weight"] = editor.tensor(f"{weights['weight']}.padded", pad(editor.tensors[weights["weight"]], grown))
     attrs = {**one.attrs, "padding": [own[0] + height, own[1] + width]}
     made = Node("conv2d", (x,), one.output, attrs, weights)
     need(editor.inferred(made) == editor.shape(one.output))  # more padding, but no more places
     return [made]
+
+
+# -- token patterns ----------------------------------------------------------------------------------------------------
+
+# heads of queries.
+
+
+def recognise_tokens(graph: Graph) -> Graph:
+    """The graph with one node for each such formula."""
+    for rule in (_rms_norm, _rotary, _partial_rotary, _shared_heads):
+        graph = rewrite(graph, rule)
+    return graph
+
+
+# -- x / sqrt(mean(x^2) + eps) * weight --------------------------------------------------------------------------------
+
+
+def _rms_norm(editor: Editor, one: Node) -> list[Node]:
+    need(not one.native and base(one) in ("mul", "div"))
+    found = arguments(one)
+    pair = [found["self"], found["other"]]
+    if any(tensor_of(arg) is not None for arg in pair):
+        return _weighted(editor, one)
+    for arg, other in (pair, pair[::-1]) if base(one) == "mul" else (pair,):
+        with contextlib.suppress(NoMatchError):
+            (x,) = editor.floats(one, arg)
+            square, eps = _inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
+            need(square == x and editor.shape(x) == editor.shape(one.output))
+            return [node("rms_norm", (x,), one.output, eps=eps)]
+    raise NoMatchError
+
+
+def _inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
+    """(x, eps) of a root of mean(x^2) + eps over the last axis."""
+    total = _of_torch(editor.made_by(value_of(_of_torch(_root(editor, name, root))["self"]), "add"))
+    eps = number_of(total["other"], editor.tensors)
+    mean = _of_torch(editor.made_by(value_of(total["self"]), "mean"))
+    square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
+    if eps is None or eps < 0 or total["alpha"] != 1 or mean["dim"] is None or mean["keepdim"] is not True:
+        raise NoMatchError
+    need(mean["dtype"] is None)
+    if square.native:
+        need(len(set(square.inputs)) == 1)
+        x: str | None = square.inputs[0]
+    else:
+        need(base(square) != "mul" and (base(square) == "square" or arguments(square)["exponent"] == 2))
+        x = value_of(arguments(square)["self"])
+    shape = editor.shape(x or "") if x in editor.values else None
+    if x is None or not shape or [axis % len(shape) for axis in mean["dim"]] != [len(shape) - 1]:
+        raise NoMatchError
+    return x, eps
+
+
+def _of_torch(one: Node) -> Found:
+    """The arguments of a torch node; `NoMatchError` for a native one."""
+    need(not one.native)
+    return arguments(one)
+
+
+def _root(editor: Editor, name: str | None, root: str) -> Node:
+    """The node that makes 1 / sqrt ("rsqrt") or sqrt, which may be written as a power."""
+    found = editor.made_by(name, root, "pow")
+    need(base(found) == root or _of_torch(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
+    return found
+
+
+def _weighted(editor: Editor, one: Node) -> list[Node]:
+    """A norm's weight, which is multiplied behind it."""
+    found = arguments(one)
+    x, other = found["self"], found["other"]
+    if value_of(x) is None:
+        x, other = other, x
+    norm = editor.sole(value_of(x) or "")
+    name = tensor_of(other)
+    if norm is None or norm.op != "rms_norm" or norm.weights or name is None or base(one) != "mul":
+        raise NoMatchError
+    weight = editor.tensors[name]
+    width = (editor.shape(norm.output) or (0,))[-1]
+    need(weight.numel() == width and weight.shape[-1] == width)
+    need(str(weight.dtype) == f"torch.{editor.values[norm.output].dtype}")
+    vector = name if weight.dim() == 1 else editor.tensor(f"{name}.vector", weight.flatten())
+    return [replace(norm, output=one.output, weights={"weight": vector})]
+
+
+# -- x * cos + cat(-upper half, lower half) * sin ----------------------------------------------------------------------
+
+
+def _rotary(editor: Editor, one: Node) -> list[Node]:
+    need(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
+    for straight, crossed in (one.inputs, one.inputs[::-1]):
+        with contextlib.suppress(NoMatchError):
+            x, cos = _token_product(editor, straight)
+            turned, sin = _token_product(editor, crossed)
+            half, signs = _halves(editor, turned, x)
+            return [_rotated(editor, x, cos, sin * signs, half, one.output)]
+    raise NoMatchError
+
+
+def _token_product(editor: Editor, name: str) -> tuple[str, Tensor]:
+    """(value, constant) that a torch node multiplies."""
+    found = _of_torch(editor.made_by(name, "mul"))
+    x, other = found["self"], found["other"]
+    if is_constant(editor, x):
+        x, other = other, x
+    named = value_of(x)
+    if named is None:
+        raise NoMatchError
+    return named, constant_of(editor, other, named)
+
+
+def _halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
+    """Return half and signs [2 half] of ``cat(-x[..., half:], x[..., :half])``."""
+    joined = editor.made_by(name, "concat")
+    shape = editor.shape(x) or ()
+    need(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
+    half = int(shape[-1] or 0) // 2
+    signs = []
+    for part, begin in zip(joined.inputs, (half, 0), strict=True):
+        name, sign = part, 1.0
+        maker = editor.makers.get(part)
+        if maker is not None and not maker.native and base(maker) == "neg":
+            name, sign = maker.inputs[0], -1.0
+        cut = editor.made_by(name, "slice")
+        need(cut.native and cut.inputs == (x,) and cut.attrs["axis"] == len(shape) - 1)
+        need((cut.attrs["start"], cut.attrs["stop"]) == (begin, begin + half) and 2 * half == shape[-1])
+        signs += [sign] * half
+    return half, torch.tensor(signs, dtype=getattr(torch, editor.values[x].dtype))
+
+
+def _rotated(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, output: str) -> Node:
+    width = (editor.shape(x) or (0,))[-1]
+    size = (*(max(pair) for pair in zip(cos.shape[:-1], sin.shape[:-1], strict=True)), int(width or 0))
+    weights = {
+        role: editor.constant(f"{output}.{role}", tensor.expand(size)) for role, tensor in (("cos", cos), ("sin", sin))
+    }
+    return node("rotary", (x,), output, weights, half=half)
+
+
+def _partial_rotary(editor: Editor, one: Node) -> list[Node]:
+    """cat(rotary(x[..., :n]), x[..., n:])"""
+    need(one.op == "concat" and len(one.inputs) == 2)
+    turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
+    cut = editor.made_by(turned.inputs[0], "slice")
+    need(cut.native and rest.native and cut.inputs == rest.inputs)
+    shape, axis = editor.shape(cut.inputs[0]) or (), len(editor.shape(one.output) or ()) - 1
+    need(all(made.attrs["axis"] == axis for made in (one, cut, rest)) and cut.attrs["start"] == 0)
+    need(cut.attrs["stop"] == rest.attrs["start"] and rest.attrs["stop"] == shape[axis])
+    cos, sin = (editor.tensors[turned.weights[role]] for role in ("cos", "sin"))
+    more = (*cos.shape[:-1], int(shape[axis] or 0) - cos.shape[-1])
+    ones = torch.cat([cos, cos.new_ones(more)], -1)
+    zeros = torch.cat([sin, sin.new_zeros(more)], -1)
+    return [_rotated(editor, cut.inputs[0], ones, zeros, int(finite_number(turned.attrs["half"])), one.output)]
+
+
+# -- attention with fewer heads of keys and values than of queries -----------------------------------------------------
+
+
+def _shared_heads(editor: Editor, one: Node) -> list[Node]:
+    need(one.op == "attention")
+    q, k, v = one.inputs
+    fewer = [_repeated(editor, name) for name in (k, v)]
+    need(editor.shape(fewer[0]) and (editor.shape(fewer[0]) or ())[1] == (editor.shape(fewer[1]) or ())[1])
+    return [replace(one, inputs=(q, *fewer))]
+
+
+def _repeated(editor: Editor, name: str) -> str:
+    """Return the value [N, g, T, d] whose heads another value repeats to as many as the queries have."""
+    joined = editor.made_by(name, "reshape", "repeat_interleave")
+    if not joined.native and base(joined) == "repeat_interleave":
+        found = arguments(joined)
+        x = value_of(found["self"])
+        need(found.get("dim") == 1 and type(found.get("repeats")) is int and x is not None)
+        return str(x)
+    spread = editor.made_by(joined.inputs[0], "expand")
+    need(not spread.native)
+    cut = editor.made_by(value_of(arguments(spread)["self"]), "reshape")
+    x = cut.inputs[0]
+    before, made = editor.shape(x) or (), editor.shape(spread.output) or ()
+    need(len(before) == 4 and len(made) == 5 and (*made[:2], *made[3:]) == before)
+    need((editor.shape(cut.output) or ()) == (*before[:2], 1, *before[2:]))
+    return x
+
+
+# -- written attention -------------------------------------------------------------------------------------------------
+
+
+_TOKEN_PRODUCTS = ("matmul", "bmm")
+
+
+def recognise_lengths(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+    """The graph of torch nodes in which vectors made of length 1 (`torch.nn.functional.normalize` over the last axis,
+    the queries and keys of cosine attention) are a root-mean-square norm.
+
+    What is shorter than torch's smallest length, 1e-12, becomes up to a root of two shorter than there.
+    """
+    return rewrite(graph, _length, sizes)
+
+
+def _length(editor: Editor, one: Node) -> list[Node]:
+    need(not one.native and base(one) == "div")
+    found = arguments(one)
+    x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
+    if base(spread) != "clamp_min":
+        spread = editor.made_by(value_of(arguments(spread)["self"]), "clamp_min")
+    least = finite_number(arguments(spread)["min"])
+    norm = arguments(editor.made_by(value_of(arguments(spread)["self"]), "linalg_vector_norm"))
+    size = editor.size(x or "")
+    need(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
+    width = (size or (None,))[-1]
+    axes = [int(axis) % len(size or ()) for axis in norm["dim"] or ()]
+    need(editor.same_size(x or "", one.output) and editor.values[x or ""].dtype == editor.values[one.output].dtype)
+    need(value_of(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS)
+    if not isinstance(width, int):
+        raise NoMatchError
+    dtype = getattr(torch, editor.values[x or ""].dtype)
+    name = editor.constant(f"{one.output}.length", torch.full((width,), width**-0.5, dtype=dtype))
+    args = [{"value": x}, [width], {"tensor": name}, least**2 / width]
+    return [Node("aten.rms_norm.default", (str(x),), one.output, {"args": args, "kwargs": {}}, {name: name})]
+
+
+def recognise_written_attention(graph: Graph) -> Graph:
+    """The graph with one node for each softmax(f(q k^T)) v, where f multiplies and adds what is the same for every
+    example. Sums and products with constants have to be native by then."""
+    return rewrite(graph, _token_attention)
+
+
+def _token_attention(editor: Editor, one: Node) -> list[Node]:
+    weights, v = _factors(editor, one)
+    soft = editor.made_by(weights, "softmax")
+    rank = len(editor.shape(v) or ())
+    need(soft.native and rank in (4, 5) and soft.attrs["axis"] == rank - 1)
+    product, factor, bias = _scores(editor, soft.inputs[0])
+    q, turned = _factors(editor, product)
+    transposed = editor.made_by(turned, "transpose")
+    shapes = [editor.shape(name) or () for name in (q, turned, v)]
+    need(transposed.native and len({shape[: rank - 2] for shape in shapes}) == 1)
+    axes = list(transposed.attrs["axes"])
+    nodes: list[Node] = []
+    k = transposed.inputs[0]
+    axes[-2:] = axes[:-3:-1]
+    if axes != sorted(axes):  # a transpose that also put the heads in place
+        nodes.append(editor.make("transpose", (k,), one.output, axes=axes))
+        k = nodes[-1].output
+    scale = 1.0
+    if factor.numel() == 1:
+        scale = float(factor)
+    else:
+        need(factor.shape[-2:] == (1, 1))
+        held = {"constant": editor.constant(f"{one.output}.factor", factor)}
+        nodes.append(editor.make("mul_constant", (q,), one.output, held))
+        q = nodes[-1].output
+    return [*nodes, attention(editor, (q, k, v), one.output, bias, scale)]
+
+
+def attention(
+    editor: Editor, inputs: tuple[str, str, str], output: str, bias: Tensor | None, scale: float | None
+) -> Node:
+    """The node of so many axes.
+
+    Args:
+        bias: what is added to the scores: of their axes but the batch, each whole or 1.
+
+    Raises:
+        NoMatchError: it leaves a query no key, or differs between heads in a way that kernels have no table for.
+    """
+    *several, queries, _ = editor.shape(inputs[0]) or ()
+    keys = (editor.shape(inputs[1]) or ())[-2]
+    held = {}
+    if bias is not None and bool(bias.any()):
+        need(not bool((bias.isnan() | (bias == float("inf"))).any()))
+        need(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
+        whole = bias.expand(*bias.shape[:-2], int(queries or 0), int(keys or 0))
+        held["bias"] = editor.constant(f"{output}.bias", whole)
+    if len(several) == 2:
+        return node("attention", inputs, output, held, scale=scale)
+    return node("window_attention", inputs, output, held, scale=scale)
+
+
+def _factors(editor: Editor, one: Node) -> tuple[str, str]:
+    """The two values that a torch node multiplies."""
+    need(not one.native and base(one) in _TOKEN_PRODUCTS)
+    found = arguments(one)
+    left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
+    if left is None or right is None or not editor.floating(left, right, one.output):
+        raise NoMatchError
+    return left, right
+
+
+def _scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
+    """The product that scores are made of, what it is multiplied by, and what is added."""
+    factor, bias = torch.ones(()), None
+    while True:
+        with contextlib.suppress(NoMatchError):
+            return editor.made_by(name, *_TOKEN_PRODUCTS), factor, bias
+        maker = editor.made_by(name, "add_constant", "mul_constant", "affine")
+        if maker.op != "mul_constant":
+            constant = _constant(editor, maker, "constant" if maker.op == "add_constant" else "shift")
+            bias = constant * factor if bias is None else bias + constant * factor
+        if maker.op != "add_constant":
+            factor = factor * _constant(editor, maker, "constant" if maker.op == "mul_constant" else "scale")
+        name = maker.inputs[0]
+
+
+def _constant(editor: Editor, one: Node, role: str) -> Tensor:
+    """A constant with all axes of the node's value but the batch."""
+    found = editor.tensors[one.weights[role]]
+    if one.op != "affine":
+        return found
+    return found.reshape(-1, *(1 for _ in (editor.shape(one.output) or ())[2:]))

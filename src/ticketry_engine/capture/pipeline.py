@@ -1,4 +1,5 @@
-"""A model as a graph: its operations, conversion, passes, of which the first computes what depends on weights alone."""
+"""Captures a model as a graph: trace, conversion, and passes, the first of which computes what depends on weights
+only."""
 
 from __future__ import annotations
 
@@ -10,11 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture import lower_layers, lower_shapes
+from ticketry_engine.capture import lower_layers
+from ticketry_engine.capture import lower_moves as lower_shapes
 from ticketry_engine.capture.batch_axis import straighten
 from ticketry_engine.capture.convert import convert
-from ticketry_engine.capture.defaults import with_defaults
-from ticketry_engine.capture.eager_checks import check_calls, copy_to_call, holds_for_one, own_copy
+from ticketry_engine.capture.eager_checks import (
+    check_calls,
+    copy_to_call,
+    holds_for_one,
+    own_copy,
+    with_defaults,
+    with_own_results,
+)
 from ticketry_engine.capture.editor import (
     Editor,
     Lowering,
@@ -25,26 +33,29 @@ from ticketry_engine.capture.editor import (
     with_arguments,
     without_unused,
 )
-from ticketry_engine.capture.lower_constants import lower_constants, with_plain_zeros
-from ticketry_engine.capture.lower_moves import lower_moves
-from ticketry_engine.capture.lower_resizes import lower_resizes
-from ticketry_engine.capture.lower_shapes import tidy_shapes
-from ticketry_engine.capture.lower_transposed import lower_transposed
-from ticketry_engine.capture.own_results import with_own_results
-from ticketry_engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry_engine.capture.lower_layers import lower_resizes, lower_transposed
+from ticketry_engine.capture.lower_moves import lower_constants, lower_moves, tidy_shapes, with_plain_zeros
+from ticketry_engine.capture.patterns import (
+    fold_norms,
+    fold_pads,
+    fuse,
+    recognise_acts,
+    recognise_attention,
+    recognise_lengths,
+    recognise_tokens,
+    recognise_written_attention,
+)
 from ticketry_engine.capture.recurrences import recognise_recurrences
 from ticketry_engine.capture.same_rows import compute_rows
-from ticketry_engine.capture.token_patterns import recognise_tokens
 from ticketry_engine.capture.tracing.examples import FEWEST, NotRecordedError
 from ticketry_engine.capture.tracing.exported_program import check_writes, functional, program_of
-from ticketry_engine.capture.tracing.program import ONE_DIFFERS, Program, Sizes, fixed
+from ticketry_engine.capture.tracing.program import ONE_DIFFERS, Sizes, TracedProgram, fixed
 from ticketry_engine.capture.tracing.record import FixedSizeError, record
 from ticketry_engine.capture.tracing.torch_export import Arguments, export
-from ticketry_engine.capture.written_attention import recognise_lengths, recognise_written_attention
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
-from ticketry_engine.ir.memory import plain
+from ticketry_engine.ir.binding import plain
 from ticketry_engine.ir.native import dtype_name
-from ticketry_engine.ir.origins import COMPUTED
+from ticketry_engine.ir.shape_claims import COMPUTED
 from ticketry_engine.support.modules import apply_mask, unwrapped
 
 _log = logging.getLogger(__name__)
@@ -58,20 +69,23 @@ def capture(
     dynamic_batch: bool = True,
     upsampling: bool = True,
 ) -> Graph:
-    """The graph of a model in evaluation mode, its weights masked. The model itself is left as it is.
+    """Return the graph of a model in evaluation mode, with masked weights. The model is not changed.
 
     Args:
-        mask: weights that it does not keep are exactly 0 in the graph; None leaves all as they are.
-        example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; values do not matter, shapes do.
-        dynamic_batch: let all inputs that share the first tensor's leading size have any number of examples. A model
-            that insists on its own number is captured with that, and `Graph.notes` say why. One that does something
-            else for one example is captured for one if the example inputs are one, else for two and more.
-        upsampling: write transposed convolutions and interpolations as convolutions with zeros among their taps, for
-            kernels that skip them.
+        mask: pruned weights are exactly 0 in the graph; None: no mask.
+        example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
+        dynamic_batch: whether inputs that share the first tensor's leading size may have any number of examples. A
+        model
+            that requires its own number is captured with it, and `Graph.notes` say why. One that behaves differently
+            for one example is captured for one if the example inputs have one, else for two and more.
+        upsampling: whether transposed convolutions and interpolations become convolutions with zeros among their taps,
+        for
+            kernels that skip zeros.
 
     Raises:
-        CaptureError: if torch.export does not take the model, it writes to its own parameters or buffers or to its
-            inputs, or what it gives depends on the calls before.
+        CaptureError: if torch.export cannot trace the model, if it writes to its parameters, buffers or inputs, or if
+        its
+            outputs depend on earlier calls.
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
@@ -131,7 +145,7 @@ def _for_several(graph: Graph) -> Graph:
 
 def _exported(
     model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
-) -> Program:
+) -> TracedProgram:
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
     check_writes(program)

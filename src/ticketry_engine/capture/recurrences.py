@@ -22,7 +22,7 @@ from ticketry_engine.capture.editor import (
     rewrite,
     value_of,
 )
-from ticketry_engine.capture.lower_shapes import reshaped
+from ticketry_engine.capture.lower_moves import reshaped
 from ticketry_engine.ir import Graph, Json, Node
 
 _VIEWS = ("reshape", "flatten")
@@ -42,7 +42,7 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One place along an axis of a value, in whatever shape."""
+    """One position along an axis of a value, in any shape."""
 
     source: str
     axis: int
@@ -50,7 +50,7 @@ class _Entry:
 
 
 def _entry(makers: Mapping[str, Node], name: str) -> _Entry:
-    """What a value is an entry of: of the slice of one place, behind views that leave the batch where it is."""
+    """Return the source of an entry: the slice of one position, through views that leave the batch in place."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -166,7 +166,7 @@ class _Scans:
 
 
 def _parts(editor: Editor, one: Node) -> tuple[list[str], int]:
-    """What a node stacks, and the axis that it makes."""
+    """Return the values that a node stacks, and the new axis."""
     need(not one.native and base(one) == "stack")
     found = arguments(one)
     names = [value_of(arg) for arg in found["tensors"]]
@@ -178,7 +178,7 @@ def _parts(editor: Editor, one: Node) -> tuple[list[str], int]:
 
 
 def _all_of_an_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
-    """(source, axis) of which the values are the entries, each once and in order."""
+    """Return (source, axis) if the values are all its entries, in order."""
     entries = [_entry(editor.makers, name) for name in names]
     source, axis = entries[0].source, entries[0].axis
     need(entries == [_Entry(source, axis, index) for index in range(len(names))])
@@ -187,7 +187,7 @@ def _all_of_an_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
 
 
 def _steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
-    """The value [N, T, ...] of whose entries each has a shape [N, ...]; what makes it is added to the nodes."""
+    """Return a value [N, T, ...] whose entries have the shape [N, ...], adding the nodes that make it."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]
@@ -229,7 +229,7 @@ def _product_of_each(editor: Editor, one: Node) -> list[Node] | str:
     together = []
     for names in sides:
         side = editor.shape(names[0]) or ()
-        need(len(side) >= 3)  # a vector has no batch of its own
+        need(len(side) >= 3)  # a vector has no batch axis
         together.append(_steps_first(editor, *_all_of_an_axis(editor, names), side, nodes))
     before = editor.shape(products[0].output) or ()
     steps = len(parts)

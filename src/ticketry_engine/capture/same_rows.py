@@ -1,8 +1,9 @@
-"""What is the same for every example, and depends on nothing but their number: position numbers, causal masks.
+"""Values that are the same for every example, and depend only on the number of examples: position numbers, causal
+masks.
 
-Such a value is computed once, for one example, and becomes an ``expand`` of it. Only operations that take examples one
-by one are followed, or that give the same for each if all their inputs are the same for each; what they make is looked
-at for two numbers of examples all the same.
+Such a value is computed once, for one example, and expanded. Only operations that process examples independently are
+followed, and those that give equal rows if all their inputs have equal rows. The result is checked for two numbers of
+examples.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ _TRIANGLES = ("triu", "tril")
 
 _EXAMPLES = (2, 3)
 _NO_END = 2**63 - 1
-"""What ``x[:]`` ends at."""
+"""End of the slice ``x[:]``."""
 _LARGEST = 1 << 22
 """Elements of an example."""
 
 
 @dataclass
-class _Known:
-    """What has been found about a graph's values so far."""
+class _EqualRows:
+    """The values found so far that are the same for every example."""
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class _Known:
     """Value -> its only example [1, ...]."""
 
     def look(self, one: Node) -> None:
-        """Find out about a torch node; `NoMatchError` if what it makes is none of these."""
+        """Evaluate a torch node; raise NoMatchError if its output is not the same for every example."""
         name = packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]
@@ -62,8 +63,8 @@ class _Known:
             need(axis == 0 and shape and shape[0] is None)
             self.numbers[one.output] = x["value"]
             return
-        need(one.op.startswith("aten.") and self._followed(one, name))
-        shape = self.graph.values[one.output].shape  # two and three examples do not tell of `x[:5]`
+        need(one.op.startswith("aten.") and self._evaluate(one, name))
+        shape = self.graph.values[one.output].shape  # two and three examples cannot distinguish `x[:5]`
         need(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
         made = [self._run(one, examples) for examples in _EXAMPLES]
         need(all(isinstance(tensor, Tensor) for tensor in made))
@@ -77,7 +78,7 @@ class _Known:
         need(all(tensor.shape[1:] == row.shape[1:] and _same(tensor, row.expand_as(tensor)) for tensor in made))
         self.rows[one.output] = row.clone()
 
-    def _followed(self, one: Node, name: str) -> bool:
+    def _evaluate(self, one: Node, name: str) -> bool:
         tags = aten.find(one.op, trusted=True).tags
         known = self.numbers.keys() | self.orders.keys() | self.rows.keys()
         if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(one.inputs):
@@ -132,7 +133,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def compute_rows(graph: Graph) -> Graph:
     """The graph in which what is the same for every example is an ``expand`` of a constant."""
-    known = _Known(graph)
+    known = _EqualRows(graph)
     for one in graph.nodes:
         if not one.native:
             with contextlib.suppress(NoMatchError):

@@ -25,8 +25,8 @@ _LARGEST = 1 << 22
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Where the elements of a value come from."""
+class ViewChain:
+    """The source of a value's elements."""
 
     source: str
     """A value with the batch at axis 0."""
@@ -36,11 +36,11 @@ class Chain:
     """Number of examples -> number of the source's element at each place of the value"""
 
 
-def chain_to(editor: Editor, name: str) -> Chain:
-    """The chain of views that leads to a value from the nearest one with the batch at axis 0.
+def chain_to(editor: Editor, name: str) -> ViewChain:
+    """Return the chain of views that leads to a value from the nearest one with the batch at axis 0.
 
     Raises:
-        NoMatchError: there is none, or it is too long to be run.
+        NoMatchError: if there is none, or it is too long to be evaluated.
     """
     steps: list[Node] = []
     while not is_canonical(editor, name) or not steps:
@@ -62,7 +62,7 @@ def chain_to(editor: Editor, name: str) -> Chain:
             made = aten.prepare(one, editor.tensors, "cpu")(*inputs)
         return made
 
-    return Chain(name, prod(int(size or 0) for size in shape[1:]), run)
+    return ViewChain(name, prod(int(size or 0) for size in shape[1:]), run)
 
 
 def is_canonical(editor: Editor, name: str) -> bool:
@@ -84,7 +84,7 @@ def number(editor: Editor, name: str, batch: int) -> int:
     return int(made)
 
 
-def example_map(chain: Chain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
+def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
     """For each place of an example of the value its source, counted within the example.
 
     Args:
@@ -110,13 +110,13 @@ def example_map(chain: Chain, layout: Callable[[Tensor, int], Tensor]) -> Tensor
 
 
 def natively(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
-    """Native nodes that put the source's elements at `where` [...] into the value `output` [N, ...].
+    """Return native nodes that arrange the source's elements at `where` [...] as the value `output` [N, ...].
 
     Returns:
         Nodes, the last of which makes `output`; the source if it is the same.
 
     Raises:
-        NoMatchError: it takes more than a reshape, a choice and a transpose.
+        NoMatchError: if this needs more than a reshape, a slice and a transpose.
     """
     shape = editor.shape(source) or ()
     total = prod(int(size or 0) for size in shape[1:])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.gpu.plan import LAYERS, Choice, layer_facts, plan
+from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan
 from ticketry_engine.gpu.tuning import timed
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import CallBinder, build
@@ -134,7 +134,7 @@ class CompiledGpu(ForInference):
         with self._lock, torch.no_grad(), computing_mode(self.device):
             return build(self.graph.outputs, self._run(inputs)(inputs))
 
-    def choices(self, *args: Any, **kwargs: Any) -> dict[str, Choice]:
+    def choices(self, *args: Any, **kwargs: Any) -> dict[str, LayerChoice]:
         """Return how each layer would run for these inputs, by the name of its output."""
         return self._plan(self._call.bind_examples(args, kwargs))
 
@@ -194,7 +194,7 @@ class CompiledGpu(ForInference):
         self._runs.move_to_end(key)
         return self._runs[key]
 
-    def _plan(self, inputs: Sequence[Tensor]) -> dict[str, Choice]:
+    def _plan(self, inputs: Sequence[Tensor]) -> dict[str, LayerChoice]:
         dtype, force = self._weights.dtype, bool(self._settings["force"])
         return plan(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
 

@@ -75,7 +75,7 @@ def group_product(
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
     rows,  # [tiles, TILE]: the output row; -1 after the tile's last row
     places,  # [columns]: input place of a column, see `tables.GroupTables`
-    eights,  # padded images / 8: tells the compiler that runs of images are whole vectors
+    eights,  # padded images / 8, which tells the compiler that runs of images are whole vectors
     height,
     width,
     out_height,

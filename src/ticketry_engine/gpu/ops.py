@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import kernels
-from ticketry_engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, round_up
-from ticketry_engine.gpu.tables import has_taps
+from ticketry_engine.gpu.tables import EIGHT, has_taps, inner_empty, is_inner, outer_empty, round_up
 from ticketry_engine.gpu.tuning import Config, choose
 from ticketry_engine.ir.native_shapes import windows
 

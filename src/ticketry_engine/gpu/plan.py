@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ticketry_engine.gpu import cost
-from ticketry_engine.gpu.cost import LayerWork, Rates
 from ticketry_engine.gpu.tables import why_no_tables
 from ticketry_engine.ir import Graph, Node
 from ticketry_engine.support.row_groups import row_groups
@@ -21,7 +19,7 @@ FOLLOWS = frozenset({"act", "add", "mul", "affine", "max_pool2d", "avg_pool2d", 
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayerChoice:
     """The kernel of one layer, and the reason."""
 
     kernel: str
@@ -67,7 +65,7 @@ def plan(
     *,
     rates: Rates | None = None,
     force: bool = False,
-) -> dict[str, Choice]:
+) -> dict[str, LayerChoice]:
     """Return the choice of each layer, by the name of its output.
 
     Each layer is first chosen alone. Then single layers are switched between the group kernel and dense while that
@@ -75,15 +73,15 @@ def plan(
     layers dense, and the cheaper result is returned.
 
     Args:
-        rates: rates of the device; None for the constants of `cost`.
+        rates: rates of the device; None for the constants `RATES`.
         force: use the group kernel wherever it can run, for tests and calibration.
     """
-    rates = rates or cost.RATES[dtype]
+    rates = rates or RATES[dtype]
     works = layer_works(graph, batch, facts)
-    found: dict[str, Choice] = {}
+    found: dict[str, LayerChoice] = {}
     for name, fact in facts.items():
         if fact.unfit is not None:
-            found[name] = Choice("dense", fact.unfit)
+            found[name] = LayerChoice("dense", fact.unfit)
         else:
             found[name] = _choose_kernel(works.get(name), fact.two_four and can_run(device, dtype), rates, force)
     if force:
@@ -93,25 +91,25 @@ def plan(
     return min(starts, key=lambda settled: estimate(graph, batch, works, settled, rates))
 
 
-def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: bool) -> Choice:
+def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: bool) -> LayerChoice:
     if work is None:
-        return Choice("dense", "the shape of its input is unknown")
-    tile = cost.best_tile(work, rates)
+        return LayerChoice("dense", "the shape of its input is unknown")
+    tile = best_tile(work, rates)
     if force:
-        return Choice("group", "it was asked for", tile)
-    dense, group = cost.dense_seconds(work, rates), cost.group_seconds(work, tile, rates)
-    if two_four and cost.two_four_seconds(work, rates) < min(group, cost.MARGIN * dense):
-        return Choice("2:4", _compare_times(cost.two_four_seconds(work, rates), dense))
+        return LayerChoice("group", "it was asked for", tile)
+    dense, group = dense_seconds(work, rates), group_seconds(work, tile, rates)
+    if two_four and two_four_seconds(work, rates) < min(group, MARGIN * dense):
+        return LayerChoice("2:4", _compare_times(two_four_seconds(work, rates), dense))
     kept = sum(rows * columns for rows, columns in work.groups)
     if kept == work.rows * work.columns:
-        return Choice("dense", "no weight is removed")
-    if cost.tile_fill(work) < cost.LEAST_FILLED:
-        return Choice("dense", "too few rows share their columns to fill a tile of the tensor cores")
-    if work.run < cost.FEWEST_IMAGES:
-        return Choice("dense", f"{work.run} images or tokens are too few for vectors of 8")
-    if group >= cost.MARGIN * dense:
-        return Choice("dense", f"in the group kernel {_compare_times(group, dense)}", tile)
-    return Choice("group", _compare_times(group, dense), tile)
+        return LayerChoice("dense", "no weight is removed")
+    if tile_fill(work) < LEAST_FILLED:
+        return LayerChoice("dense", "too few rows share their columns to fill a tile of the tensor cores")
+    if work.run < FEWEST_IMAGES:
+        return LayerChoice("dense", f"{work.run} images or tokens are too few for vectors of 8")
+    if group >= MARGIN * dense:
+        return LayerChoice("dense", f"in the group kernel {_compare_times(group, dense)}", tile)
+    return LayerChoice("group", _compare_times(group, dense), tile)
 
 
 def _compare_times(seconds: float, dense: float) -> str:
@@ -154,8 +152,8 @@ _SWEEPS = 4
 
 
 def _improve_choices(
-    graph: Graph, batch: int, works: Mapping[str, LayerWork], start: Mapping[str, Choice], rates: Rates
-) -> dict[str, Choice]:
+    graph: Graph, batch: int, works: Mapping[str, LayerWork], start: Mapping[str, LayerChoice], rates: Rates
+) -> dict[str, LayerChoice]:
     """Switch single layers between "group" and "dense" as long as the estimate of the whole network falls."""
     found = dict(start)
     least = estimate(graph, batch, works, found, rates)
@@ -175,26 +173,26 @@ def _improve_choices(
     return found
 
 
-def _switch_kernel(choice: Choice) -> Choice:
+def _switch_kernel(choice: LayerChoice) -> LayerChoice:
     other = "dense" if choice.kernel == "group" else "group"
-    return Choice(other, f"{choice.why}, but for the changes of layout", choice.tile)
+    return LayerChoice(other, f"{choice.why}, but for the changes of layout", choice.tile)
 
 
 def estimate(
-    graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, Choice], rates: Rates
+    graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
     """Estimate the seconds of all layers and of the changes of layout; other operations are the same in any plan."""
     layers = sum(_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
 
-def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates: Rates) -> float:
+def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, LayerChoice], rates: Rates) -> float:
     """Estimate the seconds of all changes of layout."""
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
     def turned(name: str) -> float:
-        return cost.layout_change_seconds(graph.values[name].numel(batch), rates)
+        return layout_change_seconds(graph.values[name].numel(batch), rates)
 
     def need(name: str, layout: str) -> None:
         nonlocal total
@@ -224,20 +222,20 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, C
     return total
 
 
-def _seconds(work: LayerWork, choice: Choice, rates: Rates) -> float:
+def _seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float:
     if choice.kernel == "group":
-        return cost.group_seconds(work, choice.tile, rates)
+        return group_seconds(work, choice.tile, rates)
     if choice.kernel == "2:4":
-        return cost.two_four_seconds(work, rates)
-    return cost.dense_seconds(work, rates)
+        return two_four_seconds(work, rates)
+    return dense_seconds(work, rates)
 
 
-def is_group(node: Node, choices: Mapping[str, Choice]) -> bool:
+def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
     """Return whether a node is a layer in the group kernel."""
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
 
-def wanted_inner(graph: Graph, choices: Mapping[str, Choice]) -> set[str]:
+def wanted_inner(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
     """Return the values with a reader that prefers the inner layout; layer norms write these inner."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
@@ -289,3 +287,182 @@ def can_run(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+#     time = launch + max(arithmetic / its rate, bytes / bandwidth [, steps of the longest tile x time of a step])
+#
+# The constants below were measured on an H100 SXM by ``python benchmarks/engine_gpu.py --calibrate``.
+
+
+TILES = (16, 32, 64, 128)
+"""Rows that a tile of the group kernel may have."""
+
+MARGIN = 0.95
+"""A sparse kernel is chosen only below this share of the dense time, because the estimate is not exact."""
+
+FEWEST_IMAGES = 4
+"""Layers with fewer images (or tokens) stay dense: their vectors of 8 would be mostly padding."""
+
+
+LEAST_FILLED = 0.5
+"""A layer whose groups fill less than this share of tiles of 16 rows, the smallest, stays dense.
+
+Unstructured masks fill 1/16; they are assumed to be slower than cuDNN and cuBLAS at any density (not measured).
+"""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured rates of a device with one number format."""
+
+    conv: float
+    """FLOP/s of cuDNN on a large convolution."""
+    linear: float
+    """FLOP/s of cuBLAS on a large linear layer."""
+    group: Mapping[int, float]
+    """Rows of a tile -> FLOP/s of the group kernel, padding included. Small tiles are limited by gathers from L2."""
+    two_four: float
+    """FLOP/s of torch's semi-structured product, counted as for the dense layer."""
+    bandwidth: float
+    """Bytes/s of a copy."""
+    turned: float
+    """Bytes/s of a change of layout, reads and writes added."""
+    launch: float
+    """Seconds of overhead between two kernels of a CUDA graph."""
+    step: float
+    """Seconds that a program alone on its multiprocessor takes for 64 columns."""
+    program: float
+    """Seconds of overhead of a program, divided by the number of multiprocessors; fitted to timings."""
+    row: float
+    """Seconds of overhead for each row of a program's tile, divided likewise; fitted to timings."""
+    bytes: int
+    """Bytes of a number."""
+
+
+_H100 = Rates(
+    conv=750e12,
+    linear=720e12,
+    group={16: 94e12, 32: 175e12, 64: 287e12, 128: 373e12},
+    two_four=820e12,
+    bandwidth=2.75e12,
+    turned=2.55e12,
+    launch=1.25e-6,
+    step=0.31e-6,
+    program=0.33e-6 / 132,
+    row=1.01e-6 / 64 / 132,
+    bytes=2,
+)
+
+RATES: Mapping[torch.dtype, Rates] = {
+    torch.bfloat16: _H100,
+    torch.float16: _H100,
+    # With TF32 the gathered inputs are transposed element by element on the way into shared memory.
+    torch.float32: replace(
+        _H100,
+        conv=420e12,
+        linear=410e12,
+        group={16: 10e12, 32: 19e12, 64: 34e12, 128: 69e12},
+        two_four=0.0,
+        bandwidth=2.9e12,
+        turned=2.75e12,
+        step=0.61e-6,
+        bytes=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """The amount of work of one layer at one input shape."""
+
+    pixels: int
+    """Outputs of one channel: images x height x width, or tokens."""
+    run: int
+    """Images, or tokens: the innermost axis in memory."""
+    rows: int
+    columns: int
+    """Columns of the dense weight: input channels of one output * taps."""
+    groups: Sequence[tuple[int, int]]
+    """(rows, retained columns) of each group of rows that share their columns."""
+    inputs: int
+    """Input numbers read."""
+    outputs: int
+    """Output numbers written."""
+    residual: bool
+    act: bool
+    linear: bool = False
+
+    @property
+    def padded_pixels(self) -> int:
+        """Pixels, with runs padded to whole vectors."""
+        return self.pixels // self.run * -(-self.run // 8) * 8
+
+
+def dense_seconds(work: LayerWork, rates: Rates) -> float:
+    """Estimate the seconds in cuDNN or cuBLAS, with torch's extra passes for a residual and an activation."""
+    return _dense_product_seconds(work, rates, rates.linear if work.linear else rates.conv, 1.0)
+
+
+def two_four_seconds(work: LayerWork, rates: Rates) -> float:
+    """Estimate the seconds of torch's semi-structured (2:4) product."""
+    return _dense_product_seconds(work, rates, rates.two_four, 0.6)
+
+
+def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: float) -> float:
+    """Estimate a product at ``rate`` FLOP/s of the dense weight, of which the share ``stored`` is read."""
+    product = 2.0 * work.pixels * work.rows * work.columns / rate
+    bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
+    return rates.launch + max(product, bytes_ / rates.bandwidth) + _extra_pass_seconds(work, rates)
+
+
+def _extra_pass_seconds(work: LayerWork, rates: Rates) -> float:
+    made = rates.bytes * work.outputs / rates.bandwidth
+    return (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
+
+
+def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
+    """Estimate the seconds in the group kernel, with bias, residual and activation."""
+    product, weights = group_product_seconds(work, tile, rates), _padded_weights(work, tile)
+    moved = work.inputs + work.outputs * (1 + work.residual) + weights
+    longest = max((columns for _, columns in work.groups), default=0)
+    return rates.launch + max(product, rates.bytes * moved / rates.bandwidth, -(-longest // 64) * rates.step)
+
+
+def group_product_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
+    """Estimate the seconds of the group kernel's arithmetic alone, padding included."""
+    return 2.0 * work.padded_pixels * _padded_weights(work, tile) / rates.group[tile]
+
+
+def _padded_weights(work: LayerWork, tile: int) -> int:
+    return sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
+
+
+def tile_fill(work: LayerWork) -> float:
+    """Return retained weights / weights of the smallest tiles that hold them; 1 if none is retained."""
+    tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
+    return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0
+
+
+def layout_change_seconds(numbers: int, rates: Rates) -> float:
+    """Estimate the seconds to convert a tensor between the inner and the outer layout."""
+    return rates.launch + 2.0 * rates.bytes * numbers / rates.turned
+
+
+def best_tile(work: LayerWork, rates: Rates) -> int:
+    """Return the rows of the tile with the least time for arithmetic and program overhead.
+
+    Memory bandwidth is left out: it does not depend on the tile, but smaller tiles gather their inputs more often.
+    """
+    return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
+
+
+_PIXELS = 128
+"""Outputs of a channel that a program computes; some programs compute twice as many."""
+
+
+def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
+    """Estimate the overhead in seconds of the group kernel's programs."""
+    count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded_pixels // _PIXELS)
+    return count * (rates.program + tile * rates.row)

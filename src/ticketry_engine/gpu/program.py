@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.gpu import ops
-from ticketry_engine.gpu.layout import inner_strides, round_up
-from ticketry_engine.gpu.plan import LAYERS, Choice, LayerFacts, follows, wanted_inner
-from ticketry_engine.gpu.tables import GroupTables, pack
+from ticketry_engine.gpu.plan import LAYERS, LayerChoice, LayerFacts, follows, wanted_inner
+from ticketry_engine.gpu.tables import GroupTables, inner_strides, pack, round_up
 from ticketry_engine.ir import Graph, Node, last_uses
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.ir.reference import Cast, activation, checked, prepare
@@ -86,7 +85,7 @@ class Weights:
     def of(self, node: Node) -> dict[str, Tensor]:
         """Return a node's dense weights on the device, by their names in the graph."""
         how = "channels_last" if node.op == "conv2d" else ""
-        return {name: self._held(name, how) for name in node.weights.values()}
+        return {name: self._dense_weight(name, how) for name in node.weights.values()}
 
     def two_four(self, node: Node) -> Tensor:
         """Return a linear layer's weight as torch's semi-structured (2:4) tensor."""
@@ -96,7 +95,7 @@ class Weights:
             self._dense[key] = torch.sparse.to_sparse_semi_structured(dense)
         return self._dense[key]
 
-    def _held(self, name: str, how: str) -> Tensor:
+    def _dense_weight(self, name: str, how: str) -> Tensor:
         tensor = self.graph.tensors[name]
         key = (name, how if tensor.dim() == 4 else "")
         if key not in self._dense:
@@ -116,7 +115,7 @@ class GpuProgram:
     """A graph prepared to run with one kernel choice for each layer."""
 
     graph: Graph
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, LayerChoice]
     weights: Weights
     _steps: list[tuple[Step, tuple[str, ...], str, tuple[str, ...]]] = field(init=False, default_factory=list)
 
@@ -179,7 +178,7 @@ class GpuProgram:
 # -- sparse layers -----------------------------------------------------------------------------------------------------
 
 
-def _group(node: Node, choice: Choice, weights: Weights) -> Step:
+def _group(node: Node, choice: LayerChoice, weights: Weights) -> Step:
     tables = weights.tables(node, choice.tile)
     bias = weights.of(node).get(node.weights.get("bias", ""))
     weight = weights.graph.tensors[node.weights["weight"]]

@@ -5,7 +5,7 @@ Reading order: `nodes`, `native` (the node kinds), `graph`, `reference`; `aten` 
 
 from __future__ import annotations
 
-from ticketry_engine.ir.graph import Graph, last_uses, leaves, with_leaves
+from ticketry_engine.ir.graph import Graph, Region, last_uses, leaves, with_leaves
 from ticketry_engine.ir.nodes import DTYPES, FLOATS, UNFILED, Json, Node, Value, node
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Graph",
     "Json",
     "Node",
+    "Region",
     "Value",
     "last_uses",
     "leaves",

@@ -28,7 +28,7 @@ LEAST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1  # the largest is what torch 
 
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 NOT_FINITE = ("inf", "-inf", "nan")
-"""Floats that JSON has no number for, as they are spelled."""
+"""Spelling of floats that JSON cannot represent."""
 
 
 def is_number(value: Any) -> bool:
@@ -85,10 +85,11 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
-    """The function behind a torch node's operation; `GraphError` if it is none that may be run.
+    """Return the function of a torch node's operation; raise GraphError if it is not allowed.
 
     Args:
-        trusted: the graph was made in this process: any operation is taken that writes to none of its arguments.
+        trusted: whether the graph was made in this process: any operation is allowed that does not write to its
+        arguments.
     """
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
@@ -108,8 +109,8 @@ def find(op: str, *, trusted: bool = False) -> Any:
 
 
 _RESULTS = ("Tensor", "List[Tensor]", "int", "float", "bool", "number")
-"""What operations in a file may make. Some names stand for one on lists or texts too (``aten.mul.left_t``), which grow
-to any size without a tensor."""
+"""Result types of operations allowed in files. Some overloads work on lists or texts (``aten.mul.left_t``), which could
+grow without limit."""
 
 
 def is_portable(op: str) -> bool:
@@ -153,7 +154,7 @@ def check(node: Node, *, trusted: bool = False) -> None:
 
 
 def exchanged(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
-    """The attributes of a torch node with ``change(kind, content)`` in the place of each object in its arguments."""
+    """Return the attributes of a torch node with each object in its arguments replaced by ``change(kind, content)``."""
 
     def each(value: Json) -> Json:
         if isinstance(value, list):
@@ -299,8 +300,8 @@ _IN_PYTHON: Mapping[str, Callable[..., Any]] = {
     "aten.select.int": torch.select,
     "aten.transpose.int": torch.transpose,
 }
-"""The same operations with the same arguments by functions of torch's that are called in half the time: a model whose
-steps are small otherwise takes longer here than in eager torch."""
+"""The same operations as Python functions of torch that take half the call overhead. Models with small steps would
+otherwise be slower than in eager torch."""
 
 
 class _Late:
@@ -369,5 +370,5 @@ upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
 """
 
 ALLOWED = frozenset(" ".join((_POINTWISE, _REDUCTIONS, _SHAPES, _FACTORIES, _LAYERS)).split())
-"""ATen operations that are functions of their arguments alone (and of torch's random state, where a model drops out in
-use), which write to none of them, read no file and give no memory that nobody has written."""
+"""ATen operations that depend only on their arguments (and on torch's random state, for dropout in use), write to none
+of them, read no file and return no uninitialised memory."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.aten import check
-from ticketry_engine.ir.native import Facts, dtype_name, infer, short
+from ticketry_engine.ir.native import TensorFacts, dtype_name, infer, short
 from ticketry_engine.ir.nodes import (
     DTYPES,
     LARGEST_SIZE,
@@ -44,7 +45,7 @@ class Graph:
 
     inputs: tuple[str, ...]
     outputs: Json
-    """What a call returns: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
+    """Outputs of a call: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
     ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too,
     ``fields`` are a tuple's, and the keys of ``numbered`` stand for whole numbers)."""
     nodes: tuple[Node, ...]
@@ -134,6 +135,20 @@ class Graph:
         if not trusted:
             _check_printable(_texts([self.outputs, self.signature]))
         return self
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes that run together in kernels, the values they read from outside, and those that are read outside."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def uses(self) -> dict[str, int]:
+        """Value name -> number of reads by nodes and as an output."""
+        return dict(Counter([*(name for one in self.nodes for name in one.inputs), *self.outputs]))
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
@@ -285,7 +300,7 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
             one.op,
             one.attrs,
             [_facts(graph.values[name]) for name in one.inputs],
-            {role: Facts.of(graph.tensors[name]) for role, name in one.weights.items()},
+            {role: TensorFacts.of(graph.tensors[name]) for role, name in one.weights.items()},
         )
     except GraphError as error:
         raise GraphError(f"{where}: {error}") from None
@@ -294,10 +309,10 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
         raise GraphError(f"{where}: it makes {dtype} {shape}, but its output is said to be {made.dtype} {made.shape}")
 
 
-def _facts(value: Value) -> Facts:
+def _facts(value: Value) -> TensorFacts:
     if value.shape is None:
         raise GraphError(f"its input {value.name!r} has no known shape")
-    return Facts(value.shape, value.dtype)
+    return TensorFacts(value.shape, value.dtype)
 
 
 def _check_signature(graph: Graph) -> None:

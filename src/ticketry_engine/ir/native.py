@@ -16,6 +16,8 @@ concat           values: axis >= 1
 slice            x: axis >= 1, start, stop
 flatten          x [N, ...] -> [N, product]
 affine           x [N, C, ...]: act; scale [C], shift [C]; act(x * scale + shift)
+batch_norm       x [N, C, ...] (, residual): eps, act; weight [C], bias [C]; with mean and variance of the batch, as in
+                 training: act((x - mean) / sqrt(variance + eps) * weight + bias + residual)
 layer_norm       x [..., C]: eps; weight [C], bias [C], both or neither left out
 rms_norm         x [..., C]: eps; weight [C] or none; x / sqrt(mean(x^2) + eps) * weight
 softmax          x: axis >= 1
@@ -38,7 +40,7 @@ from dataclasses import dataclass, field
 from reprlib import Repr
 from typing import Any, TypeAlias
 
-import ticketry_engine.ir.attribute_kinds as kinds
+import ticketry_engine.ir.native_shapes as kinds
 import ticketry_engine.ir.native_shapes as shapes
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.native_shapes import Attrs, Shape
@@ -50,14 +52,14 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Facts:
+class TensorFacts:
     """Shape and dtype of an input or a weight."""
 
     shape: Shape
     dtype: str
 
     @classmethod
-    def of(cls, tensor: Any) -> Facts:
+    def of(cls, tensor: Any) -> TensorFacts:
         """Return the facts of a torch tensor."""
         return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
 
@@ -94,7 +96,9 @@ def takes(op: str, attrs: Attrs) -> bool:
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
-def infer(op: str, attrs: Attrs, inputs: Sequence[Facts], weights: Mapping[str, Facts]) -> tuple[Shape, str]:
+def infer(
+    op: str, attrs: Attrs, inputs: Sequence[TensorFacts], weights: Mapping[str, TensorFacts]
+) -> tuple[Shape, str]:
     """Return the shape and dtype of an operation's output; raise GraphError for invalid inputs or attributes."""
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op[:80]!r}")
@@ -176,6 +180,9 @@ NATIVE: Mapping[str, Rule] = {
     ),
     "flatten": Rule((1, 1), shapes.flatten),
     "affine": Rule((1, 1), shapes.affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
+    "batch_norm": Rule(
+        (1, 2), shapes.batch_norm, {**_ACT, **_EPS}, {**_NO_ACT, "eps": 1e-5}, frozenset({"weight", "bias"})
+    ),
     "layer_norm": Rule(
         (1, 1),
         shapes.layer_norm,

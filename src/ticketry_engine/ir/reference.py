@@ -1,7 +1,7 @@
-"""What every operation of a graph means, in plain torch.
+"""The meaning of every operation, in plain torch.
 
-This is the reference that kernels are tested against, and what runs the places which the engine leaves to torch.
-Arguments are looked up once, when a node is prepared; a call does nothing but torch's own work.
+Kernels are tested against this reference, and it runs the nodes that the engine leaves to torch. Arguments are looked
+up once, when a node is prepared, so that a call does no extra work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ticketry_engine.ir.nodes import FLOATS, OTHERS, Node, Value
 Function: TypeAlias = "Callable[..., Any]"
 
 _ACTS: Mapping[str, tuple[Function, Function]] = {
-    # Out of place, and in place on a tensor that nobody else holds.
+    # Out of place, and in place on a tensor without other references.
     "relu": (torch.relu, torch.relu_),
     "relu6": (F.relu6, lambda x: F.relu6(x, inplace=True)),
     "silu": (F.silu, lambda x: F.silu(x, inplace=True)),
@@ -66,7 +66,7 @@ def torch_step(graph: Graph, node: Node) -> Function:
 
 
 class Cast:
-    """Puts one floating point type in the place of the graph's own."""
+    """Replaces the graph's floating point type by another one."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
         if precision is not None and precision not in FLOATS:
@@ -156,6 +156,11 @@ def _affine(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
         return made if act is None else act(made)
 
     return affine
+
+
+def _batch_norm(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, bias, eps = weights["weight"], weights["bias"], attrs["eps"]
+    return _finish(lambda x: F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), attrs, inputs)
 
 
 def _layer_norm(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
@@ -258,6 +263,7 @@ _WITH_WEIGHTS: Mapping[str, Callable[[_Attrs, _Weights, int], Function]] = {
     "conv2d": _conv2d,
     "linear": _linear,
     "affine": _affine,
+    "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "add_constant": partial(_with_constant, torch.add),

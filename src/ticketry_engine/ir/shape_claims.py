@@ -1,14 +1,15 @@
-"""What a graph's torch nodes claim to make, compared with what torch says, without data and memory.
+"""Checks the shapes that a graph's torch nodes claim, without data.
 
-The shapes of native nodes follow from their inputs (`graph.native`). Those of torch nodes are claims, and a file may
-claim anything: a node that says it makes ten numbers may be asked to make 2^40. So the nodes of a graph from a file are
-run once on the device that has shapes and no data. There a tensor takes no memory for its numbers, but some for itself:
-how many of them, or steps, a node makes one by one is known before it is run.
+The shapes of native nodes follow from their inputs (`ir.native`). Those of torch nodes are claims, and a file may claim
+anything: a node said to make ten numbers could make 2^40. The nodes of a graph from a file are therefore run once on
+the meta device. Since every tensor there takes some memory, the number of tensors that a node creates is bounded
+before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from ticketry_engine.ir.aten import exchanged, find, prepare
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.ir.nodes import OTHERS, Node, Value
-from ticketry_engine.support.printable import one_line
+from ticketry_engine.support.files import one_line
+from ticketry_engine.support.modules import normal_name
 
 BATCH = 2
 _LARGEST = 1 << 36
@@ -88,7 +90,7 @@ def _one_by_one(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any
     arguments = find(one.op)._schema.arguments
     given = {each.name: each.default_value for each in arguments if each.has_default_value()}
     given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}
-    if family in _RECURRENCES:  # steps or layers, whichever way round the axes are
+    if family in _RECURRENCES:  # steps or layers, in either order of the axes
         first, states = given.get("input"), given.get("hx")
         several = states if isinstance(states, (list, tuple)) else [states]
         tensors = [x for x in (first, *several) if isinstance(x, Tensor)]
@@ -105,7 +107,7 @@ def _one_by_one(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any
 
 
 def _run(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
-    """What the node makes, without data; None if that cannot be known."""
+    """Return the node's output without data; None if it cannot be determined."""
     try:
         return prepare(_on_device(one), weights, "meta")(*(made[name] for name in one.inputs))
     except NotImplementedError:
@@ -149,3 +151,40 @@ def _compare(one: Node, value: Value, found: Any) -> None:
     shape = None if value.shape is None else [BATCH if size is None else size for size in value.shape]
     if value.dtype in OTHERS or dtype != value.dtype or (shape is not None and list(found.shape) != shape):
         raise GraphError(f"{where}: it makes {dtype} {list(found.shape)}, not {value.dtype} {value.shape}")
+
+
+# -- Maps the tensors of a graph to the model parameters they were computed from ---------------------------------------
+
+
+COMPUTED = ".computed"
+"""Suffix of a tensor computed from a parameter of the same shape, such as a parametrised weight."""
+
+_FORMS = r"2d|T|padded|phases|computed"
+"""Suffixes that passes add to the name of a weight that they transform."""
+
+_FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
+_ADDED = re.compile(rf"\.({_FORMS}|\d+)$")
+"""A suffix as in `_FORMS`, or a number that distinguishes several tensors of one parameter."""
+
+
+def layer_name(weight: str) -> str:
+    """Return the module name of a weight's layer."""
+    return _FORM.sub("", weight).removesuffix(".weight")
+
+
+def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
+    """Return tensor of the graph -> the parameter that it equals or was computed from."""
+    own = {normal_name(name): name for name in parameters}
+    found: dict[str, str] = {}
+    for tensor in graph.tensors:
+        name = tensor
+        while name not in own and _ADDED.search(name):
+            name = _ADDED.sub("", name)
+        if name in own:
+            found[tensor] = own[name]
+    return found
+
+
+def parameters_of(node: Node, of: Mapping[str, str]) -> set[str]:
+    """Return the parameters that a node's weights were computed from, by the `origins` of its graph."""
+    return {of[weight] for weight in node.weights.values() if weight in of}

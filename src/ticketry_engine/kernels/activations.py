@@ -15,7 +15,7 @@ from typing import Any
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.emitter import I32, Emitter, same
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 
 Activation = str | tuple[str, float] | None
 """A name, or a name with its parameter; None is the identity. Hashable, with a ``repr`` that identifies it."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ticketry_engine.kernels.emitter import I8, Emitter
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
 ROWS = 16

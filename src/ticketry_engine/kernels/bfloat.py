@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ticketry_engine.kernels.emitter import F32, I16, I32, Emitter, same
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
 FLOAT = 4

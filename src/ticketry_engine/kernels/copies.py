@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, State, Written
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, StateSlot, Written
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
 _MOST_LENGTHS = 6
@@ -111,7 +111,7 @@ class Copies(Written):
     def write(self, e: Emitter) -> None:
         b = e.b
         outer, inner = e.arg(Arg.OUTER), e.arg(Arg.INNER)
-        images = e.state(State.IMAGES) if self.by_image else e.i64(1)
+        images = e.state(StateSlot.IMAGES) if self.by_image else e.i64(1)
         source, result = e.arena(e.arg(Arg.SOURCE)), e.arena(e.arg(Arg.RESULT))
         starts, runs = e.table(Arg.STARTS), e.table(Arg.RUNS)
         with e.turns(images, outer) as (image, entry):

@@ -2,7 +2,7 @@
 
 A kernel is a function ``void (i64* state, i64* op)``:
 
-    state   one int64 per slot of `State`: working memory, images of the block, thread number, external tensors
+    state   one int64 per slot of `StateSlot`: working memory, images of the block, thread number, external tensors
     op      [kernel address, args[0], args[1], ...]: integers and table addresses of one operation (`program.Op`)
 
 Loop counts, tile shapes and activations are fixed when the kernel is written, so the loops contain no dispatch.
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.target import Target
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
@@ -44,7 +44,7 @@ _REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
 """Register constraints of inline assembly per processor: (integer, vector)."""
 
 
-class State(enum.IntEnum):
+class StateSlot(enum.IntEnum):
     """Slots of the runtime state passed to every kernel, each an int64."""
 
     ARENA = 0
@@ -64,7 +64,7 @@ class State(enum.IntEnum):
 
 
 @dataclass
-class Loop:
+class EmittedLoop:
     """A loop while its body is being written.
 
     `index` is the loop variable and `carried` holds the values at the start of an iteration. The body must set `next`
@@ -102,7 +102,7 @@ class Emitter:
     # Arguments
 
     def state(self, slot: int) -> ir.Value:
-        """Load an integer of the runtime state (see `State`)."""
+        """Load an integer of the runtime state (see `StateSlot`)."""
         return self.load_i64(self._state, 8 * slot)
 
     def arg(self, index: int) -> ir.Value:
@@ -115,17 +115,17 @@ class Emitter:
 
     def arena(self, offset: ir.Value | int = 0) -> ir.Value:
         """Return a pointer into this thread's working memory."""
-        return self.at(self.b.inttoptr(self.state(State.ARENA), PTR), offset)
+        return self.at(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
 
     def external(self, number: ir.Value) -> ir.Value:
         """Return the pointer to an input or output tensor, by its number."""
-        slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(State.EXTERNAL)), self.i64(8)))
+        slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(StateSlot.EXTERNAL)), self.i64(8)))
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
     def share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
         """Return the range (from, to) of ``count`` iterations that this thread executes."""
         count = self.i64(count)
-        part, parts = self.state(State.PART), self.state(State.PARTS)
+        part, parts = self.state(StateSlot.PART), self.state(StateSlot.PARTS)
         low = self.b.udiv(self.b.mul(count, part), parts)
         high = self.b.udiv(self.b.mul(count, self.b.add(part, self.i64(1))), parts)
         return low, high
@@ -216,7 +216,7 @@ class Emitter:
     @contextmanager
     def loop(
         self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()
-    ) -> Iterator[Loop]:
+    ) -> Iterator[EmittedLoop]:
         """Write ``for index in range(start, stop, step)``; ``carried`` values stay in registers across iterations.
 
         Inside, set ``loop.next`` to the values of the next iteration; after the loop, read ``loop.results``.
@@ -232,7 +232,7 @@ class Emitter:
         index.add_incoming(start, before)
         for phi, value in zip(phis, carried, strict=True):
             phi.add_incoming(value, before)
-        loop = Loop(index, phis)
+        loop = EmittedLoop(index, phis)
         yield loop
         if len(loop.next) != len(phis):
             raise AssertionError("a loop's next values are as many as those it carries")

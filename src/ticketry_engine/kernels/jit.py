@@ -32,7 +32,7 @@ class Kernel(Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedKernel:
     """A kernel known only by the name of its cached machine code; its description is not available."""
 
     name: str
@@ -82,7 +82,7 @@ class Library:
 
     def name(self, kernel: Kernel) -> str:
         """Return the name of a kernel's machine code: a digest of all its dependencies."""
-        if isinstance(kernel, Kept):
+        if isinstance(kernel, CachedKernel):
             return kernel.name
         text = f"{self.identity} {kernel!r}"
         return "k" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -145,3 +145,30 @@ def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 def _source_digest() -> str:
     """Digest of the generator sources; objects compiled by other versions are not used."""
     return digest_of_files(Path(__file__).parent.rglob("*.py"))
+
+
+# -- llvmlite's `ir`; without the extra ``engine``, a stand-in that only supports being imported -----------------------
+
+# Kernel modules name llvmlite's types at import time. Code generation calls `target()` first, which raises
+# `MissingExtraError` if llvmlite is missing, so the stand-in's types are never used.
+
+
+try:
+    from llvmlite import ir
+except ModuleNotFoundError:
+
+    class _NamedStruct:
+        """Stand-in for a type that modules derive from or instantiate at import time."""
+
+        def __init__(self, *of: Any, **how: Any) -> None:
+            pass
+
+    class _Absent:
+        def __getattr__(self, name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return _NamedStruct
+
+    ir = _Absent()
+
+__all__ = ["ir"]

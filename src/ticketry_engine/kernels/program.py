@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.driver import BARRIER_BYTES, Driver
-from ticketry_engine.kernels.emitter import State
+from ticketry_engine.kernels.driver import BARRIER_BYTES, Driver, Job, Workers
+from ticketry_engine.kernels.emitter import StateSlot
 from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.kernels.workers import Job, Workers
 
 _EMPTY_CALLS = 8
 """Number of empty calls timed before a profile; the shortest is subtracted as overhead."""
@@ -85,7 +84,7 @@ class _Workspace:
     states: list[np.ndarray[Any, Any]]
     starts: list[int]
     """Addresses of the states."""
-    arenas: list[Memory]
+    arenas: list[MappedMemory]
     barrier: np.ndarray[Any, Any]
     workers: Workers
 
@@ -94,7 +93,7 @@ MARGIN = 1 << 20
 """Bytes before and after working memory that kernels may read; their values are unused."""
 
 
-class Memory:
+class MappedMemory:
     """Zeroed, page-aligned working memory, in huge pages if the system provides them.
 
     `MARGIN` bytes on both sides belong to the mapping too. They are never written, and most are never touched.
@@ -135,7 +134,7 @@ class Program:
     library: Library
     split: str = "batch"
     denormals: bool = True
-    _memory: Memory = field(init=False)
+    _memory: MappedMemory = field(init=False)
     _entries: Any = field(init=False)
     _free: dict[tuple[int, int], list[_Workspace]] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
@@ -162,7 +161,7 @@ class Program:
         begins = dict(zip(tables, [0, *ends], strict=False))
         size = ends[-1] if ends else 0
         arguments = sum(len(op.args) + 1 for op in self.ops)
-        self._memory = Memory(size + 8 * (arguments + len(self.ops)))
+        self._memory = MappedMemory(size + 8 * (arguments + len(self.ops)))
         words = self._memory.bytes[size:].view(np.int64)
         self._entries, at = words[: len(self.ops)], len(self.ops)
         base = self._memory.address + size
@@ -198,13 +197,15 @@ class Program:
             threads: number of threads that share the work.
             holding: owner of those tensors; a reference is held until no thread uses them, even after an interrupt.
         """
-        if len(external) > _SLOTS - State.EXTERNAL:
-            raise EngineError(f"{len(external)} tensors go in and out of one program: {_SLOTS - State.EXTERNAL} may")
+        if len(external) > _SLOTS - StateSlot.EXTERNAL:
+            raise EngineError(
+                f"{len(external)} tensors go in and out of one program: {_SLOTS - StateSlot.EXTERNAL} may"
+            )
         blocks = -(-batch // self.images)
         threads = max(1, min(threads, blocks if self.split == "batch" else threads))
         workspace = self._take_workspace(threads)
         for state in workspace.states:
-            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+            state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
         count, images, starts = len(self.ops), self.images, workspace.starts
         if threads == 1:
             self._drive(starts[0], self._first_entry, count, 0, blocks, images, batch)
@@ -225,7 +226,7 @@ class Program:
         """Return the seconds of each operation over the batch, on one thread, without the overhead of the clock."""
         workspace = self._take_workspace(1)
         state = workspace.states[0]
-        state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
         seconds = [0.0] * len(self.ops)
         nothing = min(self._time_empty_call(workspace.starts[0], batch, clock) for _ in range(_EMPTY_CALLS))
         for block in range(-(-batch // self.images)):
@@ -243,12 +244,12 @@ class Program:
         self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
         return clock() - begin
 
-    def session(self, threads: int = 1) -> Session:
+    def session(self, threads: int = 1) -> ProgramSession:
         """Return working memory that persists between calls, for running ranges of operations.
 
         With several threads, which share each operation, the program must have been built with ``split="parts"``.
         """
-        return Session(self, self._take_workspace(threads))
+        return ProgramSession(self, self._take_workspace(threads))
 
     def _take_workspace(self, threads: int) -> _Workspace:
         """Return a free workspace, or create one; two Python threads may run the program at once.
@@ -260,14 +261,14 @@ class Program:
             if free:
                 return free.pop()
         shared = self.split == "parts"
-        arenas = [Memory(self.arena) for _ in range(1 if shared else threads)]
+        arenas = [MappedMemory(self.arena) for _ in range(1 if shared else threads)]
         barrier = np.zeros(BARRIER_BYTES // 8 + 8, dtype=np.int64)
         barrier = barrier[(-(barrier.ctypes.data // 8)) % 8 :]
         states = [np.zeros(_SLOTS, dtype=np.int64) for _ in range(threads)]
         for part, state in enumerate(states):
-            state[State.ARENA] = arenas[0 if shared else part].address
-            state[State.PART], state[State.PARTS] = (part, threads) if shared else (0, 1)
-            state[State.BARRIER] = int(barrier.ctypes.data)
+            state[StateSlot.ARENA] = arenas[0 if shared else part].address
+            state[StateSlot.PART], state[StateSlot.PARTS] = (part, threads) if shared else (0, 1)
+            state[StateSlot.BARRIER] = int(barrier.ctypes.data)
         starts = [int(state.ctypes.data) for state in states]
         return _Workspace(states, starts, arenas, barrier, Workers(threads - 1))
 
@@ -276,7 +277,7 @@ class Program:
             self._free.setdefault((os.getpid(), len(workspace.states)), []).append(workspace)
 
 
-class Session:
+class ProgramSession:
     """Persistent working memory of a program whose operations run range by range."""
 
     def __init__(self, program: Program, workspace: _Workspace) -> None:
@@ -303,7 +304,7 @@ class Session:
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
-            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+            state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
         self._run([(first, last)] * len(states), images, apart=False)
 
     def run_apart(self, bounds: Sequence[int]) -> None:
@@ -315,7 +316,7 @@ class Session:
 
     def _run_timed(self, first: int, last: int, images: int, seconds: dict[str, float]) -> None:
         state, program = self._workspace.states[0], self._program
-        state[State.PART], state[State.PARTS] = 0, 1
+        state[StateSlot.PART], state[StateSlot.PARTS] = 0, 1
         for number in range(first, last):
             began = time.perf_counter()
             program._drive(self._workspace.starts[0], program._first_entry + 8 * number, 1, 0, 1, images, images)
@@ -327,7 +328,7 @@ class Session:
         images = program.images if images is None else images
         if len(ranges) == 1 and self.seconds is None:  # fast path of small steps
             (first, last), state = ranges[0], workspace.states[0]
-            state[State.PART], state[State.PARTS] = 0, 1
+            state[StateSlot.PART], state[StateSlot.PARTS] = 0, 1
             program._drive(workspace.starts[0], program._first_entry + 8 * first, last - first, 0, 1, images, images)
             return
         if self.seconds is not None:
@@ -337,7 +338,7 @@ class Session:
         jobs: list[Job] = []
         for part, (first, last) in enumerate(ranges):
             state = workspace.states[part]
-            state[State.PART], state[State.PARTS] = (0, 1) if apart else (part, len(ranges))
+            state[StateSlot.PART], state[StateSlot.PARTS] = (0, 1) if apart else (part, len(ranges))
             given = (program._first_entry + 8 * first, last - first, 0, 1, images, images)
             jobs.append((program._drive, (workspace.starts[part], *given)))
         self._whole = False

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 Pair = tuple[int, int]
 
 
-class Images(Protocol):
+class PixelGeometry(Protocol):
     """The geometry of a value, in either layout."""
 
     @property
@@ -82,7 +82,7 @@ class Window:
     def taps(self) -> list[Pair]:
         return [(row, column) for row in range(self.size[0]) for column in range(self.size[1])]
 
-    def axes(self, x: Images) -> tuple[Axis, Axis]:
+    def axes(self, x: PixelGeometry) -> tuple[Axis, Axis]:
         """Return the windows along the rows and along the columns of x."""
         sizes = zip((x.height, x.width), self.size, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = (Axis(*axis) for axis in sizes)
@@ -96,14 +96,14 @@ class Window:
         """Return the rows and columns from pixel ``p * stride`` of x to the pixel that a tap reads for pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
-    def reads_any_pixel(self, x: Images, y: Images, tap: Pair) -> bool:
+    def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:
         """Return whether a tap reads any pixel of x; the other taps only ever read the halo."""
         return all(
             any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
-    def reads_inside(self, x: Images, y: Images) -> bool:
+    def reads_inside(self, x: PixelGeometry, y: PixelGeometry) -> bool:
         """Return whether every tap reads only pixels and halo of x."""
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
             taps = [tap[axis] for tap in self.taps if self.reads_any_pixel(x, y, tap)]
@@ -135,5 +135,5 @@ class Convolution:
 
     @property
     def biases(self) -> Array:
-        """The bias of each row; zeros if there is none."""
+        """The bias of each row; zeros without a bias."""
         return np.zeros(len(self.weight), np.float32) if self.bias is None else np.asarray(self.bias, np.float32)

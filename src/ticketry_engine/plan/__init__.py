@@ -1,1 +1,1 @@
-"""From a graph to programs: which nodes the engine runs, how their values lie in memory, and by which kernels."""
+"""The planner: which nodes run in the engine, in which layout, where their values are stored, and by which kernels."""

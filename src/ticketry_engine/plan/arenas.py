@@ -1,8 +1,9 @@
-"""Where the values of a region lie in a thread's working memory, as pixels or as planes.
+"""Storage of a region's values in a thread's working memory, in the channels-last ("pixels") or planar ("planes")
+layout.
 
-As pixels, what is concatenated lies side by side in one wider value, and a residual stream has one order of channels:
-that of its most expensive producer whose rows are grouped. As planes, values of one geometry follow one another in the
-same planes, whose halos stay zero; those of another have others.
+Channels-last: concatenated values are parts of one wider value, and a residual stream has one order of channels: that
+of its most expensive producer with grouped rows. Planar: values of one geometry share memory, so that their halos stay
+zero; values of another geometry have other memory.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 from ticketry_engine.kernels import channels_last, planar
 from ticketry_engine.kernels.channels_last.attention import MOST_KEYS
 from ticketry_engine.kernels.channels_last.geometry import FLOAT
-from ticketry_engine.plan.sketch import Sketch, Task
-from ticketry_engine.plan.storage import Places, Storages
-from ticketry_engine.plan.value_axes import Form, UnsupportedError
+from ticketry_engine.plan.sketch import RegionTask, Sketch
+from ticketry_engine.plan.storage import LayoutSlots, Storages
+from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2
-"""How many times as much memory a picture takes as pixels, from which on its channels lie apart."""
+"""Minimum ratio of an input's memory in channels-last to that with separate channels for which channels are
+separate."""
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -41,7 +43,7 @@ class _Wide:
 
 
 class PixelsArena:
-    """Where each value of a region lies, for blocks of so many images."""
+    """Storage of each value of a region in the channels-last layout, for blocks of `images` images."""
 
     layout: ModuleType = channels_last
 
@@ -59,8 +61,9 @@ class PixelsArena:
         self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
         self.bytes = self._place(images)
 
-    def value(self, form: Form) -> channels_last.ChannelsLastValue:
-        """Where a value lies, or those of its channels that there are at a time; `UnsupportedError`: nowhere."""
+    def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
+        """Return the storage of a value, or of the channels computed at a time; raise UnsupportedError if there is
+        none."""
         runs = _runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
@@ -74,13 +77,14 @@ class PixelsArena:
             at = base + high
         return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
-    def order(self, form: Form) -> Order | None:
-        """The value's channels in the order in which they lie; None for their own."""
+    def order(self, form: ValueForm) -> Order | None:
+        """Return the value's channels in the order in which they are stored; None if they are not reordered."""
         number = int(form.flat[0, 0])
         return self._orders.get(self._storages.orders.find(number))
 
-    def check(self, task: Task) -> None:
-        """`UnsupportedError` for inputs that cannot lie so, and for an attention that pixels have no kernel for."""
+    def check(self, task: RegionTask) -> None:
+        """Raise UnsupportedError if the inputs cannot be stored in this layout, or if it has no kernel for an
+        attention."""
         values = [self.value(form) for form in task.inputs]
         if task.kind not in ("attention", "window_attention"):
             return
@@ -93,8 +97,8 @@ class PixelsArena:
             raise UnsupportedError("an attention that pixels have no kernel for")
 
     def _place(self, images: int) -> int:
-        """Give each value its place: in memory that no other living value of its geometry uses. Returns the size."""
-        places: Places[channels_last.ChannelsLastGeometry] = Places()
+        """Assign an offset to each value, and return the bytes of the memory."""
+        memory: LayoutSlots[channels_last.ChannelsLastGeometry] = LayoutSlots()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
         first = self._storages.places(once=True)
@@ -107,10 +111,10 @@ class PixelsArena:
             members = [self._storages.all[one] for one in wide.members]
             wide.geometry = self._geometry(wide)
             if place is wide:
-                slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
+                slots[id(wide)] = memory.add(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
                 slots[id(wide)] = slots[id(place)]
-        starts, size = places.laid_out(lambda geometry: geometry.bytes(images))
+        starts, size = memory.lay_out(lambda geometry: geometry.bytes(images))
         for wide in order:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
@@ -125,7 +129,8 @@ class PixelsArena:
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:
-        """The value in whose place one lies: itself, unless both are storages by themselves. `first`: of storages."""
+        """Return the value whose memory one reuses: itself, unless both are single storages. `first`: see
+        `Storages.places`."""
         if len(wide.members) > 1:
             return wide
         found, _ = self._in[first[wide.members[0]]]
@@ -136,7 +141,7 @@ Run = tuple[int, int, int]
 """A storage, and its channels from … to."""
 
 
-def _runs(form: Form, storages: Storages) -> list[Run]:
+def _runs(form: ValueForm, storages: Storages) -> list[Run]:
     """The value's channels as the shortest list of runs."""
     flat = form.flat
     if not len(flat):
@@ -182,7 +187,7 @@ def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Ru
 
 
 def _read_apart(sketch: Sketch) -> set[int]:
-    """Storages that come in and whose readers are convolutions of all channels: those may lie apart."""
+    """Return inputs that only convolutions of all channels read: their channels may be stored separately."""
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -194,7 +199,7 @@ def _read_apart(sketch: Sketch) -> set[int]:
 
 
 def _orders(sketch: Sketch) -> dict[int, Order]:
-    """The order of the channels of each stream that has one of its own, by the stream's root."""
+    """Return root of a stream -> order of its channels, for streams whose channels are reordered."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
@@ -214,11 +219,12 @@ def _orders(sketch: Sketch) -> dict[int, Order]:
 
 
 class PlanesArena:
-    """Where each plane of a region lies, for blocks of so many images and vectors of so many lanes.
+    """Storage of each plane of a region in the planar layout, for blocks of `images` images and vectors of `lanes`
+    lanes.
 
     Args:
-        halos: whether planes have the halo that convolutions read; without it they unfold what they read, which they
-            can only where images do not fill a vector (and ``halos`` counts only there).
+        halos: whether planes have the halo that convolutions read. Without it convolutions unfold their input, which is
+            only possible (and `halos` only has an effect) where images do not fill a vector.
     """
 
     layout: ModuleType = planar
@@ -226,32 +232,32 @@ class PlanesArena:
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
         self.geometries = _geometries(storages, images, lanes, halos)
         self._channels = np.array([one.channels for one in storages.all], dtype=np.int64)
-        places: Places[planar.Geometry] = Places()
+        memory: LayoutSlots[planar.Geometry] = LayoutSlots()
         under = storages.places()
         dies: dict[int, int] = {}
         for place, one in zip(under, storages.all, strict=True):
             dies[place] = max(dies.get(place, 0), one.dies)
         slots = {
-            number: places.slot(self.geometries[number], one.channels, one.born, dies[number])
+            number: memory.add(self.geometries[number], one.channels, one.born, dies[number])
             for number, one in enumerate(storages.all)
             if under[number] == number
         }
         self._slots = np.array([slots[number] for number in under], dtype=np.int64)
-        self._starts, self.bytes = places.laid_out(lambda geometry: geometry.bytes)
+        self._starts, self.bytes = memory.lay_out(lambda geometry: geometry.bytes)
 
-    def value(self, form: Form) -> planar.Planes:
-        """Where a value lies, or the channels of it that are there at a time."""
+    def value(self, form: ValueForm) -> planar.Planes:
+        """Return the storage of a value, or of the channels computed at a time."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
             storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
         geometry = self.geometries[int(storages[0])] if len(storages) else self.geometries[0]
         return planar.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 
-    def order(self, form: Form) -> None:
+    def order(self, form: ValueForm) -> None:
         """Planes are taken in any order: channels keep their own."""
 
-    def check(self, task: Task) -> None:
-        """Planes have a kernel for whatever a region holds."""
+    def check(self, task: RegionTask) -> None:
+        """Do nothing: the planar layout has a kernel for every operation of a region."""
 
 
 def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
@@ -277,12 +283,11 @@ def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> li
 
 # -- pairs of channels -------------------------------------------------------------------------------------------------
 #
-# Which channels lie side by side, so that bfloat16's pairs are kept or pruned together as often as may be.
+# Reorder channels so that bfloat16 pairs are retained or pruned together as often as possible.
 #
-# Kernels multiply two neighbouring channels at once, and a pair of which one is kept takes as long as one of two. The
-# order of a stream's channels is the engine's own, as far as the rows of each producer's groups stay neighbours: within
-# those runs, channels that the stream's readers keep together are put side by side.
-#
+# Kernels multiply two neighbouring channels at once, and a pair with one retained channel takes as long as one with
+# two. The planner may order the channels of a stream, as long as the rows of each producer's groups stay neighbours.
+# Within these runs, channels that the stream's readers retain together become neighbours.
 
 Array = np.ndarray[Any, Any]
 
@@ -312,7 +317,7 @@ def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int,
     return found
 
 
-def _support(sketch: Sketch, task: Task, lanes: int) -> Array:
+def _support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
     """Which channels a layer keeps, float32 [channels, groups * taps]: the root of the work that a pair of them is."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
@@ -325,7 +330,7 @@ def _support(sketch: Sketch, task: Task, lanes: int) -> Array:
     return np.ascontiguousarray(scaled.swapaxes(0, 1).reshape(channels, -1), np.float32)
 
 
-def _labels(sketch: Sketch, task: Task) -> Array:
+def _labels(sketch: Sketch, task: RegionTask) -> Array:
     """The group of each row of a layer."""
     weight = sketch.weight(task.node)
     labels = np.zeros(weight.shape[0], np.int64)

@@ -57,7 +57,7 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
     few = target.registers < 32
 
     def estimate(layout: str) -> float:
-        """With few registers of the block that will be run; the numbers of others are of blocks as they are asked."""
+        """Estimate the time of a layout, with few registers for the block size that will be used."""
         return cost(sketch, layout, target, block(sketch, layout, images, target, item) if few else images, item)
 
     try:
@@ -95,11 +95,10 @@ def _density(sketch: Sketch) -> float:
 
 
 def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
-    """Where a region's values lie. Planes have halos, unless few images and single rows make convolutions faster that
-    unfold."""
+    """Return the storage of a region's values. Planes have halos, unless convolutions run faster by unfolding."""
     if layout == "pixels":
         return PixelsArena(sketch, images, target.lanes, item)
-    return PlanesArena(sketch.storages, images, target.lanes, images >= target.lanes or not alone(sketch))
+    return PlanesArena(sketch.storages, images, target.lanes, images >= target.lanes or not mostly_single_rows(sketch))
 
 
 def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
@@ -125,18 +124,18 @@ MOST_IMAGES = 16
 _MOST_OVER_PIXELS = 8
 
 _PLANES_BYTES = 20 << 20
-"""Of the largest value: a larger one is fetched from memory by every reader."""
+"""Maximum bytes of the largest value of a block: every reader fetches a larger one from memory."""
 
 _FEW_PLANES_BYTES = 2 << 20
-"""The same of images that do not fill a vector: positions fill it just as well, so values may stay in the second cache.
-On a Granite Rapids (2 MB), batch 8, one image at a time took 0.72 of eight's time in ConvNeXt-atto at 224 pixels, and
-0.76 in ResNet-18 at 64; at 32 pixels eight are best in VGG-16, and hardly worse than two in ResNet-18. A second cache
-of 512 KB (a Zen 1) asks for no fewer images: two took 1.18 of four's time in VGG-11, one 1.03 in ResNet-18 at 64.
+"""`_PLANES_BYTES` for images that do not fill a vector: positions fill it equally well, so values may stay in L2.
 
-Where most products are of single pixels, as many images as fill a vector are no better, and the second cache itself is
-the bound: with a fifth of the weights two images took 0.80 of sixteen's time in ViT-tiny, one took 0.76 and 0.81 of
-eight's in a wide transformer's block and in ConvNeXt-atto (2 MB, AVX2); with 512 KB one took 0.70 and 0.84 of the time
-of what 2 MB hold, at 28 x 28 and 14 x 14 pixels."""
+Measured (Granite Rapids, 2 MB, batch 8): one image at a time took 0.72 of the time of eight in ConvNeXt-atto at 224
+pixels, and 0.76 in ResNet-18 at 64. At 32 pixels eight are best in VGG-16, and similar to two in ResNet-18. With 512 KB
+(Zen 1) two took 1.18 of the time of four in VGG-11, and one 1.03 in ResNet-18 at 64.
+
+If most products are pointwise, the bound is the L2 cache itself. Measured with a fifth of the weights (2 MB, AVX2): two
+images took 0.80 of the time of sixteen in ViT-tiny; one took 0.76 and 0.81 of eight in a wide transformer block and in
+ConvNeXt-atto. With 512 KB one took 0.70 and 0.84 of the time of what 2 MB hold, at 28 x 28 and 14 x 14 pixels."""
 
 _FEWEST_POSITIONS = 8
 """Vectors of positions that these keep: of 7 x 7 pixels each one image took 1.27 of eight's time."""
@@ -145,7 +144,8 @@ _FEWEST_OF_LARGE_KERNELS = 2
 """Images of values that no cache holds: in ResNet-50 at 224 pixels two took 0.88 of one's time, 0.81 with AVX2."""
 
 _GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
-"""The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
+"""Maximum bytes of the largest value with grouped rows, also channels-last; the second if weights exceed
+`_MANY_WEIGHTS`."""
 
 _MANY_WEIGHTS = 10 << 20
 
@@ -164,7 +164,7 @@ def share(batch: int, threads: int) -> int:
 def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
     """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
     largest = _largest(sketch, item)
-    if layout == "planes" and alone(sketch):
+    if layout == "planes" and mostly_single_rows(sketch):
         single = pointwise(sketch) > _NEARLY_ALL
         if images * largest > _PLANES_BYTES and not single:
             return min(images, _FEWEST_OF_LARGE_KERNELS)
@@ -194,7 +194,7 @@ def grouped(sketch: Sketch, rows: int) -> float:
     return inside / max(1, total)
 
 
-def alone(sketch: Sketch) -> bool:
+def mostly_single_rows(sketch: Sketch) -> bool:
     """Whether most of the kept weights are in rows that share their columns with too few others."""
     return grouped(sketch, _FEW_ROWS) < _MOSTLY
 
@@ -211,5 +211,5 @@ def pointwise(sketch: Sketch) -> float:
 
 
 def _weight_bytes(sketch: Sketch, item: int) -> int:
-    """Of the weights that are kept."""
+    """Return the bytes of the retained weights."""
     return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.products())

@@ -1,7 +1,7 @@
-"""Values that are no list of whole planes: rolled, padded, cut into windows, channels and positions exchanged.
+"""Rearranged values: rolled, padded, cut into windows, or with channels and positions exchanged.
 
-Such a value is a table that says for each element where it comes from. Views of it are views of the table and cost
-nothing; it is put into memory of its own, by one copy, when something computes with it.
+A rearranged value is a table of the source of each element. Views of it are views of the table and cost nothing. It is
+copied to new memory when an operation computes with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ticketry_engine.ir.native import MOST_MOVED
 from ticketry_engine.plan import value_axes as forms
 from ticketry_engine.plan.storage import Storages
-from ticketry_engine.plan.value_axes import Form, Planned, UnsupportedError
+from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 
 ZERO = -1
 """The place of an element that is 0."""
@@ -37,11 +37,11 @@ class Rearranged:
         return tuple(self.where.shape)
 
     def view(self, where: Planned) -> Rearranged:
-        """The same elements at other places."""
+        """Return the same elements in another arrangement."""
         return replace(self, where=where)
 
 
-def rearranged(value: Form | Rearranged, storages: Storages) -> Rearranged:
+def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
     """A value as a table.
 
     Raises:
@@ -67,7 +67,7 @@ def rearranged(value: Form | Rearranged, storages: Storages) -> Rearranged:
     return Rearranged(tuple(bases), where.transpose(order))
 
 
-def in_planes(value: Rearranged, labels: str, storages: Storages) -> Form | None:
+def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
     """The value as a list of whole planes, if that is what it is."""
     where = _by_channel(value.where, labels)
     positions = where.shape[-1]
@@ -85,7 +85,7 @@ def in_planes(value: Rearranged, labels: str, storages: Storages) -> Form | None
     if len(places) == 2 and places != size:
         return None
     planes = np.stack([np.array(value.sources)[number], (first - begins) // positions], axis=-1)
-    return Form(labels, planes, size)
+    return ValueForm(labels, planes, size)
 
 
 def _by_channel(where: Planned, labels: str) -> Planned:
@@ -97,8 +97,11 @@ def _by_channel(where: Planned, labels: str) -> Planned:
 
 
 def table_of(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Where the elements of each plane come from, [channels, positions], for labels of at most two positions; the sizes
-    of the axes of channels; the pixels of a plane."""
+    """Return the source of each element, [channels, positions], the sizes of the channel axes, and the pixels of a
+    plane.
+
+    Labels may have at most two positions.
+    """
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
     if len(places) > 2 or len(labels) != len(value.axes):
@@ -166,7 +169,7 @@ def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearr
     return Rearranged(tuple(sources), np.concatenate(tables, axis=axis - 1))
 
 
-def whole(storage: int, storages: Storages) -> Form:
+def whole(storage: int, storages: Storages) -> ValueForm:
     """All planes of a storage."""
     one = storages.all[storage]
     return forms.fresh("cpp", [one.channels], one.pixels, storage)

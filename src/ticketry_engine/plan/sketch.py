@@ -13,26 +13,26 @@ from ticketry_engine.ir import Graph, Node
 from ticketry_engine.plan import value_axes as forms
 from ticketry_engine.plan.rearrangement import Rearranged, in_planes, rearranged, table_of, whole
 from ticketry_engine.plan.storage import Storages
-from ticketry_engine.plan.value_axes import Form, Planned, UnsupportedError
+from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 Like = tuple[str, Sequence[int], tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RegionTask:
     """Something to be done natively: a node, or a value that comes in ("load") or goes out ("store")."""
 
     kind: str
     label: str
-    inputs: tuple[Form, ...]
-    output: Form
-    """Of a store the value itself."""
+    inputs: tuple[ValueForm, ...]
+    output: ValueForm
+    """For a store: the stored value."""
     node: Node
     number: int = 0
-    """Of a load or store: which of the region's inputs or outputs."""
+    """For a load or store: the number of the region's input or output."""
     where: Planned | None = None
-    """Of a gather, [channels, positions]: where each element comes from, as `Rearranged.where`."""
+    """For a gather, [channels, positions]: the source of each element, as in `Rearranged.where`."""
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Sketch:
 
     graph: Graph
     storages: Storages = field(default_factory=Storages)
-    tasks: list[Task] = field(default_factory=list)
-    forms: dict[str, Form | Rearranged] = field(default_factory=dict)
-    """How each value lies; a rearranged one is laid out when something computes with it."""
-    _constants: dict[tuple[str, str, tuple[int, int]], Form] = field(default_factory=dict)
+    tasks: list[RegionTask] = field(default_factory=list)
+    forms: dict[str, ValueForm | Rearranged] = field(default_factory=dict)
+    """Storage of each value; a rearranged value is copied when an operation computes with it."""
+    _constants: dict[tuple[str, str, tuple[int, int]], ValueForm] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    _laid: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, Form]] = field(default_factory=dict)
+    _laid: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
     """By the identity of a rearranged value, which is kept so that no other has it."""
 
-    def load(self, name: str, number: int) -> Form:
+    def load(self, name: str, number: int) -> ValueForm:
         """A value comes in from torch."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
@@ -57,7 +57,7 @@ class Sketch:
         blank = forms.loaded(shape, 0)
         form = forms.loaded(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
         self.storages.pin(form)
-        self.tasks.append(Task("load", "load", (), form, Node("load", (), name), number))
+        self.tasks.append(RegionTask("load", "load", (), form, Node("load", (), name), number))
         self.forms[name] = form
         return form
 
@@ -68,9 +68,9 @@ class Sketch:
             form = self.laid(Node("store", (name,), ""), form, ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :])
         self.storages.read(form, len(self.tasks))
         self.storages.pin(form)
-        self.tasks.append(Task("store", "store", (form,), form, Node("store", (name,), ""), number))
+        self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
-    def constant(self, node: Node, role: str, like: Form, channels: Sequence[int]) -> Form:
+    def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
         """A weight as a value of the positions of another one, and so many channels in its own order."""
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
@@ -84,25 +84,25 @@ class Sketch:
         return self.graph.tensors[node.weights[role]]
 
     def groups(self, node: Node) -> list[tuple[int, int]]:
-        """Rows and columns of each group of the weight's rows that keep the same: looked at once, whoever asks."""
+        """Return rows and columns of each group of rows with equal columns; computed once per weight."""
         name = node.weights["weight"]
         if name not in self._groups:
             self._groups[name] = [(len(one.rows), one.width) for one in row_groups(self.graph.tensors[name])]
         return self._groups[name]
 
-    def products(self) -> list[tuple[Task, Node]]:
+    def products(self) -> list[tuple[RegionTask, Node]]:
         """The convolutions and linear layers."""
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
-    def make(self, node: Node, inputs: Sequence[Form], like: Like, kind: str = "") -> Form:
-        """A task with an output of its own: labels, channel axes and pixels. Its kind is the node's unless given."""
+    def make(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
+        """Add a task with a new output of labels, channel axes and pixels. The kind defaults to the node's."""
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
         output = forms.fresh(labels, channels, pixels, storage)
-        self.tasks.append(Task(kind or node.op, node.output, tuple(inputs), output, node))
+        self.tasks.append(RegionTask(kind or node.op, node.output, tuple(inputs), output, node))
         return output
 
-    def run(self, node: Node, form: Form) -> Form:
+    def run(self, node: Node, form: ValueForm) -> ValueForm:
         """A value whose positions follow one another: itself, or a copy where others may want a halo between rows."""
         if form.pixels[0] == 1:
             return form
@@ -112,13 +112,15 @@ class Sketch:
         self.storages.pin(output)
         return output
 
-    def laid(self, node: Node, value: Form | Rearranged, labels: str, pixels: tuple[int, int] | None = None) -> Form:
-        """A value as planes with these labels (and pixels): itself, if it lies so, else by a copy of its elements.
+    def laid(
+        self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
+    ) -> ValueForm:
+        """Return a value as planes with these labels and pixels: itself, or a copy.
 
         Raises:
-            UnsupportedError: it cannot lie so.
+            UnsupportedError: if it cannot be stored this way.
         """
-        if isinstance(value, Form) and value.labels == labels and pixels in (None, value.pixels):
+        if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
         table = rearranged(value, self.storages)
         if len(labels) != len(table.axes):
@@ -139,7 +141,7 @@ class Sketch:
             self._laid[key] = (value, made)
         return made
 
-    def _gathered(self, node: Node, table: Rearranged, where: Planned, like: Like) -> Form:
+    def _gathered(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
         sources = [whole(number, self.storages) for number in table.sources]
         for source in sources:
             self.reads(source)
@@ -154,6 +156,6 @@ class Sketch:
             self.storages.pin(form)
         return made
 
-    def reads(self, form: Form, halo: int = 0, halo_of_few: int | None = None) -> None:
+    def reads(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
         """The task that is added next reads a value."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)

@@ -1,12 +1,13 @@
-"""Which planes of a region exist when, and which must have one geometry, whatever the layout makes of them."""
+"""Lifetimes of the planes of a region, and which of them must have equal geometries or orders of channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import bisect
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ticketry_engine.plan.value_axes import Form
+from ticketry_engine.plan.value_axes import ValueForm
 
 
 @dataclass
@@ -54,19 +55,19 @@ class Storages:
     """Storages whose rows are equally far apart: one is read at constant shifts to make the other."""
 
     orders: Union = field(default_factory=Union)
-    """Storages whose channels lie in one order: an operation reads and writes them channel by channel."""
+    """Storages with one order of channels: an operation reads and writes them channel by channel."""
     pinned: set[int] = field(default_factory=set)
-    """Storages whose channels lie in their own order."""
+    """Storages whose channels are not reordered."""
     over: dict[int, int] = field(default_factory=dict)
-    """Storage -> another one of its geometry, in whose place it may lie if nothing reads that one afterwards."""
+    """Storage -> another one of its geometry whose memory it may reuse if nothing reads that one later."""
     once: set[int] = field(default_factory=set)
-    """Those of which every element is written once, in any layout."""
+    """Storages whose elements are each written once, in any layout."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
 
-    def read(self, form: Form, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
+    def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
         """An operation reads a value, with so many positions around its pixels; as many of few images unless said."""
         for number in form.storages:
             storage = self.all[number]
@@ -75,13 +76,13 @@ class Storages:
             storage.halo_of_few = max(storage.halo_of_few, halo if halo_of_few is None else halo_of_few)
         self.alike([form])
 
-    def alike(self, forms: Iterable[Form]) -> None:
+    def alike(self, forms: Iterable[ValueForm]) -> None:
         """These values have one geometry."""
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
 
-    def one_order(self, *forms: Form) -> None:
+    def one_order(self, *forms: ValueForm) -> None:
         """The channels of these values correspond."""
         for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
             self.orders.join(numbers)
@@ -89,20 +90,21 @@ class Storages:
             if len(form.storages) > 1 or form.channels != self.all[form.storages[0]].channels:
                 self.pin(form)
 
-    def pin(self, form: Form) -> None:
-        """The value's channels lie in their own order."""
+    def pin(self, form: ValueForm) -> None:
+        """Keep the value's channels in their original order."""
         self.pinned.update(form.storages)
 
-    def same_rows(self, one: Form, other: Form) -> None:
+    def same_rows(self, one: ValueForm, other: ValueForm) -> None:
         self.rows.join([*one.storages, *other.storages])
 
-    def may_lie_over(self, y: Form, x: Form, others: Iterable[Form], *, once: bool) -> None:
-        """The operation that makes y reads each element of x just before it writes that of y.
+    def may_lie_over(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
+        """Note that the operation which computes y reads each element of x just before it writes that element of y.
 
         Args:
-            others: that it reads besides, when it likes: they must lie elsewhere.
-            once: whether it writes each element once, also over pixels, where the last tile of a convolution lies over
-                the one before.
+            others: further inputs, which must not share memory with y.
+            once: whether each element is written once, also channels-last, where the last tile of a convolution
+            overlaps the
+                previous one.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -112,7 +114,7 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Of each storage the one in whose place it lies: itself, or the first of those that it lies over."""
+        """Return for each storage the one whose memory it uses: itself, or the first of those that it overwrites."""
         found: list[int] = []
         for number, storage in enumerate(self.all):
             below = self.over.get(number)
@@ -127,37 +129,134 @@ class Storages:
         return max(storage.halo_of_few if few else storage.halo for storage in relatives)
 
 
-G = TypeVar("G")
+# -- Allocation of working memory: buffers that are in use at the same time never overlap ------------------------------
+
+#     inference   lifetimes are known in advance; each layout has its own memory, so that its zero borders stay zero
+#     training    buffers are taken and released as operations are emitted; all layouts share one memory
+#
+# Operations that wait to run block by block may be at their first block when another one is at its last. The buffers
+# that they release are only given to a buffer of the same layout before they have run: its blocks lie on the same
+# blocks.
 
 
-class Places(Generic[G]):
-    """Slots of values in memory of their geometry: those that live at the same time have different ones."""
+LARGEST_ARENA = (1 << 31) - (1 << 24)
+"""Maximum bytes of working memory that the 32-bit offsets of tables can address."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A range of bytes (or slots) of the memory."""
+
+    begin: int
+    end: int
+    layout: Hashable
+    """Buffers of equal layouts have the same zero borders."""
+
+    def overlaps(self, other: Buffer) -> bool:
+        """Return whether two buffers have bytes in common."""
+        return self.begin < other.end and other.begin < self.end
+
+
+class BufferAllocator:
+    """Gives out ranges of one memory, and reuses those that were released."""
 
     def __init__(self) -> None:
-        self._taken: dict[G, list[tuple[int, int, int, int]]] = {}
-        """Of each geometry: slots from … to, born, dies."""
+        self.size = 0
+        """Bytes of the memory."""
+        self._free: list[tuple[int, int]] = []
+        """Free ranges, in order; no two of them touch."""
+        self._clean: list[Buffer] = []
+        """Released buffers that nothing has overwritten; those that waiting operations may still use come last."""
+        self._waiting = 0
+        """Number of buffers that waiting operations may still use."""
+        self._given: list[Buffer] = []
 
-    def slot(self, geometry: G, size: int, born: int, dies: int) -> int:
-        """The first of ``size`` slots side by side that no other value of the geometry uses while this one lives."""
-        others = self._taken.setdefault(geometry, [])
-        slot = first_gap(sorted((low, high) for low, high, b, d in others if d >= born and b <= dies), size)
-        others.append((slot, slot + size, born, dies))
-        return slot
+    def take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
+        """Return a buffer, and whether the last buffer there had the same layout, so that its borders are zero."""
+        for number in reversed(range(len(self._clean))):
+            buffer = self._clean[number]
+            if buffer.layout == layout and buffer.end - buffer.begin == size:
+                del self._clean[number]
+                if number >= len(self._clean) + 1 - self._waiting:
+                    self._waiting -= 1
+                else:
+                    self._occupy(buffer)
+                self._given.append(buffer)
+                return buffer, True
+        fitting = [(end - begin, begin) for begin, end in self._free if end - begin >= size]
+        begin = min(fitting)[1] if fitting else self._begin_of_end()
+        buffer = Buffer(begin, begin + size, layout)
+        self.size = max(self.size, buffer.end)
+        self._occupy(buffer)
+        self._given.append(buffer)
+        return buffer, False
 
-    def laid_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
-        """Where the slots of each geometry begin, and where the last of them end."""
+    def release(self, buffer: Buffer) -> None:
+        """Take back a buffer that no later operation uses; waiting operations may still use it until `settle`."""
+        self._clean.append(buffer)
+        self._waiting += 1
+
+    def settle(self) -> None:
+        """Note that no operation waits any more."""
+        for buffer in self._clean[len(self._clean) - self._waiting :]:
+            bisect.insort(self._free, (buffer.begin, buffer.end))
+        self._waiting = 0
+        joined: list[tuple[int, int]] = []
+        for begin, end in self._free:
+            if joined and joined[-1][1] == begin:
+                begin, _ = joined.pop()
+            joined.append((begin, end))
+        self._free = joined
+
+    def is_exclusive(self, buffer: Buffer) -> bool:
+        """Return whether only buffers of one layout ever used these bytes: their borders stay zero between steps."""
+        return all(
+            other.layout == buffer.layout and other.begin == buffer.begin
+            for other in self._given
+            if other.overlaps(buffer)
+        )
+
+    def _begin_of_end(self) -> int:
+        """Return where a buffer begins that extends the memory: a free range at the end is part of it."""
+        return self._free[-1][0] if self._free and self._free[-1][1] == self.size else self.size
+
+    def _occupy(self, buffer: Buffer) -> None:
+        left: list[tuple[int, int]] = []
+        for begin, end in self._free:
+            parts = [(begin, min(end, buffer.begin)), (max(begin, buffer.end), end)]
+            left += [part for part in parts if part[0] < part[1]]
+        self._free = left
+        settled = len(self._clean) - self._waiting
+        clean = [other for other in self._clean[:settled] if not other.overlaps(buffer)]
+        self._clean = clean + self._clean[settled:]
+
+
+G = TypeVar("G", bound=Hashable)
+
+
+class LayoutSlots(Generic[G]):
+    """Slots of values in one memory for each layout. Values are added in the order in which they are written."""
+
+    def __init__(self) -> None:
+        self._memories: dict[G, BufferAllocator] = {}
+        self._live: dict[G, list[tuple[int, Buffer]]] = {}
+
+    def add(self, layout: G, size: int, born: int, dies: int) -> int:
+        """Return the first slot of a value of `size` slots that is written by operation `born` and last read by
+        `dies`."""
+        memory, live = self._memories.setdefault(layout, BufferAllocator()), self._live.setdefault(layout, [])
+        for end, buffer in live:
+            if end < born:
+                memory.release(buffer)
+        memory.settle()
+        buffer, _ = memory.take(size, layout)
+        self._live[layout] = [(end, other) for end, other in live if end >= born] + [(dies, buffer)]
+        return buffer.begin
+
+    def lay_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
+        """Return where the memory of each layout begins if they follow one another, and where the last one ends."""
         starts, end = {}, 0
-        for geometry, taken in self._taken.items():
-            starts[geometry] = end
-            end += max(high for _, high, _, _ in taken) * bytes_of(geometry)
+        for layout, memory in self._memories.items():
+            starts[layout] = end
+            end += memory.size * bytes_of(layout)
         return starts, end
-
-
-def first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
-    """The first place of ``size`` between those taken, which are (from, to) in order."""
-    at = 0
-    for start, end in taken:
-        if start - at >= size:
-            break
-        at = max(at, end)
-    return at

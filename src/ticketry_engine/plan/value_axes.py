@@ -23,8 +23,8 @@ class UnsupportedError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
-    """Where a value is: its planes by (storage, number in it), what its axes are, and the pixels of a plane."""
+class ValueForm:
+    """The planes of a value as (storage, number in it), its axes, and the pixels of a plane."""
 
     labels: str
     planes: Planned
@@ -57,7 +57,7 @@ class Form:
         return tuple(next(sizes) if label == "c" else next(places) for label in self.labels)
 
 
-def loaded(shape: Sequence[int | None], storage: int) -> Form:
+def loaded(shape: Sequence[int | None], storage: int) -> ValueForm:
     """The form of a value that comes in from torch."""
     sizes = [int(size or 0) for size in shape[1:]]
     if len(sizes) == 3:
@@ -69,14 +69,14 @@ def loaded(shape: Sequence[int | None], storage: int) -> Form:
     raise UnsupportedError(f"a value of {len(shape)} axes")
 
 
-def fresh(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> Form:
-    """A value in a storage of its own."""
+def fresh(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> ValueForm:
+    """Return a value in a new storage."""
     count = prod(channels)
     planes = np.stack([np.full(count, storage, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=-1)
-    return Form(labels, planes.reshape(*channels, 2), pixels)
+    return ValueForm(labels, planes.reshape(*channels, 2), pixels)
 
 
-def transposed(form: Form, axes: Sequence[int]) -> Form:
+def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
     """``axes`` as of the whole value: the batch, axis 0, stays."""
     order = [axis - 1 for axis in axes[1:]]
     places = [axis for axis in order if form.labels[axis] == "p"]
@@ -85,10 +85,10 @@ def transposed(form: Form, axes: Sequence[int]) -> Form:
     numbers = {axis: count for count, axis in enumerate(a for a, label in enumerate(form.labels) if label == "c")}
     channel_order = [numbers[axis] for axis in order if form.labels[axis] == "c"]
     planes = form.planes.transpose(*channel_order, len(channel_order))
-    return Form("".join(form.labels[axis] for axis in order), planes, form.pixels)
+    return ValueForm("".join(form.labels[axis] for axis in order), planes, form.pixels)
 
 
-def reshaped(form: Form, shape: Sequence[int | None]) -> Form:
+def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
     """The value with axes split or joined, where each new axis is of channels alone or of positions alone."""
     if form.labels == "f":
         raise UnsupportedError("a new shape of a flattened value")
@@ -107,7 +107,7 @@ def reshaped(form: Form, shape: Sequence[int | None]) -> Form:
         (channels if kind == "c" else pixels).extend(group_new)
     if len(pixels) > 2 or (len(pixels) == 2 and tuple(pixels) != form.pixels):
         raise UnsupportedError("a shape that splits positions")
-    return Form("".join(labels), form.planes.reshape(*channels, 2), form.pixels)
+    return ValueForm("".join(labels), form.planes.reshape(*channels, 2), form.pixels)
 
 
 def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -131,16 +131,16 @@ def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]
     return blocks
 
 
-def flattened(form: Form) -> Form:
+def flattened(form: ValueForm) -> ValueForm:
     """[N, everything]: channels alone where a plane is one pixel, else "f"."""
     if form.labels.lstrip("c").strip("p") or "c" not in form.labels:
         raise UnsupportedError("a flattened value whose positions come before its channels")
     if form.pixels == (1, 1) or "p" not in form.labels:
-        return Form("c", form.planes.reshape(-1, 2), form.pixels)
-    return Form("f", form.planes.reshape(-1, 2), form.pixels)
+        return ValueForm("c", form.planes.reshape(-1, 2), form.pixels)
+    return ValueForm("f", form.planes.reshape(-1, 2), form.pixels)
 
 
-def joined(forms: Sequence[Form], axis: int) -> Form:
+def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
     """A concatenation along an axis of channels: the list of all planes."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
@@ -148,13 +148,13 @@ def joined(forms: Sequence[Form], axis: int) -> Form:
     return replace(first, planes=np.concatenate([form.planes for form in forms], axis=_channel(first, axis)))
 
 
-def sliced(form: Form, axis: int, start: int, stop: int) -> Form:
+def sliced(form: ValueForm, axis: int, start: int, stop: int) -> ValueForm:
     """A range of an axis of channels."""
     number = _channel(form, axis)
     return replace(form, planes=form.planes[(slice(None),) * number + (slice(start, stop),)])
 
 
-def shuffled(form: Form, groups: int) -> Form:
+def shuffled(form: ValueForm, groups: int) -> ValueForm:
     """ShuffleNet's order of channels: [g, C / g] transposed."""
     if form.labels != "cpp":
         raise UnsupportedError("a shuffle of other than images")
@@ -162,7 +162,7 @@ def shuffled(form: Form, groups: int) -> Form:
     return replace(form, planes=planes)
 
 
-def _channel(form: Form, axis: int) -> int:
+def _channel(form: ValueForm, axis: int) -> int:
     """The number among the channel axes of an axis of the value."""
     label = form.labels[axis - 1]
     if label != "c" or form.labels == "f":

@@ -29,11 +29,11 @@ Check = Callable[[Any, str, Any], Any]
 """(value, name of the argument, model or None) -> the value to pass on; raises `UsageError` for a wrong one."""
 
 ARGUMENT_CHECKS: dict[str, Check] = {}
-"""Name of an argument -> its check; modules add those of their own types."""
+"""Argument name -> its check; other modules add checks of their types."""
 
 
 class Need(NamedTuple):
-    """What a function needs of its model, besides parameters that have shapes."""
+    """Requirements on a function's model, in addition to parameters with shapes."""
 
     values: bool = True
     """Weights with values: not on the meta device."""
@@ -209,7 +209,7 @@ def _defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
 
 
 def as_normal_tensors(values: Any) -> Any:
-    """Return the very values, or a copy with ordinary tensors in the place of those created in inference mode.
+    """Return the value, or a copy in which tensors created in inference mode are replaced by ordinary ones.
 
     Gradients cannot use tensors of inference mode.
     """

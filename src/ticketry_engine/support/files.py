@@ -19,7 +19,7 @@ _ROOT = 0
 
 
 def cache_folder() -> Path:
-    """Where ticketry keeps what it can get again: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
+    """Return the folder of ticketry's cache: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
     if own := os.environ.get("TICKETRY_CACHE"):
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -42,13 +42,13 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
 
 
 def private_content_of(path: Path) -> bytes:
-    """Return the content of a file of code to be run: a regular file of the user's, which nobody else may write.
+    """Return the content of a file of executable code: a regular file that only the user can write.
 
-    The open file itself is checked, so that it cannot be exchanged in between; a link is not followed. The caller
-    checks the folder with `why_not_private`.
+    The open file itself is checked, so that it cannot be replaced in between; links are not followed. The caller checks
+    the folder with `why_not_private`.
 
     Raises:
-        OSError: as `content_of`; and for a link or another user's file.
+        OSError: as in `content_of`, and for a link or another user's file.
     """
     with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):
@@ -126,7 +126,7 @@ def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def reason_of(error: OSError) -> str:
-    """Return what the system refused, in words, with what to do about it where that does not depend on the place."""
+    """Return a description of an OSError, with advice if it is independent of the path."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
     if error.errno == errno.ENAMETOOLONG:
@@ -138,16 +138,15 @@ def reason_of(error: OSError) -> str:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, durable: bool = False, parents: bool = True, private: bool = False) -> Iterator[Path]:
-    """The name of an empty temporary file beside `target`, to write to in the block; at its end it becomes `target`.
+    """Yield the name of an empty temporary file beside `target`, which replaces `target` when the block ends.
 
-    A reader sees the old file or the new one, never a part. If the block raises, the old file stays and the temporary
-    one is gone. What a kill leaves behind is called ``.*.tmp``. Who may read it is as the process's umask says.
+    Readers see the old or the new file, never a part. If the block raises, the old file stays and the temporary one is
+    deleted. Files named ``.*.tmp`` remain after a kill. Permissions follow the process's umask.
 
     Args:
-        durable: whether the new content is on the disk before it takes the old one's place, so that a power cut leaves
-            one of the two.
-        parents: whether missing folders above are made.
-        private: whether nobody else may read the file, nor enter the folders that are made here.
+        durable: whether to flush the new content to disk before the replacement, so that a power cut leaves one of the
+        two. parents: whether to create missing parent folders.
+        private: whether only the user may read the file and enter the created folders.
 
     Raises:
         OSError: if it cannot be written.
@@ -169,7 +168,7 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
-    """Make a folder and those above it that are missing; if `private`, nobody else may enter any that is made here."""
+    """Create a folder and its missing parents; if `private`, only the user may enter those that are created."""
     missing = [folder]
     while not missing[-1].parent.exists():  # pathlib recurses: a stranger may nest folders deeper than Python calls
         missing.append(missing[-1].parent)
@@ -204,7 +203,7 @@ def flush(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's content, of which a little is in memory at a time; `OSError` if it cannot be read."""
+    """Return the SHA-256 (hex) of a file's content, read in small parts; raise OSError if it cannot be read."""
     found = hashlib.sha256()
     with regular(path) as file:
         while chunk := file.read(_CHUNK):
@@ -215,9 +214,9 @@ def file_digest(path: Path) -> str:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 _DEEPEST = 100
-"""How deeply values may be nested: whoever walks them calls a function for each step."""
+"""Maximum nesting depth: recursive functions read these values."""
 _MOST_DIGITS = 300
-"""Of a whole number: more cannot be converted to a float, and from 4,300 on not even be printed."""
+"""Maximum digits of an integer: longer ones cannot be converted to a float, and from 4,300 on not even printed."""
 _GIANT = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
 
 
@@ -264,3 +263,11 @@ def _is_deep(value: object, text: str) -> bool:
         parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [one for part in parts for one in part]
     return bool(level)
+
+
+# -- Text from elsewhere made fit for a terminal -----------------------------------------------------------------------
+
+
+def one_line(text: str) -> str:
+    """Return `text` with line breaks and control characters replaced: a mask or a ticket may come from anywhere."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

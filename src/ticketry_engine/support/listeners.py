@@ -1,7 +1,7 @@
-"""Who is told of what torch calls its hooks for, by hooks that stay once they are there.
+"""Lists of listeners for torch's global hooks, which are registered once and never removed.
 
-Torch goes through hooks that hold for all modules, or all optimisers, whenever any thread builds a module or takes a
-step, and fails if one comes or goes meanwhile.
+Torch iterates over the hooks of all modules or all optimisers whenever a thread builds a module or takes a step, and
+fails if a hook is added or removed meanwhile.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
 Listener = TypeVar("Listener")
 
 
 class Listeners(Generic[Listener]):
-    """Whoever listens at present: threads may go through them while others come and go.
+    """The current listeners: threads may iterate over them while others are added or removed.
 
     Args:
-        hook: registers torch's hooks, which go through `present`; called with the first listener.
+        hook: registers torch's hooks, which iterate over `present`; called with the first listener.
     """
 
     def __init__(self, hook: Callable[[], object]) -> None:
         self.present: tuple[Listener, ...] = ()
-        """Never changed, but replaced: whoever goes through it needs no lock."""
+        """Replaced and never changed, so that iterating needs no lock."""
         self._hook, self._hooked, self._guard = hook, False, threading.Lock()
 
     def add(self, one: Listener) -> None:
@@ -36,3 +39,41 @@ class Listeners(Generic[Listener]):
         """More than once is no error."""
         with self._guard:
             self.present = tuple(one for one in self.present if one is not gone)
+
+
+# -- Who wants to know of the steps of any optimiser -------------------------------------------------------------------
+
+
+Told = Callable[[Optimizer, object, object], None]
+
+
+class Stepping:
+    """Calls `before` and `after` each step of any optimiser, until `remove`."""
+
+    def __init__(self, *, before: Told | None = None, after: Told | None = None) -> None:
+        self.before, self.after = before, after
+        _listening.add(self)
+
+    def remove(self) -> None:
+        """Hear no more; more than once is no error."""
+        _listening.remove(self)
+
+
+def _hook() -> None:
+    register_optimizer_step_pre_hook(_call_before)
+    register_optimizer_step_post_hook(_call_after)
+
+
+def _call_before(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listening.present:
+        if one.before is not None:
+            one.before(optimizer, args, kwargs)
+
+
+def _call_after(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listening.present:
+        if one.after is not None:
+            one.after(optimizer, args, kwargs)
+
+
+_listening = Listeners[Stepping](_hook)

@@ -1,10 +1,8 @@
-"""What belongs to the process, whichever thread uses it: torch's generators, its thread count, `nn.Module` itself, the
-type of tensors that are made without one.
+"""State of the whole process: torch's generators, its thread count, `nn.Module`, and the default tensor type.
 
-A thread that seeds a generator and draws from it gets other numbers if another thread draws meanwhile, and one that
-restores the thread count changes it for all. torch.fx and torch.export change `nn.Module` itself while they trace, and
-mark the process as tracing. So whoever needs one of these to stay as it is holds one lock, the same for all: a thread
-that draws while it traces cannot wait for one that traces while it draws.
+If a thread seeds a generator, another one that draws meanwhile changes its numbers; if one restores the thread count,
+it changes it for all. torch.fx and torch.export modify `nn.Module` and mark the process as tracing. Code that needs one
+of these to stay unchanged holds one common lock, so that drawing and tracing threads cannot wait for each other.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ class Turns:
 
 
 ONE_AT_A_TIME = Turns()
-"""Held by whoever draws, trains, measures or traces in this process; whoever holds it waits for no lab's guard."""
+"""Lock of code that draws, trains, measures or traces in this process; its holder never waits for a lab's guard."""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""A digest of all of a safetensors file, within the file: whatever bit of it is flipped is noticed when it is read.
+"""A digest within a safetensors file, so that any damaged bit is noticed when the file is read.
 
-It is the first entry of the file's metadata: the SHA-256 of the file without that entry, so that no byte is left out.
-The entry itself is found as it is written, or the file is damaged. Other loaders see one more text in the metadata.
+It is the first entry of the metadata: the SHA-256 of the file without that entry. The entry must be present exactly as
+written. Other loaders see one more text in the metadata.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(data: bytes, *, required: bool = True) -> bytes:
-    """The bytes that were sealed.
+    """Return the original bytes of a sealed file.
 
     Args:
-        required: whether a file without a digest is refused; else it is returned as it is.
+        required: whether to reject a file without a digest; else it is returned unchanged.
 
     Raises:
-        ValueError: if they are not the ones that were sealed.
+        ValueError: if the content does not match the digest.
     """
     start = 8 + len(_HEAD)
     if not data[8:].startswith(_HEAD + _BEGIN):

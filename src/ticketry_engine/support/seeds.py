@@ -23,5 +23,5 @@ def seed_torch(seed: int) -> None:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator of its own, seeded by `mix`."""
+    """Return a new CPU generator, seeded by `mix`."""
     return torch.Generator().manual_seed(mix(*parts))

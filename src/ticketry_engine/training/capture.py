@@ -1,100 +1,103 @@
-"""Finds the regions of a model that the kernels know. What is left runs in torch at its place, with autograd.
+"""Divides a traced call of a model into regions that run in kernels and nodes that run in torch, with autograd.
 
-The model is traced symbolically (`torch.fx`), its modules as wholes: parameters, hooks and buffers stay where they are.
+Modules with weights are single nodes of the trace (`torch.fx`): their parameters, hooks and buffers stay in the model.
 """
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
+from ticketry_engine.ir import Node
+from ticketry_engine.ir import node as native_node
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
 from ticketry_engine.kernels.training.layout import images_of
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.training.lowering import (
-    Unknown,
-    draws,
-    layouts,
-    lowered_function,
-    lowered_module,
-    shape_of,
-)
-from ticketry_engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Region, Sum, fused
+from ticketry_engine.training.region import LAYERS, TrainingRegion, fuse_norms, layer_name
 
 LIMIT = 0.5
-"""Above this density a layer runs in torch, or with all its weights."""
+"""Density above which a layer runs in torch, or in kernels with all its weights."""
 
 LIMITS = {"avx512": 0.7}
-"""The same for convolutions of more than a pixel, on processors on which it was measured, where blocks are full.
+"""Target -> `LIMIT` for convolutions with windows larger than 1 x 1 if the batch fills whole blocks.
 
-Four 3x3 convolutions in a row with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of those with
-all weights at 70 %, no more than in torch, and 0.93 to 1.03 at 80 %. 1x1 convolutions of 1,024 channels took 1.25 at
-70 %, of 256 channels 0.91."""
+Measured: four 3x3 convolutions with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of the dense
+kernels at 70 %, and 0.93 to 1.03 at 80 %. 1x1 convolutions took 1.25 at 70 % with 1,024 channels, 0.91 with 256."""
 
 DENSE = 4
-"""Dense convolutions of a region from which on it pays by what is around them alone. With 32 registers they take 0.5 to
-1.1 of torch's time, about as much where planes are large; norms, ReLUs and sums beside them take a third (AVX-512)."""
+"""Minimum number of dense convolutions for which a region without sparse layers pays off.
+
+Measured (AVX-512, 32 registers): they take 0.5 to 1.1 of torch's time; the norms, ReLUs and sums around them a
+third."""
 
 FULL = 1.15
-"""Images of whole blocks / those that there are, up to which dense convolutions take part."""
+"""Maximum ratio of the images of whole blocks to those of the batch for dense convolutions."""
 
 LIMIT_LINEAR = 0.3
-"""The same for a linear layer, whose dense products are faster."""
+"""`LIMIT` for linear layers, whose dense products are faster."""
 
 SHORT = 64
-"""Weights of a row, pruned ones too, up to which a layer takes part at any density: a stem, a depthwise convolution."""
-
+"""Weights per row, including pruned ones, up to which a layer joins a region at any density: a stem, a depthwise
+convolution."""
 
 ALONE = 1 << 17
-"""Pruned weights of linear layers from which on they run in kernels without a convolution beside them.
+"""Minimum number of pruned weights in linear layers for a region without convolutions; below it the fixed costs of a
+step exceed the savings.
 
-With fewer, what a step costs at any size is more than their products. 784-300-100-10 (266,200 weights), batch 128, took
-1.03, 0.90, 0.74 and 0.75 of the dense step's time with 30, 20, 10 and 5 % of its weights, and 1.17 to 1.19 in torch,
-where a mask is held (AVX-512, a busy machine); 3072-4096-4096-10 took 1.0, 0.75, 0.35 with 50, 30, 10 % (AVX2)."""
+Measured, batch 128: 784-300-100-10 (266,200 weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a
+density of 30, 20, 10 and 5 % (AVX-512); 3072-4096-4096-10 took 1.0, 0.75 and 0.35 at 50, 30 and 10 % (AVX2)."""
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A model as steps: nodes of its graph that run in torch, and regions with the nodes that they stand for."""
+class CapturedCall:
+    """A traced call as steps: nodes of the trace that run in torch, and regions that replace the others."""
 
     graph: fx.Graph
-    order: list[fx.Node | Part]
+    order: list[fx.Node | FoundRegion]
     reasons: dict[str, str]
-    """Layer that has weights -> why it runs in torch."""
+    """Layer with weights -> why it runs in torch."""
     dense: set[str]
-    """Layers in regions whose pruned weights take part as zeros."""
+    """Layers in regions that compute with pruned weights as zeros."""
 
 
 @dataclass
-class Part:
-    """A region being found: nodes of the traced graph, and what they are for the kernels."""
+class FoundRegion:
+    """A region under construction: nodes of the trace, and the nodes for kernels that replace them."""
 
     tokens: bool = False
     nodes: list[Node] = field(default_factory=list)
+    weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
     members: dict[fx.Node, str] = field(default_factory=dict)
-    """Node of the traced graph -> the value that it is in the region."""
+    """Node of the trace -> its value in the region."""
     inputs: dict[fx.Node, str] = field(default_factory=dict)
     outputs: list[fx.Node] = field(default_factory=list)
     seeds: int = 0
-    """Layers whose kernels gain by the mask: convolutions, and linear layers over tokens."""
+    """Number of layers that gain from the mask: convolutions, and linear layers over tokens."""
     pruned: int = 0
-    """Weights that other linear layers are spared, see `ALONE`."""
+    """Number of pruned weights in other linear layers: see `ALONE`."""
     dense: set[str] = field(default_factory=set)
-    """Convolutions with all their weights, see `DENSE`."""
+    """Convolutions with all their weights: see `DENSE`."""
 
     @property
     def pays(self) -> bool:
-        """Whether it is faster than its layers in torch."""
+        """Whether the region is faster than its layers in torch."""
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
-    def region(self) -> Region:
-        """With what others read as outputs."""
-        names = dict.fromkeys(self.members[node] for node in self.outputs)
+    def region(self) -> TrainingRegion:
+        """Return the finished region."""
+        outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
-        return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens, flat))
+        inputs, nodes = tuple(self.inputs.values()), tuple(self.nodes)
+        return fuse_norms(TrainingRegion(inputs, outputs, nodes, self.weights, self.tokens, flat))
 
 
 def capture(
@@ -105,19 +108,19 @@ def capture(
     dense: bool = False,
     limit: float = LIMIT,
     half: bool = False,
-) -> Captured:
-    """The steps of a model.
+) -> CapturedCall:
+    """Return a call of a model as steps.
 
     Args:
-        kept: of each module under the mask, which weights are kept.
-        graph: of a call of it, see `tracing`.
-        dense: whether kernels are fast enough for convolutions with all their weights.
-        limit: of the density of convolutions in sparse kernels where blocks are full, see `LIMITS`.
-        half: whether it is for kernels in bfloat16.
+        kept: module under the mask -> its retained weights.
+        graph: the traced call (see `tracing`).
+        dense: whether convolutions with all their weights run in kernels.
+        limit: density up to which convolutions run in sparse kernels if blocks are full (see `LIMITS`).
+        half: whether kernels compute in bfloat16.
     """
     modules = dict(model.named_modules())
     finder = _Finder(modules, kept, dense, limit, half)
-    random = [node for node in graph.nodes if draws(node, modules)]
+    random = [node for node in graph.nodes if may_draw_random_numbers(node, modules)]
     finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
         finder.visit(node)
@@ -129,198 +132,513 @@ class _Finder:
         self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool, limit: float, half: bool
     ) -> None:
         self.modules, self.kept, self.dense, self.limit, self.half = modules, kept, dense, limit, half
-        self.parts: list[Part] = []
-        self.of: dict[fx.Node, Part] = {}
+        self.found: list[FoundRegion] = []
+        self.of: dict[fx.Node, FoundRegion] = {}
         self.reasons: dict[str, str] = {}
         self.used: set[str] = set()
-        """Modules that a region has: a second call of one runs in torch."""
+        """Modules with weights in regions: a second call of one runs in torch."""
         self.free: dict[fx.Node, Node] = {}
-        """Nodes that kernels know, and that a region may begin with."""
+        """Nodes that kernels can run, and that may be the first of a region."""
         self.after: dict[fx.Node, fx.Node] = {}
-        """Node that draws random numbers -> the one that draws before it."""
+        """Node that draws random numbers -> the previous such node."""
 
     def visit(self, node: fx.Node) -> None:
-        """Make a node part of a region, if the kernels know it."""
+        """Add a node to a region, if kernels can run it."""
         try:
-            made = self._lowered(node)
-        except Unknown as why:
+            lowered = self._lower(node)
+        except Unsupported as why:
             if node.op == "call_module":
                 self.reasons[str(node.target)] = str(why)
             return
-        gains = isinstance(made, Conv) and self._gains(node, made)
-        short = isinstance(made, Conv) and (gains or self._short(made))
-        dense = isinstance(made, Conv) and not short and self._takes_all(node, made)
+        layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
+        gains = layer is not None and self._gains(node, layer)
+        short = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
+        dense = layer is not None and not short and self._runs_dense(node, layer)
         starts = short or dense
-        linear = node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Linear)
-        layout = layouts(node, made, linear=linear)
+        layout = allowed_layouts(node, lowered)
         if self.half and layout == {True}:
-            if isinstance(made, Conv):
-                self.reasons[made.module] = "over tokens: no kernels in bfloat16"
+            if layer is not None:
+                self.reasons[layer] = "over tokens: no kernels in bfloat16"
             return
         layout -= {True} if self.half else set()
-        around = [part for part in self._around(node) if part.tokens in layout]
-        part = next((part for part in around if self._may_join(node, part)), None)
-        if isinstance(made, Conv) and not starts:
-            self.reasons[made.module] = self._dense(node, made)
+        neighbours = [region for region in self._neighbours(node) if region.tokens in layout]
+        region = next((region for region in neighbours if self._may_join(node, region)), None)
+        if layer is not None and not starts:
+            self.reasons[layer] = self._why_dense(node, layer)
             return
-        if part is None:
+        if region is None:
             if not starts:
-                if isinstance(made, (Act, LayerNorm)) and True in layout:
-                    self.free[node] = made
+                if lowered is not None and True in layout and _may_begin(lowered):
+                    self.free[node] = lowered
                 return
-            part = Part(tokens=True in layout)
-            self.parts.append(part)
-            if part.tokens:
-                self._begin(part, node.all_input_nodes[0])
-        self._join(node, made, part)
-        if isinstance(made, Conv) and dense:
-            part.dense.add(made.module)
-        if isinstance(made, Conv) and gains:
-            if isinstance(self.modules[made.module], nn.Linear) and not part.tokens:
-                part.pruned += int((~self.kept[made.module]).sum())
+            region = FoundRegion(tokens=True in layout)
+            self.found.append(region)
+            if region.tokens:
+                self._prepend(region, node.all_input_nodes[0])
+        self._join(node, lowered, region)
+        if layer is not None and dense:
+            region.dense.add(layer)
+        if layer is not None and gains:
+            if isinstance(self.modules[layer], nn.Linear) and not region.tokens:
+                region.pruned += int((~self.kept[layer]).sum())
             else:
-                part.seeds += 1
+                region.seeds += 1
 
-    def _begin(self, part: Part, read: fx.Node) -> None:
-        """Let a region begin with what lies before its first layer."""
+    def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
+        """Let a region begin with the free nodes before its first layer."""
         if read in self.free:
-            self._begin(part, read.all_input_nodes[0])
-            self._join(read, self.free.pop(read), part)
+            self._prepend(region, read.all_input_nodes[0])
+            self._join(read, self.free.pop(read), region)
 
-    def _join(self, node: fx.Node, made: Node | None, part: Part) -> None:
+    def _join(self, node: fx.Node, lowered: Node | None, region: FoundRegion) -> None:
         for read in node.all_input_nodes:
-            if read not in part.members:
-                part.inputs.setdefault(read, read.name)
-        part.members[node] = node.name if made is not None else self._name(part, node.all_input_nodes[0])
-        self.of[node] = part
-        if made is not None:
-            part.nodes.append(_renamed(made, lambda name: self._names(part)[name]))
-        if isinstance(made, (Conv, Norm, LayerNorm)):
-            self.used.add(made.module)
+            if read not in region.members:
+                region.inputs.setdefault(read, read.name)
+        names = {one.name: name for one, name in (region.inputs | region.members).items()}
+        region.members[node] = node.name if lowered is not None else names[node.all_input_nodes[0].name]
+        self.of[node] = region
+        if lowered is not None:
+            region.nodes.append(replace(lowered, inputs=tuple(names[name] for name in lowered.inputs)))
+            if lowered.op in LAYERS:
+                region.weights[lowered.weights["weight"]] = self._weight(str(node.target))
+            if lowered.op in (*LAYERS, "batch_norm", "layer_norm"):
+                self.used.add(str(node.target))
 
-    def _names(self, part: Part) -> dict[str, str]:
-        return {node.name: name for node, name in (part.inputs | part.members).items()}
+    # -- choose a region -----------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _name(part: Part, node: fx.Node) -> str:
-        return part.members.get(node) or part.inputs[node]
+    def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
+        """Return regions that compute inputs of a node, then regions over tokens that share an input with it.
 
-    # -- which region ------------------------------------------------------------------------------------------------
-
-    def _around(self, node: fx.Node) -> list[Part]:
-        """Regions that make what a node reads; then those of tokens that read the same: queries, keys and values."""
+        The latter join queries, keys and values in one region.
+        """
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
-        for part in self.parts:
-            if part.tokens and any(read in part.inputs for read in node.all_input_nodes):
-                found.setdefault(id(part), part)
+        for region in self.found:
+            if region.tokens and any(read in region.inputs for read in node.all_input_nodes):
+                found.setdefault(id(region), region)
         return list(found.values())
 
-    def _may_join(self, node: fx.Node, part: Part) -> bool:
-        """Whether nothing that the node reads from elsewhere waits for the region."""
-        return not any(self._waits(read, part) for read in node.all_input_nodes if self.of.get(read) is not part)
+    def _may_join(self, node: fx.Node, region: FoundRegion) -> bool:
+        """Return whether no input of the node from outside the region depends on the region."""
+        return not any(self._depends(read, region) for read in node.all_input_nodes if self.of.get(read) is not region)
 
-    def _waits(self, node: fx.Node, part: Part) -> bool:
-        """Whether a value from outside a region needs it, directly or through others."""
+    def _depends(self, node: fx.Node, region: FoundRegion) -> bool:
+        """Return whether a value depends on a region, directly or through other nodes."""
         seen: set[int] = set()
         queue: list[fx.Node] = [node]
         while queue:
             one = queue.pop()
             whole = self.of.get(one)
-            if whole is part:
+            if whole is region:
                 return True
             key = id(whole) if whole is not None else id(one)
             if key not in seen:
                 seen.add(key)
-                queue += list(whole.inputs) if whole is not None else self._before(one)
+                queue += list(whole.inputs) if whole is not None else self._predecessors(one)
         return False
 
-    def _before(self, node: fx.Node) -> list[fx.Node]:
-        """What runs before a node in torch."""
+    def _predecessors(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that have to run before a node in torch."""
         return [*node.all_input_nodes, *(self.after[node] for _ in range(node in self.after))]
 
-    # -- which nodes -------------------------------------------------------------------------------------------------
+    # -- choose nodes --------------------------------------------------------------------------------------------------
 
-    def _gains(self, node: fx.Node, conv: Conv) -> bool:
-        kept = self.kept.get(conv.module)
-        return kept is not None and float(kept.mean()) <= self._limit(node, conv)
+    def _weight(self, layer: str) -> tuple[int, ...]:
+        """Return the shape of a layer's weight."""
+        module = self.modules[layer]
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        return weight_shape(module)
 
-    def _limit(self, node: fx.Node, conv: Conv) -> float:
-        """The density from which on a layer is faster dense."""
-        if isinstance(self.modules[conv.module], nn.Linear):
+    def _gains(self, node: fx.Node, layer: str) -> bool:
+        """Return whether the layer's mask makes it faster in kernels."""
+        kept = self.kept.get(layer)
+        return kept is not None and float(kept.mean()) <= self._limit(node, layer)
+
+    def _limit(self, node: fx.Node, layer: str) -> float:
+        """Return the density above which a layer is faster dense."""
+        if isinstance(self.modules[layer], nn.Linear):
             return LIMIT_LINEAR
-        return self.limit if full(_images(node), half=self.half) and conv.window.size != (1, 1) else LIMIT
+        window = self._weight(layer)[2:]
+        return self.limit if fills_blocks(_images(node), half=self.half) and window != (1, 1) else LIMIT
 
-    def _short(self, conv: Conv) -> bool:
-        return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
+    def _runs_dense(self, node: fx.Node, layer: str) -> bool:
+        """Return whether kernels run a convolution with all its weights as fast as torch."""
+        groups = getattr(self.modules[layer], "groups", 1)
+        return self.dense and groups == 1 and fills_blocks(_images(node), half=self.half)
 
-    def _takes_all(self, node: fx.Node, conv: Conv) -> bool:
-        """Whether kernels do all of a convolution as fast as torch: where blocks of images are nearly full."""
-        return self.dense and conv.groups == 1 and full(_images(node), half=self.half)
-
-    def _dense(self, node: fx.Node, conv: Conv) -> str:
-        kept = self.kept.get(conv.module)
+    def _why_dense(self, node: fx.Node, layer: str) -> str:
+        kept = self.kept.get(layer)
         if kept is None:
             return "not in the mask: faster dense"
-        if self._gains(node, conv):
+        if self._gains(node, layer):
             return "small linear layers without a convolution: faster dense"
-        return f"density {float(kept.mean()):.2f}: above {self._limit(node, conv)} faster dense"
+        return f"density {float(kept.mean()):.2f}: above {self._limit(node, layer)} faster dense"
 
-    def _lowered(self, node: fx.Node) -> Node | None:
+    def _lower(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             if str(node.target) in self.used:
-                raise Unknown("called a second time")
+                raise Unsupported("called a second time")
             if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
-                raise Unknown("has hooks")
-            return lowered_module(node, module)
-        return lowered_function(node)
+                raise Unsupported("has hooks")
+            return lower_module(node, module)
+        return lower_function(node)
 
-    def captured(self, graph: fx.Graph) -> Captured:
-        """Steps in an order in which they can run."""
-        for part in self.parts:
-            if not part.pays:
-                named = {node.name: node for node in part.members}
-                for node in part.members:
+    def captured(self, graph: fx.Graph) -> CapturedCall:
+        """Return the steps in an order in which they can run."""
+        for region in self.found:
+            if not region.pays:
+                named = {node.name: node for node in region.members}
+                for node in region.members:
                     del self.of[node]
-                for made in part.nodes:
-                    if isinstance(made, Conv):
-                        self.reasons[made.module] = self._dense(named[made.y], made)
+                for lowered in region.nodes:
+                    if lowered.op in LAYERS:
+                        layer = layer_name(lowered)
+                        self.reasons[layer] = self._why_dense(named[lowered.output], layer)
         for node in graph.nodes:
             for read in node.all_input_nodes:
                 maker = self.of.get(read)
                 if maker is not None and self.of.get(node) is not maker and read not in maker.outputs:
                     maker.outputs.append(read)
-        order: list[fx.Node | Part] = []
+        order: list[fx.Node | FoundRegion] = []
         done: set[int] = set()
 
-        def visit(step: fx.Node | Part) -> None:
+        def visit(step: fx.Node | FoundRegion) -> None:
             if id(step) in done:
                 return
             done.add(id(step))
-            for read in step.inputs if isinstance(step, Part) else self._before(step):
+            for read in step.inputs if isinstance(step, FoundRegion) else self._predecessors(step):
                 visit(self.of.get(read, read))
             order.append(step)
 
         for node in graph.nodes:
             visit(self.of.get(node, node))
-        dense = {name for part in self.parts if part.pays for name in part.dense}
-        return Captured(graph, order, self.reasons, dense)
+        dense = {name for region in self.found if region.pays for name in region.dense}
+        return CapturedCall(graph, order, self.reasons, dense)
+
+
+def _may_begin(node: Node) -> bool:
+    """Return whether a region over tokens may begin with a node before its first layer."""
+    return node.op == "layer_norm" or (node.op == "act" and node.attrs["act"] != "relu")
 
 
 def _images(node: fx.Node) -> int:
-    """Of a value: images x channels x rows x columns."""
+    """Return the number of images in a value [images, channels, rows, columns]; 0 for other shapes."""
     shape = shape_of(node)
     return 0 if shape is None or len(shape) != 4 else int(shape[0])
 
 
-def full(images: int, *, half: bool = False) -> bool:
-    """Whether a batch fills whole blocks of images, but for a few, see `FULL`. Those in bfloat16 have more."""
+def fills_blocks(images: int, *, half: bool = False) -> bool:
+    """Return whether a batch fills whole blocks of images, up to `FULL`. Blocks in bfloat16 are larger."""
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
 
-def _renamed(node: Node, name: Callable[[str], str]) -> Node:
-    """The node with what it reads named as in its region."""
-    if isinstance(node, Sum):
-        return replace(node, x=name(node.x), other=name(node.other))
-    return replace(node, x=name(node.x))
+# -- lowering ----------------------------------------------------------------------------------------------------------
+
+
+class Unsupported(Exception):
+    """The reason why a node runs in torch."""
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """Return the shape of a value; None if it is not a tensor."""
+    found = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return found if isinstance(found, torch.Size) else None
+
+
+def _require_images(node: fx.Node) -> torch.Size:
+    shape = shape_of(node)
+    if shape is None or len(shape) != 4:
+        raise Unsupported(f"reads {None if shape is None else tuple(shape)}, not images x channels x rows x columns")
+    return shape
+
+
+def _layer(op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any) -> Node:
+    """Return a node whose weights are parameters of the called module."""
+    roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
+    prefix = f"{node.target}." if node.target else ""
+    return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
+
+
+def weight_shape(module: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, without computing a parametrised one."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
+
+
+def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
+    _require_images(x)
+    padding: Any = module.padding  # read at each call by torch, too
+    reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    if module.padding_mode != "zeros" or (padding == "same" and any(size % 2 for size in reach)):
+        raise Unsupported(f"padding {padding!r} of the mode {module.padding_mode!r}")
+    if isinstance(padding, str):
+        padding = [size // 2 for size in reach] if padding == "same" else (0, 0)
+    stride, padding, dilation = ((int(a), int(b)) for a, b in (module.stride, padding, module.dilation))
+    window: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    return _layer("conv2d", node, x, bias=module.bias is not None, **window, groups=module.groups)
+
+
+def _linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
+    shape = shape_of(x)
+    if shape is None or len(shape) < 2:
+        raise Unsupported(f"reads {None if shape is None else tuple(shape)}, not examples x features")
+    return _layer("linear", node, x, bias=module.bias is not None)
+
+
+def _norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> Node:
+    shape = shape_of(x)
+    if not module.training:
+        raise Unsupported("a batch norm in evaluation mode")
+    if not module.affine or shape is None or len(shape) not in (2, 4):
+        raise Unsupported("a batch norm without scale and shift, or over sequences")
+    return _layer("batch_norm", node, x, eps=module.eps)
+
+
+def _layer_norm(node: fx.Node, x: fx.Node, module: nn.LayerNorm) -> Node:
+    shape = shape_of(x)
+    if shape is None or len(shape) < 2 or tuple(module.normalized_shape) != tuple(shape[-1:]):
+        raise Unsupported("a layer norm over more than the last dimension")
+    scale, shift = module.elementwise_affine, module.elementwise_affine and module.bias is not None
+    return _layer("layer_norm", node, x, weight=scale, bias=shift, eps=module.eps)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
+
+
+def _mean_of_windows(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, other: bool) -> Node:
+    _require_images(x)
+    size = _pair(size)
+    if _pair(stride or size) != size or _pair(padding) != (0, 0) or other:
+        raise Unsupported("means of overlapping or padded windows")
+    return native_node("avg_pool2d", (x.name,), node.name, kernel=size, stride=size)
+
+
+def _largest(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Node:
+    _require_images(x)
+    if _pair(dilation) != (1, 1):
+        raise Unsupported("dilated windows")
+    window: dict[str, Any] = {"kernel": _pair(size), "stride": _pair(stride or size), "padding": _pair(padding)}
+    return native_node("max_pool2d", (x.name,), node.name, **window, ceil=bool(ceil))
+
+
+def _max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
+    if m.return_indices:
+        raise Unsupported("positions of the largest values")
+    return _largest(node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+
+
+def _avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
+    return _mean_of_windows(node, x, m.kernel_size, m.stride, m.padding, bool(m.ceil_mode or m.divisor_override))
+
+
+def _global_mean(node: fx.Node, x: fx.Node, size: Any) -> Node:
+    _require_images(x)
+    if size not in (1, (1, 1), [1, 1]):
+        raise Unsupported("an adaptive pooling to more than one pixel")
+    return native_node("global_avg_pool", (x.name,), node.name)
+
+
+def _check_flatten(node: fx.Node, x: fx.Node) -> None:
+    """Raise Unsupported unless the node only removes pixel axes of size 1."""
+    before, after = shape_of(x), shape_of(node)
+    if before is None or after is None or len(after) != 2 or tuple(before[2:]) not in ((), (1, 1)):
+        raise Unsupported("another shape")
+    if tuple(before[:2]) != tuple(after):
+        raise Unsupported("another shape")
+
+
+def _identity(node: fx.Node, x: fx.Node, module: nn.Module) -> None:
+    return None
+
+
+def _dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
+    if module.p:
+        raise Unsupported("dropout")
+
+
+def _act(act: str) -> Callable[[fx.Node, fx.Node, Any], Node]:
+    return lambda node, x, module: native_node("act", (x.name,), node.name, act=act)
+
+
+def _gelu(node: fx.Node, x: fx.Node, module: nn.GELU) -> Node:
+    return native_node("act", (x.name,), node.name, act=_GELU[module.approximate])
+
+
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+
+_MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _norm,
+    nn.BatchNorm1d: _norm,
+    nn.LayerNorm: _layer_norm,
+    nn.ReLU: _act("relu"),
+    nn.ReLU6: _act("relu6"),
+    nn.SiLU: _act("silu"),
+    nn.GELU: _gelu,
+    nn.Hardswish: _act("hardswish"),
+    nn.Hardsigmoid: _act("hardsigmoid"),
+    nn.Sigmoid: _act("sigmoid"),
+    nn.Tanh: _act("tanh"),
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: lambda node, x, module: _global_mean(node, x, module.output_size),
+    nn.Flatten: lambda node, x, module: _check_flatten(node, x),
+    nn.Identity: _identity,
+    nn.Dropout: _dropout,
+}
+
+
+def _arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
+    """Return the arguments after the first, by name.
+
+    Raises:
+        Unsupported: if the call has an argument that is not in `defaults`.
+    """
+    found = dict(defaults)
+    if len(node.args) - 1 > len(defaults) or set(node.kwargs) - set(defaults):
+        raise Unsupported("unknown arguments")
+    found.update(zip(defaults, node.args[1:], strict=False))
+    found.update(node.kwargs)
+    return found
+
+
+def _input(node: fx.Node) -> fx.Node:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        raise Unsupported("its first argument is not a tensor")
+    return node.args[0]
+
+
+def _function_act(act: str) -> Callable[[fx.Node], Node]:
+    def lower(node: fx.Node) -> Node:
+        _arguments(node, inplace=False)
+        return native_node("act", (_input(node).name,), node.name, act=act)
+
+    return lower
+
+
+def _function_gelu(node: fx.Node) -> Node:
+    act = _GELU[_arguments(node, approximate="none")["approximate"]]
+    return native_node("act", (_input(node).name,), node.name, act=act)
+
+
+def _function_sum(node: fx.Node) -> Node:
+    if len(node.args) != 2 or node.kwargs or not all(isinstance(one, fx.Node) for one in node.args):
+        raise Unsupported("not a sum of two values")
+    one, other = node.args
+    assert isinstance(one, fx.Node)
+    assert isinstance(other, fx.Node)
+    if shape_of(one) is None or shape_of(one) != shape_of(other) or len(shape_of(one) or ()) < 2:
+        raise Unsupported("values of different shapes")
+    return native_node("add", (one.name, other.name), node.name)
+
+
+def _function_flatten(node: fx.Node) -> None:
+    _check_flatten(node, _input(node))
+
+
+def _function_global_mean(node: fx.Node) -> Node:
+    return _global_mean(node, _input(node), _arguments(node, output_size=None)["output_size"])
+
+
+def _function_max_pool(node: fx.Node) -> Node:
+    a = _arguments(node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    if a.pop("return_indices"):
+        raise Unsupported("positions of the largest values")
+    return _largest(node, _input(node), *a.values())
+
+
+def _function_avg_pool(node: fx.Node) -> Node:
+    a = _arguments(node, kernel_size=None, stride=None, padding=0, ceil_mode=False)
+    return _mean_of_windows(node, _input(node), *a.values())
+
+
+_FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu"), _function_act("relu")),
+    F.relu6: _function_act("relu6"),
+    F.silu: _function_act("silu"),
+    F.gelu: _function_gelu,
+    F.hardswish: _function_act("hardswish"),
+    F.hardsigmoid: _function_act("hardsigmoid"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _function_act("sigmoid")),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _function_act("tanh")),
+    operator.add: _function_sum,
+    operator.iadd: _function_sum,
+    torch.add: _function_sum,
+    torch.flatten: _function_flatten,
+    "flatten": _function_flatten,
+    F.adaptive_avg_pool2d: _function_global_mean,
+    F.max_pool2d: _function_max_pool,
+    F.avg_pool2d: _function_avg_pool,
+}
+"""Functions and method names."""
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the torch class whose `forward` the module runs, if it is one that kernels know; else the module's
+    class."""
+    own = type(module)
+    for base in own.__mro__:
+        same = base in _MODULES and own.forward is base.forward
+        if same and getattr(own, "_conv_forward", None) is getattr(base, "_conv_forward", None):
+            return base
+    return own
+
+
+def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
+    """Return the node for a call of a module; None if its output equals its input.
+
+    Raises:
+        Unsupported: if no kernel can run it.
+    """
+    lower = _MODULES.get(kind_of(module))
+    if lower is None or len(node.all_input_nodes) != 1:
+        raise Unsupported(f"no kernels for {type(module).__name__}")
+    return lower(node, node.all_input_nodes[0], module)
+
+
+def lower_function(node: fx.Node) -> Node | None:
+    """Return the node for a call of a function or method: see `lower_module`."""
+    function = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if function is None:
+        raise Unsupported("no kernels")
+    return function(node)
+
+
+_DRAWING = re.compile(
+    "drop|rand|bernoulli|multinomial|normal|uniform|exponential|gumbel|rrelu|poisson|cauchy|geometric"
+)
+
+
+def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Return whether a node may draw random numbers: such nodes run in the order of the model's code."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)
+        return bool(module._forward_hooks or module._forward_pre_hooks) or not known
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    attends = "attention" in str(name) and ("dropout_p" in node.kwargs or len(node.args) > 4)
+    return attends or bool(_DRAWING.search(str(name)))
+
+
+def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
+    """Return in which regions a node may be: True for regions over tokens, False for regions over images.
+
+    A linear layer over [examples, features] counts as one over images without pixels.
+    """
+    sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
+    if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
+        return {False}
+    op = "" if lowered is None else lowered.op
+    if op == "linear":
+        return {False} if sizes == {2} else {True}
+    if op == "layer_norm":
+        return {True}
+    if op not in ("", "act", "add"):
+        return {False}
+    return {True, False} if sizes <= {2, 4} else {True}

@@ -1,9 +1,9 @@
-"""Kept weights as parameters of their own, one row of numbers for each tensor under the mask.
+"""Packed weights: the retained weights of each tensor under the mask as a separate parameter, a row of numbers.
 
-Gradients and what optimisers keep are then as long as what the mask keeps. The model's tensors follow: after each step
-of an optimiser they have the rows' numbers, and where they were changed themselves (by a state dict) the rows follow.
-They may also follow late: kernels read rows, so that tensors wait until somebody else reads them. A tensor that takes
-the place of another in the model takes over its row.
+Gradients and optimiser states are then as small as the mask. Rows and the model's tensors are synchronised: tensors
+follow after each optimiser step; if a tensor itself was changed (by a state dict), its row follows. With deferred
+write-back, tensors follow only when something other than the kernels reads them. A tensor that replaces another takes
+over its row.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.program import Op, Program, Session
-from ticketry_engine.kernels.training.packing import PackedCopy
+from ticketry_engine.kernels.program import Op, Program, ProgramSession
+from ticketry_engine.kernels.training.layer import PackedCopy
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.support.optimizer_steps import Stepping
+from ticketry_engine.support.listeners import Stepping
 
 
-class Row:
-    """The kept weights of a tensor, in the order in which they lie in it."""
+class WeightRow:
+    """The retained weights of a tensor, in the order of its elements."""
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
@@ -35,15 +35,15 @@ class Row:
             torch.empty(0, dtype=torch.float32, device="cpu"), requires_grad=dense.requires_grad
         )
         self.waiting = False
-        """Whether the tensor has not the row's numbers, because nobody is to read it yet."""
+        """Whether writing the row to the tensor is deferred."""
         self.take(kept)
         self._hook()
 
     def _hook(self) -> None:
         trainable = self.dense.requires_grad
-        self.dense.requires_grad_(True)  # a frozen tensor takes no hook, but may be thawed
+        self.dense.requires_grad_(True)  # a frozen tensor accepts no hook, but may be unfrozen later
         hooks = self.dense._post_accumulate_grad_hooks
-        if hooks is not None:  # of a tensor that was swapped in they are known by name, but not called
+        if hooks is not None:  # torch does not call the hooks of a tensor that was swapped in until they are set again
             self.dense._post_accumulate_grad_hooks = hooks
         collect = self._collect
         self._handle = self.dense.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
@@ -52,44 +52,47 @@ class Row:
 
     @torch.no_grad()
     def take(self, kept: Tensor) -> None:
-        """Keep what another mask keeps, as it is in the tensor."""
+        """Adopt another mask: copy its retained weights from the tensor."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
         self.parameter.grad = None
         self.parameter.data = self.dense.flatten()[self.places]
-        self._noted()
+        self._remember()
 
-    def _noted(self) -> None:
+    def _remember(self) -> None:
+        """Remember the current state of row and tensor, to notice changes."""
         self._seen[:] = self._bits()
-        self._memory = self.dense.untyped_storage()  # held: its address must not be given again
+        self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
     def _bits(self) -> Array:
-        """The row's numbers, by which a NaN is what it was. NumPy compares them in a quarter of torch's time."""
+        """Return the row's bits, in which a NaN equals itself. NumPy compares them in a quarter of torch's time."""
         return self.parameter.detach().numpy().view(np.int32)
 
     @property
     def changed(self) -> bool:
-        """Whether somebody changed the row itself. By its numbers: neither ``.data`` nor fused optimisers tell it."""
+        """Whether the row itself was changed.
+
+        Compares numbers, since ``.data`` and fused optimisers leave the version."""
         return not np.array_equal(self._bits(), self._seen)
 
     @property
     def moved(self) -> bool:
-        """Whether the row was changed since the tensor had its numbers."""
+        """Whether the row was changed since it was last written to the tensor."""
         return self.waiting or self.changed
 
     def is_of(self, dense: object) -> bool:
-        """Whether it is the tensor's, which has still the hook: `torch.utils.swap_tensors` leaves the object alone."""
+        """Return whether it belongs to the tensor, which still has its hook (`torch.utils.swap_tensors` removes it)."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
-        """Whether its numbers have their places in a tensor."""
+        """Return whether the row fits a tensor."""
         kind = self.kept.shape, torch.float32, "cpu"
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
     def bind(self, dense: nn.Parameter) -> None:
-        """Be another tensor's, which has taken the place of its own, with the numbers of that."""
+        """Belong to another tensor, which has replaced the old one, and copy its weights."""
         self.release()
         self.dense, self.waiting = dense, False
         self._hook()
@@ -98,22 +101,22 @@ class Row:
     @torch.no_grad()
     def _fill(self) -> None:
         self.parameter.copy_(self.dense.flatten()[self.places])
-        self._noted()
+        self._remember()
 
     def read(self) -> None:
-        """Take over what the tensor has, if that was changed or lies elsewhere now, and the row was not changed."""
+        """Copy the tensor's weights if the tensor was changed or moved, and the row was not changed."""
         if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.moved:
             self._fill()
 
     def wait(self) -> None:
-        """The row was changed, and the tensor will be when somebody reads it. To autograd it is from now on."""
+        """Defer writing the changed row to the tensor. For autograd, the tensor counts as changed from now on."""
         self.waiting = True
         torch.autograd.graph.increment_version(self.dense)
-        self._noted()
+        self._remember()
 
     @torch.no_grad()
-    def write(self, session: Session, number: int) -> None:
-        """Put the row's numbers into the tensor, by an operation."""
+    def write(self, session: ProgramSession, number: int) -> None:
+        """Write the row to the tensor, by an operation of a session."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
             if not self.waiting:
@@ -122,10 +125,10 @@ class Row:
             dense = self.dense.data if self.waiting else self.dense
             dense.masked_scatter_(self.kept, self.parameter)
         self.waiting = False
-        self._noted()
+        self._remember()
 
-    def moved_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Let an optimiser's state for the row's former places be one for those of now: 0 where there was none."""
+    def move_state(self, state: dict[str, object], before: Tensor) -> None:
+        """Convert an optimiser's state from the row's former positions to the current ones; new positions get 0."""
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())
@@ -133,7 +136,7 @@ class Row:
                 state[name] = whole[self.places]
 
     def _collect(self, dense: Tensor) -> None:
-        """Take the gradient of a call in which the layer ran in torch."""
+        """Move the tensor's gradient to the row, after a call in which the layer ran in torch."""
         if dense.grad is None:
             return
         found = dense.grad.flatten()[self.places]
@@ -141,14 +144,14 @@ class Row:
         accumulate(self.parameter, found)
 
     def release(self) -> None:
-        """Leave gradients to the tensor again."""
+        """Leave gradients to the tensor from now on."""
         self._handle.remove()
 
 
 def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
     """Add a gradient to that of a row, and call the row's hooks, as autograd does for parameters.
 
-    Rows are in no graph, for another mask changes their size.
+    Rows are not part of autograd graphs, because their size changes with the mask.
     """
     for hook in [*(row._backward_hooks or {}).values()]:
         other = hook(gradient)
@@ -158,8 +161,8 @@ def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
         hook(row)
 
 
-class _Settling:
-    """What a model calls before it gives or takes a state dict. In copies, which have no rows, it does nothing."""
+class _SettleHook:
+    """A hook that runs before a model saves or loads a state dict. In copies of the model it does nothing."""
 
     __slots__ = ("_settle",)
 
@@ -170,17 +173,17 @@ class _Settling:
         if self._settle is not None:
             self._settle()
 
-    def __reduce__(self) -> tuple[type[_Settling], tuple[()]]:
-        return _Settling, ()
+    def __reduce__(self) -> tuple[type[_SettleHook], tuple[()]]:
+        return _SettleHook, ()
 
 
 class KeptWeights:
     """Rows for some tensors of a model.
 
     Args:
-        modules: whose weights they are, by name; some may have the same.
-        masks: of each of these, its weight's tensor of the mask.
-        stored: modules before whose state dicts are made or loaded rows and tensors have the same numbers.
+        modules: the layers, by name; some may share a weight.
+        masks: layer -> its tensor of the mask.
+        stored: modules whose state dicts are saved and loaded with rows and tensors synchronised.
     """
 
     def __init__(
@@ -191,23 +194,23 @@ class KeptWeights:
         stored: Iterable[nn.Module] = (),
     ) -> None:
         self._library, self._modules = library, modules
-        rows: dict[int, Row] = {}
-        self.rows: dict[str, Row] = {}
-        """By names of modules."""
+        rows: dict[int, WeightRow] = {}
+        self.rows: dict[str, WeightRow] = {}
+        """By layer."""
         for name, kept in masks.items():
             weight = modules[name].weight
             assert isinstance(weight, nn.Parameter)
             if id(weight) not in rows:
-                rows[id(weight)] = Row(weight, kept)
+                rows[id(weight)] = WeightRow(weight, kept)
             self.rows[name] = rows[id(weight)]
         self._each = list(rows.values())
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.late = False
-        """Whether tensors follow when they are `needed`, and not after each step."""
+        """Whether tensors are updated by `update_tensors` only, and not after each step."""
         self._number()
         self._link()
         self._handles: list[Stepping | RemovableHandle] = [Stepping(before=self._before_step, after=self._after_step)]
-        settling = _Settling(self.settle)
+        settling = _SettleHook(self.settle)
         for module in stored:
             self._handles.append(module.register_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
             self._handles.append(module.register_load_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
@@ -224,11 +227,11 @@ class KeptWeights:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Module -> the row of its weight."""
+        """Layer -> the row of its weight."""
         return {name: row.parameter for name, row in self.rows.items()}
 
     def take(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-        """Keep what another mask keeps in these modules; of the optimisers that moved the rows, their state too."""
+        """Adopt another mask, also in the states of the optimisers that have stepped the rows."""
         self._modules = modules
         self.settle()
         taken: set[int] = set()
@@ -240,12 +243,12 @@ class KeptWeights:
             row.take(masks.get(name, torch.ones_like(row.kept)))
             for optimizer in self._optimizers:
                 if row.parameter in optimizer.state:
-                    row.moved_state(optimizer.state[row.parameter], before)
+                    row.move_state(optimizer.state[row.parameter], before)
         self._link()
 
     def settle(self) -> None:
-        """Let rows and tensors have the same numbers, where one of them was changed; where both were, those of rows."""
-        self._follow()
+        """Synchronise rows and tensors. If both were changed, rows win."""
+        self._follow_replaced_tensors()
         for number, row in enumerate(self._each):
             if row.moved:
                 row.write(self._session, number)
@@ -253,23 +256,24 @@ class KeptWeights:
                 row.read()
 
     def begin(self) -> None:
-        """A call of the model begins: as `settle`, but tensors that follow late wait until they are `needed`."""
+        """Prepare a call of the model: `settle`, or with deferred write-back only update rows."""
         if not self.late:
             self.settle()
             return
-        self._follow()
+        self._follow_replaced_tensors()
         for row in self._each:
             if row.changed:
                 row.wait()
             else:
                 row.read()
 
-    def _follow(self) -> None:
-        """Let rows be those of the tensors that their layers have now.
+    def _follow_replaced_tensors(self) -> None:
+        """Bind rows to the tensors that their layers have now.
 
         Raises:
-            EngineError: a layer has none of its kind any more, or tensors are tied otherwise; or one has a hook that
-                waits for gradients, of which it gets none.
+            EngineError: if a layer's weight has another shape, dtype or device, if tensors are tied differently, or if
+            a
+                tensor has a hook on its gradient, which it does not receive.
         """
         now = [(name, row, self._weight(name)) for name, row in self.rows.items()]
         for name, row, dense in now:
@@ -297,12 +301,12 @@ class KeptWeights:
         self._number()
 
     def _weight(self, name: str) -> nn.Parameter | None:
-        """What a layer has for its weight; not by `module.weight`: a parametrisation computes that."""
+        """Return a layer's weight, without computing a parametrisation."""
         return self._modules[name]._parameters.get("weight") if name in self._modules else None
 
     @contextmanager
     def written_late(self) -> Iterator[None]:
-        """Tensors follow late meanwhile, and where state dicts are made or loaded."""
+        """Defer writing to tensors within the block, except for state dicts."""
         if self.late:
             yield
             return
@@ -313,17 +317,17 @@ class KeptWeights:
             self.late = False
             self.settle()
 
-    def needed(self, tensors: Iterable[Tensor]) -> None:
-        """Somebody is about to read these, some of which may be tensors of the model that have a row."""
+    def update_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Write deferred rows to those of these tensors that have one, because they are about to be read."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].moved:
                 self._each[number].write(self._session, number)
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """What was loaded since the backward pass is what the step changes."""
+        """Copy weights that were loaded since the backward pass to their rows."""
         if self._stepped_by(optimizer):
-            self._follow()
+            self._follow_replaced_tensors()
             for row in self._each:
                 row.read()
 
@@ -335,12 +339,12 @@ class KeptWeights:
             else:
                 row.write(self._session, number)
 
-    def _stepped_by(self, optimizer: Optimizer) -> list[tuple[int, Row]]:
+    def _stepped_by(self, optimizer: Optimizer) -> list[tuple[int, WeightRow]]:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         return [(number, row) for number, row in enumerate(self._each) if id(row.parameter) in stepped]
 
     def release(self) -> None:
-        """Let the model's tensors be the only parameters again."""
+        """Remove all hooks: the model's tensors are the only parameters again."""
         for handle in self._handles:
             handle.remove()
         for row in self._each:

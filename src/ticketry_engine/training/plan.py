@@ -1,14 +1,17 @@
-"""A region laid out for a batch: where its values and gradients lie, and which operations run in which order.
+"""The plan of a region's training step: where values and gradients are stored, and which operations run in what order.
 
-What a norm needs between two passes over its values (a few numbers a channel) is computed in between, in float64. All
-else runs in the kernels, operation after operation.
+Batch norms combine the sums of their channels between two passes over the values, in float64. Everything else runs in
+kernels, operation after operation.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,51 +21,48 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
 from ticketry_engine.kernels.planar.move import load, store
-from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.program import MappedMemory, Op, Program, ProgramSession
 from ticketry_engine.kernels.training.by_channel import Add, operations
 from ticketry_engine.kernels.training.convolution import ProductTables, halo_of_gradient
-from ticketry_engine.kernels.training.halos import border
 from ticketry_engine.kernels.training.layer import Gathered
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, images_of, parts, shares
+from ticketry_engine.kernels.training.layout import IMAGES, Batch, border, images_of, parts, shares
 from ticketry_engine.kernels.training.products import Zero
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.training.call import Call, Run, Stage
-from ticketry_engine.training.memory import Arena, Place
-from ticketry_engine.training.nodes import Conv, Norm, Region, Shape
-
-_LARGEST = (1 << 31) - (1 << 24)
-"""Bytes of working memory that tables of 32 bits reach."""
+from ticketry_engine.plan.storage import LARGEST_ARENA, Buffer, BufferAllocator
+from ticketry_engine.training.region import LAYERS, PlaneShape, TrainingRegion
 
 _TENSORS = 48
-"""Blocks of a tensor that are moved at a time, each as a tensor from outside."""
+"""Blocks of a tensor moved at a time; each is passed as an external tensor."""
 
 
 @dataclass
 class Slot:
-    """Where the first of some operations is in the program, known when all are in order."""
+    """Position in the program of the first of some operations; known once their order is final."""
 
     number: int = -1
 
 
-class Plan:
-    """Args:
-    kept: of modules under a mask, which weights are kept: bool [O, I / groups, kh, kw].
-    live: images of the batch. Blocks are filled up with more.
-    wanted: inputs whose gradients are asked for.
-    threads: that share each operation.
-    rows: modules whose weights come as rows of what is kept, see `kept_weights`.
-    item: bytes of a number in values and their gradients: `FLOAT`, or `HALF` for bfloat16.
+class TrainingPlan:
+    """Collects the operations of a step, and links them into a program.
+
+    Args:
+        kept: module -> its retained weights, bool [O, I / groups, kh, kw].
+        live: number of images; blocks are padded with empty images.
+        wanted: inputs whose gradients are requested.
+        threads: number of threads that share each operation.
+        rows: modules whose weights are packed rows of the retained ones: see `kept_weights`.
+        item: bytes of a number in values and gradients: `FLOAT`, or `HALF` for bfloat16.
 
     Raises:
-        EngineError: shapes do not fit.
+        EngineError: if shapes do not fit.
     """
 
     program: Program
 
     def __init__(
         self,
-        region: Region,
-        shapes: Mapping[str, Shape],
+        region: TrainingRegion,
+        shapes: Mapping[str, PlaneShape],
         kept: Mapping[str, Array],
         live: int,
         wanted: frozenset[str],
@@ -80,187 +80,190 @@ class Plan:
         self.shapes = region.shapes(shapes)
         self.ops: list[Op] = []
         self.label = ""
-        """Of the operations that are added: what they do, or for which layer."""
+        """Label of the operations being added: their layer or kind."""
         self.stages: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self.prepare: dict[str, list[Stage]] = {"forward": [], "backward": []}
-        self._arena = Arena()
-        self._places: dict[int, Place] = {}
-        """Of what is in use, by its offset."""
-        self._borders: list[tuple[Place, Op]] = []
+        self._arena = BufferAllocator()
+        self._buffers: dict[int, Buffer] = {}
+        """Buffers in use, by offset."""
+        self._borders: list[tuple[Buffer, Op]] = []
         self.values: dict[str, Batch] = {}
-        """Where values lie: of those that are not `present`, where they lay."""
+        """Storage of each value; the last one, if the value is not `present`."""
         self.present: set[str] = set()
         self.moves: dict[str, list[int]] = {}
-        self._scratch, self._scratch_taken = Place(0, 0, None), False
+        self._scratch, self._scratch_taken = Buffer(0, 0, None), False
         self._waiting: list[tuple[list[Op], list[Op], Slot]] = []
         self._later: list[Stage] = []
         self._last: list[Stage] = []
-        self._alone: list[tuple[Op, Slot]] = []
-        self._gathers: list[tuple[Op, tuple[str, str]]] = []
+        self._standalone: list[tuple[Op, Slot]] = []
+        self._gathers: list[tuple[Op, str]] = []
         self._regathers: list[Op] = []
         self.packed: dict[str, Gathered] = {}
-        """Module -> the operations of the way there, with its weights."""
+        """Module -> its forward operations, whose table holds its weights."""
         self.passing: set[str] = set()
-        """Values of which there is one block at a time."""
+        """Values that are stored one block at a time."""
         self.tables: dict[str, ProductTables] = {}
-        """Module -> those of its weight gradient, where they were needed before it."""
-        self.known: dict[str, list[Batch]] = {}
-        """Value that a layer norm makes -> what it keeps of each token."""
+        """Module -> tables of its weight gradient, if they were needed before it."""
+        self.token_statistics: dict[str, list[Batch]] = {}
+        """Output of a layer norm -> mean and 1 / deviation of each token."""
         self._filled = -1
 
     def link(self) -> None:
-        """Make the program of the operations that were added."""
+        """Link the program of the added operations."""
         size = self._arena.size
-        for op, slot in self._alone:
+        for op, slot in self._standalone:
             slot.number = len(self.ops)
             self.ops.append(op)
         self._link_gathers()
         self.stages["backward"] += self._last
-        # Zeros that nobody ever overwrites are there from the beginning.
-        stay = {id(op) for place, op in self._borders if self._arena.alone(place)}
+        # Borders that nothing overwrites are zero from the beginning.
+        stay = {id(op) for buffer, op in self._borders if self._arena.is_exclusive(buffer)}
         ops = [replace(op, args=(0, *op.args[1:])) if id(op) in stay else op for op in self.ops]
         self.program = Program(ops, self.blocks * self.images, size, self._library, split="parts")
-        # The program has tables of its own: those that it was made of would lie beside them as long as the plan does.
-        self.ops, self.packed, self._alone, self._gathers, self._regathers, self._borders = [], {}, [], [], [], []
+        # The program has copied all tables: do not keep the originals as long as the plan.
+        self.ops, self.packed, self._borders = [], {}, []
+        self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """All tables of a pass are filled in one call, or in one for so many tensors: small steps are mostly calls."""
+        """Fill all tables of a pass in few calls: in small steps, calls take most of the time."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
         again = range(len(self.ops), len(self.ops) + len(self._regathers))
         self.ops += self._regathers
 
-        def fill(call: Call) -> None:
+        def fill(state: RegionPass) -> None:
             for low in range(0, len(keys), _TENSORS):
-                weights = [call.parameters[key].detach().contiguous() for key in keys[low : low + _TENSORS]]
-                begin, places = first + low, [weight.data_ptr() for weight in weights]
-                call.session.run(begin, begin + len(weights), places)
+                weights = [state.parameters[key].detach().contiguous() for key in keys[low : low + _TENSORS]]
+                begin, addresses = first + low, [weight.data_ptr() for weight in weights]
+                state.session.run(begin, begin + len(weights), addresses)
 
         self.prepare["forward"].append(fill)
         if again:
-            self.prepare["backward"].append(lambda call: call.session.run(again.start, again.stop))
+            self.prepare["backward"].append(lambda state: state.session.run(again.start, again.stop))
 
-    # -- memory ----------------------------------------------------------------------------------------------------
+    # -- memory --------------------------------------------------------------------------------------------------------
 
     def _halo(self, name: str) -> int:
-        """The halo that the convolutions which read a value need."""
+        """Return the halo that the convolutions which read a value need."""
         needed = 0
         for node in self.region.nodes:
-            if isinstance(node, Conv) and node.x == name:
+            if node.op in LAYERS and node.inputs[0] == name:
+                window = self.region.window(node)
                 for axis in range(2):
-                    size, outputs = self.shapes[name][1 + axis], self.shapes[node.y][1 + axis]
-                    last = node.window.input(outputs - 1, node.window.size[axis] - 1, axis)
-                    needed = max(needed, node.window.padding[axis], last - size + 1)
+                    size, outputs = self.shapes[name][1 + axis], self.shapes[node.output][1 + axis]
+                    last = window.input(outputs - 1, window.size[axis] - 1, axis)
+                    needed = max(needed, window.padding[axis], last - size + 1)
         return needed
 
     def _gradient_halo(self, name: str) -> int:
-        """The halo that the gradient of a value needs, if a convolution makes the value.
+        """Return the halo that the gradient of a value needs if a convolution computes the value.
 
-        What a norm makes of it, for convolutions alone, has the same: the norm's gradient is written over its own.
+        The output of a norm that only convolutions read has the same halo: the norm overwrites its gradient.
         """
         for node in self.region.nodes:
-            if isinstance(node, Conv) and node.y == name:
-                return halo_of_gradient(self.shapes[node.x][1:], self.shapes[name][1:], node.window)
-            if isinstance(node, Norm) and node.y == name and node.residual is None and self._read_by_convolutions(name):
-                return self._gradient_halo(node.x)
+            if node.op in LAYERS and node.output == name:
+                shape = self.shapes[node.inputs[0]]
+                return halo_of_gradient(shape[1:], self.shapes[name][1:], self.region.window(node))
+            plain = node.op == "batch_norm" and len(node.inputs) == 1
+            if plain and node.output == name and self._only_convolutions_read(name):
+                return self._gradient_halo(node.inputs[0])
         return 0
 
-    def _read_by_convolutions(self, name: str) -> bool:
-        readers = [node for node in self.region.nodes if name in node.reads]
-        return name not in self.region.outputs and all(isinstance(node, Conv) for node in readers)
+    def _only_convolutions_read(self, name: str) -> bool:
+        readers = [node for node in self.region.nodes if name in node.inputs]
+        return name not in self.region.outputs and all(node.op in LAYERS for node in readers)
 
-    def by_block(self, *names: str) -> bool:
-        """Whether operations over these values go block by block, on one thread."""
+    def runs_by_block(self, *names: str) -> bool:
+        """Return whether operations on these values run block by block, on one thread."""
         return self.threads == 1 and all(
             len(parts(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
         )
 
-    def make(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Memory for a value, from now on.
+    def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
+        """Allocate memory for a value.
 
         Args:
-            passing: whether all that reads it waits together with what writes it, so that it needs a block's memory.
+            passing: whether one block of memory is enough, because all readers wait together with the writer.
         """
-        made = self._reserve(replace(self.layout(name), passing=passing), when)
-        self.values[name] = made
+        value = self._reserve(replace(self.layout(name), passing=passing), when)
+        self.values[name] = value
         self.present.add(name)
-        return made
+        return value
 
     def drop(self, name: str) -> None:
-        """No operation to come reads a value, unless it is made again."""
+        """Release a value that no later operation reads, unless it is recomputed."""
         if name in self.present:
             self.present.remove(name)
             self.release(self.values[name])
 
     def token_memory(self, name: str, when: str) -> Batch:
-        """Memory for a number of each token of a value."""
+        """Allocate memory for one number per token of a value."""
         _, *size = self.shapes[name]
         return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
-        """How a value lies, somewhere."""
+        """Return the layout of a value, at offset 0."""
         channels, *size = self.shapes[name]
         return Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
     def gradient_memory(self, name: str) -> Batch:
-        """Memory for a gradient of a value."""
+        """Allocate memory for a gradient of a value."""
         return self._reserve(self.gradient_layout(name), "backward")
 
     def gradient_layout(self, name: str) -> Batch:
-        """How a gradient of a value lies, somewhere."""
+        """Return the layout of a gradient of a value, at offset 0."""
         channels, *size = self.shapes[name]
         return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
     def release(self, memory: Batch) -> None:
-        """Let others use memory."""
-        self._arena.give(self._places.pop(memory.offset))
+        """Release the memory of a value or gradient."""
+        self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Let what comes next reserve scratch without an end of what waits."""
+        """Let the waiting operations run if they use the scratch memory."""
         if self._scratch_taken:
             self.finish("backward")
 
     def reserve_scratch(self, size: int) -> int:
-        """A byte from which on an operation of the way back may use so many, which others used before."""
+        """Return the offset of scratch memory for an operation of the backward pass."""
         self.free_scratch()
         self._scratch_taken = True
         if size > self._scratch.end - self._scratch.begin:
             if self._scratch.end:
-                self._arena.give(self._scratch)
+                self._arena.release(self._scratch)
             self._scratch, _ = self._take(-(-size // 64) * 64, "scratch")
         return self._scratch.begin
 
-    def _take(self, size: int, layout: Hashable) -> tuple[Place, bool]:
-        """A place in the memory, see `Arena.take`; `EngineError` beyond what the tables of kernels reach."""
+    def _take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
         found = self._arena.take(size, layout)
-        if self._arena.size > _LARGEST:
+        if self._arena.size > LARGEST_ARENA:
             raise EngineError(
-                f"a batch of {self.live} needs more working memory than the {_LARGEST >> 20} MiB that kernels reach:"
-                " train with smaller batches, and add up their gradients"
+                f"a batch of {self.live} needs more working memory than the {LARGEST_ARENA >> 20} MiB that kernels"
+                " reach: train with smaller batches, and add up their gradients"
             )
         return found
 
     def _reserve(self, value: Batch, when: str) -> Batch:
-        place, clean = self._take(value.bytes, (value.geometry, value.channels, value.passing))
-        self._places[place.begin] = place
-        made = replace(value, offset=place.begin)
+        buffer, clean = self._take(value.bytes, (value.geometry, value.channels, value.passing))
+        self._buffers[buffer.begin] = buffer
+        value = replace(value, offset=buffer.begin)
         if value.geometry.halo and not clean:
-            ops = self._labelled(border(made))
-            self._borders += [(place, op) for op in ops]
+            ops = self._labelled(border(value))
+            self._borders += [(buffer, op) for op in ops]
             self.add(when, ops)
-        return made
+        return value
 
-    # -- stages ----------------------------------------------------------------------------------------------------
+    # -- stages --------------------------------------------------------------------------------------------------------
 
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
         """Add operations to a pass: one for each block, or one for all.
 
-        Those of several kinds, one behind the other, run block by block, so that caches still have what one of them
-        leaves to the next. One for all blocks, and what is added by `then`, waits for all of those.
+        Consecutive operations for blocks run block by block, so that caches still hold the output of one for the next.
+        An operation for all blocks, and a stage added by `then`, waits for all of them.
 
         Args:
-            begin: what runs before them: one operation, or one for each thread that takes blocks of its own.
+            begin: operations that run before these: one, or one for each thread that takes whole blocks.
         """
         slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
         if len(ops) == self.blocks:
@@ -270,40 +273,40 @@ class Plan:
         first = len(self.ops)
         self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
-        self._runs(when, [first, len(self.ops)])
+        self._run_next(when, [first, len(self.ops)])
         return slot
 
-    def _runs(self, when: str, bounds: list[int]) -> None:
-        """Run operations next, in one call with those before them where nothing comes between."""
+    def _run_next(self, when: str, bounds: list[int]) -> None:
+        """Append operations to a pass, in one call with the previous ones if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
-        if isinstance(before, Run) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
+        if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
         else:
-            self.stages[when].append(Run(bounds))
+            self.stages[when].append(OpRange(bounds))
 
     def then(self, when: str, stage: Stage) -> None:
-        """Add what happens when all is done that was added before."""
+        """Add a stage that runs when everything added before is done."""
         self.finish(when)
         self.stages[when].append(stage)
 
     def later(self, stage: Stage) -> None:
-        """Add what happens on the way back when all operations that wait now are done."""
+        """Add a stage of the backward pass that runs when all waiting operations are done."""
         self._later.append(stage)
         if not self._waiting:
             self.finish("backward")
 
     def last(self, stage: Stage) -> None:
-        """Add what may happen at the end of the way back: it reads a table that nobody else writes."""
+        """Add a stage to the end of the backward pass; it must read a table that no other operation writes."""
         self._last.append(stage)
 
-    def alone(self, op: Op) -> Slot:
-        """An operation that only a stage runs."""
+    def standalone(self, op: Op) -> Slot:
+        """Add an operation that only a stage runs."""
         slot = Slot()
-        self._alone.append((self._labelled([op])[0], slot))
+        self._standalone.append((self._labelled([op])[0], slot))
         return slot
 
-    def gather(self, op: Op, parameter: tuple[str, str] | None = None) -> None:
-        """Fill a table before the way there from a parameter, or else before the way back from another table."""
+    def gather(self, op: Op, parameter: str | None = None) -> None:
+        """Fill a table from a parameter before the forward pass, or from another table before the backward pass."""
         (op,) = self._labelled([op])
         if parameter is None:
             self._regathers.append(op)
@@ -314,9 +317,9 @@ class Plan:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def finish(self, when: str) -> None:
-        """Let nothing wait any more."""
+        """Append all waiting operations to a pass."""
         if lost := [name for name in self.present if self.values[name].passing]:
-            raise AssertionError(f"{lost} are still read, of which the last block alone is there")
+            raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]
         for thread, share in enumerate(shares(self.blocks, self.threads if self._apart else 1)):
             for block in share:
@@ -328,26 +331,30 @@ class Plan:
                     self.ops.append(ops[block])
             bounds.append(len(self.ops))
         if bounds[-1] > bounds[0]:
-            self._runs(when, bounds)
+            self._run_next(when, bounds)
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
         self._arena.settle()
 
     def add_into(self, value: Batch, other: Batch) -> None:
-        """``other += value``, on the way back."""
+        """Add ``other += value`` to the backward pass."""
         self.add("backward", operations(Add, [value, other, other], self.live, self.target, relu=False, residual=True))
 
+    def copy_into(self, value: Batch, other: Batch) -> None:
+        """Add ``other = value`` to the backward pass."""
+        self.add("backward", operations(Add, [value, other], self.live, self.target, relu=False, residual=False))
+
     def zero(self, value: Batch) -> None:
-        """Make a gradient 0."""
+        """Set a gradient to 0."""
         self.add("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
 
-    # -- to and from tensors ----------------------------------------------------------------------------------------
+    # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def move(self, key: str, value: Batch, *, out: bool) -> None:
-        """Make the operations that load a value from a tensor, or store it to one: one for each block."""
+        """Add the operations that load a value from a tensor or store it to one: one for each block."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
-        if self.region.tokens:  # sixteen neighbours, a token of each image, are the first position
+        if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
             strides = (channels, 1, IMAGES * channels, IMAGES * channels)
         numbers = []
         for block in range(value.blocks):
@@ -356,42 +363,166 @@ class Plan:
             self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes, self.item))
         self.moves[key] = numbers
 
-    def load(self, call: Call, key: str, tensor: Tensor) -> None:
-        """A tensor of all images, float32 and contiguous, into a value."""
-        self._moved(call, key, tensor)
+    def load(self, state: RegionPass, key: str, tensor: Tensor) -> None:
+        """Load a value from a contiguous float32 tensor of all images."""
+        self._run_move(state, key, tensor)
 
-    def store(self, call: Call, key: str, shape: Sequence[int]) -> Tensor:
-        """A value as a tensor of a shape, with less than all images perhaps. No view: autograd lets it be changed."""
+    def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
+        """Return a value as a new tensor of a shape, which may have fewer images than the blocks."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
-        self._moved(call, key, tensor)
-        return tensor.resize_(*shape)
+        self._run_move(state, key, tensor)
+        return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
-    def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
+    def _run_move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
             some = numbers[first : first + _TENSORS]
-            begins = [begin + (first + block) * size for block in range(len(some))]
-            call.session.run(some[0], some[-1] + 1, begins, self.images, shared=True)
+            addresses = [begin + (first + block) * size for block in range(len(some))]
+            state.session.run(some[0], some[-1] + 1, addresses, self.images, shared=True)
 
-    def run(self, when: str, call: Call) -> None:
-        """A whole pass, between loads and stores."""
+    def run(self, when: str, state: RegionPass) -> None:
+        """Run a whole pass, between loads and stores."""
         ready: list[Stage] = []
-        if when == "forward" or self._filled != call.number:  # another step, with other weights, may have been between
+        if when == "forward" or self._filled != state.number:  # another step may have filled the tables meanwhile
             ready += self.prepare["forward"]
-            self._filled = call.number
+            self._filled = state.number
         if when == "backward":
             ready += self.prepare["backward"]
-        with np.errstate(all="ignore"):  # a training that diverges is told by its loss, as in torch
+        with np.errstate(all="ignore"):  # a diverging training shows in its loss, as in torch
             for stage in (*ready, *self.stages[when]):
-                stage(call)
-
-    # -- what the nodes' emission needs ------------------------------------------------------------------------------
+                stage(state)
 
     def table(self, number: int, argument: int) -> Array:
-        """A table of an operation, as it lies in the program's memory."""
+        """Return a table of an operation in the program's memory."""
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
         return found
+
+
+class Gradients:
+    """Gradients of values during the backward pass. Each is complete before the node that computes the value runs."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._plan = plan
+        self.of: dict[str, Batch] = {}
+        self.needed = set(plan.wanted)
+        for node in plan.region.nodes:
+            if node.op in (*LAYERS, "batch_norm", "layer_norm") or self.needed.intersection(node.inputs):
+                self.needed.add(node.output)
+
+    def take(self, name: str) -> Batch:
+        """Remove and return the gradient of a node's output."""
+        return self.of.pop(name)
+
+    def give(self, name: str, memory: Batch) -> None:
+        """Set the gradient of a value, or add to it. The memory is released unless it is the first."""
+        first = self.of.get(name)
+        if first is None and name in self.needed:
+            self.of[name] = memory
+            return
+        if first is not None:
+            self._plan.add_into(memory, first)
+        self._plan.release(memory)
+
+    def pass_on(self, name: str, memory: Batch) -> None:
+        """Give a value a gradient that is stored in another value's layout and not read again."""
+        plan = self._plan
+        first = name in self.needed and name not in self.of
+        if first and plan.gradient_layout(name).geometry != memory.geometry:
+            copy = plan.gradient_memory(name)
+            plan.copy_into(memory, copy)
+            plan.release(memory)
+            memory = copy
+        self.give(name, memory)
+
+
+# -- pass state --------------------------------------------------------------------------------------------------------
+
+
+_LARGE = 4 << 20
+"""Minimum bytes of memory that is reused; the allocator returns smaller blocks quickly."""
+
+
+class PassState:
+    """A session that is returned after one backward pass."""
+
+    session: ProgramSession
+    closed = False
+
+    def require_open(self, what: str) -> None:
+        """Raise EngineError on a second backward pass through `what`."""
+        if self.closed:
+            raise EngineError(
+                f"backward runs a second time through {what} of sparse training, which keeps its values for one:"
+                " add losses up before, instead of retain_graph=True"
+            )
+
+    def close(self) -> None:
+        """Return the working memory."""
+        if not self.closed:
+            self.closed = True
+            self.session.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class GradientMemory:
+    """Memory for the gradients of large weights, reused by the next step.
+
+    The system zeroes each new page when it is first written, which takes longer than all products of a large sparse
+    layer.
+    """
+
+    def __init__(self) -> None:
+        self._memories: dict[object, MappedMemory] = {}
+        self._lent: dict[object, weakref.ref[Array]] = {}
+
+    def empty(self, key: object, shape: torch.Size) -> Tensor:
+        """Return an uninitialised float32 tensor: in the key's memory, unless a tensor there is still in use."""
+        size = shape.numel() * FLOAT
+        lent = self._lent.get(key)
+        if size < _LARGE or (lent is not None and lent() is not None):
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
+        memory = self._memories.get(key)
+        if memory is None:
+            memory = self._memories[key] = MappedMemory(size)
+        # The tensor and all views of its storage hold a reference to this array.
+        array = memory.bytes[:size].view(np.float32).reshape(shape)
+        self._lent[key] = weakref.ref(array)
+        return torch.from_numpy(array)
+
+
+@dataclass
+class RegionPass(PassState):
+    """The state of one step of a region."""
+
+    session: ProgramSession
+    parameters: dict[str, Tensor]
+    modules: Mapping[str, Any]
+    memory: GradientMemory = field(default_factory=GradientMemory)
+    saved: dict[str, Any] = field(default_factory=dict)
+    """Output of each batch norm -> mean, 1 / standard deviation, and the numbers of its kernel."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
+    """Parameters whose gradients are requested."""
+    number: int = field(default_factory=itertools.count().__next__)
+
+
+Stage = Callable[[RegionPass], None]
+
+
+@dataclass
+class OpRange:
+    """Runs operations from the first bound to the last; each thread runs those between two neighbouring bounds."""
+
+    bounds: list[int]
+
+    def __call__(self, state: RegionPass) -> None:
+        if len(self.bounds) > 2:
+            state.session.run_apart(self.bounds)
+        else:
+            state.session.run(self.bounds[0], self.bounds[-1], shared=True)

@@ -1,4 +1,4 @@
-"""A region as one node of autograd: forward in the kernels, its values kept in their layout, and backward."""
+"""A region as one autograd function: its forward and its backward pass run in kernels."""
 
 from __future__ import annotations
 
@@ -15,43 +15,40 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.training.layout import IMAGES
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.support.first_derivative import first_derivative_only
-from ticketry_engine.support.masked_gradients import mark_masked
-from ticketry_engine.training.call import Call
-from ticketry_engine.training.emission.region import planned
-from ticketry_engine.training.gradient_memory import GradientMemory
+from ticketry_engine.support.autograd import first_derivative_only, mark_masked
+from ticketry_engine.training.emission import plan_region
 from ticketry_engine.training.kept_weights import accumulate
-from ticketry_engine.training.nodes import Region, Shape
-from ticketry_engine.training.plan import Plan
+from ticketry_engine.training.plan import GradientMemory, RegionPass, TrainingPlan
+from ticketry_engine.training.region import PlaneShape, TrainingRegion
 
 TOKENS = 16
-"""Of a row of a block, where there are so many."""
+"""Tokens per row of a block, if there are enough."""
 
 _PLANS = 8
-"""For inputs of other shapes that are kept."""
+"""Maximum number of plans for different input shapes."""
 
 _SHAPES = 256
-"""Of inputs of which it is kept whether they fit."""
+"""Maximum number of input shapes for which `fits` is remembered."""
 
 MOST_THREADS = 8
-"""That share an operation: they wait for one another after each, and small ones have few parts."""
+"""Maximum number of threads that share an operation: they wait for each other after each one."""
 
 
 class RegionStep:
-    """A region that is called with tensors, images x channels (x rows x columns), and gives images x channels x …
+    """A region that is called with tensors: [images, channels, ...], or [..., features] over tokens.
 
     Args:
-        modules: of the model, by name.
-        kept: of each convolution's module, which weights are kept.
-        masks: the same as tensors of the mask that is held, where one is.
-        rows: of modules whose kept weights are parameters of their own, these.
-        half: whether it computes as under autocast to bfloat16: so are values and their gradients, those that it
-            returns too, whatever comes in. Parameters and their gradients are float32, and so are sums and statistics.
+        modules: the model's modules, by name.
+        kept: module of each convolution and linear layer -> its retained weights.
+        masks: the same as tensors, for modules whose mask is enforced.
+        rows: module -> the packed row of its retained weights, where these are the parameters.
+        half: whether to compute as under autocast to bfloat16: values and their gradients are bfloat16, including the
+            outputs. Parameters and their gradients, sums and statistics are float32.
     """
 
     def __init__(
         self,
-        region: Region,
+        region: TrainingRegion,
         modules: Mapping[str, nn.Module],
         kept: Mapping[str, Array],
         library: Library,
@@ -62,27 +59,31 @@ class RegionStep:
     ) -> None:
         self.region, self.masks, self.rows, self.half = region, masks or {}, rows or {}, half
         self._modules, self._kept, self._library = modules, kept, library
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, TrainingPlan] = {}
         self._fitting: dict[tuple[torch.Size, ...], bool] = {}
-        """Shapes of inputs but for the number of images -> whether they fit."""
+        """Shapes of the inputs, without the number of images -> whether they fit."""
         self.seconds: dict[str, float] | None = None
-        """Of operations by their labels, where they are asked for, see `Session.seconds`."""
+        """If set, collects seconds by label of operations: see `Session.seconds`."""
         self._memory = GradientMemory()
+        parts = [name.rpartition(".") for name in region.parameters]
+        self._sources = [(modules[module], module, attribute) for module, _, attribute in parts]
+        """Module of each parameter, its name, and the attribute."""
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        parameters = [getattr(self._modules[module], name) for module, name in self.region.parameters]
-        for (module, name), parameter in zip(self.region.parameters, parameters, strict=True):
-            _require(parameter, f"{module}.{name}")
+        parameters = [getattr(module, attribute) for module, _, attribute in self._sources]
+        for name, parameter in zip(self.region.parameters, parameters, strict=True):
+            _require(parameter, name)
         for tensor in inputs:
             _require(tensor, "an input", half=self.half)
-        found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
+        apply = _RegionFunction.apply
+        found: tuple[Tensor, ...] = apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether the region does with inputs of these shapes what its graph does.
+        """Return whether the region computes what the model does for inputs of these shapes.
 
-        A graph is of one shape, and its region is used for others: there the model may broadcast a sum, read pixels
-        as features, or refuse what comes in.
+        The call was traced with other shapes. With these, the model may broadcast a sum, flatten pixels to features, or
+        raise an error.
         """
         if self.region.tokens:
             return len({tensor.shape[:-1] for tensor in inputs}) == 1
@@ -101,34 +102,38 @@ class RegionStep:
         return True
 
     def dense_parameters(self) -> Iterator[Tensor]:
-        """Parameters that it reads as they are, and not as rows."""
-        for module, name in self.region.parameters:
-            if name != "weight" or module not in self.rows:
-                yield getattr(self._modules[module], name)
+        """Yield the parameters that it reads directly, and not as rows."""
+        for module, name, attribute in self._sources:
+            if attribute != "weight" or name not in self.rows:
+                yield getattr(module, attribute)
 
-    def named(self, parameters: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
-        """The region's parameters by module and name, rows in the place of weights that have one."""
-        named = dict(zip(self.region.parameters, parameters, strict=True))
-        return {key: self.rows.get(key[0], one) if key[1] == "weight" else one for key, one in named.items()}
+    def named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the region's parameters by name, with rows instead of weights that have one."""
+        return {
+            name: self.rows.get(module, parameter) if attribute == "weight" else parameter
+            for name, (_, module, attribute), parameter in zip(
+                self.region.parameters, self._sources, parameters, strict=True
+            )
+        }
 
-    def given(self, module: str, made: Tensor, weight: Tensor) -> Tensor | None:
-        """What autograd gets of a weight's gradient: none where a row has taken it."""
+    def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
+        """Give a weight's gradient to its row, if it has one; return what autograd receives."""
         if module in self.rows:
             if not _has_hooks(weight):
-                accumulate(self.rows[module], made)
+                accumulate(self.rows[module], gradient)
                 return None
-            # A whole one, which reaches the row when these hooks have seen it.
-            made = weight.new_zeros(weight.shape).masked_scatter_(self.masks[module], made)
+            # A dense gradient, which reaches the row after these hooks have seen it.
+            gradient = weight.new_zeros(weight.shape).masked_scatter_(self.masks[module], gradient)
         if module in self.masks:
-            mark_masked(made, self.masks[module])
-        return made
+            mark_masked(gradient, self.masks[module])
+        return gradient
 
-    def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> Plan:
-        """The plan for inputs of these shapes, made when it is first needed."""
+    def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> TrainingPlan:
+        """Return the plan for inputs of these shapes; it is created when first needed."""
         tokens = self.region.tokens
         counts = [tensor[..., 0].numel() if tokens else len(tensor) for tensor in inputs]
         if len(set(counts)) > 1:
-            raise EngineError(f"inputs of {counts} examples go into one layer")
+            raise EngineError(f"inputs of one region have different numbers of examples: {counts}")
         live, width = counts[0], 1
         if tokens:
             width = TOKENS if live >= IMAGES * TOKENS else 1
@@ -143,74 +148,73 @@ class RegionStep:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
             rows, item = frozenset(self.rows), HALF if self.half else FLOAT
-            self._plans[key] = planned(
+            self._plans[key] = plan_region(
                 self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item
             )
         return self._plans[key]
 
     def begin(
         self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
-    ) -> tuple[Plan, Call]:
-        """A step with its inputs in the kernels' layout."""
+    ) -> tuple[TrainingPlan, RegionPass]:
+        """Begin a step: load its inputs into the kernels' layout."""
         plan = self.plan(inputs, wanted)
-        call = Call(plan.program.session(plan.threads), self.named(parameters), self._modules, self._memory)
-        call.session.seconds = self.seconds
+        state = RegionPass(plan.program.session(plan.threads), self.named(parameters), self._modules, self._memory)
+        state.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.load(call, f"load {name}", _filled(tensor.detach().float(), plan, name))
-        return plan, call
+            plan.load(state, f"load {name}", _padded(tensor.detach().float(), plan, name))
+        return plan, state
 
 
-class _Function(torch.autograd.Function):
-    """Takes the step, how many inputs there are, the inputs, the parameters."""
+class _RegionFunction(torch.autograd.Function):
+    """Arguments: the step, the number of inputs, the inputs, the parameters."""
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[2:]
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
-        plan, call = step.begin(inputs, wanted, parameters)
-        plan.run("forward", call)
+        plan, state = step.begin(inputs, wanted, parameters)
+        plan.run("forward", state)
         lead = inputs[0].shape[:-1]
         made = tuple(
-            plan.store(call, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape))
+            plan.store(state, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape))
             for name, shape in ((name, plan.shapes[name]) for name in step.region.outputs)
         )
         if step.half:
             made = tuple(tensor.bfloat16() for tensor in made)
         if any(needed):
-            call.wanted = frozenset(
+            state.wanted = frozenset(
                 name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
             )
             ctx.save_for_backward(*parameters)
-            ctx.step, ctx.plan, ctx.call = step, plan, call
+            ctx.step, ctx.plan, ctx.state = step, plan, state
             ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
         else:
-            call.close()
+            state.close()
         return made
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        plan, call = ctx.plan, ctx.call
-        call.require_open("a layer")
-        # By way of autograd, which notices where a weight was changed in between. A checkpoint gives them once.
+        plan, state, step = ctx.plan, ctx.state, ctx.step
+        state.require_open("a layer")
+        # Autograd notices if a saved weight was changed since. A checkpoint returns saved tensors only once.
         saved = ctx.saved_tensors
-        call.parameters = ctx.step.named(saved)
+        state.parameters = step.named(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.load(call, f"load gradient {name}", _filled(gradient.float(), plan, name))
-        plan.run("backward", call)
+            plan.load(state, f"load gradient {name}", _padded(gradient.float(), plan, name))
+        plan.run("backward", state)
         found: list[Tensor | None] = []
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
-            found.append(plan.store(call, key, shape).to(dtype) if key in plan.moves else None)
-        weights = dict(zip(plan.region.parameters, saved, strict=True))
-        for name in plan.region.parameters:
-            # Not kept here, so that autograd need not copy it.
-            made = call.gradients.pop(name, None) if name in call.wanted else None
-            if made is not None and name[1] == "weight":
-                made = ctx.step.given(name[0], made, weights[name])
-            found.append(made)
-        call.close()
+            found.append(plan.store(state, key, shape).to(dtype) if key in plan.moves else None)
+        for name, (_, module, attribute), weight in zip(plan.region.parameters, step._sources, saved, strict=True):
+            # Removed from the state, so that autograd need not copy it.
+            parameter = state.gradients.pop(name, None) if name in state.wanted else None
+            if parameter is not None and attribute == "weight":
+                parameter = step.give_gradient(module, parameter, weight)
+            found.append(parameter)
+        state.close()
         return None, None, *found
 
 
@@ -221,7 +225,7 @@ def _has_hooks(weight: Tensor) -> bool:
 
 
 def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:
-    """Raises `EngineError` for a tensor that kernels cannot read."""
+    """Raise EngineError for a tensor that kernels cannot read."""
     known = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     if tensor.device.type != "cpu" or tensor.dtype not in known:
         raise EngineError(
@@ -230,7 +234,7 @@ def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:
         )
 
 
-def _shape(tensor: Tensor) -> Shape:
+def _shape(tensor: Tensor) -> PlaneShape:
     if tensor.dim() == 2:
         return int(tensor.shape[1]), 1, 1
     if tensor.dim() != 4:
@@ -239,12 +243,12 @@ def _shape(tensor: Tensor) -> Shape:
     return int(channels), int(height), int(width)
 
 
-def _filled(tensor: Tensor, plan: Plan, name: str) -> Tensor:
-    """The tensor, contiguous, with images or tokens of zeros behind its own."""
+def _padded(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
+    """Return the tensor, contiguous, padded with images or tokens of zeros to whole blocks."""
     tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:
         return tensor
-    filled = tensor.new_zeros(elements)
-    filled[: tensor.numel()] = tensor.reshape(-1)
-    return filled
+    padded = tensor.new_zeros(elements)
+    padded[: tensor.numel()] = tensor.reshape(-1)
+    return padded

@@ -1,13 +1,14 @@
-"""The module that `train` makes: the user's own parameters and modules, with masked layers in kernels."""
+"""`train` and `SparseTraining`: a module with the user's own parameters whose masked layers run in sparse kernels."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -16,20 +17,20 @@ from ticketry_engine.errors import CaptureError, EngineError, UsageError
 from ticketry_engine.example_inputs import as_arguments, outputs_of
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
+from ticketry_engine.kernels.window import Array
 from ticketry_engine.layers import median_seconds, table
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import CHANGES, entry_point
-from ticketry_engine.support.modules import apply_mask
+from ticketry_engine.support.modules import apply_mask, masked_parameters
 from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.training.capture import kind_of
 from ticketry_engine.training.kept_weights import KeptWeights
-from ticketry_engine.training.layer_masks import by_parameter, kept_of, masks_of_layers
-from ticketry_engine.training.layer_rows import rows_of
-from ticketry_engine.training.lstm_unit import LstmUnit, lstm_units, masks_of_lstms
-from ticketry_engine.training.tracing import copy_of
-from ticketry_engine.training.units import NOT_COMPILED, Context, Unit, running, units_of, within
+from ticketry_engine.training.lstm import LstmUnit, lstm_units, masks_of_lstms
+from ticketry_engine.training.tracing import LAYERS, copy_of
+from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, is_within, running, units_of
 
 VERSION = 6
-"""Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
+"""Version of the kernels' numerics, part of keys: raised whenever the same step would compute other bits."""
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -40,7 +41,7 @@ class Enforcement(Protocol):
     """Keeps the pruned weights of a model at 0."""
 
     def release(self) -> None:
-        """Stop; the weights stay as they are."""
+        """Stop enforcing the mask."""
 
 
 Enforce = Callable[[nn.Module, Mapping[str, Tensor]], Enforcement]
@@ -71,7 +72,7 @@ def train(
             that kernels compute as fast as torch run in them, on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. Other batches may
             have other sizes.
-        target: the processor that kernels are made for; ``"host"`` is this one.
+        target: the processor to compile kernels for; ``"host"`` is this one.
         precision: ``"fp32"``, or ``"bf16"``: calls in training mode compute as under ``torch.autocast("cpu",
             torch.bfloat16)``. Values between layers and their gradients are bfloat16, parameters and their gradients
             float32.
@@ -99,12 +100,7 @@ def train(
 
 
 class SparseTraining(nn.Module):
-    """See `train`.
-
-    Args:
-        enforce: called with the model and the mask whenever it gets one; what it returns keeps pruned weights at 0
-            outside of kernels, until its `release` is called. None: pruned weights are set to 0 once, and the caller
-            keeps them there.
+    """A model that trains with sparse kernels. For arguments see `train`.
 
     Examples:
         >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
@@ -140,7 +136,7 @@ class SparseTraining(nn.Module):
                     f"{name} is {parameter.dtype} on {parameter.device}: sparse training computes in float32 on the"
                     " CPU: move the model there, model.float().cpu(), before its optimiser is made"
                 )
-        # The very dictionaries of the model: what takes a place in one takes it in the other.
+        # The model's own dictionaries: an assignment to one module changes the other, too.
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._model = (model,)
         library = Library(find_target(target))
@@ -149,7 +145,7 @@ class SparseTraining(nn.Module):
                 f"kernels for {library.target.name} on this processor ({library.target.cpu}) do not multiply bfloat16,"
                 " which takes AVX512-BF16: train with precision='fp32'"
             )
-        self._context = Context(library, half=precision == "bf16")
+        self._context = TrainingContext(library, half=precision == "bf16")
         self._units: list[Unit] = []
         self._lstms: list[LstmUnit] = []
         self._seconds: dict[str, float] = {}
@@ -160,15 +156,15 @@ class SparseTraining(nn.Module):
         self.update(keep)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         self._try(() if named else as_arguments(example_inputs), named)
-        self.training = model.training  # and not train(), which would change the modes of the model's own modules
+        self.training = model.training  # not train(), which would change the modes of the model's modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
-        """Hold another mask from now on, or none.
+        """Use another mask from now on, or none.
 
-        Tables are made anew at the next step, kernels only where shapes need others.
+        Tables are rebuilt at the next step; kernels are compiled only for new shapes.
 
         Raises:
-            MaskError: the mask does not fit the model.
+            MaskError: if the mask does not fit the model.
         """
         model = self._model[0]
         if self._weights is not None:
@@ -202,9 +198,9 @@ class SparseTraining(nn.Module):
             unit.forget()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """`kept_parameters` with their names, those of the model's; `EngineError` without a mask."""
+        """Yield `kept_parameters` with their names in the model; raise EngineError without a mask."""
         if self.mask is None:
-            raise EngineError("without a mask all weights are kept: train parameters() themselves")
+            raise EngineError("without a mask all weights are retained: train parameters() instead")
         self._begin()
         if self._weights is None:
             masks, model = self._context.masks, self._model[0]
@@ -216,37 +212,36 @@ class SparseTraining(nn.Module):
             yield name, rows.get(id(parameter), parameter)
 
     def kept_parameters(self) -> list[nn.Parameter]:
-        """The parameters, those of convolutions and linear layers under the mask without what it prunes.
+        """Return the parameters to train, with convolutions and linear layers under the mask as packed weights.
 
-        Of these each is a row of numbers, in the order of the weights that are kept. Given to an optimiser in the place
-        of `parameters`, they make gradients, the optimiser's state and its steps as small as what is kept; optimisers
-        that move every weight by itself (SGD, the Adam family) do what they do with dense ones. The model has their
-        numbers after each step of any optimiser, and before each call; its own tensors get no gradients then. Clip
-        them, not `parameters`. What takes the place of a tensor (a load with ``assign=True``, a rebuilt layer) has its
-        row from the next call or step on. `update` lets them follow a mask.
+        Packed weights are a vector of the retained weights of a tensor. Given to an optimiser instead of `parameters`,
+        they make gradients, optimiser states and steps as small as the mask. Optimisers that update each weight
+        independently (SGD, the Adam family) compute what they compute with dense weights. The model's tensors are
+        updated after each step and before each call; they receive no gradients, so clip these parameters instead. A
+        tensor that replaces another (a load with ``assign=True``, a rebuilt layer) is used from the next call or step
+        on. `update` converts packed weights to a new mask.
 
         Raises:
-            EngineError: there is no mask. At a call or a step: weights have another shape, type or device, or are tied
-                otherwise than before; a hook waits for the gradient that a tensor of the model does not get.
+            EngineError: if there is no mask. At a call or step: if a weight has another shape, dtype or device, if
+                weights are tied differently, or if a hook is registered on the gradient of a tensor of the model.
         """
         return [parameter for _, parameter in self.named_kept_parameters()]
 
     @contextmanager
     def writing_late(self) -> Iterator[None]:
-        """The model's tensors need not follow `kept_parameters` after each step meanwhile; at the end they have them.
+        """Defer writing `kept_parameters` to the model's tensors within the block.
 
-        What kernels multiply comes from the rows, and most of what a step of large linear layers still does beside it
-        is to write these into tensors. Calls of this module, in evaluation mode too, and state dicts, its own and the
-        model's, are right meanwhile, for tensors follow where torch reads them. Whatever else reads the model's own
-        tensors, such as a copy, an average, or a call of the model itself outside of `running`, finds weights of some
-        earlier step.
+        Kernels read packed weights directly, and writing them to tensors takes much of a step of large linear layers.
+        Calls of this module (also in evaluation mode) and state dicts remain correct, because tensors are updated where
+        torch reads them. Anything else that reads the model's tensors, such as a copy, an average, or a call of the
+        model outside of `running`, may find the weights of an earlier step.
 
             with fast.writing_late():
                 for images, labels in loader: ...            # an epoch
             evaluate(model)
 
         Raises:
-            EngineError: there is no mask.
+            EngineError: if there is no mask.
         """
         self.kept_parameters()
         assert self._weights is not None
@@ -254,7 +249,7 @@ class SparseTraining(nn.Module):
             yield
 
     def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Capture what a call of the model calls, by a copy in training mode."""
+        """Capture the call with the example inputs, and the calls of modules within it, on a copy in training mode."""
         twin = copy_of(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
         form, _ = root.form(example, named, twin=twin)
@@ -262,11 +257,11 @@ class SparseTraining(nn.Module):
             return
         calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-        def note(name: str) -> Callable[..., None]:
+        def record(name: str) -> Callable[..., None]:
             return lambda module, args, kwargs: None if name in calls else calls.update({name: (args, kwargs)})
 
         handles = [
-            twin.get_submodule(unit.name).register_forward_pre_hook(note(unit.name), with_kwargs=True)
+            twin.get_submodule(unit.name).register_forward_pre_hook(record(unit.name), with_kwargs=True)
             for unit in self._units
             if unit.name
         ]
@@ -282,13 +277,13 @@ class SparseTraining(nn.Module):
         inside, apart = ([""], [*form.wholes]) if form.traced is not None else ([], [])
         for unit in self._units:
             name = unit.name
-            if name in calls and (not within(name, inside) or within(name, apart)):
+            if name in calls and (not is_within(name, inside) or is_within(name, apart)):
                 form, _ = unit.form(*calls[name], twin=twin.get_submodule(name))
                 if form.traced is not None:
                     inside, apart = [*inside, name], [*apart, *(unit.named(whole) for whole in form.wholes)]
 
     def release(self) -> None:
-        """Stop holding the mask; `kept_parameters` have nothing to do with the model any more."""
+        """Stop enforcing the mask, and detach `kept_parameters` from the model."""
         weights, self._weights, self._context.weights, self._context.rows = self._weights, None, None, {}
         self._released = True
         if self._hold is not None:
@@ -310,7 +305,7 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _begin(self) -> None:
-        """Before a call: layers may have been rebuilt, and rows or tensors changed."""
+        """Prepare a call: layers may have been rebuilt, and rows or tensors changed."""
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
@@ -325,26 +320,26 @@ class SparseTraining(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Calls of the model itself, and of modules within it, run in kernels meanwhile: for methods beside `forward`.
+        """Run calls of the model and its modules in kernels within the block: for methods other than `forward`.
 
-        So `model.read(tokens)`, within `with fast.running():`, computes in kernels.
+        For example, `model.read(tokens)` within `with fast.running():` computes in kernels.
         """
         self._begin()
         with running(self._all):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
-        """Seconds of each layer, forward and back, on one thread: `layers` and ``print`` tell them from then on.
+        """Measure the seconds of each layer, forward and backward, on one thread, as medians of `rounds` calls.
 
-        Operations are timed one by one. Of other rows, "outside of kernels" is what torch does, and what is done around
-        kernels; medians of `rounds` calls. Gradients, statistics of norms and random numbers stay as they were.
+        `layers` and ``print`` report them from then on. Operations are timed one by one; the row "outside of kernels"
+        is the time of torch and of Python. Gradients, running statistics and random numbers are restored.
         """
         model = self._model[0]
         gradients = [(one, one.grad) for one in model.parameters()]
         buffers = [(one, one.clone()) for one in model.buffers()]
         try:
             with private_random_state([]):
-                self._pass(args, kwargs)  # makes plans and kernels
+                self._pass(args, kwargs)  # creates plans and kernels
                 self._seconds = median_seconds(lambda: self._timed(args, kwargs), rounds)
         finally:
             for parameter, gradient in gradients:
@@ -360,7 +355,7 @@ class SparseTraining(nn.Module):
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
 
     def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
-        """Seconds of a pass forward and back: of layers, of what else is in kernels, and outside of them."""
+        """Return the seconds of one pass forward and backward, by layer or kind of operation."""
         steps = [step for unit in self._all for step in unit.steps]
         for step in steps:
             step.seconds = {}
@@ -369,7 +364,7 @@ class SparseTraining(nn.Module):
             self._pass(args, kwargs)
             whole, found = time.perf_counter() - began, dict[str, float]()
             for unit in self._all:
-                for name, seconds in unit.spent().items():
+                for name, seconds in unit.layer_seconds().items():
                     found[name] = found.get(name, 0.0) + seconds
         finally:
             for step in steps:
@@ -377,17 +372,17 @@ class SparseTraining(nn.Module):
         return {**found, OUTSIDE: whole - sum(found.values())}
 
     def layers(self) -> list[Layer]:
-        """A row for each layer with weights: where it runs, its density, and why it is in torch if it is.
+        """Return a row for each layer with weights: where it runs, its density, and why, if it runs in torch.
 
-        After `profile` also seconds, and rows for what else takes time.
+        After `profile`, rows have seconds, and there are further rows for everything else that takes time.
         """
-        rows = rows_of(self._model[0], self.mask, self._context.kept, self._units, self._lstms)
+        rows = describe_layers(self._model[0], self.mask, self._context.kept, self._units, self._lstms)
         seconds = self._seconds
-        total, told = sum(seconds.values()), {row.name for row in rows}
+        total, described = sum(seconds.values()), {row.name for row in rows}
         rows += [
             Layer(name, "", "torch" if name == OUTSIDE else "engine", "" if name == OUTSIDE else "passes")
             for name in seconds
-            if name not in told
+            if name not in described
         ]
         times = [
             (seconds[row.name], seconds[row.name] / total) if row.name in seconds else (None, None) for row in rows
@@ -398,8 +393,8 @@ class SparseTraining(nn.Module):
         ]
 
     def untraced(self) -> dict[str, str]:
-        """Modules of which only parts are in kernels, because they cannot be traced as wholes, and why."""
-        lstms = {unit.name for unit in self._lstms}  # of which the model itself may be one
+        """Return the modules that could not be traced, so that only parts of them run in kernels, and why."""
+        lstms = {unit.name for unit in self._lstms}  # the model itself may be an LSTM
         return {
             unit.name: unit.last.why
             for unit in self._units
@@ -408,14 +403,97 @@ class SparseTraining(nn.Module):
 
     def __repr__(self) -> str:
         rows, where = self.layers(), ", in bfloat16" if self._context.half else ""
-        told = [table(rows, f"Sparse training for {self._context.library.target.name}{where}")]
-        told += [f"{name or 'The model'} is not traced: {why}" for name, why in self.untraced().items()]
+        lines = [table(rows, f"Sparse training for {self._context.library.target.name}{where}")]
+        lines += [f"{name or 'The model'} is not traced: {why}" for name, why in self.untraced().items()]
         if not any(row.where == "engine" for row in rows):
-            told.append("Nothing runs in kernels.")
-        return "\n".join(told)
+            lines.append("Nothing runs in kernels.")
+        return "\n".join(lines)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        raise EngineError("a module of sparse training belongs to its model: copy the model, and make another of that")
+        raise EngineError("a SparseTraining cannot be copied: copy the model, and call sparse_training with the copy")
 
     def __reduce__(self) -> Any:
-        raise EngineError("a module of sparse training is not pickled: save its state_dict, or the model")
+        raise EngineError("a SparseTraining cannot be pickled: save its state_dict, or the model")
+
+
+# -- The tensors of a mask by layer ------------------------------------------------------------------------------------
+
+
+def by_parameter(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Return ``id`` of a parameter -> its tensor of the mask."""
+    return {id(parameter): mask[name] for name, parameter in masked_parameters(model, mask).items()}
+
+
+def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return convolution or linear layer under the mask -> its tensor of the mask."""
+    found = by_parameter(model, mask)
+    # Not `module.weight`, which a spectral norm computes anew at each access.
+    weights = (
+        (name, id(one._parameters.get("weight"))) for name, one in model.named_modules() if isinstance(one, LAYERS)
+    )
+    return {name: found[weight] for name, weight in weights if weight in found}
+
+
+def kept_of(masks: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return layer under the mask -> its retained weights, as an array [O, I, rows, columns]."""
+    kept = {name: tensor.numpy() for name, tensor in masks.items()}
+    return {
+        name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
+        for name, each in kept.items()
+    }
+
+
+# -- layer rows --------------------------------------------------------------------------------------------------------
+
+
+ALL_WEIGHTS = "all weights"
+"""Kernel name of a layer that computes with its pruned weights as zeros."""
+
+
+def describe_layers(
+    model: nn.Module,
+    mask: Collection[str] | None,
+    kept: Mapping[str, Array],
+    units: Sequence[Unit],
+    lstms: Sequence[LstmUnit],
+) -> list[Layer]:
+    """Return a row, without times, for each layer that kernels can run, and for other modules under the mask.
+
+    Args:
+        mask: names of the parameters under the mask.
+        kept: layer under the mask -> its retained weights.
+        units, lstms: the model's units; the rows describe their last calls.
+    """
+    inside = {name for unit in units for name in unit.layers_in_kernels()}
+    dense = {name for unit in units for name in unit.dense_layers()}
+    reasons = {name: why for unit in units for name, why in unit.reasons().items()}
+    held = {name.rpartition(".")[0] for name in mask or ()}
+    recurrent = {unit.name: unit for unit in lstms}
+    rows = []
+    for name, module in model.named_modules():
+        if not isinstance(module, LAYERS):
+            if name in recurrent:
+                rows.append(_describe_lstm(recurrent[name]))
+            elif name in held:
+                why = f"no kernels for {type(module).__name__}"
+                rows.append(Layer(name, type(module).__name__.lower(), "torch", "", None, None, "", None, None, why))
+            continue
+        found = kept.get(name)
+        density = None if found is None else float(found.mean())
+        count = None if found is None else int(found.sum())
+        kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
+        if name in inside:
+            how = ALL_WEIGHTS if name in dense else "sums, products"
+            rows.append(Layer(name, kind, "engine", how, density, count, "", None, None, ""))
+        else:
+            plain = kind_of(module) in LAYERS
+            why = reasons.get(name, "not called as a module" if plain else f"no kernels for {type(module).__name__}")
+            rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
+    return rows
+
+
+def _describe_lstm(unit: LstmUnit) -> Layer:
+    why = unit.why
+    if why:
+        return Layer(unit.name, "lstm", "torch", "", unit.density, unit.count, "", None, None, why)
+    return Layer(unit.name, "lstm", "engine", "sums, products", unit.density, unit.count, "", None, None, "")

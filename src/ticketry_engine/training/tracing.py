@@ -1,7 +1,8 @@
-"""The graph of a module's call: `torch.fx` with every tensor as an argument, and checks that it is the call.
+"""Traces a module's call with `torch.fx`, and checks that the graph computes what the call computes.
 
-Symbolic tracing runs a module's code once. What that code decides or draws meanwhile would be so for ever: a call is
-only taken as traced if its code leaves the module and the random numbers alone, and if the graph gives what it gives.
+Symbolic tracing runs a module's code once, and fixes what the code decides or draws meanwhile. A trace is therefore
+only used if the code changes neither the module nor the state of random numbers, and if the graph returns the same
+outputs.
 """
 
 from __future__ import annotations
@@ -22,24 +23,23 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME, private_random_state
-from ticketry_engine.training.lowering import kind_of
-from ticketry_engine.training.settings import PLAIN, settings_of
+from ticketry_engine.training.capture import kind_of
 
 LAYERS = (nn.Conv2d, nn.Linear)
-"""Modules with weights that kernels know."""
+"""Modules whose weights kernels can use."""
 
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
-"""Functions of `operator` that change what they are given."""
+"""Functions of `operator` that change their first argument."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Substitute:
-    """What runs in the place of a module's code for a while."""
+    """A replacement of a module's `forward`."""
 
     @property
     def module(self) -> nn.Module:
-        """Whose code."""
+        """The module whose code is replaced."""
         raise NotImplementedError
 
 
@@ -53,16 +53,16 @@ class Traced:
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
-    """Tensors that the code made of nothing, such as ranges, by the name that the graph has for them."""
+    """Name in the graph -> tensor that the code created without inputs, such as a range."""
     output: TreeSpec
-    """How the list that the graph returns is put together."""
+    """Structure of the output, whose leaves the graph returns as a list."""
 
 
 def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """What a graph holds for: the form of a call, and all that code may read in a module beside its tensors.
+    """Return the conditions under which a graph is valid: the form of the call, and the module's settings.
 
     Raises:
-        Untraceable: an argument is neither a tensor nor a constant, or a parameter is not what its module reads.
+        Untraceable: if an argument is neither a tensor nor a constant, or an attribute hides a parameter.
     """
     given: list[Any] = []
     for leaf in leaves:
@@ -77,37 +77,37 @@ def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[An
 
 
 def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
-    # Gates put products there. A graph would have those of one step, and kernels read parameters.
+    # Gates replace parameters by products. A graph would hold the product of one step, and kernels read parameters.
     if hidden := module.__dict__.keys() & module._parameters.keys():
         raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
     return has_hooks(module), *settings_of(module, seen)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of a module is more than its code."""
+    """Return whether a module has hooks, so that a call runs more than its code."""
     return any(map(module.__dict__.get, _HOOKS))
 
 
-def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """The graph of a call.
+def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
+    """Return the graph of a call.
 
     Args:
         leaves, spec: the call's arguments and keywords, flattened.
 
     Raises:
-        Untraceable: there is none, or it does something else.
+        Untraceable: if there is no graph, or it computes something else.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
         raise Untraceable("it is called without tensors")
     twin = copy_of(module)
-    whole = _Whole(twin, leaves, spec)
+    whole = _CallModule(twin, leaves, spec)
     before = _state(twin)
     try:
         with ONE_AT_A_TIME:
             graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
     except Exception as error:
-        raise Untraceable(f"its way depends on its data ({_first_line(error)})") from error
+        raise Untraceable(f"its control flow depends on its data ({_first_line(error)})") from error
     if _state(twin) != before:
         raise Untraceable("its code changes it, or draws random numbers, apart from its tensors")
     known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -119,22 +119,22 @@ def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     output = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     _check_changes(graph, dict(twin.named_modules()))
     _check(whole, graph, tensors)
-    graph.owning_module = None  # by which it would keep the copy, all its weights
+    graph.owning_module = None  # it refers to the copy with all its weights
     return Traced(graph, constants, output)
 
 
 def _check_changes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Raises `Untraceable` where a value is changed that is read later, by whatever comes in or by another node."""
+    """Raise Untraceable if a node changes an argument, a constant, or a value that another node reads later."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not _changes(node, modules) or not node.all_input_nodes:
+        if not _works_in_place(node, modules) or not node.all_input_nodes:
             continue
         value = node.all_input_nodes[0]
         if value.op in ("placeholder", "get_attr") or any(order[user] > order[node] for user in value.users):
             raise Untraceable(f"{node.target} changes a value in place that others may read")
 
 
-def _changes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def _works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_method":
@@ -145,11 +145,11 @@ def _changes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _check(whole: _Whole, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
-    """Give each value its shape. Raises `Untraceable` if the graph does something else than the code."""
+def _check(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
+    """Record the shape of each value. Raise Untraceable if the graph computes something else than the code."""
     found: list[Any] = []
     prop = ShapeProp(fx.GraphModule(whole, graph))
-    # The code first: where it fails by itself, a graph that fails too would print its traceback.
+    # The code runs first: if it fails, a failing graph would print its traceback.
     for run in (lambda some: tree_flatten(whole(some))[0], lambda some: prop.run(*some, enable_io_processing=False)):
         with private_random_state([]), torch.no_grad():
             try:
@@ -158,7 +158,7 @@ def _check(whole: _Whole, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
                 raise Untraceable(f"its graph does not run ({_first_line(error)})") from error
     one, other = found
     if len(one) != len(other) or not all(_same(*pair) for pair in zip(one, other, strict=True)):
-        raise Untraceable("its graph gives something else than its code")
+        raise Untraceable("its graph returns something else than its code")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -172,16 +172,16 @@ def _first_line(error: Exception) -> str:
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """A copy whose calls run its own code and no hooks; `CaptureError` for what cannot be copied."""
+    """Return a copy whose calls run its own code and no hooks; raise CaptureError if it cannot be copied."""
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
     try:
         made = copy.deepcopy(module)
     except Exception as error:  # a user's model may hold anything
         raise CaptureError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): make what it holds"
-            " besides parameters and buffers fit for copy.deepcopy; a weight that hooks compute (weight_norm of"
-            " torch.nn.utils, torch.nn.utils.prune) is one by a parametrisation, or once those are removed"
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}): its attributes"
+            " have to support copy.deepcopy; replace weights that hooks compute (weight_norm of torch.nn.utils,"
+            " torch.nn.utils.prune) by parametrisations, or remove those hooks"
         ) from error
     finally:
         for one, forward in zip(held, forwards, strict=True):
@@ -193,7 +193,7 @@ def copy_of(module: nn.Module) -> nn.Module:
 
 
 def _state(module: nn.Module) -> list[Any]:
-    """Of what code must leave alone."""
+    """Return the state that a module's code must not change."""
     drawn = np.random.get_state()  # noqa: NPY002
     found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
     seen: dict[int, int] = {}
@@ -204,14 +204,14 @@ def _state(module: nn.Module) -> list[Any]:
     return found
 
 
-def alone(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """The graph of a layer that is called by itself: the layer, by the name ``""``.
+def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
+    """Return the graph of a single layer's call, in which the layer is named ``""``.
 
     Raises:
-        Untraceable: it is called with anything but a tensor.
+        Untraceable: if it is called with anything but one tensor.
     """
     if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
-        raise Untraceable("it is called with more than a tensor")
+        raise Untraceable("it is called with more than one tensor")
     graph = fx.Graph()
     x = graph.placeholder("x")
     y = graph.create_node("call_module", "", (x,), name="layer")
@@ -223,8 +223,8 @@ def alone(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     return Traced(graph, {}, tree_flatten(made)[1])
 
 
-class _Whole(nn.Module):
-    """A call whose tensors are its only arguments. Parameters, buffers and modules are the module's."""
+class _CallModule(nn.Module):
+    """A call as a module whose only arguments are the call's tensors. It shares the parameters, buffers and modules."""
 
     def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
         super().__init__()
@@ -243,10 +243,10 @@ class _Whole(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Modules with hooks are wholes. Modules that other threads call meanwhile are none of this trace's.
+    """Traces calls of this thread only, and keeps modules with hooks as single nodes.
 
     Args:
-        module: that has the hooks; what is traced is a copy.
+        module: the original module, which has the hooks; a copy is traced.
     """
 
     proxy_buffer_attributes = True
@@ -269,3 +269,79 @@ class _Tracer(fx.Tracer):
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""Types that are compared by value."""
+
+_PLAIN = frozenset(PLAIN)
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
+
+_SMALL = 16
+"""Maximum number of elements of a tensor that is compared by value; a larger one by identity and version."""
+
+
+class _Identity:
+    """An object compared by identity. The reference keeps its address from being reused."""
+
+    def __init__(self, thing: Any, version: int = 0) -> None:
+        self.thing, self.version = thing, version
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.thing is other.thing and self.version == other.version
+
+    def __hash__(self) -> int:
+        return hash((id(self.thing), self.version))
+
+
+def settings_of(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
+    """Return a module's settings as hashable values: numbers and texts, also in containers and Python objects.
+
+    Args:
+        seen: address -> number of each object described so far; grows.
+    """
+    return tuple(
+        [
+            value if type(value) in _PLAIN else _describe(value, seen)
+            for name, value in vars(module).items()
+            if name not in _MODULE_ATTRIBUTES and name != "forward"
+        ]
+    )
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple and all(type(part) in _PLAIN for part in value):
+        return value
+    if isinstance(value, Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, (nn.Module, type)) or callable(value):
+        return _Identity(value)
+    number = seen.get(id(value))
+    if number is not None:
+        return "seen", number
+    seen[id(value)] = len(seen)
+    parts: list[Any] = [kind]
+    if isinstance(value, Mapping):
+        parts += [(_describe(key, seen), _describe(part, seen)) for key, part in value.items()]
+    elif isinstance(value, (tuple, list)):
+        parts += [_describe(part, seen) for part in value]
+    elif isinstance(value, (set, frozenset)):
+        parts.append(frozenset(_describe(part, seen) for part in value))
+    elif not hasattr(value, "__dict__"):
+        return _Identity(value)
+    parts += [(name, _describe(part, seen)) for name, part in getattr(value, "__dict__", {}).items()]
+    return tuple(parts)
+
+
+def _describe_tensor(tensor: Tensor) -> Any:
+    if tensor.grad_fn is not None:  # computed from parameters by a hook, at each call
+        return None
+    if tensor.numel() <= _SMALL and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        return tensor.dtype, tuple(tensor.shape), repr(tensor.tolist())
+    return _Identity(tensor, tensor._version)

@@ -19,8 +19,7 @@ from ticketry.records.speed import EngineTime
 from ticketry_engine.bench import compare as module
 from ticketry_engine.bench.compare import compare, saved_against
 from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 
 
 class Fake:

@@ -14,8 +14,8 @@ from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.bench import dense_engines
 from ticketry_engine.bench.compare import TOLERANCE
-from ticketry_engine.bench.dense_engines import Shrunk, UnavailableError, names, rivals
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.dense_engines import ShrunkModel, UnavailableError, names, rivals
+from ticketry_engine.bench.timing import Case
 from ticketry_engine.example_inputs import at_batch, difference, outputs_of
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -133,7 +133,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shrunk_model_in_a_dense_engine() -> None:
     big, small = Net(), Net()
     one = case(big, torch.randn(2, 3, 12, 12))
-    shrunk = Shrunk(rivals(["onnxruntime"])[0], small.eval())
+    shrunk = ShrunkModel(rivals(["onnxruntime"])[0], small.eval())
     assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
     assert difference(outputs_of(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
 

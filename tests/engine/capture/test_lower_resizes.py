@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from interpreter import Program
-from ticketry_engine.capture import capture, lower_resizes
+from ticketry_engine.capture import capture
+from ticketry_engine.capture import lower_layers as lower_resizes
 from ticketry_engine.compiled import Compiled
 
 

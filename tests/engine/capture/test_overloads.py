@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry_engine import capture
-from ticketry_engine.capture import batch_axis, lower_layers, lower_moves, lower_shapes, view_chains
-from ticketry_engine.capture.overloads import OVERLOADS
+from ticketry_engine.capture import batch_axis, lower_layers, lower_moves, view_chains
+from ticketry_engine.capture import lower_moves as lower_shapes
+from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.ir.aten import is_function
 
 

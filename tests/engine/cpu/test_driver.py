@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arenas import library
 from probes import Mark, Round
-from ticketry_engine.kernels.emitter import Emitter, State, Written
+from ticketry_engine.kernels.emitter import Emitter, StateSlot, Written
 from ticketry_engine.kernels.program import Op, Program
 
 
@@ -46,8 +46,8 @@ class _Halve(Written):
     """Half of each of the batch's float32, from the first tensor to the second."""
 
     def write(self, e: Emitter) -> None:
-        first = e.state(State.FIRST)
-        with e.loop(first, e.b.add(first, e.state(State.IMAGES))) as image:
+        first = e.state(StateSlot.FIRST)
+        with e.loop(first, e.b.add(first, e.state(StateSlot.IMAGES))) as image:
             at = e.b.mul(image.index, e.i64(4))
             half = e.b.fmul(e.load_f32(e.external(e.i64(0)), at), e.f32(0.5))
             e.b.store(half, e.at(e.external(e.i64(1)), at), align=4)

@@ -99,12 +99,12 @@ def _typed(
     tensors: dict[str, torch.Tensor],
 ) -> Graph:
     """A graph whose values have the shapes that follow."""
-    from ticketry_engine.ir.native import Facts, infer
+    from ticketry_engine.ir.native import TensorFacts, infer
 
     values = {name: Value(name, shapes[name]) for name in inputs}
     for one in nodes:
-        facts = [Facts(values[name].shape or (), "float32") for name in one.inputs]
-        weights = {role: Facts(tuple(tensors[name].shape), "float32") for role, name in one.weights.items()}
+        facts = [TensorFacts(values[name].shape or (), "float32") for name in one.inputs]
+        weights = {role: TensorFacts(tuple(tensors[name].shape), "float32") for role, name in one.weights.items()}
         values[one.output] = Value(one.output, infer(one.op, one.attrs, facts, weights)[0])
     return Graph(inputs, output, tuple(nodes), values, tensors).validate()
 

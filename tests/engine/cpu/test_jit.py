@@ -15,7 +15,7 @@ import pytest
 from probes import Constant
 from ticketry_engine import kept_files
 from ticketry_engine.kernels import jit
-from ticketry_engine.kernels.emitter import State
+from ticketry_engine.kernels.emitter import StateSlot
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target, target
 
@@ -28,7 +28,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _result(address: int) -> int:
     """What a `Constant` at an address adds to 0."""
     place, state, op = np.zeros(1, np.int64), np.zeros(64, np.int64), np.zeros(1, np.int64)
-    state[State.EXTERNAL] = place.ctypes.data
+    state[StateSlot.EXTERNAL] = place.ctypes.data
     ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)(state.ctypes.data, op.ctypes.data)
     return int(place[0])
 

@@ -20,7 +20,7 @@ import torch
 from arenas import library
 from probes import Constant, Mark, Round, Sum
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.program import Memory, Op, Program
+from ticketry_engine.kernels.program import MappedMemory, Op, Program
 
 
 def _engine_threads() -> set[threading.Thread]:
@@ -219,7 +219,7 @@ def test_too_many_tensors_are_told() -> None:
 
 def test_memory_is_zeroed_and_begins_at_a_large_page() -> None:
     for size in (0, 1, 1 << 21, (1 << 21) + 1):
-        memory = Memory(size)
+        memory = MappedMemory(size)
         assert len(memory.bytes) == size
         assert memory.address % (1 << 21) == 0
         assert not memory.bytes.any()
@@ -228,7 +228,7 @@ def test_memory_is_zeroed_and_begins_at_a_large_page() -> None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only there does the system tell")
 def test_memory_is_private() -> None:
     """Shared memory has no large pages, and goes on to be shared with processes that are forked."""
-    memory = Memory(3 * mmap.PAGESIZE)
+    memory = MappedMemory(3 * mmap.PAGESIZE)
     for line in Path("/proc/self/maps").read_text().splitlines():
         low, high = (int(bound, 16) for bound in line.split()[0].split("-"))
         if low <= memory.address < high:

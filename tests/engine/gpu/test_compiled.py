@@ -21,7 +21,7 @@ from interpreter import run
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.gpu import compile_gpu
 from ticketry_engine.gpu.compiled import MOST_SHAPES, compile_gpu_in_own_precision, precision_of
-from ticketry_engine.gpu.plan import Choice
+from ticketry_engine.gpu.plan import LayerChoice
 from ticketry_engine.gpu.program import GpuProgram
 from ticketry_engine.ir import model_file
 
@@ -311,6 +311,6 @@ def test_two_in_four(device):
     mask = tk.Mask({"0.weight": kept.view(256, 256)})
     x = torch.randn(8192, 256, device=device)
     fast = compile_gpu(copy.deepcopy(model).to(device), mask, x)
-    program = GpuProgram(fast.graph, dict.fromkeys(fast.choices(x), Choice("2:4", "")), fast._weights)
+    program = GpuProgram(fast.graph, dict.fromkeys(fast.choices(x), LayerChoice("2:4", "")), fast._weights)
     (made,) = program([x]).values()
     assert error(made, expected(model, mask, x)) < BOUNDS["bf16"]

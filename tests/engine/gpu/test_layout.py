@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ticketry_engine.gpu.layout import inner_empty, is_inner, outer_empty
+from ticketry_engine.gpu.tables import inner_empty, is_inner, outer_empty
 from ticketry_engine.ir.native_shapes import windows
 
 

@@ -12,10 +12,9 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'tick
 
 from ticketry.errors import EngineError
 from ticketry_engine.gpu import ops, tuning
-from ticketry_engine.gpu.layout import is_inner
 from ticketry_engine.gpu.program import kernel_activation
-from ticketry_engine.gpu.tables import pack
-from ticketry_engine.ir.attribute_kinds import ACTS
+from ticketry_engine.gpu.tables import is_inner, pack
+from ticketry_engine.ir.native_shapes import ACTS
 from ticketry_engine.ir.reference import activation
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}

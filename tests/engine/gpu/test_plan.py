@@ -10,9 +10,9 @@ from torch import nn
 
 from group_masks import grouped
 from ticketry_engine.capture import capture
-from ticketry_engine.gpu import cost, plan
-from ticketry_engine.gpu.cost import RATES, LayerWork
-from ticketry_engine.gpu.plan import Choice, can_run, follows, is_two_four, layer_facts
+from ticketry_engine.gpu import plan
+from ticketry_engine.gpu import plan as cost
+from ticketry_engine.gpu.plan import RATES, LayerChoice, LayerWork, can_run, follows, is_two_four, layer_facts
 from ticketry_engine.gpu.plan import plan as make_plan
 
 BF16 = RATES[torch.bfloat16]
@@ -225,7 +225,7 @@ def test_what_torch_reads_is_turned():
     facts = layer_facts(graph)
     layers = [node for node in graph.nodes if node.op == "conv2d"]
     works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
-    group = dict.fromkeys(works, Choice("group", "", 64))
+    group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(cost.group_seconds(one, 64, BF16) for one in works.values())
     # The input, into the softmax, out of it, and the result.
@@ -239,7 +239,7 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     facts = layer_facts(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
     work = plan._work(graph, node, 8, facts[node.output].groups)
-    found = plan.estimate(graph, 8, {node.output: work}, {node.output: Choice("group", "", 64)}, BF16)
+    found = plan.estimate(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
     turn = cost.layout_change_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(cost.group_seconds(work, 64, BF16) + 2 * turn)
 

@@ -15,8 +15,7 @@ from transformers.utils import ModelOutput
 import ticketry as tk
 from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Sparse, rivals
-from ticketry_engine.bench.timing import Timing
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case, Timing
 from ticketry_engine.ir.binding import Fields, OutputRecord
 
 

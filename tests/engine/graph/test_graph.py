@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.graph.graphs import small
 from ticketry.errors import GraphError
 from ticketry_engine.ir import Graph, Node, Value, node
-from ticketry_engine.ir.native import Facts, infer
+from ticketry_engine.ir.native import TensorFacts, infer
 
 
 def with_node(index: int, **changes: Any) -> Graph:
@@ -199,9 +199,9 @@ PADS = st.integers(0, 3)
 def shape_by(op: str, x: torch.Tensor, weights: dict[str, torch.Tensor] | None = None, **attrs: Any) -> Any:
     """What `infer` says, or None if it refuses."""
     made = node(op, ("x",), "y", dict.fromkeys(weights or {}, "w"), **attrs)
-    facts = {role: Facts(tuple(weight.shape), "float32") for role, weight in (weights or {}).items()}
+    facts = {role: TensorFacts(tuple(weight.shape), "float32") for role, weight in (weights or {}).items()}
     try:
-        return infer(op, made.attrs, [Facts(tuple(x.shape), "float32")], facts)[0]
+        return infer(op, made.attrs, [TensorFacts(tuple(x.shape), "float32")], facts)[0]
     except GraphError:
         return None
 

@@ -8,9 +8,8 @@ from torch import nn
 
 import ticketry as tk
 from ticketry_engine.capture import capture
-from ticketry_engine.ir import memory
-from ticketry_engine.ir.binding import CallBinder
-from ticketry_engine.ir.memory import plain_keys
+from ticketry_engine.ir import binding as memory
+from ticketry_engine.ir.binding import CallBinder, plain_keys
 
 
 def test_keys_are_those_of_new_tensors_inside_of_inference_mode_and_outside():

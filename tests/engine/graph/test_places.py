@@ -7,7 +7,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from ticketry_engine.ir.places import (
+from ticketry_engine.ir.model_file import (
     bytes_of_bits,
     bytes_of_numbers,
     pack_bits,

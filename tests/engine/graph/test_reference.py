@@ -13,8 +13,8 @@ from engine.graph.graphs import small
 from interpreter import Program, reference, run
 from ticketry.errors import EngineError, GraphError
 from ticketry_engine.ir import Graph, Node, Value, node
-from ticketry_engine.ir.attribute_kinds import ACTS
-from ticketry_engine.ir.native import NATIVE, Facts, infer
+from ticketry_engine.ir.native import NATIVE, TensorFacts, infer
+from ticketry_engine.ir.native_shapes import ACTS
 from ticketry_engine.ir.reference import activation
 
 F64 = torch.float64
@@ -30,8 +30,8 @@ def compute(op: str, *inputs: Tensor, weights: dict[str, Tensor] | None = None, 
     names = tuple(f"x{index}" for index in range(len(inputs)))
     one = node(op, names, "y", {role: role for role in weights}, **attrs)
     made: Tensor = reference(one, weights, inputs)
-    facts = {role: Facts(tuple(weight.shape), "float64") for role, weight in weights.items()}
-    assert infer(op, one.attrs, [Facts(tuple(x.shape), "float64") for x in inputs], facts) == (
+    facts = {role: TensorFacts(tuple(weight.shape), "float64") for role, weight in weights.items()}
+    assert infer(op, one.attrs, [TensorFacts(tuple(x.shape), "float64") for x in inputs], facts) == (
         tuple(made.shape),
         "float64",
     )
@@ -179,6 +179,18 @@ def test_windows_and_pads():
     assert made.count_nonzero() == x.numel()
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 2)])
+def test_batch_norm(shape: tuple[int, ...]) -> None:
+    x, residual, weight, bias = randn(*shape), randn(*shape), randn(3), randn(3)
+    axes, channels = (0, *range(2, len(shape))), (1, 3, *(1 for _ in shape[2:]))
+    mean, variance = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+    wanted = (x - mean) / (variance + 1e-3).sqrt() * weight.view(channels) + bias.view(channels)
+    weights = {"weight": weight, "bias": bias}
+    assert torch.allclose(compute("batch_norm", x, weights=weights, eps=1e-3), wanted)
+    made = compute("batch_norm", x, residual, weights=weights, eps=1e-3, act="relu")
+    assert torch.allclose(made, (wanted + residual).clamp_min(0))
+
+
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_scan(axis: int) -> None:
     decay, added = randn(2, 3, 4, 5), randn(2, 3, 4, 5)
@@ -194,17 +206,19 @@ def test_scan(axis: int) -> None:
 
 
 def test_a_scan_of_what_does_not_go_together():
-    whole, start = Facts((None, 3, 4), "float32"), Facts((None, 3), "float32")
+    whole, start = TensorFacts((None, 3, 4), "float32"), TensorFacts((None, 3), "float32")
     several = ((whole, whole, start), 1), ((whole, start, start), 2), ((whole, whole, start), 3), ((whole, whole), 2)
     for inputs, axis in several:
         with pytest.raises(GraphError):
             infer("scan", {"axis": axis}, list(inputs), {})
     with pytest.raises(GraphError, match="one start"):
-        infer("scan", {"axis": 2}, [whole, whole, start], {"start": Facts((3,), "float32")})
+        infer("scan", {"axis": 2}, [whole, whole, start], {"start": TensorFacts((3,), "float32")})
     with pytest.raises(GraphError, match="start"):
-        infer("scan", {"axis": 2}, [whole, whole], {"start": Facts((4,), "float32")})
+        infer("scan", {"axis": 2}, [whole, whole], {"start": TensorFacts((4,), "float32")})
     with pytest.raises(GraphError, match="steps"):
-        infer("scan", {"axis": 1}, [Facts((None, 1 << 20), "float32")] * 2 + [Facts((None,), "float32")], {})
+        infer(
+            "scan", {"axis": 1}, [TensorFacts((None, 1 << 20), "float32")] * 2 + [TensorFacts((None,), "float32")], {}
+        )
 
 
 def test_torch_functions_in_the_place_of_operations_are_the_same():

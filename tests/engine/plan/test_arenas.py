@@ -13,9 +13,10 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.synthetic_masks import synthetic
 from ticketry_engine.capture import capture
+from ticketry_engine.ir import Region
 from ticketry_engine.plan import region_programs
 from ticketry_engine.plan.arenas import PixelsArena, paired, pairs_of
-from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.partition import partition, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 LANES = 16
@@ -32,7 +33,7 @@ def sketch_of(model: nn.Module, mask: tk.Mask) -> Sketch:
     graph = capture(model, mask, torch.randn(2, 4, 8, 8))
     (region,) = partition(graph).steps
     assert isinstance(region, Region)
-    return region.sketch(graph)
+    return sketch_region(graph, region)
 
 
 def pairs_kept(weight: torch.Tensor, order: np.ndarray) -> int:
@@ -136,7 +137,7 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
     graph = capture(model.eval(), None, x)
     (region,) = partition(graph).steps
     assert isinstance(region, Region)
-    sketch = region.sketch(graph)
+    sketch = sketch_region(graph, region)
     arena = PixelsArena(sketch, 2, LANES)
     (loaded,) = [task for task in sketch.tasks if task.kind == "load"]
     assert bool(arena.value(loaded.output).geometry.channel_stride) == apart

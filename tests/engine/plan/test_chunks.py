@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import ticketry as tk
 from samples import sample
 from ticketry_engine.capture import capture
+from ticketry_engine.ir import Region
 from ticketry_engine.kernels.target import target
-from ticketry_engine.plan import chunks as chunks_module
+from ticketry_engine.plan import emission as chunks_module
 from ticketry_engine.plan import region_programs
-from ticketry_engine.plan.chunks import Chunk, chunks, with_chunks
-from ticketry_engine.plan.emission import Emission
+from ticketry_engine.plan.emission import Chunk, Emission, chunks, with_chunks
 from ticketry_engine.plan.layout_choice import arena_of
-from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.plan.partition import partition, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 LAYOUTS = ["planes", "pixels"]
@@ -59,7 +59,7 @@ def sketch_of(model: nn.Module, x: Tensor, mask: tk.Mask | None = None) -> Sketc
     graph = capture(model.eval(), mask, x)
     (region,) = partition(graph).steps
     assert isinstance(region, Region)
-    return region.sketch(graph)
+    return sketch_region(graph, region)
 
 
 def found_in(model: nn.Module, layout: str, mask: tk.Mask | None = None) -> list[Chunk]:

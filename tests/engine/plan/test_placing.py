@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry_engine.capture import capture
-from ticketry_engine.plan.partition import Region, partition
+from ticketry_engine.ir import Region
+from ticketry_engine.plan.partition import partition, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 
@@ -29,7 +30,7 @@ def sketch_of(model: nn.Module, x: Tensor) -> Sketch:
     graph = capture(model, None, x)
     (region,) = partition(graph).steps
     assert isinstance(region, Region)
-    return region.sketch(graph)
+    return sketch_region(graph, region)
 
 
 @pytest.mark.parametrize(("then", "channels"), [("computed with", [6]), ("moved", [14])])

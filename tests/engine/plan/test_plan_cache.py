@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry_engine.plan import plan_cache
-from ticketry_engine.plan.plan_cache import digest_of
+from ticketry_engine.plan import region_programs as plan_cache
+from ticketry_engine.plan.region_programs import digest_of
 
 
 @pytest.fixture(autouse=True)

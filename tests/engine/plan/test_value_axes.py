@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketry_engine.plan import value_axes
-from ticketry_engine.plan.value_axes import Form, UnsupportedError
+from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 
 
-def planes_of(x: torch.Tensor) -> tuple[Form, torch.Tensor]:
+def planes_of(x: torch.Tensor) -> tuple[ValueForm, torch.Tensor]:
     """A tensor without batch as it is loaded, and the planes [C, pixels] of its storage."""
     form = value_axes.loaded((None, *x.shape), 0)
     if x.dim() == 3:
@@ -19,7 +19,7 @@ def planes_of(x: torch.Tensor) -> tuple[Form, torch.Tensor]:
     return form, (x.T if x.dim() == 2 else x[:, None])
 
 
-def read(form: Form, planes: torch.Tensor) -> torch.Tensor:
+def read(form: ValueForm, planes: torch.Tensor) -> torch.Tensor:
     """The tensor that a form describes, slowly."""
     if form.labels == "f":
         return planes[form.flat[:, 1]].reshape(-1)

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from engine.training.regions import layer, max_pool, region
 from engine.training.test_region_step import Residual, library
 from engine.training.test_sparse_training import MODELS, data, resnet
 from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.kernels.target import target
-from ticketry_engine.kernels.window import Window
-from ticketry_engine.training.nodes import Conv, Pool, Region
 from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
@@ -48,11 +47,9 @@ def check_layer(conv: nn.Conv2d, kept: Any, x: Tensor) -> None:
     """Outputs and gradients of a layer against those of the same numbers in float64."""
     with torch.no_grad():
         conv.weight.mul_(torch.from_numpy(kept))
-    window = Window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
-    node = Conv("x", "y", "0", conv.in_channels, conv.out_channels, window, conv.groups, conv.bias is not None)
     model = nn.Sequential(conv)
-    region = Region(("x",), ("y",), (node,))
-    step = RegionStep(region, dict(model.named_modules()), {"0": kept}, library("host"), half=True)
+    whole = region(model, layer("x", "y", "0", conv))
+    step = RegionStep(whole, dict(model.named_modules()), {"0": kept}, library("host"), half=True)
     mine, theirs = x.clone().requires_grad_(), rounded(x).requires_grad_()
     (y,) = step([mine])
     gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -166,8 +163,8 @@ def test_everything_that_regions_know(images: int) -> None:
 @needs_bfloat16
 def test_a_max_pool_whose_windows_overlap() -> None:
     x = torch.randint(-3, 4, (40, 3, 9, 7)).float()
-    region = Region(("x",), ("y",), (Pool("x", "y", (3, 3), True, (2, 2), (1, 1)),))
-    step = RegionStep(region, {}, {}, library("host"), half=True)
+    pool = region(nn.Module(), max_pool("x", "y", (3, 3), (2, 2), (1, 1)))
+    step = RegionStep(pool, {}, {}, library("host"), half=True)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     (y,) = step([mine])
     expected = F.max_pool2d(theirs, 3, 2, 1)

@@ -13,7 +13,7 @@ import ticketry as tk
 from engine.training.test_sparse_training import data, resnet
 from ticketry_engine.kernels.target import target
 from ticketry_engine.training.capture import LIMITS, SHORT
-from ticketry_engine.training.layer_rows import ALL_WEIGHTS
+from ticketry_engine.training.sparse_training import ALL_WEIGHTS
 
 FAST = target().registers >= 32
 """Whether kernels of this processor are fast enough."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foreign_code import assembly
-from ticketry_engine.kernels.planar.row_sums import Sums
+from ticketry_engine.kernels.planar.row_sums import RowSums
 from ticketry_engine.kernels.target import foreign
 from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
 from ticketry_engine.kernels.training.layer import MaskedLayer
@@ -30,8 +30,8 @@ def test_convolutions(where: str, rows: int) -> None:
     ops = [*forward(x, y, layer, target)[0].ops, *input_gradient(y, x, layer, target)[0].ops]
     made = weight_gradient(x, y, layer, target, lambda size: 2 << 24)
     kernels = dict.fromkeys(op.kernel for op in [*ops, *made.begin, *made.ops, *made.end])
-    assert {kernel.rows for kernel in kernels if isinstance(kernel, Sums)} == {1, rows}
+    assert {kernel.rows for kernel in kernels if isinstance(kernel, RowSums)} == {1, rows}
     for kernel in kernels:
         text = assembly(kernel, "kernel", target)
-        if isinstance(kernel, (Sums, Products)):
+        if isinstance(kernel, (RowSums, Products)):
             assert len(re.findall(SUMS[where], text)) >= len(kernel.shapes[0].x)

@@ -280,7 +280,7 @@ def test_after_release_gradients_are_the_models_own() -> None:
 
 def test_without_a_mask_there_are_none() -> None:
     fast = tk.sparse_training(network(), None, data()[0])
-    with pytest.raises(EngineError, match=r"without a mask all weights are kept: train parameters\(\) themselves"):
+    with pytest.raises(EngineError, match=r"without a mask all weights are retained: train parameters\(\) instead"):
         fast.kept_parameters()
     with pytest.raises(EngineError, match="without a mask"), fast.writing_late():
         pass

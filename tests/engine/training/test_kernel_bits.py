@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.training.regions import act, layer, layer_norm, region
 from engine.training.test_region_step import Residual, library
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.target import target
-from ticketry_engine.kernels.window import Window
-from ticketry_engine.training.nodes import Act, Conv, LayerNorm, Region
+from ticketry_engine.training.region import LAYERS, TrainingRegion, layer_name
 from ticketry_engine.training.region_step import RegionStep
 from ticketry_engine.training.sparse_training import VERSION
 
@@ -46,16 +46,13 @@ class Tokens(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(24), nn.Linear(24, 70), nn.Linear(70, 24)
 
     @property
-    def region(self) -> Region:
-        return Region(
-            ("x",),
-            ("out",),
-            (
-                LayerNorm("x", "1", "norm", 1e-5, True, True),
-                Conv("1", "2", "up", 24, 70, Window(), 1, True),
-                Act("2", "3", "gelu"),
-                Conv("3", "out", "down", 70, 24, Window(), 1, True),
-            ),
+    def region(self) -> TrainingRegion:
+        return region(
+            self,
+            layer_norm("x", "1", "norm", self.norm),
+            layer("1", "2", "up", self.up),
+            act("2", "3", "gelu"),
+            layer("3", "out", "down", self.down),
             tokens=True,
         )
 
@@ -68,9 +65,8 @@ class Sparse(nn.Module):
         self.conv = nn.Conv2d(96, 64, 3, padding=1, bias=False)
 
     @property
-    def region(self) -> Region:
-        window = Window((3, 3), (1, 1), (1, 1))
-        return Region(("x",), ("out",), (Conv("x", "out", "conv", 96, 64, window, 1, False),), tokens=False)
+    def region(self) -> TrainingRegion:
+        return region(self, layer("x", "out", "conv", self.conv))
 
 
 @pytest.mark.parametrize(("version", "where", "what"), DIGESTS)
@@ -97,7 +93,7 @@ def test_a_change_of_bits_is_a_new_version(version: int, where: str, what: str) 
         for parameter in model.parameters():
             parameter.copy_(drawn(parameter))
     modules = dict(model.named_modules())
-    layers = [node.module for node in model.region.nodes if isinstance(node, Conv)]
+    layers = [layer_name(node) for node in model.region.nodes if node.op in LAYERS]
     share = 0.02 if what == "few weights" else 0.3
     kept = {name: rng.random(modules[name].weight.shape) < share for name in layers}
     if what == "groups of rows":  # a layer of all weights is one group

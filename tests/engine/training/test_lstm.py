@@ -16,8 +16,8 @@ import ticketry as tk
 from engine.training.test_region_step import library
 from ticketry.core.prune import prune
 from ticketry.errors import EngineError
-from ticketry_engine.training import lstm_unit
-from ticketry_engine.training.recurrence import INPUTS, STATES, Recurrence, Text
+from ticketry_engine.training import lstm
+from ticketry_engine.training.lstm import INPUTS, STATES, LstmLayer, SequenceShape
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -55,12 +55,12 @@ def test_a_layer(
     torch.autograd.backward([y, last[0], cell[0]], [one.double() for one in given])
 
     masks = {name: one.numpy() for name, one in kept.items()}
-    made = Recurrence(Text(words, batch, inputs, units), masks, library(where), threads)
-    reading = made.read(x, (h, c), weights, bias)
-    for mine, wanted in zip(made.outputs(reading), (y, last[0], cell[0]), strict=True):
+    made = LstmLayer(SequenceShape(words, batch, inputs, units), masks, library(where), threads)
+    state = made.forward(x, (h, c), weights, bias)
+    for mine, wanted in zip(made.outputs(state), (y, last[0], cell[0]), strict=True):
         assert relative(mine, wanted) <= 1e-5
-    found = made.gradients_of(reading, given, weights, inputs=True)
-    reading.close()
+    found = made.backward(state, given, weights, inputs=True)
+    state.close()
     truth = dict(zip("xhc", (one.grad for one in begin), strict=True)) | {"bias": exact.bias_ih_l0.grad}
     truth |= {name: getattr(exact, name).grad * kept[name] for name in kept}
     for name, wanted in truth.items():
@@ -181,7 +181,7 @@ def test_what_runs_in_torch(density: float, x: Tensor, why: str) -> None:
 
 def test_small_ones_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask, x = trained()
-    monkeypatch.setattr(lstm_unit, "PRUNED", 1 << 20)
+    monkeypatch.setattr(lstm, "PRUNED", 1 << 20)
     fast = tk.sparse_training(model, mask, x)
     assert any("small" in layer.why for layer in fast.layers())
 

@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.training.regions import layer, region
 from engine.training.test_region_step import library
 from engine.training.test_sparse_training import MODELS, data, same_width
 from samples import sample
 from ticketry.errors import EngineError
 from ticketry.tasks.models.resnet import Block, ResNet
 from ticketry_engine.kernels.program import Program
-from ticketry_engine.kernels.training.halos import border
-from ticketry_engine.kernels.training.layout import Batch
-from ticketry_engine.kernels.window import Window
-from ticketry_engine.training.lifetimes import lifetimes, read_back
-from ticketry_engine.training.memory import Arena, Place
-from ticketry_engine.training.nodes import Conv, Norm, Region
-from ticketry_engine.training.plan import Plan
+from ticketry_engine.kernels.training.layout import Batch, border
+from ticketry_engine.plan.storage import Buffer, BufferAllocator
+from ticketry_engine.training.plan import TrainingPlan
+from ticketry_engine.training.region import LAYERS, lifetimes, read_in_backward
 
 SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 """Layout -> bytes."""
@@ -34,7 +32,7 @@ SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 @given(st.data())
 def test_places_are_given_once(data: st.DataObject) -> None:
     """Against a list of who wrote which byte last, whether it may still be read, and by whom."""
-    arena, live, read = Arena(), list[Place](), list[Place]()
+    arena, live, read = BufferAllocator(), list[Buffer](), list[Buffer]()
     last: dict[int, tuple[object, int]] = {}
     for _ in range(data.draw(st.integers(1, 40))):
         what = data.draw(st.sampled_from(["take", "take", "give", "settle"]))
@@ -43,8 +41,8 @@ def test_places_are_given_once(data: st.DataObject) -> None:
             place, clean = arena.take(SIZES[layout], layout)
             assert place.end - place.begin == SIZES[layout]
             assert place.end <= arena.size
-            assert not any(place.meets(other) for other in live)
-            same = [(other.begin, other.layout) == (place.begin, layout) for other in read if place.meets(other)]
+            assert not any(place.overlaps(other) for other in live)
+            same = [(other.begin, other.layout) == (place.begin, layout) for other in read if place.overlaps(other)]
             assert all(same), "operations that wait may still read other layouts there"
             before = {last.get(byte) for byte in range(place.begin, place.end)}
             assert clean == (before == {(layout, place.begin)})
@@ -52,7 +50,7 @@ def test_places_are_given_once(data: st.DataObject) -> None:
             live.append(place)
         elif what == "give" and live:
             place = live.pop(data.draw(st.integers(0, len(live) - 1)))
-            arena.give(place)
+            arena.release(place)
             read.append(place)
         elif what == "settle":
             arena.settle()
@@ -60,16 +58,16 @@ def test_places_are_given_once(data: st.DataObject) -> None:
 
 
 def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
-    arena = Arena()
+    arena = BufferAllocator()
     one, other = (arena.take(64, name)[0] for name in ("one", "other"))
-    arena.give(one)
+    arena.release(one)
     assert arena.take(64, "third")[0].begin == 128, "operations that wait may still read it"
-    arena.give(other)
+    arena.release(other)
     arena.settle()
     whole, clean = arena.take(128, "whole")
     assert (whole.begin, whole.end, clean, arena.size) == (0, 128, False, 192)
-    assert not arena.alone(one)
-    assert arena.alone(Place(128, 192, "third"))
+    assert not arena.is_exclusive(one)
+    assert arena.is_exclusive(Buffer(128, 192, "third"))
 
 
 @pytest.mark.parametrize("where", ["host", "avx2", "generic"])
@@ -112,7 +110,7 @@ def test_a_step_leaves_nothing_to_the_next_one(name: str) -> None:
         assert torch.equal(one, other)
 
 
-def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> Plan:
+def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> TrainingPlan:
     """The plan of a step that was made, forward and back."""
     model = ResNet((3, 16, 16), 10, repeats=repeats, width=16, scale=same_width, block=Block).train()
     x = data((3, 16, 16), images)[0]
@@ -126,11 +124,11 @@ def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> Plan:
 def test_norms_are_computed_again_and_memory_is_shared() -> None:
     plan = a_step_of_resnet((2, 2, 2), 64)
     lives = lifetimes(plan.region)
-    assert lives.again
-    for name, maker in lives.again.items():
-        readers = [node for node in plan.region.nodes if name in read_back(node)]
-        assert isinstance(maker, Norm)
-        assert all(isinstance(node, Conv) for node in readers)
+    assert lives.recomputed
+    for name, maker in lives.recomputed.items():
+        readers = [node for node in plan.region.nodes if name in read_in_backward(node)]
+        assert maker.op == "batch_norm"
+        assert all(node.op in LAYERS for node in readers)
     values = sum(plan.layout(name).bytes for name in plan.values)
     assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
 
@@ -148,8 +146,8 @@ def test_blocks_at_one_place_and_gradients_over_gradients_change_no_bit(
     used = tk.sparse_training(copy.deepcopy(model), mask, x)
     found = gradients(used, x)
     with monkeypatch.context() as apart:
-        apart.setattr(Plan, "by_block", lambda *_: False)
-        apart.setattr(Plan, "_read_by_convolutions", lambda *_: False)
+        apart.setattr(TrainingPlan, "runs_by_block", lambda *_: False)
+        apart.setattr(TrainingPlan, "_only_convolutions_read", lambda *_: False)
         plain = tk.sparse_training(copy.deepcopy(model), mask, x)
         for one, other in zip(found, gradients(plain, x), strict=True):
             assert torch.equal(one, other)
@@ -159,35 +157,30 @@ def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
     """Of five blocks, between a norm and the convolution behind it; where a sum reads it too, it is there whole."""
     plan = a_step_of_resnet((1, 1, 1), 80)
     passing = {name for name, value in plan.values.items() if value.passing}
-    readers = {name: [node for node in plan.region.nodes if name in node.reads] for name in plan.values}
+    readers = {name: [node for node in plan.region.nodes if name in node.inputs] for name in plan.values}
     assert passing == set(lifetimes(plan.region).passing) == plan.passing
     assert passing
     for name in passing:
         (reader,) = readers[name]
-        assert isinstance(reader, Conv)
+        assert reader.op in LAYERS
         assert 5 * plan.values[name].bytes == plan.layout(name).bytes
     assert any(len(nodes) > 1 for nodes in readers.values())
 
 
 def test_a_value_that_is_still_read_is_never_lost() -> None:
-    plan = a_plan()
-    plan.make("y", passing=True)
-    with pytest.raises(AssertionError, match=r"'y'.*of which the last block alone is there"):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    whole = region(model, layer("x", "y", "0", model[0]))
+    plan = TrainingPlan(whole, {"x": (3, 8, 8)}, {}, 40, frozenset(), library("host"))
+    plan.store_value("y", passing=True)
+    with pytest.raises(AssertionError, match=r"'y'.*only their last block is stored"):
         plan.finish("forward")
     plan.drop("y")
     plan.finish("forward")
 
 
-def a_plan() -> Plan:
-    """Of one convolution, with nothing planned yet."""
-    node = Conv("x", "y", "0", 3, 4, Window((3, 3), (1, 1), (1, 1), (1, 1)), 1, False)
-    region = Region(("x",), ("y",), (node,))
-    return Plan(region, {"x": (3, 8, 8)}, {}, 40, frozenset(), library("host"))
-
-
 def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 GB, where numbers of 32 bits end; here of a megabyte, which is between both batches."""
-    monkeypatch.setattr("ticketry_engine.training.plan._LARGEST", 1 << 20)
+    monkeypatch.setattr("ticketry_engine.training.plan.LARGEST_ARENA", 1 << 20)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
     mask, x = tk.prune(model, 0.3), torch.randn(16, 3, 12, 12)
     fast = tk.sparse_training(model, mask, x)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arm_emulator import arm_library
+from engine.training.regions import act as activation
+from engine.training.regions import batch_norm, layer, layer_norm, max_pool, region
 from samples import sample
 from ticketry.errors import EngineError
+from ticketry_engine.ir import node
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target
-from ticketry_engine.kernels.window import Window
-from ticketry_engine.training.nodes import Act, Conv, LayerNorm, Norm, Pool, Region, Relu, Sum
+from ticketry_engine.training.region import TrainingRegion
 from ticketry_engine.training.region_step import RegionStep
 
 
@@ -43,7 +45,7 @@ def near(found: Tensor | None, expected: Tensor | None, what: str) -> None:
 
 
 def check(
-    region: Region, model: nn.Module, x: Tensor, kept: dict[str, Any], where: str = "host", seed: int = 0
+    region: TrainingRegion, model: nn.Module, x: Tensor, kept: dict[str, Any], where: str = "host", seed: int = 0
 ) -> None:
     """Outputs and all gradients of a region against those of the model that is the same, in float64."""
     modules = dict(model.named_modules())
@@ -88,9 +90,8 @@ def one_layer(draw: Any, where: str) -> None:
     torch.manual_seed(int(rng.integers(2**31)))
     conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias)
     kept = rng.random(conv.weight.shape) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-    node = Conv("x", "y", "0", inputs, outputs, Window(size, stride, padding, dilation), groups, bias)
-    x = torch.randn(draw(st.sampled_from([1, 5, 16, 40])), inputs, height, width)
-    check(Region(("x",), ("y",), (node,)), nn.Sequential(conv), x, {"0": kept}, where)
+    x, model = torch.randn(draw(st.sampled_from([1, 5, 16, 40])), inputs, height, width), nn.Sequential(conv)
+    check(region(model, layer("x", "y", "0", conv)), model, x, {"0": kept}, where)
 
 
 def a_layer_of_groups(draw: Any, where: str) -> None:
@@ -107,10 +108,9 @@ def a_layer_of_groups(draw: Any, where: str) -> None:
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2)
     kept = rng.random((sets + 1, inputs, size, size)) < draw(st.sampled_from([0.1, 0.5]))
     kept = np.repeat(kept, rows, axis=0)[:outputs][rng.permutation(outputs)]
-    window = Window((size, size), (stride, stride), (size // 2, size // 2), (1, 1))
-    node = Conv("x", "y", "0", inputs, outputs, window, 1, True)
     x = torch.randn(draw(st.sampled_from([5, 16, 40])), inputs, *draw(st.tuples(st.integers(1, 9), st.integers(1, 9))))
-    check(Region(("x",), ("y",), (node,)), nn.Sequential(conv), x, {"0": kept}, where)
+    model = nn.Sequential(conv)
+    check(region(model, layer("x", "y", "0", conv)), model, x, {"0": kept}, where)
 
 
 @settings(max_examples=10, deadline=None)
@@ -156,19 +156,9 @@ def test_any_convolution_on_any_processor(data: st.DataObject) -> None:
 @pytest.mark.parametrize(("inputs", "outputs", "images"), [(70, 33, 20), (1, 1, 1), (300, 10, 128)])
 def test_linear(inputs: int, outputs: int, images: int) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(inputs, outputs)
+    model = nn.Sequential(nn.Linear(inputs, outputs))
     kept = np.random.default_rng(0).random((outputs, inputs)) < 0.2
-    node = Conv("x", "y", "0", inputs, outputs, Window(), 1, True)
-
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_module("0", linear)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return linear(x)
-
-    check(Region(("x",), ("y",), (node,)), Flat(), torch.randn(images, inputs), {"0": kept})
+    check(region(model, layer("x", "y", "0", model[0])), model, torch.randn(images, inputs), {"0": kept})
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
@@ -178,12 +168,8 @@ def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
     model = nn.Sequential(nn.Linear(shape[-1], 37), nn.ReLU(), nn.Linear(37, 3))
     rng = np.random.default_rng(0)
     kept = {name: rng.random(model.get_submodule(name).weight.shape) < 0.3 for name in "02"}
-    nodes = (
-        Conv("x", "1", "0", shape[-1], 37, Window(), 1, True),
-        Relu("1", "2"),
-        Conv("2", "y", "2", 37, 3, Window(), 1, True),
-    )
-    check(Region(("x",), ("y",), nodes, tokens=True), model, torch.randn(shape), kept, where)
+    nodes = layer("x", "1", "0", model[0]), activation("1", "2", "relu"), layer("2", "y", "2", model[2])
+    check(region(model, *nodes, tokens=True), model, torch.randn(shape), kept, where)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
@@ -194,9 +180,8 @@ def test_layer_norm(shape: tuple[int, ...], kind: str, where: str) -> None:
     norm = nn.LayerNorm(shape[-1], eps=1e-4, elementwise_affine=kind != "plain", bias=kind == "scale and shift")
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
-    node = LayerNorm("x", "y", "0", 1e-4, norm.weight is not None, norm.bias is not None)
-    x = 3 + torch.randn(shape) * torch.rand(shape[:-1])[..., None]
-    check(Region(("x",), ("y",), (node,), tokens=True), nn.Sequential(norm), x, {}, where)
+    x, model = 3 + torch.randn(shape) * torch.rand(shape[:-1])[..., None], nn.Sequential(norm)
+    check(region(model, layer_norm("x", "y", "0", norm), tokens=True), model, x, {}, where)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -214,7 +199,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("where", sample(["host", "generic", "aarch64"], 1))
 def test_activations(act: str, where: str) -> None:
-    step = RegionStep(Region(("x",), ("y",), (Act("x", "y", act),), tokens=True), {}, {}, library(where))
+    step = RegionStep(region(nn.Module(), activation("x", "y", act), tokens=True), {}, {}, library(where))
     x = torch.cat([torch.linspace(-12, 12, 4816), torch.tensor([1e-6, -1e-6, 100.0, -100.0])])[:, None].requires_grad_()
     exact, gradient = x.detach().double().requires_grad_(), torch.randn(len(x), 1)
     (y,) = step([x])
@@ -225,11 +210,6 @@ def test_activations(act: str, where: str) -> None:
     assert exact.grad is not None
     assert x.grad is not None
     assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-5, atol=5e-6)
-
-
-def _conv(x: str, y: str, module: str, conv: nn.Conv2d) -> Conv:
-    window = Window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
-    return Conv(x, y, module, conv.in_channels, conv.out_channels, window, conv.groups, conv.bias is not None)
 
 
 class Residual(nn.Module):
@@ -253,23 +233,20 @@ class Residual(nn.Module):
         return nn.functional.avg_pool2d(fourth, (2, 2)).mean((2, 3), keepdim=True)
 
     @property
-    def region(self) -> Region:
-        return Region(
-            ("x",),
-            ("out",),
-            (
-                _conv("x", "1", "a", self.a),
-                Norm("1", "2", "b", None, True),
-                _conv("2", "3", "d", self.d),
-                Norm("3", "4", "c", "2", True),
-                Sum("4", "2", "5"),
-                Pool("5", "6", (2, 2), True),
-                Relu("6", "7"),
-                _conv("5", "8", "e", self.e),
-                Sum("7", "8", "9"),
-                Pool("9", "10", (2, 2), False),
-                Pool("10", "out", None, False),
-            ),
+    def region(self) -> TrainingRegion:
+        return region(
+            self,
+            layer("x", "1", "a", self.a),
+            batch_norm("1", "2", "b", act="relu"),
+            layer("2", "3", "d", self.d),
+            batch_norm("3", "4", "c", "2", act="relu"),
+            node("add", ("4", "2"), "5"),
+            max_pool("5", "6", (2, 2)),
+            activation("6", "7", "relu"),
+            layer("5", "8", "e", self.e),
+            node("add", ("7", "8"), "9"),
+            node("avg_pool2d", ("9",), "10", kernel=(2, 2), stride=(2, 2)),
+            node("global_avg_pool", ("10",), "out"),
         )
 
 
@@ -309,15 +286,15 @@ def test_any_max_pool(data: st.DataObject) -> None:
     ceil = data.draw(st.booleans())
     pool = nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)  # type: ignore[arg-type]
     x = torch.randint(-3, 2, (data.draw(st.sampled_from([1, 20])), 3, height, width)).float()
-    node = Pool("x", "y", size, True, stride, padding, ceil)
-    check(Region(("x",), ("y",), (node,)), nn.Sequential(pool), x, {})
+    model = nn.Sequential(pool)
+    check(region(model, max_pool("x", "y", size, stride, padding, ceil=ceil)), model, x, {})
 
 
 def test_nan_in_a_max_pool() -> None:
     x = torch.tensor([[0.0, torch.nan, 2.0], [1.0, 3.0, torch.nan]]).view(1, 1, 2, 3)
-    node = Pool("x", "y", (2, 2), True, (1, 1))
     found, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    (y,) = RegionStep(Region(("x",), ("y",), (node,)), {}, {}, library("host"))([found])
+    pool = region(nn.Module(), max_pool("x", "y", (2, 2), (1, 1)))
+    (y,) = RegionStep(pool, {}, {}, library("host"))([found])
     expected = functional.max_pool2d(theirs, 2, 1)
     torch.testing.assert_close(y, expected, equal_nan=True)
     y.backward(torch.ones_like(y))
@@ -329,8 +306,8 @@ def test_nan_in_a_max_pool() -> None:
 
 def _linear_step() -> tuple[RegionStep, nn.Module]:
     model = nn.Sequential(nn.Linear(4, 3))
-    region = Region(("x",), ("y",), (Conv("x", "y", "0", 4, 3, Window(), 1, True),))
-    return RegionStep(region, dict(model.named_modules()), {}, library("host")), model
+    whole = region(model, layer("x", "y", "0", model[0]))
+    return RegionStep(whole, dict(model.named_modules()), {}, library("host")), model
 
 
 def test_two_steps_at_once() -> None:

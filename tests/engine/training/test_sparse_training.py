@@ -354,8 +354,8 @@ def test_parts_of_a_model_that_cannot_be_traced_run_by_themselves() -> None:
     x = torch.randn(20, 8, 9, 9)
     fast = tk.sparse_training(model, mask, x)
     assert {layer.where for layer in fast.layers()} == {"engine"}
-    assert "its way depends on its data" in fast.untraced()["inner"]
-    assert "The model is not traced: its way depends on its data" in repr(fast)
+    assert "its control flow depends on its data" in fast.untraced()["inner"]
+    assert "The model is not traced: its control flow depends on its data" in repr(fast)
     mask.apply_(twin)
     for sign, images in ((1, 20), (-1, 20), (1, 7), (-1, 20)):
         for one in (fast, twin):

@@ -7,8 +7,7 @@ from typing import Protocol
 
 from torch.optim import Optimizer
 
-from ticketry_engine.support.listeners import Listeners
-from ticketry_engine.support.optimizer_steps import Stepping
+from ticketry_engine.support.listeners import Listeners, Stepping
 
 
 class Told(Protocol):

@@ -13,8 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ticketry.errors import HoldError
-from ticketry_engine.support.listeners import Listeners
-from ticketry_engine.support.optimizer_steps import Stepping
+from ticketry_engine.support.listeners import Listeners, Stepping
 
 
 class Attachment:

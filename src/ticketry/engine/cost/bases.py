@@ -10,7 +10,7 @@ from ticketry.core.costs.words import share_or_amount
 from ticketry.core.structure.dependencies.model_copies import copied
 from ticketry.errors import EngineError
 from ticketry_engine.bench.dense_engines import UnavailableError, rivals
-from ticketry_engine.bench.workload import Case
+from ticketry_engine.bench.timing import Case
 from ticketry_engine.support.process_state import torch_threads
 
 if TYPE_CHECKING:

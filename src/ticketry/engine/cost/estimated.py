@@ -22,7 +22,7 @@ from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.example_inputs import batch_of
 from ticketry_engine.ir import Graph
-from ticketry_engine.ir.origins import held, origins
+from ticketry_engine.ir.shape_claims import origins, parameters_of
 
 _OF_MACHINE = ("processor", "processor_kind", "vectors", "threads", "precision")
 """Facts of a profile that its estimates tell too; older ones do not know all."""
@@ -118,14 +118,14 @@ class ProcessorEstimator(Estimator):
         for node in found.torch:
             work_done = torch_work(graph, node, self.batch)
             seconds = sum(machine.torch[name] * value for name, value in work_done.items())
-            parameters = held(node, of)
+            parameters = parameters_of(node, of)
             for name in parameters:
                 spent.layers[name] += seconds / len(parameters)
                 spent.torch.add(name)
             if not parameters:
                 kind = f"{node.op} in torch"
                 spent.others[kind] = spent.others.get(kind, 0.0) + seconds
-        native = [held(node, of) for node in graph.nodes if node not in found.torch]
+        native = [parameters_of(node, of) for node in graph.nodes if node not in found.torch]
         spent.torch |= set(self.names).difference(*native)
         return spent
 

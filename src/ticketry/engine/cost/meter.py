@@ -24,7 +24,7 @@ from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.example_inputs import batch_of
 from ticketry_engine.ir import Graph
-from ticketry_engine.ir.origins import held, layer_name, origins
+from ticketry_engine.ir.shape_claims import layer_name, origins, parameters_of
 
 _LEAST_SECONDS = 0.002
 """Of what is timed at once."""
@@ -219,7 +219,7 @@ class Meter:
                 found.layers[parameter] += spent
                 if kind.endswith(" in torch"):
                     found.torch.add(parameter)
-        native = [held(node, self._of) for node in self.graph.nodes if node.output not in compiled.reasons]
+        native = [parameters_of(node, self._of) for node in self.graph.nodes if node.output not in compiled.reasons]
         found.torch |= set(self.names).difference(*native)
         return found
 
@@ -228,6 +228,6 @@ def layers_by_name(graph: Graph, of: Mapping[str, str]) -> dict[str, str]:
     """Name of a layer, or of what a node makes -> the parameter that its weight is, or is made of, by `origins`."""
     found = {layer_name(name): parameter for name, parameter in of.items()}
     for node in graph.nodes:  # what runs in torch is called by its output
-        for parameter in held(node, of):
+        for parameter in parameters_of(node, of):
             found[node.output] = parameter
     return found

@@ -14,10 +14,20 @@ from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Profile
 from ticketry.errors import CostError
-from ticketry_engine.gpu.cost import RATES, LayerWork, Rates, group_product_seconds, programs_seconds
-from ticketry_engine.gpu.plan import Choice, all_layout_changes_seconds, layer_facts, layer_works, plan
+from ticketry_engine.gpu.plan import (
+    RATES,
+    LayerChoice,
+    LayerWork,
+    Rates,
+    all_layout_changes_seconds,
+    group_product_seconds,
+    layer_facts,
+    layer_works,
+    plan,
+    programs_seconds,
+)
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.ir.origins import held, origins
+from ticketry_engine.ir.shape_claims import origins, parameters_of
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _VIEWS = frozenset({"reshape", "transpose", "slice", "flatten"})
@@ -68,7 +78,7 @@ class GpuProfile:
         if precision not in ("fp32", self.precision):
             raise CostError(f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for")
 
-    def seconds(self, work: LayerWork, choice: Choice) -> float:
+    def seconds(self, work: LayerWork, choice: LayerChoice) -> float:
         """What a layer takes.
 
         Args:
@@ -157,7 +167,7 @@ class GpuEstimator(Estimator):
         for node in graph.nodes:
             work = works.get(node.output)
             seconds = self._moved(graph, node) if work is None else self.gpu.seconds(work, choices[node.output])
-            parameters = held(node, of)
+            parameters = parameters_of(node, of)
             for name in parameters:
                 spent.layers[name] += seconds / len(parameters)
             if not parameters:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from ticketry.engine.cost.work import Caches, Setting, Work, tables_of, work_of
-from ticketry_engine.ir import Graph, Node
+from ticketry_engine.ir import Graph, Node, Region
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.plan.emission import Emission
-from ticketry_engine.plan.partition import Region, partition
-from ticketry_engine.plan.plan_cache import digest_of
-from ticketry_engine.plan.region_programs import Native, Plan
+from ticketry_engine.plan.partition import partition
+from ticketry_engine.plan.region_programs import Native, Plan, digest_of
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from ticketry.engine.cost.profiles import profile, profile_names
 from ticketry.errors import CostError, UsageError
 from ticketry_engine.bench.machine import another_machine
 from ticketry_engine.capture import capture
-from ticketry_engine.ir import model_file, packed_weights
-from ticketry_engine.ir.origins import origins
+from ticketry_engine.ir import model_file
+from ticketry_engine.ir import model_file as packed_weights
+from ticketry_engine.ir.shape_claims import origins
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.support.entry_points import entry_point
 

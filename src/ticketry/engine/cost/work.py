@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from ticketry.engine.cost.few_inputs import of_dots, of_taps
-from ticketry_engine.kernels.channels_last.group_conv import TILE_ARGS, ConvArg, GroupConv
-from ticketry_engine.kernels.channels_last.tiles import Tile, count_accumulators
+from ticketry_engine.kernels.channels_last.group_conv import TILE_ARGS, ConvArg, GroupConv, Tile, count_accumulators
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.kernels.planar.dots import Dots
 from ticketry_engine.kernels.planar.elementwise import Elementwise
-from ticketry_engine.kernels.planar.row_sums import SHAPES, Sums, side_by_side
+from ticketry_engine.kernels.planar.row_sums import SHAPES, RowSums, side_by_side
 from ticketry_engine.kernels.planar.taps import Taps
-from ticketry_engine.kernels.planar.unfold import Gather, Split, Turn
+from ticketry_engine.kernels.planar.unfold import Gather, PhaseSplit, Turn
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.plan.sketch import Task
+from ticketry_engine.plan.sketch import RegionTask
 
 LINE = 64
 """Bytes of a cache line."""
@@ -69,11 +68,11 @@ class Work:
     features: dict[str, float]
 
 
-def work_of(op: Op, task: Task, setting: Setting) -> Work:
+def work_of(op: Op, task: RegionTask, setting: Setting) -> Work:
     """What an operation does."""
     kernel = op.kernel
     layout = "planes" if ".planar." in type(kernel).__module__ else "pixels"
-    if isinstance(kernel, Sums):
+    if isinstance(kernel, RowSums):
         kind, features = "sums" if kernel.rows == 1 else "shared sums", _sums(kernel, op, task, setting)
     elif isinstance(kernel, Taps | Dots):
         counts = of_taps(kernel, op) if isinstance(kernel, Taps) else of_dots(kernel, op)
@@ -86,7 +85,7 @@ def work_of(op: Op, task: Task, setting: Setting) -> Work:
     else:
         kind = f"{layout} {title(kernel)}"
         features = _other(op, task, setting, layout)
-    if isinstance(kernel, Sums | Taps | Dots | GroupConv) and task.output.pixels == (1, 1):
+    if isinstance(kernel, RowSums | Taps | Dots | GroupConv) and task.output.pixels == (1, 1):
         kind += " of a position"  # a tile of images alone: columns and rows count for more
     features["op"] = 1.0
     act = getattr(kernel, "act", None)
@@ -131,7 +130,7 @@ def _cold(op: Op, setting: Setting) -> dict[str, float]:
     }
 
 
-def _values(task: Task, setting: Setting) -> dict[str, float]:
+def _values(task: RegionTask, setting: Setting) -> dict[str, float]:
     """Bytes of the values read and written that the first and the second cache do not keep between layers."""
     size = sum(4.0 * form.channels * prod(form.pixels) for form in (*task.inputs, task.output)) * setting.images
     return {
@@ -140,7 +139,7 @@ def _values(task: Task, setting: Setting) -> dict[str, float]:
     }
 
 
-def _moved(found: dict[str, float], task: Task, setting: Setting) -> dict[str, float]:
+def _moved(found: dict[str, float], task: RegionTask, setting: Setting) -> dict[str, float]:
     """The same of a product, which writes a part of the output; and what of it its sums do not hide.
 
     A vector that comes from the second cache or goes there takes about `_SECOND` sums' time, beside the sums if there
@@ -165,7 +164,7 @@ _SECOND, _LAST = 8, 16
 # -- sums of rows over planes ------------------------------------------------------------------------------------------
 
 
-def _sums(kernel: Sums, op: Op, task: Task, setting: Setting) -> dict[str, float]:
+def _sums(kernel: RowSums, op: Op, task: RegionTask, setting: Setting) -> dict[str, float]:
     segments, columns, weights, _, chunks, *_ = op.args
     assert isinstance(segments, np.ndarray)
     assert isinstance(columns, np.ndarray)
@@ -214,7 +213,7 @@ def _sums(kernel: Sums, op: Op, task: Task, setting: Setting) -> dict[str, float
     return _added(found, _cold(op, setting), _moved(found, task, setting))
 
 
-def _across(kernel: Sums, segments: Any, columns: Any, offsets: Any, places: Any, lanes: int) -> float:
+def _across(kernel: RowSums, segments: Any, columns: Any, offsets: Any, places: Any, lanes: int) -> float:
     """The share of a tile's vectors that lie across two cache lines."""
     if not columns.size:
         return 0.0
@@ -228,7 +227,7 @@ def _across(kernel: Sums, segments: Any, columns: Any, offsets: Any, places: Any
 # -- groups of rows over pixels ----------------------------------------------------------------------------------------
 
 
-def _group_conv(kernel: GroupConv, op: Op, task: Task, setting: Setting) -> dict[str, float]:
+def _group_conv(kernel: GroupConv, op: Op, task: RegionTask, setting: Setting) -> dict[str, float]:
     args, lanes, images = op.args, setting.target.lanes, setting.images
     groups, together = args[ConvArg.GROUPS], args[ConvArg.GROUPS_PER_PASS]
     assert isinstance(groups, int)
@@ -284,7 +283,7 @@ def _columns(entries: Any, classes: int, begins: Any, runs: Any, groups: int) ->
 # -- everything else ---------------------------------------------------------------------------------------------------
 
 
-def _vectors(task: Task, setting: Setting, layout: str) -> float:
+def _vectors(task: RegionTask, setting: Setting, layout: str) -> float:
     """Vectors that a task's output takes."""
     channels, positions, lanes = task.output.channels, prod(task.output.pixels), setting.target.lanes
     if layout == "pixels":
@@ -292,12 +291,12 @@ def _vectors(task: Task, setting: Setting, layout: str) -> float:
     return float(channels * ceil(positions * setting.images / lanes))
 
 
-def _taps(task: Task) -> float:
+def _taps(task: RegionTask) -> float:
     attrs = task.node.attrs
     return float(prod(attrs["kernel"])) if task.kind in ("max_pool2d", "avg_pool2d") else 1.0
 
 
-def _other(op: Op, task: Task, setting: Setting, layout: str) -> dict[str, float]:
+def _other(op: Op, task: RegionTask, setting: Setting, layout: str) -> dict[str, float]:
     counted = _COUNTED.get(type(op.kernel))
     if counted is not None:
         found = counted(op, setting)
@@ -344,7 +343,7 @@ def _turn(op: Op, setting: Setting) -> dict[str, float]:
 
 def _split(op: Op, setting: Setting) -> dict[str, float]:
     kernel = op.kernel
-    assert isinstance(kernel, Split)
+    assert isinstance(kernel, PhaseSplit)
     count, rows, each = (int(op.args[index]) for index in (1, 2, 6))
     vectors = float(count * rows * each)
     return {"vectors": vectors * len(kernel.phases), "read": vectors * kernel.stride, "lines": float(count * rows)}
@@ -353,7 +352,7 @@ def _split(op: Op, setting: Setting) -> dict[str, float]:
 _COUNTED: dict[type, Callable[[Op, Setting], dict[str, float]]] = {
     Elementwise: _elementwise,
     Gather: _gather,
-    Split: _split,
+    PhaseSplit: _split,
     Turn: _turn,
 }
 """Kernels whose tables tell more than the shapes of values."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 FEWEST = 2
-"""What is traced holds for this many examples and more, as in torch.export: of a size of one torch broadcasts."""
+"""Smallest number of examples for which a trace holds, as in torch.export: torch broadcasts a size of one."""
 
 
 class NotRecordedError(BaseException):
-    """Why a call cannot be written down as it runs.
+    """Why a call cannot be recorded as it runs.
 
-    Not an `Exception`: a model that catches those would go on as if its size had another answer.
+    Not an `Exception`, because a model that catches exceptions would continue as if its size had another value.
     """
 
 
@@ -39,7 +39,7 @@ class Examples(int):
         self.per_example, self.more, self.traced = per_example, more, traced
         return self
 
-    def _of(self, per_example: int, more: int) -> int:
+    def _linear(self, per_example: int, more: int) -> int:
         return Examples(per_example, more, self.traced) if per_example else more
 
     # -- arithmetic ----------------------------------------------------------------------------------------------------
@@ -47,17 +47,17 @@ class Examples(int):
     def __add__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return self._of(self.per_example + _slope(other), self.more + _more(other))
+        return self._linear(self.per_example + _slope(other), self.more + _more(other))
 
     __radd__ = __add__
 
     def __neg__(self) -> int:
-        return self._of(-self.per_example, -self.more)
+        return self._linear(-self.per_example, -self.more)
 
     def __sub__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return self._of(self.per_example - _slope(other), self.more - _more(other))
+        return self._linear(self.per_example - _slope(other), self.more - _more(other))
 
     def __rsub__(self, other: object) -> Any:
         return NotImplemented if not isinstance(other, int) else (-self) + other
@@ -67,7 +67,7 @@ class Examples(int):
             return NotImplemented
         if isinstance(other, Examples):
             _refuse("a product of two sizes that depend on the number of examples")
-        return self._of(self.per_example * other, self.more * other)
+        return self._linear(self.per_example * other, self.more * other)
 
     __rmul__ = __mul__
 
@@ -78,7 +78,7 @@ class Examples(int):
             return self.per_example // other.per_example  # for all numbers the same
         if isinstance(other, Examples) or not other or self.per_example % other:
             _refuse("a part of the number of examples")
-        return self._of(self.per_example // other, self.more // other)
+        return self._linear(self.per_example // other, self.more // other)
 
     def __mod__(self, other: object) -> Any:
         if not isinstance(other, int):
@@ -119,7 +119,7 @@ class Examples(int):
         if not isinstance(other, (int, float)):
             raise TypeError(f"a size cannot be compared with {type(other).__name__}")
         slope, more = self.per_example - _slope(other), self.more - _more(other)
-        first = slope * FEWEST + more  # a line: it is the sign there, unless the line goes on to cross
+        first = slope * FEWEST + more  # an integer on a line keeps its sign unless the line crosses zero
         holds = bool(first <= 0 if or_equal else first < 0)
         if slope and (slope > 0) == holds:
             _refuse(f"whether the number of examples is below about {-more / slope:g}")

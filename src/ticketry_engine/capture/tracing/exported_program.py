@@ -1,4 +1,4 @@
-"""What torch.export gives as a `Program`: without writes, its blocks taken apart, what a graph cannot hold refused."""
+"""Converts a program of torch.export to a `TracedProgram`: without writes to arguments and without nested graphs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ticketry_engine.capture.tracing.program import Constant, Multiple, Program
-from ticketry_engine.capture.tracing.side_effects import writes_to_input, writes_to_weight
+from ticketry_engine.capture.tracing.program import Constant, Multiple, TracedProgram
+from ticketry_engine.capture.tracing.side_effects import without_writes, writes_to_input, writes_to_weight
 from ticketry_engine.capture.tracing.torch_export import plain, quiet
-from ticketry_engine.capture.tracing.writes import without_writes
 from ticketry_engine.errors import CaptureError
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without operations that write to their arguments.
+    """Return the program without operations that write to their arguments.
 
     Raises:
-        CaptureError: if torch.export cannot tell what one of them writes to.
+        CaptureError: if torch.export cannot determine what one of them writes to.
     """
     if without_writes(program.graph):
         return program
@@ -44,7 +43,7 @@ def check_writes(program: torch.export.ExportedProgram) -> None:
             raise writes_to_input(str(spec.target))
 
 
-def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> Program:
+def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
     """An exported program in the form that all captures have.
 
     Raises:
@@ -69,7 +68,7 @@ def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> 
     assert spec.in_spec is not None
     assert spec.out_spec is not None
     batch = _batch(exported)
-    return Program(
+    return TracedProgram(
         graph=exported.graph,
         inputs=[
             given if isinstance(given, str) and given in placeholders and given not in constants else Constant(given)
@@ -159,7 +158,7 @@ def inline(program: torch.export.ExportedProgram) -> None:
 
 
 def _give(graph: fx.Graph, one: fx.Node, made: Any) -> None:
-    """Put the block's outputs in the place of the node that ran it, which made a tuple of them."""
+    """Replace the node that ran a block, which made a tuple, by the block's outputs."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
     for user in list(one.users):
         if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":

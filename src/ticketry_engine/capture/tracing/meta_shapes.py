@@ -17,12 +17,12 @@ _aten = torch.ops.aten
 
 
 def _like(x: Tensor, *_: Any) -> Tensor | None:
-    """An operation that changes each number by itself, or with its neighbours."""
+    """Shape rule of an operation on single elements, or on each element and its neighbours."""
     return _dense(x) if x.is_floating_point() else None
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Of the shape of `x`, its axes in the same order in memory, without gaps."""
+    """Return a tensor with the shape of `x` and the order of its axes in memory, without gaps."""
     strides = [0] * x.dim()
     step = 1
     for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis)):
@@ -32,7 +32,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _itself(x: Tensor, *_: Any) -> Tensor | None:
-    """One that writes to its argument."""
+    """Shape rule of an operation that writes to its argument."""
     return x if x.is_floating_point() else None
 
 
@@ -60,7 +60,7 @@ def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | No
     return [b if a == 1 else a for a, b in zip(longer, shorter, strict=True)]
 
 
-def _written(x: Any, y: Any) -> Tensor | None:
+def _in_place(x: Any, y: Any) -> Tensor | None:
     made = _broadcast(x, y)
     return x if made is not None and made.shape == x.shape else None
 
@@ -227,7 +227,7 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
         _itself,
     ),
     **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _broadcast),
-    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _written),
+    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _in_place),
     _aten.conv2d.default: _convolved,
     _aten.linear.default: _linear,
     _aten.adaptive_avg_pool2d.default: _pooled,

@@ -1,4 +1,4 @@
-"""What a capture gives, whoever made it: a model's operations as an fx graph, and what its placeholders stand for."""
+"""The result of tracing: a model's operations as an fx graph, and the meaning of its placeholders."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Program:
-    """A model as operations of torch, none of which writes to its arguments."""
+class TracedProgram:
+    """A model as torch operations that do not write to their arguments."""
 
     graph: fx.Graph
     """Placeholders, then operations and the output; `meta["val"]` is what a node gives in the traced call."""
     inputs: Sequence[str | Constant]
-    """What the model is called with, in the order of its leaves: names of placeholders, or what is no tensor."""
+    """The leaves of the model's arguments, in order: names of placeholders, or values that are not tensors."""
     weights: Mapping[str, tuple[str, Tensor]]
     """Name of a placeholder -> the model's name of the parameter, buffer or constant, and its numbers"""
     outputs: Sequence[fx.Node | Constant]
@@ -49,7 +49,8 @@ class Program:
     """Name of a placeholder that is no tensor -> its value"""
     notes: Sequence[str] = ()
     for_one: bool = True
-    """Whether it is known to hold for one example too; torch and models may treat a size of one in a way of its own."""
+    """Whether the program is known to be valid for one example; torch and models may treat a size of one
+    differently."""
 
 
 ASKED_FOR = "it was asked for"

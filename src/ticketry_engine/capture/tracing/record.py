@@ -1,24 +1,29 @@
-"""A model captured by watching it run without data, for three numbers of examples and once more for one.
+"""Records a model by running it without data, for three numbers of examples and once more for one.
 
-What is the same in all three is a constant; an integer that lies on one line over them is a multiple of the number of
-examples and a rest. In the third call the model is shown sizes that know this (`Examples`), so that a decision by the
-number of examples is noticed. All this is of two examples and more; a fourth call tells whether it holds for one too.
-Whatever cannot be told for sure is left to torch.export, which proves it, and takes a second more.
+What is equal in all three calls is a constant; an integer that is linear in the number of examples becomes a multiple
+plus a rest. In the third call sizes know this (`Examples`), so that a decision based on the number of examples is
+noticed. These calls cover two examples and more; the fourth call checks one example. If anything is uncertain,
+torch.export is used, which proves validity and takes a second longer.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
     GetAttrKey,
     MappingKey,
@@ -28,33 +33,37 @@ from torch.utils._pytree import (
 )
 
 from ticketry_engine.capture.tracing.examples import Examples, NotRecordedError
-from ticketry_engine.capture.tracing.lines import Line, is_as_said, is_of_shape
-from ticketry_engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, Program, fixed
-from ticketry_engine.capture.tracing.python_state import first_change, state_of
-from ticketry_engine.capture.tracing.side_effects import Containers, writes_to_input, writes_to_weight
-from ticketry_engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tape
+from ticketry_engine.capture.tracing.meta_shapes import SHAPES
+from ticketry_engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, TracedProgram, fixed
+from ticketry_engine.capture.tracing.side_effects import (
+    Containers,
+    first_change,
+    state_of,
+    without_writes,
+    writes_to_input,
+    writes_to_weight,
+)
 from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
-from ticketry_engine.capture.tracing.writes import without_writes
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _EXAMPLES = (2, 3, 8191)
-"""Of how many examples the calls are: few, and more than a model cuts off by a number of its own (`x[:100]`, `x[-12:]`,
-`x.split(64)`); on no line with sizes that halves or roots of them have."""
+"""Numbers of examples of the calls: small ones, and one above the bounds that models slice at (`x[:100]`,
+`x.split(64)`), for which halves and roots of sizes are on no common line."""
 
 
-def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Program:
-    """The operations of a model in evaluation mode, as torch.export would give them.
+def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TracedProgram:
+    """Return the operations of a model in evaluation mode, as torch.export would.
 
     Args:
-        model: on the CPU. It is left as it is: copies of it without data are called.
-        arguments: what it is called with; of tensors the shapes and types matter.
-        dynamic_batch: for any number of examples from two on; else for that of the arguments.
+        model: on the CPU. It is not changed: copies of it without data are called.
+        arguments: its arguments; only shapes and dtypes of tensors matter.
+        dynamic_batch: whether to record for any number of examples from two on, and not only for that of the arguments.
 
     Raises:
         CaptureError: if it writes to an input, a parameter or a buffer.
-        FixedSizeError: if it cannot hold for other sizes of the leading axis.
-        NotRecordedError: if that cannot be had for sure: by what the model does, or since it does not run.
+        FixedSizeError: if the result is not valid for other sizes of the leading axis.
+        NotRecordedError: if validity is uncertain, or the model does not run.
     """
     examples = arguments.examples
     if dynamic_batch and examples is None:
@@ -68,9 +77,9 @@ def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Pr
         raise NotRecordedError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> Program:
+def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> TracedProgram:
     twin = _Twin(model)
-    calls = [_Call(twin, arguments)] if examples is None else _three_calls(twin, arguments, examples)
+    calls = [_RecordedCall(twin, arguments)] if examples is None else _three_calls(twin, arguments, examples)
     first = calls[0]
     steps = [_merged_step(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
     outputs = _merged([call.outputs for call in calls])
@@ -81,7 +90,7 @@ def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> P
     if examples is None:
         return program
     try:
-        one = _Call(twin, arguments, examples, 1)
+        one = _RecordedCall(twin, arguments, examples, 1)
     except (Exception, NotRecordedError):  # it insists on several
         return replace(program, for_one=False)
     same = one.out_spec == first.out_spec and is_as_said((steps, outputs), (one.tape.steps, one.outputs), 1)
@@ -89,9 +98,9 @@ def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> P
     return replace(program, for_one=same)
 
 
-def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_Call]:
+def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_RecordedCall]:
     try:
-        calls = [_Call(twin, arguments, examples, number) for number in _EXAMPLES[:2]]
+        calls = [_RecordedCall(twin, arguments, examples, number) for number in _EXAMPLES[:2]]
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         if isinstance(error, NotImplementedError):  # an operation that has no rule for shapes
             raise
@@ -105,13 +114,13 @@ def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_Call
             raise NotRecordedError("other operations for other numbers of examples")
         return [_stand_in(size, number) for size in _shape(calls, ref.index)]
 
-    return [*calls, _Call(twin, arguments, examples, number, sizes)]
+    return [*calls, _RecordedCall(twin, arguments, examples, number, sizes)]
 
 
-def _stand_in(size: int | Line | None, examples: int) -> int:
+def _stand_in(size: int | LinearSize | None, examples: int) -> int:
     if size is None:
         raise NotRecordedError("a size that depends on the number of examples in a way of its own")
-    return Examples(*size, examples) if isinstance(size, Line) else size
+    return Examples(*size, examples) if isinstance(size, LinearSize) else size
 
 
 # -- one call ----------------------------------------------------------------------------------------------------------
@@ -163,12 +172,12 @@ class _Twin:
             raise NotRecordedError(f"a model that changes {changed!r} when it is called")
 
 
-class _Call:
-    """One call of the twin, and what came of it.
+class _RecordedCall:
+    """One recorded call of the model's copy on the meta device: its operations and outputs.
 
     Args:
-        examples: the size of leading axes that become `number`; None: all are left as they are.
-        sizes: as `Reads` takes it.
+        examples: the size of leading axes that become `number`; None: no size is changed.
+        sizes: see `Reads`.
     """
 
     def __init__(
@@ -203,7 +212,7 @@ def _resized(tensor: Tensor, examples: int | None, number: int | None) -> Tensor
 
 
 def _names(model: nn.Module, arguments: Arguments) -> list[str]:
-    """What the leaves of the arguments are called, as torch.export has it: by parameter and place in containers."""
+    """Return the names of the arguments' leaves as in torch.export: parameter and position in containers."""
     bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs).arguments
     found = []
     for path, _ in tree_flatten_with_path(bound)[0]:
@@ -224,17 +233,17 @@ def _key(part: Any) -> str:
 # -- what several calls have in common ---------------------------------------------------------------------------------
 
 
-def _merged_step(several: Sequence[Step]) -> Step:
+def _merged_step(several: Sequence[RecordedOp]) -> RecordedOp:
     first = several[0]
     if any(step.op is not first.op or step.made != first.made for step in several):
         raise NotRecordedError("other operations for other numbers of examples")
-    return Step(
+    return RecordedOp(
         first.op, _merged([step.args for step in several]), _merged([step.kwargs for step in several]), first.made
     )
 
 
 def _merged(several: Sequence[Any]) -> Any:
-    """The same containers with `Line` in the place of integers that differ."""
+    """Return the same containers with `LinearSize` instead of integers that differ."""
     first = several[0]
     if any(type(each) is not type(first) for each in several):
         raise NotRecordedError("other arguments for other numbers of examples")
@@ -252,15 +261,15 @@ def _merged(several: Sequence[Any]) -> Any:
     return line
 
 
-def _line(numbers: Sequence[int]) -> Line | None:
-    """The line on which numbers of the first calls lie, if there is one."""
+def _line(numbers: Sequence[int]) -> LinearSize | None:
+    """Return the line through the numbers of the first calls, if there is one."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
-    line = Line(step, numbers[0] - step * _EXAMPLES[0])
+    line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))
     return line if fits else None
 
 
-def _shape(calls: Sequence[_Call], index: int) -> list[int | Line | None]:
+def _shape(calls: Sequence[_RecordedCall], index: int) -> list[int | LinearSize | None]:
     """Sizes of a tensor for any number of examples; None is one that is on no line."""
     shapes = [call.tape.shapes[index] for call in calls]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
@@ -275,7 +284,10 @@ class _Writer:
     """Writes merged steps as a graph of torch.fx."""
 
     def __init__(
-        self, weights: Sequence[tuple[str, Tensor, Tensor]], call: _Call, shapes: Sequence[Sequence[int | Line | None]]
+        self,
+        weights: Sequence[tuple[str, Tensor, Tensor]],
+        call: _RecordedCall,
+        shapes: Sequence[Sequence[int | LinearSize | None]],
     ) -> None:
         self.call = call
         self.shapes = shapes
@@ -283,7 +295,7 @@ class _Writer:
         self.nodes: dict[int, fx.Node] = {}
         self.weights: dict[str, tuple[str, Tensor]] = {}
         self.inputs: list[str | Constant] = []
-        self._numbers: dict[Line, fx.Node] = {}
+        self._numbers: dict[LinearSize, fx.Node] = {}
         self._batch: tuple[fx.Node, int] | None = None
         self._placeholders(weights)
 
@@ -297,7 +309,7 @@ class _Writer:
             if name not in self.inputs:
                 node.name = name  # fx keeps names of Python's own, as `input`, from being used
             self.inputs.append(node.name)
-            if self._batch is None and self.shapes[index] and self.shapes[index][0] == Line(1, 0):
+            if self._batch is None and self.shapes[index] and self.shapes[index][0] == LinearSize(1, 0):
                 self._batch = (node, 0)
             index += 1
         for index, (name, tensor, _) in enumerate(weights):
@@ -306,21 +318,21 @@ class _Writer:
 
     def _hold(self, index: int, node: fx.Node) -> fx.Node:
         node.meta["val"] = self.call.tape.tensors[index]
-        node.meta["sizes"] = tuple(_known(size) for size in self.shapes[index])
+        node.meta["sizes"] = tuple(_size_for_batch(size) for size in self.shapes[index])
         self.nodes[index] = node
         return node
 
-    def program(self, steps: Iterable[Step], outputs: Sequence[Any]) -> Program:
+    def program(self, steps: Iterable[RecordedOp], outputs: Sequence[Any]) -> TracedProgram:
         if self._batch is not None:
-            self._number(Line(1, 0))
+            self._number(LinearSize(1, 0))
         for step in steps:
             self._step(step)
-        found = [self._argument(leaf) if isinstance(leaf, (Ref, Line)) else leaf for leaf in outputs]
+        found = [self._argument(leaf) if isinstance(leaf, (Ref, LinearSize)) else leaf for leaf in outputs]
         self.graph.output(tuple(found))
         if not without_writes(self.graph):
             raise NotRecordedError("a tensor that is written to while others read its memory")
         written: Any = self.graph.output_node().args[0]
-        return Program(
+        return TracedProgram(
             graph=self.graph,
             inputs=self.inputs,
             weights=self.weights,
@@ -331,7 +343,7 @@ class _Writer:
             notes=fixed("" if self.call.examples is not None else ASKED_FOR),
         )
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: RecordedOp) -> None:
         args, kwargs = self._argument(step.args), self._argument(step.kwargs)
         name = step.op._schema.name.partition("::")[2]
         node = self.graph.create_node("call_function", step.op, args, kwargs, name=name)
@@ -345,7 +357,7 @@ class _Writer:
     def _argument(self, given: Any) -> Any:
         if isinstance(given, Ref):
             return self.nodes[given.index]
-        if isinstance(given, Line):
+        if isinstance(given, LinearSize):
             return self._number(given)
         if isinstance(given, tuple):
             return tuple(self._argument(part) for part in given)
@@ -353,7 +365,7 @@ class _Writer:
             return {name: self._argument(part) for name, part in given.items()}
         return given
 
-    def _number(self, line: Line) -> fx.Node:
+    def _number(self, line: LinearSize) -> fx.Node:
         """An integer that depends on the number of examples, computed from the size of an input."""
         found = self._numbers.get(line)
         if found is None:
@@ -362,19 +374,316 @@ class _Writer:
             found.meta["val"] = line.at(self.call.examples)
         return found
 
-    def _computed(self, line: Line) -> fx.Node:
-        if line == Line(1, 0):
+    def _computed(self, line: LinearSize) -> fx.Node:
+        if line == LinearSize(1, 0):
             if self._batch is None:
                 raise NotRecordedError("no input has the number of examples as its size")
             return self.graph.create_node(
                 "call_function", torch.ops.aten.sym_size.int, self._batch, name="sym_size_int"
             )
         if line.more:
-            return self.graph.call_function(operator.add, (self._number(Line(line.per_example, 0)), line.more))
-        return self.graph.call_function(operator.mul, (self._number(Line(1, 0)), line.per_example))
+            return self.graph.call_function(operator.add, (self._number(LinearSize(line.per_example, 0)), line.more))
+        return self.graph.call_function(operator.mul, (self._number(LinearSize(1, 0)), line.per_example))
 
 
-def _known(size: int | Line | None) -> int | Multiple | None:
-    if isinstance(size, Line):
+def _size_for_batch(size: int | LinearSize | None) -> int | Multiple | None:
+    if isinstance(size, LinearSize):
         return Multiple(size.per_example) if not size.more else None
     return size
+
+
+# -- tape --------------------------------------------------------------------------------------------------------------
+
+# Operations are those that torch.export sees: before torch takes composed ones apart. They are caught where torch's own
+# tracer catches them, but nothing is symbolic and no compiler is loaded, which takes most of an export's time. What
+# cannot be written down this way raises, and the model is exported.
+
+
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a tensor: how many were there before it."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class RecordedOp:
+    """A recorded operation: its arguments with `Ref` instead of tensors, and its result, one tensor or several."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    made: Ref | tuple[Ref, ...] | None
+
+
+class Tape:
+    """The tensors of one call in order of creation, and the operations between them.
+
+    Args:
+        given: the meta tensors that exist before the call: weights, then inputs.
+    """
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        self.tensors: list[Tensor] = []  # held, so that no other tensor gets the same id
+        self.shapes: list[tuple[int, ...]] = []
+        self.steps: list[RecordedOp] = []
+        self.written: set[int] = set()
+        """Indices of the given tensors whose memory an operation has written to, also through a view."""
+        self._adopted: list[Tensor] = []
+        self._place: dict[int, Ref] = {}
+        self._memory: dict[int, int] = {}
+        for index, tensor in enumerate(given):
+            self.add(tensor)
+            self._memory[_memory_of(tensor)] = index
+
+    def add(self, tensor: Tensor) -> Ref:
+        """Another tensor; or the one that an operation has written to, which is another value from now on.
+
+        Raises:
+            NotRecordedError: if that operation has changed its shape.
+        """
+        before = self._place.get(id(tensor))
+        if before is not None and self.shapes[before.index] != tuple(tensor.shape):
+            raise NotRecordedError("a tensor whose shape is changed in place")
+        ref = self._place[id(tensor)] = Ref(len(self.tensors))
+        self.tensors.append(tensor)
+        self.shapes.append(tuple(tensor.shape))
+        return ref
+
+    def note_write(self, tensor: Tensor) -> None:
+        """Remember a write to a tensor, if its memory is that of a given one."""
+        index = self._memory.get(_memory_of(tensor))
+        if index is not None:
+            self.written.add(index)
+
+    def adopt(self, tensor: Tensor) -> None:
+        """Know the copy that Python gets of a tensor which the last operation has made of nothing."""
+        if id(tensor) in self._place or not self.steps:
+            return
+        last = self.steps[-1]
+        if not isinstance(last.made, Ref) or _holds_ref(last.args):
+            return
+        made = self.tensors[last.made.index]
+        if (made.shape, made.dtype, made.device) == (tensor.shape, tensor.dtype, tensor.device):
+            self._place[id(tensor)] = last.made
+            self._adopted.append(tensor)
+
+    def find(self, tensor: Tensor) -> Ref:
+        """Return the `Ref` of a tensor.
+
+        Raises:
+            NotRecordedError: if the tensor was not recorded.
+        """
+        try:
+            return self._place[id(tensor)]
+        except KeyError:
+            raise NotRecordedError("a tensor that is neither a weight nor an input nor made of those") from None
+
+    def find_all(self, given: Any) -> Any:
+        """Return the same containers of lists, tuples and dicts, with `Ref` instead of tensors."""
+        if isinstance(given, Tensor):
+            return self.find(given)
+        if isinstance(given, (list, tuple)):
+            return tuple(self.find_all(part) for part in given)
+        if isinstance(given, dict):
+            return {name: self.find_all(part) for name, part in given.items()}
+        return given
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """The identity of a tensor's memory, which its views share; meta tensors have one too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+_UPDATES_STATISTICS = frozenset(
+    {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default, torch.ops.aten.native_batch_norm.default}
+)
+"""Norms that write to running statistics, the arguments 3 and 4, if the argument 5 is true."""
+
+
+@cache
+def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that an operation writes to."""
+    arguments = enumerate(op._schema.arguments)
+    return tuple(
+        (index, one.name) for index, one in arguments if one.alias_info is not None and one.alias_info.is_write
+    )
+
+
+def _written_tensors(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call of an operation writes to."""
+    if op in _UPDATES_STATISTICS and args[5]:  # training: what its schema does not say
+        yield from (each for each in args[3:5] if isinstance(each, Tensor))
+    for index, name in _written_arguments(op):
+        given = args[index] if index < len(args) else kwargs.get(name)
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(each, Tensor):
+                yield each
+
+
+def _holds_ref(given: Any) -> bool:
+    if isinstance(given, tuple):
+        return any(_holds_ref(part) for part in given)
+    return isinstance(given, Ref)
+
+
+class Recorder(ProxyTorchDispatchMode):
+    """A mode of torch's in which every operation is run, on the meta device, and written to a tape.
+
+    Torch lets only its own tracer see operations before they are taken apart, hence the base class; nothing of what
+    that one does is used.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch loads its compiler in order to keep it out
+
+    def __enter__(self) -> Any:
+        return TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: object) -> Any:
+        return TorchDispatchMode.__exit__(self, *error)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(op, torch._ops.OpOverload):
+            raise NotRecordedError(f"{op}, which runs a block of its own")
+        if torch.is_autocast_enabled("cpu"):
+            raise NotRecordedError("torch.autocast in the model")
+        found = self.tape.find_all(args), self.tape.find_all(kwargs)
+        for tensor in _written_tensors(op, args, kwargs):
+            self.tape.note_write(tensor)
+        made = _run(op, args, kwargs)
+        self.tape.steps.append(RecordedOp(op, *found, self._record_result(op, made)))
+        return made
+
+    def _record_result(self, op: torch._ops.OpOverload, made: Any) -> Ref | tuple[Ref, ...] | None:
+        if made is None:
+            return None
+        parts = list(made) if isinstance(made, (list, tuple)) else [made]
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise NotRecordedError(f"{op} gives something else than tensors")
+        if any(part.device != _META for part in parts):
+            raise NotRecordedError(f"{op} gives numbers that are known already")
+        refs = tuple(self.tape.add(part) for part in parts)
+        return refs if isinstance(made, (list, tuple)) else refs[0]
+
+
+def _run(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation on the meta device, which replaces all devices."""
+    with torch._C._DisablePythonDispatcher():
+        rule = None if kwargs else SHAPES.get(op)
+        made = None if rule is None else rule(*args)
+        if made is not None:
+            return made
+        args = tuple(_META if isinstance(part, torch.device) else part for part in args)
+        kwargs = {name: _META if isinstance(part, torch.device) else part for name, part in kwargs.items()}
+        of_nothing = not any(isinstance(part, Tensor) for part in args)
+        if of_nothing and any(known.name == "device" for known in op._schema.arguments):
+            kwargs["device"] = _META
+        return op(*args, **kwargs)
+
+
+class Reads(TorchFunctionMode):
+    """Answers what the model's own code asks about tensors: that they are in memory, and sizes valid for any batch.
+
+    Args:
+        tape: the recorded tensors.
+        sizes: returns the shape of a `Ref`'s tensor, with `Examples` in it; None: shapes are not changed.
+    """
+
+    def __init__(self, tape: Tape, sizes: Callable[[Ref], Sequence[int]] | None = None) -> None:
+        super().__init__()
+        self.tape = tape
+        self.sizes = sizes
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = _READS.get(function)
+        if read is None or type(args[0]) not in _PLAIN or args[0].device != _META:
+            made = function(*args, **kwargs)
+            if type(made) is Tensor:
+                self.tape.adopt(made)
+            return made
+        if function in _OF_SIZES:
+            return read(self._shape(args[0]), *args[1:], **kwargs) if self.sizes else function(*args, **kwargs)
+        return read()
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        assert self.sizes is not None
+        shape = self.sizes(self.tape.find(tensor))
+        if tuple(int.__index__(size) for size in shape) != tuple(tensor.shape):
+            raise NotRecordedError("a size that depends on the number of examples in a way of its own")
+        return torch.Size(shape)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _size(shape: torch.Size, dim: int | None = None) -> Any:
+    return shape if dim is None else shape[dim]
+
+
+_OF_SIZES: Mapping[Any, Callable[..., Any]] = {
+    Tensor.shape.__get__: _size,  # type: ignore[attr-defined]
+    Tensor.size: _size,
+    Tensor.__len__: lambda shape: shape[0],
+    Tensor.numel: math.prod,
+    Tensor.nelement: math.prod,
+    torch.numel: math.prod,
+}
+_READS: Mapping[Any, Callable[..., Any]] = {
+    **_OF_SIZES,
+    Tensor.device.__get__: lambda: _CPU,
+    Tensor.is_meta.__get__: lambda: False,  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: lambda: True,  # type: ignore[attr-defined]
+}
+"""Attribute or method of a tensor -> the answer, if it depends on the shape"""
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+class LinearSize(NamedTuple):
+    """An integer that is a multiple of the number of examples plus a rest."""
+
+    per_example: int
+    more: int
+
+    def at(self, examples: int) -> int:
+        return self.per_example * examples + self.more
+
+
+def is_as_said(said: Any, found: Any, examples: int) -> bool:
+    """Return whether recorded steps, arguments or containers agree with those of a call.
+
+    Args:
+        said: with `LinearSize` instead of some integers.
+        found: those of a call with `examples` examples.
+    """
+    if isinstance(said, LinearSize):
+        return bool(said.at(examples) == found)
+    if isinstance(said, RecordedOp):
+        same = said.op is found.op and said.made == found.made
+        return same and is_as_said((said.args, said.kwargs), (found.args, found.kwargs), examples)
+    if isinstance(said, (list, tuple)):
+        several = isinstance(found, (list, tuple)) and len(said) == len(found)
+        return several and all(is_as_said(*pair, examples) for pair in zip(said, found, strict=True))
+    if isinstance(said, dict):
+        same = isinstance(found, dict) and said.keys() == found.keys()
+        return same and all(is_as_said(part, found[name], examples) for name, part in said.items())
+    return said is found or bool(said == found)
+
+
+def is_of_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
+    """Return whether the sizes of a tensor agree, where None may be any size."""
+    known = [(size, other) for size, other in zip(said, found, strict=False) if size is not None]
+    return len(said) == len(found) and all(is_as_said(*pair, examples) for pair in known)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ticketry_engine.capture.tracing.program import ASKED_FOR
 from ticketry_engine.errors import CaptureError, UsageError
 from ticketry_engine.example_inputs import at_batch
-from ticketry_engine.ir.memory import plain as plain_tensor
+from ticketry_engine.ir.binding import plain as plain_tensor
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _REASON_LINES = 6
@@ -26,7 +26,7 @@ _REASON_LINES = 6
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a model is called with."""
+    """The arguments of a model's call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -70,7 +70,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Exported:
+class TorchExport:
     """A model as torch.export gives it."""
 
     program: torch.export.ExportedProgram
@@ -78,25 +78,25 @@ class Exported:
     """Why the number of examples is fixed; "" if it is not."""
 
 
-def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Exported:
+def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
     """Export `model`, with any number of examples if it takes that.
 
     Raises:
         CaptureError: if torch.export does not take the model.
     """
     if not dynamic_batch:
-        return Exported(_export(model, arguments, None), ASKED_FOR)
+        return TorchExport(_export(model, arguments, None), ASKED_FOR)
     examples = arguments.examples
     if examples is None:
-        return Exported(_export(model, arguments, None), "the inputs have no leading axis")
+        return TorchExport(_export(model, arguments, None), "the inputs have no leading axis")
     several = _two_or_more(arguments, examples)
     reason = ""
     for strict in (False, True):  # the strict way is slower, but sees through `len(x)`
         try:
-            return Exported(_export(model, several, several.examples, strict=strict), "")
+            return TorchExport(_export(model, several, several.examples, strict=strict), "")
         except CaptureError as error:
             reason = reason or _lines(error.__cause__ or error, 3)
-    return Exported(_export(model, arguments, None), reason)
+    return TorchExport(_export(model, arguments, None), reason)
 
 
 def _two_or_more(arguments: Arguments, examples: int) -> Arguments:
@@ -134,7 +134,7 @@ def _export(
 
 
 def returned_object(error: BaseException) -> str:
-    """What to do where torch.export has failed at an object that a model returns, such as a cache; empty for others."""
+    """Return advice if torch.export failed because of an object that the model returns, such as a cache; else ""."""
     found = re.search(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output", f"{error} {error.__cause__}")
     if found is None:
         return ""
@@ -182,7 +182,7 @@ def _lines(error: BaseException, count: int) -> str:
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """No gradients and no fused transformer layers, which are one operation that nobody can look into."""
+    """Disable gradients and fused transformer layers, which are single opaque operations."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

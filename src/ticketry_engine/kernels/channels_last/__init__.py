@@ -9,13 +9,19 @@ with the same code. Start reading with `conv`, then `group_conv`.
 
 from ticketry_engine.kernels.channels_last.attention import attention
 from ticketry_engine.kernels.channels_last.conv import conv, cost
-from ticketry_engine.kernels.channels_last.elementwise import affine, apply, copy, elementwise
-from ticketry_engine.kernels.channels_last.gather import gather
+from ticketry_engine.kernels.channels_last.elementwise import (
+    affine,
+    apply,
+    copy,
+    elementwise,
+    layer_norm,
+    rms_norm,
+    rotary,
+    softmax,
+)
 from ticketry_engine.kernels.channels_last.geometry import ChannelsLastGeometry, ChannelsLastValue
-from ticketry_engine.kernels.channels_last.move import constant, load, store
-from ticketry_engine.kernels.channels_last.norm import layer_norm, rms_norm, softmax
+from ticketry_engine.kernels.channels_last.move import constant, gather, load, store
 from ticketry_engine.kernels.channels_last.pool import avg_pool, global_mean, max_pool
-from ticketry_engine.kernels.channels_last.rotary import rotary
 
 __all__ = [
     "ChannelsLastGeometry",

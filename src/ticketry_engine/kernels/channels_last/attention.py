@@ -28,11 +28,19 @@ import numpy as np
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import exp
 from ticketry_engine.kernels.channels_last import lanes as lane
-from ticketry_engine.kernels.channels_last import loops
 from ticketry_engine.kernels.channels_last.elementwise import copy
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastGeometry, ChannelsLastValue
-from ticketry_engine.kernels.emitter import Emitter, State, Written
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.channels_last.geometry import (
+    FLOAT,
+    ChannelsLastGeometry,
+    ChannelsLastValue,
+    first_pixel,
+    load_vector,
+    loop_vectors,
+    store_vector,
+    vector_offset,
+)
+from ticketry_engine.kernels.emitter import Emitter, StateSlot, Written
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 
@@ -108,7 +116,7 @@ def attention(
         behind = replace(spec, reserve=lambda size: begin + ends[-1])
         q, k, v, result = wide
         return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias, windows), *copy(result, y)]
-    begins = (*(loops.first_pixel(value) for value in (q, k, v, y)), spec.reserve(turned))
+    begins = (*(first_pixel(value) for value in (q, k, v, y)), spec.reserve(turned))
     steps = [(value.geometry.pixel, value.geometry.row, value.geometry.image) for value in (q, k, v, y)]
     group = channels // k.channels
     settings = (steps[0], steps[2], steps[3], padded, float(scale), causal)
@@ -164,7 +172,7 @@ class TransposeKeys(Written):
     def write(self, e: Emitter) -> None:
         b, lanes = e.b, e.target.lanes
         blocks = self.padded // lanes
-        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.windows * blocks)))
+        low, high = e.share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * blocks)))
         source, result = e.arena(e.arg(AttentionArg.K)), e.arena(e.arg(AttentionArg.TURNED))
         with e.loop(low, high) as turn:
             image = b.udiv(turn.index, e.i64(blocks))
@@ -181,7 +189,7 @@ class TransposeKeys(Written):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
 
-            loops.loop_vectors(e, self.channels, 1, transpose_block)
+            loop_vectors(e, self.channels, 1, transpose_block)
 
     def _load_key(
         self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int
@@ -190,7 +198,7 @@ class TransposeKeys(Written):
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
         back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.steps[0])))
-        vector = loops.load_vector(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
+        vector = load_vector(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
         return e.select(inside, vector, e.splat(0.0))
 
 
@@ -222,7 +230,7 @@ class ChannelsLastAttention(Written):
         tile = min(_TILE[e.target.registers][1], self.queries)
         tiles = -(-self.queries // tile)
         stage = e.scratch(tile * self.padded // e.target.lanes)
-        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.windows * self.heads * tiles)))
+        low, high = e.share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * self.heads * tiles)))
         with e.loop(low, high) as turn:
             unit = b.udiv(turn.index, e.i64(tiles))
             image = b.udiv(unit, e.i64(self.heads))
@@ -354,6 +362,4 @@ class _QueryTile:
         for index, value in enumerate(key.results):
             number, v = divmod(index, len(counts))
             scaled = b.fmul(value, factors[number])
-            loops.store_vector(
-                e, scaled, e.at(result, number * kernel.y[0]), loops.vector_offset(e, byte, v), counts[v]
-            )
+            store_vector(e, scaled, e.at(result, number * kernel.y[0]), vector_offset(e, byte, v), counts[v])

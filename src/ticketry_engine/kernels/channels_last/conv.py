@@ -23,21 +23,20 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import Activation
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue
-from ticketry_engine.kernels.channels_last.group_conv import GroupConv
-from ticketry_engine.kernels.channels_last.loops import Strides
-from ticketry_engine.kernels.channels_last.number_formats import rounded
-from ticketry_engine.kernels.channels_last.tiles import (
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue, Strides
+from ticketry_engine.kernels.channels_last.group_conv import (
     CYCLES_A_NANOSECOND,
     WEIGHTS_KEPT,
     BlockShape,
     ConvAxes,
     ConvWork,
+    GroupConv,
     Tile,
     Tiling,
     block_sizes,
     choose_block_shape,
 )
+from ticketry_engine.kernels.channels_last.number_formats import rounded
 from ticketry_engine.kernels.program import BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
@@ -116,7 +115,7 @@ def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target)
     most = max(1, -(-len(support) // target.lanes))
     prices = {size: choose_block_shape(work, size, target)[1] for size in block_sizes(target) if size <= most}
     groups = join_groups(support, groups, target.lanes, prices)
-    found: dict[int, list[Block]] = {}
+    found: dict[int, list[RowBlock]] = {}
     for block in split_into_blocks(support, groups, target.lanes, prices):
         found.setdefault(block.vectors, []).append(block)
     parts = []
@@ -156,7 +155,7 @@ class ConvShape:
 
     @property
     def largest_offset(self) -> int:
-        """Offset of the last column's input from the first column's, in words of 4 bytes."""
+        """Offset from the first column's input to the last column's, in units of 4 bytes."""
         return int(self.offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
@@ -175,7 +174,7 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def offsets(self, columns: int) -> Array:
-        """Return each column's input offset from tap 0, channel 0, in words of 4 bytes: [taps * columns]."""
+        """Return each column's input offset from tap 0, channel 0, in units of 4 bytes: [taps * columns]."""
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
         rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
@@ -189,7 +188,7 @@ class ConvPart:
     """The blocks of one shape: one operation computes them all."""
 
     shape: BlockShape
-    blocks: list[Block]
+    blocks: list[RowBlock]
     depthwise: bool
     cycles: float
     """Estimated cycles for one image."""
@@ -235,18 +234,18 @@ def kernel_arguments(
     )
 
 
-def _padded_rows(block: Block, row_count: int) -> Array:
+def _padded_rows(block: RowBlock, row_count: int) -> Array:
     """Return a block's rows, the last one repeated up to whole vectors."""
     return np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge")
 
 
-def _pack_weights(weights: Array, block: Block, row_count: int) -> Array:
+def _pack_weights(weights: Array, block: RowBlock, row_count: int) -> Array:
     """Return a block's weights [columns, rows] (bfloat16: [columns, rows, 2])."""
     packed = np.ascontiguousarray(weights[_padded_rows(block, row_count)[:, None], block.columns].swapaxes(0, 1))
     return packed if packed.ndim == 2 else rounded(packed)
 
 
-def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[Block], channels: int) -> tuple[int | Array, ...]:
+def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[RowBlock], channels: int) -> tuple[int | Array, ...]:
     """Return the tables of one tile shape, in the order of `group_conv.ConvArg.TILES`."""
     tiling = Tiling.from_axes(shape.plane, tile)
     x, y = shape.x.geometry, shape.y.geometry
@@ -265,7 +264,9 @@ def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) 
     return found
 
 
-def _run_tables(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]], channels: int) -> tuple[Array, Array]:
+def _run_tables(
+    blocks: Sequence[RowBlock], spans: Sequence[list[tuple[int, int]]], channels: int
+) -> tuple[Array, Array]:
     """Return the index of the first run of each block and tile class, and each run's first column and end.
 
     Columns are numbered through all blocks.
@@ -286,7 +287,7 @@ def _run_tables(blocks: Sequence[Block], spans: Sequence[list[tuple[int, int]]],
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class RowBlock:
     """Rows of one group that a kernel computes together."""
 
     rows: Array
@@ -368,7 +369,7 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
     return [group for group, _ in found]
 
 
-def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
+def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
     """Split groups into blocks.
 
     Args:
@@ -383,7 +384,7 @@ def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost:
         columns = np.flatnonzero(support[group].any(axis=0))
         at = 0
         for vectors in best[-(-len(group) // lanes)]:
-            blocks.append(Block(group[at : at + vectors * lanes], columns, vectors))
+            blocks.append(RowBlock(group[at : at + vectors * lanes], columns, vectors))
             at += vectors * lanes
     return blocks
 

@@ -7,7 +7,7 @@ only the memory of the lanes that are set, so a kernel may end anywhere without 
 from __future__ import annotations
 
 from ticketry_engine.kernels.emitter import F32, I1, I32, I64, PTR, Emitter
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 
 
 def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:

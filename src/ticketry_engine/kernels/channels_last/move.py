@@ -17,11 +17,11 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.channels_last import lanes as lane
-from ticketry_engine.kernels.channels_last import loops, number_formats
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastValue
-from ticketry_engine.kernels.channels_last.loops import Strides
-from ticketry_engine.kernels.emitter import I64, Emitter, State, Written
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.channels_last import number_formats
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastValue, Strides, first_pixel, loop_rows
+from ticketry_engine.kernels.copies import Copies, copies
+from ticketry_engine.kernels.emitter import I64, Emitter, StateSlot, Written
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
@@ -78,7 +78,7 @@ def constant(values: Array, y: ChannelsLastValue) -> list[Op]:
     table = np.ascontiguousarray(values.transpose(1, 2, 0), np.float32)
     kernel = Move(g.height, g.width, y.channels, Strides.from_value(y), TensorOrder.CHANNELS, False, True)
     pixel = FLOAT * y.channels
-    return [Op(kernel, (loops.first_pixel(y), table, 0, g.width * pixel, pixel, np.zeros(0, np.int64)))]
+    return [Op(kernel, (first_pixel(y), table, 0, g.width * pixel, pixel, np.zeros(0, np.int64)))]
 
 
 def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, to_tensor: bool) -> Op:
@@ -104,7 +104,7 @@ def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, t
         channel_stride=g.channel_stride,
         contiguous_rows=rows,
     )
-    return Op(kernel, (loops.first_pixel(value), number, image, row, column, table))
+    return Op(kernel, (first_pixel(value), number, image, row, column, table))
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class Move(Written):
 
     def write(self, e: Emitter) -> None:
         outside = e.table(MoveArg.NUMBER) if self.is_table else e.external(e.arg(MoveArg.NUMBER))
-        with loops.loop_rows(e, self.height, [(MoveArg.VALUE, self.value)]) as (image, y, (inside,)):
-            number = e.b.add(image, e.state(State.FIRST))
+        with loop_rows(e, self.height, [(MoveArg.VALUE, self.value)]) as (image, y, (inside,)):
+            number = e.b.add(image, e.state(StateSlot.FIRST))
             there = e.b.add(e.b.mul(number, e.arg(MoveArg.IMAGE)), e.b.mul(y, e.arg(MoveArg.ROW)))
             write = self._move_channel_planes if self.order is TensorOrder.CHANNEL_PLANES else self._move_row
             write(e, inside, e.at(outside, there))
@@ -215,3 +215,44 @@ def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
     whole = count // step * step
     chunks = [(0, whole, step)] if whole else []
     return chunks + ([(whole, count, count - whole)] if count > whole else [])
+
+
+# -- gather ------------------------------------------------------------------------------------------------------------
+
+#     y[channel, position] = sources[number][channel', position']   or 0
+#
+# The element tables are compiled into runs of consecutive bytes (`kernels.copies`): a table of starts and lengths. A
+# run is copied by vectors, so a gather costs about as much as a copy where whole pixels move.
+
+
+def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
+    """Return operations that fill ``y`` with elements of ``sources`` and with zeros.
+
+    Args:
+        where: two arrays [channels of y, positions of y], positions row by row. The first has the index of the source,
+            or -1 for a zero. The second has the element of that source: channel * positions + position.
+    """
+    source_index, element = where
+    g = y.geometry
+    places = [_element_offsets(value) for value in sources]
+    goals = _element_offsets(y).reshape(source_index.shape).T
+    found = np.zeros(source_index.shape, np.int64)
+    for number, table in enumerate(places):
+        inside = source_index == number
+        found[inside] = table.reshape(-1)[element[inside]]
+    ops = []
+    for number, plan in copies(goals, found.T, source_index.T, g.item):
+        source = sources[number] if number >= 0 else y
+        kernel = Copies(plan.length, g.item, True, number < 0)
+        begins = (first_pixel(source), first_pixel(y), source.geometry.image, g.image)
+        ops.append(Op(kernel, (*begins, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
+    return ops
+
+
+def _element_offsets(value: ChannelsLastValue) -> Array:
+    """Return an array [channels, positions]: bytes from a value's first pixel to each element of an image."""
+    g = value.geometry
+    rows, columns = np.arange(g.height) * g.row, np.arange(g.width) * g.pixel
+    positions = (rows[:, None] + columns).reshape(-1)
+    table: Array = np.arange(value.channels)[:, None] * g.item + positions
+    return table

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ticketry_engine.kernels.bfloat import (
     BFLOAT,
+    FLOAT,
+    HALF,
     load,
     load_one,
     load_pairs,
@@ -19,9 +21,8 @@ from ticketry_engine.kernels.bfloat import (
     widened,
 )
 from ticketry_engine.kernels.channels_last import lanes as lane
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.emitter import I16, Emitter
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 
 __all__ = [
     "BFLOAT",

@@ -15,11 +15,18 @@ from typing import ClassVar
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.channels_last import loops
-from ticketry_engine.kernels.channels_last.geometry import ChannelsLastValue
-from ticketry_engine.kernels.channels_last.loops import Strides
+from ticketry_engine.kernels.channels_last.geometry import (
+    ChannelsLastValue,
+    Strides,
+    first_pixel,
+    load_vector,
+    loop_pixels,
+    loop_vectors,
+    store_vector,
+    vector_offset,
+)
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Pair, Window
 
@@ -87,9 +94,7 @@ def _build_pool(
         operation, *_height_and_width(y), y.channels, Strides.from_value(x), Strides.from_value(y), steps
     )
     ranges = [table.astype(np.int32) for table in tables]
-    return Op(
-        kernel, (loops.first_pixel(x), loops.first_pixel(y), *ranges, *(each.astype(np.float32) for each in weights))
-    )
+    return Op(kernel, (first_pixel(x), first_pixel(y), *ranges, *(each.astype(np.float32) for each in weights)))
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,13 @@ class ChannelsLastPool(Written):
     def write(self, e: Emitter) -> None:
         # The window's rows come from a table, so the input's pointer stays at the start of its image.
         values = [(_X, Strides(self.x.image, 0, 0)), (_Y, self.y)]
-        with loops.loop_pixels(e, self.height, self.width, values) as (row, column, (x, y)):
+        with loop_pixels(e, self.height, self.width, values) as (row, column, (x, y)):
             begins = [e.at(e.table(arg), e.b.mul(at, e.i64(8))) for arg, at in ((_ROWS, row), (_COLUMNS, column))]
             ranges = [(e.load_i32(begin), e.load_i32(begin, 4)) for begin in begins]
             down = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
             right = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
             weight = e.splat(e.b.fmul(down, right))
-            loops.loop_vectors(
+            loop_vectors(
                 e, self.channels, 4, lambda at, counts: self._write_window(e, x, y, ranges, weight, at, counts)
             )
 
@@ -138,16 +143,16 @@ class ChannelsLastPool(Written):
             with e.loop(left, right, self.steps[1], carried=row.carried) as column:
                 place = e.at(line, e.b.mul(column.index, e.i64(self.x.pixel)))
                 for number, (count, value) in enumerate(zip(counts, column.carried, strict=True)):
-                    more = loops.load_vector(e, place, loops.vector_offset(e, byte, number), count, self.x.item)
+                    more = load_vector(e, place, vector_offset(e, byte, number), count, self.x.item)
                     column.next.append(self._combine_values(e, value, more))
             row.next = column.results
         for number, (count, value) in enumerate(zip(counts, row.results, strict=True)):
             result = value if self.operation == "max" else e.b.fmul(value, weight)
-            loops.store_vector(e, result, y, loops.vector_offset(e, byte, number), count, self.y.item)
+            store_vector(e, result, y, vector_offset(e, byte, number), count, self.y.item)
 
     def _combine_values(self, e: Emitter, value: ir.Value, more: ir.Value) -> ir.Value:
         if self.operation == "mean":
             return e.b.fadd(value, more)
-        # As in torch, NaN counts as larger than any number.
+        # NaN counts as larger than any number, as in torch.
         larger = e.b.or_(e.b.fcmp_ordered(">", more, value), e.b.fcmp_unordered("uno", more, more))
         return e.select(larger, more, value)

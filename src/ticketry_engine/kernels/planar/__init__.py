@@ -8,11 +8,18 @@ sparse single weights is therefore proportional to their number.
 
 from ticketry_engine.kernels.planar.attention import attention
 from ticketry_engine.kernels.planar.conv import conv, cost, scratch_bytes
-from ticketry_engine.kernels.planar.elementwise import affine, apply, copy, elementwise, rotary
-from ticketry_engine.kernels.planar.gather import gather
+from ticketry_engine.kernels.planar.elementwise import (
+    affine,
+    apply,
+    copy,
+    elementwise,
+    layer_norm,
+    rms_norm,
+    rotary,
+    softmax,
+)
 from ticketry_engine.kernels.planar.geometry import Geometry, Planes
-from ticketry_engine.kernels.planar.move import constant, load, store
-from ticketry_engine.kernels.planar.norm import layer_norm, rms_norm, softmax
+from ticketry_engine.kernels.planar.move import constant, gather, load, store
 from ticketry_engine.kernels.planar.pool import avg_pool, global_mean, max_pool
 
 __all__ = [

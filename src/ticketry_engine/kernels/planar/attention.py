@@ -23,9 +23,18 @@ import numpy as np
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import exp
 from ticketry_engine.kernels.emitter import I32, PTR, Emitter, Written
-from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry, Planes
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    MOST,
+    Geometry,
+    Planes,
+    first_lanes_mask,
+    load_repeated,
+    shuffle,
+    splat,
+    store,
+)
 from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.window import Array
 
@@ -88,7 +97,7 @@ def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
     """
     if bias.name not in spec.tables:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
-        spec.tables[bias.name] = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, 0), (0, 4 * lanes.MOST))))
+        spec.tables[bias.name] = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, 0), (0, 4 * MOST))))
     table = spec.tables[bias.name]
     return (table, bias.by_head * table.strides[0], table.strides[1], bias.by_window * table.strides[0])
 
@@ -221,7 +230,7 @@ class _AttentionWriter:
             few = b.load(
                 e.at(line, FLOAT * v * self.pixels), typ=ir.VectorType(score.type.element, self.pixels), align=FLOAT
             )
-            found.append(b.fadd(score, lanes.shuffle(e, few, few, order)))
+            found.append(b.fadd(score, shuffle(e, few, few, order)))
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
@@ -236,7 +245,7 @@ class _AttentionWriter:
                 apart = b.trunc(b.sub(here, first), I32)
                 positions = [v * self.pixels + lane // self.images for lane in range(e.target.lanes)]
                 tokens = ir.Constant(ir.VectorType(I32, e.target.lanes), positions)
-                later = b.icmp_signed("<", tokens, lanes.splat(e, apart, e.target.lanes))
+                later = b.icmp_signed("<", tokens, splat(e, apart, e.target.lanes))
                 value = e.select(later, none, value)
             found.append(value)
         return found
@@ -282,7 +291,7 @@ class _AttentionWriter:
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
         left = b.sub(self.queries, first)
         masks = [
-            lanes.first_lanes_mask(e, b.mul(b.sub(left, e.i64(v * self.pixels)), e.i64(self.images)))
+            first_lanes_mask(e, b.mul(b.sub(left, e.i64(v * self.pixels)), e.i64(self.images)))
             for v in range(self.across)
         ]
         with e.loop(0, self.kernel.values) as i:
@@ -290,7 +299,7 @@ class _AttentionWriter:
             place, here = self._place(3, channel, first, part), self._sum(i.index)
             for v, (factor, mask) in enumerate(zip(inverse, masks, strict=True)):
                 value = b.fmul(e.load(here, v * self._size, self._size), factor)
-                lanes.store(e, value, place, v * self._step, mask)
+                store(e, value, place, v * self._step, mask)
 
     @property
     def _step(self) -> int:
@@ -309,4 +318,4 @@ class _AttentionWriter:
 
     def _image_values(self, place: ir.Value, token: int) -> ir.Value:
         """Return each image's value at a token, repeated for all queries of a vector."""
-        return lanes.load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)
+        return load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

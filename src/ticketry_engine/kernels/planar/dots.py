@@ -22,9 +22,8 @@ import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activate
 from ticketry_engine.kernels.emitter import I1, I8, I16, I32, Emitter, Written, same
-from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, sum_positions
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array
@@ -44,7 +43,7 @@ def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
 
 
 def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """Estimate the cycles of both kernels. ``kinds`` as returned by `kernel_choice.kinds`."""
+    """Estimate the cycles of both kernels. ``kinds`` as returned by `conv.row_kinds`."""
     total = 2.0 * columns
     for rows, groups in kinds.items():
         for sets in groups:
@@ -105,7 +104,7 @@ class Dots(Written):
 
     def _end(self, e: Emitter, row: Any, lanes_: Any) -> None:
         b = e.b
-        value = b.extract_element(lanes.sum_positions(e, lanes_, 1), same(I32, 0))
+        value = b.extract_element(sum_positions(e, lanes_, 1), same(I32, 0))
         value = b.fadd(value, e.load_f32(row, 8))
         if self.residual:
             value = b.fadd(value, e.load_f32(e.arena(e.load_i32(row, 4))))
@@ -141,7 +140,7 @@ def ops(
 
     Args:
         matrix: weights, rows x columns of a conv group; and the byte of each column, conv groups x columns.
-        kinds: rows with equal columns, as returned by `kernel_choice.kinds`.
+        kinds: rows with equal columns, as returned by `conv.row_kinds`.
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
         scratch: byte of the scratch memory for packed inputs.
     """

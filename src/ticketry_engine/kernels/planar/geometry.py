@@ -15,11 +15,17 @@ that list and moves no data.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ticketry_engine.kernels.emitter import F32, I1, I8, I16, I32, Emitter
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.target import Target
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -103,3 +109,317 @@ class Planes:
     def part(self, first: int, channels: int) -> Planes:
         """Return the value with ``channels`` channels from ``first`` on."""
         return Planes(self.geometry, self.offsets[first : first + channels])
+
+
+# -- Tiles: sets of vectors whose sums a kernel holds in registers at once ---------------------------------------------
+
+#     rectangle   pixels of some rows and columns; used if a position fills vectors, or rows are a multiple of a vector
+#     run         consecutive vectors of the flattened plane, across row ends; results in the halo are masked to zero
+#
+# A tile's sums reuse each weight for all its vectors, so larger tiles load fewer weights per multiply-add.
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The vectors of a tile: byte offsets from the tile's place in the planes of x, y and the residual."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    residual: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """All tiles of one shape."""
+
+    shape: Shape
+    places: np.ndarray[Any, np.dtype[np.int32]]
+    """int32 [tiles, 3]: the byte in a plane of x (of tap 0 without padding), y and the residual where a tile begins."""
+    masks: np.ndarray[Any, Any] | None
+    """[tiles, vectors]: one bit per lane that holds a pixel; None if all do."""
+
+
+def cut(
+    x: Geometry,
+    y: Geometry,
+    residual: Geometry | None,
+    *,
+    stride: tuple[int, int],
+    lanes: int,
+    most: int,
+    taps: int = 1,
+) -> list[Tiles]:
+    """Return tiles that cover each pixel of y once, of at most ``most`` vectors and at most four shapes.
+
+    Args:
+        taps: rows and columns of the window on x: larger windows get squarer tiles.
+
+    Raises:
+        ValueError: if positions of x, y and the residual cannot be processed in common vectors.
+    """
+    residual = y if residual is None else residual
+    if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
+        raise ValueError(f"planes that do not fit each other: {x}, {residual}, {y}")
+    if y.images % lanes and lanes % y.images:
+        raise ValueError(f"{y.images} images neither fill vectors of {lanes} lanes nor are a part of one")
+    positions = max(1, lanes // y.images)
+    if positions > 1 and stride != (1, 1):
+        raise ValueError("vectors of several positions need stride 1")
+    if positions == 1 or y.width % positions == 0:
+        return _rectangles(x, y, residual, stride, lanes, most, taps)
+    if not x.row == y.row == residual.row:
+        raise ValueError(f"rows of different lengths: {x}, {residual}, {y}")
+    return _runs(x, y, residual, lanes, most)
+
+
+def split(extent: int, most: int) -> list[tuple[int, int]]:
+    """Split an extent into the fewest, nearly equal parts of at most ``most``: (start, size) of each."""
+    parts = -(-extent // most)
+    bounds = [extent * part // parts for part in range(parts + 1)]
+    return [(low, high - low) for low, high in itertools.pairwise(bounds)]
+
+
+def _rectangles(
+    x: Geometry, y: Geometry, residual: Geometry, stride: tuple[int, int], lanes: int, most: int, taps: int
+) -> list[Tiles]:
+    positions, deep = max(1, lanes // y.images), max(1, y.images // lanes)
+    columns = y.width // positions
+    rows, cols = _best(y.height, columns, most // deep, positions, stride, taps)
+
+    def offsets(geometry: Geometry, stride: tuple[int, int], height: int, width: int) -> tuple[int, ...]:
+        """Bytes from a tile's place to each of its vectors."""
+        return tuple(
+            (row * stride[0] * geometry.row + column * positions * stride[1]) * geometry.step + part * lanes * FLOAT
+            for row in range(height)
+            for column in range(width)
+            for part in range(deep)
+        )
+
+    found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for top, height in split(y.height, rows):
+        for column, width in split(columns, cols):
+            left = column * positions
+            from_x = x.position(top * stride[0], left * stride[1]) * x.step
+            place = (from_x, y.position(top, left) * y.step, residual.position(top, left) * residual.step)
+            found.setdefault((height, width), []).append(place)
+    all_tiles = []
+    for size, places in found.items():
+        shape = Shape(offsets(x, stride, *size), offsets(y, (1, 1), *size), offsets(residual, (1, 1), *size))
+        all_tiles.append(Tiles(shape, np.array(places, dtype=np.int32), None))
+    return all_tiles
+
+
+def _best(height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int) -> tuple[int, int]:
+    """Return the rows and columns of a tile that minimise the time for loading weights and inputs."""
+    best, least = (1, 1), math.inf
+    for rows in range(1, min(height, most) + 1):
+        for cols in range(1, min(columns, most // rows) + 1):
+            tiles = -(-height // rows) * -(-columns // cols)
+            parts = {(h, w) for _, h in split(height, rows) for _, w in split(columns, cols)}
+            reads = ((rows - 1) * stride[0] + taps) * (((cols - 1) * stride[1] + (taps - 1) / positions) + 1)
+            time = tiles * (2 + 0.15 * reads / taps) + 0.01 * height * columns * (len(parts) - 1)
+            if time < least:
+                best, least = (rows, cols), time
+    return best
+
+
+def _runs(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -> list[Tiles]:
+    positions = lanes // y.images
+    pixels = np.zeros((y.height, y.row), dtype=bool)
+    pixels[:, : y.width] = True
+    flat = pixels.reshape(-1)[: (y.height - 1) * y.row + y.width]
+    vectors = -(-len(flat) // positions)
+    whole = np.zeros(vectors * positions, dtype=bool)
+    whole[: len(flat)] = flat
+    bits = np.repeat(whole, y.images).reshape(vectors, lanes) @ (1 << np.arange(lanes))
+    found: dict[int, list[int]] = {}
+    for first, size in split(vectors, most):
+        found.setdefault(size, []).append(first)
+    all_tiles = []
+    for size, firsts in found.items():
+        offsets = tuple(vector * lanes * FLOAT for vector in range(size))
+        starts = [g.position(0, 0) * g.step for g in (x, y, residual)]
+        places = np.array([[start + first * lanes * FLOAT for start in starts] for first in firsts], dtype=np.int32)
+        masks = np.stack([bits[first : first + size] for first in firsts])
+        full = bool((masks == (1 << lanes) - 1).all())
+        all_tiles.append(Tiles(Shape(offsets, offsets, offsets), places, None if full else masks))
+    return all_tiles
+
+
+# -- Lane operations of planar kernels: masks, partial vectors, transposes, repeated images ----------------------------
+
+# images < lanes:   a vector holds several positions      [p0 i0, p0 i1, p1 i0, p1 i1, ...]
+# images >= lanes:  a position takes several vectors
+
+
+MOST = 16
+"""Maximum number of lanes of any target."""
+
+
+def vector(lanes: int) -> ir.VectorType:
+    """Return the type of a vector of float32."""
+    return ir.VectorType(F32, lanes)
+
+
+def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    """Return the selected lanes of two vectors; indices of ``b`` follow those of ``a``."""
+    return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def splat(e: Emitter, scalar: ir.Value, lanes: int) -> ir.Value:
+    """Return a vector of `lanes` lanes that all hold `scalar`."""
+    one = e.b.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, ir.Constant(I32, 0))
+    return shuffle(e, one, one, [0] * lanes)
+
+
+def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
+    """Return the mask of the first ``count`` lanes (empty if negative)."""
+    lanes = e.target.lanes
+    most = e.i64(lanes)
+    few = e.b.trunc(e.select(e.b.icmp_signed("<", count, most), count, most), I32)
+    return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))), splat(e, few, lanes))
+
+
+def from_bits(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
+    """Load a mask stored as one bit per lane, in `mask_type`."""
+    lanes = e.target.lanes
+    bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
+    if lanes < 8:
+        bits = e.b.trunc(bits, ir.IntType(lanes))
+    return e.b.bitcast(bits, ir.VectorType(I1, lanes))
+
+
+def mask_type(target: Target) -> np.dtype[Any]:
+    """Return the element type of a mask table, one element per vector."""
+    return np.dtype(np.uint16 if target.lanes == 16 else np.uint8)
+
+
+def constant_mask(e: Emitter, count: int) -> ir.Value | None:
+    """Return the constant mask of the first ``count`` lanes; None if that is all of them."""
+    lanes = e.target.lanes
+    return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
+
+
+def load(
+    e: Emitter,
+    pointer: ir.Value,
+    byte: ir.Value | int = 0,
+    mask: ir.Value | None = None,
+    otherwise: ir.Value | None = None,
+) -> ir.Value:
+    """Load a vector. Lanes outside the mask are not read and become zero, or those of ``otherwise``."""
+    if mask is None:
+        return e.load(pointer, byte)
+    given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
+    return e.call(f"llvm.masked.load.v{e.target.lanes}f32.p0", e.vector, given)
+
+
+def store(
+    e: Emitter, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None
+) -> None:
+    """Store the lanes of a vector that are in the mask."""
+    if mask is None:
+        e.store(value, pointer, byte)
+        return
+    given = [value, e.at(pointer, byte), ir.Constant(I32, FLOAT), mask]
+    e.call(f"llvm.masked.store.v{e.target.lanes}f32.p0", ir.VoidType(), given)
+
+
+def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
+    """Store the first ``count`` lanes, a constant; in power-of-two pieces where masked stores are slow."""
+    if e.target.masks or count >= e.target.lanes:
+        store(e, value, pointer, byte, constant_mask(e, count))
+        return
+    done = 0
+    while done < count:
+        size = 1 << ((count - done).bit_length() - 1)
+        piece = shuffle(e, value, value, range(done, done + size))
+        e.store(piece, pointer, byte + done * FLOAT)
+        done += size
+
+
+def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
+    """Zero the lanes whose entry in a mask in memory (int32, 0 or -1 per lane) is 0."""
+    whole = ir.VectorType(I32, e.target.lanes)
+    kept = e.b.and_(e.b.bitcast(value, whole), e.b.load(mask, typ=whole, align=4))
+    return e.b.bitcast(kept, e.vector)
+
+
+def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
+    """Return lane 0 of each row, then lane 1 of each, and so on, as many vectors as rows (a power of two).
+
+    With as many rows as lanes this is a transpose.
+    """
+    if len(rows) == 1:
+        return list(rows)
+    lanes, found = rows[0].type.count, []
+    for a, b in zip(interleave(e, rows[::2]), interleave(e, rows[1::2]), strict=True):
+        for start in (0, lanes // 2):
+            found.append(shuffle(e, a, b, [k for i in range(start, start + lanes // 2) for k in (i, lanes + i)]))
+    return found
+
+
+def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
+    """Invert `interleave`."""
+    if len(vectors) == 1:
+        return list(vectors)
+    lanes, halves = vectors[0].type.count, []
+    for odd in (0, 1):
+        picked = [shuffle(e, a, b, range(odd, 2 * lanes, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        halves.append(deinterleave(e, picked))
+    return [row for pair in zip(*halves, strict=True) for row in pair]
+
+
+def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
+    """Load the values of ``images`` images, repeated to fill a vector (the first lanes, if there are more images)."""
+    lanes = e.target.lanes
+    if images >= lanes:
+        return e.load(pointer, byte)
+    if images == 1:
+        return e.splat(e.load_f32(pointer, byte))
+    few = e.b.load(e.at(pointer, byte), typ=vector(images), align=FLOAT)
+    return shuffle(e, few, few, [lane % images for lane in range(lanes)])
+
+
+def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
+    """Sum the positions of a vector; the result has ``images`` lanes."""
+    count = value.type.count
+    while count > images:
+        count //= 2
+        low, high = (shuffle(e, value, value, range(start, start + count)) for start in (0, count))
+        value = e.b.fadd(low, high)
+    return value
+
+
+def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
+    """Pick one of every ``len(vectors)`` positions of neighbouring vectors, from ``phase`` on, as one vector."""
+    width = e.target.lanes
+    position, lane = np.divmod(np.arange(width), images)
+    wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]
+    found = vectors[0]
+    for part in range(1, len(vectors)):
+        # Lanes from earlier vectors are already in place.
+        taken = [place % width + width if place // width == part else k for k, place in enumerate(wanted)]
+        if part == 1:
+            taken = [place if place < 2 * width else 0 for place in wanted]
+        found = shuffle(e, found, vectors[part], taken)
+    return found
+
+
+def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """Return how the pixels of values of equal size form runs of consecutive floats.
+
+    Args:
+        geometries: of one height, width and number of images.
+        halos: whether the halo between pixels may be processed too, which makes longer runs if all rows have one
+        length.
+
+    Returns:
+        The number of runs, the floats of each, and for each geometry the byte of the first run and the bytes between
+        two.
+    """
+    first = geometries[0]
+    places = tuple((g.position(0, 0) * g.step, g.row * g.step) for g in geometries)
+    if len({g.row for g in geometries}) == 1 and (halos or first.row == first.width or first.height == 1):
+        return 1, ((first.height - 1) * first.row + first.width) * first.images, places
+    return first.height, first.width * first.images, places

@@ -2,7 +2,7 @@
 
     tensor [image, channel, row, column]  <->  planes [channel][row, column, image]
 
-If the pixels of a row are contiguous in the tensor, the rows of several images are interleaved (`Rows`); if the
+If the pixels of a row are contiguous in the tensor, the rows of several images are interleaved (`MovedRows`); if the
 channels of a pixel are, squares of pixels and channels are transposed in registers (`Columns`); otherwise elements
 move one by one (`Elements`). A vector that would cross the end of a row or the last channel starts earlier instead, so
 nothing outside the tensor is accessed.
@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter, State, Written
-from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar import lanes
+from ticketry_engine.kernels.copies import Copies, copies
+from ticketry_engine.kernels.emitter import Emitter, StateSlot, Written
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.planar import geometry as lanes
 from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
@@ -45,7 +48,7 @@ def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> 
 def constant(values: Array, y: Planes) -> list[Op]:
     """Fill planes with float32 [channels, height, width], the same for each image."""
     g, width = y.geometry, values.shape[2]
-    kernel = Rows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
+    kernel = MovedRows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
     steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
     place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
     return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
@@ -62,9 +65,9 @@ def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: b
     pixels, depth = min(width, lanes.MOST), min(channels, lanes.MOST)
     rows = by_column == 1 and pixels >= 4
     columns = by_channel == 1 and pixels * images >= 4 and depth > 1
-    kernel: Rows | Columns | Elements = Elements(out, item=item)
+    kernel: MovedRows | Columns | Elements = Elements(out, item=item)
     if rows and (pixels >= depth or not columns):
-        kernel = Rows(images, pixels, out, item=item)
+        kernel = MovedRows(images, pixels, out, item=item)
     elif columns:
         kernel = Columns(images, pixels, depth, out, item)
     steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
@@ -82,9 +85,9 @@ class _Sides:
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
         self.start, self.row, self.step = (e.arg(i) for i in range(8, 11))
         self.planes = e.table(11)
-        self.here = e.state(State.IMAGES)
+        self.here = e.state(StateSlot.IMAGES)
         tensor = e.table(0) if held else e.external(self.number)
-        self.tensor = e.at(tensor, e.b.mul(e.state(State.FIRST), self.by_image))
+        self.tensor = e.at(tensor, e.b.mul(e.state(StateSlot.FIRST), self.by_image))
 
     def tensor_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return the pointer to a row of the block's first image in the tensor."""
@@ -161,7 +164,7 @@ def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, float
 
 
 @dataclass(frozen=True)
-class Rows(Written):
+class MovedRows(Written):
     """Moves rows of pixels that are neighbours in the tensor."""
 
     images: int
@@ -278,3 +281,34 @@ class Elements(Written):
                         e.b.store(bfloat.load_one(e, near, self.item), far, align=FLOAT)
                     else:
                         bfloat.store_one(e, e.load_f32(far), near, self.item)
+
+
+# -- gather ------------------------------------------------------------------------------------------------------------
+
+#     y[i] = source[of[i]][element[i]]      or 0 where of[i] is -1
+#
+# The copies are grouped into runs of consecutive elements (`copies`), which move as whole vectors.
+
+
+def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
+    """Fill a value with elements of `sources` and zeros. Arguments as of `channels_last.gather`."""
+    of, element = where
+    goals, found = _bytes(y).reshape(of.shape), np.zeros(of.shape, np.int64)
+    for number, source in enumerate(sources):
+        inside = of == number
+        found[inside] = _bytes(source).reshape(-1)[element[inside]]
+    images = y.geometry.images
+    ops = []
+    for number, plan in copies(goals, found, of, FLOAT * images):
+        kernel = Copies(plan.length * images, FLOAT, False, number < 0)
+        ops.append(Op(kernel, (0, 0, 0, 0, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
+    return ops
+
+
+def _bytes(value: Planes) -> Array:
+    """Return the arena byte of each element: [channels, positions]."""
+    g = value.geometry
+    rows = np.arange(g.height) * g.row + g.position(0, 0)
+    positions = (rows[:, None] + np.arange(g.width)).reshape(-1)
+    table: Array = value.offsets[:, None] + positions * g.step
+    return table

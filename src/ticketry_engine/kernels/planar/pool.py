@@ -15,9 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    MOST,
+    Planes,
+    first_lanes_mask,
+    load,
+    pick_positions,
+    runs,
+    splat,
+    store,
+    sum_positions,
+    vector,
+)
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Axis, Window
 
@@ -43,7 +54,7 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
 def global_mean(x: Planes, y: Planes) -> list[Op]:
     """Return operations for the mean of each plane; ``y`` has one position."""
     g = x.geometry
-    _, floats, ((start, _),) = lanes.runs([g], halos=True)
+    _, floats, ((start, _),) = runs([g], halos=True)
     share = np.array([1 / (g.height * g.width)], np.float32)
     place = y.geometry.position(0, 0) * y.geometry.step
     return [Op(Mean(g.images), (x.channels, start, floats, place, share, x.offsets, y.offsets))]
@@ -118,10 +129,10 @@ class _Pool:
 
 def _rounded(floats: int) -> int:
     """Round up to whole vectors of any target."""
-    return -(-floats // lanes.MOST) * lanes.MOST
+    return -(-floats // MOST) * MOST
 
 
-class _Line:
+class _PoolRow:
     """A row of the output and the input rows of its windows."""
 
     def __init__(self, e: Emitter, turn: ir.Value) -> None:
@@ -140,10 +151,10 @@ class _Line:
 
 
 @contextmanager
-def _lines(e: Emitter) -> Iterator[_Line]:
+def _lines(e: Emitter) -> Iterator[_PoolRow]:
     low, high = e.share(e.b.mul(e.arg(0), e.arg(1)))
     with e.loop(low, high) as turn:
-        yield _Line(e, turn.index)
+        yield _PoolRow(e, turn.index)
 
 
 def _initial_value(kind: str) -> float:
@@ -178,14 +189,14 @@ class Windows(Written):
             here = e.at(line.y, b.mul(column.index, e.i64(FLOAT * self.images)))
             if self.kind == "mean":
                 share = b.fmul(line.share(), e.load_f32(shares, b.mul(column.index, e.i64(FLOAT))))
-                found = [b.fmul(value, lanes.splat(e, share, value.type.count)) for value in found]
+                found = [b.fmul(value, splat(e, share, value.type.count)) for value in found]
             for part, value in enumerate(found):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
-    def _window(self, e: Emitter, line: _Line, first: ir.Value, count: ir.Value) -> list[ir.Value]:
+    def _window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum of the taps inside, as many vectors as a position's images take."""
         b = e.b
-        kind = lanes.vector(min(self.images, e.target.lanes))
+        kind = vector(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
         parts = range(self.images // kind.count)
         with e.loop(0, line.rows, carried=[begin for _ in parts]) as row:
@@ -227,17 +238,17 @@ class Spans(Written):
                 self._vector(e, line, loop.index, None)
             rest = b.sub(floats, whole)
             with e.when(b.icmp_signed(">", rest, e.i64(0))):
-                self._vector(e, line, whole, lanes.first_lanes_mask(e, rest))
+                self._vector(e, line, whole, first_lanes_mask(e, rest))
 
-    def _vector(self, e: Emitter, line: _Line, first: ir.Value, mask: ir.Value | None) -> None:
+    def _vector(self, e: Emitter, line: _PoolRow, first: ir.Value, mask: ir.Value | None) -> None:
         """Compute one vector of an output row."""
         byte = e.b.mul(first, e.i64(FLOAT))
-        value = lanes.pick_positions(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
+        value = pick_positions(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
             value = e.b.fmul(value, e.b.fmul(e.splat(line.share()), e.load(e.table(11), byte)))
-        lanes.store(e, value, line.y, byte, mask)
+        store(e, value, line.y, byte, mask)
 
-    def _sums(self, e: Emitter, line: _Line, byte: ir.Value) -> list[ir.Value]:
+    def _sums(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum of the windows at consecutive positions, `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
@@ -281,7 +292,7 @@ class Mean(Written):
             found = [
                 b.fadd(
                     old,
-                    lanes.load(e, here, FLOAT * width * k, lanes.first_lanes_mask(e, b.sub(rest, e.i64(k * width)))),
+                    load(e, here, FLOAT * width * k, first_lanes_mask(e, b.sub(rest, e.i64(k * width)))),
                 )
                 for k, old in enumerate(loop.results)
             ]
@@ -290,6 +301,6 @@ class Mean(Written):
                 value = found[part]
                 for other in found[part + apart :: apart]:
                     value = b.fadd(value, other)
-                value = lanes.sum_positions(e, value, min(self.images, width))
-                value = b.fmul(value, lanes.splat(e, e.load_f32(share), value.type.count))
+                value = sum_positions(e, value, min(self.images, width))
+                value = b.fmul(value, splat(e, e.load_f32(share), value.type.count))
                 b.store(value, e.at(y, FLOAT * width * part), align=FLOAT)

@@ -10,7 +10,7 @@ Tables:
     segments (int32): the number of columns, shifted left by `FLAG_BITS`, and flags; the base byte of its columns; if
         several rows share columns, the first of them in the table of columns; then the byte of each row's plane of y,
         that of its residual plane, and its bias
-    columns: offset of each from the base, in units of `Sums.unit` bytes; in segment order, or shared between segments
+    columns: offset of each from the base, in units of `unit` bytes; in segment order, or shared between segments
     weights (float32): each row's weight, for each column of each segment
     chunks (int64): parts of the rows for threads: the first byte of its segments, their number, its first weight
     places and masks of tiles: see `tiles`
@@ -26,9 +26,8 @@ from typing import Any, ClassVar
 
 from ticketry_engine.kernels.activations import Activation, activate_all
 from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, Written
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import LINE
-from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.planar import geometry as lanes
+from ticketry_engine.kernels.planar.geometry import LINE, Shape
 
 FIRST, LAST = 1, 2
 """Flags of a segment: it starts its rows' sums; it completes them."""
@@ -74,7 +73,7 @@ class OfSegments(Written):
 
 
 @dataclass(frozen=True)
-class Sums(OfSegments):
+class RowSums(OfSegments):
     """Kernel of weighted sums of planes.
 
     Args:
@@ -118,7 +117,7 @@ class _Tile:
 class _SumsBody:
     """Writer of the loops of one shape."""
 
-    def __init__(self, e: Emitter, spec: Sums, number: int) -> None:
+    def __init__(self, e: Emitter, spec: RowSums, number: int) -> None:
         self.e, self.spec, self.number = e, spec, number
         self.shape, self.masked = spec.shapes[number], spec.masked[number]
         self.vectors = len(self.shape.x)

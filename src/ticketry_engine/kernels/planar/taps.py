@@ -32,10 +32,20 @@ import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activate_all
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, Geometry
-from ticketry_engine.kernels.planar.lanes import MOST
-from ticketry_engine.kernels.planar.tiles import Shape, split
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    MOST,
+    Geometry,
+    Shape,
+    clear_lanes,
+    from_bits,
+    load,
+    mask_type,
+    pick_positions,
+    split,
+    store,
+    store_first,
+)
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Window
@@ -132,35 +142,33 @@ class _Tiles:
         """Store a vector of the tile."""
         e, byte = self.e, self.shape.y[number]
         if self.masked and e.target.masks:
-            lanes.store(e, value, y, byte, lanes.from_bits(e, masks, self.bytes * number))
+            store(e, value, y, byte, from_bits(e, masks, self.bytes * number))
         elif self.masked:
-            lanes.store(e, self._cleared(value, masks, number), y, byte)
+            store(e, self._cleared(value, masks, number), y, byte)
         else:
-            lanes.store_first(e, value, y, byte, self.few[number])
+            store_first(e, value, y, byte, self.few[number])
 
     def _cleared(self, value: Any, masks: Any, number: int) -> Any:
         """Zero the lanes that a mask entry excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
-        return lanes.clear_lanes(self.e, value, self.e.at(self.masks, at))
+        return clear_lanes(self.e, value, self.e.at(self.masks, at))
 
     def _input(self, source: Any, masks: Any, number: int) -> Any:
         """Return what a tap reads for a vector of the tile."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
-            return self._cleared(
-                lanes.pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number
-            )
+            return self._cleared(pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number)
         parts = [
-            lanes.load(
+            load(
                 e,
                 source,
                 self.shape.x[number] + part * width,
-                lanes.from_bits(e, masks, self.bytes * (number * stride + part)),
+                from_bits(e, masks, self.bytes * (number * stride + part)),
             )
             for part in range(stride)
         ]
-        return parts[0] if stride == 1 else lanes.pick_positions(e, parts, self.kernel.images)
+        return parts[0] if stride == 1 else pick_positions(e, parts, self.kernel.images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +197,7 @@ class Tapped:
 
 def _entry(target: Target) -> np.dtype[Any]:
     """Return the element type of mask tables: bits, or the byte offset of a mask."""
-    return lanes.mask_type(target) if target.masks else np.dtype(np.uint16)
+    return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
 def _parts(stride: int, target: Target) -> int:
@@ -317,7 +325,7 @@ def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
-    found: Array = (all_lanes @ (1 << np.arange(target.lanes))).astype(lanes.mask_type(target))
+    found: Array = (all_lanes @ (1 << np.arange(target.lanes))).astype(mask_type(target))
     return found
 
 

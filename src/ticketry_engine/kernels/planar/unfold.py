@@ -15,9 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.llvm import ir
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, SLACK, Geometry, Planes
+from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    LINE,
+    SLACK,
+    Geometry,
+    Planes,
+    from_bits,
+    load,
+    mask_type,
+    pick_positions,
+    shuffle,
+)
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Pair, Window
@@ -62,7 +72,7 @@ class Unfolding:
         return Geometry(rows, columns, 0, self.y.images, self.row)
 
     @property
-    def apart(self) -> int:
+    def copy_bytes(self) -> int:
         """Bytes between two copies: whole cache lines, without slack, so that copies share pages."""
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
@@ -84,7 +94,7 @@ class Unfolding:
     @property
     def bytes(self) -> int:
         """Scratch memory for the copies, in bytes."""
-        return int(self.used.sum()) * self.apart + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
+        return int(self.used.sum()) * self.copy_bytes + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
     def turned(self) -> bool:
@@ -116,7 +126,7 @@ class Unfolding:
 
     def value(self, offset: int) -> Planes:
         """Return all copies as planes, one after the other from `offset` on."""
-        return Planes(self.geometry, offset + self.apart * np.arange(int(self.used.sum())))
+        return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
         """Return the byte of each channel and tap, [channels, taps], for copies at `offset`; 0 if unused."""
@@ -138,7 +148,7 @@ class Unfolding:
         """Return the operations that make the copies."""
         ops, sources = [], {0: x}
         if self.phases:
-            first = offset + int(self.used.sum()) * self.apart + SLACK
+            first = offset + int(self.used.sum()) * self.copy_bytes + SLACK
             count, stride = len(self.channels), self.phase.bytes * len(self.channels)
             sources = {}
             for number, phase in enumerate(self.phases):
@@ -165,16 +175,17 @@ class Unfolding:
         kernel = Turn(shifts, vectors, row)
         return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
 
-    def _split(self, x: Planes, first: int, apart: int) -> Op:
+    def _split(self, x: Planes, first: int, copy_bytes: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
         each = -(-self.phase.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
         bits = valid.reshape(-1, self.target.lanes) @ (1 << np.arange(self.target.lanes))
         begin = x.geometry.position(0, 0) * x.geometry.step
         places = np.stack([x.offsets[self.channels] + begin, first + self.phase.bytes * np.arange(count)], axis=1)
-        kernel = Split(stride, tuple(self.phases), x.geometry.images)
-        numbers = (x.geometry.height, x.geometry.row * x.geometry.step, self.phase.row * self.phase.step, apart, each)
-        return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))))
+        kernel = PhaseSplit(stride, tuple(self.phases), x.geometry.images)
+        row_bytes, phase_bytes = x.geometry.row * x.geometry.step, self.phase.row * self.phase.step
+        numbers = (x.geometry.height, row_bytes, phase_bytes, copy_bytes, each)
+        return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
     def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
         """Return the operation that assembles the copies of the flagged channels from pieces."""
@@ -192,7 +203,7 @@ class Unfolding:
             done += len(pieces)
         table = np.array(places, dtype=np.int64).reshape(-1, 4)
         pieces, bits = np.concatenate(all_pieces).astype(np.int32), np.concatenate(all_bits)
-        return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))))
+        return Op(Gather(most), (table, len(table), pieces, bits.astype(mask_type(self.target))))
 
     def _pieces(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
         """Return for each vector of a copy the bytes of the source pieces and their lanes."""
@@ -272,7 +283,7 @@ class Gather(Written):
     def write(self, e: Emitter) -> None:
         b, arena = e.b, e.arena()
         places, pieces, bits = e.table(0), e.table(2), e.table(3)
-        size = lanes.mask_type(e.target).itemsize
+        size = mask_type(e.target).itemsize
         low, high = e.share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(32)))
@@ -284,7 +295,7 @@ class Gather(Written):
                 value = e.splat(0.0)
                 for piece in range(self.pieces):
                     begin = e.at(source, e.load_i32(at, 4 * piece))
-                    value = lanes.load(e, begin, 0, lanes.from_bits(e, mask, size * piece), value)
+                    value = load(e, begin, 0, from_bits(e, mask, size * piece), value)
                 e.store(value, to, loop.carried[0])
                 loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
 
@@ -335,7 +346,7 @@ class Turn(Written):
             else:
                 one, other = (self._load_vector(e, row, begin // lanes_ + more) for more in (0, 1))
                 first = begin % lanes_
-                value = lanes.shuffle(e, one, other, range(first, first + lanes_))
+                value = shuffle(e, one, other, range(first, first + lanes_))
             e.store(value, to, at * FLOAT)
 
     def _load_vector(self, e: Emitter, row: ir.Value, number: int) -> ir.Value:
@@ -344,7 +355,7 @@ class Turn(Written):
 
 
 @dataclass(frozen=True)
-class Split(Written):
+class PhaseSplit(Written):
     """Kernel that picks every stride-th pixel of each row, once for each of some phases.
 
     Arguments: places (source, destination of the first phase; int64), their number, rows, bytes between two rows of x
@@ -361,8 +372,8 @@ class Split(Written):
     def write(self, e: Emitter) -> None:
         b, arena = e.b, e.arena()
         places, masks = e.table(0), e.table(7)
-        rows, from_row, to_row, apart, each = (e.arg(index) for index in range(2, 7))
-        size, width = lanes.mask_type(e.target).itemsize, e.target.lanes * FLOAT
+        rows, from_row, to_row, copy_bytes, each = (e.arg(index) for index in range(2, 7))
+        size, width = mask_type(e.target).itemsize, e.target.lanes * FLOAT
         low, high = e.share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(16)))
@@ -371,10 +382,7 @@ class Split(Written):
                 begin = e.at(source, b.mul(row.index, from_row))
                 bits = e.at(masks, b.mul(vector.index, e.i64(size * self.stride)))
                 begin = e.at(begin, b.mul(vector.index, e.i64(width * self.stride)))
-                read = [
-                    lanes.load(e, begin, width * part, lanes.from_bits(e, bits, size * part))
-                    for part in range(self.stride)
-                ]
+                read = [load(e, begin, width * part, from_bits(e, bits, size * part)) for part in range(self.stride)]
                 end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
                 for number, phase in enumerate(self.phases):
-                    e.store(lanes.pick_positions(e, read, self.images, phase), e.at(end, b.mul(apart, e.i64(number))))
+                    e.store(pick_positions(e, read, self.images, phase), e.at(end, b.mul(copy_bytes, e.i64(number))))

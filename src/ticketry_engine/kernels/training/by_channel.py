@@ -14,7 +14,8 @@ Table of an operation: float32 numbers [channels, numbers], then sums [parts, ch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,8 +24,7 @@ import numpy as np
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.activations import activate, slope
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, first_lanes_mask
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training.layout import IMAGES, Batch, images_of, parts
@@ -139,7 +139,7 @@ class ByChannel(Written):
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
-        return [lanes.first_lanes_mask(e, e.b.sub(images, e.i64(first))) for first in firsts]
+        return [first_lanes_mask(e, e.b.sub(images, e.i64(first))) for first in firsts]
 
 
 def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
@@ -169,7 +169,7 @@ class Total(ByChannel):
 
 
 @dataclass(frozen=True)
-class Scale(ByChannel):
+class ScaleShift(ByChannel):
     """``y = scale * x + shift``, optionally plus r, optionally ReLU. Values: x, y, r."""
 
     numbers: ClassVar[int] = 2
@@ -363,3 +363,262 @@ def _table(op: Op) -> tuple[ByChannel, Array]:
     assert isinstance(kernel, ByChannel)
     assert isinstance(table, np.ndarray)
     return kernel, table
+
+
+# -- Layer norm over tokens and its gradient ---------------------------------------------------------------------------
+
+#     n  = (x - mean) / deviation,   y = n * scale + shift
+#     dx = (g - mean(g) - n * mean(g * n)) / deviation,   g = dy * scale       (means over features)
+#
+# (Ba, Kiros and Hinton, "Layer Normalization", 2016, section 3.) Values are planes of features and vectors run over
+# tokens, so each lane sums its own token's features without exchanging lanes. First `ByToken` kernels compute the
+# statistics of each token, then `ByChannel` kernels process feature by feature.
+#
+# Table of an operation: float32 [1 / features, epsilon, factor of each feature].
+
+
+_TOKEN_HEAD = 4
+"""Number of arguments before those of the values: features, first and past-the-end block, and the table."""
+
+_FACTORS = 2
+"""Numbers in the table before those of the features: 1 / features and epsilon."""
+
+
+@dataclass(frozen=True)
+class ByToken(Written):
+    """Base class of kernels that compute statistics of each token.
+
+    Args:
+        vectors: vectors per plane.
+    """
+
+    finished: ClassVar[bool] = True
+    sides: ClassVar[int]
+    """Number of values with a plane per feature; those with a single plane follow."""
+    sums: ClassVar[int] = 2
+
+    vectors: int
+
+    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+        """Return what the terms of a vector need, loaded once; ``at`` is its pointer in each value."""
+        raise NotImplementedError
+
+    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+        """Return the addends of a feature for each sum."""
+        raise NotImplementedError
+
+    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+        """Store the results, computed from the means over features."""
+        raise NotImplementedError
+
+    def write(self, e: Emitter) -> None:
+        b, width = e.b, FLOAT * e.target.lanes
+        features, begin, end, table = e.arg(0), e.arg(1), e.arg(2), e.table(3)
+        places = [[e.arg(_TOKEN_HEAD + 3 * side + word) for word in range(3)] for side in range(self.sides + 2)]
+        share, epsilon = (e.splat(e.load_f32(table, FLOAT * number)) for number in range(_FACTORS))
+        unroll = math.gcd(self.vectors, 2)
+        with e.loop(begin, end) as block:
+            planes = [e.at(e.arena(offset), b.mul(block.index, step)) for offset, _, step in places]
+            with e.loop(*e.share(self.vectors // unroll)) as turn:
+                byte = b.mul(turn.index, e.i64(unroll * width))
+                ats = [[e.at(plane, b.add(byte, e.i64(part * width))) for plane in planes] for part in range(unroll)]
+                begun = [self.begin(e, at) for at in ats]
+                with e.loop(0, features, carried=[e.splat(0.0)] * (self.sums * unroll)) as feature:
+                    factor = e.splat(
+                        e.load_f32(table, b.add(e.i64(FLOAT * _FACTORS), b.mul(feature.index, e.i64(FLOAT))))
+                    )
+                    found: list[Any] = []
+                    for at, known in zip(ats, begun, strict=True):
+                        here = [
+                            e.at(place, b.mul(feature.index, step))
+                            for place, (_, step, _) in zip(at[: self.sides], places, strict=False)
+                        ]
+                        found += self.terms(e, here, known, factor)
+                    feature.next = [b.fadd(*pair) for pair in zip(feature.carried, found, strict=True)]
+                for part, at in enumerate(ats):
+                    totals = feature.results[self.sums * part : self.sums * (part + 1)]
+                    self.end(e, at, begun[part], [b.fmul(total, share) for total in totals], epsilon)
+
+
+@dataclass(frozen=True)
+class TokenMoments(ByToken):
+    """Mean and 1 / deviation of each token. Values: x; mean, inverse."""
+
+    sides: ClassVar[int] = 1
+
+    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+        return e.load(at[0])  # shift near the mean, against cancellation
+
+    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+        apart = e.b.fsub(e.load(at[0]), begun)
+        return [apart, e.b.fmul(apart, apart)]
+
+    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+        b, (shift, squares) = e.b, means
+        e.store(b.fadd(begun, shift), at[1])
+        variance = b.fsub(squares, b.fmul(shift, shift))
+        variance = e.select(b.fcmp_ordered("<", variance, e.splat(0.0)), e.splat(0.0), variance)
+        root = e.intrinsic("llvm.sqrt", b.fadd(variance, epsilon))
+        e.store(b.fdiv(e.splat(1.0), root), at[2])
+
+
+@dataclass(frozen=True)
+class TokenSums(ByToken):
+    """Means over features of g and of g times the normalised input. Values: dy, x, mean, inverse; both means."""
+
+    sides: ClassVar[int] = 4
+
+    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+        return e.load(at[2]), e.load(at[3])
+
+    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+        gradient = e.b.fmul(e.load(at[0]), factor)
+        return [gradient, e.b.fmul(gradient, e.b.fsub(e.load(at[1]), begun[0]))]
+
+    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+        e.store(means[0], at[4])
+        e.store(e.b.fmul(means[1], begun[1]), at[5])
+
+
+@dataclass(frozen=True)
+class TokenLayerNorm(ByChannel):
+    """``y = (x - mean) * inverse * scale + shift``. Values: x, y; mean, inverse of tokens. Numbers: scale, shift."""
+
+    numbers: ClassVar[int] = 2
+    sides: ClassVar[int] = 4
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        normal = e.b.fmul(e.b.fsub(e.load(at[0]), e.load(at[2])), e.load(at[3]))
+        e.store(e.fma(normal, numbers[0], numbers[1]), at[1])
+        return []
+
+
+@dataclass(frozen=True)
+class LayerNormGradient(ByChannel):
+    """Gradient of layer norm, with the sums of dy * n and of dy. Values: dy, x, dx; per token mean, inverse, both
+    means.
+
+    Number: scale.
+    """
+
+    numbers: ClassVar[int] = 1
+    sums: ClassVar[int] = 2
+    sides: ClassVar[int] = 7
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        b = e.b
+        gradient, inverse = e.load(at[0]), e.load(at[4])
+        normal = b.fmul(b.fsub(e.load(at[1]), e.load(at[3])), inverse)
+        inner = b.fsub(b.fsub(b.fmul(gradient, numbers[0]), e.load(at[5])), b.fmul(normal, e.load(at[6])))
+        e.store(b.fmul(inner, inverse), at[2])
+        return [b.fmul(gradient, normal), gradient]
+
+
+def token_operations(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
+    """Return the operations of a kernel on values of the same tokens, those with a plane per feature first."""
+    first = values[0]
+    if first.geometry.height != 1 or any(value.geometry.halo for value in values):
+        raise ValueError(f"not tokens: {first}")
+    table = np.ones(_FACTORS + first.channels, dtype=np.float32)
+    table[:_FACTORS] = 1 / first.channels, epsilon
+    places: list[int] = []
+    for value in values:
+        places += [value.offset, value.geometry.bytes if value.channels > 1 else 0, value.block_bytes]
+    kernel = kind(first.geometry.width * IMAGES // target.lanes)
+    size = first.geometry.height, first.geometry.width
+    return [Op(kernel, (first.channels, part.start, part.stop, table, *places)) for part in parts(first.blocks, size)]
+
+
+def factors_of(op: Op) -> Array:
+    """Return the per-feature factors in an operation's table."""
+    table = op.args[_TOKEN_HEAD - 1]
+    assert isinstance(table, np.ndarray)
+    return table[_FACTORS:]
+
+
+# -- LSTM gates, forward and backward: the elementwise part between two products with the weights ----------------------
+
+#     c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+#     h' = sigmoid(o) * tanh(c')
+#
+# (Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997; forget gates by Gers et al., 2000.) Inputs are the four
+# sums of products i, f, g, o, in torch's order: [blocks, 4, units, images]. The gates overwrite their sums and the
+# gradients overwrite the gates; besides them only the cells are stored for the backward pass. One pass over memory
+# computes all gates of a unit.
+
+
+GATES = 4
+"""Gates per unit, in torch's order: input, forget, cell, output."""
+
+_PLANE = IMAGES * FLOAT
+"""Bytes of a unit in a block."""
+
+
+@dataclass(frozen=True)
+class _OfUnits(Written):
+    """Base class of kernels that process all units of some blocks."""
+
+    finished: ClassVar[bool] = True
+
+    @contextmanager
+    def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Yield pointers to a vector of each gate and of each state. Arguments: units, blocks, value bytes."""
+        b, units, blocks = e.b, e.arg(0), e.arg(1)
+        parts = e.i64(IMAGES // e.target.lanes)
+        with e.turns(blocks, b.mul(units, parts)) as (block, turn):
+            byte = b.mul(turn, e.i64(FLOAT * e.target.lanes))
+            whole = b.mul(units, e.i64(_PLANE))
+            state = b.add(byte, b.mul(block, whole))
+            first = b.add(byte, b.mul(block, b.mul(whole, e.i64(GATES))))
+            gates = [e.at(e.arena(e.arg(2)), b.add(first, b.mul(whole, e.i64(gate)))) for gate in range(GATES)]
+            yield gates, [e.at(e.arena(e.arg(3 + number)), state) for number in range(states)]
+
+
+@dataclass(frozen=True)
+class LstmGates(_OfUnits):
+    """One time step forward. Arguments: units, blocks; bytes of the sums, previous cells, cells and states."""
+
+    def write(self, e: Emitter) -> None:
+        with self.vectors(e, 3) as (places, (before, after, state)):
+            b, acts = e.b, ("sigmoid", "sigmoid", "tanh", "sigmoid")
+            i, f, g, o = (activate(e, act, e.load(place)) for act, place in zip(acts, places, strict=True))
+            cell = e.fma(f, e.load(before), b.fmul(i, g))
+            for value, place in zip((i, f, g, o), places, strict=True):
+                e.store(value, place)
+            e.store(cell, after)
+            e.store(b.fmul(o, activate(e, "tanh", cell)), state)
+
+
+@dataclass(frozen=True)
+class LstmGatesGradient(_OfUnits):
+    """One time step backward. Arguments: units, blocks; bytes of gates, previous cells, cells, state and cell
+    gradients.
+
+    The gradients of the cells are replaced by those of the previous cells.
+    """
+
+    def write(self, e: Emitter) -> None:
+        with self.vectors(e, 4) as (places, (before, after, state, carried)):
+            b = e.b
+            i, f, g, o = (e.load(place) for place in places)
+            tanh, dh = activate(e, "tanh", e.load(after)), e.load(state)
+            dc = e.fma(b.fmul(dh, o), self._tanh_derivative(e, tanh), e.load(carried))
+            found = (
+                self._sigmoid_gradient(e, b.fmul(dc, g), i),
+                self._sigmoid_gradient(e, b.fmul(dc, e.load(before)), f),
+                b.fmul(b.fmul(dc, i), self._tanh_derivative(e, g)),
+                self._sigmoid_gradient(e, b.fmul(dh, tanh), o),
+            )
+            e.store(b.fmul(dc, f), carried)
+            for value, place in zip(found, places, strict=True):
+                e.store(value, place)
+
+    @staticmethod
+    def _tanh_derivative(e: Emitter, tanh: Any) -> Any:
+        """Return 1 - tanh²."""
+        return e.b.fsub(e.splat(1.0), e.b.fmul(tanh, tanh))
+
+    @staticmethod
+    def _sigmoid_gradient(e: Emitter, gradient: Any, gate: Any) -> Any:
+        """Return the gradient by the input of a sigmoid gate."""
+        return e.b.fmul(gradient, e.b.fmul(gate, e.b.fsub(e.splat(1.0), gate)))

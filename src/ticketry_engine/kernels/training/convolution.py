@@ -17,19 +17,15 @@ import numpy as np
 
 import ticketry_engine.kernels.amx as amx
 from ticketry_engine.kernels.bfloat import HALF
-from ticketry_engine.kernels.planar import kernel_choice
-from ticketry_engine.kernels.planar.conv import Matrix, SumTables, check, shared, single
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE
-from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, Sums, side_by_side
-from ticketry_engine.kernels.planar.tiles import Tiles
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, check, row_kinds, shared, single, tile_vectors
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Tiles
+from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, RowSums, side_by_side
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training import tile_products, tile_sums, tiled
-from ticketry_engine.kernels.training.columns import pad_segments
-from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer, WeightGradient
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, Side, parts, shares, threads_take_blocks, tiles
-from ticketry_engine.kernels.training.packing import scatter
-from ticketry_engine.kernels.training.pair_sums import PAIR, PairSums
+from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer, WeightGradient, scatter
+from ticketry_engine.kernels.training.layout import IMAGES, Batch, TileSide, parts, shares, threads_take_blocks, tiles
+from ticketry_engine.kernels.training.pair_sums import PAIR, PairSums, pad_segments
 from ticketry_engine.kernels.training.products import TOGETHER, Products, Totals, Zero
 from ticketry_engine.kernels.training.tile_products import Added
 from ticketry_engine.kernels.window import Array, Pair, Window
@@ -91,7 +87,7 @@ def forward(x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Ba
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
-    sides = [Side(x, stride=window.stride), Side(y)] + ([] if residual is None else [Side(residual)])
+    sides = [TileSide(x, stride=window.stride), TileSide(y)] + ([] if residual is None else [TileSide(residual)])
     matrix = _matrix(layer.places, columns, y, residual)
     return [replace(_sums(matrix, sides, _size(y), target, layer.threads), alone=layer.alone)]
 
@@ -127,8 +123,8 @@ def input_gradient(
         transposed = places[:, :, :, taps].transpose(0, 2, 1, 3)  # groups, I, O, taps of the phase
         columns = dy.channel_bytes.reshape(groups, -1, 1) + np.array(shifts, dtype=np.int64)
         size = -(-(height - phase[0]) // window.stride[0]), -(-(width - phase[1]) // window.stride[1])
-        sides = [Side(dy), Side(dx, phase, window.stride)]
-        sides += [] if residual is None else [Side(residual, phase, window.stride)]
+        sides = [TileSide(dy), TileSide(dx, phase, window.stride)]
+        sides += [] if residual is None else [TileSide(residual, phase, window.stride)]
         matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
         if sets and not tiled.row_sets(matrix.weight, groups, dy, target):
             found.append(tiled.spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
@@ -164,7 +160,7 @@ def product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> P
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
-    sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
+    sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _size(dy)
     matrix = _matrix(layer.places, columns, dy, None)
     sets = tiled.row_sets(matrix.weight, layer.groups, x, target)
     rows = most = 0
@@ -199,7 +195,7 @@ def weight_gradient(
         reserve: function that reserves temporary bytes of the arena and returns their offset.
         tables: result of `product_tables`, if available.
     """
-    lanes, sides, size = target.lanes, [Side(x, stride=layer.window.stride), Side(dy)], _size(dy)
+    lanes, sides, size = target.lanes, [TileSide(x, stride=layer.window.stride), TileSide(dy)], _size(dy)
     tables = tables or product_tables(x, dy, layer, target)
     made, chunks, several, sets = tables.made, tables.chunks, tables.several, tables.sets
     together = lanes if sets else TOGETHER
@@ -292,7 +288,7 @@ def _zeros(value: Batch, target: Target) -> Gathered:
     return Gathered(ops, np.zeros(0, dtype=np.int64))
 
 
-def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, threads: int) -> Gathered:
+def _sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target, threads: int) -> Gathered:
     x, half = sides[0].value, sides[0].value.item == HALF
     sets = tiled.row_sets(matrix.weight, len(matrix.columns), x, target)
     groups = [] if sets else _groups(matrix, target)
@@ -302,7 +298,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
     elif half:
         most = PAIR_VECTORS[rows]
     else:
-        most = kernel_choice.vectors(rows, target)[0] if groups else _most(target, size)
+        most = tile_vectors(rows, target)[0] if groups else _most(target, size)
     chunks = 1
     if threads > 1 and not threads_take_blocks(x.blocks, size, threads):
         some = tiles(sides, size, target.lanes, most, parts(x.blocks, size)[0])
@@ -327,7 +323,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
             continue
         # The smallest tile decides: the order of sums is part of the version of the kernels' numbers.
         several = side_by_side(rows, min(len(shape.x) for shape in shapes))
-        spec = Sums(rows, shapes, (False,) * len(cut), residual, None, made.blocked, made.unit, made.wide, several)
+        spec = RowSums(rows, shapes, (False,) * len(cut), residual, None, made.blocked, made.unit, made.wide, several)
         ops.append(Op(spec, tuple(args)))
     return Gathered(ops, index)
 
@@ -342,12 +338,12 @@ def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
     kept = matrix.weight != 0
     if SHARING * len({row.tobytes() for row in np.packbits(kept, axis=1)}) > len(kept):
         return []  # too many sets, as in unstructured masks: this count is much faster than finding the sets
-    kinds = kernel_choice.kinds(kept, len(matrix.columns))
+    kinds = row_kinds(kept, len(matrix.columns))
     rows = min(kinds)
     if len(kinds) > 1 or rows < SHARING:
         return []
     columns = max(int(np.count_nonzero(matrix.weight[group[0][0]])) for group in kinds[rows])
-    tile = kernel_choice.vectors(rows, target)[0] * target.lanes * FLOAT
+    tile = tile_vectors(rows, target)[0] * target.lanes * FLOAT
     if tile < IMAGES * FLOAT:  # less than one position
         return []
     return kinds[rows] if target.registers >= 32 or columns * tile <= NEAR // 2 else []

@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes
-from ticketry_engine.kernels.planar.tiles import Shape, Tiles, split
+from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes, Shape, Tiles, split
+from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Pair
 
 IMAGES = 16
@@ -81,7 +83,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Side:
+class TileSide:
     """How tiles cover a value: first pixel and stride in pixels."""
 
     value: Batch
@@ -106,7 +108,7 @@ class Side:
         )
 
 
-def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
+def tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
     """Return tiles of at most ``most`` vectors that cover all rows and columns of every block once.
 
     Args:
@@ -118,7 +120,7 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
 
 
 @functools.lru_cache(maxsize=4096)
-def _tiles(sides: tuple[Side, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
+def _tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
     """Compute the tiles. They do not depend on masks, so the cache serves all layers and updates."""
     positions = max(1, most * lanes // IMAGES)
     rows, columns = _rectangle(size, positions)
@@ -143,7 +145,7 @@ def _tiles(sides: tuple[Side, ...], size: Pair, lanes: int, most: int, part: ran
 
 @functools.lru_cache(maxsize=1024)
 def _in_a_block(
-    sides: tuple[Side, ...], size: Pair, rows: int, columns: int
+    sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
     """Return the places of tiles in the first block, by (rows, columns) of a tile. Independent of masks, so cached."""
     spots: dict[Pair, list[list[int]]] = {}
@@ -175,3 +177,52 @@ def shares(blocks: int, threads: int) -> list[range]:
 def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
     """Return whether each thread takes whole blocks (otherwise threads share each operation: see `parts`)."""
     return threads > 1 and blocks >= threads and len(parts(blocks, size)) == blocks
+
+
+# -- Zero the halos of a value that reuses memory of other values ------------------------------------------------------
+
+#     head        . . . . . .        before the first pixel
+#     row ends    . p p p . .        between two rows (the halo of both)
+#     tail        . . . . . .        after the last pixel
+#
+# Only the halo is written, not the pixels, which are overwritten anyway.
+
+
+@dataclass(frozen=True)
+class Border(Written):
+    """Kernel that zeroes everything around the pixels of consecutive planes.
+
+    Arguments: number of planes, byte of the first, bytes per plane; bytes before the first pixel; rows minus one, bytes
+    of
+    a row's pixels and between two rows; byte after the last pixel.
+    """
+
+    finished: ClassVar[bool] = True
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        planes, begin, size, head, rows, pixels, row, tail = (e.arg(number) for number in range(8))
+        with e.loop(*e.share(planes)) as plane:
+            place = e.at(e.arena(begin), b.mul(plane.index, size))
+            self._zero(e, place, e.i64(0), head)
+            with e.loop(0, rows) as line:
+                first = b.add(b.add(head, pixels), b.mul(line.index, row))
+                self._zero(e, place, first, b.sub(b.add(first, row), pixels))
+            self._zero(e, place, tail, size)
+
+    @staticmethod
+    def _zero(e: Emitter, place: object, begin: object, end: object) -> None:
+        with e.loop(begin, end, FLOAT * e.target.lanes) as vector:
+            e.store(e.splat(0.0), place, vector.index)
+
+
+def border(value: Batch) -> list[Op]:
+    """Return the operations that zero a value's halo, block by block or over all blocks (see `parts`)."""
+    g = value.geometry
+    pixels = g.width * g.step
+    last = g.position(g.height - 1, 0) * g.step + pixels
+    shape = (g.bytes, g.position(0, 0) * g.step, g.height - 1, pixels, g.row * g.step, last)
+    return [
+        Op(Border(), (value.channels * len(part), value.offset + part.start * value.block_bytes, *shape))
+        for part in parts(value.blocks, (g.height, g.width))
+    ]

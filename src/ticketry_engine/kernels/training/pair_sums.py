@@ -12,21 +12,77 @@ bfloat16 pairs (for each pair of columns, each row's two), and each row has a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter
+from ticketry_engine.kernels.planar.conv import SumTables
+from ticketry_engine.kernels.planar.geometry import Shape
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, OfSegments
-from ticketry_engine.kernels.planar.tiles import Shape
-from ticketry_engine.kernels.training.columns import column
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 """Arguments: tables, the number of chunks; then for each shape its places and their number."""
 
 PAIR = 2
 """Columns multiplied together."""
+
+
+@contextmanager
+def _segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Loop over the segments of a chunk. Yields the segment, and its first and past-the-end column."""
+    b, segments = e.b, e.table(SEGMENTS)
+    start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
+    stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
+    with e.loop(start, stop, segment_bytes, [first]) as loop:
+        segment, begin = e.at(segments, loop.index), loop.carried[0]
+        end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
+        loop.next = [end]
+        yield segment, begin, end
+
+
+def _tile(e: Emitter, places: Any, number: Any, values: int) -> tuple[Any, ...]:
+    """Return pointers to a tile of x, of y, and of the residual."""
+    place = e.at(places, e.b.mul(number, e.i64(12)))
+    return tuple(e.at(e.arena(), e.load_i32(place, 4 * word)) for word in range(values))
+
+
+@contextmanager
+def segments_by_unit(e: Emitter, segment_bytes: int, argument: int) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
+    """Loop over this thread's units of work, one chunk of rows over one tile each, and the segments of each chunk.
+
+    Yields the segment, pointers to the tile of x, y and the residual, and the first and past-the-end column.
+
+    Args:
+        argument: number of the argument with the places of the tiles; their number follows.
+    """
+    b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
+    places, count = e.table(argument), e.arg(argument + 1)
+    with e.loop(*e.share(b.mul(count, chunk_count))) as unit:
+        chunk = e.at(chunks, b.mul(b.urem(unit.index, chunk_count), e.i64(24)))
+        tile = _tile(e, places, b.udiv(unit.index, chunk_count), 3)
+        with _segments(e, chunk, segment_bytes) as (segment, begin, end):
+            yield segment, tile, begin, end
+
+
+@contextmanager
+def segments_by_chunk(e: Emitter, segment_bytes: int, argument: int) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
+    """Loop over this thread's chunks, all tiles of each chunk, and its segments: see `segments_by_unit`.
+
+    The sums of a chunk stay in the cache over all tiles.
+    """
+    b, chunks = e.b, e.table(CHUNKS)
+    places, count = e.table(argument), e.arg(argument + 1)
+    with e.loop(*e.share(e.arg(CHUNK_COUNT))) as number:
+        chunk = e.at(chunks, b.mul(number.index, e.i64(24)))
+        with e.loop(0, count) as turn:
+            tile = _tile(e, places, turn.index, 2)
+            with _segments(e, chunk, segment_bytes) as (segment, begin, end):
+                yield segment, tile, begin, end
 
 
 @dataclass(frozen=True)
@@ -59,27 +115,13 @@ class _PairSumsBody:
 
     def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
-        self.arena = e.arena()
-        self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
-        self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
-        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+        self.columns, self.weights, self.first_argument = e.table(COLUMNS), e.table(WEIGHTS), SHAPES + 2 * number
 
     def emit(self) -> None:
-        """Loop over this thread's units of work: one chunk of rows over one tile each."""
-        e, b, spec = self.e, self.e.b, self.spec
-        low, high = e.share(b.mul(self.count, self.chunk_count))
-        with e.loop(low, high) as unit:
-            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
-            place = e.at(self.places, b.mul(b.udiv(unit.index, self.chunk_count), e.i64(12)))
-            x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
-            start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
-            stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
-            with e.loop(start, stop, spec.segment_bytes, [weight]) as loop:
-                segment, begin = e.at(self.segments, loop.index), loop.carried[0]
-                end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
-                loop.next = [end]
-                sums = self._sums(e.at(x, e.load_i32(segment, 4)), begin, end)
-                self._end(segment, y, residual, sums)
+        with segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
+            x, y, residual = tile
+            sums = self._sums(self.e.at(x, self.e.load_i32(segment, 4)), begin, end)
+            self._end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
         """Return two sums per row and vector of values, with images in the order of `bfloat.interleave_pairs`."""
@@ -130,3 +172,50 @@ def write_rows(
                 there = bfloat.load_pairs(e, beside, shape.residual[t])
                 values = [b.fadd(*pair) for pair in zip(values, bfloat.split_to_float32(e, there), strict=True)]
             bfloat.store_rounded(e, values, out, place)
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+#     segment with 5 columns, sets of 4:   c0 c1 c2 c3 | c4 c4 c4 c4       (the last column repeated)
+#
+# Whole sets need no remainder loop.
+
+
+def column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide: bool) -> Any:
+    """Load the byte offset of column ``index + further``.
+
+    Args:
+        unit: unit of the offsets, in bytes.
+        wide: whether offsets take 32 bits (signed) instead of 16.
+    """
+    kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
+    at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
+    return e.b.mul(widen(e.b.load(at, typ=kind, align=size), I64), e.i64(unit))
+
+
+def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
+    """Pad segments to whole sets of columns by repeating the last column.
+
+    With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each
+    set
+    of columns, one row after the other.
+
+    Args:
+        together: columns per set.
+        once: whether repeated columns get zero weights rather than copies of the last weights.
+    """
+    counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
+    filled = -(-counts // together) * together
+    first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
+    number, counted = np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled)
+    behind = np.minimum(number, counted - 1)
+    segments, chunks = made.segments.copy(), made.chunks.copy()
+    segments[:, 0] = filled << FLAG_BITS
+    chunks[:, 2] = start[chunks[:, 0] // (4 * segments.shape[1])]
+    columns = made.columns[np.repeat(first if rows == 1 else made.segments[:, 2], filled) + behind]
+    weights = made.weights[np.repeat(first, filled) + behind]
+    if once:
+        weights[number >= counted] = 0
+    if rows > 1:
+        weights = weights.reshape(-1, together, rows).swapaxes(1, 2).reshape(-1)
+    return replace(made, segments=segments, chunks=chunks, columns=columns, weights=weights)

@@ -22,11 +22,8 @@ from typing import Any, ClassVar
 
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar import lanes
-from ticketry_engine.kernels.planar.geometry import FLOAT
-from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
-from ticketry_engine.kernels.planar.tiles import Shape
-from ticketry_engine.kernels.training.columns import column
+from ticketry_engine.kernels.planar.geometry import FLOAT, Shape, shuffle
+from ticketry_engine.kernels.training.pair_sums import column, segments_by_chunk
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 """Arguments: tables, byte of the sums in the arena, the number of chunks; then each shape's places and their number."""
@@ -77,30 +74,17 @@ class _ProductsBody:
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
-        self.segments, self.columns, self.chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
-        self.arena, self.sums = e.arena(), e.arena(e.arg(SUMS))
-        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+        self.columns, self.sums, self.first_argument = e.table(COLUMNS), e.arena(e.arg(SUMS)), SHAPES + 2 * number
 
     def emit(self) -> None:
-        e, b = self.e, self.e.b
-        low, high = e.share(e.arg(CHUNK_COUNT))
-        with e.loop(low, high) as number:
-            chunk = e.at(self.chunks, b.mul(number.index, e.i64(24)))
-            start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
-            stop = b.add(start, b.mul(count, e.i64(self.spec.segment_bytes)))
-            with e.loop(0, self.count) as tile:
-                place = e.at(self.places, b.mul(tile.index, e.i64(12)))
-                x, y = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(2))
-                with e.loop(start, stop, self.spec.segment_bytes, [weight]) as loop:
-                    segment, begin = e.at(self.segments, loop.index), loop.carried[0]
-                    end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
-                    loop.next = [end]
-                    head, inputs = self.spec.head, e.at(x, e.load_i32(segment, 4))
-                    rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
-                    if self.spec.rows == 1:
-                        self._segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
-                    else:
-                        self._several(rows, inputs, begin, end)
+        e, head = self.e, self.spec.head
+        with segments_by_chunk(e, self.spec.segment_bytes, self.first_argument) as (segment, (x, y), begin, end):
+            inputs = e.at(x, e.load_i32(segment, 4))
+            rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
+            if self.spec.rows == 1:
+                self._segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
+            else:
+                self._several(rows, inputs, begin, end)
 
     def _several(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
         """Compute the products of rows that share their columns."""
@@ -205,5 +189,5 @@ def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
 
 
 def _pairs(e: Emitter, one: Any, other: Any) -> Any:
-    odd, even = (lanes.shuffle(e, one, other, range(start, 2 * e.target.lanes, 2)) for start in (1, 0))
+    odd, even = (shuffle(e, one, other, range(start, 2 * e.target.lanes, 2)) for start in (1, 0))
     return e.b.fadd(even, odd)

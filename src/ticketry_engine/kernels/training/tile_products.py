@@ -20,11 +20,11 @@ import numpy as np
 
 import ticketry_engine.kernels.amx as amx
 from ticketry_engine.kernels.emitter import I32, Emitter, Written
-from ticketry_engine.kernels.llvm import ir
+from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.conv import Matrix, SumTables, segments_of
-from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.planar.geometry import FLOAT, Shape
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
-from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.training.pair_sums import segments_by_chunk
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
@@ -74,30 +74,17 @@ class _TileProductsBody:
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
         self.e, self.spec = e, spec
-        self.segments, self.columns, self.chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
-        self.arena, self.sums = e.arena(), e.arena(e.arg(SUMS))
-        at = SHAPES + 4 * number
-        self.places, self.count, self.reach, self.positions = e.table(at), e.arg(at + 1), e.table(at + 2), e.arg(at + 3)
+        self.columns, self.sums, self.first_argument = e.table(COLUMNS), e.arena(e.arg(SUMS)), SHAPES + 4 * number
+        self.reach, self.positions = e.table(self.first_argument + 2), e.arg(self.first_argument + 3)
         self.turned = e.scratch(POSITIONS * amx.ROWS)
         self.copies = e.scratch(2 * STRIP * amx.ROWS)
 
     def emit(self) -> None:
         e, b = self.e, self.e.b
-        low, high = e.share(e.arg(CHUNK_COUNT))
-        with e.loop(low, high) as number:
-            chunk = e.at(self.chunks, b.mul(number.index, e.i64(24)))
-            start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
-            stop = b.add(start, b.mul(count, e.i64(self.spec.segment_bytes)))
-            with e.loop(0, self.count) as tile:
-                place = e.at(self.places, b.mul(tile.index, e.i64(12)))
-                x, y = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(2))
-                with e.loop(start, stop, self.spec.segment_bytes, [first]) as loop:
-                    segment, begin = e.at(self.segments, loop.index), loop.carried[0]
-                    end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
-                    loop.next = [end]
-                    with e.when(b.icmp_signed("<", begin, end)):
-                        self._turn(segment, y)
-                        self._strips(x, begin, end)
+        segments = segments_by_chunk(e, self.spec.segment_bytes, self.first_argument)
+        with segments as (segment, (x, y), begin, end), e.when(b.icmp_signed("<", begin, end)):
+            self._turn(segment, y)
+            self._strips(x, begin, end)
 
     def _turn(self, segment: Any, y: Any) -> None:
         """Transpose the rows' gradients at all positions, pairs of images first."""

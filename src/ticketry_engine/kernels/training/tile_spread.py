@@ -31,7 +31,7 @@ import numpy as np
 import ticketry_engine.kernels.amx as amx
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar.tiles import Shape
+from ticketry_engine.kernels.planar.geometry import Shape
 from ticketry_engine.kernels.window import Array
 
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)

@@ -23,10 +23,9 @@ import ticketry_engine.kernels.amx as amx
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import Emitter
 from ticketry_engine.kernels.planar.conv import Matrix, SumTables, even_parts, segments_of
-from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.planar.geometry import FLOAT, Shape
 from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, OfSegments
-from ticketry_engine.kernels.planar.tiles import Shape
-from ticketry_engine.kernels.training.pair_sums import PAIR, write_rows
+from ticketry_engine.kernels.training.pair_sums import PAIR, segments_by_unit, write_rows
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
@@ -68,30 +67,16 @@ class _TileSumsBody:
 
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
-        self.arena = e.arena()
-        self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
-        self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
-        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+        self.columns, self.weights, self.first_argument = e.table(COLUMNS), e.table(WEIGHTS), SHAPES + 2 * number
         self.block_bytes = 2 * len(self.shape.x) * amx.TILE_BYTES
         self.turned = _zeroed_scratch(e, 2 * self.block_bytes)
         self.sums = e.scratch(self.block_bytes // amx.ROW_BYTES)
 
     def emit(self) -> None:
-        """Loop over this thread's units of work: one chunk of rows over one tile of planes each."""
-        e, b, spec = self.e, self.e.b, self.spec
-        low, high = e.share(b.mul(self.count, self.chunk_count))
-        with e.loop(low, high) as unit:
-            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
-            place = e.at(self.places, b.mul(b.udiv(unit.index, self.chunk_count), e.i64(12)))
-            x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
-            start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
-            stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
-            with e.loop(start, stop, spec.segment_bytes, [first]) as loop:
-                segment, begin = e.at(self.segments, loop.index), loop.carried[0]
-                end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
-                loop.next = [end]
-                self._multiply(segment, x, begin, end)
-                write_rows(e, spec, self.shape, (segment, y, residual), self._sums)
+        with segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
+            x, y, residual = tile
+            self._multiply(segment, x, begin, end)
+            write_rows(self.e, self.spec, self.shape, (segment, y, residual), self._sums)
 
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
         """Multiply all columns of a segment, then store the sums."""

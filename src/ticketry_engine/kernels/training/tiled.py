@@ -17,7 +17,7 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.training import tile_products, tile_spread, tile_sums
 from ticketry_engine.kernels.training.layer import Gathered
-from ticketry_engine.kernels.training.layout import Batch, Side, parts, tiles
+from ticketry_engine.kernels.training.layout import Batch, TileSide, parts, tiles
 from ticketry_engine.kernels.training.tile_products import TileProducts
 from ticketry_engine.kernels.training.tile_spread import TileSpread
 from ticketry_engine.kernels.training.tile_sums import TileSums
@@ -49,7 +49,7 @@ def row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[A
 
 
 def sums(
-    matrix: Matrix, sets: Sequence[Array], sides: Sequence[Side], size: Pair, target: Target, chunks: int
+    matrix: Matrix, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target, chunks: int
 ) -> Gathered:
     """Return the operations of a matrix on a value: a forward pass, or a gradient whose rows also share columns."""
     x = sides[0].value
@@ -68,7 +68,7 @@ def sums(
 
 
 def spread(
-    places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[Side], size: Pair, target: Target
+    places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
 ) -> Gathered:
     """Return the operations of the input gradient, in one phase of the stride.
 
@@ -95,7 +95,14 @@ def spread(
 
 
 def products(
-    made: SumTables, x: Batch, sides: Sequence[Side], size: Pair, target: Target, chunks: Array, sums: int, part: range
+    made: SumTables,
+    x: Batch,
+    sides: Sequence[TileSide],
+    size: Pair,
+    target: Target,
+    chunks: Array,
+    sums: int,
+    part: range,
 ) -> Op:
     """Return the operation of the gradients of retained weights, for some blocks."""
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]

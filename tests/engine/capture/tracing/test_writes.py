@@ -13,8 +13,8 @@ from samples import sample
 from ticketry.errors import CaptureError
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.exported_program import functional
+from ticketry_engine.capture.tracing.side_effects import is_in_place
 from ticketry_engine.capture.tracing.torch_export import Arguments, export
-from ticketry_engine.capture.tracing.writes import is_in_place
 
 
 class Of(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry_engine.kernels.channels_last.conv import flatten_by_tap, group_rows, join_groups, split_into_blocks
-from ticketry_engine.kernels.channels_last.tiles import ConvAxes, Tile, Tiling, find_runs
+from ticketry_engine.kernels.channels_last.group_conv import ConvAxes, Tile, Tiling, find_runs
 from ticketry_engine.kernels.window import Axis
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from arenas import targets
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar import Geometry, Planes, conv, cost, scratch_bytes
+from ticketry_engine.kernels.planar.conv import row_kinds
 from ticketry_engine.kernels.planar.dots import Collect, Dots
-from ticketry_engine.kernels.planar.kernel_choice import kinds
 from ticketry_engine.kernels.planar.taps import Taps
 from ticketry_engine.kernels.planar.unfold import Turn, Unfolding
 from ticketry_engine.kernels.program import BlockSpec, Program
@@ -272,7 +272,7 @@ def test_rows_that_keep_the_same_columns_are_summed_together() -> None:
     kept[:12, ::2] = True  # two sets of six
     kept[12:17, ::3] = True  # five
     kept[17, 1] = kept[18, 2] = True  # each alone; the last row keeps nothing
-    found = kinds(kept, 1)
+    found = row_kinds(kept, 1)
     assert {size: sorted(len(sets) for sets in groups) for size, groups in found.items()} == {
         6: [2],
         5: [1],

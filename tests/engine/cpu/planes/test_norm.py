@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from arenas import Arena, targets
+from ticketry_engine.kernels.planar.elementwise import layer_norm, rms_norm, softmax
 from ticketry_engine.kernels.planar.geometry import Geometry, Planes
 from ticketry_engine.kernels.planar.move import load, store
-from ticketry_engine.kernels.planar.norm import layer_norm, rms_norm, softmax
 
 _SHAPES = {
     "batch": st.integers(1, 18),

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.errors import StructureError
-from ticketry_engine.support.model_copies import copied as copied
-from ticketry_engine.support.model_copies import parameters_and_buffers
+from ticketry_engine.support.modules import copied as copied
+from ticketry_engine.support.modules import parameters_and_buffers
 from ticketry_engine.support.process_state import default_dtype, private_random_state
 from ticketry_engine.support.seeds import seed_torch
 

@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative themselves, and say so whatever is asked of them."""
+"""Autograd helpers: backward passes without a second derivative, and marks on masked gradients."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch.autograd.function import once_differentiable
 def first_derivative_only(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
-    """`torch.autograd.function.once_differentiable`, without its gap.
+    """Like `torch.autograd.function.once_differentiable`, but also refuse a second derivative of plain sums.
 
-    Torch's mark refuses a second derivative only where the gradients that come in have one themselves. Those of a plain
-    sum have none: a penalty on the gradients of a network's outputs would be taken as a constant, without a word.
+    Torch raises an error only if the incoming gradients require gradients. Those of a plain sum do not, so that a
+    penalty on gradients would silently count as a constant.
     """
     marked = once_differentiable(backward)
 
     @functools.wraps(backward)
-    def told(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def refuse_second(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = marked(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
         return tuple(None if one is None else _refusing(one) for one in found)
 
-    return told
+    return refuse_second
 
 
 def _refusing(gradient: Tensor) -> Tensor:
@@ -47,3 +47,20 @@ class _Refusal(torch.autograd.Function):
             "trying to differentiate twice: kernels of ticketry have first derivatives alone (a penalty on gradients,"
             " or a product with the Hessian, needs the model itself, without them)"
         )
+
+
+# -- A mark on gradients that are 0 wherever a mask prunes, so that nobody masks them a second time --------------------
+
+
+_MARK = "_ticketry_masked"
+
+
+def mark_masked(gradient: Tensor, mask: Tensor) -> None:
+    """Mark a gradient as 0 where `mask` prunes."""
+    setattr(gradient, _MARK, (mask, gradient._version))
+
+
+def is_masked(gradient: Tensor, mask: Tensor) -> bool:
+    """Return whether a gradient was marked with this mask, and not changed in place since then."""
+    marked = getattr(gradient, _MARK, None)
+    return marked is not None and marked[0] is mask and marked[1] == gradient._version

@@ -1,0 +1,459 @@
+"""The operations of a region's nodes, forward and backward, added to a plan."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.ir import Node
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.training import pools
+from ticketry_engine.kernels.training.by_channel import (
+    Activated,
+    ActivationGradient,
+    Add,
+    LayerNormGradient,
+    Moments,
+    NormGradient,
+    NormSums,
+    ScaleShift,
+    TokenLayerNorm,
+    TokenMoments,
+    TokenSums,
+    Total,
+    factors_of,
+    moments_of,
+    numbers_of,
+    operations,
+    sums_of,
+    token_operations,
+)
+from ticketry_engine.kernels.training.convolution import forward, input_gradient, product_tables, weight_gradient
+from ticketry_engine.kernels.training.layer import MaskedLayer
+from ticketry_engine.kernels.training.layout import Batch, parts
+from ticketry_engine.kernels.window import Array
+from ticketry_engine.training.plan import Gradients, RegionPass, TrainingPlan
+from ticketry_engine.training.region import LAYERS, PlaneShape, TrainingRegion, layer_name, lifetimes, read_in_backward
+
+MOVES = "load and store"
+"""Label of operations that convert between tensors and the kernels' layout."""
+
+NORMS = "batch norms"
+
+_LABELS = {
+    "batch_norm": NORMS,
+    "layer_norm": "layer norms",
+    "act": "activations",
+    "add": "sums of values",
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), "pools"),
+}
+
+
+def plan_region(
+    region: TrainingRegion,
+    shapes: Mapping[str, PlaneShape],
+    kept: Mapping[str, Array],
+    live: int,
+    wanted: frozenset[str],
+    library: Library,
+    threads: int,
+    rows: frozenset[str],
+    item: int,
+) -> TrainingPlan:
+    """Return the complete plan of a region for one batch size. For arguments and errors see `TrainingPlan`."""
+    plan = TrainingPlan(region, shapes, kept, live, wanted, library, threads, rows, item)
+    plan.label = MOVES
+    lives = lifetimes(region)
+    plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
+    for name in region.inputs:
+        plan.move(f"load {name}", plan.store_value(name), out=False)
+    for node, over in zip(region.nodes, lives.after_forward, strict=True):
+        plan.label = _label(node)
+        _FORWARD[node.op](node, plan)
+        for name in over:
+            plan.drop(name)
+    plan.finish("forward")
+    plan.label = MOVES
+    for name in region.outputs:
+        plan.move(f"store {name}", plan.values[name], out=True)
+    for name in lives.after_outputs:
+        plan.drop(name)
+    plan.finish("forward")
+    gradients = Gradients(plan)
+    for name in region.outputs:
+        gradients.of[name] = plan.gradient_memory(name)
+        plan.move(f"load gradient {name}", gradients.of[name], out=False)
+    for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
+        if node.output in gradients.of:
+            plan.label = NORMS
+            for name in read_in_backward(node):
+                passing = name in plan.passing and _weight_gradient_runs_by_block(node, plan, gradients)
+                _recompute_norm(name, lives.recomputed, plan, passing=passing)
+            plan.label = _label(node)
+            _BACKWARD[node.op](node, plan, gradients)
+        for name in over:
+            plan.drop(name)
+    plan.finish("backward")
+    plan.label = MOVES
+    for name in region.inputs:
+        if name in wanted and name in gradients.of:
+            plan.move(f"store gradient {name}", gradients.of[name], out=True)
+    plan.link()
+    return plan
+
+
+def _label(node: Node) -> str:
+    """Return the module's name for layers; for other nodes their kind."""
+    return layer_name(node) if node.op in LAYERS else _LABELS[node.op]
+
+
+# -- convolutions and linear layers ------------------------------------------------------------------------------------
+
+
+def _masked_layer(node: Node, plan: TrainingPlan) -> MaskedLayer:
+    name, window, groups = layer_name(node), plan.region.window(node), node.attrs.get("groups", 1)
+    kept = plan.kept.get(name)
+    if kept is None:  # not under the mask
+        kept = np.ones((*plan.region.weights[node.weights["weight"]][:2], *window.size), dtype=bool)
+    return MaskedLayer(kept, window, groups, plan.threads, name in plan.rows)
+
+
+def _layer_forward(node: Node, plan: TrainingPlan) -> None:
+    x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
+    found = forward(x, y, _masked_layer(node, plan), plan.target)[0]
+    slot = plan.add("forward", found.ops)
+    plan.gather(found.gather(), node.weights["weight"])
+    plan.packed[layer_name(node)] = found
+    rows = found.rows // y.geometry.bytes
+
+    def fill(state: RegionPass) -> None:
+        bias = state.parameters[node.weights["bias"]].detach().numpy()
+        plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
+
+    if "bias" in node.weights:
+        plan.prepare["forward"].append(fill)
+
+
+def _layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    (name,) = node.inputs
+    x, dy, layer = plan.values[name], gradients.take(node.output), _masked_layer(node, plan)
+    if "bias" in node.weights:
+        _bias_gradient(node, plan, dy)
+    _weight_gradient(node, plan, x, dy, layer)
+    if name in gradients.needed:
+        before = gradients.of.get(name)
+        dx = before or plan.gradient_memory(name)
+        for found in input_gradient(dy, dx, layer, plan.target, before):
+            plan.add("backward", found.ops)
+            if len(found.index):  # its weights come from the table of the forward pass
+                plan.gather(found.gather(plan.packed[layer_name(node)]))
+        gradients.of[name] = dx
+    plan.release(dy)
+
+
+def _weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, layer: MaskedLayer) -> None:
+    weight = node.weights["weight"]
+    if not layer.count:
+
+        def zeros(state: RegionPass) -> None:
+            state.gradients[weight] = torch.zeros_like(state.parameters[weight])
+
+        plan.then("backward", zeros)
+        return
+    tables = plan.tables.pop(layer_name(node), None)
+    found = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, tables)
+    plan.add("backward", found.ops, found.begin)
+    if x.passing:
+        plan.drop(node.inputs[0])
+    ends = [plan.standalone(op) for op in found.end]
+
+    def totals(state: RegionPass) -> None:
+        packed = torch.empty(found.packed, dtype=torch.float32, device="cpu")
+        gradient = state.memory.empty(weight, state.parameters[weight].shape)
+        state.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
+        state.gradients[weight] = gradient
+
+    plan.later(totals)
+
+
+def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
+    """Return whether a layer's weight gradient, which is emitted next, runs block by block. Its tables are kept."""
+    layer = _masked_layer(node, plan)
+    if not layer.count:
+        return False
+    tables = product_tables(plan.layout(node.inputs[0]), gradients.of[node.output], layer, plan.target)
+    plan.tables[layer_name(node)] = tables
+    if tables.by_block:
+        plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
+    return tables.by_block
+
+
+def _bias_gradient(node: Node, plan: TrainingPlan, dy: Batch) -> None:
+    slot = plan.add("backward", operations(Total, [dy], plan.live, plan.target))
+
+    def total(state: RegionPass) -> None:
+        sums = sums_of(plan.program.ops[slot.number], plan.target)[:, 0]
+        state.gradients[node.weights["bias"]] = torch.from_numpy(sums.astype(np.float32))
+
+    plan.last(total)
+
+
+# -- batch norms -------------------------------------------------------------------------------------------------------
+
+
+def _count(plan: TrainingPlan, value: Batch) -> int:
+    return plan.live * value.geometry.height * value.geometry.width
+
+
+def _norm_forward(node: Node, plan: TrainingPlan) -> None:
+    x = plan.values[node.inputs[0]]
+    count = _count(plan, x)
+    if count < 2:
+        raise EngineError(
+            f"{layer_name(node)}: a batch norm needs more than one value for each channel: train larger batches"
+        )
+    size = x.geometry.height, x.geometry.width
+    ends = [min(plan.live, plan.images * part.stop) for part in parts(x.blocks, size)]
+    counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
+    moments = plan.add("forward", operations(Moments, [x], plan.live, plan.target))
+
+    def statistics(state: RegionPass) -> None:
+        ops = plan.program.ops
+        mean, variance = moments_of(ops[moments.number], counts, plan.target)
+        module = state.modules[layer_name(node)]
+        inverse = 1 / np.sqrt(variance + module.eps)
+        _update_running_statistics(module, mean, variance * (count / (count - 1)))
+        weight, bias = (state.parameters[node.weights[role]].detach().numpy() for role in ("weight", "bias"))
+        numbers = numbers_of(ops[scale.number])
+        numbers[:, 0] = weight * inverse
+        numbers[:, 1] = bias - weight * inverse * mean
+        state.saved[node.output] = mean, inverse, numbers.copy()
+
+    plan.then("forward", statistics)
+    y = plan.store_value(node.output, passing=node.output in plan.passing)
+    values = [x, y, *(plan.values[name] for name in node.inputs[1:])]
+    flags = {"relu": node.attrs["act"] is not None, "residual": len(node.inputs) > 1}
+    scale = plan.add("forward", operations(ScaleShift, values, plan.live, plan.target, **flags))
+
+
+def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
+    """Recompute the output of a norm in the backward pass, if it is not stored."""
+    if name in plan.present:
+        return
+    node = makers[name]
+    _recompute_norm(node.inputs[0], makers, plan)
+    values = [plan.values[node.inputs[0]], plan.store_value(name, "backward", passing=passing)]
+    flags = {"relu": node.attrs["act"] is not None, "residual": False}
+    slot = plan.add("backward", operations(ScaleShift, values, plan.live, plan.target, **flags))
+
+    def fill(state: RegionPass) -> None:
+        numbers_of(plan.program.ops[slot.number])[:] = state.saved[name][2]
+
+    plan.prepare["backward"].append(fill)
+
+
+def _update_running_statistics(module: Any, mean: Array, variance: Array) -> None:
+    if not module.track_running_stats:
+        return
+    module.num_batches_tracked.add_(1)
+    share = module.momentum
+    if share is None:
+        share = 1 / float(module.num_batches_tracked)
+    for running, new in ((module.running_mean, mean), (module.running_var, variance)):
+        # Without a new version, as in torch: autograd saves these tensors for other calls of the norm.
+        running.data.lerp_(torch.from_numpy(new).to(running.dtype), share)
+
+
+def _norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    x, y, dy = plan.values[node.inputs[0]], plan.values[node.output], gradients.take(node.output)
+    relu, residual = node.attrs["act"] is not None, len(node.inputs) > 1
+    values = [dy, x, y] if relu and residual else [dy, x]
+    ops = operations(NormSums, values, plan.live, plan.target, relu=relu, residual=residual)
+    sums = plan.add("backward", ops)
+    count = _count(plan, x)
+
+    def means(state: RegionPass) -> None:
+        mean, _, scale = state.saved[node.output]
+        numbers = numbers_of(plan.program.ops[sums.number])
+        numbers[:, 0], numbers[:, 1:] = mean, scale
+
+    def norm(state: RegionPass) -> None:
+        mean, inverse, scale = state.saved[node.output]
+        found = sums_of(plan.program.ops[sums.number], plan.target)
+        state.gradients[node.weights["weight"]] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
+        state.gradients[node.weights["bias"]] = torch.from_numpy(found[:, 0].astype(np.float32))
+        numbers = numbers_of(plan.program.ops[back.number])
+        a = state.parameters[node.weights["weight"]].detach().numpy() * inverse
+        b = -a * inverse**2 * found[:, 1] / count
+        numbers[:, 0], numbers[:, 1] = a, b
+        numbers[:, 2] = -a * found[:, 0] / count - b * mean
+        numbers[:, 3:] = scale
+
+    plan.prepare["backward"].append(means)
+    plan.then("backward", norm)
+    over = not residual and plan.gradient_layout(node.inputs[0]).geometry == dy.geometry
+    dx = dy if over else plan.gradient_memory(node.inputs[0])
+    flags = {"relu": relu and not residual}
+    back = plan.add("backward", operations(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
+    gradients.give(node.inputs[0], dx)
+    if residual:
+        gradients.pass_on(node.inputs[1], dy)
+    elif not over:
+        plan.release(dy)
+
+
+# -- layer norms -------------------------------------------------------------------------------------------------------
+
+
+def _layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
+    x, y, epsilon = plan.values[node.inputs[0]], plan.store_value(node.output), node.attrs["eps"]
+    statistics = [plan.token_memory(node.inputs[0], "forward") for _ in range(2)]
+    plan.token_statistics[node.output] = statistics
+    plan.add("forward", token_operations(TokenMoments, [x, *statistics], epsilon, plan.target))
+    slot = plan.add("forward", operations(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
+
+    def fill(state: RegionPass) -> None:
+        numbers = numbers_of(plan.program.ops[slot.number])
+        numbers[:, 0] = _layer_norm_scale(node, state)
+        bias = node.weights.get("bias")
+        numbers[:, 1] = 0 if bias is None else state.parameters[bias].detach().numpy()
+
+    plan.prepare["forward"].append(fill)
+
+
+def _layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    dy, dx = gradients.take(node.output), plan.gradient_memory(node.inputs[0])
+    x, statistics = plan.values[node.inputs[0]], plan.token_statistics[node.output]
+    means = [plan.token_memory(node.inputs[0], "backward") for _ in range(2)]
+    values = [dy, x, *statistics, *means]
+    sums = plan.add("backward", token_operations(TokenSums, values, node.attrs["eps"], plan.target))
+    values = [dy, x, dx, *statistics, *means]
+    back = plan.add("backward", operations(LayerNormGradient, values, plan.live, plan.target))
+    for memory in (*statistics, *means):
+        plan.release(memory)
+
+    def fill(state: RegionPass) -> None:
+        scale = _layer_norm_scale(node, state)
+        factors_of(plan.program.ops[sums.number])[:] = scale
+        numbers_of(plan.program.ops[back.number])[:, 0] = scale
+
+    def totals(state: RegionPass) -> None:
+        found = sums_of(plan.program.ops[back.number], plan.target).astype(np.float32)
+        for column, role in enumerate(("weight", "bias")):
+            if role in node.weights:
+                state.gradients[node.weights[role]] = torch.from_numpy(found[:, column].copy())
+
+    plan.prepare["backward"].append(fill)
+    plan.later(totals)
+    gradients.give(node.inputs[0], dx)
+    plan.release(dy)
+
+
+def _layer_norm_scale(node: Node, state: RegionPass) -> Array | float:
+    name = node.weights.get("weight")
+    return 1.0 if name is None else np.asarray(state.parameters[name].detach().numpy())
+
+
+# -- activations and sums ----------------------------------------------------------------------------------------------
+
+
+def _act_forward(node: Node, plan: TrainingPlan) -> None:
+    values, act = [plan.values[node.inputs[0]], plan.store_value(node.output)], node.attrs["act"]
+    if act != "relu":
+        plan.add("forward", operations(Activated, values, plan.live, plan.target, act=act))
+        return
+    ops = operations(ScaleShift, values, plan.live, plan.target, relu=True, residual=False)
+    numbers_of(ops[0])[:] = 1, 0
+    plan.add("forward", ops)
+
+
+def _act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    (name,), act, dy = node.inputs, node.attrs["act"], gradients.take(node.output)
+    if name in gradients.needed:
+        dx = plan.gradient_memory(name)
+        if act == "relu":
+            values = [dy, plan.values[node.output], dx]
+            ops = operations(Add, values, plan.live, plan.target, relu=True, residual=False)
+        else:
+            ops = operations(ActivationGradient, [dy, plan.values[name], dx], plan.live, plan.target, act=act)
+        plan.add("backward", ops)
+        gradients.give(name, dx)
+    plan.release(dy)
+
+
+def _sum_forward(node: Node, plan: TrainingPlan) -> None:
+    one, other = (plan.values[name] for name in node.inputs)
+    values = [one, plan.store_value(node.output), other]
+    plan.add("forward", operations(Add, values, plan.live, plan.target, relu=False, residual=True))
+
+
+def _sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    (one, other), dy = node.inputs, gradients.take(node.output)
+    if one in gradients.needed:
+        copy = plan.gradient_memory(one)
+        plan.copy_into(dy, copy)
+        gradients.give(one, copy)
+    gradients.pass_on(other, dy)
+
+
+# -- pools -------------------------------------------------------------------------------------------------------------
+
+
+def _windows_overlap(node: Node) -> bool:
+    """Return whether a pooling needs the kernels for any windows, and not those for windows that tile the image."""
+    if node.op != "max_pool2d":
+        return False
+    attrs = node.attrs
+    return bool(attrs["stride"] != attrs["kernel"] or any(attrs["padding"]) or attrs["ceil"])
+
+
+def _pool_forward(node: Node, plan: TrainingPlan) -> None:
+    x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
+    if _windows_overlap(node):
+        plan.add("forward", [pools.overlapping_forward(x, y, plan.region.window(node))])
+        return
+    size = tuple(node.attrs.get("kernel", plan.shapes[node.inputs[0]][1:]))
+    plan.add("forward", [pools.pool_forward(x, y, size, largest=node.op == "max_pool2d")])
+
+
+def _pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+    (name,), dy = node.inputs, gradients.take(node.output)
+    x = plan.values[name]
+    if name in gradients.needed:
+        size = tuple(node.attrs.get("kernel", plan.shapes[name][1:]))
+        dx, overlap = plan.gradient_memory(name), _windows_overlap(node)
+        covered = plan.shapes[node.output][1] * size[0], plan.shapes[node.output][2] * size[1]
+        if overlap or covered != plan.shapes[name][1:]:
+            plan.zero(dx)
+        if overlap:
+            plan.add("backward", [pools.overlapping_backward(dy, dx, x, plan.region.window(node))])
+        else:
+            plan.add("backward", [pools.pool_backward(dy, dx, x, size, largest=node.op == "max_pool2d")])
+        gradients.give(name, dx)
+    plan.release(dy)
+
+
+_POOLS = ("max_pool2d", "avg_pool2d", "global_avg_pool")
+
+_FORWARD: Mapping[str, Callable[[Node, TrainingPlan], None]] = {
+    **dict.fromkeys(LAYERS, _layer_forward),
+    "batch_norm": _norm_forward,
+    "layer_norm": _layer_norm_forward,
+    "act": _act_forward,
+    "add": _sum_forward,
+    **dict.fromkeys(_POOLS, _pool_forward),
+}
+
+_BACKWARD: Mapping[str, Callable[[Node, TrainingPlan, Gradients], None]] = {
+    **dict.fromkeys(LAYERS, _layer_backward),
+    "batch_norm": _norm_backward,
+    "layer_norm": _layer_norm_backward,
+    "act": _act_backward,
+    "add": _sum_backward,
+    **dict.fromkeys(_POOLS, _pool_backward),
+}

@@ -1,0 +1,525 @@
+"""An LSTM layer over a sequence: all operations of all steps in one program.
+
+Products with the inputs are one operation over all words. Products with the states run word by word, with the same
+tables. Values have a plane of sixteen examples for each unit; the blocks of a word are contiguous, and words follow one
+another. The states of one word are therefore a value, and gradients of weights are sums over all blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry_engine.errors import EngineError
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.program import Op, Program, ProgramSession
+from ticketry_engine.kernels.training.by_channel import GATES, LstmGates, LstmGatesGradient, Total, operations, sums_of
+from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
+from ticketry_engine.kernels.training.layer import MaskedLayer
+from ticketry_engine.kernels.training.layout import IMAGES, Batch
+from ticketry_engine.kernels.window import Array, Window
+from ticketry_engine.plan.storage import LARGEST_ARENA
+from ticketry_engine.support.autograd import first_derivative_only, mark_masked
+from ticketry_engine.training.plan import PassState
+from ticketry_engine.training.region_step import MOST_THREADS
+from ticketry_engine.training.tracing import Substitute
+from ticketry_engine.training.units import NOT_COMPILED, TrainingContext
+
+INPUTS, STATES = "weight_ih_l0", "weight_hh_l0"
+"""Names of the weights in `nn.LSTM`."""
+
+_TILES = 5
+"""Arguments of sums before those of their tiles; each tile has three."""
+
+
+@dataclass(frozen=True)
+class SequenceShape:
+    """The shape of the input: words x examples x features, and the number of units."""
+
+    words: int
+    batch: int
+    inputs: int
+    units: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of one word."""
+        return -(-self.batch // IMAGES)
+
+
+@dataclass
+class LstmPass(PassState):
+    """The state of one call between its forward and its backward pass."""
+
+    session: ProgramSession
+    number: int = field(default_factory=itertools.count().__next__)
+
+
+class LstmLayer:
+    """The operations of one LSTM layer in one direction, for one shape of the input.
+
+    Args:
+        text: the shape of the input.
+        kept: retained weights, by `INPUTS` and `STATES`: bool [4 units, inputs or units].
+        library: compiles the kernels.
+        threads: number of threads that share each operation.
+
+    Raises:
+        EngineError: if it needs more memory than kernels can address.
+    """
+
+    def __init__(self, text: SequenceShape, kept: Mapping[str, Array], library: Library, threads: int = 1) -> None:
+        self.text, self.threads, self._library, self._target = text, threads, library, library.target
+        self._layers = {
+            name: MaskedLayer(each[:, :, None, None], Window((1, 1), (1, 1), (0, 0), (1, 1)), threads=threads)
+            for name, each in kept.items()
+        }
+        self._size, self._ops = 0, list[Op]()
+        words, blocks = text.words, text.blocks
+        self.x, self.dx = (self._value(text.inputs, words * blocks) for _ in range(2))
+        self.gates = self._value(GATES * text.units, words * blocks)
+        # One more word: the state before the first one.
+        self.states, self.cells, self.gradients = (self._value(text.units, (words + 1) * blocks) for _ in range(3))
+        self.carried = self._value(text.units, blocks)
+        self._add_forward()
+        self._add_backward()
+        self._add_totals()
+        if self._size > LARGEST_ARENA:
+            raise EngineError(
+                f"{words} words of {text.batch} examples need {self._size >> 20} MiB of working memory in an LSTM of"
+                f" {text.units} units, kernels reach {LARGEST_ARENA >> 20}: train with shorter pieces or smaller"
+                " batches"
+            )
+        self.program = Program(self._ops, IMAGES * words * blocks, self._size, library, split="parts")
+        self._filled = -1
+
+    # -- operations ----------------------------------------------------------------------------------------------------
+
+    def _value(self, channels: int, blocks: int) -> Batch:
+        """Allocate memory for a value."""
+        value = Batch.of(channels, (1, 1), 0, blocks, self._size)
+        self._size += value.bytes
+        return value
+
+    def _reserve(self, size: int) -> int:
+        begin, self._size = self._size, self._size + -(-size // 64) * 64
+        return begin
+
+    def _at(self, value: Batch, word: int, words: int = 1) -> Batch:
+        """Return the part of a value for some words."""
+        blocks = self.text.blocks
+        return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
+
+    def _add(self, ops: list[Op]) -> range:
+        """Add operations, and return their numbers."""
+        self._ops += ops
+        return range(len(self._ops) - len(ops), len(self._ops))
+
+    def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
+        """Return an operation of the first word for another one, with the same tables."""
+        moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
+        args = list(op.args)
+        for number in range(_TILES, len(args), 3):
+            args[number] = args[number] + moved
+        return replace(op, args=tuple(args))
+
+    def _add_forward(self) -> None:
+        text, first = self.text, self._at(self.gates, 0)
+        self._products = forward(self.x, self.gates, self._layers[INPUTS], self._target)[0]
+        self._recurrent = forward(self._at(self.states, 0), first, self._layers[STATES], self._target, first)[0]
+        ops = list(self._products.ops)
+        for word in range(text.words):
+            ops += [self._for_word(op, word, self.states, self.gates, self.gates) for op in self._recurrent.ops]
+            places = (self._at(self.gates, word), self._at(self.cells, word), self._at(self.cells, word + 1))
+            ops.append(self._gates(LstmGates(), *places, self._at(self.states, word + 1)))
+        self.forward_ops = self._add(ops)
+
+    def _gates(self, kernel: LstmGates | LstmGatesGradient, *values: Batch) -> Op:
+        return Op(kernel, (self.text.units, self.text.blocks, *(value.offset for value in values)))
+
+    def _add_backward(self) -> None:
+        text, first = self.text, self._at(self.gradients, 0)
+        made = input_gradient(self._at(self.gates, 0), first, self._layers[STATES], self._target, first)
+        self._transposed, ops = made, list[Op]()
+        for word in reversed(range(text.words)):
+            places = (self._at(self.gates, word), self._at(self.cells, word), self._at(self.cells, word + 1))
+            ops.append(self._gates(LstmGatesGradient(), *places, self._at(self.gradients, word + 1), self.carried))
+            for each in made:
+                ops += [self._for_word(op, word, self.gates, self.gradients, self.gradients) for op in each.ops]
+        self.backward_ops = self._add(ops)
+
+    def _add_totals(self) -> None:
+        """Add the backward operations that sum over all words, and those that fill tables."""
+        target, words = self._target, self.text.words
+        self._to_inputs = input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
+        self.to_inputs = self._add([op for each in self._to_inputs for op in each.ops])
+        self.to_bias = self._add(operations(Total, [self.gates], IMAGES * self.gates.blocks, target))
+        self.to_weights, self._ends_of, self._packed = {}, dict[str, range](), dict[str, int]()
+        for name, read in ((INPUTS, self.x), (STATES, self._at(self.states, 0, words))):
+            if self._layers[name].count:
+                made = weight_gradient(read, self.gates, self._layers[name], target, self._reserve)
+                self.to_weights[name] = self._add([*made.begin, *made.ops])
+                self._ends_of[name], self._packed[name] = self._add(made.end), made.packed
+        self._gathers = {
+            name: self._add([of.gather()])[0] for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
+        }
+        self._later = self._add(
+            [
+                each.gather(source)
+                for found, source in ((self._transposed, self._recurrent), (self._to_inputs, self._products))
+                for each in found
+                if len(each.index)
+            ]
+        )
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Tensor,
+        past: tuple[Tensor, Tensor],
+        weights: Mapping[str, Tensor],
+        bias: Tensor,
+        seconds: dict[str, float] | None = None,
+    ) -> LstmPass:
+        """Run a forward pass, and return its state for the backward pass.
+
+        Args:
+            x: words x examples x inputs, float32.
+            past: state and cell before the first word: examples x units.
+            bias: the sum of torch's two biases of each gate.
+            seconds: collects the seconds of operations: see `ProgramSession.seconds`.
+        """
+        state = LstmPass(self.program.session(self.threads))
+        state.session.seconds = seconds
+        self._fill_tables(state, weights)
+        rows = self._products.rows // self.gates.geometry.bytes
+        table = self.program.ops[self.forward_ops.start].args[0]
+        assert isinstance(table, np.ndarray)
+        table[:, -rows.shape[1] :] = bias.numpy()[rows].view(np.int32)
+        self._load(state, self.x, x)
+        for value, before in zip((self.states, self.cells), past, strict=True):
+            self._load(state, self._at(value, 0), before[None])
+        self._run(state, self.forward_ops)
+        return state
+
+    def _fill_tables(self, state: LstmPass, weights: Mapping[str, Tensor]) -> None:
+        for name, number in self._gathers.items():
+            state.session.run(number, number + 1, [weights[name].detach().contiguous().data_ptr()])
+        self._filled = state.number
+
+    def _run(self, state: LstmPass, ops: range) -> None:
+        if len(ops):
+            state.session.run(ops.start, ops.stop, shared=True)
+
+    def outputs(self, state: LstmPass) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the states of all words, words x examples x units, and state and cell after the last word."""
+        words = self.text.words
+        states = self._store(state, self._at(self.states, 1, words))
+        return states, states[-1].clone(), self._store(state, self._at(self.cells, words))[0]
+
+    def backward(
+        self, state: LstmPass, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
+    ) -> dict[str, Tensor]:
+        """Run a backward pass, and return gradients: of both weights by name, of ``bias``, ``h``, ``c``, and ``x``.
+
+        Args:
+            given: gradients of `outputs`.
+            inputs: whether the gradient of ``x`` is needed.
+        """
+        words, session = self.text.words, state.session
+        if self._filled != state.number:  # another call may have filled the tables with other weights
+            self._fill_tables(state, weights)
+        if len(self._later):
+            session.run(self._later.start, self._later.stop)
+        self._load(state, self._at(self.gradients, 1, words), given[0])
+        last = self._view(state, self._at(self.gradients, words))
+        more = torch.empty_like(last)
+        _to_blocks(more, given[1][None])
+        last += more
+        self._view(state, self._at(self.gradients, 0)).zero_()
+        self._load(state, self.carried, given[2][None])
+        self._run(state, self.backward_ops)
+        found = {
+            "h": self._store(state, self._at(self.gradients, 0))[0],
+            "c": self._store(state, self.carried)[0],
+        }
+        for name in (INPUTS, STATES):
+            found[name] = (
+                torch.zeros_like(weights[name]) if name not in self.to_weights else self._weight_gradient(state, name)
+            )
+        self._run(state, self.to_bias)
+        total = sums_of(self.program.ops[self.to_bias.start], self._target)[:, 0]
+        found["bias"] = torch.from_numpy(total.astype(np.float32))
+        if inputs:
+            self._run(state, self.to_inputs)
+            found["x"] = self._store(state, self.dx)
+        return found
+
+    def _weight_gradient(self, state: LstmPass, name: str) -> Tensor:
+        self._run(state, self.to_weights[name])
+        packed = torch.empty(self._packed[name], dtype=torch.float32, device="cpu")
+        ends = self._ends_of[name]
+        gradient = torch.empty(self._layers[name].kept.shape[:2], dtype=torch.float32, device="cpu")
+        state.session.run(ends.start, ends.stop, [packed.data_ptr(), gradient.data_ptr()])
+        return gradient
+
+    # -- to and from tensors -------------------------------------------------------------------------------------------
+
+    def _view(self, state: LstmPass, value: Batch) -> Tensor:
+        """Return a view of a value in working memory: words x blocks x channels x 16."""
+        memory = state.session.arena[value.offset : value.offset + value.bytes].view(np.float32)
+        return torch.from_numpy(memory).view(-1, self.text.blocks, value.channels, IMAGES)
+
+    def _load(self, state: LstmPass, value: Batch, tensor: Tensor) -> None:
+        _to_blocks(self._view(state, value), tensor.detach())
+
+    def _store(self, state: LstmPass, value: Batch) -> Tensor:
+        """Return a value as words x examples x channels."""
+        view = self._view(state, value).transpose(2, 3)
+        return view.reshape(len(view), -1, value.channels)[:, : self.text.batch].contiguous()
+
+
+def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
+    """Copy words x examples x channels to words x blocks x channels x 16, and fill the last block with zeros."""
+    batch = tensor.shape[1]
+    whole = batch // IMAGES
+    if whole:
+        full = tensor[:, : whole * IMAGES]
+        blocks[:, :whole].copy_(full.reshape(len(full), whole, IMAGES, -1).transpose(2, 3))
+    if rest := batch - whole * IMAGES:
+        blocks[:, whole, :, :rest].copy_(tensor[:, whole * IMAGES :].transpose(1, 2))
+        blocks[:, whole, :, rest:].zero_()
+
+
+# -- lstm unit ---------------------------------------------------------------------------------------------------------
+
+
+LIMIT = 0.3
+"""Density of all weights above which a layer runs in torch.
+
+Measured (200 units, 35 words, 20 examples, AVX-512): 0.34, 0.43, 0.53, 0.72, 0.78 and 1.25 of torch's time at 5, 10,
+20, 25, 30 and 50 %."""
+
+FEWEST = 4
+"""Minimum number of examples: fewer leave most lanes of the vectors empty.
+
+Measured (200 units, 10 %): 1.38, 0.98, 0.58 and 0.48 of torch's time with 1, 2, 4 and 8 examples."""
+
+PRUNED = 1 << 14
+"""Minimum number of pruned weights: with fewer, fixed costs exceed the savings. 64 units at 10 % (29,500 pruned) took
+0.71 of torch's time."""
+
+_SHAPES = 8
+"""Maximum number of input shapes for which a layer's operations are stored."""
+
+
+class LstmUnit(Substitute):
+    """The `forward` of an `nn.LSTM` while sparse training runs.
+
+    Args:
+        name: the module's name in the model.
+    """
+
+    last = None
+    """An LSTM has no traced form."""
+
+    def __init__(self, name: str, module: nn.LSTM, context: TrainingContext) -> None:
+        self.name, self.context, self._module = name, context, (module,)
+        self.seconds: dict[str, float] | None = None
+        """If set, collects the seconds of a pass."""
+        self._layers: dict[Any, LstmLayer] = {}
+        self._why_called = ""
+        self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
+
+    @property
+    def module(self) -> nn.LSTM:
+        return self._module[0]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._eager(*args, **kwargs)
+
+    def _forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+        module = self.module
+        if module.training:
+            self._why_called = _why_unsupported(module, input)
+            if not self.why:
+                return self._run(input, hx)
+        return nn.LSTM.forward(module, input, hx)
+
+    def _run(self, given: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        module = self.module
+        x = given.transpose(0, 1) if module.batch_first else given
+        directions = 1 + module.bidirectional
+        if hx is None:
+            hx = (x.new_zeros(module.num_layers * directions, x.shape[1], module.hidden_size),) * 2
+        module.check_forward_args(given, hx, None)
+        states, cells = list[Tensor](), list[Tensor]()
+        for layer in range(module.num_layers):
+            made = []
+            for direction in range(directions):
+                place = len(states)
+                y, h, c = self._layer(x, (hx[0][place], hx[1][place]), layer, reverse=bool(direction))
+                made.append(y)
+                states.append(h)
+                cells.append(c)
+            x = made[0] if directions == 1 else torch.cat(made, 2)
+            if module.dropout and layer + 1 < module.num_layers:
+                x = F.dropout(x, module.dropout)
+        return x.transpose(0, 1) if module.batch_first else x, (torch.stack(states), torch.stack(cells))
+
+    def _layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
+        """Return the states of one layer in one direction, words x examples x units, and its last state and cell."""
+        names = _names(layer, reverse=reverse)
+        weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
+        biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]
+        shape = SequenceShape(x.shape[0], x.shape[1], x.shape[2], self.module.hidden_size)
+        threads = min(torch.get_num_threads(), MOST_THREADS)
+        key = shape, layer, reverse, threads
+        if key not in self._layers:
+            if len(self._layers) >= _SHAPES * self.module.num_layers * (1 + self.module.bidirectional):
+                del self._layers[next(iter(self._layers))]
+            masks = self._masks
+            kept = {
+                of: (masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)).numpy()
+                for (of, name), weight in zip(names.items(), weights, strict=True)
+            }
+            self._layers[key] = LstmLayer(shape, kept, self.context.library, threads)
+        found: tuple[Tensor, ...] = _LstmFunction.apply(  # type: ignore[no-untyped-call]
+            self, self._layers[key], names, x.flip(0) if reverse else x, *past, *weights, *biases
+        )
+        return (found[0].flip(0), *found[1:]) if reverse else found
+
+    @property
+    def _masks(self) -> Mapping[str, Tensor]:
+        """Tensors of the mask for its weights, by parameter name."""
+        return self.context.recurrent.get(self.name, {})
+
+    def forget(self) -> None:
+        """Forget all tables, because the mask has changed."""
+        self._layers = {}
+
+    # -- report --------------------------------------------------------------------------------------------------------
+
+    @property
+    def density(self) -> float:
+        """Density of all its weights, including those not under the mask."""
+        return self.count / max(1, _weights(self.module))
+
+    @property
+    def count(self) -> int:
+        """Number of retained weights."""
+        return _weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
+
+    @property
+    def why(self) -> str:
+        """Why it runs in torch; empty if it runs in kernels."""
+        module = self.module
+        if module.proj_size or not module.bias or not all(isinstance(p, nn.Parameter) for p in module._flat_weights):
+            return "no kernels for an LSTM with projections, without biases, or of computed weights"
+        if self.context.half:
+            return "no kernels in bfloat16 for an LSTM"
+        if self.density > LIMIT:
+            return f"density {self.density:.2f}: above {LIMIT} faster dense"
+        if _weights(module) - self.count < PRUNED:
+            return "a small layer: faster dense"
+        return self._why_called
+
+    @property
+    def steps(self) -> list[LstmUnit]:
+        """The objects whose `seconds` are collected: itself."""
+        return [self]
+
+    def layer_seconds(self) -> dict[str, float]:
+        """Return the seconds of its kernels."""
+        return {} if self.why else {self.name: sum((self.seconds or {}).values())}
+
+
+def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
+    """Return a unit for each LSTM layer under the mask."""
+    modules = ((name, model.get_submodule(name)) for name in context.recurrent)
+    return [LstmUnit(name, module, context) for name, module in modules if isinstance(module, nn.LSTM)]
+
+
+def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return LSTM under the mask -> parameter name -> tensor of the mask.
+
+    Args:
+        masks: ``id`` of a parameter -> its tensor of the mask.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and type(module).forward is nn.LSTM.forward:
+            mine = {own: masks[id(one)] for own, one in module.named_parameters(recurse=False) if id(one) in masks}
+            if mine:
+                found[name] = mine
+    return found
+
+
+def _names(layer: int, *, reverse: bool) -> dict[str, str]:
+    """Return `INPUTS` and `STATES` -> the names of these weights in one layer and direction."""
+    end = f"_l{layer}" + ("_reverse" if reverse else "")
+    return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
+
+
+def _weights(module: nn.LSTM) -> int:
+    return sum(one.numel() for one in module.parameters(recurse=False) if one.dim() == 2)
+
+
+def _why_unsupported(module: nn.LSTM, given: Any) -> str:
+    """Return why kernels cannot run a call with this input; empty if they can."""
+    if not isinstance(given, Tensor) or given.dim() != 3:
+        return "called with a packed sequence, or with a single one"
+    if given.dtype != torch.float32 or given.device.type != "cpu":
+        return f"called with {given.dtype} on {given.device}"
+    examples = given.shape[0 if module.batch_first else 1]
+    if examples < FEWEST or not given.shape[1 if module.batch_first else 0]:
+        return f"called with {examples} examples: at least {FEWEST} are needed to fill vectors"
+    return ""
+
+
+class _LstmFunction(torch.autograd.Function):
+    """Arguments: the unit, the layer, the names of its weights; input, state, cell, weights, biases."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unit: LstmUnit,
+        layer: LstmLayer,
+        names: Mapping[str, str],
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
+        weights, (one, other) = dict(zip((INPUTS, STATES), parameters, strict=False)), parameters[2:]
+        state = layer.forward(x, (h, c), weights, one.detach() + other.detach(), unit.seconds)
+        outputs = layer.outputs(state)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*parameters[:2])
+            ctx.unit, ctx.layer, ctx.names, ctx.state = unit, layer, names, state
+        else:
+            state.close()
+        return outputs
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        state = ctx.state
+        state.require_open("an LSTM")
+        weights = dict(zip((INPUTS, STATES), ctx.saved_tensors, strict=True))
+        made = ctx.layer.backward(state, given, weights, inputs=ctx.needs_input_grad[3])
+        state.close()
+        for of, name in ctx.names.items():
+            if name in ctx.unit._masks:
+                mark_masked(made[of], ctx.unit._masks[name])
+        found = [made.get("x"), made["h"], made["c"], made[INPUTS], made[STATES], made["bias"], made["bias"].clone()]
+        needed = ctx.needs_input_grad[3:]
+        return None, None, None, *(one if need else None for one, need in zip(found, needed, strict=True))

@@ -1,0 +1,168 @@
+"""Regions of a training step: nodes of the graph that run in kernels, forward and backward, and their shapes.
+
+Nodes are those of `ir`; their weights are named as the model's parameters. In addition to what inference runs, a region
+may contain ``batch_norm``, which computes the statistics of the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ticketry_engine.errors import EngineError, GraphError
+from ticketry_engine.ir import Node, Region, last_uses
+from ticketry_engine.ir.native import NATIVE
+from ticketry_engine.kernels.window import Window
+
+PlaneShape = tuple[int, int, int]
+"""Channels, rows and columns of a value; rows and columns are 1 for a value without pixels."""
+
+LAYERS = ("conv2d", "linear")
+"""Operations that a mask may prune."""
+
+
+def layer_name(node: Node) -> str:
+    """Return the name of the module that a convolution, linear layer or batch norm belongs to."""
+    return node.weights["weight"].rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class TrainingRegion(Region):
+    """A region of a training step. Its values stay in the kernels' layout from one node to the next."""
+
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each layer's weight -> its shape."""
+    tokens: bool = False
+    """Whether values are [..., features] and not [images, channels, ...]."""
+    flat: frozenset[str] = frozenset()
+    """Values that were [images, channels] in the traced call. They must have a single pixel here: from images of
+    another size the model would flatten more features, or raise an error."""
+
+    @cached_property
+    def parameters(self) -> list[str]:
+        """Names of all parameters, in order, each once."""
+        return list(dict.fromkeys(name for node in self.nodes for name in node.weights.values()))
+
+    def window(self, node: Node) -> Window:
+        """Return the window of a convolution, linear layer or pooling with a kernel."""
+        size = node.attrs["kernel"] if "kernel" in node.attrs else self.weights[node.weights["weight"]][2:] or (1, 1)
+        names = ("stride", "padding", "dilation")
+        return Window(tuple(size), **{name: tuple(node.attrs[name]) for name in names if name in node.attrs})
+
+    def shapes(self, inputs: Mapping[str, PlaneShape]) -> dict[str, PlaneShape]:
+        """Return the shape of every value.
+
+        Raises:
+            EngineError: if the inputs do not fit the layers.
+        """
+        found = dict(inputs)
+        for node in self.nodes:
+            found[node.output] = self._shape(node, [found[name] for name in node.inputs])
+        for name in self.flat & found.keys():
+            if found[name][1:] != (1, 1):
+                raise EngineError(f"{name} has {found[name][1:]} pixels per channel, but the model reads it as one")
+        return found
+
+    def _shape(self, node: Node, reads: Sequence[PlaneShape]) -> PlaneShape:
+        weights = {role: self.weights[name] for role, name in node.weights.items() if name in self.weights}
+        if node.op == "linear":
+            outputs, inputs = weights["weight"]
+            if reads[0][0] != inputs:
+                raise EngineError(f"{layer_name(node)}: {reads[0][0]} channels come in, not {inputs}")
+            return outputs, *reads[0][1:]
+        if any(shape != reads[0] for shape in reads[1:]):
+            raise EngineError(f"{node.output}: cannot add values of the shapes {list(reads)}, they have to be equal")
+        if node.op not in ("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool"):
+            return reads[0]
+        try:
+            _, *made = NATIVE[node.op].infer(node.attrs, [(None, *shape) for shape in reads], weights)
+        except GraphError as error:
+            name = layer_name(node) if node.weights else node.output
+            raise EngineError(f"{name}: {error} (an image of {reads[0][1]} x {reads[0][2]})") from None
+        channels, rows, columns = (int(size or 0) for size in made)
+        return channels, rows, columns
+
+
+def fuse_norms(region: TrainingRegion) -> TrainingRegion:
+    """Return the region with sums and ReLUs fused into the batch norm before them, if nothing else reads its output."""
+    nodes, uses = list(region.nodes), region.uses
+    number = 0
+    while number < len(nodes):
+        fused = _fused_norm(nodes, nodes[number], uses)
+        if fused is None:
+            number += 1
+            continue
+        norm, nodes[number] = fused
+        del nodes[norm]
+    return replace(region, nodes=tuple(nodes))
+
+
+def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> tuple[int, Node] | None:
+    """Return the position of the norm into which a node can be fused, and the fused norm."""
+    relu = node.op == "act" and node.attrs["act"] == "relu"
+    if not relu and node.op != "add":
+        return None
+    for read in node.inputs:
+        for number, norm in enumerate(nodes):
+            if norm.output != read or norm.op != "batch_norm" or norm.attrs["act"] or uses[read] != 1:
+                continue
+            if relu:
+                return number, replace(norm, output=node.output, attrs={**norm.attrs, "act": "relu"})
+            if len(norm.inputs) == 1 and node.inputs[0] != node.inputs[1]:
+                other = node.inputs[read == node.inputs[0]]
+                return number, replace(norm, inputs=(norm.inputs[0], other), output=node.output)
+    return None
+
+
+# -- lifetimes ---------------------------------------------------------------------------------------------------------
+
+
+def read_in_backward(node: Node) -> tuple[str, ...]:
+    """Return the values that the node's gradients are computed from, in addition to the gradient of its output."""
+    if node.op == "batch_norm":
+        return (node.inputs[0], node.output) if node.attrs["act"] and len(node.inputs) > 1 else node.inputs[:1]
+    if node.op == "act":
+        return (node.output,) if node.attrs["act"] == "relu" else node.inputs
+    return node.inputs if node.op in (*LAYERS, "layer_norm", "max_pool2d") else ()
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """Lifetimes of values, by the number of a node."""
+
+    after_forward: Sequence[Sequence[str]]
+    """Values that are not needed after the node's forward pass, at least until they are recomputed."""
+    after_backward: Sequence[Sequence[str]]
+    """Values that are not needed after the node's backward pass."""
+    after_outputs: Sequence[str]
+    """Outputs that the backward pass does not read."""
+    recomputed: dict[str, Node]
+    """Values of batch norms that are recomputed in the backward pass, which takes one pass over the norm's input, and
+    the norm of each."""
+    passing: dict[str, Node]
+    """Recomputed values that only the convolution after the norm reads, and that convolution. If both run block by
+    block, one block of memory is enough."""
+
+
+def lifetimes(region: TrainingRegion) -> Lifetimes:
+    """Return the lifetimes of a region's values if all its nodes have a backward pass."""
+    nodes, outputs = region.nodes, set(region.outputs)
+    back = {name for node in nodes for name in read_in_backward(node)}
+    recomputed = {
+        node.output: node
+        for node in nodes
+        if node.op == "batch_norm" and len(node.inputs) == 1 and node.output in back - outputs
+    }
+    forward = last_uses([(node.inputs, (node.output,)) for node in nodes], outputs | (back - recomputed.keys()))
+    backward = last_uses([(read_in_backward(node), ()) for node in reversed(nodes)], ())
+    passing = {
+        norm.output: layer
+        for norm, layer in itertools.pairwise(nodes)
+        if norm.output in recomputed
+        and layer.op in LAYERS
+        and [node for node in nodes if norm.output in node.inputs] == [layer]
+    }
+    after_outputs = [name for name in region.outputs if name not in back]
+    return Lifetimes(forward, backward[::-1], after_outputs, recomputed, passing)
