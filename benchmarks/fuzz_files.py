@@ -44,7 +44,7 @@ from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.stored_runs import damaged
-from ticketry.lab.store.bundle_file import MAGIC
+from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.store import Store

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import open_store
 from ticketry.tasks import catalogue
 
 FIRST = "200it"

@@ -21,7 +21,7 @@ from torch import nn
 
 from engine import compile_case
 from ticketry.experiments.run_file import toml_tables
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
 from ticketry_engine.bench.compare import compare

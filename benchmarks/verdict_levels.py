@@ -33,7 +33,7 @@ from scipy.special import stdtr
 from ticketry.evidence.judging.guarded_tests import guarded, unseen_collapse_of
 from ticketry.evidence.judging.pooled_tests import LOST, POOLED_LEVELS, SD_FLOOR, UNSEEN_FALL, pool, pooled_p_values
 from ticketry.evidence.verdict import holm
-from ticketry.lab.store.bundle_file import Bundle
+from ticketry.lab.store.bundle import Bundle
 
 RUNS, QUICK_RUNS, CHECKED = 4000, 300, 20
 SEED = 20261130

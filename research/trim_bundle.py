@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store.bundle_file import Bundle, Part, Source, write_bundle
-from ticketry.lab.store.packing import outputs
-from ticketry.lab.store.second_orders import in_second_order
+from ticketry.lab.store.bundle import Bundle, Part, Source, write_bundle
+from ticketry.lab.store.references import outputs
+from ticketry.lab.store.second_order import in_second_order
 
 Key = tuple[str, str]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store.bundle_file import MAGIC
+from ticketry.lab.store.bundle import MAGIC
 
 
 def repacked(bundle: Path, change: Callable[[dict[str, Any]], None], more: bytes = b"") -> None:

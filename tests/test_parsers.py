@@ -17,10 +17,9 @@ from ticketry.engine.cost.machine_profile import MachineProfile, kind_of
 from ticketry.errors import RunnerError, StoreError, TicketryError
 from ticketry.experiments.run_file import read_run_file, toml_tables
 from ticketry.files import parse_json
-from ticketry.lab.remote.lease import known_of
-from ticketry.lab.remote.objects import Content
 from ticketry.lab.runners.request import Request, read_answer
 from ticketry.lab.store.files import read_json, read_sealed
+from ticketry.lab.store.lease import read_holder
 from ticketry.lab.store.store import Store
 from ticketry.records.schema import AtLeastOne, NotNegative, Part, read
 from ticketry.tasks.data.shards import MANIFEST, Source, open_shards
@@ -160,7 +159,7 @@ def test_what_is_left_out_where_it_cannot_be_read(tmp_path: Path, name: str) -> 
     data = text if isinstance(text := JSON[name], bytes) else text.encode()
     (tmp_path / "a.json").write_bytes(data)
     assert kind_of(tmp_path / "a.json") in (None, "None")
-    assert known_of(Content(data, "")).lease is None
+    assert read_holder(data) is None
 
 
 @pytest.mark.parametrize("name", sample(JSON, 12))

@@ -13,7 +13,7 @@ import pytest
 
 from ticketry.errors import CostError, StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
-from ticketry.lab.remote.address import place_of
+from ticketry.lab.store.address import place_of
 from ticketry_engine import kept_files
 from ticketry_engine.kept_files import keep, kept
 

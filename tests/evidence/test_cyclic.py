@@ -19,7 +19,7 @@ from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import Found, Seeds, spent
+from ticketry.lab.search_result import Found, Seeds, search_cost
 from ticketry.lab.training.segment import Start
 from ticketry.records.schema import as_json
 from ticketry.report import write_report
@@ -97,7 +97,7 @@ def test_level_l_has_l_plus_1_cycles_and_the_search_s_steps(tmp_path: Path, retr
             chain = trainings(lab, "cyclic", ticket)
             assert len(chain) == ticket.level + 1
             steps = K + sum(result.segment.steps for result in chain)
-            assert steps == spent(ticket) == T + ticket.level * (T - K)
+            assert steps == search_cost(ticket) == T + ticket.level * (T - K)
             assert {(result.segment.first, result.segment.last) for result in chain} == {(K, T)}
 
 
@@ -123,7 +123,7 @@ def test_rounds_of_gates_and_masks_over_frozen_weights(tmp_path: Path) -> None:
             assert len(trainings(lab, "cyclic", ticket)) == ticket.level + 1
         for length, count in ((f"{T}it", 2), ("4it", 1)):
             ticket = found_by(lab, "concrete", mask_length=length)[1]
-            assert spent(ticket) == T + ticket.searched[-1].segment.steps
+            assert search_cost(ticket) == T + ticket.searched[-1].segment.steps
             assert len(trainings(lab, "cyclic", ticket)) == count
 
 
@@ -138,13 +138,13 @@ def test_spent_is_what_a_saved_ticket_tells(tmp_path: Path) -> None:
             for point in record["points"]:
                 if point["role"] == "ticket":
                     told = tk.Ticket.load(point["ticket"]).info["search_steps"]
-                    assert spent(found[point["level"]]) == told
+                    assert search_cost(found[point["level"]]) == told
 
 
 def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         ticket = imp(lab)[3]
-    left = spent(ticket) - K
+    left = search_cost(ticket) - K
     assert [cycles(ticket, steps) for steps in (left, left // 2, 2 * left, 10 * left, left // 4)] == [1, 2, 1, 1, 4]
 
 

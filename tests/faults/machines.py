@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.remote.buckets import Bucket
+from ticketry.lab.store.bucket import Bucket
 
 
 def begun(folder: Path, machine: str, more: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
@@ -33,7 +33,7 @@ def result(process: subprocess.Popen[str], seconds: float = 280) -> Any:
 def wait_for_state(bucket: Bucket, process: subprocess.Popen[str]) -> None:
     """Wait until a state from inside a training is in the bucket, while the process runs."""
     limit = time.monotonic() + 250
-    while not list(bucket.list("partial")):
+    while not list(bucket.list("partial/")):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)

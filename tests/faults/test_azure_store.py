@@ -12,7 +12,7 @@ import pytest
 from azurite import azurite_server, environment, made_container
 from faults.disturbed import difference, left_behind
 from faults.machines import begun, result, wait_for_state
-from ticketry.lab.remote.buckets import Bucket
+from ticketry.lab.store.bucket import Bucket
 
 SEARCH = [
     *("search", "iterative", "--task", "digits", "--replicates", "1", "--levels", "1", "--rewind", "3it", "--json"),

@@ -15,7 +15,7 @@ import pytest
 from buckets import environment, made_bucket, moto_process, moto_server
 from faults.disturbed import difference, left_behind, without_times
 from faults.machines import begun, result, wait_for_state
-from ticketry.lab.remote.buckets import Bucket
+from ticketry.lab.store.bucket import Bucket
 
 SEARCH = [
     *("search", "iterative", "--task", "digits", "--replicates", "1", "--levels", "2", "--rewind", "3it", "--json"),

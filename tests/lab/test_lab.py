@@ -25,7 +25,6 @@ from ticketry.errors import (
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import Activity
-from ticketry.lab.runners.place import default_workers
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
@@ -76,7 +75,7 @@ def test_sizes_are_loaded_once_for_a_store(lab, points):
         assert other.per_epoch(points) == 7
 
 
-@pytest.mark.parametrize("empty", ["train", "validation", "test"])
+@pytest.mark.parametrize("empty", ["train", "test"])
 def test_a_split_without_examples_is_told(lab, points_class, empty):
     class Empty(points_class):
         def load(self, data=None):
@@ -105,11 +104,6 @@ def test_a_step_that_was_not_kept(lab, points):
     assert lab.at(result, 24) == result
     with pytest.raises(UsageError, match="step 6 of this trajectory is not stored: name it in keep="):
         lab.at(result, 6)
-
-
-def test_every_network_needs_a_label_of_its_own(lab, points):
-    with pytest.raises(ValueError, match="zip"):
-        lab.train_many([lab.segment(points, start=0)], labels=["one", "two"])
 
 
 # -- remembering -------------------------------------------------------------------------------------------------------
@@ -239,12 +233,6 @@ def test_seconds_of_masks_made_side_by_side_are_each_ones_own(tmp_path):
     assert sorted(told) == pytest.approx([0.3] * 3, abs=0.15)
 
 
-def test_pieces_run_side_by_side_where_there_are_workers(tmp_path):
-    meeting = threading.Barrier(3)
-    with Lab(tmp_path / "store", workers=2) as lab:
-        lab.gather([lambda: meeting.wait(timeout=30)] * 3)  # each waits for the others
-
-
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -321,10 +309,6 @@ def test_an_error_of_the_listener_is_the_callers(tmp_path, points):
         with pytest.raises(ZeroDivisionError):
             lab.train(lab.segment(points, start=0))
         assert lab.train(lab.segment(points, start=0)).metrics
-
-
-def test_default_workers():
-    assert 1 <= default_workers() <= (os.cpu_count() or 1)
 
 
 def test_a_state_on_the_way_needs_no_metrics(lab, points):

@@ -144,5 +144,5 @@ def test_of_another_machine_nothing_is_timed(tmp_path: Path, capsys: pytest.Capt
 def test_more_examples_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "cost", "--task", "digits", "--batch", "99999", "-o", str(tmp_path / "costs.json"))
     assert code == 1
-    assert "a call of 99999 examples is asked for, and digits has 1197 to train on" in err
+    assert "a call needs 99999 examples, and digits has 1197 to train on" in err
     assert not list(tmp_path.iterdir())

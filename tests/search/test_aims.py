@@ -91,7 +91,7 @@ def test_the_next_budget_is_among_what_is_left_and_the_mask_is_that_of_prune(tmp
         assert masks[0] & masks[1] == masks[1]
         x = torch.zeros(1, 1, 8, 8)
         course, model = lab.course(task()), lab.model(task(), dense.result)
-        batches = Sample(seed=0).of(task()).drawn(course, model)
+        batches = Sample(seed=0).limit_to(task()).draw(course, model)
         assert masks[0] == tk.prune(model, flops=0.5, example_inputs=x, batches=batches, loss=course.loss)
 
 

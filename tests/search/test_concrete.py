@@ -18,7 +18,8 @@ from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import Found, Seeds, budget, spent
+from ticketry.lab.search_result import Found, Seeds, budget, search_cost
+from ticketry.lab.store.files import read_sealed
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute as execute_segment
 from ticketry.lab.training.job import Watch
@@ -117,9 +118,9 @@ def test_what_a_ticket_costs(tmp_path: Path) -> None:
         found = found_by(lab, density=(0.2, 0.05))
         at_start = found_by(lab, rewind="0")
     assert [item.search_steps for item in found] == [0, early + 60, early + 60]
-    assert [spent(item) for item in found[1:]] == [TOTAL + 60] * 2
+    assert [search_cost(item) for item in found[1:]] == [TOTAL + 60] * 2
     assert [budget(item) for item in found] == [TOTAL] * 3
-    assert (at_start[1].search_steps, spent(at_start[1])) == (60, TOTAL + 60)
+    assert (at_start[1].search_steps, search_cost(at_start[1])) == (60, TOTAL + 60)
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
     run = SearchRequest(CONCRETE, task, settings, task.recipe.changed(length=f"{TOTAL}it"), replicates=2)
     with tk.Lab(tmp_path) as lab:
         record = as_json(execute(lab, run))
-        results = [lab.store.read(path) for path in (tmp_path / "results").rglob("*.json")]
+        results = [read_sealed(path) for path in (tmp_path / "results").rglob("*.json")]
     cost = record["cost"]
     assert cost["dense_steps"] == TOTAL
     assert cost["search_steps_per_replicate"] == early + 2 * 60 + 2 * (TOTAL - early)

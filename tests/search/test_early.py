@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.search_result import budget, spent
+from ticketry.lab.search_result import budget, search_cost
 from ticketry.lab.training.segment import Start
 from ticketry.search.early import Settings
 from ticketry.tasks.task import Split, Splits
@@ -79,7 +79,7 @@ def test_training_goes_on_as_if_nothing_were(shared_store: Path) -> None:
         )
         assert on.key == ticket.result.segment.key
         assert budget(ticket) == TOTAL
-        assert spent(ticket) == TOTAL
+        assert search_cost(ticket) == TOTAL
 
 
 def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:

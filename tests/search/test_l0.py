@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.errors import LayerCollapseError, TicketryError
-from ticketry.lab.search_result import budget, spent
+from ticketry.lab.search_result import budget, search_cost
 from ticketry.search.gating.gating import Gating
 from ticketry.search.l0 import Settings
 from ticketry.testing import check_search
@@ -93,7 +93,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
         _, ticket = found_by(lab, task, penalty=0.5, structured=True)
         rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
         assert lab.ledger.steps_trained == TOTAL + TOTAL
-        assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+        assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
         assert ticket.result.segment.whole_channels
         assert ticket.result.segment.start.optimizer == ticket.searched[0].training
     data = task.load().train
@@ -134,7 +134,7 @@ def test_what_it_costs(tmp_path: Path) -> None:
         assert tickets[0].searched == tickets[1].searched
         assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
         for ticket in tickets:
-            assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+            assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
             assert ticket.result.segment.start.optimizer == ticket.searched[0].training
 
 

@@ -74,7 +74,7 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
         trained = task().build()
         trained.load_state_dict(lab.store.get_tensors(lab.store.trained(trajectory, int(step))["model"]))
         course, sample = lab.course(task()), Sample(seed=0)
-        batches = sample.of(task()).drawn(course, trained)
+        batches = sample.limit_to(task()).draw(course, trained)
         change = tk.score.kfac(trained, tk.scope(trained), batches=batches, loss=course.loss)
     kept, alone = (
         sum(float(change[name].sum() * (change[name][mask[name]].sum() / change[name].sum()).log()) for name in names)

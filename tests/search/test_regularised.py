@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.errors import TicketryError, UsageError
-from ticketry.lab.search_result import budget, spent
+from ticketry.lab.search_result import budget, search_cost
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.regularised import Settings
 from ticketry.testing import check_search
@@ -149,7 +149,7 @@ def test_as_in_a_bare_loop(tmp_path: Path, kind: str) -> None:
         assert ticket.result.segment.variant(Penalty) is None
         assert dense.result.segment.variant(Penalty) is None
         assert lab.ledger.steps_trained == TOTAL + TOTAL
-        assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+        assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
 
 
 def test_all_densities_share_the_training_with_the_penalty(tmp_path: Path) -> None:

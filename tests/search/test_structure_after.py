@@ -13,7 +13,7 @@ import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
 from ticketry.errors import UsageError
 from ticketry.lab.costs.phases import phases_of
-from ticketry.lab.search_result import Found, Seeds, budget, spent
+from ticketry.lab.search_result import Found, Seeds, budget, search_cost
 from ticketry.search import method as method_called
 from ticketry.testing import check_search
 
@@ -188,7 +188,7 @@ def test_the_whole_search_is_counted(shared_store: Path, settings: dict[str, Any
     chain = 30 + 2 * own
     assert [each.segment.steps for each in last.searched] == [30, own, own]
     assert last.behind == behind
-    assert (spent(last), budget(last)) == (chain + own, weights + own)
+    assert (search_cost(last), budget(last)) == (chain + own, weights + own)
     phases = phases_of(last, found[:-1])
     assert phases.steps == chain + own
     assert [len(part) for part in (phases.dense, phases.search, phases.sparse)] == [1, 2, 1]
@@ -248,10 +248,10 @@ def test_scores_that_look_at_examples(tmp_path: Path) -> None:
         plain = found_by(lab, densities=(0.5,), structure="refill")[1]
         assert found.mask is not None
         assert plain.mask is not None
-        seen = lab.makings.of(found.mask).seen
+        seen = lab.makings.get(found.mask).seen
         assert seen is not None
         assert (seen.score, seen.first, seen.others) == ("activation_l1", 128, 512)
-        assert lab.makings.of(plain.mask).seen is None
+        assert lab.makings.get(plain.mask).seen is None
         trained = lab.ledger.segments_trained
         with pytest.raises(UsageError, match="importance"):
             found_by(lab, structure="refill", refill_score="importance")

@@ -14,7 +14,7 @@ from lab_fixtures import PointsTask
 from ticketry.lab.costs.phases import phases_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import Found, spent
+from ticketry.lab.search_result import Found, search_cost
 from ticketry.search import Method
 from ticketry.testing import check_search
 from ticketry.testing.search import _check_searched, _Trial
@@ -74,9 +74,9 @@ def test_what_is_asked_for_is_what_one_shot_pruning_of_the_same_trainings_tells(
         wrong = MINE(lab, task, replace(settings, tells=False), recipe=SHORT)[0]
         oneshot = tk.search.oneshot.Settings(density=(0.6, 0.3), rewind="0", retrain="continue")
         known = tk.search.oneshot(lab, task, oneshot, recipe=SHORT)[0]
-    assert [spent(one) for one in mine] == [spent(one) for one in known] == [12, 24, 24]
+    assert [search_cost(one) for one in mine] == [search_cost(one) for one in known] == [12, 24, 24]
     assert phases_of(mine[2], mine[:2]).steps == phases_of(known[2], known[:2]).steps == 24
-    assert phases_of(wrong[2], wrong[:2]).steps == spent(wrong[2]) == 36  # as of iterative pruning
+    assert phases_of(wrong[2], wrong[:2]).steps == search_cost(wrong[2]) == 36  # as of iterative pruning
 
 
 def test_a_task_by_its_name(tmp_path: Path) -> None:

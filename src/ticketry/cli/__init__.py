@@ -147,7 +147,7 @@ def _dispatch(words: list[str]) -> int:
     module, _, function = COMMANDS[words[0]][0].partition(":")
     command = getattr(importlib.import_module(f"{__name__}.{module}"), function or "main")
     code: int = command(words[1:]) if words[1:] or words[0] not in NAMING else _show_usage(command)
-    if opening := sys.modules.get("ticketry.lab.store.opening"):  # torch is not imported for it
+    if opening := sys.modules.get("ticketry.lab.store.store"):  # torch is not imported for it
         opening.publish_opened()
     return code
 

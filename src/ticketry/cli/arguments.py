@@ -187,15 +187,15 @@ def _local_path(word: str) -> str:
     """Return the path on this machine of a folder in a shared store, which is fetched; any other word as it is."""
     if "://" not in word:
         return word
-    from ticketry.lab.remote.address import SCHEMES, split_address
+    from ticketry.lab.store.address import SCHEMES, split_address
 
     if word.partition("://")[0].lower() not in SCHEMES or not (parts := split_address(word)):
         return word
-    from ticketry.lab.store.opening import open_store
+    from ticketry.lab.store.store import open_store
 
     address, inside = parts
     store = open_store(address)
-    store.link.fetch_folder(store.paths.run(inside[1]))
+    store.fetch_folder(store.paths.run(inside[1]))
     return str(store.paths.root.joinpath(*inside))
 
 

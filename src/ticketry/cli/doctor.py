@@ -165,7 +165,7 @@ def _caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
     from ticketry.files import reason_of, why_not_private
     from ticketry.folders import is_folder, iterate_files
-    from ticketry.lab.store.usage import size_of
+    from ticketry.lab.store.maintenance import size_of
     from ticketry_engine import kept_files
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {

@@ -16,8 +16,8 @@ import tyro
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
 from ticketry.errors import StoreError
-from ticketry.lab.remote.address import address_of
-from ticketry.lab.remote.address import shown as shown_place
+from ticketry.lab.store.address import address_of
+from ticketry.lab.store.address import shown as shown_place
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _is_there(store: Path) -> bool:
         from ticketry.lab.store.files import is_there
 
         return is_there(store / "store.json")
-    from ticketry.lab.store.opening import existing_store
+    from ticketry.lab.store.store import existing_store
 
     return existing_store(store) is not None
 

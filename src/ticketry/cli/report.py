@@ -86,7 +86,7 @@ def _watch(store: Path, page: Path | None) -> int:
     """
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
-    from ticketry.lab.store.opening import open_store
+    from ticketry.lab.store.store import open_store
     from ticketry.records.progress import EVERY, FILE
     from ticketry.report.html.watch_page import render_watch
     from ticketry.report.watching import Watch, write_look

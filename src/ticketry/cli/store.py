@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.cli.arguments import Printing, parse
 from ticketry.errors import StoreError, UsageError
-from ticketry.lab.remote.address import address_of, shown
+from ticketry.lab.store.address import address_of, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def main(words: Sequence[str]) -> int:
 def require_store(folder: Path) -> Path:
     """Return the folder if it has a store; raise `StoreError` if not. Records of a shared store are fetched."""
     if address_of(folder):
-        from ticketry.lab.store.opening import existing_store
+        from ticketry.lab.store.store import existing_store
 
         there = existing_store(folder) is not None
     else:
@@ -134,11 +134,11 @@ def require_store(folder: Path) -> Path:
 
 def _check(arguments: _Check) -> int:
     from ticketry.experiments.stored_runs import damaged
-    from ticketry.lab.store.maintenance import check, mend_format
-    from ticketry.lab.store.opening import open_store
+    from ticketry.lab.store.maintenance import check, repair_format
+    from ticketry.lab.store.store import open_store
 
     folder = require_store(arguments.store)
-    mended = mend_format(folder) if arguments.repair else []
+    mended = repair_format(folder) if arguments.repair else []
     store = open_store(folder)
     health = check(store, repair=arguments.repair, more=damaged(store))
     health.damaged += mended
@@ -175,7 +175,7 @@ def _verdict(sound: bool, arguments: _Check) -> str:
 
 def _collect(arguments: _Collect) -> int:
     from ticketry.lab.store.maintenance import collect
-    from ticketry.lab.store.opening import open_store
+    from ticketry.lab.store.store import open_store
 
     store = open_store(require_store(arguments.store))
     files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, spent
+from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, search_cost
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import under_mask
 from ticketry.tasks.recipe import Recipe
@@ -49,7 +49,7 @@ def train_cycles(
 
 def cycles(found: Found, steps: int) -> int:
     """How many cycles of so many `steps` come nearest to a ticket's whole cost, after the steps of its rewind step."""
-    left = spent(found) - found.rewound.segment.last
+    left = search_cost(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
 
 

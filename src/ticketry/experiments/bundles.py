@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.remote.address import place_of
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.address import place_of
 from ticketry.lab.store.packing import pack as pack_store
+from ticketry.lab.store.store import open_store
 from ticketry.lab.store.unpacking import Unpacked
 from ticketry.lab.store.unpacking import unpack as unpack_store
 from ticketry.records.campaign import read_campaign_record
@@ -78,7 +78,7 @@ def pack(
     names = (runs,) if isinstance(runs, str) else tuple(runs)
     target = Path(path)
     opened = open_store(store)
-    opened.link.fetch(results=True)
+    opened.fetch(results=True)
     contents = pack_store(opened, names, target, weights=weights, masks=masks)
     results = sum(part.kind == "result" for part in contents.parts)
     return Packed(target, target.stat().st_size, len(contents.runs), results, weights, masks)

@@ -18,7 +18,7 @@ import msgspec
 from ticketry.choices import check_choice, did_you_mean, format_value
 from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
-from ticketry.lab.remote.address import place_of
+from ticketry.lab.store.address import place_of
 
 
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:

@@ -229,7 +229,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     from ticketry.lab.lab import Lab
     from ticketry.lab.process_guard import keep_freed_memory
     from ticketry.lab.runners.place import default_workers
-    from ticketry.lab.store.running import marked_in_use
+    from ticketry.lab.store.marks import marked_in_use
     from ticketry.lab.training.segment import check_task
 
     at_once = options.devices * options.threads if options.devices > 1 else 1
@@ -259,10 +259,10 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             runner=options.on,
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications set it
-            lab.store.link.fetch()
+            lab.store.fetch()
             with marked_in_use(lab.store.paths):
                 yield lab
-            lab.store.link.publish()
+            lab.store.publish()
     finally:
         torch.set_num_threads(threads)
 

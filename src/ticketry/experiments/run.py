@@ -180,7 +180,7 @@ class Run:
             path: the file; by default ``report.html`` in the run's folder.
         """
         evidence = [one for one in (self.verification, self.timing) if one is not None]
-        from ticketry.lab.store.opening import publish_opened
+        from ticketry.lab.store.store import publish_opened
 
         written = write_report(self.record, Path(path or self.path / "report.html"), evidence=evidence)
         publish_opened()

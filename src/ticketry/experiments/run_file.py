@@ -18,7 +18,7 @@ from ticketry.evidence.comparison_names import CONTROLS
 from ticketry.experiments.decoding import check_names, decode_settings, decode_value
 from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside
-from ticketry.lab.remote.address import is_url
+from ticketry.lab.store.address import is_url
 from ticketry.records.network import is_matched_dense
 from ticketry.registry import is_offered
 from ticketry.search import METHODS

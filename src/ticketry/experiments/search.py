@@ -31,10 +31,10 @@ from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
-from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
+from ticketry.lab.store.address import shown
 from ticketry.lab.store.files import is_there, write_atomically, write_sealed
-from ticketry.lab.store.running import marked_running
+from ticketry.lab.store.marks import marked_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json

@@ -30,9 +30,9 @@ from ticketry.experiments.request import (
 from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
+from ticketry.lab.store.address import shown
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.display import build_html_table

@@ -15,10 +15,7 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import file_digest, flush, parse_json, replacing
 from ticketry.folders import delete_tree, iterate_below, iterate_folders
-from ticketry.lab.remote.address import address_of, checked_url, is_url, shown
-from ticketry.lab.remote.objects import Listed, Remote
-from ticketry.lab.remote.records import moved_inside
-from ticketry.lab.remote.shared_folder import SharedFolder
+from ticketry.lab.store.address import address_of, checked_url, is_url, shown
 from ticketry.lab.store.files import (
     explained,
     is_there,
@@ -29,10 +26,12 @@ from ticketry.lab.store.files import (
     write_json,
     write_sealed,
 )
-from ticketry.lab.store.opening import open_store, remote_at
+from ticketry.lab.store.folder import SharedFolder
+from ticketry.lab.store.marks import is_mark, marked_in_use, under_way
+from ticketry.lab.store.objects import Listed, Objects
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.running import is_mark, marked_in_use, under_way
-from ticketry.lab.store.store import FORMAT, Store
+from ticketry.lab.store.records import moved_inside
+from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
 """Folders that are copied, each before those whose records refer to it; not leases, partial states, damaged files."""
@@ -61,9 +60,9 @@ def copy_store(origin: str, target: str) -> Copied:
         StoreError: if there is no store, a file does not match its digest, or it cannot be read or written.
     """
     here, there = _objects(origin), _objects(target)
-    if (described := here.read("store.json")) is None:
+    if (described := here.get("store.json")) is None:
         raise StoreError(f"there is no store at {origin}")
-    if (number := _object(described.data).get("format")) != FORMAT:
+    if (number := _object(described).get("format")) != FORMAT:
         raise StoreError(
             f"the store at {origin} has the store format {str(number)[:20]!r}, this ticketry copies {FORMAT}: use the"
             " ticketry that made it, or, if its store.json is damaged, `ticketry store check --repair`"
@@ -75,7 +74,7 @@ def copy_store(origin: str, target: str) -> Copied:
         return _copy_missing(here, there, origin, target)
 
 
-def _copy_missing(here: Remote, there: Remote, origin: str, target: str) -> Copied:
+def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Copied:
     known = {one.name: one for one in there.list()}
     files = size = skipped = 0
     wanted = list(_files_to_copy(here))
@@ -92,18 +91,17 @@ def _copy_missing(here: Remote, there: Remote, origin: str, target: str) -> Copi
             skipped += 1
             continue
         data = _data(here, one, origin, target)
-        there.replace(one.name, data)
+        there.put(one.name, data)
         files, size = files + 1, size + len(data)
     return Copied(files, size, skipped)
 
 
-def _data(here: Remote, one: Listed, origin: str, target: str) -> bytes:
+def _data(here: Objects, one: Listed, origin: str, target: str) -> bytes:
     return _moved(_checked(here, one), one.name, origin, target)
 
 
-def _is_stored(there: Remote, name: str, data: bytes) -> bool:
-    found = there.read(name)
-    return found is not None and found.data == data
+def _is_stored(there: Objects, name: str, data: bytes) -> bool:
+    return there.get(name) == data
 
 
 def _is_record_part(name: str) -> bool:
@@ -117,14 +115,14 @@ def _record_of(name: str) -> str:
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
 
-def _objects(address: str) -> Remote:
+def _objects(address: str) -> Objects:
     if is_url(address):
-        return remote_at(checked_url(address))
+        return open_remote(checked_url(address))
     return SharedFolder(f"file://{Path(address).absolute()}")
 
 
-def _files_to_copy(here: Remote) -> Iterator[Listed]:
-    found = {folder: list(here.list(folder)) for folder in _ORDER}
+def _files_to_copy(here: Objects) -> Iterator[Listed]:
+    found = {folder: list(here.list(f"{folder}/")) for folder in _ORDER}
     for folder in _ORDER:
         yield from sorted(filter(_is_copied, found[folder]), key=lambda one: (_is_record(one.name), one.name))
 
@@ -139,34 +137,34 @@ def _is_record(name: str) -> bool:
     return name.endswith("/run.json") or (name.count("/") == 1 and name.endswith(".json"))
 
 
-def _checked(here: Remote, one: Listed) -> bytes:
-    found = here.read(one.name)
+def _checked(here: Objects, one: Listed) -> bytes:
+    found = here.get(one.name)
     if found is None:
         raise StoreError(f"{here.address}/{one.name} disappeared while it was copied: run the same command again")
     folder = one.name.partition("/")[0]
     wanted = Path(one.name).stem if folder == "blobs" else _digest_by_record(here, one.name)
-    if wanted and hashlib.sha256(found.data).hexdigest() != wanted:
+    if wanted and hashlib.sha256(found).hexdigest() != wanted:
         raise StoreError(
             f"{here.address}/{one.name} is damaged: its contents do not match its digest. Run `ticketry store check"
             " --repair` there first"
         )
     if folder in _SEALED or _is_record(one.name):
-        unsealed(found.data, f"{here.address}/{one.name}")
-    return found.data
+        unsealed(found, f"{here.address}/{one.name}")
+    return found
 
 
-def _digest_by_record(here: Remote, name: str) -> str | None:
+def _digest_by_record(here: Objects, name: str) -> str | None:
     """Return the digest of a file from its ticket.json, or of a run file from the run's record; None for others."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
-        record = here.read(name.removesuffix("toml") + "json")
-        config = _object(record.data if record else b"").get("config")
+        record = here.get(name.removesuffix("toml") + "json")
+        config = _object(record or b"").get("config")
         return hashlib.sha256(config.encode(errors="replace")).hexdigest() if isinstance(config, str) else None
     run, _, place = name.partition("/tickets/")
     ticket, _, file = place.partition("/")
     if not run.startswith("runs/") or file in ("", "ticket.json"):
         return None
-    manifest = here.read(f"{run}/tickets/{ticket}/ticket.json")
-    fact = _object(_object(manifest.data if manifest else b"").get("files")).get(file)
+    manifest = here.get(f"{run}/tickets/{ticket}/ticket.json")
+    fact = _object(_object(manifest or b"").get("files")).get(file)
     digest = _object(fact).get("sha256")
     return digest if isinstance(digest, str) else None
 

@@ -14,13 +14,11 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of
 from ticketry.folders import delete_tree, iterate_files, list_entries
-from ticketry.lab.remote.address import shown
+from ticketry.lab.store.address import shown
 from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_sealed
-from ticketry.lab.store.maintenance import collect
-from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.running import is_running, under_way
-from ticketry.lab.store.store import Store
-from ticketry.lab.store.usage import Usage
+from ticketry.lab.store.maintenance import Usage, collect
+from ticketry.lab.store.marks import is_running, under_way
+from ticketry.lab.store.store import Store, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import RunRecord, read_run
@@ -56,7 +54,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
         StoreError: if a record is damaged.
     """
     store = open_store(root)
-    store.link.fetch(results=True)
+    store.fetch(results=True)
     usage, named = Usage(store, damaged=True), _records(store)
     reached = {name: usage.of(records) for name, records in named.items()}
     times = Counter(path for files in reached.values() for path in files)
@@ -72,7 +70,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
                 state,
                 usage.bytes_of({*own, *reached[name]}),
                 usage.bytes_of({*own, *alone}),
-                _changed(folder, shared=store.link.shared),
+                _changed(folder, shared=store.mirror is not None),
             )
         )
     return sorted(found, key=lambda one: one.changed)
@@ -93,9 +91,9 @@ def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
         }
     found[""] = []
     for path in store.paths.run_records():
-        found.setdefault(path.parent.name, []).append(store.read(path) or {})
+        found.setdefault(path.parent.name, []).append(read_sealed(path) or {})
     for path in [*store.paths.evidence_records(), *store.paths.campaign_records()]:
-        values = store.read(path) or {}
+        values = read_sealed(path) or {}
         run = values.get("run")
         found[run if isinstance(run, str) and run in found and "runs" not in values else ""].append(values)
     return found
@@ -119,7 +117,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         StoreError: if there is no such run, or a run of the store is being carried out.
     """
     store = open_store(root)
-    store.link.fetch(results=True)
+    store.fetch(results=True)
     named = _records(store)
     known = [one for one in named if one]
     if name not in known:
@@ -129,7 +127,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     usage = Usage(store)
     others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
-    evidence = [path for path in store.paths.evidence_records() if (store.read(path) or {}).get("run") == name]
+    evidence = [path for path in store.paths.evidence_records() if (read_sealed(path) or {}).get("run") == name]
     pages = [page for path in evidence if is_there(page := path.with_suffix(".html"))]
     inside = set(usage.within(folder))
     doomed = {*inside, *evidence, *pages, *(usage.of(named[name]) - others)}
@@ -141,7 +139,9 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     outside = sorted(doomed - inside, key=lambda path: (path.is_relative_to(store.paths.blobs), path))
     if what := under_way(store):  # begun meanwhile
         raise StoreError(f"{what}: remove runs when it has ended")
-    store.link.removed([*outside, *sorted(inside, key=lambda path: path.name == "run.json")])
+    if store.mirror:
+        ordered = [*outside, *sorted(inside, key=lambda path: path.name == "run.json")]
+        store.mirror.delete(map(store.paths.name, ordered))
     for path in outside:
         with explained(path, "delete"):
             path.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ def structured_mask(source: Source, by: Structuring, *, seed: int = 0, data: Pat
     seen: dict[str, Any] = {}
     if needs_data(by):
         course = course_of(source.task, data)
-        seen = {"batches": Sample(seed=seed).drawn(course, model), "loss": course.loss}
+        seen = {"batches": Sample(seed=seed).draw(course, model), "loss": course.loss}
     return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **seen)
 
 

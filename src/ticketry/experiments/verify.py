@@ -35,13 +35,12 @@ from ticketry.experiments.record_files import describe_environment, describe_tas
 from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
-from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
+from ticketry.lab.store.address import address_of, shown
 from ticketry.lab.store.files import is_there, read_sealed
-from ticketry.lab.store.opening import existing_store, open_store
 from ticketry.lab.store.paths import ticket_folder
-from ticketry.lab.store.store import digest_of
+from ticketry.lab.store.store import digest_of, existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
@@ -126,7 +125,7 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
         )
     chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
     if address_of(store):
-        open_store(store).link.fetch_folder(chosen_folder)
+        open_store(store).fetch_folder(chosen_folder)
     if not is_there(chosen_folder):
         raise TicketError(
             f"there is no ticket at {chosen_folder}: it was left out of a bundle, or removed; `ticketry search --config"

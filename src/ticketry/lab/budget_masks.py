@@ -1,7 +1,7 @@
-"""Masks under a budget: what weights cost in a task's network, and the masks that spend so much; remembered.
+"""Masks under a budget: the cost of weights in a task's network, and masks that meet a budget; remembered.
 
-A mask is a pure function of weights, scores, prices and budget. Prices are counted, not timed: the same budget gives
-the same mask on every machine.
+A mask is a pure function of weights, scores, prices and budget. Prices are MACs (multiply-accumulates), counted and not
+timed: the same budget gives the same mask on every machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
 from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import CostError, UsageError
-from ticketry.lab.costs.mask_cost import Seen
+from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import met
 from ticketry.lab.scoring_sample import Sample
@@ -33,12 +33,12 @@ from ticketry.tasks.task import Task
 
 
 def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
-    """Weight of each linear and convolution layer -> (multiplications of one of its elements, its elements).
+    """Return for each linear and convolution layer the MACs of one element of its weight, and the number of elements.
 
-    In a call with one example. Remembered: a finished run is told again without any data.
+    For a call with one example. Remembered, so that a finished run needs no data to be reported again.
     """
 
-    def made() -> dict[str, Any]:
+    def count() -> dict[str, Any]:
         model = lab.model(task)
         found = scope_of(model)
         shapes = {name: tuple(value.shape) for name, value in found.parameters(model).items()}
@@ -47,12 +47,12 @@ def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
         prices = uses(model, layers, lab.course(task).inputs(1)) if known else {}
         return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
 
-    layers = lab.store.remembered("prices", digest_of(task.key()), made)["layers"]
+    layers = lab.store.remembered("prices", digest_of(task.key()), count)["layers"]
     return {name: (int(price), int(size)) for name, (price, size) in layers.items()}
 
 
 def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Keep costs in the store under their digest, for the controls and verdicts of whatever is found by them.
+    """Store costs under their digest, for the controls and verdicts of tickets that are found with them.
 
     Raises:
         CostError: if they are of another network.
@@ -61,12 +61,12 @@ def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str])
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
         if name not in costs.layers or costs.layers[name].weights != sizes.get(name):
-            raise CostError(f"the costs are of another network: {name!r} has none there, or has another size")
+            raise CostError(f"the costs are of another network: {name!r} is missing there, or has another size")
     lab.store.remembered("costs", costs.digest, lambda: {"model": msgspec.to_builtins(costs)})
 
 
 def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """What weights cost by the terms of a budget, see `Aimed.terms`.
+    """Return the prices of weights by the terms of a budget, see `Aimed.terms`.
 
     Raises:
         CostError: for costs that are not in this store.
@@ -77,21 +77,24 @@ def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
     known = lab.store.memo("costs", digest)
     if known is None:
         raise CostError(
-            f"the costs that this ticket's budget goes by ({digest[:8]}) are not in the store: search again in it, with"
-            " --profile"
+            f"the costs of this ticket's budget ({digest[:8]}) are not in the store: search again in it, with --profile"
         )
     return msgspec.convert(known["model"], CostModel)
 
 
 def by_timing(terms: str) -> bool:
-    """Whether a budget is met by timing masks on this machine, see `Aimed.measured`."""
+    """Return whether a budget is met by timing masks on this machine, see `Aimed.measured`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
 def as_asked(lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """The mask of a share by its costs, or where the terms say so the one whose measured time is nearest to it.
+    """Return the mask of a share by its costs; if the terms say so, the one whose measured latency is nearest.
 
     Args:
+        lab, task: the machine and the network.
+        prices: prices of the weights.
+        terms: see `Aimed.terms`.
+        share: the budget.
         prune: share by the costs -> the mask.
     """
     if not by_timing(terms):
@@ -101,7 +104,7 @@ def as_asked(lab: Lab, task: Task, prices: Prices, terms: str, share: float, pru
 
 
 def share_left(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """The share of a budget's costs that is left with so many weights of each parameter, single ones."""
+    """Return the share of a budget's costs that remains with this number of single weights in each parameter."""
     prices = terms_in(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
@@ -112,34 +115,34 @@ def share_left(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> flo
 
 
 def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
-    """What each weight of these parameters costs: multiplications in a call with one example.
+    """Return the price of a weight of each of these parameters: MACs in a call with one example.
 
     Raises:
-        UsageError: for a parameter that is no weight of a linear or convolution layer.
+        UsageError: for a parameter that is not the weight of a linear or convolution layer.
     """
-    known, asked = multiplications(lab, task), list(names)
-    if unknown := [name for name in asked if name not in known]:
+    known, requested = multiplications(lab, task), list(names)
+    if unknown := [name for name in requested if name not in known]:
         raise UsageError(
-            f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}: spare them"
-            " (--spare), or ask for a density"
+            f"MACs are counted for linear and convolution layers, not for {', '.join(unknown)}: spare them"
+            " (--spare), or give a density"
         )
-    return {name: known[name][0] for name in asked}
+    return {name: known[name][0] for name in requested}
 
 
 def dense_multiplications(lab: Lab, task: Task) -> int:
-    """All of them, in a call of the dense network with one example."""
+    """Return the MACs of a call of the dense network with one example."""
     return sum(price * size for price, size in multiplications(lab, task).values())
 
 
 def left_multiplications(lab: Lab, task: Task, mask: Mask) -> int:
-    """Those that a mask leaves, with those of layers that it does not touch."""
+    """Return the MACs that remain under a mask, including those of layers that it does not touch."""
     known = multiplications(lab, task)
     kept = {name: int(mask[name].sum()) if name in mask else size for name, (_, size) in known.items()}
     return sum(price * kept[name] for name, (price, _) in known.items())
 
 
 def multiplications_in(lab: Lab, segment: Segment) -> int:
-    """Of a call of the network that a segment trains, with one example."""
+    """Return the MACs of a call of the network that a segment trains, with one example."""
     if segment.mask is None:
         return dense_multiplications(lab, segment.task)
     return left_multiplications(lab, segment.task, lab.store.get_mask(segment.mask))
@@ -158,23 +161,27 @@ def budget_mask(
     seed: int = 0,
     **settings: Any,
 ) -> str:
-    """Digest of the stored mask of a budget, chosen by a result's weights. Remembered by its arguments.
+    """Return the digest of the stored mask that meets a budget, chosen by a result's weights. Remembered.
 
     Args:
-        terms: what the share is of, and by which costs, see `Aimed.terms`.
+        lab, task, result: the network and its weights.
+        scope: parameters to prune.
+        terms: the quantity of the budget, and its costs, see `Aimed.terms`.
+        share: the budget.
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.
-        settings: of `core.prune.budget_pruner`.
+        seed: for random choices.
+        settings: arguments of `core.prune.budget_pruner`.
     """
 
     prices = terms_in(lab, task, scope, terms)
 
-    def made() -> Mask:
+    def compute_mask() -> Mask:
         base = lab.store.get_mask(within) if within else None
         model, inputs = lab.model(task, result), ScoreInputs(None, None, seed)
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
-            inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
+            inputs = ScoreInputs(sample.limit_to(task).draw(course, model), course.loss, seed)
         prune = budget_pruner(model, scope, prices, within=base, inputs=inputs, **settings)
         return as_asked(lab, task, prices, terms, share, prune)
 
@@ -191,7 +198,7 @@ def budget_mask(
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}
     if sample is None:
-        return lab.remembered_mask(described, made)
+        return lab.remembered_mask(described, compute_mask)
     described |= {"sample": asdict(sample), "task": dict(task.key())}
-    seen = Seen.of(sample.of(task), lab.sizes(task)["train"], settings)
-    return lab.remembered_mask(described, made, seen=seen, ready=lambda: lab.course(task))
+    seen = SeenExamples.from_settings(sample.limit_to(task), lab.sizes(task)["train"], settings)
+    return lab.remembered_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))

@@ -1,4 +1,4 @@
-"""What results are made with: versions, the system, the processor."""
+"""The environment of results: versions, the system, the processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ticketry_engine.processor import processor as name_and_features
 
 
 def environment() -> dict[str, Any]:
-    """What a result was made with; not part of any key."""
+    """Return the versions and the machine that a result is recorded with; not part of any key."""
     return {
         "ticketry": __version__,
         "torch": torch.__version__,
@@ -25,8 +25,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # it is asked for by every result and every ticket
+@functools.cache  # every result and every ticket needs it
 def processor() -> str:
-    """The name of the CPU, and of the GPU if there is one."""
+    """Return the name of the CPU, and of the GPU if there is one."""
     name, _ = name_and_features()
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name

@@ -1,4 +1,4 @@
-"""The lab trains segments, and remembers whatever it has computed before."""
+"""The lab trains segments, and remembers everything that it has computed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.core.structure.dependencies.channel_groups import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
-from ticketry.lab.costs.ledger import Ledger
-from ticketry.lab.costs.mask_cost import Making, Makings, Seen
+from ticketry.lab.costs.ledger import Ledger, Making, Makings, SeenExamples
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.choice import choose_runner
@@ -32,8 +31,7 @@ from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_cause
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.signals import handle_signals, stop_signal
-from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.store import NUMERICS, digest_of
+from ticketry.lab.store.store import NUMERICS, digest_of, open_store
 from ticketry.lab.training.execute import Remaker, is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
@@ -299,7 +297,7 @@ class Lab:
 
     @contextlib.contextmanager
     def listening(self, on_event: OnEvent) -> Iterator[None]:
-        """In a block, also pass progress events to `on_event`, from whichever thread reports them."""
+        """In a block, also pass progress events to `on_event`, from the thread that reports them."""
         self._listeners.append(on_event)
         try:
             yield
@@ -473,7 +471,7 @@ class Lab:
             model, seen = self.model(task, result), dict[str, Any]()
             if sample is not None:
                 course, model = self.course(task), model.to(self.arithmetic(task).device)
-                seen = {"batches": sample.of(task).drawn(course, model), "loss": course.loss}
+                seen = {"batches": sample.limit_to(task).draw(course, model), "loss": course.loss}
             arguments = {"scope": scope, "within": base, **seen, **settings}
             if structured:
                 return channels(model, lambda: self.structure(task), **arguments)
@@ -492,7 +490,7 @@ class Lab:
         if sample is None:
             return self.remembered_mask(described, compute_mask)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
-        seen = Seen.of(sample.of(task), self.sizes(task)["train"], settings)
+        seen = SeenExamples.from_settings(sample.limit_to(task), self.sizes(task)["train"], settings)
         return self.remembered_mask(described, compute_mask, seen=seen, ready=prepare)
 
     def remembered_mask(
@@ -500,7 +498,7 @@ class Lab:
         described: Mapping[str, Any],
         make: Callable[[], Mask],
         *,
-        seen: Seen | None = None,
+        seen: SeenExamples | None = None,
         ready: Callable[[], object] | None = None,
     ) -> str:
         """Return the digest of the stored mask that `make` computes, remembered by its description.

@@ -1,7 +1,7 @@
-"""How long a call of a task's network takes here, sparse or dense, and masks that meet a share of it; remembered.
+"""Measured latency of a task's network, sparse or dense, and masks that meet a share of it; remembered.
 
-Seconds are measured, and so never part of a key: what was measured once in a store is what counts there from then on,
-and what is trained for it is keyed by its mask or its network. Costs name the machine, batch, threads and precision.
+Seconds are measured, and so never part of a key: the first measurement in a store counts there from then on, and
+trainings are keyed by their mask or network. Costs name the machine, batch, threads and precision.
 """
 
 from __future__ import annotations
@@ -29,59 +29,61 @@ if TYPE_CHECKING:
     from ticketry_engine.bench.timing import Interval
 
 _TIMING = threading.Lock()
-"""Replicates are threads: one of them times at a moment."""
+"""Held while a thread times: replicates are threads."""
 
 _ROUNDS = 11
-"""Of a timing that is told: as many as of `tk.cost.meet`."""
+"""Rounds of a recorded timing, as in `tk.cost.meet`."""
 
 
 def check_here(costs: CostModel) -> None:
-    """Raises `CostError` if times that go with these costs cannot be measured on this machine."""
+    """Raise `CostError` if latencies for these costs cannot be measured on this machine."""
     from ticketry_engine.bench.machine import another_machine
 
     if costs.unit != "seconds":
-        raise CostError(f"a time is measured beside costs in seconds, not in {costs.unit}")
+        raise CostError(f"a latency is measured with costs in seconds, not in {costs.unit}")
     if other := another_machine(costs.about):
         raise CostError(
-            f"the costs are of another machine ({other}): nothing can be timed for them here, leave measured"
-            " and dense_of_time away or search there"
+            f"the costs are of another machine ({other}): nothing can be timed for them here, leave out measured"
+            " and dense_of_time, or search there"
         )
     threads, cores = int(costs.about.get("threads", 1)), os.cpu_count() or 1
     if threads > cores:
         raise CostError(
-            f"the costs are of {threads} threads, and this machine has {cores} processors: measure costs anew with"
-            f" threads={cores} or fewer (tk.cost.model), or leave measured and dense_of_time away"
+            f"the costs are of {threads} threads, and this machine has {cores} processors: measure costs again with"
+            f" threads={cores} or fewer (tk.cost.model), or leave out measured and dense_of_time"
         )
 
 
 def check_new(lab: Lab, costs: CostModel) -> None:
-    """The same, of costs that are new in a store: what was measured there before is told on any machine."""
+    """Call `check_here` for costs that are new in a store: remembered measurements are valid on any machine."""
     if lab.store.memo("costs", costs.digest) is None:
         check_here(costs)
 
 
 def time_of(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """What a call under a mask takes of a call of the dense network, by a timing that nothing was chosen by."""
+    """Return the latency under a mask relative to the dense network, by a timing that did not choose the mask."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
     return _remembered(lab, described, lambda: _meter(lab, task, costs).share_anew(mask, _ROUNDS))
 
 
 def time_of_dense(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
-    """What a call of another dense network takes of a call of the task's own."""
+    """Return the latency of another dense network relative to the task's own."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
-    def made() -> Interval:
+    def measure() -> Interval:
         meter, other = _meter(lab, task, costs), _meter(lab, rival, costs)
         return meter.share(other.compiled(), _ROUNDS)
 
-    return _remembered(lab, described, made)
+    return _remembered(lab, described, measure)
 
 
 def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """The mask whose measured time is nearest to a share of the dense network's.
+    """Return the mask whose measured latency is nearest to a share of the dense network's.
 
     Args:
-        costs: by which the first mask is chosen.
+        lab, task: the machine and the network.
+        costs: choose the first mask.
+        share: latency relative to the dense network.
         prune: share by the costs -> the mask.
     """
     from ticketry.engine.cost.meeting import meet_by
@@ -93,12 +95,12 @@ def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[f
 
 
 def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
-    def made() -> dict[str, Any]:
+    def record() -> dict[str, Any]:
         with _TIMING:
             found = measure()
         return {"share": found.median, "low": found.low, "high": found.high}
 
-    return RelativeLatency(**lab.store.remembered("times", digest_of(described), made))
+    return RelativeLatency(**lab.store.remembered("times", digest_of(described), record))
 
 
 def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
@@ -110,13 +112,13 @@ def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     inputs = lab.course(task).inputs(batch)
     if (examples := batch_of(inputs)) < batch:
         raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
-    model = filled(lab.model(task))
+    model = fill_zeros(lab.model(task))
     threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
     return Meter(model, inputs, threads, precision, scope_of(model))
 
 
-def filled(model: nn.Module) -> nn.Module:
-    """The model in evaluation with no parameter that is 0: what is, would not be computed."""
+def fill_zeros(model: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode without parameters that are 0, which kernels would skip."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):

@@ -1,4 +1,4 @@
-"""How a ticket, once found, is trained. The papers differ here, and it moves results as much as their claims do."""
+"""The training of a ticket that was found. The papers differ here, which affects results as much as their claims."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def retraining(
     entered: int | None = None,
     variants: Sequence[Variant] = (),
 ) -> Segment:
-    """The segment that trains a ticket; `shrunk` is whether without the channels that its mask removes.
+    """Return the segment that trains a ticket; if `shrunk`, without the channels that its mask removes.
 
-    `variants` are what else acts on the network. Its controls are trained with them too. Where one of them holds the
-    mask, `mask` is None.
+    `variants` are further changes to the training, which controls have too. If one of them enforces the mask, `mask`
+    is None.
 
     With k the step of `rewound` and T the length of the schedule, `retrain` is one of
 
@@ -38,13 +38,13 @@ def retraining(
     - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
     - ``rewind_lr``: the final weights, steps k..T of the schedule (Renda et al. 2020, learning-rate rewinding);
     - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
-    - ``none``: the final weights as they are, measured and not trained on (pruning, where the mask cost nothing more);
-    - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training goes on as if nothing were, but
-      for the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other;
-    - ``dynamic``: the weights of step k, here 0, steps k..T, with a mask that stays: what a network is compared with
-      whose mask moved on the way (Evci et al. 2020, static). Not for users to choose either.
+    - ``none``: the final weights, measured without further training;
+    - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training continues unchanged except for
+      the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other way;
+    - ``dynamic``: the weights of step k, here 0, steps k..T, with a constant mask: the comparison for a network whose
+      mask changed during training (Evci et al. 2020, static). Not for users to choose either.
 
-    `entered` is the step k where the schedule is entered, if that is another one than `rewound` was trained by.
+    `entered` is the step k at which the schedule is entered, if it is not the last step of `rewound`.
     """
     step = rewound.segment.last if entered is None else entered
     end = recipe.steps(lab.per_epoch(task, recipe))

@@ -1,4 +1,4 @@
-"""What a score sees of a task: some batches of its training split."""
+"""The batches of a task's training split that a score sees."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Sample:
-    """Batches for a score, without augmentation; their loss is `Course.loss`."""
+    """Number, size and seed of the batches for a score, without augmentation; their loss is `Course.loss`."""
 
     count: int = 5
     size: int = 128
-    """Examples of a batch."""
+    """Examples in a batch."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1:
-            raise UsageError(f"a score sees at least one batch of one example, not {self.count} of {self.size}")
+            raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
-    def of(self, task: Task) -> Sample:
-        """With batches that are not too large for the task, see `Task.scored`."""
+    def limit_to(self, task: Task) -> Sample:
+        """Return the sample with batches that are not too large for the task, see `Task.scored`."""
         return replace(self, size=task.scored(self.size))
 
-    def drawn(self, course: Course, model: nn.Module) -> list[Any]:
-        """The batches for scoring a model, on its device: see `Course.sample`."""
+    def draw(self, course: Course, model: nn.Module) -> list[Any]:
+        """Return the batches for scoring a model, on its device: see `Course.sample`."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))

@@ -1,4 +1,4 @@
-"""What searches are asked for and hand on: ways of retraining, seeds, networks found. Needs no torch."""
+"""Inputs and results of searches: ways of retraining, seeds, networks found. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 
 REWINDING = ("continue", "restart")
-"""Ways of retraining that begin with the weights of the rewind step."""
+"""Ways of retraining that start from the weights of the rewind step."""
 Retrain = Literal["", "continue", "restart", "rewind_lr", "finetune", "none"]
-"""Ways of retraining; an empty word leaves it to the rewind step, see `retrain_after`."""
+"""Ways of retraining; an empty text leaves it to the rewind step, see `retrain_after`."""
 RETRAINS = tuple(word for word in get_args(Retrain) if word)
 GRADUAL = "gradual"
-"""How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
+"""How networks of gradual pruning are trained: their training continues, see `lab.retrain`."""
 DYNAMIC = "dynamic"
-"""How networks are trained whose masks move all the while: once, sparse from step 0 on, see `lab.retrain`."""
+"""How networks with changing masks are trained: once, sparse from step 0 on, see `lab.retrain`."""
 FROM_REWOUND = (*REWINDING, GRADUAL, DYNAMIC)
-"""Of these, those that begin with the weights of the rewind step, as their controls do; the others have final ones."""
+"""Ways that start from the weights of the rewind step, as do their controls; the others start from final weights."""
 HOW_TRAINED = (*RETRAINS, GRADUAL, DYNAMIC)
-"""All that `Found.retrain` may be."""
+"""All values of `Found.retrain`."""
 Growth = Literal["gradient", "random"]
-"""What weights are grown by where masks move, see `search.common.moved_mask`."""
+"""Criterion for growing weights if the mask changes, see `search.common.moved_mask`."""
 
 
 def check_retrain(retrain: str) -> str:
-    """The word itself; `UsageError` if it is not known."""
+    """Return `retrain`; `UsageError` if it is unknown."""
     check_choice("retrain", retrain, RETRAINS)
     return retrain
 
 
 def retrain_after(rewind: str, retrain: str) -> str:
-    """The word that holds for tickets of a rewind step; an empty `retrain` leaves it open.
+    """Return how tickets of a rewind step are trained; by default finetune after the end, and otherwise continue.
 
     Raises:
-        UsageError: if the word is not known, or nothing is left to train in its way.
+        UsageError: if `retrain` is unknown, or leaves nothing to train.
     """
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
@@ -53,7 +53,7 @@ def retrain_after(rewind: str, retrain: str) -> str:
 
 
 def check_rates(retrain: str, schedule: str) -> None:
-    """Raises `UsageError` for fine-tuning at the last learning rate of a schedule that ends at 0."""
+    """Raise `UsageError` for fine-tuning at the last learning rate of a schedule that ends at 0."""
     if retrain == "finetune" and schedule in TO_ZERO:
         raise UsageError(
             f"the schedule {schedule} ends at a learning rate of 0, at which fine-tuning changes nothing: use --retrain"
@@ -63,7 +63,7 @@ def check_rates(retrain: str, schedule: str) -> None:
 
 @dataclass(frozen=True)
 class Seeds:
-    """The three sources of chance in an experiment, kept apart.
+    """The three sources of randomness in an experiment.
 
     Examples:
         >>> tk.search.Seeds.of(3)
@@ -73,11 +73,11 @@ class Seeds:
     """
 
     initialisation: int = 0
-    """Of the weights."""
+    """Seed of the initial weights."""
     order: int = 0
-    """Of the data, with augmentation and dropout."""
+    """Seed of the order of the data, of augmentation and of dropout."""
     mask: int = 0
-    """Of whatever is random in a mask."""
+    """Seed of random choices in a mask."""
 
     def __post_init__(self) -> None:
         for name in ("initialisation", "order", "mask"):
@@ -85,10 +85,10 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int) -> Seeds:
-        """All three from one number (their streams are independent all the same).
+        """Return all three seeds from one number; their random streams are independent.
 
         Args:
-            seed: for all three.
+            seed: used for all three.
         """
         return cls(seed, seed, seed)
 
@@ -96,7 +96,7 @@ class Seeds:
         """Return the seeds of a further replicate; after the largest seed comes the smallest.
 
         Args:
-            number: of the replicate: the first is 0.
+            number: number of the replicate: the first is 0.
         """
         seeds = (self.initialisation, self.order, self.mask)
         return Seeds(*((seed + number - LEAST) % (MOST - LEAST + 1) + LEAST for seed in seeds))
@@ -104,18 +104,18 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Structured:
-    """How a ticket's mask was made of one without structure."""
+    """How a ticket's mask was derived from one without structure."""
 
     of: str
-    """Digest of that mask."""
+    """Digest of the mask without structure."""
     weights: str
-    """Digest of the weights that both were chosen by."""
+    """Digest of the weights that chose both masks."""
     by: Structuring
 
 
 @dataclass(frozen=True)
 class Found:
-    """A trained network on the way of a search: the dense one (level 0), or a ticket.
+    """A network that a search trained: the dense one (level 0), or a ticket.
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -130,45 +130,44 @@ class Found:
     mask: str | None
     """Digest of the stored mask; None for the dense network."""
     rewound: Result
-    """The state at the rewind step: what a ticket's weights are taken from when they are rewound. Of the dense network,
-    or of the training that the mask was found by, if that is another. Of gradual pruning, the dense network at the step
-    of the last cut; where masks move, the initialisation: what controls begin with."""
+    """The state at the rewind step, from which rewound weights are taken: of the dense network, or of the training that
+    found the mask. For gradual pruning, the dense network at the last pruning step; for changing masks, the
+    initialisation. Controls start from it."""
     dense: Result
     """The trained dense network."""
     retrain: str
     """How it was trained, see `lab.retrain`."""
     result: Result
-    """What it was trained to."""
+    """The result of its training."""
     searched: tuple[Result, ...] = ()
-    """Where the mask does not come from the networks found before it (but from trainings of its own, or from the dense
-    network beside others): all trainings that were needed until it was known, in the order they were made; the last is
-    the one that it is from."""
+    """All trainings that were needed to find the mask, in order; the last one gave the mask. Empty if the mask comes
+    from the networks found before it."""
     behind: int | None = None
-    """Training steps since initialisation that are in the weights that its training started from, where `level` and
-    `retrain` do not tell, see `budget`."""
+    """Training steps since initialisation of the weights that its training started from, if `level` and `retrain` do
+    not determine them, see `budget`."""
     gradients: int = 0
-    """Batches whose gradient was needed for the mask and trained nothing; each costs as much as a step."""
+    """Batches whose gradient was computed for the mask without training; each costs as much as a step."""
     moment: Moment | None = None
-    """Of a network that was pruned when a detector said so."""
+    """When a detector decided to prune; None without a detector."""
     structured: Structured | None = None
-    """Of a network whose mask was given a structure after it was found."""
+    """How the mask was given a structure after it was found; None if it was not."""
     pattern: str = UNSTRUCTURED
-    """That its mask was chosen in, see `core.pattern`."""
+    """The pattern of its mask, see `core.pattern`."""
     aim: str = ""
-    """What its mask has a budget of, and by which costs, see `Aimed.terms`; empty where it was pruned to a density."""
+    """The quantity and costs of its budget, see `Aimed.terms`; empty if it was pruned to a density."""
     cut_to: float | None = None
-    """Density that a mask of gates was cut to by their values, where no setting of the gates led to it; else None."""
+    """Density to which a mask of gates was pruned by their values, if no setting of the gates reached it; else None."""
 
     @property
     def search_steps(self) -> int:
-        """Training steps of `searched`, and `gradients`."""
+        """Training steps of `searched`, plus `gradients`."""
         return sum(result.segment.steps for result in self.searched) + self.gradients
 
 
-def spent(found: Found) -> int:
-    """Training steps of the whole search that ends with this network, its own training included.
+def search_cost(found: Found) -> int:
+    """Return the training steps of the whole search that ends with this network, including its own training.
 
-    Of a ticket without `searched`, the dense network's and those of as many tickets as its level tells.
+    For a ticket without `searched`: the dense network's steps, and those of one ticket for each level.
     """
     own = found.result.segment.steps
     if found.mask is None:
@@ -177,10 +176,10 @@ def spent(found: Found) -> int:
 
 
 def budget(found: Found) -> int:
-    """Training steps since initialisation that are in a found network's weights, shared dense steps included.
+    """Return the training steps since initialisation of a network's weights, including shared dense steps.
 
-    A ticket that was rewound to step k has the k dense steps and its own. One that keeps final weights (rewind_lr,
-    finetune, none) has those of the dense network and of every level before it.
+    A ticket that was rewound to step k has the k dense steps and its own. One with final weights (rewind_lr, finetune,
+    none) has those of the dense network and of every level before it.
     """
     steps = found.result.segment.steps
     if found.mask is None:

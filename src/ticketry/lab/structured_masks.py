@@ -1,4 +1,4 @@
-"""Masks that are given a structure after they were found: made and compared once, and remembered."""
+"""Masks that are given a structure after they were found: computed and compared once, and remembered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, needs_data
 from ticketry.core.structuring import Structuring
-from ticketry.lab.costs.mask_cost import Seen
+from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.search_result import Seeds, Structured
@@ -24,21 +24,24 @@ from ticketry.tasks.task import Task
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Digest of the stored mask that is made of a stored one without structure, and of the weights it was chosen by.
+    """Return the digest of the structured mask that is derived from a stored mask and its weights; remembered.
 
     Args:
+        lab, task: the store and the network.
         found: the network whose weights chose `mask`.
         mask: digest of the mask without structure.
+        by: the structure.
+        seeds: their `mask` decides random choices.
     """
     sample = Sample(seed=seeds.mask) if needs_data(by) else None
 
-    def made() -> Mask:
+    def compute_mask() -> Mask:
         course, model, seen = lab.course(task), lab.model(task, found), dict[str, Any]()
         inputs = course.inputs(FOLLOWED)
         if sample is not None:
             model = model.to(lab.arithmetic(task).device)
             inputs = tree_map_only(Tensor, lambda one: one.to(lab.arithmetic(task).device), inputs)
-            seen = {"batches": sample.drawn(course, model), "loss": course.loss}
+            seen = {"batches": sample.draw(course, model), "loss": course.loss}
         known = lab.structure(task) if by.whole_channels else None
         return apply_structuring(by, model, lab.store.get_mask(mask), inputs, seed=seeds.mask, structure=known, **seen)
 
@@ -50,24 +53,26 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
         "seed": seeds.mask,
         **({"sample": asdict(sample)} if sample else {}),
     }
-    seen = Seen.of(sample, lab.sizes(task)["train"], {"score": by.score}) if sample else None
-    return lab.remembered_mask(described, made, seen=seen, ready=lambda: lab.course(task))
+    seen = SeenExamples.from_settings(sample, lab.sizes(task)["train"], {"score": by.score}) if sample else None
+    return lab.remembered_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
 
 
 def fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
-    """For each layer, how much of what the mask without structure keeps is in the structured one; remembered.
+    """Return for each layer the share of the unstructured mask that the structured one covers; remembered.
 
     Args:
+        lab, task: the store and the network.
+        how: how the structured mask was derived.
         mask: digest of the structured mask.
 
     Returns:
-        The fields of `structure.LayerFit` of each layer, as JSON values; the last entry is of all layers together.
+        The fields of `structure.LayerFit` of each layer, as JSON values; the last entry is for all layers together.
     """
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
 
-    def measured() -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         model = rebuild_model(task, lab.store.get_tensors(how.weights))
         found = coverage(model, lab.store.get_mask(how.of), lab.store.get_mask(mask), null=how.by.has_null)
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 
-    return list(lab.store.remembered("coverage", key, measured)["layers"])
+    return list(lab.store.remembered("coverage", key, measure)["layers"])

@@ -1,4 +1,4 @@
-"""What a task's network costs: in a file, for searches that aim at a time or at bytes."""
+"""Costs of a task's network in a file, for searches with a budget of latency or bytes."""
 
 from __future__ import annotations
 
@@ -21,67 +21,69 @@ HERE = "this machine"
 
 @dataclass(frozen=True, kw_only=True)
 class CostOptions:
-    """What costs are of, in the words of the command line."""
+    """Options of `ticketry cost`."""
 
     batch: int = 16
     """Examples in a call."""
     threads: int = 1
-    """Of a call."""
+    """Threads of a call."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32 or bf16, of a call."""
+    """fp32 or bf16."""
     unit: Literal["seconds", "bytes"] = "seconds"
     """seconds (of a call), or bytes (of the file that ticketry compile writes)."""
     structure: str = NONE
-    """Of seconds: what searches with this --structure need to know, such as auto or rows:16; none and weights are
-    single weights."""
+    """For seconds: measure for searches with this --structure, such as auto or rows:16; none and weights are single
+    weights."""
     base: Base = "eager"
-    """Of seconds on this machine: also time the network in this, for searches whose --time is a share of it. engine is
-    the network compiled without pruning, which is timed in any case."""
+    """For seconds on this machine: also time the network in this engine, for searches whose --time is a share of it.
+    engine is the network compiled without pruning, which is always timed."""
     target: str = HERE
-    """this machine, which is timed; or the profile of another, by which time is estimated: a name such as zen4-avx2, a
-    file, or calibrated, see docs/budgets.md."""
+    """this machine, which is timed; or the profile of another machine, from which latency is estimated: a name such as
+    zen4-avx2, a file, or calibrated, see docs/budgets.md."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is 1 or more, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.structure != NONE and not in_blocks(self.structure):
             raise UsageError(
-                f"costs are of single weights (none, weights), of groups of rows (rows:16) or of both (auto), not of"
+                f"structure must be single weights (none, weights), groups of rows (rows:16) or both (auto), got"
                 f" {self.structure}"
             )
         if self.unit == "bytes" and self.structure != NONE:
-            raise UsageError("a weight takes as many bytes whatever is kept beside it: leave structure away")
+            raise UsageError("the bytes of a weight do not depend on the structure: leave out structure")
 
     @property
     def times_base(self) -> bool:
-        """Whether the network is also timed in its base."""
+        """Whether the network is also timed in the base engine."""
         return self.unit == "seconds" and self.target == HERE and self.base != ENGINE
 
 
 def costs_of(
     task: Task, options: CostOptions, *, data: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostModel:
-    """What a task's network costs, for a call with its first examples.
+    """Measure the costs of a task's network, for a call with its first examples.
 
     Args:
+        task: the task.
+        options: what to measure.
         data: folder in which data sets are looked for first.
-        say: is told what is done now.
+        say: called with the current activity.
 
     Raises:
-        CostError: for a profile of other threads or precision, or fewer examples than a call has.
+        CostError: for a profile with other threads or precision, or fewer examples than a call needs.
         EngineError: for a network that cannot be captured.
     """
     from ticketry.engine.cost import public
-    from ticketry.lab.measured_time import filled
+    from ticketry.lab.measured_time import fill_zeros
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of
 
     inputs = course_of(task, data).inputs(options.batch)
     if (examples := batch_of(inputs)) < options.batch:
-        raise CostError(f"a call of {options.batch} examples is asked for, and {task.name} has {examples} to train on")
+        raise CostError(f"a call needs {options.batch} examples, and {task.name} has {examples} to train on")
     return public.model(
-        filled(task.build()),
+        fill_zeros(task.build()),
         inputs,
         options.target,
         unit=options.unit,
@@ -101,8 +103,8 @@ def kept_costs(
     data: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """The file of a store with these costs, of this processor where they are seconds; measured if it is not there."""
-    from ticketry.lab.store.opening import open_store
+    """Return the file with these costs in a store, for this processor if they are seconds; measured if missing."""
+    from ticketry.lab.store.store import open_store
 
     file = open_store(store).paths.costs(_name(task, options))
     if not file.exists():
@@ -115,8 +117,8 @@ def _name(task: Task, options: CostOptions) -> str:
     from ticketry.lab.store.store import digest_of
     from ticketry_engine.bench.machine import PROCESSOR, machine
 
-    asked = {name: value for name, value in vars(options).items() if name != "base" or options.times_base}
-    described: dict[str, Any] = {"task": dict(task.key()), "options": asked}
+    requested = {name: value for name, value in vars(options).items() if name != "base" or options.times_base}
+    described: dict[str, Any] = {"task": dict(task.key()), "options": requested}
     if options.unit == "seconds":
         here = machine(())
         described |= {fact: here[fact] for fact in PROCESSOR}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,10 @@ import torch
 import ticketry as tk
 from ticketry.errors import StoreError
 from ticketry.experiments.store_transfer import copy_store
-from ticketry.lab.remote.objects import Content
-from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.folder import SharedFolder
 from ticketry.lab.store.maintenance import collect
-from ticketry.lab.store.opening import existing_store, open_store
+from ticketry.lab.store.store import existing_store, open_store
 
 KEY = "ab" * 32
 
@@ -88,17 +88,17 @@ def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) 
 
 
 def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ticketry.lab.remote.shared_folder import SharedFolder
+    from ticketry.lab.store.folder import SharedFolder
 
-    target, real, left = str(tmp_path / "target"), SharedFolder.replace, [2]
+    target, real, left = str(tmp_path / "target"), SharedFolder.put, [2]
 
-    def ended(self: SharedFolder, *more: str) -> str | None:
+    def ended(self: SharedFolder, *more: Any) -> str:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         return real(self, *more)
 
-    monkeypatch.setattr(SharedFolder, "replace", ended)
+    monkeypatch.setattr(SharedFolder, "put", ended)
     with pytest.raises(KeyboardInterrupt):
         copy_store(origin, target)
     monkeypatch.undo()
@@ -142,15 +142,15 @@ def test_a_store_of_another_format_is_not_copied(origin: str, tmp_path: Path, de
 def test_nothing_is_deleted_while_it_is_copied(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, told = open_store(tmp_path / "target"), []
 
-    def read(folder: SharedFolder, name: str) -> Content | None:
+    def get(folder: SharedFolder, name: str, **more: Any) -> bytes | None:
         if folder.root == Path(origin) and name != "store.json":
             with pytest.raises(StoreError, match="free space when it has ended"):
                 collect(target, grace_seconds=0)
             told.append(name)
-        return real(folder, name)
+        return real(folder, name, **more)
 
-    real = SharedFolder.read
-    monkeypatch.setattr(SharedFolder, "read", read)
+    real = SharedFolder.get
+    monkeypatch.setattr(SharedFolder, "get", get)
     copy_store(origin, str(tmp_path / "target"))
     assert told
     collect(target, grace_seconds=0)

@@ -16,7 +16,7 @@ from ticketry.experiments import store_transfer as moving
 from ticketry.experiments.store_transfer import move_store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import check
-from ticketry.lab.store.running import marked_running
+from ticketry.lab.store.marks import marked_running
 from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32

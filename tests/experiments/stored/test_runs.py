@@ -19,10 +19,9 @@ from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.run import Run
 from ticketry.experiments.store_transfer import move_store
 from ticketry.experiments.stored_runs import remove_run, stored_runs, usage_of
-from ticketry.lab.store.maintenance import check
-from ticketry.lab.store.running import is_running, marked_running
+from ticketry.lab.store.maintenance import Usage, check
+from ticketry.lab.store.marks import is_running, marked_running
 from ticketry.lab.store.store import Store
-from ticketry.lab.store.usage import Usage
 
 
 def searched(store: Path, density: float) -> Run:
@@ -153,7 +152,7 @@ def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
 MARKED = """
 import sys, time
 from pathlib import Path
-from ticketry.lab.store.running import marked_running
+from ticketry.lab.store.marks import marked_running
 with marked_running(Path(sys.argv[1])):
     print("marked", flush=True)
     sys.stdin.readline()

@@ -116,5 +116,5 @@ def test_an_estimate_is_made_only_where_it_is_asked_for(tmp_path: Path, monkeypa
     assert energies("estimate", tmp_path) is made
     domain(tmp_path, "intel-rapl:0", 5)
     assert isinstance(energies("estimate", tmp_path), EnergyMeter)  # a meter is better
-    with pytest.raises(UsageError, match="energy is meter or estimate, not 'guess'"):
+    with pytest.raises(UsageError, match="energy must be meter or estimate, got 'guess'"):
         energies("guess")

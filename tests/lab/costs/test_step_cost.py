@@ -53,8 +53,7 @@ def segment(lab: Lab, task: Task, mask: Mask | None = None, **changes: Any) -> S
     return lab.segment(task, start=0, mask=mask, recipe=recipe)
 
 
-@pytest.mark.parametrize("batch", [7, 64])
-@pytest.mark.parametrize("density", [1.0, 0.3, 0.02])
+@pytest.mark.parametrize(("batch", "density"), [(7, 1.0), (64, 0.02)])
 def test_flops_of_lenet(lab: Lab, digits: Task, batch: int, density: float) -> None:
     mask = prune(lab.model(digits), density)
     dense, flops = step_flops(lab, segment(lab, digits, mask, batch=batch))

@@ -39,15 +39,8 @@ def test_a_training_of_a_lab(tmp_path: Path, points: Task) -> None:
     assert first["finished"]
     assert len(told.threads) == 1
     assert threading.get_ident() not in told.threads
-
-
-def test_logging_changes_no_bits(tmp_path: Path, points: Task) -> None:
-    results = []
-    for name, loggers in (("with", [Recorded()]), ("without", [])):
-        with tk.Lab(tmp_path / name, loggers=loggers) as lab:
-            results.append(lab.train(lab.segment(points, start=0)))
-    assert results[0].model == results[1].model
-    assert results[0].segment.key == results[1].segment.key
+    with tk.Lab(tmp_path / "without") as lab:
+        assert lab.train(lab.segment(points, start=0)).model == result.model, "logging changes no bits"
 
 
 def test_what_fails_is_told_once_and_stops_nothing(
@@ -146,7 +139,7 @@ def test_none_and_what_is_not_a_logger(tmp_path: Path) -> None:
     assert not tk.Lab(tmp_path / "store", loggers=["none"]).dashboards
     with pytest.raises(UsageError, match="'nonsense' is not known: trackio, wandb, mlflow, tensorboard"):
         tk.Lab(tmp_path / "store", loggers=["nonsense"])
-    with pytest.raises(UsageError, match="is no logger: it has no start"):
+    with pytest.raises(UsageError, match="is not a logger: it has no start"):
         tk.Lab(tmp_path / "store", loggers=[object()])  # type: ignore[list-item]
 
 

@@ -202,7 +202,7 @@ def test_trackio(tmp_path: Path, files: tuple[Path, Path]) -> None:
 import json, sys
 from pathlib import Path
 import {__name__.rpartition(".")[2]} as told
-from ticketry.lab.loggers.trackio import Trackio
+from ticketry.lab.loggers.libraries import Trackio
 from trackio import Api
 from trackio.sqlite_storage import SQLiteStorage
 folder = Path({str(tmp_path)!r})

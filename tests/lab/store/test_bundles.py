@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 import ticketry as tk
@@ -22,7 +24,7 @@ from forged_bundles import repacked
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
 from ticketry.experiments.search import execute
-from ticketry.lab.store.bundle_file import MAGIC, Bundle, Source, write_bundle
+from ticketry.lab.store.bundle import MAGIC, Bundle, Source, sort_by_similarity, write_bundle
 from ticketry.records.network import TICKET, Point
 
 SEARCH: dict[str, Any] = {
@@ -205,7 +207,7 @@ def test_the_command_line(searched: tuple[Path, str], tmp_path: Path, capsys: py
     found = call(capsys, "store", "pack", "no-such-run", "--store", str(store))
     assert found[0] == 1
     assert f"there is no run or campaign no-such-run in {store}: it has" in found[2]
-    assert "a bundle of all" in found[2]
+    assert "a bundle of everything" in found[2]
 
 
 def test_a_run_that_has_not_ended_goes_on_elsewhere_from_a_bundle_of_all(tmp_path: Path) -> None:
@@ -247,7 +249,7 @@ def _refused(bundle: Path, tmp_path: Path, match: str) -> None:
 
 def test_every_flipped_bit_is_refused(bundle: Path, tmp_path: Path) -> None:
     draw, size = random.Random(0), bundle.stat().st_size
-    for position in [0, 30, len(MAGIC), len(MAGIC) + 64, size - 1, *(draw.randrange(size) for _ in range(40))]:
+    for position in [0, 30, len(MAGIC), len(MAGIC) + 64, size - 1, *(draw.randrange(size) for _ in range(15))]:
         before = flip(bundle, position, draw.randrange(8))
         _refused(bundle, tmp_path, "is no bundle|do not match its digest")
         bundle.write_bytes(before)
@@ -288,16 +290,16 @@ def _twice(told: dict[str, Any]) -> None:
     [
         (_with(numerics=99), "results of the numerics 99, this ticketry trains with 1"),
         (_with(store=1), "of the store format 1, this ticketry reads 2"),
-        (_with(format=3), "its list of parts is none"),
+        (_with(format=3), "its list of parts is not valid"),
         (_with(format=1), "not one of version 2"),
-        (_with(code="import os"), "its list of parts is none"),
-        (_with(parts=[]), "not the size that its list tells"),
+        (_with(code="import os"), "its list of parts is not valid"),
+        (_with(parts=[]), "other sizes than its list says"),
         (_renamed("run", "../../evil"), "is not a file name"),
         (_renamed("run", "/etc"), "is not a file name"),
         (_renamed("evidence", "a/b"), "is not a file name"),
         (_renamed("result", "ab" * 32, "5"), "of another training than its key says"),
         (_renamed("result", "../x", "5"), "no digest"),
-        (_renamed("memo", "../masks", "ab" * 32), "no answers of the kind"),
+        (_renamed("memo", "../masks", "ab" * 32), "no remembered values of the kind"),
         (_renamed("memo", "masks"), "with 1 names, not 2"),
         (_renamed("blob", "ab" * 32), "its digest is another"),
         (_sized("run", 1 << 40), "would take more than"),
@@ -306,7 +308,7 @@ def _twice(told: dict[str, Any]) -> None:
         (_twice, "a part twice"),
         (_coded("blob", "difference"), "a difference from a part of another size"),
         (_coded("blob", "whole"), "two sizes"),
-        (_coded("blob", "pickle"), "its list of parts is none"),
+        (_coded("blob", "pickle"), "its list of parts is not valid"),
         (_coded("blob", ""), "not one of version 2"),
     ],
 )
@@ -321,7 +323,7 @@ def test_a_record_that_swells_is_refused(bundle: Path, tmp_path: Path) -> None:
     """50 MB of spaces, told as 10 bytes, and told as they are beside a file of a hundredth."""
     swollen = zlib.compress(b" " * 50_000_000, 9)
     part = {"kind": "run", "name": ["bomb"], "packed": len(swollen), "sha256": "ab" * 32, "coding": "zlib"}
-    for size, match in ((10, "not the size that is told"), (80 << 20, "would take more than")):
+    for size, match in ((10, "another size than the list says"), (80 << 20, "would take more than")):
         data = bundle.read_bytes()
         repacked(bundle, lambda told, size=size: told["parts"].append({**part, "size": size}), swollen)
         _refused(bundle, tmp_path, match)
@@ -350,3 +352,37 @@ def test_a_mask_behind_one_that_shrinks_to_nothing_is_read(tmp_path: Path) -> No
     assert [part.coding for part in told.parts] == ["whole", "zlib", "difference"]
     with Bundle(path) as bundle:
         assert [data for _, data in bundle.parts()] == parts
+
+
+# -- masks in an order in which neighbours differ little --------------------------------------------------------------
+
+
+def searches(levels: int, replicates: int, weights: int) -> dict[str, bytes]:
+    """Nested masks of several searches, each level keeping four fifths of the one before."""
+    found, draw = {}, np.random.default_rng(0)
+    for replicate in range(replicates):
+        order = draw.permutation(weights)
+        for level in range(1, levels + 1):
+            kept = np.zeros(weights, bool)
+            kept[order[: int(weights * 0.8**level)]] = True
+            found[f"{replicate}-{level:02}"] = np.packbits(kept).tobytes()
+    return found
+
+
+def xor(data: bytes, other: bytes) -> bytes:
+    return bytes(one ^ two for one, two in zip(data, other, strict=True))
+
+
+@pytest.mark.parametrize("weights", [4_000, 60_000])
+def test_levels_of_a_search_lie_side_by_side(weights: int) -> None:
+    """By the whole of small masks, by a sample of large ones: most neighbours are neighbouring levels of one search."""
+    masks = searches(10, 4, weights)
+    names = list(masks)
+    random.Random(0).shuffle(names)
+    order = sort_by_similarity(names, masks.__getitem__)
+    assert sorted(order) == sorted(masks)
+    steps = [(one[:2] == two[:2], abs(int(one[2:]) - int(two[2:]))) for one, two in itertools.pairwise(order)]
+    assert sum(same and apart == 1 for same, apart in steps) >= len(order) - 8
+    packed = [zlib.compress(xor(masks[one], masks[two]), 9) for one, two in itertools.pairwise(order)]
+    alone = sum(len(zlib.compress(mask, 9)) for mask in masks.values())
+    assert sum(map(len, packed)) < 0.8 * alone

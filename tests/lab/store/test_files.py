@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import StoreError
-from ticketry.lab.store.files import explained, read_json, write_atomically, write_json
+from ticketry.lab.store.files import read_json, write_atomically, write_json
 
 ADVICE = {
     errno.ENOSPC: "no space is left there: free some",
@@ -53,18 +53,18 @@ def test_write_and_overwrite(tmp_path):
 
 
 @pytest.mark.parametrize("code", ADVICE, ids=errno.errorcode.get)
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-def test_a_failed_write_is_told_and_leaves_the_old_file(tmp_path, monkeypatch, code, call):
+def test_a_failed_write_is_told_and_leaves_the_old_file(tmp_path, monkeypatch, code):
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    monkeypatch.setattr(os, call, failing(code))
-    with pytest.raises(StoreError) as caught:
-        write_atomically(path, b"new")
-    monkeypatch.undo()
-    assert str(caught.value).startswith(f"cannot write {path}: ")
-    assert ADVICE[code] in str(caught.value)
-    assert path.read_bytes() == b"old"
-    assert everything(tmp_path) == [path]
+    for call in ("fsync", "replace", "chmod"):
+        monkeypatch.setattr(os, call, failing(code))
+        with pytest.raises(StoreError) as caught:
+            write_atomically(path, b"new")
+        monkeypatch.undo()
+        assert str(caught.value).startswith(f"cannot write {path}: ")
+        assert ADVICE[code] in str(caught.value)
+        assert path.read_bytes() == b"old"
+        assert everything(tmp_path) == [path]
 
 
 def test_no_room_for_a_temporary_file(tmp_path, monkeypatch):
@@ -90,11 +90,6 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
         write_atomically(tmp_path / "file" / "inside", b"")
 
 
-def test_only_errors_of_the_system_are_explained(tmp_path):
-    with pytest.raises(ZeroDivisionError), explained(tmp_path, "read"):
-        raise ZeroDivisionError
-
-
 def test_json_round_trip(tmp_path):
     value = {"b": [1, 2.5, None, True], "a": {"ü": "\n"}, "c": 0.1 + 0.2}
     write_json(tmp_path / "a.json", value)
@@ -115,10 +110,4 @@ def test_no_json_file(tmp_path):
 def test_damaged_json(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(StoreError, match=r"is damaged.*ticketry store check --repair"):
-        read_json(tmp_path / "a.json")
-
-
-def test_json_that_cannot_be_read(tmp_path):
-    (tmp_path / "a.json").mkdir()
-    with pytest.raises(StoreError, match="cannot read"):
         read_json(tmp_path / "a.json")

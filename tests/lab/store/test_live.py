@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ticketry.errors import OutsideError
-from ticketry.lab.store.live import live_at
+from ticketry.lab.store.live import Live, live_at
 from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import open_remote, open_store
 
 
 def test_a_driver_and_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     driver, worker = live_at(store.address, "one"), live_at(store.address, "one")
-    assert not worker.begun()
+    assert not worker.has_begun()
     driver.begin()
-    assert worker.begun()
-    assert not worker.stop_asked()
-    assert driver.told("a@3") == {}
-    worker.tell("a@3", {"kind": "progress", "step": 2})
-    worker.tell("b@3", {"kind": "waiting", "step": 0})
-    assert driver.told("a@3") == {"kind": "progress", "step": 2}
+    assert worker.has_begun()
+    assert not worker.is_stop_requested()
+    assert driver.read_message("a@3") == {}
+    worker.report("a@3", {"kind": "progress", "step": 2})
+    worker.report("b@3", {"kind": "waiting", "step": 0})
+    assert driver.read_message("a@3") == {"kind": "progress", "step": 2}
     driver.forget("a@3")
-    assert driver.told("a@3") == {}
-    driver.ask_to_stop()
-    assert worker.stop_asked()
-    assert not live_at(store.address, "another").begun()
+    assert driver.read_message("a@3") == {}
+    driver.request_stop()
+    assert worker.is_stop_requested()
+    assert not live_at(store.address, "another").has_begun()
     driver.end()
     assert not (store.paths.live / "one").exists()
 
@@ -40,8 +41,8 @@ def test_a_driver_that_has_ended_is_told_nothing(tmp_path: Path) -> None:
     live = live_at(store.address, "one")
     live.begin()
     live.end()
-    live.tell("a@3", {"step": 2})
-    assert live.stop_asked()
+    live.report("a@3", {"step": 2})
+    assert live.is_stop_requested()
     assert not (store.paths.live / "one").exists()
 
 
@@ -49,11 +50,11 @@ def test_what_is_no_word_of_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     live = live_at(store.address, "one")
     live.begin()
-    live.tell("a@3", {"step": 2})
+    live.report("a@3", {"step": 2})
     (file,) = (store.paths.live / "one").glob("*.json")
     for text in ("", "[1]", "{", "\xff"):
         file.write_text(text, encoding="latin-1")
-        assert live.told("a@3") == {}
+        assert live.read_message("a@3") == {}
     with pytest.raises(OutsideError):
         live_at(store.address, "../elsewhere").begin()
 
@@ -64,10 +65,68 @@ def test_what_a_killed_driver_left_is_freed(tmp_path: Path) -> None:
     for name in ("old", "new"):
         live = live_at(store.address, name)
         live.begin()
-        live.tell("a@3", {"step": 2})
+        live.report("a@3", {"step": 2})
     for path in (store.paths.live / "old").iterdir():
         os.utime(path, (time.time() - 7200,) * 2)
     assert check(store).sound
     assert collect(store)[0] == 2
     assert not list((store.paths.live / "old").iterdir())
-    assert live_at(store.address, "new").begun()
+    assert live_at(store.address, "new").has_begun()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_progress_and_a_stop_through_a_shared_store(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(machine: str) -> Live:
+        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / machine))
+        return live_at(address, "driver")
+
+    driver, early = on("one"), on("two")
+    assert not early.has_begun()
+    driver.begin()
+    worker = on("two")
+    assert worker.has_begun()
+    assert not worker.is_stop_requested()
+    assert driver.read_message("key") == {}
+    for step in range(20):
+        worker.report("key", {"kind": "progress", "step": step})
+    until(lambda: driver.read_message("key") == {"kind": "progress", "step": 19})
+    driver.request_stop()
+    until(worker.is_stop_requested)
+    driver.end()
+    assert not list(open_remote(address).list("live/"))
+    until(lambda: not worker.has_begun())
+
+
+def test_training_never_waits_for_a_message() -> None:
+    class Slow:
+        """A store that answers after a second."""
+
+        count = 0
+
+        def get(self, name: str) -> bytes | None:
+            time.sleep(1)
+            return b"{}" if name.endswith("driver") else None
+
+        def put(self, name: str, data: bytes) -> None:
+            self.count += 1
+            time.sleep(1)
+
+    slow = Slow()
+    live = Live(slow, "driver", remote=True)  # type: ignore[arg-type]
+    assert not live.is_stop_requested()
+    began = time.monotonic()
+    for _ in range(100):
+        assert not live.is_stop_requested()
+        live.report("key", {"step": 1})
+    assert time.monotonic() - began < 0.5
+    until(lambda: slow.count > 0)
+    assert slow.count <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -20,8 +19,8 @@ from hypothesis import strategies as st
 from ticketry.core.mask import Mask
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store import store as store_module
-from ticketry.lab.store.files import read_json
-from ticketry.lab.store.maintenance import mend_format
+from ticketry.lab.store.files import read_json, read_sealed
+from ticketry.lab.store.maintenance import repair_format
 from ticketry.lab.store.store import FORMAT, Store
 
 TRAJECTORY = "ab" * 32
@@ -41,25 +40,20 @@ def files(folder: Path) -> list[Path]:
 
 def test_a_store_is_made_once(tmp_path):
     Store(tmp_path / "new" / "store")
+    assert read_json(tmp_path / "new" / "store" / "store.json") == {"format": FORMAT, "kind": "ticketry.store"}
     before = (tmp_path / "new" / "store" / "store.json").stat().st_mtime_ns
     Store(tmp_path / "new" / "store")
     assert (tmp_path / "new" / "store" / "store.json").stat().st_mtime_ns == before
 
 
-def test_an_empty_folder_will_do(tmp_path):
-    Store(tmp_path)
-    assert read_json(tmp_path / "store.json") == {"format": FORMAT, "kind": "ticketry.store"}
-
-
-@pytest.mark.parametrize("found", [FORMAT + 1, 0])
-def test_a_store_of_another_format_is_left_alone(tmp_path, found):
-    (tmp_path / "store.json").write_text(json.dumps({"format": found}))
+def test_a_store_of_another_format_is_left_alone(tmp_path):
+    (tmp_path / "store.json").write_text(json.dumps({"format": FORMAT + 1}))
     with pytest.raises(StoreError, match="use the ticketry that made it, or another folder with --store"):
         Store(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "1"}'])
+@pytest.mark.parametrize("text", ["{", "{}"])
 def test_a_file_of_that_name_that_is_no_stores_is_left_alone(tmp_path, text):
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(StoreError, match="no store's: choose another folder with --store"):
@@ -80,7 +74,7 @@ def test_a_file_is_no_store(tmp_path):
         Store(tmp_path / "store")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"gormat": 2}', '{"format": "2"}', '{"format": null}'])
+@pytest.mark.parametrize("text", ["{", '{"format": "2"}'])
 def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     store.put_result(TRAJECTORY, 1, {"step": 1})
     store.paths.format.write_text(text)
@@ -89,7 +83,7 @@ def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     store.paths.format.unlink()
     assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
     store.paths.format.write_text(text)
-    assert mend_format(store.paths.root) == [store.paths.format]
+    assert repair_format(store.paths.root) == [store.paths.format]
     assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
 
 
@@ -107,14 +101,6 @@ def test_a_store_may_be_made_while_one_looks(tmp_path, monkeypatch):
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
-
-
-@given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
-def test_bytes_are_named_by_their_digest(store, data):
-    digest = store.put_bytes(data)
-    assert digest == hashlib.sha256(data).hexdigest()
-    assert store.get_bytes(digest) == data
 
 
 def test_the_same_content_is_written_once(store):
@@ -137,6 +123,8 @@ def test_tensors_round_trip(store):
         "empty": torch.zeros(0, 3),
         "strided": torch.randn(4, 6).t()[1:],
         "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "tied": (tied := torch.randn(4)),
+        "part": tied[:2],
     }
     found = store.get_tensors(store.put_tensors(tensors))
     assert found.keys() == tensors.keys()
@@ -151,18 +139,6 @@ def test_equal_tensors_have_one_digest(store):
     assert torch.equal(one["b"], other["b"])
     assert store.put_tensors(one) == store.put_tensors(other)
     assert store.put_tensors({**one, "a": torch.ones(2)}) != store.put_tensors(one)
-
-
-def test_shared_tensors_are_written_each_on_its_own(store):
-    tied = torch.randn(4)
-    found = store.get_tensors(store.put_tensors({"one": tied, "other": tied, "part": tied[:2]}))
-    assert torch.equal(found["one"], found["other"])
-    assert torch.equal(found["part"], tied[:2])
-
-
-def test_masks_round_trip(store):
-    mask = Mask({"a.weight": torch.rand(7, 3) > 0.5, "b.weight": torch.rand(11) > 0.5})
-    assert store.get_mask(store.put_mask(mask)) == mask
 
 
 def test_tensors_are_no_mask(store):
@@ -187,12 +163,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("kind", ["tensors", "mask"])
-def test_damage_is_found_when_it_is_read(store, damage, kind):
-    if kind == "tensors":
-        digest, get = store.put_tensors({"a": torch.randn(10)}), store.get_tensors
-    else:
-        digest, get = store.put_mask(Mask({"a": torch.rand(30) > 0.5})), store.get_mask
+def test_damage_is_found_when_it_is_read(store, damage):
+    mask = Mask({"a": torch.rand(30) > 0.5})
+    digest, get = store.put_mask(mask), store.get_mask
+    assert get(digest) == mask
     path = store.paths.blob(digest)
     DAMAGE[damage](path)
     with pytest.raises(DamagedBlobError, match="ticketry store check --repair") as caught:
@@ -224,7 +198,7 @@ def test_json_that_cannot_be_written_again_is_damaged(store, text):
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(StoreError, match="is damaged"):
-        store.read(path)
+        read_sealed(path)
 
 
 def test_results_by_trajectory_and_step(store):
@@ -246,18 +220,18 @@ def test_memo(store):
     assert store.memo("sizes", "k" * 64) is None
 
 
-@pytest.mark.parametrize("damage", ["{", '{"shares": 1}', '{"shares": {"w": 2.5}}', '{"shares": {}, "sha256": "0"}'])
+@pytest.mark.parametrize("damage", ["{", '{"shares": {"w": 2.5}}', '{"shares": {}, "sha256": "0"}'])
 def test_a_damaged_answer_is_told_and_made_anew(store, caplog, damage):
     store.put_memo("removed", "k" * 64, {"shares": {"w": 0.5}})
     path = store.paths.memo_file("removed", "k" * 64)
     path.write_text(damage)
     assert store.remembered("removed", "k" * 64, lambda: {"shares": {"w": 0.25}}) == {"shares": {"w": 0.25}}
-    assert f"{path} is made anew" in caplog.text
+    assert f"{path} is computed again" in caplog.text
     assert store.memo("removed", "k" * 64) == {"shares": {"w": 0.25}}
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_no_flipped_bit_of_a_record_goes_unseen(store, data):
     store.put_result(TRAJECTORY, 1, RECORD)
     path = store.paths.result(TRAJECTORY, 1)
@@ -395,13 +369,9 @@ def test_a_lock_excludes_another_process_and_dies_with_it(store, holder):
     waiting.join()
 
 
-def test_a_lock_excludes_another_thread(store):
+def test_a_lock_is_released_after_an_error(store):
     with store.lock(TRAJECTORY):
         assert not _is_free(store)
-    assert _is_free(store)
-
-
-def test_a_lock_is_released_after_an_error(store):
     with pytest.raises(ZeroDivisionError), store.lock(TRAJECTORY):
         raise ZeroDivisionError
     assert _is_free(store)

@@ -15,8 +15,9 @@ import ticketry as tk
 from flips import made
 from forged_bundles import repacked
 from ticketry.errors import StoreError
-from ticketry.lab.store import bundle_file, unpacking
-from ticketry.lab.store.bundle_file import Bundle, Source, write_bundle
+from ticketry.lab.store import bundle as bundle_module
+from ticketry.lab.store import unpacking
+from ticketry.lab.store.bundle import Bundle, Source, write_bundle
 from ticketry.lab.store.files import read_sealed, sealed_bytes, unsealed
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.store import Store
@@ -38,12 +39,11 @@ def bundle_of(path: Path, name: str, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("field", ["config", "title", "command"])
-def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp_path: Path, field: str) -> None:
+def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp_path: Path) -> None:
     """Its record could be written nowhere, and stopped every command that reads it."""
     record = record_of(store)
-    bundle = bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes({**record, field: f"{record[field]}\udfff"}))
-    with pytest.raises(StoreError, match="is damaged or forged: it is no record"):
+    bundle = bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes({**record, "title": "half \udfff"}))
+    with pytest.raises(StoreError, match="is damaged or forged: it is not a record"):
         tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
 
@@ -135,7 +135,7 @@ def test_lists_that_swell_are_refused_before_they_are_made(store: Path, tmp_path
 
 
 def test_a_record_that_compresses_too_well_is_packed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_file, "_PLAIN_RECORD", 1 << 12)
+    monkeypatch.setattr(bundle_module, "_PLAIN_RECORD", 1 << 12)
     data = json.dumps({"a": [0.5] * 1_000}).encode()
     with Bundle(bundle_of(tmp_path / "x.tkz", "x", data)) as opened:
         assert [part.coding for part in opened.contents.parts] == ["whole"]

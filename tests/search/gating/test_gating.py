@@ -15,7 +15,8 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.maintenance import blobs_of, check, collect
+from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.references import blobs_of
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute

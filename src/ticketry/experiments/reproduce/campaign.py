@@ -33,9 +33,9 @@ from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
-from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.events import OnEvent
+from ticketry.lab.store.address import shown
 from ticketry.lab.store.files import explained, write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import (

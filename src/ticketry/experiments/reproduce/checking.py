@@ -25,8 +25,7 @@ from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.store.files import write_atomically
-from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.store import Store
+from ticketry.lab.store.store import Store, open_store
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
@@ -133,7 +132,7 @@ def check(
     if count < 1:
         raise UsageError(f"check must be 1 or more, got {count}")
     store, campaign = open_store(options.store), replace(campaign, together=options.together)
-    store.link.fetch(results=True)
+    store.fetch(results=True)
     rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")

@@ -27,7 +27,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import NoTraining
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.second_orders import second_order
+from ticketry.lab.store.second_order import second_order
 from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.job import last_resumable

@@ -1,1 +1,1 @@
-"""What trainings, masks and whole searches cost: steps, FLOPs, time, memory and energy."""
+"""Costs of trainings, masks and whole searches: steps, FLOPs, time, memory and energy."""

@@ -1,7 +1,7 @@
-"""Energy, where the machine counts it: the processors' own meters (RAPL), and the GPUs' (NVML).
+"""Energy, measured by the meters of processors (RAPL) and GPUs (NVML).
 
-Where a machine has no meter, its energy is "not measured". codecarbon reckons there with a table of typical powers: who
-asks for that gets it, and it is called an estimate.
+If a machine has no meter, its energy is "not measured". On request codecarbon estimates it there from a table of
+typical powers; the result is labelled as an estimate.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ _JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Energy:
-    """What was used between two readings."""
+    """Energy used between two readings."""
 
     kwh: float
     by: str
-    """By which meters, and what they count; or that it is an estimate, and whose."""
+    """The meters, with what they count, or the source of the estimate."""
 
 
 class Energies(Protocol):
-    """Tells the energy used since it was made."""
+    """Measures energy from its creation on."""
 
     def used(self) -> Energy | None:
-        """None if it is not known."""
+        """Return the energy used since creation; None if it is unknown."""
 
 
 class EnergyMeter:
-    """Reads the meters when it is made, and again when it is asked."""
+    """Reads the meters at its creation and at each call of `used`."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        """Begin.
+        """Read the meters.
 
         Args:
-            powercap: the kernel's folder of RAPL domains; only whole packages (``intel-rapl:0``) are read, their parts
-                (``intel-rapl:0:0``) are in them.
+            powercap: the kernel's folder of RAPL domains; only whole packages (``intel-rapl:0``) are read, which
+                include their parts (``intel-rapl:0:0``).
         """
         self._domains = sorted(
-            path for path in _listed(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
+            path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
         )
         self._processors = self._read_processors()
         self._gpus = _read_gpus()
@@ -55,14 +55,14 @@ class EnergyMeter:
         return self._processors is not None or self._gpus is not None
 
     def used(self) -> Energy | None:
-        """Since it was made; None if no meter can be read. Whatever else the machine did meanwhile is counted too."""
+        """Return the energy used since creation, other work on the machine included; None if no meter can be read."""
         joules, meters = 0.0, []
         now = self._read_processors()
         if self._processors is not None and now is not None:
             meters.append("RAPL (whole processors)")
             for domain, before in self._processors.items():
                 spent = now[domain] - before
-                joules += (spent if spent >= 0 else spent + _number(domain / "max_energy_range_uj", 0)) / 1e6
+                joules += (spent if spent >= 0 else spent + _read_number(domain / "max_energy_range_uj", 0)) / 1e6
         gpus = _read_gpus()
         if self._gpus is not None and gpus is not None:
             meters.append("NVML (all GPUs)")
@@ -72,7 +72,7 @@ class EnergyMeter:
         return Energy(joules / _JOULES_PER_KWH, f"{' and '.join(meters)}, other work on the machine included")
 
     def _read_processors(self) -> dict[Path, float] | None:
-        """Microjoules of each package; None if there is none, or it may not be read (on Linux only root may)."""
+        """Return the microjoules of each package; None without meters, or if only root may read them."""
         try:
             found = {domain: float((domain / "energy_uj").read_text()) for domain in self._domains}
         except (OSError, ValueError):
@@ -81,10 +81,10 @@ class EnergyMeter:
 
 
 class EnergyEstimate:
-    """codecarbon's model of the whole machine, from when it is made until it is first asked.
+    """Estimates the energy of the whole machine by codecarbon's model, from its creation to the first call of `used`.
 
-    Made on machines that have no meter, for those who want a number anyhow; it is the extra ``energy``. Nothing is
-    written or sent. The country decides emissions alone, which are not told here.
+    For machines without a meter, on request; needs the extra ``energy``. Nothing is written or sent. The country only
+    affects emissions, which are not reported here.
 
     Raises:
         MissingExtraError: without codecarbon.
@@ -101,7 +101,7 @@ class EnergyEstimate:
         self._tracker.start()
 
     def used(self) -> Energy | None:
-        """None if the model gives no number."""
+        """Return the estimate; None if the model gives no number."""
         self._tracker.stop()
         data = getattr(self._tracker, "final_emissions_data", None)
         kwh = getattr(data, "energy_consumed", None)
@@ -111,32 +111,32 @@ class EnergyEstimate:
 
 
 def energies(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
-    """The machine's meters; with ``estimate``, where it has none, the estimate in their place.
+    """Return the machine's meters; with ``estimate`` the estimate instead, if it has none.
 
     Raises:
-        UsageError: for another word.
+        UsageError: for another `kind`.
         MissingExtraError: for an estimate without codecarbon.
     """
     if kind not in ("meter", "estimate"):
-        raise UsageError(f"energy is meter or estimate, not {kind!r}")
+        raise UsageError(f"energy must be meter or estimate, got {kind!r}")
     meter = EnergyMeter(powercap)
     return EnergyEstimate() if kind == "estimate" and not meter.readable else meter
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         return list(folder.iterdir())
     return []
 
 
-def _number(path: Path, otherwise: float) -> float:
+def _read_number(path: Path, otherwise: float) -> float:
     with contextlib.suppress(OSError, ValueError):
         return float(path.read_text())
     return otherwise
 
 
 def _read_gpus() -> float | None:
-    """Millijoules of all GPUs since their drivers were loaded; None without NVML (the package nvidia-ml-py)."""
+    """Return the millijoules of all GPUs since their drivers were loaded; None without NVML (nvidia-ml-py)."""
     try:
         import pynvml
     except ImportError:

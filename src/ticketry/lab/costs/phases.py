@@ -1,4 +1,4 @@
-"""Which trainings belong to a network: dense ones, those of its search, and its own."""
+"""The trainings that a network needed, in three phases: dense, search, and its own sparse training."""
 
 from __future__ import annotations
 
@@ -14,84 +14,85 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phases:
-    """All that a network needed, each training once and whole, also where other networks share it."""
+    """Everything that a network needed; each training is counted once and completely, even if networks share it."""
 
     dense: tuple[Result, ...] = ()
-    """Trainings without any variant: as one would train without pruning."""
+    """Trainings without any variant, as without pruning."""
     search: tuple[Result, ...] = ()
-    """Others that were made until its mask was known: with masks before its own, or with soft ones."""
+    """Other trainings until its mask was known: with earlier masks, or with soft masks."""
     sparse: tuple[Result, ...] = ()
-    """With its own mask; more than one if it is trained in cycles."""
+    """Trainings with its own mask; more than one if it is trained in cycles."""
     gradients: int = 0
-    """Batches whose gradient was needed for its mask and trained nothing, see `Found.gradients`."""
+    """Batches whose gradient was computed for its mask without training, see `Found.gradients`."""
     masks: tuple[str, ...] = ()
-    """Digests of all masks that were made until its own was known, that one included."""
+    """Digests of all masks computed until its own was known, including its own."""
     looking: float = 0.0
-    """Seconds in which a detector looked at the network, see `Moment.seconds`."""
+    """Seconds that a detector took, see `Moment.seconds`."""
 
     @property
     def trainings(self) -> tuple[Result, ...]:
-        """Of all three phases."""
+        """Trainings of all three phases."""
         return (*self.dense, *self.search, *self.sparse)
 
     @property
     def steps(self) -> int:
-        """Of all three phases, batches that trained nothing included."""
+        """Steps of all three phases, including batches whose gradient trained nothing."""
         return sum(each.segment.steps for each in self.trainings) + self.gradients
 
 
 def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
-    """The phases of a network that a search found.
+    """Return the phases of a network that a search found.
 
     Args:
         found: the dense network, or a ticket.
-        before: what the same replicate found before it. They are its search if it has no `Found.searched`: of iterative
-            pruning each level's mask comes from the level before.
+        before: networks that the same replicate found before it. They are its search if it has no `Found.searched`: in
+            iterative pruning each level's mask comes from the level before.
     """
     if found.mask is None:
         return Phases(dense=(found.result,))
     earlier = [each.result for each in before if each.mask is not None and not each.searched]
-    return _sorted(found.searched or (found.dense, *earlier), found)
+    return _split(found.searched or (found.dense, *earlier), found)
 
 
 def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
-    """The phases of what it took to find a mask, before its own training: `trainings` in order, and the mask itself."""
-    before = _sorted(trainings, None)
+    """Return the phases of finding a mask, without its own training: `trainings` in order, and the mask itself."""
+    before = _split(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
 
 def control_phases(
     searched: bool, found: Found, ticket: Phases, trained: Sequence[Result], fresh: Result | None
 ) -> Phases:
-    """The phases of a ticket's control.
+    """Return the phases of a ticket's control.
 
-    Controls that hold the ticket's mask, or that mask shuffled, needed all that it did. Others needed what their first
-    weights come from.
+    Controls with the ticket's mask, or a shuffled one, needed everything that the ticket did. Others needed the
+    trainings that gave their first weights.
 
     Args:
-        searched: whether there is anything in the control of what the search found.
-        ticket: of the ticket `found`.
+        searched: whether the control uses anything that the search found.
+        found: the ticket.
+        ticket: phases of the ticket.
         trained: the control's own trainings.
-        fresh: the dense training that its first weights come from, where the search has it not.
+        fresh: the dense training that gave its first weights, if it is not part of the search.
     """
     from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound
     if not searched:
         start = fresh or start
         needed = [start] if start.segment.start.seed is not None else list(found.searched)
-        own = _sorted(needed, None)
+        own = _split(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
-    begun = fresh or start  # which may lie behind the ticket's dense training, as gradual pruning's last cut does
-    dense = _once([*ticket.dense, *([begun] if not begun.segment.variants else [])])
+    begun = fresh or start  # may be later than the ticket's dense training, as in gradual pruning
+    dense = _longest_parts([*ticket.dense, *([begun] if not begun.segment.variants else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.looking)
 
 
-def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
-    once = _once(needed)
-    dense = tuple(each for each in once if not each.segment.variants)
-    search = tuple(each for each in once if each not in dense)
+def _split(needed: Sequence[Result], found: Found | None) -> Phases:
+    parts = _longest_parts(needed)
+    dense = tuple(each for each in parts if not each.segment.variants)
+    search = tuple(each for each in parts if each not in dense)
     masks = [each.segment.mask for each in search]
-    if found is not None:  # the one without structure is chosen, too, and perhaps nothing is trained with it
+    if found is not None:  # the mask without structure too, with which perhaps nothing is trained
         masks += [found.structured.of if found.structured else None, found.mask]
     return Phases(
         dense,
@@ -103,8 +104,8 @@ def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
     )
 
 
-def _once(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Of each trajectory the longest part, in the order given."""
+def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
+    """Return the longest part of each trajectory, in the given order."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -1,1 +1,1 @@
-"""Where what is trained is told, besides the store: one file a library."""
+"""Loggers report trainings to dashboards; there is one file for each library."""

@@ -1,4 +1,4 @@
-"""All loggers of a lab: what they are told waits in a queue, and one thread tells it, so that no training waits."""
+"""All loggers of a lab: reports wait in a queue, and one thread delivers them, so that no training waits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
 from ticketry.lab.training.segment import Result
 
 NONE = "none"
-"""The word for no logger."""
+"""Name that stands for no logger."""
 _TRAININGS = "trainings"
-"""The group of what is trained outside a search or verification."""
+"""Group of trainings outside a search or verification."""
 _log = logging.getLogger(__name__)
 
 
@@ -27,17 +27,17 @@ _Call = Callable[[Logger], Any]
 
 @dataclass
 class _Listener:
-    """One logger, and what became of it."""
+    """One logger and its state."""
 
     name: str
     logger: Logger
     finished_before: set[str] = field(default_factory=set)
-    """Ids of runs that it had already."""
+    """Ids of runs that it has from before."""
     failed: bool = False
 
 
 class Dashboards:
-    """Tells every logger what is trained. Without loggers it does nothing.
+    """Reports trainings to every logger. Without loggers it does nothing.
 
     Args:
         loggers: names of `LOGGERS`, module:object, or loggers; ``none`` stands for no logger.
@@ -45,24 +45,24 @@ class Dashboards:
 
     Raises:
         MissingExtraError: for a logger whose library is not installed.
-        UsageError: for a name that is not known, or an object that is no logger.
+        UsageError: for an unknown name, or an object that is not a logger.
     """
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
-        made = [_made(one, store) for one in dict.fromkeys(loggers) if one != NONE]
-        self._loggers = [one for one in made if one is not None]
+        created = [_create_listener(one, store) for one in dict.fromkeys(loggers) if one != NONE]
+        self._loggers = [one for one in created if one is not None]
         self.group = _TRAININGS
-        """Under which trainings are told by their labels; empty while they are told in another way, or not at all."""
+        """Group under which trainings are reported by their labels; empty while they are reported otherwise or not."""
         self._waiting: queue.SimpleQueue[tuple[Logged, _Call | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._guard = threading.RLock()
-        self._told: dict[tuple[str, str], str] = {}
-        """Group and name of each training that was told -> its key."""
+        self._reported: dict[tuple[str, str], str] = {}
+        """Group and name of each reported training -> its key."""
 
     def __bool__(self) -> bool:
         return bool(self._loggers)
 
-    # -- telling -----------------------------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------------------------
 
     def training(
         self,
@@ -75,17 +75,20 @@ class Dashboards:
         values: Mapping[str, float] | None = None,
         artifacts: Sequence[tuple[Path, str]] = (),
     ) -> None:
-        """A training that is done: its loss by step, and its metrics at the end. Told once of a group.
+        """Report a finished training: its loss by step, and its metrics at the end. Reported once for each group.
 
         Args:
+            result: the training.
+            name: unique in its group.
+            kind: see `Logged`.
             group: by default the group that is set.
-            config, values: what is told beside the segment's own description, and beside its metrics.
+            config, values: entries beside the segment's own description, and beside its metrics.
             artifacts: (file or folder, kind).
         """
         group = group or self.group
-        if not self or not group or not (name := self._new(group, name, result.segment.key)):
+        if not self or not group or not (name := self._unique_name(group, name, result.segment.key)):
             return
-        run = Logged(group, name, kind, {**(config or {}), **_described(result)})
+        run = Logged(group, name, kind, {**(config or {}), **_describe(result)})
         last = {
             f"{split}/{metric}": value
             for split, found in result.metrics.items()
@@ -104,10 +107,11 @@ class Dashboards:
 
     @contextlib.contextmanager
     def whole(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
-        """A search or verification, for the length of a block; what is trained in it is of its group.
+        """In a block, report a search or verification; what is trained in it belongs to its group.
 
         Args:
-            by_label: whether trainings are told by their labels; else the block tells them with `training`.
+            name, kind, config: see `Logged`.
+            by_label: whether trainings are reported by their labels; otherwise the block calls `training`.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
@@ -123,20 +127,20 @@ class Dashboards:
             self.group = before
 
     def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        """Numbers at a step."""
+        """Report numbers at a step."""
         numbers = {name: float(value) for name, value in values.items()}
-        self._tell(run, lambda logger: logger.metrics(run, numbers, step))
+        self._enqueue(run, lambda logger: logger.metrics(run, numbers, step))
 
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """A file or folder, as it is when the logger comes to it."""
-        self._tell(run, lambda logger: logger.artifact(run, path, kind))
+        """Report a file or folder, with its content at the time of delivery."""
+        self._enqueue(run, lambda logger: logger.artifact(run, path, kind))
 
     def where(self) -> list[str]:
-        """How to look at what was logged, a line for each logger that has not failed."""
-        return [told for one in self._loggers if (told := self._heard(one, lambda logger: logger.where()))]
+        """Return how to look at the logs, a line for each logger that has not failed."""
+        return [line for one in self._loggers if (line := self._call(one, lambda logger: logger.where()))]
 
     def close(self, seconds: float = 120.0) -> None:
-        """Wait until all is told, but no longer than this."""
+        """Wait until everything is delivered, but no longer than this."""
         if self._thread is None:
             return
         self._waiting.put(None)
@@ -148,29 +152,29 @@ class Dashboards:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _new(self, group: str, name: str, key: str) -> str:
-        """What to call a training: its name, with its key if another has the name; empty if it was told.
+    def _unique_name(self, group: str, name: str, key: str) -> str:
+        """Return the name of a training, with its key if another has the name; empty if it was reported.
 
-        Outside of a search always with its key: what earlier processes called by that name is not known.
+        Outside of a search the key is always added, as the names that earlier processes used are unknown.
         """
         known = f"{name} {key[:8]}"
         with self._guard:
             for one in (known,) if group == _TRAININGS and name != key[:8] else (name, known):
-                if (group, one) not in self._told:
-                    self._told[group, one] = key
+                if (group, one) not in self._reported:
+                    self._reported[group, one] = key
                     return one
-                if self._told[group, one] == key:
+                if self._reported[group, one] == key:
                     return ""
         return ""
 
     def _begin(self, run: Logged) -> None:
-        self._tell(run, None)
+        self._enqueue(run, None)
 
     def _finish(self, run: Logged, *, failed: bool = False) -> None:
-        self._tell(run, lambda logger: logger.finish(run, failed=failed))
+        self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
 
-    def _tell(self, run: Logged, call: _Call | None) -> None:
-        """Put a call into the queue; None begins the run."""
+    def _enqueue(self, run: Logged, call: _Call | None) -> None:
+        """Put a call into the queue; None starts the run."""
         if not self:
             return
         with self._guard:
@@ -183,26 +187,26 @@ class Dashboards:
         while (waiting := self._waiting.get()) is not None:
             for one in self._loggers:
                 if not one.failed:
-                    self._told_to(one, *waiting)
+                    self._deliver(one, *waiting)
 
-    def _told_to(self, one: _Listener, run: Logged, call: _Call | None) -> None:
+    def _deliver(self, one: _Listener, run: Logged, call: _Call | None) -> None:
         if call is None:
-            begun = self._heard(one, lambda logger: logger.start(run))
-            if begun is None and not one.failed:
-                self._heard(one, _began_with_nothing)
-            if not begun:
+            started = self._call(one, lambda logger: logger.start(run))
+            if started is None and not one.failed:
+                self._call(one, _refuse_none)
+            if not started:
                 one.finished_before.add(run.id)
         elif run.id not in one.finished_before:
-            self._heard(one, call)
+            self._call(one, call)
 
     @staticmethod
-    def _heard(one: _Listener, call: _Call) -> Any:
-        """What a logger answers; None of one that fails, which is told, or has failed before."""
+    def _call(one: _Listener, call: _Call) -> Any:
+        """Call a logger and return its answer; None if it fails, which is reported, or has failed before."""
         if one.failed:
             return None
         try:
             return call(one.logger)
-        except (Exception, SystemExit) as error:  # another's library may do anything at all
+        except (Exception, SystemExit) as error:  # a library may do anything
             one.failed = True
             _log.warning(
                 "nothing more is logged to %s, which failed (training goes on): %s: %s",
@@ -211,18 +215,18 @@ class Dashboards:
             return None
 
 
-def _began_with_nothing(logger: Logger) -> None:
-    """Or whoever forgets to return something would see no more of a run, and not know why."""
+def _refuse_none(logger: Logger) -> None:
+    """Raise `UsageError`: a logger that forgets to return a value would silently see no more of the run."""
     raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
 
 
-def _made(logger: str | Logger, store: Path) -> _Listener | None:
-    """A logger; None for one that fails while it is made, which is told and stops nothing."""
+def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
+    """Create a logger; return None if that fails, which is reported and stops nothing."""
     if isinstance(logger, str):
         make = LOGGERS.get(logger)
         try:
             return _Listener(logger, make(store))
-        except TicketryError:  # such as for a library that is not installed: it says what to do
+        except TicketryError:  # such as for a missing library: the message says what to do
             raise
         except (Exception, SystemExit) as error:
             _log.warning(
@@ -232,12 +236,12 @@ def _made(logger: str | Logger, store: Path) -> _Listener | None:
             return None
     missing = [name for name in ("start", "metrics", "artifact", "finish", "where") if not hasattr(logger, name)]
     if missing:
-        raise UsageError(f"{logger!r:.80} is no logger: it has no {missing[0]}")
+        raise UsageError(f"{logger!r:.80} is not a logger: it has no {missing[0]}")
     return _Listener(type(logger).__name__, logger)
 
 
-def _described(result: Result) -> dict[str, Any]:
-    """A training as JSON values, without digests of what it began with."""
+def _describe(result: Result) -> dict[str, Any]:
+    """Return a training as JSON values, without the digests of its start."""
     segment = result.segment
-    told = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
-    return {**told, "variants": [one.name for one in segment.variants], "key": segment.key}
+    described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
+    return {**described, "variants": [one.name for one in segment.variants], "key": segment.key}

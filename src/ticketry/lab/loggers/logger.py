@@ -1,4 +1,4 @@
-"""What is told of trainings to a dashboard: the protocol of loggers, what is logged, and which there are."""
+"""The protocol of loggers, the runs that they log, and their registry."""
 
 from __future__ import annotations
 
@@ -17,61 +17,61 @@ class Logged:
     """One run of a dashboard: a training, or the whole of a search or verification (`kind` says which)."""
 
     group: str
-    """What it belongs to: the name of a search or verification; the same for all its trainings."""
+    """Name of the search or verification that it belongs to."""
     name: str
-    """Unique in its group; of the whole it is the group's."""
+    """Unique in its group; a whole search or verification has the name of the group."""
     kind: str
-    """dense, ticket, a control's name, mask (a training that a mask comes from); of a whole search or verification."""
+    """dense, ticket, a control's name, mask (a training that a mask comes from), search or verification."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """JSON values: settings, recipe, seeds, level, replicate, density."""
 
     @property
     def whole(self) -> bool:
-        """Whether it is the whole that trainings belong to."""
+        """Whether it is the search or verification that trainings belong to."""
         return self.name == self.group
 
     @property
     def parent(self) -> str:
-        """The id of the whole that it belongs to."""
+        """The id of the search or verification that it belongs to."""
         return Logged(self.group, self.group, "").id
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits, the same whenever the same is logged."""
+        """16 hexadecimal digits, derived from group and name."""
         return f"{mix(0, self.group, self.name) % 2**64:016x}"
 
 
 class Logger(Protocol):
-    """A dashboard. Made by its class or function with the store's folder, see `LOGGERS`.
+    """A dashboard, created from the store's folder by the class or function in `LOGGERS`.
 
-    All calls come from one thread, in this order of one run: `start`, `metrics` and `artifact` as often as there is
-    something to tell, `finish`. A whole is begun before its trainings and finished after them. What a method raises is
-    told once, and the logger is then left alone: it never stops a training.
+    All calls come from one thread. For each run they are `start`, then any number of `metrics` and `artifact`, then
+    `finish`. A search is started before its trainings and finished after them. If a method raises, that is reported
+    once, and the logger is not called again: it never stops a training.
     """
 
     def start(self, run: Logged) -> bool:
-        """Begin a run. False if it is there already and finished: then nothing more is told of it."""
+        """Start a run; return False if it exists and is finished, so that nothing more is reported about it."""
 
     def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        """Numbers at a step, in the order of steps: of a training its iteration, of a whole the level."""
+        """Log numbers at a step, in the order of steps: the iteration of a training, the level of a search."""
 
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """A file or folder to keep: a ticket, or a record with verdicts."""
+        """Log a file or folder: a ticket, or a record with verdicts."""
 
     def finish(self, run: Logged, *, failed: bool = False) -> None:
-        """End a run; `failed` where it was stopped or went wrong."""
+        """End a run; `failed` if it was stopped or raised an error."""
 
     def where(self) -> str:
-        """How to look at it: a command, or an address."""
+        """Return how to look at the logs: a command, or an address."""
 
 
 MakeLogger = Callable[[Path], Logger]
-"""Of the store's folder."""
+"""Creates a logger from the store's folder."""
 
 
-def _makes_a_logger(name: str, found: Any) -> MakeLogger:
+def _check_factory(name: str, found: Any) -> MakeLogger:
     if not callable(found):
-        raise UsageError(f"it is a {type(found).__name__}, and a logger is a class, or a function that makes one")
+        raise UsageError(f"it is a {type(found).__name__}, and a logger is a class, or a function that creates one")
     return cast(MakeLogger, found)
 
 
@@ -79,17 +79,17 @@ LOGGERS: Registry[MakeLogger] = Registry(
     "logger",
     "ticketry.loggers",
     {
-        "trackio": "ticketry.lab.loggers.trackio:Trackio",
-        "wandb": "ticketry.lab.loggers.wandb:Wandb",
-        "mlflow": "ticketry.lab.loggers.mlflow:MLflow",
-        "tensorboard": "ticketry.lab.loggers.tensorboard:TensorBoard",
+        "trackio": "ticketry.lab.loggers.libraries:Trackio",
+        "wandb": "ticketry.lab.loggers.libraries:Wandb",
+        "mlflow": "ticketry.lab.loggers.libraries:MLflow",
+        "tensorboard": "ticketry.lab.loggers.libraries:TensorBoard",
     },
-    make=_makes_a_logger,
+    make=_check_factory,
 )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings in settings as ``recipe.lr``: for dashboards that know names and values alone."""
+    """Return nested settings with names such as ``recipe.lr``, for dashboards without nested settings."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

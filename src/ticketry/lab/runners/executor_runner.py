@@ -20,7 +20,7 @@ from ticketry.lab.runners.runner import Order
 from ticketry.lab.runners.worker import execute
 from ticketry.lab.signals import name_of
 from ticketry.lab.store.live import Live, live_at
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.store import open_store
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 
@@ -245,7 +245,7 @@ class ExecutorRunner:
 
     def _read_progress(self, sent: _Sent) -> None:
         assert self._live is not None
-        found = self._live.told(sent.segment.key)
+        found = self._live.read_message(sent.segment.key)
         kind, step = found.get("kind"), found.get("step")
         if not isinstance(kind, str) or not isinstance(step, int) or (kind, step) == sent.reported:
             return
@@ -261,7 +261,7 @@ class ExecutorRunner:
             self._stopped = True
             running = list(self._sent.values())
             if self._live:
-                self._live.ask_to_stop()
+                self._live.request_stop()
         self._pool.interrupt()
         for sent in running:
             if sent.future is None or not self._has_begun(sent):
@@ -277,7 +277,7 @@ class ExecutorRunner:
 
     def _has_begun(self, sent: _Sent) -> bool:
         """Return whether a worker reported anything; before that it has nothing to store."""
-        return self._live is not None and bool(self._live.told(sent.segment.key))
+        return self._live is not None and bool(self._live.read_message(sent.segment.key))
 
     def close(self) -> None:
         if self._sent:

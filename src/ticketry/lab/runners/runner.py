@@ -23,7 +23,7 @@ class Order:
     """Settings of all trainings of a lab."""
 
     store: str
-    """Address of the store, see `lab.store.open_store`."""
+    """Address of the store, see `lab.store.store.open_store`."""
     data: Path | None
     checkpoint_seconds: float
     measure: bool = True

@@ -99,7 +99,7 @@ class _Watch(ReportingWatch):
         """Raise `RunnerError` if this worker does not see the driver's store."""
         super().__init__(request.checkpoint_seconds, self._report, leaving)
         self._live = live_at(request.store, request.driver)
-        if not self._live.begun():
+        if not self._live.has_begun():
             raise RunnerError(
                 f"the worker {worker_name()} does not see the store {request.store}, or the search that asked for it"
                 " has ended: the store has to lie where all machines see it, by the same name"
@@ -110,7 +110,7 @@ class _Watch(ReportingWatch):
     def stop_asked(self) -> bool:
         if not self.stopped_by_driver and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + POLL_SECONDS
-            self.stopped_by_driver = self._live.stop_asked()
+            self.stopped_by_driver = self._live.is_stop_requested()
         return self.stopped_by_driver or super().stop_asked()
 
     def _report(self, event: Event) -> None:
@@ -118,4 +118,4 @@ class _Watch(ReportingWatch):
             if time.monotonic() < self._next_report:
                 return
             self._next_report = time.monotonic() + POLL_SECONDS
-        self._live.tell(event.key, {"kind": event.kind, "step": event.step, "worker": worker_name()})
+        self._live.report(event.key, {"kind": event.kind, "step": event.step, "worker": worker_name()})

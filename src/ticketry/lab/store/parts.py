@@ -1,7 +1,7 @@
-"""States inside a segment of which each of several processes writes a part: a folder of files, and their digests.
+"""Checkpoints inside a segment that several processes write, each a part: a folder of files with their digests.
 
 A folder is written under a temporary name and renamed when all its files are on the disk. The list of their digests is
-sealed, so that a folder is whole or of no use.
+sealed, so that a folder is complete or ignored.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from ticketry.lab.store.files import InaccessibleError, explained, read_sealed, 
 from ticketry.lab.store.paths import Paths
 
 LIST = "parts.json"
-"""Name -> SHA-256 of each file beside it."""
+"""File with the SHA-256 of each file beside it, by name."""
 
 
-def begun(paths: Paths, trajectory: str, step: int) -> Path:
-    """A new folder for the parts of a state, under a temporary name; `StoreError` if it cannot be made."""
+def create_folder(paths: Paths, trajectory: str, step: int) -> Path:
+    """Create a folder for the parts of a checkpoint, under a temporary name; `StoreError` if that fails."""
     with explained(paths.partial, "write"):
         paths.partial.mkdir(parents=True, exist_ok=True)
         target = paths.partial_folder(trajectory, step)
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
 
 
-def digests(folder: Path, rank: int, world: int) -> dict[str, str]:
-    """Name -> SHA-256 of a share of the files in a folder; of all ranks together they are all."""
+def compute_digests(folder: Path, rank: int, world: int) -> dict[str, str]:
+    """Return the SHA-256 of one rank's share of the files in a folder, by name."""
     with explained(folder, "read"):
         return {path.name: file_digest(path) for path in sorted(folder.iterdir())[rank::world]}
 
 
-def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mapping[str, str]) -> None:
-    """Give the folder its name, once all its files are on the disk; older states are dropped."""
-    write_sealed(folder / LIST, {"files": dict(found)})
+def finish(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
+    """Give the folder its name, once all its files are on the disk; delete older checkpoints."""
+    write_sealed(folder / LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
     with explained(target, "write"):
         flush(folder)
-        if exists(target):  # damaged, or nobody would have trained up to here again
+        if exists(target):  # damaged, else training would not have come to this step again
             delete_tree(target)
-        os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))  # whoever may read the others
+        os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))
         os.rename(folder, target)
         flush(target.parent)
     drop(paths, trajectory, step - 1)
 
 
-def linked(folder: Path) -> Path:
-    """A second folder of the same files, under a temporary name: they stay there when a newer state takes their place.
+def link_folder(folder: Path) -> Path:
+    """Return a second folder with the same files, under a temporary name, which outlives the first.
 
     Raises:
-        FileNotFoundError: if that has happened.
+        FileNotFoundError: if a newer checkpoint has replaced the folder.
     """
     place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -74,7 +74,7 @@ def linked(folder: Path) -> Path:
 
 
 def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
-    """Step and folder of the newest undamaged state that is not beyond step `last`."""
+    """Return step and folder of the newest undamaged checkpoint that is not beyond step `last`."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
             if step <= last and is_whole(folder):
@@ -83,7 +83,7 @@ def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether all files of a folder are what was written.
+    """Return whether no file of a folder has changed since it was written.
 
     Raises:
         InaccessibleError: if one cannot be read.
@@ -104,12 +104,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def steps(paths: Paths, trajectory: str) -> list[int]:
-    """Of which there are folders, damaged ones too."""
+    """Return the steps that have a folder, damaged ones too."""
     return [step for step, _ in _folders(paths, trajectory)]
 
 
 def drop(paths: Paths, trajectory: str, last: int) -> None:
-    """Delete the folders of states up to step `last`."""
+    """Delete the folders of checkpoints up to step `last`."""
     for step, folder in list(_folders(paths, trajectory)):
         if step <= last:
             with contextlib.suppress(OSError):

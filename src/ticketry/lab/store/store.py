@@ -7,9 +7,10 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 from safetensors import SafetensorError
@@ -18,46 +19,29 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from ticketry.core.mask import Mask, from_bytes, to_bytes
-from ticketry.errors import DamagedBlobError, MaskError, StoreError
-from ticketry.files import content_of, replacing
-from ticketry.folders import exists, list_entries
+from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
+from ticketry.files import content_of
+from ticketry.folders import exists
 from ticketry.lab.store import parts
-from ticketry.lab.store.files import (
-    REPAIR,
-    explained,
-    is_there,
-    read_json,
-    read_sealed,
-    write_atomically,
-    write_json,
-    write_sealed,
-)
-from ticketry.lab.store.files import (
-    digest_of as digest_of,
-)
-from ticketry.lab.store.link import Link
-from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.shapes import ANSWERS, Trained, fault
+from ticketry.lab.store.address import address_of, place_of
+from ticketry.lab.store.files import REPAIR, explained, is_there, parse_sealed, read_json, sealed_bytes, write_json
+from ticketry.lab.store.files import digest_of as digest_of
+from ticketry.lab.store.folder import Folder, SharedFolder
+from ticketry.lab.store.objects import Objects
+from ticketry.lab.store.paths import Paths, blob_name, memo_name, result_name, results_name
+from ticketry.lab.store.schemas import MEMOS, Trained, fault
+
+if TYPE_CHECKING:  # imported with the first shared store
+    from ticketry.lab.store.mirror import Mirror
 
 NUMERICS = 1
-"""Version of whatever in this library decides the numbers of a segment; a change of it makes old results unfound."""
-
-
+"""Version of everything in this library that decides the numbers of a segment; a change makes old results unfound."""
 FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
-"""What the store's own file says."""
-
-
-def read_format(path: Path) -> int | None:
-    """The number in the store's own file, or None if there is no such file; `StoreError` if it is damaged."""
-    described = read_json(path)
-    if described is None:
-        return None
-    number = described.get("format")
-    if type(number) is not int:
-        raise StoreError(f"{path} is damaged: it names no format of a store")
-    return number
-
+"""Content of the store's own file."""
+_ADVICE = REPAIR[0].upper() + REPAIR[1:]
+_NOT_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
+"""Errors of reading a file that is not a safetensors file, or has a type unknown to torch."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,23 +49,30 @@ _log = logging.getLogger(__name__)
 class Store:
     """A folder that remembers every trained segment. Safe for several processes at once.
 
+    Args:
+        root: the folder.
+        mirror: the shared store that the folder caches, if it does.
+
     Raises:
-        StoreError: if the folder cannot be made, or holds a store of another format.
+        StoreError: if the folder cannot be created, or holds a store of another format.
     """
 
     remake: Callable[[str, str, int], None] | None = None
-    """Trains again what a bundle left out: digest, and the trajectory and step that give it."""
+    """Trains weights again that a bundle left out: called with their digest, trajectory and step."""
 
-    def __init__(self, root: str | Path, link: Link | None = None) -> None:
+    def __init__(self, root: str | Path, mirror: Mirror | None = None) -> None:
         self.paths = Paths(Path(root))
-        self.link = link or Link()
-        self.link.begin()
+        self.mirror = mirror
+        self.objects: Mirror | Folder = mirror or Folder(self.paths.root)
+        if mirror:
+            mirror.open()
         known = self._format()
         if known is None:
-            if self._holds_other_things():
+            if self._has_other_things():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
             write_json(self.paths.format, DESCRIBED)
-            self.link.written(self.paths.format)
+            if mirror:
+                mirror.create_if_absent("store.json", content_of(self.paths.format))
         elif known != FORMAT:
             raise StoreError(
                 f"{self.paths.format} says that the store has the store format {known}, this ticketry reads {FORMAT}:"
@@ -90,8 +81,8 @@ class Store:
 
     @property
     def address(self) -> str:
-        """By which another process opens it, see `open_store`."""
-        return self.link.address(self.paths.root)
+        """The address by which another process opens the store, see `open_store`."""
+        return self.mirror.address if self.mirror else str(self.paths.root.resolve())
 
     def _format(self) -> int | None:
         try:
@@ -102,92 +93,27 @@ class Store:
             if not self.paths.has_folders():
                 raise StoreError(f"{self.paths.format} is no store's: choose another folder with --store") from None
             raise StoreError(
-                f"{self.paths.format} is damaged: delete this one file, the next search makes it anew;"
+                f"{self.paths.format} is damaged: delete this one file, the next search writes it again;"
                 " so does `ticketry store check --repair`"
             ) from None
 
-    def _holds_other_things(self) -> bool:
+    def _has_other_things(self) -> bool:
         with explained(root := self.paths.root, "read"):
             if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
-        return bool(others) and self._format() is None  # another process may have made the store this very moment
+        return bool(others) and self._format() is None  # another process may have created the store this very moment
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
     def put_bytes(self, data: bytes) -> str:
         """Store a file under its SHA-256 and return that."""
         digest = hashlib.sha256(data).hexdigest()
-        path = self.paths.blob(digest)
-        try:
-            os.utime(path)  # tells a `store gc` that runs now that it is in use again
-        except OSError:
-            if not is_there(path):  # else it is another user's
-                self.link.intended(path)
-                write_atomically(path, data)
-                self.link.written(path)
-                return digest
-        self.link.kept(path)
+        self.objects.create_if_absent(blob_name(digest), data)
         return digest
 
-    def get_bytes(self, digest: str) -> bytes:
-        """The file of this digest.
-
-        Raises:
-            DamagedBlobError: if it is gone or its contents have another digest.
-        """
-        path = self.paths.blob(digest)
-        self.link.wanted(path)
-        try:
-            with explained(path, "read"):
-                data = content_of(path)
-        except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return self._made_again(digest)
-            raise
-        if hashlib.sha256(data).hexdigest() != digest and self.link.shared:
-            self.link.wanted(path, renew=True)  # the mirror's copy is the damaged one, as a rule
-            with explained(path, "read"):
-                data = content_of(path)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DamagedBlobError(f"{path} is damaged: its contents do not match its digest. {_ADVICE}")
-        return data
-
-    def left_out(self, digest: str) -> bool:
-        """Whether these are weights that a bundle left out, and that were not trained again since."""
-        if self.has(digest) or self.memo("left-out", digest) is None:
-            return False
-        again = self.memo("again", digest)
-        return again is None or not self.has(again["model"])
-
-    def has(self, digest: str) -> bool:
-        """Whether the file of this digest is there."""
-        path = self.paths.blob(digest)
-        self.link.wanted(path)
-        return is_there(path)
-
-    def _made_again(self, digest: str) -> bytes:
-        """The file of a digest that is not there, if a bundle left it out: trained again, once."""
-        path, told = self.paths.blob(digest), self.memo("left-out", digest)
-        if told is None:
-            raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
-        if self.left_out(digest):
-            if self.remake is None or told["trajectory"] is None:
-                raise StoreError(
-                    f"the weights {digest[:12]}… were left out of the bundle that was unpacked here: run the search"
-                    " that made them again, or pack them too, with --weights"
-                )
-            self.remake(digest, told["trajectory"], told["step"])
-        again = self.memo("again", digest)
-        if again is None and not is_there(path):
-            raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
-        return self.get_bytes(digest if again is None else again["model"])
-
-    def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
-        return self.put_bytes(tensors_to_bytes(tensors))
-
     def put_pieces(self, pieces: Iterable[bytes]) -> str:
-        """Store a file that comes in pieces, of which one at a time is in memory."""
+        """Store a file that comes in pieces, with one at a time in memory; return its SHA-256."""
         self.paths.blobs.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         with (
@@ -199,96 +125,142 @@ class Store:
                     found.update(piece)
                     file.write(piece)
                 file.close()
-                path = self.paths.blob(found.hexdigest())
-                if known := exists(path):
-                    os.utime(path)
-                else:
-                    self.link.intended(path)
-                    with replacing(path, durable=True) as place:
-                        os.replace(file.name, place)
+                self.objects.move_in(blob_name(found.hexdigest()), Path(file.name))
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(file.name)
-        (self.link.kept if known else self.link.written)(path)
         return found.hexdigest()
 
+    def get_bytes(self, digest: str) -> bytes:
+        """Return the file of this digest.
+
+        Raises:
+            DamagedBlobError: if it is missing or its contents have another digest.
+        """
+        for fresh in (False, True):
+            data = self.objects.get(blob_name(digest), fresh=fresh)
+            if data is None:
+                return self._remade(digest)
+            if hashlib.sha256(data).hexdigest() == digest:
+                return data
+        raise DamagedBlobError(f"{self.paths.blob(digest)} is damaged: its contents do not match its digest. {_ADVICE}")
+
+    def has(self, digest: str) -> bool:
+        """Return whether the file of this digest is stored."""
+        return is_there(self.paths.blob(digest)) or (
+            self.mirror is not None and self.objects.get(blob_name(digest)) is not None
+        )
+
+    def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
+        """Store tensors and return the digest of their file."""
+        return self.put_bytes(tensors_to_bytes(tensors))
+
     def get_tensors(self, digest: str) -> dict[str, Tensor]:
-        """The tensors in the file of this digest, by name, in the order of names.
+        """Return the tensors in the file of this digest, by name, in the order of names.
 
         Raises:
             DamagedBlobError: as `get_bytes`; and if it holds something else.
         """
         try:
-            return _tensors_of(self.get_bytes(digest))
-        except _NO_TENSORS as error:
+            return _read_tensors(self.get_bytes(digest))
+        except _NOT_TENSORS as error:
             raise DamagedBlobError(f"{self.paths.blob(digest)} holds no tensors: {error!s:.120}. {_ADVICE}") from None
 
     def put_mask(self, mask: Mask) -> str:
+        """Store a mask and return its digest."""
         return self.put_bytes(to_bytes(mask))
 
     def get_mask(self, digest: str) -> Mask:
+        """Return the mask of this digest; `DamagedBlobError` as `get_tensors`."""
         try:
             return from_bytes(self.get_bytes(digest))
         except MaskError as error:
             raise DamagedBlobError(f"{self.paths.blob(digest)} holds no mask: {error}") from None
 
+    # -- weights that a bundle left out ------------------------------------------------------------------------------
+
+    def left_out(self, digest: str) -> bool:
+        """Return whether these are weights that a bundle left out, and that were not trained again since."""
+        if self.has(digest) or self.memo("left-out", digest) is None:
+            return False
+        again = self.memo("again", digest)
+        return again is None or not self.has(again["model"])
+
+    def _remade(self, digest: str) -> bytes:
+        """Return a missing file that a bundle left out: trained again, once."""
+        path, source = self.paths.blob(digest), self.memo("left-out", digest)
+        if source is None:
+            raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
+        if self.left_out(digest):
+            if self.remake is None or source["trajectory"] is None:
+                raise StoreError(
+                    f"the weights {digest[:12]}… were left out of the bundle that was unpacked here: run the search"
+                    " that made them again, or pack them too, with --weights"
+                )
+            self.remake(digest, source["trajectory"], source["step"])
+        again = self.memo("again", digest)
+        if again is None and not is_there(path):
+            raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
+        return self.get_bytes(digest if again is None else again["model"])
+
     # -- results -----------------------------------------------------------------------------------------------------
 
     def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """The record of a trajectory at a step, or None."""
-        path = self.paths.result(trajectory, step)
-        self.link.wanted(path)
-        record = self.read(path)
-        if record is not None and record.get("metrics") is None and self.link.shared:
-            self.link.wanted(path, renew=True)  # they may have been measured elsewhere since
-            record = self.read(path)
+        """Return the record of a trajectory at a step, or None."""
+        record = self._read_result(trajectory, step)
+        if record is not None and record.get("metrics") is None and self.mirror:
+            record = self._read_result(trajectory, step, fresh=True)  # they may have been measured elsewhere since
         return record
 
+    def _read_result(self, trajectory: str, step: int, *, fresh: bool = False) -> dict[str, Any] | None:
+        data = self.objects.get(result_name(trajectory, step), fresh=fresh)
+        return None if data is None else parse_sealed(data, str(self.paths.result(trajectory, step)))
+
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
-        """Store a result; in place of one that was stored without metrics, if it has them."""
-        path = self.paths.result(trajectory, step)
-        again = is_there(path)
-        self.link.intended(path, replace=again)
-        write_sealed(path, record)
-        self.link.written(path, replace=again)
+        """Store a result, in place of one that is stored here; one that another machine has published stays."""
+        name, data = result_name(trajectory, step), sealed_bytes(record)
+        if is_there(self.paths.result(trajectory, step)):
+            self.objects.put(name, data)
+        else:
+            self.objects.create_if_absent(name, data)
 
     def trained(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """A result that can be gone by, or None.
+        """Return a valid result, or None.
 
         Raises:
-            StoreError: if it is damaged, or is no result.
+            StoreError: if it is damaged, or is not a result.
         """
         record = self.result(trajectory, step)
         if record is not None and (why := fault(Trained, record)):
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
         return record
 
-    def read(self, path: Path) -> dict[str, Any] | None:
-        """A result or a small answer, or None if it is not there; `StoreError` if it is not what was written."""
-        return read_sealed(path)
-
     def stored_steps(self, trajectory: str) -> list[int]:
-        """The steps at which a trajectory has results, in order."""
-        self.link.trajectory(trajectory)
-        folder = self.paths.trajectory(trajectory)
-        with explained(folder, "read"):
-            names = [Path(entry.name) for entry in list_entries(folder)]
-        return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
+        """Return the steps at which a trajectory has results, in order."""
+        prefix = results_name(trajectory)
+        names = (one.name.removeprefix(prefix) for one in self.objects.list(prefix))
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal())
 
     # -- checkpoints inside a segment --------------------------------------------------------------------------------
 
     def put_partial(self, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep this state of an unfinished segment, and drop the older ones."""
+        """Store a checkpoint of an unfinished segment, and delete the older ones."""
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
-        write_atomically(path, data)
+        Folder(self.paths.root).put(self.paths.name(path), data)
         self._drop(trajectory, step, but=path)
-        self.link.partial_written(trajectory, step, path)
+        self.upload_partial(trajectory, step, path)
+
+    def upload_partial(self, trajectory: str, step: int, path: Path) -> None:
+        """Let other machines see a checkpoint that was written to a file or folder of the store."""
+        if self.mirror:
+            self.mirror.upload_checkpoint(trajectory, step, path)
 
     def partial(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """The newest undamaged state of an unfinished segment that is not beyond step `last`."""
-        self.link.trajectory(trajectory)
-        for path in sorted(self._partials(trajectory), key=_step_of, reverse=True):
+        """Return the newest undamaged checkpoint of an unfinished segment that is not beyond step `last`."""
+        if self.mirror:
+            self.mirror.fetch_checkpoint(trajectory, last)
+        for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
             if _step_of(path) > last:
                 continue
             try:
@@ -296,58 +268,53 @@ class Store:
             except OSError:
                 continue
             if hashlib.sha256(data).hexdigest() == path.stem.rpartition("-")[2]:
-                with contextlib.suppress(*_NO_TENSORS):  # another's file, with a digest that is right
-                    return _step_of(path), _tensors_of(data)
+                with contextlib.suppress(*_NOT_TENSORS):  # another program's file, named by its digest
+                    return _step_of(path), _read_tensors(data)
         return None
 
     def furthest(self, trajectory: str, last: int) -> int:
-        """The step of the furthest stored state, inside a segment or at the end of one, up to `last`; -1 if none is."""
-        steps = [*map(_step_of, self._partials(trajectory)), *self.stored_steps(trajectory)]
-        steps += parts.steps(self.paths, trajectory)
-        steps += self.link.known_steps(trajectory)
+        """Return the step of the furthest stored state up to `last`, a checkpoint or a result, or -1."""
+        names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
+        steps = [*self.stored_steps(trajectory), *(_step_of(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)
 
     def drop_partials(self, trajectory: str, last: int) -> None:
-        """Delete the states up to step `last`; one beyond it is of a longer segment that was interrupted."""
+        """Delete the checkpoints up to step `last`; one beyond it belongs to a longer segment that was interrupted."""
         self._drop(trajectory, last)
-        self.link.partials_dropped(trajectory, last)
+        if self.mirror:
+            self.mirror.drop_checkpoints(trajectory, last)
 
     def _drop(self, trajectory: str, last: int, but: Path | None = None) -> None:
-        for path in self._partials(trajectory):
+        for path in self.paths.partial_files(trajectory):
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
         parts.drop(self.paths, trajectory, last)
 
-    def _partials(self, trajectory: str) -> Iterator[Path]:
-        return self.paths.partial_files(self.paths.partial_pattern(trajectory))
-
-    # -- small answers -----------------------------------------------------------------------------------------------
+    # -- remembered values -------------------------------------------------------------------------------------------
 
     def memo(self, kind: str, key: str) -> dict[str, Any] | None:
-        """What `put_memo` remembered under this key; None if that is nothing, or damaged, which is told."""
-        path = self.paths.memo_file(kind, key)
-        self.link.wanted(path)
-        known, why = self._answer(kind, path)
-        if why and self.link.shared:
-            self.link.wanted(path, renew=True)
-            known, why = self._answer(kind, path)
-        if why:
-            self.link.discarded(path)
-            _log.warning("%s is made anew: it %s", path, why.partition(";")[0].partition(": run")[0])
-        return None if why else known
-
-    def _answer(self, kind: str, path: Path) -> tuple[dict[str, Any] | None, str]:
-        """What a file remembers, and what is wrong with it."""
-        try:
-            known = self.read(path)
-            why = "" if known is None or kind not in ANSWERS else fault(ANSWERS[kind], known)
-            return known, why and f"is none: {why}"
-        except StoreError as error:
-            return None, str(error).removeprefix(f"{path} ")
+        """Return what `put_memo` remembered under this key; None if it is missing or damaged, which is logged."""
+        path, why = self.paths.memo_file(kind, key), ""
+        for fresh in (False, True):
+            try:
+                data = self.objects.get(memo_name(kind, key), fresh=fresh)
+                if data is None:
+                    return None
+                known = parse_sealed(data, str(path))
+                why = fault(MEMOS[kind], known) if kind in MEMOS else ""
+                if not why:
+                    return known
+                why = f"is not valid: {why}"
+            except StoreError as error:
+                why = str(error).removeprefix(f"{path} ").partition(";")[0].partition(": run")[0]
+            if not self.mirror:
+                break
+        _log.warning("%s is computed again: it %s", path, why)
+        return None
 
     def remembered(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What was remembered under this key, or else what `make` gives now, which is remembered from here on."""
+        """Return what is remembered under this key, or else compute it with `make` and remember it."""
         known = self.memo(kind, key)
         if known is None:
             known = dict(make())
@@ -355,45 +322,145 @@ class Store:
         return known
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        path = self.paths.memo_file(kind, key)
-        self.link.intended(path)
-        write_sealed(path, value)
-        self.link.written(path)
+        """Remember a small value, such as the digest of a computed mask."""
+        self.objects.put(memo_name(kind, key), sealed_bytes(value))
 
-    # -- locks -------------------------------------------------------------------------------------------------------
+    # -- other processes and machines --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """Hold the right to train a trajectory; waits for another process, not for one that was killed."""
+        """Hold the right to train a trajectory; wait for a process that has it, but not for one that was killed."""
         path = self.paths.lock(trajectory)
         with explained(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path)
             lock.acquire()
         try:
-            with self.link.holding(trajectory):
+            with self.mirror.leased(trajectory) if self.mirror else contextlib.nullcontext():
                 yield
         finally:
             lock.release()
 
+    def fetch(self, *, results: bool = False, everything: bool = False) -> None:
+        """Get the records of a shared store into the folder, optionally results or everything; see `Mirror.fetch`."""
+        if self.mirror:
+            self.mirror.fetch(results=results, everything=everything)
 
-_ADVICE = REPAIR[0].upper() + REPAIR[1:]
+    def fetch_folder(self, folder: Path) -> None:
+        """Get everything below the folder of a run of a shared store."""
+        if self.mirror:
+            self.mirror.records.fetch_folder(self.paths.name(folder))
+
+    def publish(self) -> None:
+        """Let other machines see the records of a shared store that were written here."""
+        if self.mirror:
+            self.mirror.publish()
+
+
+def read_format(path: Path) -> int | None:
+    """Return the number in the store's own file, or None if it is missing; `StoreError` if it is damaged."""
+    described = read_json(path)
+    if described is None:
+        return None
+    number = described.get("format")
+    if type(number) is not int:
+        raise StoreError(f"{path} is damaged: it names no format of a store")
+    return number
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as a safetensors file; equal tensors give equal bytes. Shared ones are written each on its own."""
+    """Return tensors as a safetensors file; equal tensors give equal bytes. Tensors that share memory are copied."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
     return bytes(safetensors_save(plain))
 
 
-_NO_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
-"""What reading a file raises that is no safetensors file, or has a type that torch does not."""
-
-
-def _tensors_of(data: bytes) -> dict[str, Tensor]:
-    """By name, in the order of names: what is made of them must not depend on the order in which a file is read."""
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    """Return tensors in the order of names: no result may depend on the order in a file."""
     return dict(sorted(safetensors_load(data).items()))
 
 
 def _step_of(path: Path) -> int:
     return int(path.stem.split("-")[1])
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+_mirrors: dict[Path, Mirror] = {}
+_guard = threading.Lock()
+
+
+def open_store(address: str | Path) -> Store:
+    """Open the store at an address, created if missing.
+
+    Args:
+        address: a folder; the URL of a store that many machines share (``s3://bucket/folder``, ``gs://``, ``az://``,
+            ``file:///shared/folder``); or the folder of the mirror of one.
+
+    Raises:
+        UsageError: for an unknown kind of URL, or one with credentials in it.
+        MissingExtraError: for a bucket without obstore.
+        StoreError: if it cannot be created, does not answer, or holds something else or a store of another format.
+    """
+    place = place_of(address)
+    with _guard:  # one mirror for each address: two threads that open it at once share its connections
+        if (mirror := _mirrors.get(place)) is None and (url := address_of(place)):
+            mirror = _create_mirror(url, place)
+        if mirror is None:
+            return Store(place)
+        store = Store(place, mirror)
+        _mirrors[place] = mirror
+        return store
+
+
+def existing_store(address: str | Path) -> Store | None:
+    """Return the store at an address, with the records of a shared one fetched; None if it is missing.
+
+    Raises:
+        UsageError, StoreError: as `open_store`.
+    """
+    place = place_of(address)
+    if (url := address_of(place)) and not _create_mirror(url, place).exists():
+        return None
+    if not url and not has_store(place):
+        return None
+    store = open_store(place)
+    store.fetch()
+    return store
+
+
+def has_store(place: Path) -> bool:
+    """Return whether a folder holds a store; `StoreError` if the system denies the answer."""
+    return is_there(Paths(place).format)
+
+
+def publish_opened() -> None:
+    """Publish the records that this process has written to shared stores."""
+    for mirror in list(_mirrors.values()):
+        mirror.publish()
+
+
+def open_remote(url: str) -> Objects:
+    """Return the objects at a URL that `checked_url` gave."""
+    if url.startswith("file://"):
+        return SharedFolder(url)
+    from ticketry.lab.store.bucket import Bucket
+
+    return Bucket(url)
+
+
+def _create_mirror(url: str, place: Path) -> Mirror:
+    from ticketry.lab.store.mirror import Mirror
+
+    return Mirror(open_remote(url), place, lease_seconds=_lease_seconds())
+
+
+def _lease_seconds() -> float:
+    """Return ``$TICKETRY_LEASE_SECONDS``: the seconds until another machine takes over a training."""
+    text = os.environ.get("TICKETRY_LEASE_SECONDS", "")
+    try:
+        seconds = float(text or 60.0)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise UsageError(f"TICKETRY_LEASE_SECONDS is {text!r:.40}: it must be a number of seconds from 1 to 86400")
+    return seconds

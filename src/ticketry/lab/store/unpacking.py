@@ -1,113 +1,187 @@
-"""A bundle into a store: all of it is checked before anything is written; what is there stays, but for records of
-campaigns that tell less, and results without metrics."""
+"""Unpacks a bundle into a store: all of it is checked before anything is written.
+
+Files of the store stay, with two exceptions: a campaign's record with fewer replicates, and results without metrics.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of
-from ticketry.lab.store.bundle_file import Bundle, Contents, Part
+from ticketry.lab.store.bundle import Bundle, Contents, Kind, Part
 from ticketry.lab.store.files import digest_of, explained, is_there, unsealed, write_atomically
-from ticketry.lab.store.meeting import Met, met
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.marks import marked_in_use
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.running import marked_in_use
-from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
-from ticketry.lab.store.store import FORMAT, NUMERICS, Store
+from ticketry.lab.store.records import moved_inside
+from ticketry.lab.store.schemas import MEMOS, Digest, Trained, fault
+from ticketry.lab.store.store import FORMAT, NUMERICS, Store, open_store
+from ticketry.records.campaign import CampaignRecord, read_campaign_record
+
+Check = Callable[[str, dict[str, Any]], None]
+"""Checks the record of a run or of evidence: called with kind and values, raises `StoreError` for invalid ones."""
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What was done."""
+    """Result of unpacking a bundle."""
 
     runs: tuple[str, ...]
     new: int
     """Files that the store did not have."""
     known: int
-    """Files that it had, and that stay as they were."""
+    """Files that it had, and that stay unchanged."""
     differing: tuple[Path, ...]
-    """Of those, the ones of which the bundle tells other numbers."""
+    """Known files for which the bundle has other numbers."""
     left_out: int
-    """States whose weights are neither in the bundle nor in the store: they are trained again when they are needed."""
+    """States whose weights are neither in the bundle nor in the store: they are trained again when needed."""
     renewed: tuple[Path, ...] = ()
-    """Files that it had and that tell more in the bundle: records of campaigns with more replicates, metrics."""
+    """Files that were replaced, as the bundle has more: campaigns with more replicates, results with metrics."""
     apart: tuple[str, ...] = ()
-    """Campaigns of which bundle and store each told of replicates that the other does not: one record stands, and is
-    told anew, of all replicates, when the campaign is planned or goes on."""
+    """Campaigns with replicates that only the bundle has, and others that only the store has: one record stays, and is
+    written again with all replicates when the campaign is planned or continued."""
 
 
-def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], None]) -> Unpacked:
-    """Add what a bundle holds to the store in `root`, which is made if absent.
-
-    Args:
-        check: of the record of a run or of evidence, kind and values: raises `StoreError` for what cannot be.
+def unpack(bundle: Path, root: Path, *, check: Check) -> Unpacked:
+    """Add the contents of a bundle to the store in `root`, which is created if missing.
 
     Raises:
-        StoreError: if the bundle is damaged, forged, or of other numerics or another format. Nothing is written then.
+        StoreError: if the bundle is damaged, forged, or has other numerics or another format. Nothing is written then.
     """
     with Bundle(bundle) as opened:
         _check_versions(opened.contents, bundle)
         for part, data in opened.parts():
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
-        store.link.fetch(results=True)
-        with marked_in_use(store.paths):  # nothing is deleted meanwhile that what is unpacked names
-            return _added(opened, store)
+        store.fetch(results=True)
+        with marked_in_use(store.paths):  # so that nothing is deleted that unpacked results name
+            return _add(opened, store)
 
 
-def _added(opened: Bundle, store: Store) -> Unpacked:
+def _add(opened: Bundle, store: Store) -> Unpacked:
     new, unchanged = 0, list[Path]()
     renewed, differing, apart = list[Path](), list[Path](), list[str]()
     for part, data in opened.parts():
         path = _place(store.paths, part)
         if part.kind == "blob":
-            store.link.wanted(path)
+            known = store.has(part.name[0])
+            store.objects.create_if_absent(store.paths.name(path), data)
+            new += not known
+            if known:
+                unchanged.append(path)
+            continue
         if part.kind == "run":
             _write_run_file(path, data)
-        there = is_there(path)
-        if part.kind == "blob" and there:
-            with contextlib.suppress(OSError):  # another user's
-                os.utime(path)  # tells a `store gc` that runs now that it is in use again
-            store.link.kept(path)
-        if not there:
-            write_atomically(path, data)
+        if not is_there(path):
+            _write(store, path, data)
             new += 1
-            if part.kind in ("blob", "result", "memo"):  # the others are published together, below
-                store.link.written(path)
             continue
-        found = met(part.kind, part.name, _content(path), data) if part.kind != "blob" else Met(taken=False)
-        if found.taken:
-            write_atomically(path, data)
-            if part.kind == "result":
-                store.link.written(path, replace=True)
-        (renewed if found.taken else unchanged).append(path)
+        found = compare(part.kind, part.name, _read(path), data)
+        if found.take:
+            _write(store, path, data)
+        (renewed if found.take else unchanged).append(path)
         if found.lost == "numbers":
             differing.append(path)
         elif found.lost:
             apart.append(part.name[0])
-    store.link.publish()
+    store.publish()
     named = [part.name[1] for part in opened.contents.parts if part.kind == "memo" and part.name[0] == "left-out"]
     left_out = sum(not store.has(digest) for digest in named)
     return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
 
 
+def _write(store: Store, path: Path, data: bytes) -> None:
+    """Write a result or remembered value as an object, a record as a file: records are published together."""
+    if path.is_relative_to(store.paths.results) or path.is_relative_to(store.paths.memo):
+        store.objects.put(store.paths.name(path), data)
+    else:
+        write_atomically(path, data)
+
+
 def _write_run_file(record: Path, data: bytes) -> None:
-    """Write the file that repeats a run, if the record is not there or lacks it: before the record, so that a run that
-    is there has it, wherever this is ended."""
+    """Write the file that repeats a run, unless the store has it: before the record, so that every stored run has its
+    file, even if this process is killed."""
     file = record.with_name("run.toml")
-    if not is_there(record) or (not is_there(file) and _content(record) == data):
+    if not is_there(record) or (not is_there(file) and _read(record) == data):
         write_atomically(file, unsealed(data, "run")["config"].encode())
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     with explained(path, "read"):
         return content_of(path)
+
+
+# -- which of two files stays ------------------------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    """Which of two files stays, that of the store or that of a bundle."""
+
+    take: bool
+    """Whether the bundle's file replaces the store's."""
+    lost: Literal["", "numbers", "replicates"] = ""
+    """Content of the other file that is lost: other numbers, or replicates of a campaign."""
+
+
+_OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
+"""Entries of records about how and when they were made."""
+
+
+def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comparison:
+    """Compare a file of the store with the file of the same name of a bundle, which was checked."""
+    if known == new:
+        return Comparison(take=False)
+    if kind == "blob" or (kind == "memo" and name[0] == "left-out"):
+        return Comparison(take=False)  # one content; and any training that gives some weights is as good as another
+    theirs = unsealed(new, "the bundle's")
+    try:
+        ours = unsealed(known, "the store's")
+        if kind == "campaign":
+            return _compare_campaigns(read_campaign_record(ours), read_campaign_record(theirs))
+    except StoreError:
+        return Comparison(take=False, lost="numbers")
+    if kind == "result":
+        mine, other = ours["metrics"], theirs["metrics"]
+        if mine is None or other is None:
+            same = _findings({**ours, "metrics": None}) == _findings({**theirs, "metrics": None})
+            return Comparison(same and mine is None and other is not None, "" if same else "numbers")
+    return Comparison(take=False, lost="" if _findings(ours) == _findings(_relocate(theirs, ours)) else "numbers")
+
+
+def _relocate(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with paths in the store of another record, since a copied store has another place."""
+    old, new = values.get("store"), beside.get("store")
+    if not (isinstance(old, str) and isinstance(new, str) and old):
+        return values
+    moved: dict[str, Any] = moved_inside(values, old, new)
+    return moved
+
+
+def _findings(value: Any) -> Any:
+    """Return a record without the entries about its making."""
+    if isinstance(value, dict):
+        return {name: _findings(one) for name, one in value.items() if name not in _OF_MAKING}
+    return [_findings(one) for one in value] if isinstance(value, list) else value
+
+
+def _compare_campaigns(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
+    """Choose the one with more replicates, or else the later one."""
+    take = _rank(theirs) > _rank(ours)
+    winner, other = (theirs, ours) if take else (ours, theirs)
+    have = {run.name: run.replicates for run in winner.runs}
+    lost = any(run.replicates > have.get(run.name, 0) for run in other.runs)
+    return Comparison(take, "replicates" if lost else "")
+
+
+def _rank(record: CampaignRecord) -> tuple[int, int, str]:
+    replicates = sum(run.replicates for run in record.runs)
+    return replicates, len(record.twins), str(record.environment.get("date", ""))
+
+
+# -- checks before anything is written ---------------------------------------------------------------------------------
 
 
 def _check_versions(contents: Contents, bundle: Path) -> None:
@@ -124,7 +198,7 @@ def _check_versions(contents: Contents, bundle: Path) -> None:
 
 
 def _place(paths: Paths, part: Part) -> Path:
-    """Where a part belongs, inside the store: `OutsideError` for a name that is none."""
+    """Return the place of a part in the store; `OutsideError` for an invalid name."""
     names = part.name
     if part.kind == "blob":
         return paths.blob(names[0])
@@ -135,20 +209,20 @@ def _place(paths: Paths, part: Part) -> Path:
     return paths.record(part.kind, names[0])
 
 
-def _check_part(paths: Paths, part: Part, data: bytes, check: Callable[[str, dict[str, Any]], None], what: str) -> None:
-    """Raises `StoreError` unless a part is what its name says."""
+def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) -> None:
+    """Raise `StoreError` unless a part matches its name."""
     wanted = 2 if part.kind in ("result", "memo") else 1
     if len(part.name) != wanted:
         raise StoreError(f"{what}: a {part.kind} with {len(part.name)} names, not {wanted}")
     key = part.name[-1] if part.kind == "memo" else part.name[0]
     if part.kind in ("blob", "result", "memo") and fault(Digest, key):
         raise StoreError(f"{what}: {key!r:.80} is no digest")
-    if part.kind == "result" and not (
-        part.name[1].isdecimal() and len(part.name[1]) < 19 and str(int(part.name[1])) == part.name[1]
-    ):
-        raise StoreError(f"{what}: {part.name[1]!r:.80} is no step")
-    if part.kind == "memo" and part.name[0] not in ANSWERS:
-        raise StoreError(f"{what}: there are no answers of the kind {part.name[0]!r:.80}")
+    if part.kind == "result":
+        step = part.name[1]
+        if not (step.isdecimal() and len(step) < 19 and str(int(step)) == step):
+            raise StoreError(f"{what}: {step!r:.80} is no step")
+    if part.kind == "memo" and part.name[0] not in MEMOS:
+        raise StoreError(f"{what}: there are no remembered values of the kind {part.name[0]!r:.80}")
     _place(paths, part)
     if part.kind == "blob":
         if part.sha256 != key:
@@ -158,28 +232,24 @@ def _check_part(paths: Paths, part: Part, data: bytes, check: Callable[[str, dic
     if part.kind == "result":
         _check_result(part, values, what)
     elif part.kind == "memo":
-        if why := fault(ANSWERS[part.name[0]], values):
-            raise StoreError(f"{what} is none: {why}")
+        if why := fault(MEMOS[part.name[0]], values):
+            raise StoreError(f"{what} is not valid: {why}")
     else:
         check(part.kind, values)
-        said = {"run": "run", "campaign": "name"}.get(part.kind, "")
-        if said and values.get(said) != key:
-            raise StoreError(f"{what}: the {part.kind} calls itself {values.get(said)!r:.80}")
+        own = {"run": "run", "campaign": "name"}.get(part.kind, "")
+        if own and values.get(own) != key:
+            raise StoreError(f"{what}: the {part.kind} calls itself {values.get(own)!r:.80}")
 
 
 def _check_result(part: Part, values: dict[str, Any], what: str) -> None:
-    """A result has to say what it is of, and its key has to be the digest of that."""
+    """Raise `StoreError` unless a result describes its training, and its key is the digest of that."""
     trajectory, step = part.name
     if why := fault(Trained, values):
         raise StoreError(f"{what} is no result: {why}")
-    segment = values.get("segment")
-    told = (
-        {name: value for name, value in segment.items() if name not in ("blobs", "last")}
-        if isinstance(segment, dict)
-        else {}
-    )
-    if values["step"] != int(step) or digest_of({"numerics": NUMERICS, **told}) != trajectory:
+    segment = values["segment"] if isinstance(values.get("segment"), dict) else {}
+    described = {name: value for name, value in segment.items() if name not in ("blobs", "last")}
+    if values["step"] != int(step) or digest_of({"numerics": NUMERICS, **described}) != trajectory:
         raise StoreError(f"{what}: the result is of another training than its key says")
-    blobs = segment.get("blobs", []) if isinstance(segment, dict) else []
+    blobs = segment.get("blobs", [])
     if not isinstance(blobs, list) or any(fault(Digest, blob) for blob in blobs):
         raise StoreError(f"{what}: what it names is no digest")

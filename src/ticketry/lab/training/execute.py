@@ -10,8 +10,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.signals import stop_signal
-from ticketry.lab.store.opening import open_store
-from ticketry.lab.store.store import Store, digest_of
+from ticketry.lab.store.store import Store, digest_of, open_store
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.ranks.launch import train_in_ranks

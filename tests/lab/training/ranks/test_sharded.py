@@ -12,11 +12,10 @@ from rank_trainings import apart, deciding, described, task_of, trained
 from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
-from ticketry.lab.remote.mirror import Mirror
 from ticketry.lab.store import parts
 from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.opening import place_of, remote_at
-from ticketry.lab.store.store import Store
+from ticketry.lab.store.mirror import Mirror
+from ticketry.lab.store.store import Store, open_remote, place_of
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
 from ticketry.lab.training.ranks.sharded import blocks
@@ -115,7 +114,7 @@ def test_another_machine_goes_on_from_a_state_in_parts(store, tmp_path, monkeypa
     def machine(name: str) -> Store:
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
         address = f"file://{tmp_path}/shared"
-        return Store(place_of(address), Mirror(remote_at(address), place_of(address), lease_seconds=30))
+        return Store(place_of(address), Mirror(open_remote(address), place_of(address), lease_seconds=30))
 
     one = machine("one")
     one.put_mask(store.get_mask(segment.mask))
@@ -129,16 +128,16 @@ def test_another_machine_goes_on_from_a_state_in_parts(store, tmp_path, monkeypa
     monkeypatch.setattr(watch, "progress", lambda _, step: steps.append(step))
     assert deciding(trained(two, segment, watch=watch)) == deciding(undisturbed)
     assert min(steps) > reached[0] >= 20
-    assert not list(two.link.remote.list("partial"))
+    assert not list(two.mirror.remote.list("partial/"))
 
 
 def test_folders_of_parts(store):
     paths, trajectory = store.paths, "ab" * 32
     for step in (3, 7):
-        folder = parts.begun(paths, trajectory, step)
+        folder = parts.create_folder(paths, trajectory, step)
         for rank in range(2):
             (folder / f"part-{rank}").write_bytes(bytes([rank, step]))
-        found = parts.digests(folder, 0, 2) | parts.digests(folder, 1, 2)
+        found = parts.compute_digests(folder, 0, 2) | parts.compute_digests(folder, 1, 2)
         assert parts.newest(paths, trajectory, 10) == (None if step == 3 else (3, paths.partial_folder(trajectory, 3)))
         parts.finish(folder, paths, trajectory, step, found)
     (step, folder) = parts.newest(paths, trajectory, 10)

@@ -1,4 +1,4 @@
-"""What training costs: time, memory, FLOPs and energy, of one step or of a whole training, in any loop.
+"""Meters of the costs of training: time, memory, FLOPs and energy, of one step or of a whole training, in any loop.
 
 >>> from ticketry.lab.costs.meters import Meter, measure_step
 >>> step = measure_step(model, loss, batch, optimizer, mask=mask)  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, dense and as many as a mask leaves."""
+"""FLOPs of a training step: all of them, and those that remain under a mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import Need, callers_defaults, entry_point
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
-"""What makes of a weight another tensor with the same zeros: autocast's conversions, memory layouts."""
+"""Operations that copy a weight with its zeros: autocast's conversions, changes of the memory layout."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class StepFlops:
     """
 
     dense: int
-    """As they are computed."""
+    """All FLOPs that are computed."""
     sparse: float
-    """If those of removed weights took none."""
+    """FLOPs without the products with removed weights."""
 
 
 @dataclass(frozen=True)
 class FlopsByWeight:
-    """Floating-point operations of a forward and a backward pass, and which of them are products with which weights.
+    """Floating-point operations of a forward and a backward pass, with the share of each weight.
 
     Examples:
         >>> layer, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
@@ -51,37 +51,37 @@ class FlopsByWeight:
     """
 
     dense: int
-    """All, as they are computed."""
+    """All FLOPs that are computed."""
     products: Mapping[tuple[str, ...], float]
-    """Of the products with these parameters, forward and backward; most often with one."""
+    """FLOPs of the products with these parameters, forward and backward; mostly one parameter."""
 
     def left(self, removed: Mapping[str, float]) -> float:
-        """If those of removed weights took none; `removed` has the share of each parameter that is removed."""
+        """Return the FLOPs without products with removed weights; `removed` has the removed share of each parameter."""
         gone = (flops * max(removed.get(name, 0.0) for name in names) for names, flops in self.products.items())
         return self.dense - sum(gone)
 
 
 @entry_point(Need(values=False, python=False, training=True), autocast=True)
 def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | None = None) -> StepFlops:
-    """FLOPs of ``forward().backward()``.
+    """Return the FLOPs of ``forward().backward()``.
 
-    Counted by `torch.utils.flop_counter`: matrix products, convolutions and attention, and here those of recurrent
-    layers; what is elementwise and the optimiser's step are not. Of the products with a weight that the mask touches,
-    forward, for the input's gradient and for the weight's own, the share counts that the mask keeps: Evci et al. (2020,
-    RigL), appendix H, there with twice the forward pass for every backward pass. Gradients are left in the parameters.
+    Counted by `torch.utils.flop_counter`: matrix products, convolutions and attention; here also recurrent layers.
+    Elementwise operations and the optimiser's step are not counted. Of the products with a masked weight (forward, for
+    the input's gradient and for the weight's gradient) the share counts that the mask retains: Evci et al. (2020,
+    RigL), appendix H, where a backward pass counts as two forward passes. Gradients are left in the parameters.
 
     Args:
-        model: whose parameters the mask is of.
+        model: has the parameters of the mask.
         forward: computes the loss of a batch, a scalar.
-        mask: without one the network is dense.
+        mask: by default none: the network is dense.
 
     Raises:
-        UsageError: for a mask that is none.
+        UsageError: if `mask` is not a mask.
         MaskError: if the mask does not fit the model.
 
     Examples:
         >>> model, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
-        >>> tk.meters.step_flops(model, lambda: model(x).sum()).dense  # 3 * 4 * 2 products, forward and back
+        >>> tk.meters.step_flops(model, lambda: model(x).sum()).dense  # 3 * 4 * 2 products, forward and backward
         96
     """
     parameters = mask.parameters(model) if mask is not None else {}
@@ -91,15 +91,15 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
 
 
 def removed_shares(mask: Mask) -> dict[str, float]:
-    """The share of each parameter that a mask removes."""
+    """Return the share of each parameter that a mask removes."""
     return {name: 1 - int(kept.sum()) / max(kept.numel(), 1) for name, kept in mask.items()}
 
 
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
-    """`step_flops` for any mask of these parameters: what is removed of one takes its share of the products with it.
+    """Return the FLOPs of a step for any mask of these parameters, see `FlopsByWeight.left`.
 
     Args:
-        parameters: name -> parameter, those that masks may be of.
+        parameters: name -> parameter that may be masked.
         forward: computes the loss of a batch, a scalar.
 
     Raises:
@@ -111,7 +111,7 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
         >>> found.dense, found.left({"weight": 0.75})
         (96, 24.0)
     """
-    with _counter() as counter, _Products(_Named.of_all(parameters), counter.flop_registry) as products:
+    with _counter() as counter, _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products:
         loss = forward()
         if not loss.requires_grad:
             raise UsageError(
@@ -125,14 +125,14 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
 
 @torch.no_grad()
 def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], object]) -> FlopsByWeight:
-    """The same of a forward pass alone."""
-    with _counter() as counter, _Products(_Named.of_all(parameters), counter.flop_registry) as products:
+    """Return the FLOPs of a forward pass, as `flops_by_weight`."""
+    with _counter() as counter, _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products:
         forward()
     return FlopsByWeight(int(counter.get_total_flops()), products.flops)
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """FLOPs of whatever `work` does, as they are computed; counted as in `step_flops`."""
+    """Return all FLOPs of `work`, counted as in `step_flops`."""
     with _counter() as counter:
         work()
     return int(counter.get_total_flops())
@@ -144,9 +144,9 @@ def _counter() -> FlopCounterMode:
 
 
 def _convolution_backward(*shapes: Any, **_: Any) -> int:
-    """FLOPs of the input's and the weight's gradient, as many as the forward pass takes for each.
+    """Return the FLOPs of the gradients of input and weight, each as many as those of the forward pass.
 
-    Torch's own formula counts the weight's once for every group (seen with torch 2.13).
+    Torch's own formula counts the weight's gradient once for every group (seen with torch 2.13).
     """
     gradient, inputs, weight, *_rest = shapes
     transposed, asked = shapes[7], shapes[10]
@@ -154,17 +154,17 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
 
 
 def _recurrent(inputs: Any, *shapes: Any, **_: Any) -> int:
-    """FLOPs of a recurrent layer or several: at every step of the sequence a product with each of its matrices."""
+    """Return the FLOPs of recurrent layers: at every step of the sequence a product with each matrix."""
     return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _matrices(shapes)))
 
 
 def _recurrent_backward(*shapes: Any, **_: Any) -> int:
-    """Of the inputs' gradients and the matrices' own."""
+    """Return the FLOPs of the gradients of inputs and matrices."""
     return 2 * _recurrent(*shapes)
 
 
 def _matrices(shapes: Sequence[Any]) -> Sequence[Any]:
-    """Shapes of the weights among a recurrent operation's arguments behind its input: a list, or the next four."""
+    """Return the shapes of a recurrent operation's weights, from its arguments after the input."""
     weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
     return [shape for shape in weights if len(shape) == 2]
 
@@ -175,17 +175,17 @@ _RECURRENT = {
     torch.ops.aten._cudnn_rnn: _recurrent,
     torch.ops.aten._cudnn_rnn_backward: _recurrent_backward,
 }
-"""Recurrent layers as one operation; elsewhere they come apart into products."""
+"""Recurrent layers as one operation; elsewhere torch decomposes them into products."""
 
 
-class _Named:
-    """Names of weights by the memory that a tensor looks at: itself, a view of it, or a copy that is made known."""
+class _WeightNames:
+    """Finds the name of a weight from the memory of a tensor: the weight, a view of it, or a registered copy."""
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
 
     @classmethod
-    def of_all(cls, parameters: Mapping[str, nn.Parameter]) -> _Named:
+    def from_parameters(cls, parameters: Mapping[str, nn.Parameter]) -> _WeightNames:
         named = cls()
         for name, parameter in parameters.items():
             named.add(parameter, name, parameter.requires_grad)
@@ -193,32 +193,32 @@ class _Named:
 
     def add(self, tensor: Tensor, name: str, trained: bool) -> None:
         start = int(tensor.storage_offset())
-        self._ranges.setdefault(_place(tensor), []).append((start, start + tensor.numel(), name, trained))
+        self._ranges.setdefault(_address(tensor), []).append((start, start + tensor.numel(), name, trained))
 
-    def of(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """Name, and whether it is trained. Recurrent layers keep several weights in one piece of memory."""
+    def find(self, tensor: Tensor) -> tuple[str, bool] | None:
+        """Return name, and whether it is trained. Recurrent layers store several weights in one piece of memory."""
         at = int(tensor.storage_offset())
-        for start, stop, name, trained in self._ranges.get(_place(tensor), []):
+        for start, stop, name, trained in self._ranges.get(_address(tensor), []):
             if start <= at < stop:
                 return name, trained
         return None
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of products with weights; which product is with which weight is told by its memory."""
+    """Adds up the FLOPs of products with weights, which it recognises by their memory."""
 
-    def __init__(self, named: _Named, formulas: Any) -> None:
+    def __init__(self, named: _WeightNames, formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._named, self._formulas = named, formulas
         self._alive: list[Tensor] = []
-        """Copies of weights: freed, another tensor could come to lie in their memory."""
+        """Copies of weights; if they were freed, another tensor could take their memory."""
         self.forward = True
         self.flops: dict[tuple[str, ...], float] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        seen = [(tensor, found) for tensor in _tensors(args) if (found := self._named.of(tensor))]
+        seen = [(tensor, found) for tensor in _tensors(args) if (found := self._named.find(tensor))]
         weights = [found for _, found in seen]
         if weights and func in _COPIES:
             self._named.add(out, *weights[0])
@@ -231,8 +231,8 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._add((name,), 2.0 * rows * tensor.numel())
         elif weights and packet in self._formulas:
             flops = self._formulas[packet](*args, **kwargs, out_val=out)
-            # The backward pass of a convolution has the weight among its arguments and is seen when it comes. Of a
-            # matrix product the weight's gradient is one of two other tensors, of as many FLOPs.
+            # The backward pass of a convolution has the weight among its arguments and is counted there. The weight's
+            # gradient of a matrix product is a product of two other tensors, with as many FLOPs.
             trained = any(trained for _, trained in weights)
             alone = self.forward and trained and torch.is_grad_enabled() and "conv" not in str(packet)
             self._add(tuple(sorted({name for name, _ in weights})), flops * (2 if alone else 1))
@@ -250,5 +250,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

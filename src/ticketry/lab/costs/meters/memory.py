@@ -1,4 +1,4 @@
-"""Memory at its height."""
+"""Peak memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def resident_at_peak() -> int | None:
-    """Bytes of this process that were in memory at once, at the most, since it began; None where that is not told.
+    """Return the peak resident bytes of this process since its start; None if the system does not report them.
 
     Examples:
         >>> peak = tk.meters.resident_at_peak()
@@ -30,18 +30,18 @@ def resident_at_peak() -> int | None:
 
 
 def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int:
-    """Bytes of tensors on the CPU at the height of `work`: those `held` before, and what the profiler sees allocated.
+    """Return the peak bytes of tensors on the CPU during `work`: those of `held`, and what the profiler sees allocated.
 
     Args:
         work: such as a training step.
-        held: tensors that are there before, in lists, tuples and mappings of any depth; each memory counts once.
+        held: tensors that exist before, in lists, tuples and mappings of any depth; shared memory counts once.
 
     Examples:
         >>> held = torch.zeros(1000)  # 4,000 bytes
         >>> tk.meters.allocated_at_peak(lambda: torch.ones(1000) + held, [held])
         12000
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it tells on standard error that it began; asked for when used
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it writes to standard error when it starts
     before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
     with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         work()
@@ -56,7 +56,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Garbage stays: what was made before would be freed meanwhile, and only what the profiler saw come counts."""
+    """In a block, disable garbage collection: freeing older tensors would be counted without their allocation."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +67,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def height(work: Callable[[], object], held: Iterable[object], device: str) -> int:
-    """`allocated_at_peak` on a device: of a GPU, what its allocator had beyond what was there before, and `held`."""
+    """Return `allocated_at_peak` on a device; for a GPU, what its allocator added to `held`."""
     if not device.startswith("cuda"):
         return allocated_at_peak(work, held)
     torch.cuda.synchronize()
@@ -80,13 +80,13 @@ def height(work: Callable[[], object], held: Iterable[object], device: str) -> i
 
 
 def tensor_bytes(values: object) -> int:
-    """Bytes of the memory that the tensors in `values` lie in; shared memory counts once."""
+    """Return the bytes of the memory of the tensors in `values`; shared memory counts once."""
     storages = (tensor.untyped_storage() for tensor in tensors_in(values))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def tensors_in(values: object) -> Iterator[Tensor]:
-    """The tensors in lists, tuples, mappings and other iterables."""
+    """Yield the tensors in lists, tuples, mappings and other iterables."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):

@@ -1,4 +1,4 @@
-"""What one training step costs."""
+"""Cost of one training step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step: forward, backward, the optimiser's step.
+    """Cost of one step: forward, backward, and the optimiser's step.
 
     Examples:
         >>> model = nn.Linear(4, 2)
@@ -42,16 +42,16 @@ class StepCost:
     seconds: float
     """Median of the steps timed."""
     flops: float
-    """Of the forward and the backward pass, if removed weights took none, see `meters.step_flops`."""
+    """FLOPs of the forward and the backward pass without those of removed weights, see `meters.step_flops`."""
     dense_flops: int
-    """As they are computed."""
+    """All FLOPs that are computed."""
     allocated: int
-    """Bytes of tensors at the step's height, by torch's allocator on the device: weights, gradients, optimiser's state,
-    batch and whatever is needed in between."""
+    """Peak bytes of tensors in torch's allocator on the device: weights, gradients, optimiser's state, batch and
+    intermediate results."""
     reserved: int | None
-    """Bytes that the allocator held of the GPU's memory; None on a CPU."""
+    """Bytes of GPU memory that the allocator reserved; None on a CPU."""
     resident: int | None
-    """Bytes of the process in memory at the most, since it began; None where the system does not tell."""
+    """Peak resident bytes of the process since its start; None if the system does not report them."""
     device: str
 
 
@@ -59,18 +59,18 @@ class StepCost:
 def measure_step(
     model: nn.Module, loss: Loss, batch: object, optimizer: Optimizer, *, mask: Mask | None = None, repeats: int = 10
 ) -> StepCost:
-    """Measure a training step of a model, and leave model, optimiser, gradients and random state as they were.
+    """Measure a training step of a model, and restore model, optimiser, gradients and random state.
 
     Args:
-        model: where it is, in the mode that it is in.
+        model: on its device and in its mode.
         loss: ``loss(model, batch) -> scalar``.
-        batch: whatever `loss` takes, on the model's device.
-        optimizer: of the model's parameters.
-        mask: counts its removed weights out of `StepCost.flops`; the step itself is the dense one, see `hold`.
-        repeats: steps that are timed, after one that is not.
+        batch: second argument of `loss`, on the model's device.
+        optimizer: optimiser of the model's parameters.
+        mask: its removed weights do not count in `StepCost.flops`; the step itself is dense, see `hold`.
+        repeats: number of timed steps, after one that is not timed.
 
     Raises:
-        UsageError: for less than one repeat, a mask that is none, or a model without parameters.
+        UsageError: for less than one repeat, something else as a mask, or a model without parameters.
         MaskError: if the mask does not fit the model.
 
     Examples:
@@ -83,7 +83,7 @@ def measure_step(
         (256, 64.0, True)
     """
     if repeats < 1:
-        raise UsageError(f"repeats is the number of steps timed, at least 1, not {repeats}")
+        raise UsageError(f"repeats must be at least 1, got {repeats}")
     first = next(model.parameters(), None)
     if first is None:
         raise UsageError(f"{type(model).__name__} has no parameters, so there is no step to measure")
@@ -95,10 +95,10 @@ def measure_step(
 
     device = first.device
     batch = as_normal_tensors(batch)
-    with _restored(model, optimizer, device), callers_defaults():
+    with _preserve(model, optimizer, device), callers_defaults():
         optimizer.zero_grad(set_to_none=True)
         flops = step_flops(model, lambda: loss(model, batch), mask)
-        step()  # makes the optimiser's state
+        step()  # creates the optimiser's state
         seconds = statistics.median(_timed(step, device) for _ in range(repeats))
         optimizer.zero_grad(set_to_none=True)
         allocated, reserved = _peak(step, device, [model.state_dict(), batch, optimizer.state.values()])
@@ -119,7 +119,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
-    """Bytes allocated and, on a GPU, reserved at the height of a step."""
+    """Return the peak bytes allocated and, on a GPU, reserved in a step."""
     if device.type != "cuda":
         return allocated_at_peak(step, held), None
     torch.cuda.reset_peak_memory_stats(device)
@@ -129,11 +129,11 @@ def _peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module, optimizer: Optimizer, device: torch.device) -> Iterator[None]:
-    """Put back weights, buffers, gradients, optimiser's state, random state after a block. Copies wait on the CPU."""
-    state = {name: _kept(value) for name, value in model.state_dict().items()}
+def _preserve(model: nn.Module, optimizer: Optimizer, device: torch.device) -> Iterator[None]:
+    """Restore weights, buffers, gradients, optimiser's state and random state after a block, from copies on the CPU."""
+    state = {name: _copy(value) for name, value in model.state_dict().items()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    before = _kept(optimizer.state_dict())
+    before = _copy(optimizer.state_dict())
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -146,9 +146,9 @@ def _restored(model: nn.Module, optimizer: Optimizer, device: torch.device) -> I
             parameter.grad = gradient
 
 
-def _kept(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {name: _kept(inner) for name, inner in value.items()}
+        return {name: _copy(inner) for name, inner in value.items()}
     return copy.deepcopy(value)

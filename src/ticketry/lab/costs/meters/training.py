@@ -1,4 +1,4 @@
-"""What a whole training costs."""
+"""Cost of a whole training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole training.
+    """Cost of a whole training.
 
     Examples:
         >>> with tk.meters.Meter() as meter:
@@ -33,20 +33,19 @@ class Cost:
 
     steps: int
     flops: float | None
-    """Of all steps, if removed weights took none; None if the step was not measured."""
+    """FLOPs of all steps without those of removed weights; None if the step was not measured."""
     seconds: float
-    """On the clock, everything in the block included."""
+    """Wall time of the block."""
     peak_memory: int | None
-    """Bytes: on a GPU those of torch's allocator at its height, else those of the process since it began; None where
-    that is not told."""
+    """Peak bytes: of torch's allocator on a GPU, otherwise of the process since its start; None if unknown."""
     energy: float | None
-    """kWh of the whole machine; None where it is not measured."""
+    """kWh of the whole machine; None if it is not measured."""
     energy_source: str
-    """The meters, or that it is an estimate and whose, or "not measured"."""
+    """The meters, or the source of the estimate, or "not measured"."""
 
 
 class Meter:
-    """Measures whatever is trained in a block; `cost` tells when it has ended.
+    """Measures the training in a block; `cost` is available when the block has ended.
 
     Examples:
         >>> model = nn.Linear(4, 2)
@@ -71,37 +70,39 @@ class Meter:
         estimate: bool = False,
         powercap: Path = POWERCAP,
     ) -> None:
-        """Nothing is measured before the block.
+        """Prepare a meter; it measures from the start of the block.
 
         Args:
             optimizer: its steps are counted; without one call `Meter.step`.
-            step: what `measure_step` told, for `Cost.flops`. Of a mask that changes while training, tell `Meter.step`
-                the FLOPs of each step.
-            estimate: where the machine has no meter of energy, take codecarbon's model (extra ``energy``).
-            powercap: where the kernel shows the processors' meters.
+            step: result of `measure_step`, for `Cost.flops`. If the mask changes during training, pass the FLOPs of
+                each step to `Meter.step`.
+            estimate: if the machine has no energy meter, use codecarbon's model (extra ``energy``).
+            powercap: folder of the kernel with the processors' meters.
         """
         self._optimizer, self._flops = optimizer, step.flops if step else None
         self._estimate, self._powercap = estimate, powercap
-        self._steps, self._told = 0, 0.0
+        self._steps, self._sum = 0, 0.0
         self._unknown = 0
-        """Steps of whose FLOPs nothing is known."""
+        """Number of steps with unknown FLOPs."""
         self._handle: RemovableHandle | None = None
         self._energy: Energies | None = None
         self._began = 0.0
         self._cost: Cost | None = None
 
     def step(self, flops: float | None = None) -> None:
-        """Count a step, of so many FLOPs or of those of the step that was measured."""
+        """Count a step, with these FLOPs or those of the measured step."""
         flops = self._flops if flops is None else flops
         self._steps += 1
         self._unknown += flops is None
-        self._told += flops or 0.0
+        self._sum += flops or 0.0
 
     @property
     def cost(self) -> Cost:
-        """What the block has cost; `UsageError` before it has ended."""
+        """The cost of the block; `UsageError` before it has ended."""
         if self._cost is None:
-            raise UsageError("a meter tells the cost when its block has ended: `with Meter(optimizer) as meter: …`")
+            raise UsageError(
+                "the cost of a meter is known when its block has ended: `with Meter(optimizer) as meter: …`"
+            )
         return self._cost
 
     def __enter__(self) -> Meter:
@@ -110,7 +111,7 @@ class Meter:
             self._handle = self._optimizer.register_step_post_hook(lambda *_: self.step())
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self._steps, self._unknown, self._told = 0, 0, 0.0
+        self._steps, self._unknown, self._sum = 0, 0, 0.0
         self._began = time.perf_counter()
         return self
 
@@ -125,7 +126,7 @@ class Meter:
         energy = self._energy.used()
         self._cost = Cost(
             steps=self._steps,
-            flops=None if self._unknown else self._told,
+            flops=None if self._unknown else self._sum,
             seconds=seconds,
             peak_memory=torch.cuda.max_memory_allocated() if on_gpu else resident_at_peak(),
             energy=energy.kwh if energy else None,

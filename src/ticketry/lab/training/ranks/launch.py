@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError, UsageError
 from ticketry.lab.signals import block_signals, defer_signals, stop_signal
-from ticketry.lab.store.link import Link
+from ticketry.lab.store.objects import Objects
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.ranks import member
@@ -100,7 +100,7 @@ def train_in_ranks(
         store.get_bytes(digest)  # weights that a bundle left out are trained again once, here
     request = RankRequest(
         store=store.paths.root,
-        linked=type(store.link) is not Link,
+        mirrored=store.mirror is not None,
         data=data,
         spec=task.spec,
         segment=segment.describe(),
@@ -222,14 +222,14 @@ class _Launched:
                 continue
             try:
                 kind, value = rank.pipe.recv()
-                if kind == "link":
-                    rank.pipe.send(_call(store.link, *value))
+                if kind == "store":
+                    rank.pipe.send(_call(store.objects, *value))
             except (EOFError, OSError):
                 rank.silent = True
                 continue
             if kind == "progress":
                 watch.progress(segment, value)
-            elif kind != "link":
+            elif kind != "store":
                 rank.answer = kind, value
 
     def _ask_to_stop(self, segment: Segment, watch: Watch) -> None:
@@ -293,9 +293,10 @@ def _failed(rank: _Rank) -> bool:
     return rank.answer is not None and rank.answer[0] == "failed"
 
 
-def _call(link: Link, name: str, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
-    """Call a method of the link; return its result or its error."""
+def _call(objects: Objects, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
+    """Call a method of the store's objects for a rank; return its result or its error."""
     try:
-        return "done", getattr(link, name)(*given, **named)
+        value = getattr(objects, name)(*arguments, **named)
+        return "done", list(value) if isinstance(value, Iterator) else value
     except Exception as error:
         return "failed", error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from ticketry.lab.process_guard import (
     portable,
 )
 from ticketry.lab.signals import ignore_signals_as_rank
-from ticketry.lab.store.link import Link
+from ticketry.lab.store.folder import Folder
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
@@ -42,8 +43,8 @@ class RankRequest:
 
     store: Path
     """Folder of the store or of its mirror."""
-    linked: bool
-    """Whether the folder mirrors a shared store, see `store.link`."""
+    mirrored: bool
+    """Whether the folder is the mirror of a shared store."""
     data: Path | None
     spec: Spec
     segment: dict[str, Any]
@@ -89,7 +90,7 @@ def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, 
     segment = Segment.from_description(request.segment, catalogue.make(request.spec))
     with segment.arithmetic.active():
         group = _group_class(segment.arithmetic).joined(rank, segment.arithmetic, meet)
-        store = Store(request.store, _ParentLink(pipe) if request.linked else None)
+        store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)
         course = segment.course(request.data).cut(group)
         kind = _OtherJob if rank else Job
         job = kind(store, course, segment, request.keep, request.measure, group)
@@ -174,42 +175,28 @@ class _OtherJob(Job):
         """Do nothing: the first rank deletes them."""
 
 
-class _ParentLink(Link):
-    """A link that calls the parent's link."""
+class _ParentMirror:
+    """The mirror of a shared store, which belongs to the process that started this one.
 
-    shared = True
+    Its methods are called there; an object that is in the mirror's folder is read here.
+    """
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, root: Path) -> None:
+        self._pipe, self._folder = pipe, Folder(root)
 
-    def _call(self, name: str, *given: Any, **named: Any) -> Any:
-        self._pipe.send(("link", (name, given, named)))
+    def open(self) -> None:
+        """Do nothing: the parent has opened it."""
+
+    def get(self, name: str, *, fresh: bool = False) -> bytes | None:
+        data = None if fresh else self._folder.get(name)
+        return self._call("get", name, fresh=fresh) if data is None else data
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        self._pipe.send(("store", (name, arguments, named)))
         kind, value = self._pipe.recv()
         if kind == "failed":
             raise value
         return value
-
-    def wanted(self, path: Path, *, renew: bool = False) -> None:
-        if renew or not path.exists():
-            self._call("wanted", path, renew=renew)
-
-    def written(self, path: Path, *, replace: bool = False) -> None:
-        self._call("written", path, replace=replace)
-
-    def kept(self, path: Path) -> None:
-        self._call("kept", path)
-
-    def discarded(self, path: Path) -> None:
-        self._call("discarded", path)
-
-    def trajectory(self, trajectory: str) -> None:
-        self._call("trajectory", trajectory)
-
-    def known_steps(self, trajectory: str) -> list[int]:
-        return list(self._call("known_steps", trajectory))
-
-    def partial_written(self, trajectory: str, step: int, path: Path) -> None:
-        self._call("partial_written", trajectory, step, path)
-
-    def partials_dropped(self, trajectory: str, last: int) -> None:
-        self._call("partials_dropped", trajectory, last)

@@ -90,7 +90,7 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
     """Store a state; all ranks call this together, and all raise `StoreError` if one cannot write its part."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    folder = Path(group.first(str(parts.begun(store.paths, trajectory, step)) if group.rank == 0 else None))
+    folder = Path(group.first(str(parts.create_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
     flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
     # A file is held in memory while it is written, so the state is split into several files.
     files = dict(zip(flat, itertools.accumulate(value.nbytes for value in flat.values()), strict=True))
@@ -103,11 +103,11 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
     )
     _run_checkpoint(folder, "save", flat, by)
     found: dict[str, str] = {}
-    for each in group.gather(parts.digests(folder, group.rank, group.world)):
+    for each in group.gather(parts.compute_digests(folder, group.rank, group.world)):
         found |= each
     if group.rank == 0:
         parts.finish(folder, store.paths, trajectory, step, found)
-        store.link.partial_written(trajectory, step, store.paths.partial_folder(trajectory, step))
+        store.upload_partial(trajectory, step, store.paths.partial_folder(trajectory, step))
 
 
 def load(folder: Path, loop: Loop) -> float:

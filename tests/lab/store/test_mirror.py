@@ -12,8 +12,7 @@ import torch
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.opening import remote_at
-from ticketry.lab.store.store import Store
+from ticketry.lab.store.store import Store, open_remote
 
 KEY = "ab" * 32
 Machine = Callable[[str], Store]
@@ -68,21 +67,7 @@ def test_a_state_inside_a_segment_is_gone_on_with_elsewhere(machine: Machine) ->
     with three.lock(KEY):
         assert three.partial(KEY, 100) is None
         assert three.stored_steps(KEY) == [5]
-    assert not [one.name for one in three.link.remote.list("partial")]
-
-
-def test_nothing_is_listed_on_the_way_of_a_segment(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine("one").put_bytes(b"made")
-    store = machine("two")
-    monkeypatch.setattr(type(store.link.remote), "list", lambda *_: pytest.fail("listed"))
-    with store.lock(KEY):
-        store.partial(KEY, 9)
-        store.put_partial(KEY, 1, {"w": torch.zeros(1)})
-        digest = store.put_bytes(b"weights")
-        store.put_result(KEY, 3, record(model=digest, metrics=None))
-        store.drop_partials(KEY, 3)
-        assert store.stored_steps(KEY) == [3]
-    assert machine("three").get_bytes(digest) == b"weights"
+    assert not [one.name for one in three.mirror.remote.list("partial/")]
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Machine) -> None:
@@ -90,7 +75,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Mach
     digest = one.put_bytes(b"weights")
     one.paths.blob(digest).write_bytes(b"weighty")
     assert one.get_bytes(digest) == b"weights"
-    one.link.remote.replace(f"blobs/{digest[:2]}/{digest}.safetensors", b"weighty")
+    one.mirror.remote.put(f"blobs/{digest[:2]}/{digest}.safetensors", b"weighty")
     with pytest.raises(DamagedBlobError, match=r"damaged.*--repair"):
         machine("two").get_bytes(digest)
     assert one.get_bytes(digest) == b"weights"
@@ -99,10 +84,10 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Mach
 def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     one, two = machine("one"), machine("two")
     one.put_memo("masks", KEY, {"mask": "12" * 32})
-    one.link.remote.replace(f"memo/masks/ab/{KEY}.json", b"{")
+    one.mirror.remote.put(f"memo/masks/ab/{KEY}.json", b"{")
     with caplog.at_level(logging.WARNING):
         assert two.remembered("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
-    assert "made anew" in caplog.text
+    assert "computed again" in caplog.text
     assert machine("three").memo("masks", KEY) == {"mask": "34" * 32}
 
 
@@ -111,8 +96,8 @@ def test_what_was_not_published_is_when_the_store_is_opened_again(
 ) -> None:
     one = machine("one")
     gone = StoreError("no success in 180 s")
-    for name in ("create", "replace"):
-        monkeypatch.setattr(one.link.remote, name, lambda *_: (_ for _ in ()).throw(gone))
+    for name in ("create_if_absent", "put"):
+        monkeypatch.setattr(one.mirror.remote, name, lambda *_: (_ for _ in ()).throw(gone))
     with pytest.raises(StoreError, match="no success"):
         one.put_bytes(b"weights")
     with pytest.raises(StoreError, match="no success"):
@@ -129,7 +114,7 @@ def test_nor_is_anything_lost_between_a_file_and_its_publication(
 ) -> None:
     """Killed right behind the writing of a file, of each kind."""
     one = machine("one")
-    monkeypatch.setattr(one.link, "written", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr(one.mirror, "_publish", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
     for write in (
         lambda: one.put_bytes(b"weights"),
         lambda: one.put_pieces([b"more ", b"weights"]),
@@ -147,10 +132,10 @@ def test_nor_is_anything_lost_between_a_file_and_its_publication(
 
 
 def test_other_things_at_the_address_are_left_alone(machine: Machine, address: str) -> None:
-    remote_at(address).create("photos/one.jpg", b"jpg")
+    open_remote(address).create_if_absent("photos/one.jpg", b"jpg")
     with pytest.raises(StoreError, match=r"other things in it.*another folder"):
         machine("one")
-    assert [one.name for one in remote_at(address).list()] == ["photos/one.jpg"]
+    assert [one.name for one in open_remote(address).list()] == ["photos/one.jpg"]
 
 
 def test_runs_are_published_records_last_and_name_their_own_place(
@@ -165,27 +150,27 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     (folder / "running").touch()
     (folder / "report.html").touch()
     written: list[str] = []
-    real = one.link.remote.replace
-    monkeypatch.setattr(one.link.remote, "replace", lambda name, *more: (written.append(name), real(name, *more))[1])
-    one.link.publish()
+    real = one.mirror.remote.put
+    monkeypatch.setattr(one.mirror.remote, "put", lambda name, *more: (written.append(name), real(name, *more))[1])
+    one.publish()
     assert written == ["runs/a-run/tickets/level-01/ticket.json", "runs/a-run/run.json"]
-    one.link.publish()
+    one.publish()
     assert len(written) == 2
 
     two = machine("two")
     real("runs/a-run/report.html", b"a stranger's script")
-    two.link.fetch()
+    two.fetch()
     there = two.paths.run("a-run")
     told = read_sealed(there / "run.json")
     assert told == {"run": "a-run", "store": address, "points": [{"ticket": str(there / "tickets" / "level-01")}]}
     assert not (there / "tickets").exists()
-    two.link.fetch_folder(there)
+    two.fetch_folder(there)
     assert (there / "tickets" / "level-01" / "ticket.json").read_text() == "{}"
     assert not (there / "running").exists()
-    two.link.fetch(everything=True)
+    two.fetch(everything=True)
     assert not (there / "report.html").exists()
-    two.link.removed([there / "run.json", there / "tickets" / "level-01" / "ticket.json"])
-    one.link.fetch()
+    two.mirror.delete(["runs/a-run/run.json", "runs/a-run/tickets/level-01/ticket.json"])
+    one.fetch()
     assert not folder.joinpath("run.json").exists()
     assert not folder.joinpath("report.html").exists()
 
@@ -195,14 +180,14 @@ def test_check_reads_what_is_there_and_sets_it_aside(machine: Machine) -> None:
     good, bad = one.put_bytes(b"good"), one.put_bytes(b"bad")
     one.put_result(KEY, 3, record(model=bad, metrics={}))
     name = f"blobs/{bad[:2]}/{bad}.safetensors"
-    one.link.remote.replace(name, b"worse")
+    one.mirror.remote.put(name, b"worse")
     two = machine("two")
     health = check(two)
     assert [path.stem for path in health.damaged] == [bad]
     assert [path.stem for path in health.missing] == ["3"]
     assert health.blobs == 2
     check(two, repair=True)
-    names = {one.name for one in two.link.remote.list()}
+    names = {one.name for one in two.mirror.remote.list()}
     assert name not in names
     assert f"damaged/{name}" in names
     assert f"blobs/{good[:2]}/{good}.safetensors" in names
@@ -217,8 +202,8 @@ def test_gc_deletes_what_nothing_names_by_the_stores_own_clock(
     one.put_result(KEY, 3, record(model=used, metrics={}))
     two = machine("two")
     assert collect(two) == (0, 0)
-    now = two.link.remote.now()
-    monkeypatch.setattr(type(two.link.remote), "now", lambda _: now + 4000)
+    now = two.mirror.remote.now()
+    monkeypatch.setattr(type(two.mirror.remote), "now", lambda _: now + 4000)
     assert collect(two, dry_run=True) == (1, 6)
     assert machine("three").has(unused)
     assert collect(two) == (1, 6)
@@ -230,6 +215,6 @@ def test_gc_deletes_what_nothing_names_by_the_stores_own_clock(
 def test_a_blob_that_was_collected_meanwhile_is_published_again(machine: Machine) -> None:
     digest = machine("one").put_bytes(b"weights")
     two = machine("two")
-    two.link.remote.delete([f"blobs/{digest[:2]}/{digest}.safetensors"])
+    two.mirror.remote.delete([f"blobs/{digest[:2]}/{digest}.safetensors"])
     machine("one").put_bytes(b"weights")
     assert machine("three").get_bytes(digest) == b"weights"

@@ -11,9 +11,9 @@ import pytest
 
 from buckets import Faults, environment, free_port, made_bucket
 from ticketry.errors import StoreError
-from ticketry.lab.remote.buckets import Bucket
-from ticketry.lab.remote.patience import Patience
-from ticketry.lab.store.opening import open_store
+from ticketry.lab.store.bucket import Bucket
+from ticketry.lab.store.objects import patience
+from ticketry.lab.store.store import open_store
 
 
 @pytest.fixture
@@ -30,19 +30,14 @@ def faults(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 def test_every_kind_of_fault_is_overcome(faults: Faults) -> None:
     bucket = Bucket("s3://harmed/of/us")
     faults.rates = {"busy": 0.1, "refused": 0.1, "cut": 0.1, "unanswered": 0.05}
-    version = None
     for number in range(60):
         data = f"{number}".encode() * 400
-        assert bucket.create(f"one/{number}", data) is not None
-        assert bucket.create(f"one/{number}", b"another") is None
-        found = bucket.read(f"one/{number}")
-        assert found is not None
-        assert found.data == data
-        before = version
-        version = bucket.replace("chain", data, before) if before else bucket.create("chain", data)
-        assert version is not None
-        assert before is None or bucket.replace("chain", b"x", before) is None
-    assert {one.name for one in bucket.list("one")} == {f"one/{number}" for number in range(60)}
+        assert bucket.create_if_absent(f"one/{number}", data)
+        assert not bucket.create_if_absent(f"one/{number}", b"another")
+        assert bucket.get(f"one/{number}") == data
+        bucket.put("other", data)
+        assert bucket.get("other") == data
+    assert {one.name for one in bucket.list("one/")} == {f"one/{number}" for number in range(60)}
     assert min(faults.counts[kind] for kind in faults.rates) > 5
 
 
@@ -50,15 +45,16 @@ def test_a_network_that_is_away_for_a_while_is_waited_for(faults: Faults) -> Non
     bucket, began = Bucket("s3://harmed/of/us"), time.monotonic()
     faults.away = True
     threading.Timer(3, lambda: setattr(faults, "away", False)).start()
-    assert bucket.replace("late", b"data") is not None
+    bucket.put("late", b"data")
     assert time.monotonic() - began > 2.5
 
 
 def test_what_stays_away_is_told_with_time_and_tries(faults: Faults) -> None:
-    bucket = Bucket("s3://harmed/of/us", Patience(1.0))
+    bucket = Bucket("s3://harmed/of/us")
     faults.away = True
-    with pytest.raises(StoreError, match=r"cannot read s3://harmed/of/us/x: no success in [01] s and \d+ tries"):
-        bucket.read("x")
+    unreachable = r"cannot read s3://harmed/of/us/x: no success in [01] s and \d+ tries"
+    with patience(1.0), pytest.raises(StoreError, match=unreachable):
+        bucket.get("x")
 
 
 @pytest.fixture

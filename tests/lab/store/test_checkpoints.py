@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from ticketry.lab.remote.lease import known_of, object_of
-from ticketry.lab.remote.objects import Content
 from ticketry.lab.store import parts
 from ticketry.lab.store.maintenance import collect
 from ticketry.lab.store.store import Store
@@ -23,17 +21,17 @@ Machine = Callable[[str], Store]
 
 def made(store: Store, step: int) -> Path:
     """The folder of a state of two files."""
-    folder = parts.begun(store.paths, KEY, step)
+    folder = parts.create_folder(store.paths, KEY, step)
     for rank in range(2):
         (folder / f"part-{rank}.safetensors").write_bytes(bytes([rank, step]) * 1000)
-    parts.finish(folder, store.paths, KEY, step, parts.digests(folder, 0, 1))
+    parts.finish(folder, store.paths, KEY, step, parts.compute_digests(folder, 0, 1))
     return store.paths.partial_folder(KEY, step)
 
 
 def written(store: Store, step: int) -> Path:
     """One that is told as ranks tell it."""
     folder = made(store, step)
-    store.link.partial_written(KEY, step, folder)
+    store.upload_partial(KEY, step, folder)
     return folder
 
 
@@ -42,7 +40,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def objects(store: Store) -> list[str]:
-    return [one.name for one in store.link.remote.list("partial")]
+    return [one.name for one in store.mirror.remote.list("partial/")]
 
 
 def soon_none(store: Store) -> bool:
@@ -70,7 +68,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
     assert soon_none(two)
     three = machine("three")
     with three.lock(KEY):
-        three.stored_steps(KEY)
+        three.partial(KEY, 100)
         assert parts.newest(three.paths, KEY, 100) is None
     for store in (one, two, three):
         assert not list(store.paths.partial.rglob("*.tmp"))
@@ -86,34 +84,24 @@ def test_a_damaged_state_is_none(
     names = objects(one)
     (listed,) = [name for name in names if name.endswith(parts.LIST)]
     (first, _) = sorted(set(names) - {listed})
-    remote = one.link.remote
+    remote = one.mirror.remote
     if what == "file":
-        remote.replace(first, b"other bytes")
+        remote.put(first, b"other bytes")
     elif what == "list":
-        remote.replace(listed, b'{"files": {}}')
+        remote.put(listed, b'{"files": {}}')
     elif what == "gone":
         remote.delete([first])
     else:
         forged = b'{"files": {"../../store.json": "00"}}'
-        remote.replace(listed, forged)
+        remote.put(listed, forged)
     two = machine("two")
     if what == "forged":  # with a digest that is right
-        read = type(two.link.remote).read
-
-        def as_said(self: Any, name: str) -> Content | None:
-            found = read(self, name)
-            if found is None or not name.startswith("trajectories/"):
-                return found
-            digest = hashlib.sha256(forged).hexdigest()
-            before = Path(listed).parent.stem.rpartition("-")[2]
-            return Content(found.data.replace(before.encode(), digest.encode()), found.version)
-
-        remote.create(listed.replace(Path(listed).parent.stem[-64:], hashlib.sha256(forged).hexdigest()), forged)
-        monkeypatch.setattr(type(two.link.remote), "read", as_said)
+        folder = listed.rpartition("/")[0]
+        remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{parts.LIST}", forged)
     with two.lock(KEY):
-        assert two.stored_steps(KEY) == []
+        assert two.partial(KEY, 100) is None
         assert parts.newest(two.paths, KEY, 100) is None
-    assert ("gone or damaged" in caplog.text) == (what == "list")
+    assert ("is damaged: it is ignored" in caplog.text) == (what in ("list", "forged"))
     assert (two.paths.root / "store.json").exists()
 
 
@@ -122,9 +110,9 @@ def test_states_that_nobody_names_are_collected(machine: Machine, monkeypatch: p
     with one.lock(KEY):
         written(one, 6)
     orphan = f"partial/{KEY}-4-{'cd' * 32}.parts/part-0.safetensors"
-    one.link.remote.create(orphan, b"of a worker that was killed")
-    now = one.link.remote.now()
-    monkeypatch.setattr(type(one.link.remote), "now", lambda _: now + 4000)
+    one.mirror.remote.create_if_absent(orphan, b"of a worker that was killed")
+    now = one.mirror.remote.now()
+    monkeypatch.setattr(type(one.mirror.remote), "now", lambda _: now + 4000)
     collect(one)
     left = objects(one)
     assert orphan not in left
@@ -136,9 +124,9 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
 ) -> None:
     """Uploads that take longer than the time between states still come to an end."""
     one = machine("one")
-    create, dropped = type(one.link.remote).create, []
+    create, dropped = type(one.mirror.remote).create_if_absent, []
 
-    def late(self: Any, name: str, data: bytes) -> str | None:
+    def late(self: Any, name: str, data: bytes) -> bool:
         if name.startswith("partial/") and not dropped:
             dropped.append(name)
             parts.drop(one.paths, KEY, 6)
@@ -147,38 +135,33 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     with one.lock(KEY):
         folder = made(one, 6)
         expected = content(folder)
-        monkeypatch.setattr(type(one.link.remote), "create", late)
-        one.link.partial_written(KEY, 6, folder)
+        monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", late)
+        one.upload_partial(KEY, 6, folder)
     assert dropped
     assert not folder.exists()
     two = machine("two")
     with two.lock(KEY):
-        two.stored_steps(KEY)
+        two.partial(KEY, 100)
         found = parts.newest(two.paths, KEY, 100)
     assert found is not None
     assert content(found[1]) == expected
 
 
-@pytest.mark.parametrize("during", ["create", "replace"])
-def test_a_state_that_is_dropped_on_its_way_is_not_left(
-    during: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While its files are created, and just after the trajectory's object was replaced to tell of it."""
+def test_a_state_that_is_dropped_on_its_way_is_not_left(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its files are created."""
     one = machine("one")
-    done, dropped = getattr(type(one.link.remote), during), threading.Event()
+    create, dropped = type(one.mirror.remote).create_if_absent, threading.Event()
 
-    def and_dropped(self: Any, name: str, data: bytes, *rest: Any) -> str | None:
-        told = done(self, name, data, *rest)
+    def and_dropped(self: Any, name: str, data: bytes) -> bool:
+        created = create(self, name, data)
         if threading.current_thread().name == "uploads" and not dropped.is_set():
             one.drop_partials(KEY, 6)
             dropped.set()
-        return told
+        return created
 
     with one.lock(KEY):
         folder = made(one, 6)
-        monkeypatch.setattr(type(one.link.remote), during, and_dropped)
-        one.link.partial_written(KEY, 6, folder)
+        monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", and_dropped)
+        one.upload_partial(KEY, 6, folder)
         assert dropped.wait(10)
     assert soon_none(one)
-    found = one.link.remote.read(object_of(KEY))
-    assert known_of(found).partial is None

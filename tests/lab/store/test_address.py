@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.remote.address import address_of, checked_url, mirror_name, place_of, shown, split_address
+from ticketry.lab.store.address import address_of, checked_url, mirror_name, place_of, shown, split_address
+from ticketry.lab.store.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +41,8 @@ def test_an_address_has_one_form(given: str, known: str) -> None:
         ("s3:///a", "s3://bucket/folder"),
         ("file://host/a", "file:///path"),
         ("file:///", "file:///path"),
-        ("s3://bucket/../other", "no plain name"),
-        ("s3://bucket/%2e%2e/other", "no plain name"),
+        ("s3://bucket/../other", "not a plain name"),
+        ("s3://bucket/%2e%2e/other", "not a plain name"),
         ("s3://me:hush@bucket/a", "user name or password"),
         ("s3://bucket/a?X-Amz-Signature=hush", "signature"),
         ("az://container/a#hush", "signature"),
@@ -74,3 +75,22 @@ def test_the_address_of_a_ticket_has_that_of_its_store() -> None:
     assert split_address("s3://b/runs/x/runs/r/tickets/t") == ("s3://b/runs/x", ("runs", "r", "tickets", "t"))
     assert split_address("s3://b/x") is None
     assert split_address("s3://runs/x") is None
+
+
+def test_an_address_opens_the_same_store_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("somewhere")
+    digest = store.put_bytes(b"weights")
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert open_store(tmp_path / "somewhere").get_bytes(digest) == b"weights"
+    assert open_store(str(tmp_path / "somewhere")).address == str(tmp_path / "somewhere")
+
+
+def test_an_address_of_no_known_kind_is_refused_and_makes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="gopher://"):
+        open_store("gopher://somewhere/else")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,4 @@
-"""What is carried out in a store now. Marks of runs: files in a run's folder, each locked by a process as long as it
-carries the run out; and the locks of trainings."""
+"""Marks of what is carried out in a store now: files in a run's folder, each locked by a process while it works."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ import filelock
 
 from ticketry.files import require_inside
 from ticketry.folders import exists, is_file, list_entries
-from ticketry.lab.remote.address import shown
+from ticketry.lab.store.address import shown
 from ticketry.lab.store.files import explained
+from ticketry.lab.store.paths import Paths
 
-if TYPE_CHECKING:  # a store reads records of others, which are told from marks
-    from ticketry.lab.store.paths import Paths
+if TYPE_CHECKING:
     from ticketry.lab.store.store import Store
 
 if sys.platform != "win32":
@@ -30,17 +29,17 @@ _MARK, _MOST = "running", 64
 
 
 def is_mark(name: str) -> bool:
-    """Whether a file of that name in a run's folder is a mark."""
+    """Return whether a file of this name in a run's folder is a mark."""
     return name == _MARK or name.startswith(f"{_MARK}-")
 
 
 @contextlib.contextmanager
 def marked_running(folder: Path) -> Iterator[None]:
-    """Marks a run as one that is carried out now; other processes that carry it out too have marks of their own."""
+    """In a block, mark a run as being carried out; several processes that do so have a mark each."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = next(filter(None, map(_locked, _marks(folder))), None)
-    except OSError:  # a place that cannot be written: who writes results tells that
+        lock = next(filter(None, map(_lock_mark, _marks(folder))), None)
+    except OSError:  # a folder that cannot be written: the caller reports that when it writes results
         lock = None
     if lock is None:
         yield
@@ -51,11 +50,11 @@ def marked_running(folder: Path) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
-            folder.rmdir()  # where the run came to nothing
+            folder.rmdir()  # if the run stored nothing
 
 
 def marked_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
-    """Marks a store as one in which something is carried out: who removes runs, or moves the store, waits."""
+    """In a block, mark a store as in use: commands that remove runs or move the store refuse to."""
     return marked_running(require_inside(paths.root, paths.live))
 
 
@@ -70,7 +69,7 @@ def is_running(folder: Path) -> bool:
 
 
 def under_way(store: Store) -> str:
-    """Return what is carried out or trained in a store now, in words; empty if nothing is.
+    """Return a description of what is carried out or trained in a store now; empty if nothing is.
 
     Raises:
         StoreError: if a folder of the store cannot be read.
@@ -81,40 +80,42 @@ def under_way(store: Store) -> str:
     for name in runs:
         if is_running(paths.run(name)):
             return f"the run {name} is being carried out in {place}"
-    # A command marks the store; anybody's own loop, with a lab of its own, holds the lock of what it trains.
+    # A command marks the store; a user's own loop with a lab holds the lock of what it trains.
     with explained(paths.results, "read"):
         if is_running(require_inside(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
             return f"something is being trained in {place}"
-    training = store.link.busy()
-    return training and f"{training} is under way on another machine"
+    trajectory = store.mirror.busy_trajectory() if store.mirror else ""
+    return f"the training {trajectory[:12]}… is under way on another machine" if trajectory else ""
 
 
 def _marks(folder: Path) -> Iterator[Path]:
-    """Places for marks, of which the first free one is taken: those of processes that were killed are used again."""
+    """Yield paths for marks; a process takes the first free one, which a killed process may have left."""
     for number in range(1, _MOST + 1):
         yield folder / (_MARK if number == 1 else f"{_MARK}-{number}")
 
 
-def _locked(mark: Path) -> filelock.FileLock | None:
-    """Take the lock of a mark; None if another process has it, or another user made it."""
+def _lock_mark(mark: Path) -> filelock.FileLock | None:
+    """Lock a mark; return None if another process holds it, or another user created it."""
+    if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # a lock opens, and empties, its file
+        return None
     try:
-        lock = _taken(mark) if _is_plain(mark) else None
+        lock = _try_lock(mark)
     except PermissionError:  # another user's: this process takes the next one
         return None
     if lock is None or _is_held(mark):
         return lock
-    lock.release()  # of a file that whoever had it before has deleted meanwhile
+    lock.release()  # of a file that its former holder has deleted meanwhile
     return None
 
 
 def _is_held(mark: Path) -> bool:
     """Return whether a process holds the lock of a file. The file is only read, and may be another user's."""
-    if sys.platform == "win32":  # where a lock can only be tried by taking it
+    if sys.platform == "win32":  # where the only way to test a lock is to take it
         return is_file(mark) and _is_taken(mark)
     try:
         handle = os.open(mark, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):  # gone, or a link, or a socket
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):  # missing, a link, or a socket
             return False
         raise
     try:
@@ -124,7 +125,7 @@ def _is_held(mark: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return True
-        if error.errno == errno.ENOSYS:  # no locks on this file system: there filelock goes by whether the file exists
+        if error.errno == errno.ENOSYS:  # a file system without locks: there filelock tests whether the file exists
             return _is_taken(mark)
         raise
     finally:
@@ -133,21 +134,16 @@ def _is_held(mark: Path) -> bool:
 
 
 def _is_taken(mark: Path) -> bool:
-    if (lock := _taken(mark)) is None:
+    if (lock := _try_lock(mark)) is None:
         return True
     lock.release()
     return False
 
 
-def _taken(mark: Path) -> filelock.FileLock | None:
+def _try_lock(mark: Path) -> filelock.FileLock | None:
     lock = filelock.FileLock(mark)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         return None
     return lock
-
-
-def _is_plain(mark: Path) -> bool:
-    """Return whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
-    return not mark.is_symlink() and (is_file(mark) or not exists(mark))

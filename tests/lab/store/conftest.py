@@ -10,9 +10,8 @@ import pytest
 
 import azurite
 from buckets import environment, made_bucket, moto_server
-from ticketry.lab.remote.mirror import Mirror
-from ticketry.lab.store.opening import place_of, remote_at
-from ticketry.lab.store.store import Store
+from ticketry.lab.store.mirror import Mirror
+from ticketry.lab.store.store import Store, open_remote, place_of
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +59,6 @@ def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def opened(name: str) -> Store:
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
         place = place_of(address)
-        return Store(place, Mirror(remote_at(address), place, lease_seconds=30))
+        return Store(place, Mirror(open_remote(address), place, lease_seconds=30))
 
     return opened

@@ -1,0 +1,178 @@
+"""Objects in a bucket: Amazon S3 and compatible services, Google Cloud Storage, Azure, all through obstore.
+
+obstore finds the credentials of each provider (environment, instance role, web identity). None is taken from an
+address, and none is in a message: the part of a request's URL behind its path is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from ticketry.errors import MissingExtraError, StoreError
+from ticketry.lab.store.objects import Listed, PassingError, repeat
+
+T = TypeVar("T")
+
+_SMALL, _SMALL_SECONDS = 4 << 20, 20
+"""Bytes of a small request, and its time limit."""
+_LARGE_SECONDS = 600
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "BucketNotFound")
+_PASSING_CODES = (408, 409, 425, 429)
+"""409 is what S3 answers to two conditional writes of one object at the same time."""
+
+
+class Bucket:
+    """The objects below a prefix of a bucket, see `Objects`.
+
+    Raises:
+        MissingExtraError: without obstore.
+        StoreError: if the address or the environment's settings for it are invalid.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._obstore = _import_obstore()
+        self._small, self._large = (self._open(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
+        self._ahead: float | None = None
+        """Seconds of the provider's clock before this process's monotonic clock."""
+
+    def _open(self, seconds: float) -> Any:
+        plain = any(
+            os.environ.get(f"{provider}_ALLOW_HTTP", "").lower() in ("true", "1")
+            for provider in ("AWS", "AZURE", "GOOGLE")
+        )
+        try:
+            return self._obstore.store.from_url(
+                self.address,
+                retry_config={"max_retries": 0},
+                client_options={"timeout": f"{seconds}s", "connect_timeout": "5s", "allow_http": plain},
+            )
+        except Exception as error:
+            raise StoreError(f"{self.address} cannot be opened: {_short_text(error)}") from None
+
+    def get(self, name: str, *, fresh: bool = False) -> bytes | None:
+        def attempt(_: int) -> bytes | None:
+            try:
+                found = self._obstore.get(self._large, name)
+                data = bytes(found.bytes())
+            except FileNotFoundError as error:
+                self._check_bucket(error)
+                return None
+            if len(data) != found.meta["size"]:
+                raise PassingError("the answer ended early")
+            return data
+
+        return self._do("read", name, attempt)
+
+    def put(self, name: str, data: bytes) -> str:
+        return self._do("write", name, lambda _: self._write(name, data, "overwrite"))
+
+    def create_if_absent(self, name: str, data: bytes) -> bool:
+        def attempt(tries: int) -> bool:
+            try:
+                self._write(name, data, "create")
+            except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
+                return tries > 0 and self.get(name) == data  # an earlier try whose answer was lost
+            return True
+
+        return self._do("write", name, attempt)
+
+    def _write(self, name: str, data: bytes, mode: str) -> str:
+        client = self._small if len(data) <= _SMALL else self._large
+        try:
+            return _version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+            raise StoreError(f"cannot write {self.address}/{name}: {_short_text(error)}") from None
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        folder = prefix.rpartition("/")[0]
+
+        def attempt(_: int) -> list[Listed]:
+            return [
+                Listed(one["path"], one["size"], _version(one), one["last_modified"].timestamp())
+                for page in self._obstore.list(self._small, f"{folder}/" if folder else None)
+                for one in page
+                if one["path"].startswith(prefix)
+            ]
+
+        yield from self._do("list", prefix, attempt)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._do("delete", name, lambda _: self._delete(name))  # noqa: B023
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._obstore.delete(self._small, name)
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+
+    def now(self) -> float:
+        if self._ahead is None:
+            name = f".clock/{uuid.uuid4().hex}"
+            self.put(name, b"")
+            meta = self._do("read", name, lambda _: self._obstore.head(self._small, name))
+            self._ahead = meta["last_modified"].timestamp() - time.monotonic()
+            self.delete([name])
+        return time.monotonic() + self._ahead
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def _do(self, verb: str, name: str, action: Callable[[int], T]) -> T:
+        """Carry out a request; `verb` is for the error message."""
+        known = self._obstore.exceptions
+
+        def attempt(tries: int) -> T:
+            try:
+                return action(tries)
+            except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
+                raise StoreError(
+                    f"{self.address}: no permission to {verb} there. Credentials are looked for where the provider's"
+                    f" own tools look (environment, instance role), see docs/cluster.md. ({_short_text(error)})"
+                ) from None
+            except known.BaseError as error:
+                self._check_bucket(error)
+                code = _status_code(error)
+                if code is not None and code < 500 and code not in _PASSING_CODES:
+                    raise StoreError(f"cannot {verb} {self.address}/{name}: {_short_text(error)}") from None
+                raise PassingError(_short_text(error)) from None
+
+        return repeat(f"cannot {verb} {self.address}/{name}", attempt)
+
+    def _check_bucket(self, error: BaseException) -> None:
+        if any(text in str(error) for text in _NO_BUCKET):
+            bucket = self.address.split("/")[2]
+            raise StoreError(f"{self.address}: there is no bucket {bucket}: create it, or correct its name") from None
+
+
+def _import_obstore() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError:
+        raise MissingExtraError("obstore", "cloud", "a store in a bucket") from None
+    return obstore
+
+
+def _version(meta: Any) -> str:
+    """Return the ETag, with a version number from providers that have one."""
+    return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
+
+
+def _status_code(error: BaseException) -> int | None:
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+def _short_text(error: BaseException) -> str:
+    """Return the error on one short line, without anything that might be secret."""
+    text = str(error).partition("\n")[0]
+    text = re.sub(r"\?[^\s\"'<>)]*", "", re.sub(r"<\?xml.*", "", text))
+    return " ".join(text.split())[:300]

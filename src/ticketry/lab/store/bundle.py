@@ -1,0 +1,314 @@
+"""The file format of bundles: parts of a store one after another, behind a list of them and a digest of everything.
+
+    ticketry.bundle.2\\n                      the format
+    SHA-256 of all that follows, in hex, \\n  so that a flipped bit is noticed
+    8 bytes                                  length of the list
+    list                                     JSON: `Contents`, with size and digest of each part
+    parts                                    see `Coding`
+
+The same parts give the same bytes (with the same zlib). Nothing in a bundle is code, and no part names a path, see
+`Part`. Files of version 1 can be read too: their records are compressed, their tensors are stored unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from ticketry.errors import StoreError
+from ticketry.files import regular, replacing
+from ticketry.lab.store.files import explained
+from ticketry.lab.store.schemas import Digest
+
+MAGIC = b"ticketry.bundle.2\n"
+_FORMATS = {b"ticketry.bundle.1\n": 1, MAGIC: 2}
+_SEAL = 65
+"""Bytes of the digest with its newline."""
+_START = len(MAGIC) + _SEAL
+_LEVEL = 6
+"""Level of zlib: the highest takes five times as long for masks, and gains 2 %."""
+_CHUNK = 1 << 20
+_LARGEST_LIST = 256 << 20
+_LARGEST_RECORD = 64 << 20
+_MOST_SWOLLEN, _PLAIN_RECORD = 30, 4 << 20
+"""A record may be this many times as large as its part of the file, or this many bytes if that is more: parsed JSON
+takes twenty times its bytes in memory. The records of a store are up to 18 times as large."""
+_MOST_INFLATED, _AT_LEAST = 100, 64 << 20
+"""Records and masks together may be this many times as large as the file, or this many bytes if that is more."""
+
+Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
+Coding = Literal["whole", "zlib", "difference"]
+"""How a part is stored: unchanged; compressed by zlib; compressed after XOR with the part before it, which has the same
+size and is not whole. Differences make the masks of research/bundles 20 % to 50 % smaller."""
+_Size = Annotated[int, Meta(ge=0, le=1 << 50)]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a store."""
+
+    kind: Kind
+    name: tuple[str, ...]
+    """Its name in the store: digest; trajectory and step; kind and key; or name. Never a path."""
+    size: _Size
+    """Bytes in a store."""
+    packed: _Size
+    """Bytes in the bundle."""
+    sha256: Digest
+    """Digest of the file in a store."""
+    coding: Coding | Literal[""] = ""
+    """Empty in version 1."""
+
+    @property
+    def compressed(self) -> bool:
+        return self.kind != "blob" if not self.coding else self.coding != "whole"
+
+
+class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The list of a bundle."""
+
+    store: int
+    """Format of the store."""
+    numerics: int
+    """Numerics of the library that trained, see `store.NUMERICS`."""
+    weights: bool
+    """Whether the weights are in it, too."""
+    runs: tuple[str, ...]
+    parts: tuple[Part, ...]
+    format: Literal[1, 2] = 2
+    kind: Literal["ticketry.bundle"] = "ticketry.bundle"
+
+
+class Source(NamedTuple):
+    """A part to be written."""
+
+    kind: Kind
+    name: tuple[str, ...]
+    read: Callable[[], bytes]
+    whole: bool = False
+    """Whether it is stored unchanged: weights, which compression does not make smaller."""
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_bundle(
+    target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
+) -> Contents:
+    """Write the parts, each read twice and two in memory at a time; return the list, see `Contents`.
+
+    Raises:
+        StoreError: if the file cannot be written, or a part changes meanwhile.
+    """
+    parts = tuple(part for part, _ in _encode(sources))
+    contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
+    encoded = msgspec.json.encode(contents)
+    seal = hashlib.sha256()
+    with explained(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
+
+        def put(data: bytes) -> None:
+            seal.update(data)
+            file.write(data)
+
+        file.write(MAGIC + b" " * _SEAL)
+        put(len(encoded).to_bytes(8, "little"))
+        put(encoded)
+        for part, (now, packed) in zip(parts, _encode(sources), strict=True):
+            if now != part:
+                changed = " ".join(part.name)
+                raise StoreError(f"{changed} changed while it was packed: pack again when nothing writes to it")
+            put(packed)
+        file.seek(len(MAGIC))
+        file.write(seal.hexdigest().encode() + b"\n")
+    return contents
+
+
+def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
+    """Yield the parts with their bytes in the file."""
+    before = b""
+    for kind, name, read, whole in sources:
+        data = read()
+        coding, packed = ("whole", data) if whole else _compress(data, before)
+        if kind != "blob" and len(data) > _largest_record(len(packed)):
+            coding, packed = "whole", data
+        before = b"" if coding == "whole" else data  # as a reader has it
+        facts = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
+        yield msgspec.convert({**facts, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
+
+
+def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
+    """Return the shortest coding of a part."""
+    found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
+    if len(before) == len(data):
+        other = zlib.compress(_xor(data, before), _LEVEL)
+        found = ("difference", other) if len(other) < len(found[1]) else found
+    return found if len(data) <= _MOST_INFLATED * len(found[1]) else ("whole", data)
+
+
+def _largest_record(packed: int) -> int:
+    """Return the most bytes that a record may have which takes `packed` bytes in the file."""
+    return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
+
+
+def _xor(data: bytes, other: bytes) -> bytes:
+    return (np.frombuffer(data, np.uint8) ^ np.frombuffer(other, np.uint8)).tobytes()
+
+
+_SAMPLED = 2048
+"""Bytes of a mask, spread over all of it, by which masks are compared."""
+_TOGETHER = 1000
+"""Masks that are sorted together: the time grows with the square."""
+
+
+def sort_by_similarity(digests: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
+    """Return the digests of stored masks in an order in which neighbours differ little, those of one size together.
+
+    The first has the most bits set; the next is always the most similar one of those that remain.
+
+    Args:
+        digests: the masks.
+        read: returns a mask's bytes; one is in memory at a time.
+    """
+    sizes: dict[int, list[tuple[str, NDArray[np.uint8]]]] = {}
+    for digest in sorted(digests):
+        data = np.frombuffer(read(digest), np.uint8)
+        sampled = data[:: max(1, len(data) // _SAMPLED)][:_SAMPLED].copy()
+        sizes.setdefault(len(data), []).append((digest, sampled))
+    found: list[str] = []
+    for _, group in sorted(sizes.items()):
+        group.sort(key=lambda one: -_count_bits(one[1][None])[0])
+        for start in range(0, len(group), _TOGETHER):
+            found += _chain(group[start : start + _TOGETHER])
+    return found
+
+
+def _chain(group: Sequence[tuple[str, NDArray[np.uint8]]]) -> Iterator[str]:
+    sampled = np.stack([one for _, one in group])
+    left, now = np.ones(len(group), bool), 0
+    for _ in group:
+        left[now] = False
+        yield group[now][0]
+        now = int(np.where(left, _count_bits(sampled ^ sampled[now]), np.iinfo(np.int64).max).argmin())
+
+
+def _count_bits(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
+    counts: NDArray[np.uint8] = np.bitwise_count(rows) if hasattr(np, "bitwise_count") else _BITS[rows]
+    total: NDArray[np.int64] = counts.sum(-1, dtype=np.int64)
+    return total
+
+
+_BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """A bundle opened for reading, whose digest and list are right. Use it as a context manager.
+
+    Raises:
+        StoreError: if it is not a bundle, damaged, of another version, or claims impossible sizes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with explained(path, "read"):
+            self._file: BinaryIO = regular(path)
+        try:
+            self.contents = self._read_contents()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def parts(self) -> Iterator[tuple[Part, bytes]]:
+        """Yield each part with its content, whose digest is right, in the order of the file.
+
+        Raises:
+            StoreError: for a part that differs from the list.
+        """
+        with explained(self.path, "read"):
+            self._file.seek(self._first)
+            before = b""
+            for part in self.contents.parts:
+                data = self._decode(part, self._file.read(part.packed), before)
+                before = data if part.compressed else b""
+                yield part, data
+
+    def _read_contents(self) -> Contents:
+        with explained(self.path, "read"):
+            size = os.fstat(self._file.fileno()).st_size
+            head = self._file.read(_START)
+            version = _FORMATS.get(head[: len(MAGIC)])
+            if version is None:
+                raise StoreError(
+                    f"{self.path} is no bundle of this ticketry: those begin with {MAGIC.decode().strip()}"
+                )
+            seal = hashlib.sha256()
+            while chunk := self._file.read(_CHUNK):
+                seal.update(chunk)
+            if head[len(MAGIC) :] != seal.hexdigest().encode() + b"\n":
+                raise self._error("its contents do not match its digest")
+            self._file.seek(_START)
+            length = int.from_bytes(self._file.read(8), "little")
+            if length > min(_LARGEST_LIST, size - _START - 8):
+                raise self._error("its list of parts is longer than it can be")
+            encoded = self._file.read(length)
+        try:
+            contents = msgspec.json.decode(encoded, type=Contents)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise self._error(f"its list of parts is not valid ({error})") from None
+        if contents.format != version or any((part.coding != "") != (version == 2) for part in contents.parts):
+            raise self._error(f"its list of parts is not one of version {version}")
+        self._first = _START + 8 + length
+        self._check_sizes(contents.parts, size)
+        return contents
+
+    def _check_sizes(self, parts: Sequence[Part], size: int) -> None:
+        if self._first + sum(part.packed for part in parts) != size:
+            raise self._error("its parts have other sizes than its list says")
+        if len({(part.kind, part.name) for part in parts}) < len(parts):
+            raise self._error("it has a part twice")
+        compressed = [part for part in parts if part.compressed]
+        if any(part.size != part.packed for part in parts if not part.compressed):
+            raise self._error("its list has two sizes of a file of tensors")
+        most = max(_AT_LEAST, _MOST_INFLATED * size)
+        if sum(part.size for part in compressed) > most:
+            raise self._error(f"its records and masks would take more than {most >> 20} MB once unpacked")
+        for part in compressed:
+            if part.kind != "blob" and part.size > (limit := _largest_record(part.packed)):
+                raise self._error(f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked")
+
+    def _decode(self, part: Part, data: bytes, before: bytes) -> bytes:
+        name = " ".join(part.name)
+        if part.compressed:
+            inflate = zlib.decompressobj()
+            try:
+                data = inflate.decompress(data, part.size + 1)
+            except zlib.error as error:
+                raise self._error(f"{name} cannot be unpacked: {error}") from None
+            if not inflate.eof or inflate.unused_data:
+                raise self._error(f"{name} has another size than the list says")
+            if part.coding == "difference":
+                if len(before) != len(data):
+                    raise self._error(f"{name} is stored as a difference from a part of another size")
+                data = _xor(data, before)
+        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise self._error(f"{name} does not match its digest")
+        return data
+
+    def _error(self, why: str) -> StoreError:
+        return StoreError(f"{self.path} is damaged or forged: {why}. Fetch it again, or pack it again")

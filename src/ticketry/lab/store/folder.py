@@ -1,0 +1,182 @@
+"""Objects as files of a folder: a store on this machine, or one on a network file system that several machines see."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ticketry.errors import StoreError
+from ticketry.files import beside, content_of, flush, join_inside, make_folder, reason_of, replacing, write_atomically
+from ticketry.folders import exists, is_folder, iterate_files, list_entries
+from ticketry.lab.store.files import LARGEST_JSON, explained
+from ticketry.lab.store.objects import Listed, PassingError, repeat
+
+T = TypeVar("T")
+
+_PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
+"""Errors of a network file system while its server is away or a file was exchanged."""
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+class Folder:
+    """Objects in a folder, see `Objects`. The methods raise `OutsideError` for names and links that lead out of it.
+
+    Args:
+        place: the folder, which may be missing.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.root = place
+        self.address = str(place)
+
+    def get(self, name: str, *, fresh: bool = False) -> bytes | None:
+        path = self.path(name)
+
+        def read(_: int) -> bytes | None:
+            try:
+                return content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
+            except _MISSING:
+                if path.is_symlink():
+                    raise
+                return None
+
+        return self._do("read", path, read)
+
+    def put(self, name: str, data: bytes) -> str:
+        path = self.path(name)
+        self._do("write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/")))
+        return ""
+
+    def create_if_absent(self, name: str, data: bytes) -> bool:
+        path = self.path(name)
+
+        def create(tries: int) -> bool:
+            if exists(path):
+                with contextlib.suppress(OSError):  # another user's
+                    os.utime(path)
+                return False if tries == 0 else content_of(path) == data
+            return self._create(path, data)
+
+        return self._do("write", path, create)
+
+    def _create(self, path: Path, data: bytes) -> bool:
+        write_atomically(path, data, durable=True)  # the caller holds a local lock, or the name stands for the content
+        return True
+
+    def move_in(self, name: str, file: Path) -> None:
+        """Move a finished file of the same file system into place; if the object exists, mark it as in use."""
+        path = self.path(name)
+        with explained(path, "write"):
+            if exists(path):
+                os.utime(path)
+                return
+            with replacing(path, durable=True) as place:
+                os.replace(file, place)
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        at = prefix.rpartition("/")[0]
+        start = self.path(at) if at else self.root
+        yield from self._do("read", start, lambda _: tuple(self._walk(start, prefix)))
+
+    def delete(self, names: Iterable[str]) -> None:
+        for path in map(self.path, names):
+            self._do("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
+
+    def now(self) -> float:
+        return time.time()
+
+    def path(self, name: str) -> Path:
+        """Return the file of an object."""
+        return join_inside(self.root, *name.split("/"))
+
+    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+        """Carry out an action on a file; `verb` is for the error message."""
+        with explained(path, verb):
+            return action(0)
+
+    def _walk(self, start: Path, prefix: str) -> Iterator[Listed]:
+        for entry in list_entries(start):
+            name = Path(entry.path).relative_to(self.root).as_posix()
+            if not name.startswith(prefix):
+                continue
+            inner = entry.is_dir(follow_symlinks=False)
+            for path in iterate_files(Path(entry.path)) if inner else [Path(entry.path)]:
+                if path.name.endswith(".tmp") or path.name == "lock" or path.is_symlink():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    about = path.stat()
+                    version = f"{about.st_size}-{about.st_mtime_ns}"
+                    yield Listed(path.relative_to(self.root).as_posix(), about.st_size, version, about.st_mtime)
+
+
+class SharedFolder(Folder):
+    """Objects in a folder of a network file system. Its clock is that of the machine whose disk it is.
+
+    An object is created by a hard link from a temporary file: that is one step on every server, and fails if the name
+    is taken (Linux, open(2), on O_EXCL and NFS).
+
+    Args:
+        address: ``file:///path/to/folder``.
+
+    Raises:
+        StoreError: if the folder that should contain it is missing.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(Path(address.removeprefix("file://")))
+        self.address = address
+        with explained(self.root, "look for"):
+            if not exists(self.root) and not is_folder(self.root.parent):
+                raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
+
+    def now(self) -> float:
+        def write(_: int) -> float:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".clock.", suffix=".tmp", dir=self.root)
+            try:
+                os.write(handle, b"0")
+                return os.fstat(handle).st_mtime
+            finally:
+                os.close(handle)
+                os.unlink(name)
+
+        return self._do("write", self.root, write)
+
+    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+        what = f"cannot {verb} {path}"
+
+        def attempt(tries: int) -> T:
+            try:
+                return action(tries)
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise PassingError(error.strerror) from error
+                raise StoreError(f"{what}: {reason_of(error)}") from error
+
+        return repeat(what, attempt)
+
+    def _create(self, path: Path, data: bytes) -> bool:
+        """Create a file by a hard link; return False if there is one of this name."""
+        make_folder(path.parent)
+        temporary = beside(path)
+        try:
+            temporary.write_bytes(data)
+            flush(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                if os.stat(temporary).st_nlink != 2:  # else only the answer was lost
+                    raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        flush(path.parent)
+        return True
