@@ -202,7 +202,7 @@ def test_numbers_in_messages_about_records() -> None:
 
 
 def test_a_request_that_is_none_names_the_worker() -> None:
-    with pytest.raises(RunnerError, match="got a request that is none of ticketry's"):
+    with pytest.raises(RunnerError, match="got a request of another program"):
         Request.read("[" * 100_000)
 
 

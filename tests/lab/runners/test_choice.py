@@ -41,8 +41,8 @@ class OfOne:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("makes_nothing", "3, which the runner .*makes_nothing makes, is no runner: it has no submit"),
-        ("OfOne", r"the runner .*OfOne is not made of \(workers, on_event\), nor \(…, place\): too many"),
+        ("makes_nothing", "the runner .*makes_nothing returned 3, which has no method submit"),
+        ("OfOne", r"the runner .*OfOne cannot be called with \(workers, on_event\), nor with \(…, place\): too many"),
     ],
 )
 def test_ones_own_that_is_no_runner(name: str, told: str) -> None:
@@ -68,23 +68,23 @@ def test_times_of_slurm(text: str, minutes: float) -> None:
 @pytest.mark.parametrize(
     ("on", "words"),
     [
-        ("processes:0", "processes:N has a number of at least 1, not '0'"),
-        ("processes:two", "not 'two'"),
+        ("processes:0", "processes:N needs a number of at least 1, got '0'"),
+        ("processes:two", "got 'two'"),
         ("processes:2,memory=1GB", "has no option 'memory'"),
-        ("in-process:3", "takes nothing behind its name"),
+        ("in-process:3", "takes no details"),
         ("rays", r"runner 'rays' is not known: .*did you mean ray\?"),
-        ("ray:a:1,b:2", "names two addresses, a:1 and b:2"),
-        ("ray:cpus=many", "cpus is a number, not 'many'"),
+        ("ray:a:1,b:2", "has two addresses, a:1 and b:2"),
+        ("ray:cpus=many", "cpus must be a number, got 'many'"),
         ("ray:cpus=1,cpus=2", "'cpus=2' is given twice"),
-        ("ray:memory=8 parsecs", "memory is a size such as 8GB, not '8 parsecs'"),
-        ("dask", "has no address: dask:HOST:PORT of a scheduler, or dask:local"),
-        ("dask:host:8786,workers=2", "workers= is of dask:local"),
-        ("dask:host:8786,memory=2GB", "memory= is of dask:local"),
+        ("ray:memory=8 parsecs", "memory must be a size such as 8GB, got '8 parsecs'"),
+        ("dask", "needs an address: dask:HOST:PORT of a scheduler, or dask:local"),
+        ("dask:host:8786,workers=2", "workers= is only for dask:local"),
+        ("dask:host:8786,memory=2GB", "memory= is only for dask:local"),
         ("slurm:partiton=gpu", r"has no option 'partiton': .*did you mean partition\?"),
-        ("slurm:time=soon", "time is written 90 .minutes., 4:00:00 or 2-00:00:00, not 'soon'"),
-        ("slurm:head", "has options alone, or local, and not 'head'"),
+        ("slurm:time=soon", "time must be 90 .minutes., 4:00:00 or 2-00:00:00, got 'soon'"),
+        ("slurm:head", "takes options or local, got 'head'"),
         ("slurm:local,partition=gpu", "slurm:local has no partition"),
-        ("slurm:jobs=0", "jobs is a whole number above 0, not '0'"),
+        ("slurm:jobs=0", "jobs must be a whole number above 0, got '0'"),
     ],
 )
 def test_what_cannot_be_meant(on: str, words: str) -> None:
@@ -96,12 +96,12 @@ def test_what_cannot_be_meant(on: str, words: str) -> None:
 def test_a_number_of_workers_beside_it(tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="--on says where to train, and --workers how many"):
         LabOptions(on="ray", workers=2)
-    with pytest.raises(UsageError, match="leave --workers away"):
+    with pytest.raises(UsageError, match="leave out --workers"):
         choose_runner("processes:3", 2)
-    with pytest.raises(UsageError, match=r"says itself how many workers it has|is not installed"):
+    with pytest.raises(UsageError, match=r"knows its number of workers|is not installed"):
         choose_runner("ray", 2)
     with ThreadPoolExecutor(1) as pool:
-        with pytest.raises(UsageError, match=r"an executor knows how many workers it has"):
+        with pytest.raises(UsageError, match=r"an executor knows its number of workers"):
             choose_runner(pool, 2)
         with pytest.raises(UsageError, match="either a runner or an executor"):
             Lab(tmp_path / "store", runner="ray", executor=pool)

@@ -208,7 +208,7 @@ def test_a_stop_stores_the_state(away, digits):
     step = lab.store.partial(long.trajectory, long.last)[0]
     assert step > 0
     assert [event.step for event in events if event.kind == "stored"] == [step]
-    with pytest.raises(InterruptedTrainingError, match="go on with a new one on the same store"):
+    with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
         lab.train(lab.segment(digits, start=2))
 
 
@@ -238,5 +238,5 @@ def test_an_answer_of_another_program_is_an_error(away, digits):
     pool = Threads()
     pool.submit = lambda request, needs: pool.executor.submit(lambda: "hello")
     lab = away(pool)
-    with pytest.raises(RunnerError, match="gave an answer that is none of ticketry's: 'hello'"):
+    with pytest.raises(RunnerError, match="returned an answer of another program: 'hello'"):
         lab.train(lab.segment(digits, start=0, last=3))

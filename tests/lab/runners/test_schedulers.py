@@ -148,7 +148,10 @@ def test_an_address_that_nobody_answers(on: str, tmp_path: Path, digits: Any) ->
         pytest.skip(f"{name} is not installed")
     address = on.format(elsewhere.free_port())
     began = time.monotonic()
-    with Lab(tmp_path / "store", runner=address) as lab, pytest.raises(RunnerError, match="nobody answers at the addr"):
+    with (
+        Lab(tmp_path / "store", runner=address) as lab,
+        pytest.raises(RunnerError, match="no server answers at the addr"),
+    ):
         lab.train(lab.segment(digits, start=0, last=3))
     assert time.monotonic() - began < 20
 

@@ -32,7 +32,6 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variants import Penalty
-from ticketry.search import METHODS
 from ticketry.search.common.moved_mask import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
@@ -179,24 +178,6 @@ def test_auto_takes_dense_networks_that_kernels_do_all_of(made, density):
     assert chosen("auto", 8) == "dense"  # half of a block of images would be computed for nothing
     assert chosen("auto", 20) == "dense"
     assert density == 0.8 or chosen("sparse", 64) == "dense"  # the first layer is spared a fifth
-
-
-@pytest.mark.usefixtures("dense_kernels")
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("l0", {"density": (0.5,), "until": "4it"}),
-        ("continuous", {"rounds": 2, "rewind": "2it"}),
-        ("concrete", {"density": (0.5,)}),
-    ],
-)
-def test_searches_train_gates_in_torch_beside_dense_networks_in_kernels(made, method, settings):
-    search = METHODS.get(method)
-    lab = made("auto", precision="fp32")
-    found = search(lab, DeepTask(), search.Settings(**settings), recipe=RECIPE.changed(length="8it"))[0]
-    assert found[0].result.segment.arithmetic.kernels == kernels_here()
-    segments = [result.segment for ticket in found[1:] for result in ticket.searched]
-    assert {one.arithmetic.kernels for one in segments if one.variant(Gating)} == {"dense"}
 
 
 @pytest.mark.usefixtures("dense_kernels")

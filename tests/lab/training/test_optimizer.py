@@ -10,7 +10,6 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.lab.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from ticketry.tasks.task import Classification
 
 
 class Turned(nn.Module):
@@ -71,29 +70,3 @@ def test_others_are_trained_in_the_fused_form() -> None:
     for kind in ("sgd", "adam", "adamw"):
         optimizer = make_optimizer(tk.Recipe(optimizer=kind), nn.Linear(2, 2))  # type: ignore[arg-type]
         assert optimizer.defaults["fused"]
-
-
-class Turning(Classification):
-    """Which side of a plane."""
-
-    name = "turning"
-    recipe = tk.Recipe(length="8it", batch=16, lr=0.05)
-
-    def build(self) -> nn.Module:
-        return Turned()
-
-    def load(self, data: Any = None) -> tk.Splits:
-        inputs = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
-        targets = (inputs[:, 0] > 0).long()
-        return tk.Splits(*(tk.Split(inputs[part], targets[part]) for part in torch.arange(120).split([80, 20, 20])))
-
-
-def test_a_search_of_a_network_with_a_complex_parameter() -> None:
-    """Its mask is of the real ones alone."""
-    with tk.Lab() as lab:
-        dense, ticket = tk.search.oneshot(lab, Turning(), tk.search.oneshot.Settings(density=(0.5,)))[0]
-        assert ticket.mask is not None
-        kept = lab.store.get_mask(ticket.mask)
-        assert sorted(kept) == ["a.weight", "b.weight"]
-        assert lab.state(ticket.result)["turn"].is_complex()
-        assert not torch.equal(lab.state(ticket.result)["turn"], lab.state(dense.rewound)["turn"])

@@ -44,7 +44,7 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
     """
     if isinstance(runner, Executor):
         if workers:
-            raise UsageError("an executor knows how many workers it has: leave workers away")
+            raise UsageError("an executor knows its number of workers: leave out workers")
         return Choice(type(runner).__name__, MANY, True, functools.partial(_wrap_executor, runner))
     place = Place.parse(runner) if runner else Place(PROCESSES if workers else IN_PROCESS)
     found = RUNNERS.get(place.name)
@@ -53,7 +53,7 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
         return Choice(place.name, count, False, functools.partial(found, count))
     if check := getattr(found, "check", None):
         if workers:
-            raise UsageError(f"the runner {place.name} says itself how many workers it has: leave workers away")
+            raise UsageError(f"the runner {place.name} knows its number of workers: leave out workers")
         check(place)
         return Choice(place.name, MANY, True, functools.partial(found, MANY, place=place))
     more = {"place": place} if has_details(found) else {}
@@ -66,14 +66,14 @@ def _local_workers(place: Place, workers: int) -> int:
     place.check(())
     if place.name == IN_PROCESS:
         if place.address:
-            raise UsageError("the runner in-process takes nothing behind its name")
+            raise UsageError("the runner in-process takes no details")
         return workers
     if not place.address:
         return workers or default_workers()
     if workers:
-        raise UsageError(f"--on {place.name}:{place.address} says how many workers there are: leave --workers away")
+        raise UsageError(f"--on {place.name}:{place.address} sets the number of workers: leave out --workers")
     if not place.address.isdecimal() or not 1 <= int(place.address) <= 10_000:
-        raise UsageError(f"--on processes:N has a number of at least 1, not {place.address!r}")
+        raise UsageError(f"--on processes:N needs a number of at least 1, got {place.address!r}")
     return int(place.address)
 
 
@@ -90,8 +90,10 @@ def _make_custom(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent
     try:
         inspect.signature(make).bind(on_event)
     except TypeError as error:
-        raise UsageError(f"the runner {name} is not made of (workers, on_event), nor (…, place): {error}") from None
+        raise UsageError(
+            f"the runner {name} cannot be called with (workers, on_event), nor with (…, place): {error}"
+        ) from None
     runner = make(on_event)
     if missing := [part for part in ("submit", "stop", "close") if not hasattr(runner, part)]:
-        raise UsageError(f"{runner!r:.80}, which the runner {name} makes, is no runner: it has no {missing[0]}")
+        raise UsageError(f"the runner {name} returned {runner!r:.80}, which has no method {missing[0]}")
     return runner

@@ -47,11 +47,13 @@ class DaskRunner(ExecutorRunner):
         place.count("workers", 1)
         place.needs()
         if not place.address:
-            raise UsageError("--on dask: has no address: dask:HOST:PORT of a scheduler, or dask:local")
+            raise UsageError("--on dask: needs an address: dask:HOST:PORT of a scheduler, or dask:local")
         if place.address != LOCAL and "workers" in place.options:
-            raise UsageError("--on dask: workers= is of dask:local; a scheduler has its own")
+            raise UsageError("--on dask: workers= is only for dask:local; a scheduler has its own workers")
         if place.address != LOCAL and "memory" in place.options:
-            raise UsageError("--on dask: memory= is of dask:local; a scheduler's workers have their own --memory-limit")
+            raise UsageError(
+                "--on dask: memory= is only for dask:local; a scheduler's workers have their own --memory-limit"
+            )
         needs("distributed", "dask", "training on Dask")
 
 

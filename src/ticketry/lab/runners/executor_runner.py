@@ -120,7 +120,7 @@ class ExecutorRunner:
         request = build_request(order, segment, keep, self._driver)
         with self._guard:
             if self._stopped:
-                raise self._interruption("this lab was stopped: go on with a new one on the same store")
+                raise self._interruption("this lab was stopped: continue with a new one on the same store")
             if self._live is None:
                 self._live = live_at(order.store, self._driver)
                 self._live.begin()
@@ -159,7 +159,7 @@ class ExecutorRunner:
         error = CancelledError() if future.cancelled() else future.exception()
         if error is not None:
             if self._stopped:
-                self._end(sent, self._interruption("stopped; what was stored before is there"))
+                self._end(sent, self._interruption("stopped; earlier results and checkpoints are stored"))
             elif self._pool.is_loss(error):
                 self._resend(sent, f"{type(error).__name__}: {error}")
             else:
@@ -178,7 +178,7 @@ class ExecutorRunner:
         elif found["kind"] == "stopped" or self._stopped:
             self._end(sent, self._interruption(str(found.get("message", "stopped; its state is stored"))))
         else:
-            self._resend(sent, f"it was told to end (signal {found['number']})")
+            self._resend(sent, f"it received signal {found['number']}")
 
     def _resend(self, sent: _Sent, why: str) -> None:
         """Let another worker resume from the last stored state, unless `LOSSES` workers were lost there."""
@@ -208,9 +208,7 @@ class ExecutorRunner:
     def _interruption(self, message: str) -> InterruptedTrainingError:
         if not self._signal:
             return InterruptedTrainingError(message)
-        return InterruptedTrainingError(
-            f"a worker process was told to end ({name_of(self._signal)}): {message}", self._signal
-        )
+        return InterruptedTrainingError(f"a worker process received {name_of(self._signal)}: {message}", self._signal)
 
     def _end(self, sent: _Sent, result: Work | Exception) -> None:
         with self._guard:

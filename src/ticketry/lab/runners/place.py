@@ -50,11 +50,11 @@ class Place:
         for part in filter(None, (one.strip() for one in details.split(","))):
             option, equals, value = part.partition("=")
             if not equals and address:
-                raise UsageError(f"--on {name}: names two addresses, {address} and {part}: an option is option=value")
+                raise UsageError(f"--on {name}: has two addresses, {address} and {part}; write options as option=value")
             if not equals:
                 address = part
             elif option in options or not option or not value:
-                why = "is given twice" if option in options else "is written option=value"
+                why = "is given twice" if option in options else "must be written option=value"
                 raise UsageError(f"--on {name}: {part!r} {why}")
             else:
                 options[option] = value
@@ -76,7 +76,7 @@ class Place:
         except ValueError:
             value = -1.0
         if not 0 <= value < 1e6:
-            raise UsageError(f"--on {self.name}: {option} is a number, not {text!r}")
+            raise UsageError(f"--on {self.name}: {option} must be a number, got {text!r}")
         return value
 
     def count(self, option: str, default: int) -> int:
@@ -85,7 +85,7 @@ class Place:
         if text is None:
             return default
         if not text.isdecimal() or int(text) < 1:
-            raise UsageError(f"--on {self.name}: {option} is a whole number above 0, not {text!r}")
+            raise UsageError(f"--on {self.name}: {option} must be a whole number above 0, got {text!r}")
         return int(text)
 
     def bytes(self, option: str = "memory") -> int | None:
@@ -95,7 +95,7 @@ class Place:
             return None
         found = _SIZE.fullmatch(text)
         if not found:
-            raise UsageError(f"--on {self.name}: {option} is a size such as 8GB, not {text!r}")
+            raise UsageError(f"--on {self.name}: {option} must be a size such as 8GB, got {text!r}")
         unit = found[2].lower()
         return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
 

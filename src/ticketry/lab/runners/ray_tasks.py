@@ -151,5 +151,5 @@ def check_port(address: str, what: str, seconds: float = CONNECT_SECONDS) -> Non
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except OSError as error:
         raise RunnerError(
-            f"nobody answers at the address of {what}, {address}, within {seconds:.0f} s: {error.strerror or error}"
+            f"no server answers at the address of {what}, {address}, within {seconds:.0f} s: {error.strerror or error}"
         ) from None

@@ -70,7 +70,7 @@ class Request:
         try:
             values = parse_json(text)
         except ValueError as error:
-            raise RunnerError(f"the worker {worker_name()} got a request that is none of ticketry's: {error}") from None
+            raise RunnerError(f"the worker {worker_name()} got a request of another program: {error}") from None
         if values.get("version") != VERSION:
             raise RunnerError(
                 f"the worker {worker_name()} has ticketry {__version__}, which reads requests of version {VERSION}, and"
@@ -195,7 +195,7 @@ def read_answer(text: object) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("version") != VERSION:
-        raise RunnerError(f"a worker gave an answer that is none of ticketry's: {text!r:.200}")
+        raise RunnerError(f"a worker returned an answer of another program: {text!r:.200}")
     return found
 
 

@@ -136,7 +136,7 @@ MakeRunner = Callable[..., Runner]
 
 def _check_callable(name: str, found: Any) -> MakeRunner:
     if not callable(found):
-        raise UsageError(f"it is a {type(found).__name__}, and a runner is a class, or a function that makes one")
+        raise UsageError(f"a runner must be a class or a function, got a {type(found).__name__}")
     return cast(MakeRunner, found)
 
 

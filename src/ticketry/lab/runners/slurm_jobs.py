@@ -63,7 +63,7 @@ class SlurmRunner(ExecutorRunner):
         """Raise for invalid options, and if submitit or sbatch is missing."""
         place.check(_OPTIONS)
         if place.address not in ("", LOCAL):
-            raise UsageError(f"--on slurm: has options alone, or local, and not {place.address!r}")
+            raise UsageError(f"--on slurm: takes options or local, got {place.address!r}")
         minutes(place.options.get("time", "60"))
         for option in ("jobs", "signal", "linger"):
             place.count(option, 1)
@@ -80,7 +80,7 @@ def minutes(text: str) -> float:
     """Parse a time as Slurm writes it: 90 (minutes), 4:00:00, 2-12:00:00."""
     found = _TIME.fullmatch(text)
     if not found:
-        raise UsageError(f"--on slurm: time is written 90 (minutes), 4:00:00 or 2-00:00:00, not {text!r}")
+        raise UsageError(f"--on slurm: time must be 90 (minutes), 4:00:00 or 2-00:00:00, got {text!r}")
     days, first, second, third = (int(part or 0) for part in found.groups())
     if found[4] is not None or found[1] is not None:
         return days * 1440 + first * 60 + second + third / 60
@@ -231,7 +231,7 @@ class _Jobs(Pool):
                 with self._guard:
                     self._look()
             except Exception as error:  # otherwise the search would wait for ever
-                message = f"jobs of Slurm cannot be looked after: {type(error).__name__}: {str(error).strip()[-400:]}"
+                message = f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
                 for item in [*self._waiting, *(one.item for one in self._jobs if one.item)]:
                     item.future.set_exception(RunnerError(message))
                 self._waiting.clear()

@@ -52,17 +52,6 @@ def test_ranks_are_equal_to_one_process(store, model, parallel, ranks):
 
 
 @pytest.mark.slow
-def test_a_state_that_was_kept_is_gone_on_from(store, tmp_path):
-    """In the middle of an epoch, where each rank takes its rows of what is carried."""
-    segment = described(store, words(wide="no"), 2)
-    undisturbed = trained(store, segment, (7,))
-    again = Store(tmp_path / "again")
-    again.put_mask(store.get_mask(segment.mask))
-    trained(again, segment.until(7))
-    assert deciding(trained(again, segment)) == deciding(undisturbed)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["", FSDP])
 def test_killed_and_stopped_ranks_go_on_with_the_same_bits(store, tmp_path, parallel):
     task = words(wide="no")
