@@ -101,8 +101,8 @@ class _Watch(ReportingWatch):
         self._live = live_at(request.store, request.driver)
         if not self._live.has_begun():
             raise RunnerError(
-                f"the worker {worker_name()} does not see the store {request.store}, or the search has ended: all machines"
-                " need the store under the same name"
+                f"the worker {worker_name()} does not see the store {request.store}, or the search has ended: all"
+                " machines need the store under the same name"
             )
         self.stopped_by_driver = False
         self._next_report = self._next_check = 0.0
