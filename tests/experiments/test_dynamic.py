@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import ticketry as tk
-from ticketry.cli import main
-from ticketry.errors import UsageError
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
-from ticketry.lab.search_result import DYNAMIC
 from ticketry.records.schema import as_json
 
 TOTAL = 60
@@ -44,31 +39,6 @@ def made(lab: tk.Lab, name: str) -> dict[str, Any]:
 
 def rows(record: dict[str, Any], role: str) -> list[dict[str, Any]]:
     return [point for point in record["points"] if point["role"] == role]
-
-
-@pytest.mark.slow
-def test_dynamic_sparse_training_costs_one_training_a_density(lab: tk.Lab) -> None:
-    record = made(lab, "dynamic")
-    cost, own = record["cost"], TOTAL - 31  # the batch of the move at step 30 trains nothing
-    assert cost["dense_steps"] == TOTAL
-    assert cost["search_steps_per_replicate"] == 2 * TOTAL, "gradients are counted as steps, the dense network is not"
-    assert cost["control_steps"] == 2 * 2 * 2 * TOTAL
-    assert cost["steps_trained"] == 2 * (TOTAL + 2 * (TOTAL - MOVES) + 2 * 2 * TOTAL)
-    first = [point for point in rows(record, "ticket") if point["replicate"] == 0]
-    assert [(p["level"], p["density"], p["search_steps"], p["steps"], p["budget"]) for p in first] == [
-        (1, 0.5, TOTAL - own, own, TOTAL),
-        (2, 0.2, TOTAL - own, own, TOTAL),
-    ]
-    for control in ("random_reinit", "shuffled"):
-        assert {(point["steps"], point["budget"]) for point in rows(record, control)} == {(TOTAL, TOTAL)}
-    assert record["settings"]["retrain"] == DYNAMIC
-    saved = tk.Ticket.load(first[1]["ticket"])
-    assert (saved.info["rewind_step"], saved.info["search_steps"]) == (0, TOTAL)
-    fresh = lab.state(lab.train(lab.segment(TASK, start=0, last=0), measure=False))
-    for name, kept in saved.mask.items():
-        assert torch.equal(saved.start[name] * kept, fresh[name] * kept), "a ticket's start is the initialisation"
-    with pytest.raises(UsageError, match=r"keeps trained weights \(retrain dynamic\)"):
-        tk.evidence.verify(lab, saved)
 
 
 @pytest.mark.slow
@@ -104,32 +74,3 @@ def test_acdc_costs_one_training_a_density(lab: tk.Lab) -> None:
 def _key(key: str) -> tuple[str, int]:
     trajectory, _, step = key.partition("@")
     return trajectory, int(step)
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["dynamic", "--frequency", "8it"], "once, sparse from step 0 on"),
-        pytest.param(
-            *(["dynamic", "--frequency", "8it", "--grow", "random", "--regrow"], "once, sparse from step 0 on"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(*(["acdc", "--phase", "10%"], "on from the last cut"), marks=pytest.mark.slow),
-    ],
-)
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
-    more = ["--density", "0.5,0.2", "--replicates", "1", "--recipe.length", "40it", "--workers", "0", "--json"]
-    assert main(["search", *words, "--store", str(tmp_path), "--controls", "shuffled", *more]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [(t["level"], t["density"]) for t in result["tickets"]] == [(1, 0.5), (2, 0.2)]
-    assert told in Path(result["report"]).read_text(encoding="utf-8")
-    again = ["search", "--config", str(tmp_path / "runs" / result["run"] / "run.toml"), "--store", str(tmp_path)]
-    assert main([*again, "--workers", "0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["now"]["segments_trained"] == 0
-
-
-def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "methods", "--json"]) == 0
-    titles = {row["name"]: row["description"] for row in json.loads(capsys.readouterr().out)}
-    assert titles["dynamic"] == "Dynamic sparse training (RigL, SET): sparse from the first step, while the mask moves"
-    assert titles["acdc"] == "AC/DC: compressed and decompressed phases take turns"

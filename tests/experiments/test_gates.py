@@ -18,8 +18,6 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
-from ticketry.report.tables.costs import cost_points
-from ticketry.report.tables.results import Results
 from ticketry.search.gating import rounds
 
 TOTAL, REWIND = 60, 6
@@ -100,11 +98,6 @@ def test_a_control_that_cannot_have_its_tickets_steps_is_left_out_and_told(
     }
     assert (2, "cyclic") in rows
     assert [(one.level, one.role, one.why) for one in record.left_out] == [(2, "shuffled", why)]
-
-
-def test_the_figure_of_cost_has_each_ticket_at_its_own(made: dict[str, Any]) -> None:
-    points = cost_points(Results(read_run(made)))
-    assert [point.steps for point in points] == [TOTAL, *(n * TOTAL + TOTAL - REWIND for n in (1, 2, 1, 2))]
 
 
 def test_stability_needs_the_same_early_weights(tmp_path: Path) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ticketry as tk
-from samples import sample
-from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.evidence.controls import train_control
 from ticketry.experiments.request import SearchRequest
@@ -87,17 +83,3 @@ def test_controls_go_on_from_a_dense_network_at_the_last_cut(lab: tk.Lab, contro
     start = lab.store.get_tensors(result.segment.start.state)
     assert all(bool(start[name].all()) for name in lab.store.get_mask(ticket.mask))
     assert lab.store.get_mask(result.segment.mask).kept == lab.store.get_mask(ticket.mask).kept
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", sample(["gradual", "oneshot"], 1))
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
-    words = ["--density", "0.5,0.2", "--replicates", "1", "--recipe.length", "40it", "--workers", "0", "--json"]
-    assert main(["search", method, "--store", str(tmp_path), "--controls", "shuffled", *words]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [(t["level"], t["density"]) for t in result["tickets"]] == [(1, 0.5), (2, 0.2)]
-    report = Path(result["report"]).read_text(encoding="utf-8")
-    assert {"gradual": "on from the last cut", "oneshot": "at the last learning rate"}[method] in report
-    again = ["search", "--config", str(tmp_path / "runs" / result["run"] / "run.toml"), "--store", str(tmp_path)]
-    assert main([*again, "--workers", "0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["now"]["segments_trained"] == 0

@@ -17,9 +17,7 @@ import pytest
 import ticketry as tk
 from ticketry.cli import main
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.evidence.verdict import verdict
 from ticketry.experiments.run import Run
-from ticketry.records.display import build_html_table
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report import verdict_line
@@ -216,13 +214,6 @@ def test_a_run_shows_itself(run: Run) -> None:
     assert run.verdicts[0].verdict in shown
 
 
-def test_a_verdict_shows_itself() -> None:
-    shown = verdict([91.0, 91.2, 91.1], [90.0, 90.3, 90.1], {"<b>": [80.0, 80.4, 80.1]})._repr_html_()
-    assert "wins (claim: wins; margin 0.5, confidence 95 %, n = 3)" in shown
-    assert "&lt;b&gt;" in shown
-    assert "<b>: " not in shown
-
-
 def test_what_a_record_holds_is_no_markup(run: Run) -> None:
     values = as_json(run.record)
     evil = '<img src=x onerror="alert(1)">'
@@ -233,10 +224,6 @@ def test_what_a_record_holds_is_no_markup(run: Run) -> None:
     assert evil not in shown
     assert shown.count("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;") == 3
     assert set(re.findall(r"</?([a-z]+)", shown)) == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
-
-
-def test_cells_of_a_table() -> None:
-    assert "<tr><td>1.235</td><td>–</td><td>3</td></tr>" in build_html_table("a", "xyz", [(1.23456, None, 3)])
 
 
 def test_a_ticket_whose_weights_a_bundle_left_out_says_so(run: Run) -> None:

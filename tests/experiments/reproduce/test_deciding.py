@@ -322,18 +322,6 @@ def test_costs_that_are_counted_decide_where_every_replicate_needs_the_same(metr
     )
 
 
-@pytest.mark.parametrize(("metric", "unit", "margin"), [("seconds", "s", 0.5), ("accuracy", "", 0.2)])
-def test_values_between_0_and_1_are_no_mistake_of_a_claim(metric: str, unit: str, margin: float) -> None:
-    """Seconds of a short training, errors of a regression."""
-    low, high = [0.2, 0.22, 0.21, 0.2, 0.23], [0.8, 0.79, 0.82, 0.81, 0.8]
-    records = {
-        "one": [costing("one", low, seconds=0.2)],
-        "other": [costing("other", high, seconds=0.8)],
-    }
-    claim = replace(CLAIM, metric=metric, unit=unit, margin=margin, higher_is_better=False)
-    assert decide([claim], records, {})[0].n == 5
-
-
 def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() -> None:
     """The fourth has no FLOPs: three are judged, and there is no next analysis, which would have to pass it over."""
     plan = InterimAnalyses((3, 5))
@@ -358,11 +346,6 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
 def test_a_network_that_a_record_lacks_is_told() -> None:
     with pytest.raises(UsageError, match=r"better: .* has no shuffled of level 1 for replicate 0"):
         decide([replace(CLAIM, b=Side("other", "shuffled", 1))], {"one": [block(A)], "other": [block(B)]}, {})
-
-
-def test_what_is_not_analysed_waits() -> None:
-    assert decide([STABLE], {}, {}, {})[0].n == 0
-    assert list(missing(decide([STABLE], {}, {}, {}), {})) == [Block("one", 0, 0, 5)]
 
 
 def test_a_replication_keeps_the_family_size_of_the_claim_that_it_repeats() -> None:
