@@ -276,7 +276,7 @@ def test_export_of_a_channel_wise_ticket(
         (["bench", "{ticket}", "--threads", "2", "--cores", "0"], 2, "cores must be as many as threads (2), got 1"),
         (["bench", "{ticket}", "--figure", "f.svg"], 2, "--densities"),
         (["bench", "{ticket}", "--ticket", "{ticket}"], 2, "belongs to a model file, got"),
-        (["bench", "{ticket}", "--densities", "0.5", "--pattern", "dots"], 2, "pattern of masks"),
+        (["bench", "{ticket}", "--densities", "0.5", "--pattern", "dots"], 2, "pattern of a synthetic mask"),
         (["bench", "{ticket}", "--densities", "2"], 2, "density"),
     ],
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse, show_status
+from ticketry.cli.arguments import Printing, parse, show_status, write_output
 from ticketry.cli.screen.speed import show
 from ticketry.errors import UsageError
 from ticketry.experiments.options import BenchOptions, ModelOptions
@@ -62,15 +62,19 @@ def main(words: Sequence[str]) -> int:
     is_run = (arguments.what / "tickets").is_dir()  # also one that has not ended, without a record
     if run := arguments.what if is_run else named_run(arguments.what, arguments.store):
         return _run(dataclasses.replace(arguments, what=run), command)
-    record = as_json(measured(arguments, command))
-    figures = _write_figure(record, arguments.figure) if arguments.figure else []
+    record = as_json(_measure(arguments, command))
+    if arguments.figure:
+        from ticketry.report import time_by_density_svg
+
+        write_output(arguments.figure, time_by_density_svg(record))
     if arguments.output:
-        _write(arguments.output, json.dumps(record, indent=1) + "\n")
+        write_output(arguments.output, json.dumps(record, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(record))
         return 0
     show(record, layers=not arguments.brief)
-    print("\n".join(f"{what:<8} {file}" for what, file in [*figures, *_output_file(arguments)]))
+    files = {"figure": arguments.figure, "data": arguments.output}
+    print("\n".join(f"{what:<8} {file}" for what, file in files.items() if file))
     return 0
 
 
@@ -82,22 +86,22 @@ def _run(arguments: _Arguments, command: str) -> int:
 
     store, records = arguments.what.resolve().parents[1], []
     for ticket in tickets_of(arguments.what, arguments.replicates):
-        record = as_json(measured(dataclasses.replace(arguments, what=ticket, store=store), command))
+        record = as_json(_measure(dataclasses.replace(arguments, what=ticket, store=store), command))
         records.append(record)
         if not arguments.json:
             show(record, layers=False)
             print()
-    told = {"run": arguments.what.resolve().name, "benches": records}
+    benches = {"run": arguments.what.resolve().name, "benches": records}
     if arguments.output:
-        _write(arguments.output, json.dumps(told, indent=1) + "\n")
+        write_output(arguments.output, json.dumps(benches, indent=1) + "\n")
     if arguments.json:
-        print(json.dumps(told))
+        print(json.dumps(benches))
     else:
-        print(f"next     ticketry report {told['run']} --store {store}")
+        print(f"next     ticketry report {benches['run']} --store {store}")
     return 0
 
 
-def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
+def _measure(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
     """Time a ticket, a model file or a network under synthetic masks; return the record."""
     if arguments.figure and not arguments.densities:
         raise UsageError("--figure draws time against density: give --densities too")
@@ -113,21 +117,3 @@ def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
             say=say,
             command=command,
         )
-
-
-def _output_file(arguments: _Arguments) -> list[tuple[str, Path]]:
-    return [("data", arguments.output)] if arguments.output else []
-
-
-def _write_figure(record: Mapping[str, Any], file: Path) -> list[tuple[str, Path]]:
-    from ticketry.report import time_by_density_svg
-
-    _write(file, time_by_density_svg(record))
-    return [("figure", file)]
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from error

@@ -54,8 +54,8 @@ def main(words: Sequence[str]) -> int:
         costs = costs_of(task, arguments, data=arguments.data, say=say)
     costs.save(arguments.output)
     if arguments.json:
-        told = {name: getattr(costs, name) for name in ("unit", "dense", "floor", "fixed", "spread", "digest")}
-        print(json.dumps({"file": str(arguments.output), "task": task.name, **told}))
+        values = {name: getattr(costs, name) for name in ("unit", "dense", "floor", "fixed", "spread", "digest")}
+        print(json.dumps({"file": str(arguments.output), "task": task.name, **values}))
     else:
         print(costs)
         print(f"file     {arguments.output}")

@@ -79,8 +79,8 @@ def main(words: Sequence[str]) -> int:
         "data sets": list(_data(arguments.data)),
     }
     if arguments.json:
-        told = {name: [dataclasses.asdict(one) for one in found] for name, found in sections.items()}
-        print(json.dumps({"environment": _environment(), **told}))
+        rows = {name: [dataclasses.asdict(one) for one in found] for name, found in sections.items()}
+        print(json.dumps({"environment": _environment(), **rows}))
         return 0
     print("  ".join(f"{name} {found}" for name, found in _environment().items()))
     for name, findings in sections.items():

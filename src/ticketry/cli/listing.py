@@ -112,8 +112,8 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
     print("\nnames that papers use")
     for row in rows:
         for alias, one in row["aliases"].items():
-            told = f"{alias:<10} {one['stands_for']}: {one['words']}"
-            print(textwrap.fill(told, 80, initial_indent="  ", subsequent_indent=" " * 13))
+            line = f"{alias:<10} {one['stands_for']}: {one['words']}"
+            print(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent=" " * 13))
     print(
         "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
         "       one more, where the search does not need it anyway\n"
@@ -233,14 +233,14 @@ def _controls(store: Path) -> list[dict[str, Any]]:
     from ticketry.evidence.comparison_names import MORE_CONTROLS
     from ticketry.registry import BUILT_IN
 
-    more = [{"name": name, "from": BUILT_IN, "description": told} for name, told in MORE_CONTROLS.items()]
+    more = [{"name": name, "from": BUILT_IN, "description": text} for name, text in MORE_CONTROLS.items()]
     return [*_registered("ticketry.evidence", "CONTROLS")(store), *more]
 
 
 def summary(found: object) -> str:
     """Return the first paragraph of an object's own docstring; an inherited one does not describe it."""
-    told = inspect.cleandoc(getattr(found, "__doc__", None) or "")
-    return " ".join(told.split("\n\n")[0].split()).rstrip(".")
+    text = inspect.cleandoc(getattr(found, "__doc__", None) or "")
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
 def _presets(_: Path) -> list[dict[str, Any]]:
@@ -265,15 +265,15 @@ def _runs(store: Path) -> list[dict[str, Any]]:
         return []
     from ticketry.experiments.stored_runs import stored_runs
 
-    told = {record.name: record for record in records(store)}
+    by_name = {record.name: record for record in records(store)}
     rows = []
     for one in stored_runs(store):
-        record = told.get(one.name)
+        record = by_name.get(one.name)
         rows.append(
             {
                 "run": one.name,
                 "title": record.title if record else "",
-                **told_of(record),
+                **describe_run(record),
                 "task": record.task.name if record else "",
                 "networks": len(record.points) if record else 0,
                 "date": record.environment.get("date", "") if record else "",
@@ -341,8 +341,8 @@ def run_files(store: Path) -> list[Path]:
     dates = {}
     for path in Paths(store).run_records():
         if values := read_sealed(path):
-            told = values.get("environment")
-            dates[path] = str(told.get("date")) if isinstance(told, dict) else ""
+            environment = values.get("environment")
+            dates[path] = str(environment.get("date")) if isinstance(environment, dict) else ""
     return sorted(dates, key=dates.__getitem__)
 
 
@@ -381,7 +381,7 @@ _PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_r
 NONE = "–"
 
 
-def told_of(record: RunRecord | None) -> dict[str, Any]:
+def describe_run(record: RunRecord | None) -> dict[str, Any]:
     """Return method, score, ticket densities and best test mean of a run; empty values without a record."""
     if record is None:
         return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
@@ -437,7 +437,7 @@ def _densities(densities: Sequence[float]) -> str:
 
 def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
     """Return a row of `run_lines`."""
-    return {"run": record.name, **told_of(record), "age_seconds": age_seconds}
+    return {"run": record.name, **describe_run(record), "age_seconds": age_seconds}
 
 
 def ago(seconds: float) -> str:

@@ -93,15 +93,15 @@ def _watch(store: Path, page: Path | None) -> int:
 
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
     page = page or paths.root / "watch.html"
-    told = page.with_suffix(".js")
+    script = page.with_suffix(".js")
     looking = Watch(lambda: paths.live_files(FILE), paths.run_records, paths.campaign_records, read_sealed)
     try:
-        write_look(told, looking.look())
-        write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", told.name).encode())
+        write_look(script, looking.look())
+        write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", script.name).encode())
         print(f"watch  {page}\nrenewed every {EVERY:g} s until Ctrl-C; open it in a browser", flush=True)
         while True:
             time.sleep(EVERY)
-            write_look(told, looking.look())
+            write_look(script, looking.look())
     except KeyboardInterrupt:
         return 0
     except OSError as error:
@@ -164,8 +164,12 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
         for run in runs:
             print("\n".join([run.name] if len(runs) > 1 else [*summary_lines(run), ""]))
             print("\n".join([verdict_line(run), *(["", *lines] if (lines := _verdicts(run, paths)) else []), ""]))
-        told = [("report", path), *(("figure", figure) for figure in figures), *(("export", file) for file in exported)]
-        print("\n".join(f"{what}  {where}" for what, where in told))
+        files = [
+            ("report", path),
+            *(("figure", figure) for figure in figures),
+            *(("export", file) for file in exported),
+        ]
+        print("\n".join(f"{what}  {where}" for what, where in files))
     return {
         "run": names[0] if len(names) == 1 else None,
         "runs": names,

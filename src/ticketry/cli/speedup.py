@@ -61,8 +61,11 @@ def main(words: Sequence[str]) -> int:
         for one in _tables(arguments, say):
             found.append(one)
     if arguments.json:
-        told = {"command": shlex.join(["ticketry", "speedup", *words]), "tables": [one.as_json() for one in found]}
-        print(json.dumps(told))
+        found_json = {
+            "command": shlex.join(["ticketry", "speedup", *words]),
+            "tables": [one.as_json() for one in found],
+        }
+        print(json.dumps(found_json))
         return 0
     from ticketry.cli.screen.speed import console
 

@@ -264,7 +264,7 @@ def _unpack(arguments: _Unpack) -> int:
     for name in done.apart:
         campaign, _, scale = name.rpartition("-")
         print(
-            f"of the campaign {name} the store and the bundle each told of replicates that the other did not:"
+            f"the store and the bundle have different replicates of the campaign {name}:"
             f" `ticketry reproduce {campaign} --scale {scale} --plan` tells of all"
         )
     if done.left_out:
@@ -276,9 +276,9 @@ def _differing(paths: Sequence[Path]) -> str:
     """Return a warning: records that were not replaced though the bundle has other numbers."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
-    told = [", ".join(records)] if records else []
-    told += [f"{others} result{'s' * (others > 1)} or answer{'s' * (others > 1)}"] if others else []
-    return f"{' and '.join(told)}: the bundle tells other numbers (of another kind of machine?), those here were kept"
+    parts = [", ".join(records)] if records else []
+    parts += [f"{others} result{'s' * (others > 1)} or answer{'s' * (others > 1)}"] if others else []
+    return f"{' and '.join(parts)}: the bundle has other numbers (of another kind of machine?); the store keeps its own"
 
 
 def _is_record(path: Path) -> bool:

@@ -72,10 +72,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _show(record: StructureRecord) -> None:
-    told = record.structure
+    structure = record.structure
     print(f"ticket   {record.ticket}")
-    print(f"         {record.model} on {record.task}, {100 * told.before:.2f} % of its weights kept")
+    print(f"         {record.model} on {record.task}, {100 * structure.before:.2f} % of its weights kept")
     kept = f"{100 * record.density:.2f} % of {record.prunable:,} prunable parameters kept"
-    print(f"made     {record.path}: {told.name}; {kept}; in {record.seconds:.2f} s, not trained")
+    print(f"made     {record.path}: {structure.name}; {kept}; in {record.seconds:.2f} s, not trained")
     print()
-    console().print(fits_table(as_json(told)["layers"]))
+    console().print(fits_table(as_json(structure)["layers"]))

@@ -60,14 +60,15 @@ def pack(
         runs: their names; that of a campaign with its scale (``stabilizing-cpu``) stands for all of its runs; none for
             all that is in the store.
         path: the file.
-        weights: whether the weights go with it. Without them a mask takes one bit a weight and the dense weights are
-            trained again where a search goes on from it.
-        masks: whether the masks go with it. Without them verdicts, tables and reports are the same elsewhere, and
-            campaigns go on; a ticket is trained again with all that it came from. It is for methods that cut dozens of
-            times (RigL, gradual pruning), whose masks take more than all else.
+        store: the store.
+        weights: whether to pack the weights. Without them, a mask takes one bit per weight, and dense weights are
+            trained again when a search needs them.
+        masks: whether to pack the masks. Without them, verdicts, tables, reports and campaigns are the same elsewhere,
+            but tickets must be trained again. Useful for methods with dozens of pruning steps (RigL, gradual pruning),
+            whose masks take the most space.
 
     Raises:
-        StoreError: for a run or campaign that is not there, for weights without masks, and whatever is damaged.
+        StoreError: for an unknown run or campaign, weights without masks, or damaged files.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

@@ -71,67 +71,34 @@ def give_structure(
     say: Callable[[str], None] = lambda _: None,
     command: str = "",
 ) -> StructureRecord:
-    """Restructure a ticket, see `restructure`."""
-    by = options.structuring(to)
-    say(str(by))
-    return execute_structure(
-        source_by(model, ticket),
-        by,
-        output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}"),
-        null=options.null,
-        seed=options.seed,
-        data=model.data,
-        command=command,
-    )
-
-
-def execute_structure(
-    source: Source,
-    by: Structuring,
-    output: Path,
-    *,
-    null: bool = True,
-    seed: int = 0,
-    data: Path | None = None,
-    command: str = "",
-) -> StructureRecord:
-    """Give a ticket's mask a structure, save the new ticket, and return the record.
+    """Give a ticket's mask a structure, save the new ticket, and return the record: see `restructure`.
 
     The new ticket has the start of the old one, also at positions that are filled again. It is not trained:
     `ticketry verify` trains it with the ticket's recipe.
-
-    Args:
-        source: the ticket with its model; magnitudes are those of the model's weights.
-        by: the structure.
-        output: folder of the new ticket.
-        null: whether to measure the coverage of a mask without structure.
-        seed: seed of random choices.
-        data: folder of data sets, for a score that needs examples.
-        command: the command line that repeats it.
-
-    Raises:
-        StructureError, MaskError, LayerCollapseError, UsageError: see `structure.refill`, `regroup`, `n_m`, `channels`.
     """
+    by = options.structuring(to)
     check_structure_score(by)
+    say(str(by))
+    source = source_by(model, ticket)
     began = time.perf_counter()
-    made = structured_mask(source, by, seed=seed, data=data)
+    made = _restructure_mask(source, by, options.seed, model.data)
     seconds = time.perf_counter() - began
     before = source.mask
-    fits = coverage(source.model, before, made, null=null and by.has_null, seed=seed)
+    fits = coverage(source.model, before, made, null=options.null and by.has_null, seed=options.seed)
     structure = structure_of(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
-    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, structure)).save(output)
+    folder = output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}")
+    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, structure)).save(folder)
     about = {**source.about(), "density": made.density, "kept": made.kept, "prunable": made.total}
     return as_read(StructureRecord(**about, path=str(written), seconds=seconds, structure=structure, command=command))
 
 
-def structured_mask(source: Source, by: Structuring, *, seed: int = 0, data: Path | None = None) -> Mask:
-    """Return the restructured mask of a ticket."""
+def _restructure_mask(source: Source, by: Structuring, seed: int, data: Path | None) -> Mask:
     model = source.ticket.apply(source.task.build(), source.weights)
-    seen: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
     if needs_data(by):
         course = course_of(source.task, data)
-        seen = {"batches": Sample(seed=seed).draw(course, model), "loss": course.loss}
-    return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **seen)
+        examples = {"batches": Sample(seed=seed).draw(course, model), "loss": course.loss}
+    return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **examples)
 
 
 def _info(ticket: Ticket, made: Mask, by: Structuring, structure: Structure) -> dict[str, Any]:

@@ -156,9 +156,9 @@ def _command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path)
 
 def lab_words(record: RunRecord) -> list[str]:
     """Return the options of a command that trains a run's networks again in the same way, without the store."""
-    told = record.environment
+    environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
-    found = {name: told.get("threads_per_segment" if name == "threads" else name) for name in usual}
+    found = {name: environment.get("threads_per_segment" if name == "threads" else name) for name in usual}
     words = [word for name, value in found.items() if value not in usual[name] for word in (f"--{name}", str(value))]
     try:
         said = shlex.split(record.command)
