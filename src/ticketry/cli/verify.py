@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import Printing, parse
-from ticketry.cli.screen.results import interim_printer, summarise_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
 
@@ -53,16 +52,19 @@ def main(words: Sequence[str]) -> int:
     kind = dataclasses.make_dataclass("Verify", fields, bases=(Printing, LabOptions), frozen=True, kw_only=True)
     arguments: Any = parse(kind, words, prog="ticketry verify", description=_DESCRIPTION)
     command = shlex.join(["ticketry", "verify", *words])
-    record = _verified(arguments, command)
+    record = _verify(arguments, command)
     if arguments.json:
         print(json.dumps(as_json(record)))
     else:
+        from ticketry.cli.screen.results import summarise_verification
+
         print("\n".join(summarise_verification(record)))
     return 0
 
 
-def _verified(arguments: Any, command: str) -> VerifyRecord:
+def _verify(arguments: Any, command: str) -> VerifyRecord:
     from ticketry.cli.screen.progress import Progress
+    from ticketry.cli.screen.results import interim_printer
     from ticketry.experiments.request import named_task
     from ticketry.experiments.verify import ticket_of, verify_ticket
 
