@@ -175,10 +175,10 @@ def block_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *_SCHEDULERS))
     try:
         resource_tracker.ensure_running()  # before Python 3.12 it would otherwise start in the block and unblock them
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *_SCHEDULERS))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -187,7 +187,7 @@ def block_signals() -> Iterator[None]:
 def unblock_signals(*numbers: int) -> None:
     """Receive signals that `block_signals` blocked, by default all."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers or SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers or (*SIGNALS, *_SCHEDULERS))
 
 
 def ignore_signals_as_reader() -> None:

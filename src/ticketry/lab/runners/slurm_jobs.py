@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM, raise_signal
@@ -39,6 +39,8 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")
 _CLOSED = "closed"
 """File by which a job says that it takes no more requests."""
 _POLL_SECONDS = 0.1
+_FAILURES = 100
+"""Failures of a network file system in a row after which the search ends; a single one is retried."""
 _LEAVE_SECONDS = 5.0
 """Time that local jobs have to end once their folder is gone."""
 _QUEUE_SECONDS = 5.0
@@ -159,6 +161,13 @@ class _Item:
     needs: Needs
     future: Future[str] = field(default_factory=Future)
 
+    def end(self, result: str | Exception) -> None:
+        with contextlib.suppress(InvalidStateError):  # it was given up
+            if isinstance(result, str):
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(result)
+
 
 @dataclass
 class _Job:
@@ -174,6 +183,11 @@ class _Job:
     def give(self, item: _Item) -> None:
         self.item, self.number = item, self.number + 1
         write_atomically(self.folder / f"{self.number:09d}", item.text.encode(), parents=False)
+
+    def end(self, result: str | Exception) -> None:
+        if self.item:
+            self.item.end(result)
+        self.item = None
 
 
 class _Jobs(Pool):
@@ -208,7 +222,8 @@ class _Jobs(Pool):
 
     def give_up(self, future: Future[str]) -> None:
         with self._guard:
-            self._waiting = deque(item for item in self._waiting if item.future is not future)
+            for item in [item for item in self._waiting if item.future is future]:
+                self._waiting.remove(item)
             for one in self._jobs:
                 if one.item and one.item.future is future:
                     one.job.cancel(check=False)
@@ -226,16 +241,23 @@ class _Jobs(Pool):
             subprocess.run(["scancel", *names], capture_output=True, check=False, timeout=60)
 
     def _run(self) -> None:
+        failures = 0
         while not self._closed.wait(_POLL_SECONDS):
             try:
                 with self._guard:
                     self._look()
-            except Exception as error:  # otherwise the search would wait for ever
-                message = f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
-                for item in [*self._waiting, *(one.item for one in self._jobs if one.item)]:
-                    item.future.set_exception(RunnerError(message))
-                self._waiting.clear()
-                self._jobs = []
+                failures = 0
+            except Exception as error:
+                failures += 1
+                if not (isinstance(error, OSError) and self._own.is_dir() and failures < _FAILURES):
+                    self._fail(f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}")
+
+    def _fail(self, message: str) -> None:
+        """End all requests with an error; otherwise the search would wait for ever."""
+        while self._waiting:
+            self._waiting.popleft().end(RunnerError(message))
+        for one in self._jobs:
+            one.end(RunnerError(message))
 
     def _look(self) -> None:
         """Read answers, handle jobs that have ended, and hand out waiting requests."""
@@ -245,14 +267,13 @@ class _Jobs(Pool):
             ended = self._has_ended(one)  # before its last answer is read
             names = _names(one.folder)
             if one.item and (answer := f"{one.number:09d}.answer") in names:
-                one.item.future.set_result((one.folder / answer).read_text())
-                one.item = None
+                one.end((one.folder / answer).read_text())
             if ended or _CLOSED in names:
                 self._jobs.remove(one)
                 if one.item and _CLOSED in names:
                     self._waiting.appendleft(one.item)  # it came too late
                 elif one.item:
-                    one.item.future.set_exception(_describe_end(one.job))
+                    one.end(_describe_end(one.job))
         for item in list(self._waiting):
             if free := next((one for one in self._jobs if one.item is None and one.needs == item.needs), None):
                 self._waiting.remove(item)
