@@ -13,10 +13,8 @@ import torch
 from torch import nn
 
 import ticketry_engine
-from ticketry_engine.capture import convert as overloads
-from ticketry_engine.capture import lower_layers, pipeline
-from ticketry_engine.ir import native_shapes as attribute_kinds
-from ticketry_engine.ir import reference
+from ticketry_engine.capture import convert, lower_layers, pipeline
+from ticketry_engine.ir import native_shapes, reference
 from ticketry_engine.kernels import activations
 
 PACKAGE = Path(ticketry_engine.__file__).parent
@@ -49,11 +47,11 @@ def test_an_activation_is_added_by_the_recipe(convolution: bool, monkeypatch: py
             return torch.abs(x)
 
     monkeypatch.setitem(activations._PLAIN, "abs", magnitude)
-    monkeypatch.setattr(attribute_kinds, "ACTS", (*attribute_kinds.ACTS, "abs"))
+    monkeypatch.setattr(native_shapes, "ACTS", (*native_shapes.ACTS, "abs"))
     monkeypatch.setitem(reference._ACTS, "abs", (torch.abs, torch.abs_))  # type: ignore[arg-type]
     monkeypatch.setattr(lower_layers, "_PLAIN", (*lower_layers._PLAIN, "abs"))
     monkeypatch.setitem(pipeline._RULES, "abs", lower_layers._act)  # type: ignore[arg-type]
-    monkeypatch.setitem(overloads.OVERLOADS, "abs", frozenset({"default"}))  # type: ignore[arg-type]
+    monkeypatch.setitem(convert.OVERLOADS, "abs", frozenset({"default"}))  # type: ignore[arg-type]
     layer = nn.Conv2d(4, 20, 3) if convolution else nn.Linear(8, 20)
     model = nn.Sequential(layer, Magnitude()).eval()
     x = torch.randn(3, 4, 8, 8) if convolution else torch.randn(3, 8)

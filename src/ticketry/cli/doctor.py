@@ -12,7 +12,7 @@ from typing import Any
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
-from ticketry_engine import processor as platforms
+from ticketry_engine import processor
 
 _DESCRIPTION = """\
 What this machine and this environment have, and what each means for speed: processor, threads, precision, packages of
@@ -125,7 +125,7 @@ def _machine() -> Iterator[Finding]:
 
 def _vectors(features: Sequence[str]) -> Finding:
     width, means = "none that is used here", "Kernels run without wide vectors; training stays in torch by default."
-    if why := platforms.no_kernels():
+    if why := processor.no_kernels():
         means = f"Models run and train in torch alone: {why}."
     elif "avx512f" in features:
         width, means = "AVX-512, 16 float32", "All kernels run here; --kernels auto trains sparse networks in them."

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture import lower_layers
-from ticketry_engine.capture import lower_moves as lower_shapes
 from ticketry_engine.capture.batch_axis import straighten
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.eager_checks import (
@@ -33,7 +31,9 @@ from ticketry_engine.capture.editor import (
     with_arguments,
     without_unused,
 )
+from ticketry_engine.capture.lower_layers import RULES as LAYER_RULES
 from ticketry_engine.capture.lower_layers import lower_resizes, lower_transposed
+from ticketry_engine.capture.lower_moves import RULES as MOVE_RULES
 from ticketry_engine.capture.lower_moves import lower_constants, lower_moves, tidy_shapes, with_plain_zeros
 from ticketry_engine.capture.patterns import (
     fold_norms,
@@ -173,7 +173,7 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = Tru
     return with_own_results(with_plain_zeros(graph, captured), captured)
 
 
-_RULES: Mapping[str, Lowering] = {**lower_layers.RULES, **lower_shapes.RULES}
+_RULES: Mapping[str, Lowering] = {**LAYER_RULES, **MOVE_RULES}
 """Name of an ATen operation, or of one on numbers -> rule"""
 
 

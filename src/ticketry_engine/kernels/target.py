@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ticketry_engine import processor as platforms
+from ticketry_engine import processor
 from ticketry_engine.errors import EngineError, MissingExtraError
 from ticketry_engine.processor import cache_sizes
 
@@ -110,7 +110,7 @@ def near_inputs(first: int) -> tuple[int, int]:
 
 @functools.cache
 def _host() -> Target:
-    if why := platforms.no_kernels():
+    if why := processor.no_kernels():
         raise EngineError(why)
     llvm = binding()
     llvm.initialize_native_target()
@@ -122,7 +122,7 @@ def _host() -> Target:
     common = {"triple": triple, "cpu": llvm.get_host_cpu_name(), "features": features.flatten(), "second": second}
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         half = "avx512bf16" in flags
-        tiles = half and {"amx-tile", "amx-bf16"} <= flags and platforms.may_use_tiles()
+        tiles = half and {"amx-tile", "amx-bf16"} <= flags and processor.may_use_tiles()
         near, of_few = near_inputs(first)
         return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few)
     if {"avx2", "fma"} <= flags:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from interpreter import Program
-from ticketry_engine.capture import capture
-from ticketry_engine.capture import lower_layers as lower_resizes
+from ticketry_engine.capture import capture, lower_layers
 from ticketry_engine.compiled import Compiled
 
 
@@ -101,7 +100,7 @@ def test_of_edges_alone_it_stays_in_torch() -> None:
 
 def test_images_too_large_to_be_moved_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Resized(scale_factor=2, mode="bilinear")
-    monkeypatch.setattr(lower_resizes, "MOST_MOVED", 6 * 10 * 14)
+    monkeypatch.setattr(lower_layers, "MOST_MOVED", 6 * 10 * 14)
     assert compared(model, (5, 7)) == []
-    monkeypatch.setattr(lower_resizes, "MOST_MOVED", 6 * 10 * 14 - 1)
+    monkeypatch.setattr(lower_layers, "MOST_MOVED", 6 * 10 * 14 - 1)
     assert len(compared(model.float(), (5, 7))) == 1

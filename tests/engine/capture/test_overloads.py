@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry_engine import capture
 from ticketry_engine.capture import batch_axis, lower_layers, lower_moves, view_chains
-from ticketry_engine.capture import lower_moves as lower_shapes
 from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.ir.aten import is_function
 
@@ -185,7 +184,7 @@ def test_every_listed_overload_is_one_of_torchs_and_writes_nothing():
 
 
 def test_every_operation_that_a_rule_names_is_listed():
-    tables = (lower_layers.RULES, lower_shapes.RULES, lower_moves._RULES, batch_axis._ROW_BY_ROW, lower_shapes._PARTS)
+    tables = (lower_layers.RULES, lower_moves.RULES, lower_moves._RULES, batch_axis._ROW_BY_ROW, lower_moves._PARTS)
     named = {name for table in tables for name in table} | view_chains.VIEWS
     sources = "".join(path.read_text() for path in Path(str(capture.__file__)).parent.glob("*.py"))
     named |= set(re.findall(r'base\(\w+\) (?:==|!=) "(\w+)"', sources))

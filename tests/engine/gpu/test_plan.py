@@ -11,7 +11,6 @@ from torch import nn
 from group_masks import grouped
 from ticketry_engine.capture import capture
 from ticketry_engine.gpu import plan
-from ticketry_engine.gpu import plan as cost
 from ticketry_engine.gpu.plan import RATES, LayerChoice, LayerWork, can_run, follows, is_two_four, layer_facts
 from ticketry_engine.gpu.plan import plan as make_plan
 
@@ -43,35 +42,35 @@ def conv(inputs=256, outputs=256, rows=64, density=0.26, kernel=3):
 
 
 def test_time_falls_with_density():
-    times = [cost.group_seconds(work(density=density), 64, BF16) for density in (1, 0.5, 0.26, 0.1, 0.02)]
+    times = [plan.group_seconds(work(density=density), 64, BF16) for density in (1, 0.5, 0.26, 0.1, 0.02)]
     assert times == sorted(times, reverse=True)
     assert all(time > BF16.launch for time in times)
 
 
 def test_dense_time_does_not_depend_on_density():
-    assert cost.dense_seconds(work(density=0.1), BF16) == cost.dense_seconds(work(density=0.9), BF16)
+    assert plan.dense_seconds(work(density=0.1), BF16) == plan.dense_seconds(work(density=0.9), BF16)
 
 
 def test_dense_time_is_the_roofline():
     made = work(act=False)
     flops = 2 * made.pixels * made.rows * made.columns
-    assert cost.dense_seconds(made, BF16) == pytest.approx(BF16.launch + flops / BF16.conv)
-    linear = cost.dense_seconds(replace(made, linear=True), BF16)
+    assert plan.dense_seconds(made, BF16) == pytest.approx(BF16.launch + flops / BF16.conv)
+    linear = plan.dense_seconds(replace(made, linear=True), BF16)
     assert linear == pytest.approx(BF16.launch + flops / BF16.linear)
     thin = work(columns=16, act=False)
     moved = 2 * (thin.inputs + thin.outputs + thin.rows * thin.columns)
-    assert cost.dense_seconds(thin, BF16) == pytest.approx(BF16.launch + moved / BF16.bandwidth)
+    assert plan.dense_seconds(thin, BF16) == pytest.approx(BF16.launch + moved / BF16.bandwidth)
 
 
 @pytest.mark.parametrize(("group", "tile"), [(16, 16), (32, 32), (64, 64), (128, 128), (256, 128)])
 def test_tiles_are_as_large_as_groups(group, tile):
-    assert cost.best_tile(work(group=group), BF16) == tile
+    assert plan.best_tile(work(group=group), BF16) == tile
 
 
 def test_groups_of_48_rows_do_not_pay_for_64():
-    assert cost.best_tile(work(rows=480, group=48), BF16) in (16, 32, 64)
-    padded = cost.group_seconds(work(rows=480, group=48), 128, BF16)
-    assert cost.group_seconds(work(rows=480, group=48), 64, BF16) < padded
+    assert plan.best_tile(work(rows=480, group=48), BF16) in (16, 32, 64)
+    padded = plan.group_seconds(work(rows=480, group=48), 128, BF16)
+    assert plan.group_seconds(work(rows=480, group=48), 64, BF16) < padded
 
 
 def test_few_images_are_padded():
@@ -80,9 +79,9 @@ def test_few_images_are_padded():
 
 
 def test_filled():
-    assert cost.tile_fill(work(group=16)) == 1
-    assert cost.tile_fill(work(group=1)) == 1 / 16
-    assert cost.tile_fill(work(groups=[])) == 1
+    assert plan.tile_fill(work(group=16)) == 1
+    assert plan.tile_fill(work(group=1)) == 1 / 16
+    assert plan.tile_fill(work(groups=[])) == 1
 
 
 # -- choices -----------------------------------------------------------------------------------------------------------
@@ -227,10 +226,10 @@ def test_what_torch_reads_is_turned():
     works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
     group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
-    alone = sum(cost.group_seconds(one, 64, BF16) for one in works.values())
+    alone = sum(plan.group_seconds(one, 64, BF16) for one in works.values())
     # The input, into the softmax, out of it, and the result.
     assert plan.estimate(graph, 8, works, group, BF16) == pytest.approx(
-        alone + 4 * cost.layout_change_seconds(numbers, BF16)
+        alone + 4 * plan.layout_change_seconds(numbers, BF16)
     )
 
 
@@ -240,8 +239,8 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     [node] = [node for node in graph.nodes if node.op == "linear"]
     work = plan._work(graph, node, 8, facts[node.output].groups)
     found = plan.estimate(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
-    turn = cost.layout_change_seconds(8 * 3 * 4 * 64, BF16)
-    assert found == pytest.approx(cost.group_seconds(work, 64, BF16) + 2 * turn)
+    turn = plan.layout_change_seconds(8 * 3 * 4 * 64, BF16)
+    assert found == pytest.approx(plan.group_seconds(work, 64, BF16) + 2 * turn)
 
 
 # -- 2:4 ---------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
 from ticketry_engine.kernels.target import target
-from ticketry_engine.plan import emission as chunks_module
-from ticketry_engine.plan import region_programs
+from ticketry_engine.plan import emission, region_programs
 from ticketry_engine.plan.emission import Chunk, Emission, chunks, with_chunks
 from ticketry_engine.plan.layout_choice import arena_of
 from ticketry_engine.plan.partition import partition, sketch_region
@@ -51,7 +50,7 @@ class Inverted(nn.Module):
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """So that values of tests are large, and plans are of this test alone."""
-    monkeypatch.setattr(chunks_module, "BYTES", 40 << 10)
+    monkeypatch.setattr(emission, "BYTES", 40 << 10)
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
 
 
@@ -85,7 +84,7 @@ def test_others_are_whole(layout: str, other: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_a_near_cache_holds_is_whole(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks_module, "BYTES", 160 << 10)
+    monkeypatch.setattr(emission, "BYTES", 160 << 10)
     assert not found_in(Inverted(), layout)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry_engine.plan import region_programs as plan_cache
+from ticketry_engine.plan import region_programs
 from ticketry_engine.plan.region_programs import digest_of
 
 
@@ -94,10 +94,10 @@ def test_the_oldest_plans_go(cache, monkeypatch):
     (old, *_) = plans(cache)
     for path in plans(cache):
         os.utime(path, (1, 1))
-    monkeypatch.setattr(plan_cache, "_MOST_BYTES", sum(path.stat().st_size for path in plans(cache)))
+    monkeypatch.setattr(region_programs, "_MOST_BYTES", sum(path.stat().st_size for path in plans(cache)))
     compiled(network(1))(torch.randn(1, 3, 8, 8))
     assert not old.exists()
-    assert sum(path.stat().st_size for path in plans(cache)) <= plan_cache._MOST_BYTES
+    assert sum(path.stat().st_size for path in plans(cache)) <= region_programs._MOST_BYTES
 
 
 def test_a_plan_comes_back_as_it_was_stored(cache):

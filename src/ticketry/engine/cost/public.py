@@ -36,7 +36,6 @@ from ticketry.errors import CostError, UsageError
 from ticketry_engine.bench.machine import another_machine
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import model_file
-from ticketry_engine.ir import model_file as packed_weights
 from ticketry_engine.ir.shape_claims import origins
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.support.entry_points import entry_point
@@ -229,10 +228,10 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
     full = {name: torch.ones_like(graph.tensors[name]) for found in forms.values() for name in found}
     whole = len(model_file.dumps(replace(graph, tensors={**graph.tensors, **full}), {"precision": "fp32"})) + _SEAL
-    total = packed_weights.weight_bytes(graph)
+    total = model_file.weight_bytes(graph)
     layers = {}
     for name, found in forms.items():
-        head = sum(packed_weights.head_bytes(one, total) for one in found)
+        head = sum(model_file.head_bytes(one, total) for one in found)
         layers[name] = _packed(sizes[name], [full[one] for one in found], head)
     fixed = whole - sum(one.nbytes for one in full.values())
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
@@ -256,7 +255,7 @@ def _packed(weights: int, forms: list[Tensor], head: int) -> LayerCost:
     values = sum(form.element_size() for form in forms) * weights
 
     def packed(kept: int) -> float:
-        return head + sum(packed_weights.place_bytes(kept, form.numel()) + form.element_size() * kept for form in forms)
+        return head + sum(model_file.place_bytes(kept, form.numel()) + form.element_size() * kept for form in forms)
 
     dense = float(min(packed(weights), sum(form.nbytes for form in forms)))
     ends = {form.numel() >> halvings for form in forms for halvings in range(2, _HALVES)} | {0}

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cpu.pixels.block import Block, targets
+from engine.kernels.channels_last.block import Block, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, load, store
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arenas import Arena
-from engine.cpu.pixels.block import Block, as_stored, close, close_in, kinds, targets
+from engine.kernels.channels_last.block import Block, as_stored, close, close_in, kinds, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last, planar
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry

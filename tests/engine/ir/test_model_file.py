@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from engine.graph.graphs import small
+from engine.ir.graphs import small
 from interpreter import run
 from ticketry.errors import GraphError, ModelFileError
 from ticketry_engine.ir import Graph, Node, Value

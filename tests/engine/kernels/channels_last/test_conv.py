@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
+from engine.kernels.channels_last.block import Block, activated, as_stored, close, close_in, kinds, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arenas
-from engine.cpu.pixels.block import Array, Block, targets
+from engine.kernels.channels_last.block import Array, Block, targets
 from ticketry_engine.kernels import channels_last, planar
 from ticketry_engine.kernels.copies import copies
 

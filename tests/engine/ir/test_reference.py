@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.graph.graphs import small
+from engine.ir.graphs import small
 from interpreter import Program, reference, run
 from ticketry.errors import EngineError, GraphError
 from ticketry_engine.ir import Graph, Node, Value, node

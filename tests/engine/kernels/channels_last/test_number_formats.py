@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cpu.pixels.block import Block, activated, as_stored, close_in
+from engine.kernels.channels_last.block import Block, activated, as_stored, close_in
 from ticketry_engine.kernels import channels_last
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from engine.cpu.pixels.block import Block, close, targets
+from engine.kernels.channels_last.block import Block, close, targets
 from ticketry.errors import EngineError
 from ticketry_engine.kernels import channels_last
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry

@@ -8,7 +8,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry_engine.capture import capture
-from ticketry_engine.ir import binding as memory
+from ticketry_engine.ir import binding
 from ticketry_engine.ir.binding import CallBinder, plain_keys
 
 
@@ -24,7 +24,7 @@ def test_a_call_leaves_the_tracers_of_other_threads_alone(monkeypatch: pytest.Mo
     """Torch's stack of tracers belongs to the process: whoever sets it aside takes it from a thread that records."""
     model, x = nn.Linear(4, 3).eval(), torch.ones(2, 4)
     graph = capture(model, None, x)
-    monkeypatch.setattr(memory, "_disable_current_modes", None)
+    monkeypatch.setattr(binding, "_disable_current_modes", None)
     CallBinder(graph)
     fast = tk.compile(model, None, x, threads=1)
     with torch.no_grad():

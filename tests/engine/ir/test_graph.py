@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.graph.graphs import small
+from engine.ir.graphs import small
 from ticketry.errors import GraphError
 from ticketry_engine.ir import Graph, Node, Value, node
 from ticketry_engine.ir.native import TensorFacts, infer

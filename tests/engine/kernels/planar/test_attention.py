@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from arenas import Arena, targets
-from engine.cpu.pixels.test_attention import bias_of, mask_of, windowed
+from engine.kernels.channels_last.test_attention import bias_of, mask_of, windowed
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.planar.attention import attention
 from ticketry_engine.kernels.planar.geometry import Geometry, Planes

@@ -1,5 +1,5 @@
 """Damages valid files in every way and loads them. Runs in a process of its own:
-PYTHONPATH=src:tests python tests/engine/graph/fuzz_model_file.py COUNT SEED.
+PYTHONPATH=src:tests python tests/engine/ir/fuzz_model_file.py COUNT SEED.
 
 Whatever a file says, loading it gives a graph or `ModelFileError`; a graph that is given can be run, where it is small,
 without harm to the process. The process has a limit of memory and an alarm.
