@@ -1,4 +1,4 @@
-"""From a captured program to a graph in which every operation is still a torch node."""
+"""Converts a captured program to a graph of torch nodes, and lists the overloads that rules may lower."""
 
 from __future__ import annotations
 

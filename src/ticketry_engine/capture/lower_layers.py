@@ -1,4 +1,5 @@
-"""Layers: convolutions, linear ones, norms, attention, activations, sums, and what does nothing in use."""
+"""Lowers layers to native nodes: convolutions, also transposed ones, linear layers, norms, attention, pools, resizes,
+activations, sums, and operations that do nothing in evaluation mode."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Patterns of several nodes: formulas that a model has written out, as activations and attention, and what belongs to
-the layer before or behind it: zero paddings, norms, residuals and activations."""
+"""Recognises formulas of several nodes, such as activations and attention, and fuses pads, norms, residuals and
+activations into the layers beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chooses the kernel of each layer at one input shape: the group kernel, a 2:4 product, or a dense layer of torch."""
+"""Chooses the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Binds a call's arguments to the inputs of a graph, and builds what the call returns from its values."""
+"""Binds a call's arguments to the inputs of a graph, checks tensors that kernels read, and builds what a call
+returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The shapes of what native operations make, from their attributes and the shapes of inputs and weights."""
+"""Shape rules of native operations, from their attributes and the shapes of inputs and weights; checks of
+attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sketched region as operations of one layout: each task given to the layout's kernels, with its weights."""
+"""Emits a sketched region as operations of one layout: each task becomes calls of the layout's kernel functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A region that can be called with tensors: programs for the batches that come, each made when it is first needed."""
+"""Runs a region: programs for the batch sizes that occur, created when first needed, and the cache of their plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One rule for each native operation: whether a region of planes runs it, and what it needs of its inputs."""
+"""Adds nodes to a sketch: one rule for each native operation, applied to its inputs or to copies in a suitable
+layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lifetimes of the planes of a region, and which of them must have equal geometries or orders of channels."""
+"""Lifetimes of a region's planes, which of them share geometries or orders of channels, and the buffer allocator."""
 
 from __future__ import annotations
 

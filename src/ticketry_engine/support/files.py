@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, read only if they are regular, and compared by digests."""
+"""Files that are written atomically, read only if they are regular, and compared by digests."""
 
 from __future__ import annotations
 

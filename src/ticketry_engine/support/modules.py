@@ -1,4 +1,4 @@
-"""Models inside the wrappers of torch.compile and data-parallel training, and the parameters that a mask is of."""
+"""Models: unwrapping, the parameters that a mask covers, and deep copies with replaced tensors."""
 
 from __future__ import annotations
 

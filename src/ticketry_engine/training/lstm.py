@@ -1,4 +1,4 @@
-"""An LSTM layer over a sequence: all operations of all steps in one program.
+"""LSTM layers in sparse kernels: all operations of all words in one program, and the unit that replaces `nn.LSTM`.
 
 Products with the inputs are one operation over all words. Products with the states run word by word, with the same
 tables. Values have a plane of sixteen examples for each unit; the blocks of a word are contiguous, and words follow one

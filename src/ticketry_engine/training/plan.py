@@ -1,4 +1,4 @@
-"""The plan of a region's training step: where values and gradients are stored, and which operations run in what order.
+"""The plan of a region's training step: storage of values and gradients, order of operations, and a pass's state.
 
 Batch norms combine the sums of their channels between two passes over the values, in float64. Everything else runs in
 kernels, operation after operation.

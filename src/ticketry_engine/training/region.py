@@ -1,4 +1,4 @@
-"""Regions of a training step: nodes of the graph that run in kernels, forward and backward, and their shapes.
+"""Regions of a training step: nodes that run in kernels, forward and backward, their shapes and lifetimes.
 
 Nodes are those of `ir`; their weights are named as the model's parameters. In addition to what inference runs, a region
 may contain ``batch_norm``, which computes the statistics of the batch.

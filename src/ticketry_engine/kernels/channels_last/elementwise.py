@@ -1,4 +1,4 @@
-"""Elementwise operations: sums, products, scaling, activations and copies.
+"""Elementwise operations and norms: sums, products, scaling, activations, copies, rotary embeddings.
 
     y = act(x + other)     y = act(x * other)     y = act(x * scale[c] + shift[c])     y = act(x)
 

@@ -1,4 +1,4 @@
-"""Elementwise operations on planes: sums, products, activations, per-channel scale and shift, rotary embeddings.
+"""Elementwise operations and norms on planes: sums, products, activations, scale and shift, rotary embeddings.
 
     y = act(a + b)      y = act(a * b)      y = act(scale[c] * x + shift[c])      y = x * cos + partner * sin
 

@@ -1,4 +1,4 @@
-"""The planar layout: how a value is stored as one plane per channel.
+"""The planar layout: how a value is stored as one plane per channel, tiles on planes, and lanes of vectors.
 
     plane of a channel, halo 1:      . . . . . .        each position holds `images` floats
                                      . p p p p .        p: pixel   .: halo (zeros)
