@@ -7,11 +7,12 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from ticketry.cli.arguments import Printing, parse
+from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
 
@@ -33,24 +34,22 @@ examples:
   ticketry verify my-ticket --claim matches --controls none --seeds 5 --json"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments(Printing, LabOptions):
+    ticket: tyro.conf.Positional[Path]
+    """The folder of a ticket; or a run, by its folder or its name in the store."""
+    density: float | None = None
+    """Density of a run's ticket; by default that of the sparsest level that looks like a winner."""
+    settings: tyro.conf.OmitArgPrefixes[VerifySettings] = dataclasses.field(default_factory=VerifySettings)
+    task: str = ""
+    """Task of a ticket that does not name one."""
+    trust: bool = False
+    """Trust the ticket: import and run the task, network and method that it names."""
+
+
 def main(words: Sequence[str]) -> int:
     """Verify a ticket, or the procedure that found it."""
-    from ticketry.evidence.settings import VerifySettings
-
-    flat: Any = tyro.conf.OmitArgPrefixes
-    task_help = "Only for a ticket whose task cannot be made by the name that is written in it."
-    trust_help = "Trust the ticket: import and run the task, network and method that it names."
-    named_help = "The folder of a ticket; or a run, by its folder or its name in the store."
-    density_help = "Density of a run's ticket; by default that of the sparsest level that looks like a winner."
-    fields: list[Any] = [
-        ("ticket", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=named_help)]),
-        ("density", Annotated[float | None, tyro.conf.arg(help=density_help)], dataclasses.field(default=None)),
-        ("settings", flat[VerifySettings], dataclasses.field(default=VerifySettings())),
-        ("task", Annotated[str, tyro.conf.arg(help=task_help)], dataclasses.field(default="")),
-        ("trust", Annotated[bool, tyro.conf.arg(help=trust_help)], dataclasses.field(default=False)),
-    ]
-    kind = dataclasses.make_dataclass("Verify", fields, bases=(Printing, LabOptions), frozen=True, kw_only=True)
-    arguments: Any = parse(kind, words, prog="ticketry verify", description=_DESCRIPTION)
+    arguments: Any = parse(_Arguments, words, prog="ticketry verify", description=_DESCRIPTION)
     command = shlex.join(["ticketry", "verify", *words])
     record = _verify(arguments, command)
     if arguments.json:
