@@ -53,12 +53,6 @@ def test_wrong_settings(tmp_path, settings):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("settings", [{"device": "tpu"}, {"precision": "fp8"}])
-def test_wrong_words(tmp_path, points, settings):
-    with Lab(tmp_path / "store", **settings) as lab, pytest.raises(UsageError, match="is not known"):
-        lab.segment(points, start=0)
-
-
 def test_a_segment_by_default_is_the_whole_dense_training(lab, points):
     segment = lab.segment(points, start=4)
     assert (segment.first, segment.last, segment.total, segment.per_epoch) == (0, 24, 24, 7)

@@ -17,7 +17,7 @@ from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
 from ticketry.errors import StoreError
 from ticketry.lab.store.address import address_of
-from ticketry.lab.store.address import shown as shown_place
+from ticketry.lab.store.address import display_address as shown_place
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:

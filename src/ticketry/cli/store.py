@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.cli.arguments import Printing, parse
 from ticketry.errors import StoreError, UsageError
-from ticketry.lab.store.address import address_of, shown
+from ticketry.lab.store.address import address_of, display_address
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,9 @@ def require_store(folder: Path) -> Path:
 
         there = is_there(folder / "store.json")
     if not there:
-        raise StoreError(f"there is no store in {shown(folder)}: name another with --store, or run a search first")
+        raise StoreError(
+            f"there is no store in {display_address(folder)}: name another with --store, or run a search first"
+        )
     return folder
 
 
@@ -169,7 +171,7 @@ def _verdict(sound: bool, arguments: _Check) -> str:
     if sound:
         return "all sound"
     if arguments.repair:
-        return f"what is damaged was set aside in {shown(arguments.store / 'damaged')}; the next run makes it again"
+        return f"what is damaged was set aside in {display_address(arguments.store / 'damaged')}; the next run makes it again"
     return "damaged; `ticketry store check --repair` sets it aside, and the next run makes it again"
 
 
@@ -258,7 +260,7 @@ def _unpack(arguments: _Unpack) -> int:
         values = {**vars(done), "runs": list(done.runs), "apart": list(done.apart), **paths}
         print(json.dumps(values))
         return 0
-    print(f"unpacked {done.new} files into {shown(arguments.store)}; {done.known} were there")
+    print(f"unpacked {done.new} files into {display_address(arguments.store)}; {done.known} were there")
     if done.differing:
         print(_differing(done.differing))
     for name in done.apart:

@@ -32,7 +32,7 @@ from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.address import shown
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import is_there, write_atomically, write_sealed
 from ticketry.lab.store.marks import marked_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
@@ -258,5 +258,5 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         rounds=tuple(sorted(points.rounds.values(), key=lambda row: (row.replicate, row.level))),
         left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
         config=run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
-        store=shown(lab.store.paths.root),
+        store=display_address(lab.store.paths.root),
     )

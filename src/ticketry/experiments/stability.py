@@ -32,7 +32,7 @@ from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
-from ticketry.lab.store.address import shown
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.display import build_html_table
@@ -185,7 +185,7 @@ def execute_stability(
         cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
         environment=searches[0].environment,
         command=command,
-        store=shown(lab.store.paths.root),
+        store=display_address(lab.store.paths.root),
     )
     return write_record(lab.store.paths.evidence(name), record, done, unless_same="rows"), searches
 

@@ -15,7 +15,7 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import file_digest, flush, parse_json, replacing
 from ticketry.folders import delete_tree, iterate_below, iterate_folders
-from ticketry.lab.store.address import address_of, checked_url, is_url, shown
+from ticketry.lab.store.address import address_of, checked_url, display_address, is_url
 from ticketry.lab.store.files import (
     explained,
     is_there,
@@ -231,7 +231,7 @@ def move_store(root: Path, target: Path) -> Path:
 def _check(root: Path) -> None:
     """Raise `StoreError` unless there is a store with readable records and without active runs."""
     if not is_there(Paths(root).format):
-        raise StoreError(f"there is no store in {shown(root)}: name another with --store")
+        raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     store = Store(root)
     if what := under_way(store):
         raise StoreError(f"{what}: move the store when it has ended")

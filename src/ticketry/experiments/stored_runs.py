@@ -14,7 +14,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of
 from ticketry.folders import delete_tree, iterate_files, list_entries
-from ticketry.lab.store.address import shown
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_sealed
 from ticketry.lab.store.maintenance import Usage, collect
 from ticketry.lab.store.marks import is_running, under_way
@@ -56,13 +56,13 @@ def stored_runs(root: Path) -> list[StoredRun]:
     store = open_store(root)
     store.fetch(results=True)
     usage, named = Usage(store, damaged=True), _records(store)
-    reached = {name: usage.of(records) for name, records in named.items()}
+    reached = {name: usage.files_of(records) for name, records in named.items()}
     times = Counter(path for files in reached.values() for path in files)
     found = []
     for name in (name for name in named if name):
         folder = store.paths.run(name)
         alone = [path for path in reached[name] if times[path] == 1]
-        own = usage.within(folder)
+        own = usage.files_below(folder)
         state: State = "running" if is_running(folder) else "done" if is_there(folder / "run.json") else "half"
         found.append(
             StoredRun(
@@ -121,16 +121,18 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     named = _records(store)
     known = [one for one in named if one]
     if name not in known:
-        raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {list_choices(name, known) or 'none'}")
+        raise StoreError(
+            f"there is no run {name!r} in {display_address(root)}: it has {list_choices(name, known) or 'none'}"
+        )
     if what := under_way(store):
         raise StoreError(f"{what}: remove runs when it has ended")
     usage = Usage(store)
-    others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
+    others = set[Path]().union(*(usage.files_of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
     evidence = [path for path in store.paths.evidence_records() if (read_sealed(path) or {}).get("run") == name]
     pages = [page for path in evidence if is_there(page := path.with_suffix(".html"))]
-    inside = set(usage.within(folder))
-    doomed = {*inside, *evidence, *pages, *(usage.of(named[name]) - others)}
+    inside = set(usage.files_below(folder))
+    doomed = {*inside, *evidence, *pages, *(usage.files_of(named[name]) - others)}
     size = usage.bytes_of(doomed)
     if dry_run:
         return Removed(name, len(doomed), size)
@@ -166,9 +168,9 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
         "set aside as damaged": paths.root / "damaged",
     }
     usage = Usage(store)
-    found = {what: files for what, folder in kinds.items() if (files := usage.within(folder)) or is_there(folder)}
+    found = {what: files for what, folder in kinds.items() if (files := usage.files_below(folder)) or is_there(folder)}
     counted = {path for files in found.values() for path in files}
-    if rest := [path for path in usage.within(paths.root) if path not in counted]:
+    if rest := [path for path in usage.files_below(paths.root) if path not in counted]:
         found["other files"] = rest
     return [{"what": what, "files": len(files), "bytes": usage.bytes_of(files)} for what, files in found.items()]
 

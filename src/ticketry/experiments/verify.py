@@ -37,7 +37,7 @@ from ticketry.experiments.run_file import check_trust, with_kept_costs
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.address import address_of, shown
+from ticketry.lab.store.address import address_of, display_address
 from ticketry.lab.store.files import is_there, read_sealed
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.store.store import digest_of, existing_store, open_store
@@ -212,7 +212,7 @@ def execute_verify(
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
             environment=describe_environment(lab, lab.arithmetic(made.compared.task), made.trained),
             command=command,
-            store=shown(root),
+            store=display_address(root),
         )
         file = lab.store.paths.evidence(name)
         record = write_record(file, record, done, unless_same="networks")

@@ -327,7 +327,7 @@ class Lab:
 
     @contextlib.contextmanager
     def training_nothing(self) -> Iterator[NoTraining]:
-        """In a block, raise `NotStoredError` for whatever is not stored or was left out of a bundle; count nothing."""
+        """In a block, raise `NotStoredError` for what is not stored or was left out of a bundle; count nothing."""
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.remake), NoTraining()
             self._runner, self.ledger, self.store.remake = nothing, self.ledger.copy(), nothing.remake

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.store.address import address_of, checked_url, mirror_name, place_of, shown, split_address
+from ticketry.lab.store.address import address_of, checked_url, display_address, mirror_name, place_of, split_address
 from ticketry.lab.store.store import open_store
 
 
@@ -58,14 +58,14 @@ def test_what_is_no_address_is_refused_and_no_secret_repeated(address: str, said
 def test_a_folder_is_its_own_place(tmp_path: Path) -> None:
     assert place_of(".ticketry") == Path(".ticketry")
     assert address_of(tmp_path / "store") is None
-    assert shown(tmp_path / "store") == str(tmp_path / "store")
+    assert display_address(tmp_path / "store") == str(tmp_path / "store")
 
 
 def test_a_mirror_leads_back_to_its_address() -> None:
     place = place_of("s3://bucket/a/")
     assert place == place_of("s3://bucket/a") != place_of("s3://bucket/b")
     assert address_of(place) == "s3://bucket/a"
-    assert shown(place / "runs" / "one") == "s3://bucket/a/runs/one"
+    assert display_address(place / "runs" / "one") == "s3://bucket/a/runs/one"
     assert len(mirror_name(place)) == 32
     assert mirror_name(place) != mirror_name(place_of("s3://bucket/b"))
     assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700

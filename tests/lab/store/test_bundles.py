@@ -59,16 +59,6 @@ def test_the_same_runs_give_the_same_bytes_wherever_they_are_packed(searched: tu
         assert tk.store.pack(name, tmp_path / "third.tkz", store=elsewhere, weights=weights).path.read_bytes() == first
 
 
-def test_masks_and_records_without_weights_are_a_small_part(searched: tuple[Path, str], tmp_path: Path) -> None:
-    store, name = searched
-    small = tk.store.pack(name, tmp_path / "small.tkz", store=store)
-    large = tk.store.pack(name, tmp_path / "large.tkz", store=store, weights=True)
-    assert small.results == large.results
-    weights = 50_200
-    assert small.bytes < 3 * weights / 8 + 2_500 * small.results  # two masks and a control's, and records
-    assert large.bytes > 4 * weights * small.results
-
-
 def test_without_masks_records_tell_and_tickets_are_trained_again(searched: tuple[Path, str], tmp_path: Path) -> None:
     store, name = searched
     whole = tk.store.pack(name, tmp_path / "whole.tkz", store=store).bytes
@@ -184,16 +174,6 @@ def test_with_weights_nothing_is_trained_again(searched: tuple[Path, str], tmp_p
     assert again.now["segments_trained"] == 0
     tickets = [one.load() for one in again.tickets]
     assert [one.mask.density for one in tickets] == pytest.approx([0.5, 0.25], abs=1e-4)
-
-
-def test_unpacking_leaves_what_is_there_as_it_is(searched: tuple[Path, str], tmp_path: Path) -> None:
-    store, name = searched
-    tk.store.pack(name, tmp_path / "small.tkz", store=store)
-    before = files(store)
-    done = tk.store.unpack(tmp_path / "small.tkz", store=store)
-    assert {path: files(store)[path] for path in before} == before
-    assert done.known
-    assert done.differing == ()
 
 
 def test_the_command_line(searched: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from ticketry.files import file_digest
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.store import maintenance
-from ticketry.lab.store.files import read_json
 from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect
 from ticketry.lab.store.marks import marked_running
 from ticketry.lab.training.segment import Result
@@ -107,13 +106,6 @@ def test_a_flipped_byte_is_found(lab, searched, find):
     assert not health.sound
     assert health.damaged == [path]
     assert path.exists(), "without repair nothing is moved"
-
-
-def test_a_changed_metric_is_found(lab, searched):
-    path = _record(lab, searched)
-    flip_metric(path)
-    read_json(path)  # it is JSON still
-    assert check(lab.store).damaged == [path]
 
 
 def test_results_whose_tensors_are_gone_are_found(lab, searched):
@@ -224,14 +216,6 @@ def test_what_is_young_is_left_alone(lab, searched):
     assert collect(lab.store, grace_seconds=60)[0] == 5
     assert not any(path.exists() for path in files)
     assert not list(lab.store.paths.leftovers())
-
-
-def test_tensors_that_are_used_again_become_young(lab, searched):
-    orphan = unneeded(lab)[0]
-    age(lab.store.paths.root, GRACE_SECONDS + 60)
-    lab.store.put_tensors({"a": torch.zeros(5)})
-    collect(lab.store)
-    assert orphan.exists()
 
 
 @pytest.mark.parametrize("by", ["a lab's training", "a command", "a run"])

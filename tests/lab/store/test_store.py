@@ -68,12 +68,6 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_store(tmp_path):
-    (tmp_path / "store").write_text("")
-    with pytest.raises(StoreError, match="cannot read"):
-        Store(tmp_path / "store")
-
-
 @pytest.mark.parametrize("text", ["{", '{"format": "2"}'])
 def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     store.put_result(TRAJECTORY, 1, {"step": 1})
@@ -141,12 +135,6 @@ def test_equal_tensors_have_one_digest(store):
     assert store.put_tensors({**one, "a": torch.ones(2)}) != store.put_tensors(one)
 
 
-def test_tensors_are_no_mask(store):
-    digest = store.put_tensors({"a": torch.zeros(2)})
-    with pytest.raises(DamagedBlobError, match="holds no mask"):
-        store.get_mask(digest)
-
-
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -211,13 +199,6 @@ def test_results_by_trajectory_and_step(store):
     store.put_result(TRAJECTORY, 20, {"step": 21})
     assert store.result(TRAJECTORY, 20) == {"step": 21}
     assert store.result("cd" * 32, 20) is None
-
-
-def test_memo(store):
-    assert store.memo("masks", "k" * 64) is None
-    store.put_memo("masks", "k" * 64, {"mask": "m"})
-    assert store.memo("masks", "k" * 64) == {"mask": "m"}
-    assert store.memo("sizes", "k" * 64) is None
 
 
 @pytest.mark.parametrize("damage", ["{", '{"shares": {"w": 2.5}}', '{"shares": {}, "sha256": "0"}'])

@@ -35,7 +35,7 @@ from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.events import OnEvent
-from ticketry.lab.store.address import shown
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import explained, write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import (
@@ -350,7 +350,7 @@ class _Progress:
             environment=environment,
             command=self._command,
             config=campaign.text,
-            store=shown(self._paths.root),
+            store=display_address(self._paths.root),
         )
 
     def _claim(self, decision: Decision, seconds: float) -> Claim:

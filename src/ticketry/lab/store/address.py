@@ -106,7 +106,7 @@ def mirror_name(place: Path) -> str:
     return _read_facts(place.parent).get("mirror", "")
 
 
-def shown(place: str | Path) -> str:
+def display_address(place: str | Path) -> str:
     """Return a store's folder, or a path in it, as users know it: the store's URL in place of a mirror's folder."""
     path = Path(place)
     for folder in (path, *path.parents):

@@ -119,7 +119,7 @@ def repair_format(root: Path) -> list[Path]:
         raise
     except StoreError:
         if paths.has_folders():
-            _move(paths.format, paths.aside(paths.format))
+            _move(paths.format, paths.damaged_place(paths.format))
             write_json(paths.format, DESCRIBED)
             return [paths.format]
     return []
@@ -148,7 +148,7 @@ def _is_damaged(path: Path, digest: str) -> bool:
 
 
 def _set_aside(store: Store, path: Path) -> Path:
-    place = _move(path, store.paths.aside(path))
+    place = _move(path, store.paths.damaged_place(path))
     if store.mirror:
         store.mirror.move_aside(path, place)
     return place
@@ -249,7 +249,7 @@ class Usage:
                     self._elsewhere[path] = one.size
         self._places: dict[str, Path | None] = {}
 
-    def of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
+    def files_of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
         """Return results, remembered values and tensors that records name, with everything these started from."""
         trajectories = {trajectory for record in records for trajectory, _ in keys_of(record)}
         files = set(self._results.follow(trajectories, blobs_of))
@@ -258,7 +258,7 @@ class Usage:
         blobs = blobs.union(*(self._memos[path] for path in memos))
         return files | memos | {path for path in map(self._blob, blobs) if path}
 
-    def within(self, folder: Path) -> list[Path]:
+    def files_below(self, folder: Path) -> list[Path]:
         """Return all files of the store under a folder."""
         with explained(folder, "read"):
             here = list(iterate_files(folder))

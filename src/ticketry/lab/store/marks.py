@@ -15,7 +15,7 @@ import filelock
 
 from ticketry.files import require_inside
 from ticketry.folders import exists, is_file, list_entries
-from ticketry.lab.store.address import shown
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import explained
 from ticketry.lab.store.paths import Paths
 
@@ -74,7 +74,7 @@ def under_way(store: Store) -> str:
     Raises:
         StoreError: if a folder of the store cannot be read.
     """
-    paths, place = store.paths, shown(store.paths.root)
+    paths, place = store.paths, display_address(store.paths.root)
     with explained(paths.runs, "read"):
         runs = [entry.name for entry in list_entries(paths.runs)]
     for name in runs:

@@ -55,7 +55,7 @@ class Objects(Protocol):
 # -- repeating requests ------------------------------------------------------------------------------------------------
 #
 # obstore can repeat requests, but gives up a conditional write whose connection breaks, since it may have been carried
-# out. Here every write can be repeated, as an object's content tells whether an earlier try succeeded.
+# out. Here every write can be repeated, as an object's content shows whether an earlier try succeeded.
 
 PATIENCE_SECONDS = 180.0
 """How long requests are repeated since the first try: a network may be away for two minutes."""

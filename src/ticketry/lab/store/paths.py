@@ -118,7 +118,7 @@ class Paths:
         """Return a message between a driver and its workers; it is deleted when the driver ends."""
         return join_inside(self.root, "live", driver, name)
 
-    def aside(self, path: Path) -> Path:
+    def damaged_place(self, path: Path) -> Path:
         """Return a free place in ``damaged`` for a file or folder that a repair sets aside."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from ticketry.errors import MissingExtraError, UsageError
 from ticketry.lab.costs.meters.step import measure_step
 from ticketry.lab.costs.meters.training import NOT_MEASURED, Meter
 
@@ -68,35 +66,3 @@ def test_energy_of_counters(tmp_path: Path) -> None:
         counter(tmp_path, 1_000_000 + 36_000_000)  # 36 J
     assert meter.cost.energy == pytest.approx(1e-5)
     assert meter.cost.energy_source == "RAPL (whole processors), other work on the machine included"
-
-
-def test_an_estimate_is_asked_for_and_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tracker:
-        final_emissions_data = SimpleNamespace(energy_consumed=0.5)
-
-        def __init__(self, **settings: object) -> None:
-            pass
-
-        def start(self) -> None:
-            pass
-
-        def stop(self) -> None:
-            pass
-
-    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
-    with Meter(powercap=tmp_path) as meter:
-        pass
-    assert meter.cost.energy_source == NOT_MEASURED
-    with Meter(powercap=tmp_path, estimate=True) as meter:
-        pass
-    assert meter.cost.energy == 0.5
-    assert meter.cost.energy_source.startswith("an estimate: codecarbon")
-    monkeypatch.setitem(sys.modules, "codecarbon", None)
-    with pytest.raises(MissingExtraError), Meter(powercap=tmp_path, estimate=True):
-        pass
-
-
-def test_the_cost_is_told_at_the_end(tmp_path: Path) -> None:
-    meter = Meter(powercap=tmp_path)
-    with pytest.raises(UsageError, match="when its block has ended"):
-        _ = meter.cost
