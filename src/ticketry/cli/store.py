@@ -171,7 +171,8 @@ def _verdict(sound: bool, arguments: _Check) -> str:
     if sound:
         return "all sound"
     if arguments.repair:
-        return f"what is damaged was set aside in {display_address(arguments.store / 'damaged')}; the next run makes it again"
+        place = display_address(arguments.store / "damaged")
+        return f"damaged files were set aside in {place}; the next run makes them again"
     return "damaged; `ticketry store check --repair` sets it aside, and the next run makes it again"
 
 

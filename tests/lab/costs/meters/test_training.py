@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ticketry.errors import UsageError
 from ticketry.lab.costs.meters.step import measure_step
 from ticketry.lab.costs.meters.training import NOT_MEASURED, Meter
 
@@ -66,3 +67,8 @@ def test_energy_of_counters(tmp_path: Path) -> None:
         counter(tmp_path, 1_000_000 + 36_000_000)  # 36 J
     assert meter.cost.energy == pytest.approx(1e-5)
     assert meter.cost.energy_source == "RAPL (whole processors), other work on the machine included"
+
+
+def test_the_cost_is_known_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="when its block has ended"):
+        _ = Meter(powercap=tmp_path).cost
