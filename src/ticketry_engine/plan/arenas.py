@@ -32,11 +32,11 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class _Wide:
-    """Storages side by side."""
+    """Adjacent storages that form one wider value."""
 
     members: list[int]
     firsts: list[int]
-    """The first channel of each."""
+    """The first channel of each member."""
     channels: int
     geometry: channels_last.ChannelsLastGeometry = field(init=False)
     offset: int = field(init=False, default=0)
@@ -142,7 +142,7 @@ Run = tuple[int, int, int]
 
 
 def _runs(form: ValueForm, storages: Storages) -> list[Run]:
-    """The value's channels as the shortest list of runs."""
+    """Return the value's channels as the shortest list of runs."""
     flat = form.flat
     if not len(flat):
         raise UnsupportedError("a value without channels")
@@ -151,7 +151,7 @@ def _runs(form: ValueForm, storages: Storages) -> list[Run]:
 
 
 def _side_by_side(sketch: Sketch, lanes: int) -> list[_Wide]:
-    """Which storages are parts of one wider value, because some task reads them as one."""
+    """Return which storages form one wider value, because a task reads them as one."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
@@ -171,7 +171,7 @@ def _side_by_side(sketch: Sketch, lanes: int) -> list[_Wide]:
 
 
 def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
-    """Put the storages of a value's runs side by side, behind those that are so already."""
+    """Append the storages of a value's runs to an existing sequence of adjacent storages."""
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
         raise UnsupportedError("parts of values side by side")
@@ -254,7 +254,7 @@ class PlanesArena:
         return planar.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 
     def order(self, form: ValueForm) -> None:
-        """Planes are taken in any order: channels keep their own."""
+        """Return None: planes are read in any order, so channels are not reordered."""
 
     def check(self, task: RegionTask) -> None:
         """Do nothing: the planar layout has a kernel for every operation of a region."""
@@ -296,7 +296,7 @@ _MOST = 256
 
 
 def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Orders of streams (by root, as `orders`), with the channels of each run of rows in pairs."""
+    """Return root of a stream -> its order of channels, with the channels of each run of rows in pairs."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -318,7 +318,7 @@ def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int,
 
 
 def _support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Which channels a layer keeps, float32 [channels, groups * taps]: the root of the work that a pair of them is."""
+    """Return the retained channels of a layer, float32 [channels, groups * taps], weighted by the root of the work."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels
@@ -331,7 +331,7 @@ def _support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
 
 
 def _labels(sketch: Sketch, task: RegionTask) -> Array:
-    """The group of each row of a layer."""
+    """Return the group of each row of a layer."""
     weight = sketch.weight(task.node)
     labels = np.zeros(weight.shape[0], np.int64)
     for number, group in enumerate(row_groups(weight)):
@@ -340,7 +340,7 @@ def _labels(sketch: Sketch, task: RegionTask) -> Array:
 
 
 def _paired_runs(kept: Array, labels: list[Array]) -> Array:
-    """An order of the rows of `kept` that stays within runs of equal labels."""
+    """Return an order of the rows of `kept` that stays within runs of equal labels."""
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -377,7 +377,7 @@ def pairs_of(together: Array) -> Array:
 
 
 def _exchanged(together: Array, pairs: list[tuple[int, int]]) -> None:
-    """Exchange partners between two pairs as long as that gives more."""
+    """Exchange partners between pairs while that increases the total."""
     better = True
     while better:
         better = False

@@ -50,7 +50,7 @@ last linear layer has most of these in a small network, and takes hardly any tim
 
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
-    """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
+    """Return the faster layout, "planes" or "pixels", for blocks of `images` images and values of `item` bytes."""
     small, masked = grouped(sketch, target.lanes) < _WORTH_A_LOOK, _density(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
@@ -75,17 +75,17 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
 
 
 def _largest(sketch: Sketch, item: int) -> int:
-    """Bytes of the largest value of an image."""
+    """Return the bytes of an image's largest value."""
     return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
 def _positions(sketch: Sketch) -> int:
-    """The most pixels that a product makes of an image."""
+    """Return the maximum number of output pixels of a product."""
     return max((prod(task.output.pixels) for task, _ in sketch.products()), default=1)
 
 
 def _density(sketch: Sketch) -> float:
-    """The share of the multiplications that is kept."""
+    """Return the share of multiplications with retained weights."""
     kept = total = 0
     for task, node in sketch.products():
         weight, positions = sketch.weight(node), prod(task.output.pixels)
@@ -102,10 +102,10 @@ def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int
 
 
 def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
-    """Estimated nanoseconds of a region's products for one image.
+    """Return the estimated nanoseconds of a region's products for one image.
 
     Raises:
-        UnsupportedError: the layout cannot run the region.
+        UnsupportedError: if the layout cannot run the region.
     """
     arena, spec, spent = arena_of(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
@@ -156,13 +156,13 @@ _MOSTLY, _NEARLY_ALL = 0.5, 0.75
 
 
 def share(batch: int, threads: int) -> int:
-    """The smallest power of two that holds a thread's share of a batch, at most `MOST_IMAGES`."""
+    """Return the smallest power of two that holds a thread's share of a batch, at most `MOST_IMAGES`."""
     each = -(-batch // max(1, threads))
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 
 
 def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
-    """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
+    """Return the images per block if each thread has `images`, for values of `item` bytes."""
     largest = _largest(sketch, item)
     if layout == "planes" and mostly_single_rows(sketch):
         single = pointwise(sketch) > _NEARLY_ALL
@@ -185,7 +185,7 @@ def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = 
 
 
 def grouped(sketch: Sketch, rows: int) -> float:
-    """The share of the kept weights in groups of at least so many rows."""
+    """Return the share of retained weights in groups of at least `rows` rows."""
     inside = total = 0
     for _, node in sketch.products():
         for height, width in sketch.groups(node):
@@ -195,12 +195,12 @@ def grouped(sketch: Sketch, rows: int) -> float:
 
 
 def mostly_single_rows(sketch: Sketch) -> bool:
-    """Whether most of the kept weights are in rows that share their columns with too few others."""
+    """Return whether most retained weights are in rows that share their columns with few others."""
     return grouped(sketch, _FEW_ROWS) < _MOSTLY
 
 
 def pointwise(sketch: Sketch) -> float:
-    """The share of the multiplications in kernels of one pixel: linear layers are such."""
+    """Return the share of multiplications in 1 x 1 kernels; linear layers count as such."""
     inside = total = 0
     for task, node in sketch.products():
         weight = sketch.weight(node)

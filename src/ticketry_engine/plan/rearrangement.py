@@ -23,13 +23,13 @@ ZERO = -1
 
 @dataclass(frozen=True, eq=False)
 class Rearranged:
-    """Elements of storages, anyhow."""
+    """Elements of some storages, in any arrangement."""
 
     sources: tuple[int, ...]
-    """Storages."""
+    """Numbers of the storages."""
     where: Planned
-    """[axes...], without the batch: the element's number, those of the sources counted on (channel by channel, and
-    position by position in a channel), or `ZERO`."""
+    """[axes...] without the batch: index of each element in the concatenated sources, channel by channel and position
+    by position, or `ZERO`."""
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -42,10 +42,10 @@ class Rearranged:
 
 
 def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
-    """A value as a table.
+    """Return a value as a table of elements.
 
     Raises:
-        UnsupportedError: it is too large.
+        UnsupportedError: if it is too large.
     """
     if isinstance(value, Rearranged):
         return value
@@ -68,7 +68,7 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
 
 
 def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
-    """The value as a list of whole planes, if that is what it is."""
+    """Return the value as a list of whole planes; None if that is impossible."""
     where = _by_channel(value.where, labels)
     positions = where.shape[-1]
     ends = np.cumsum([storages.all[one].channels * prod(storages.all[one].pixels) for one in value.sources])
@@ -89,7 +89,7 @@ def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm |
 
 
 def _by_channel(where: Planned, labels: str) -> Planned:
-    """[channel axes..., positions]"""
+    """Return the elements as [channel axes..., positions]."""
     order = [axis for kind in "cp" for axis, label in enumerate(labels) if label == kind]
     channels = [where.shape[axis] for axis, label in enumerate(labels) if label == "c"]
     made: Planned = where.transpose(order).reshape(*channels, -1)
@@ -114,40 +114,40 @@ def table_of(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[
 
 
 def transposed(value: Rearranged, axes: Sequence[int]) -> Rearranged:
-    """``axes`` as of the whole value: the batch, axis 0, stays."""
+    """Permute the axes, given as axes of the whole value: the batch, axis 0, stays."""
     return value.view(value.where.transpose([axis - 1 for axis in axes[1:]]))
 
 
 def reshaped(value: Rearranged, shape: Sequence[int | None]) -> Rearranged:
-    """``shape`` as of the whole value."""
+    """Reshape; `shape` includes the batch."""
     return value.view(value.where.reshape([int(size or 0) for size in shape[1:]]))
 
 
 def flattened(value: Rearranged) -> Rearranged:
-    """[N, everything]"""
+    """Flatten to [N, everything]."""
     return value.view(value.where.reshape(-1))
 
 
 def sliced(value: Rearranged, axis: int, start: int, stop: int) -> Rearranged:
-    """A range of an axis."""
+    """Slice an axis."""
     return value.view(value.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
 
 
 def padded(value: Rearranged, before: Sequence[int], after: Sequence[int]) -> Rearranged:
-    """Zeros around it: how many before and after those of each axis but the batch."""
+    """Pad with zeros: numbers before and after each axis without the batch."""
     room = list(zip(before, after, strict=True))
     return value.view(np.pad(value.where, room, constant_values=ZERO))
 
 
 def shuffled(value: Rearranged, groups: int) -> Rearranged:
-    """ShuffleNet's order of channels."""
+    """Shuffle channels as in ShuffleNet."""
     channels, *rest = value.axes
     split = value.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
     return value.view(split.reshape(channels, *rest))
 
 
 def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearranged:
-    """A concatenation along an axis."""
+    """Concatenate along an axis."""
     sources: dict[int, int] = {}
     tables, at = [], 0
     for value in values:
@@ -170,6 +170,6 @@ def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearr
 
 
 def whole(storage: int, storages: Storages) -> ValueForm:
-    """All planes of a storage."""
+    """Return all planes of a storage."""
     one = storages.all[storage]
     return forms.fresh("cpp", [one.channels], one.pixels, storage)

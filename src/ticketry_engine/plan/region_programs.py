@@ -47,40 +47,40 @@ Last = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a batch is run."""
+    """How a batch is run: layout, block size, and division among threads."""
 
     layout: str
     """"planes" or "pixels"."""
     images: int
-    """Images of a block."""
+    """Images per block."""
     split: str
-    """How threads share the work: see `Program`."""
+    """How threads divide the work: see `Program`."""
     last: Last = ()
-    """The others are contiguous."""
+    """Numbers of the channels-last inputs; the others are contiguous."""
     precision: str = "fp32"
     """Number format of values and products: "fp32", or "bf16" (channels-last only)."""
 
 
 @dataclass
 class Native:
-    """A region's programs."""
+    """A compiled region: its programs, by plan."""
 
     graph: Graph
     region: Region
     library: Library
     digest: Callable[[], str]
-    """Gives the graph's digest."""
+    """Function that returns the graph's digest."""
     layout: str | None = None
-    """"planes" or "pixels"; None for what `choose` says of each block."""
+    """"planes" or "pixels"; None: see `choose`."""
     precision: str = "fp32"
-    """"bf16" for bfloat16 wherever the region runs over pixels: over planes nothing would be won by it."""
+    """"bf16" for bfloat16 if the region runs in the channels-last layout; the planar layout always uses float32."""
     sketch: Sketch = field(init=False)
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
     _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
     _blocks: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
     _ready: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
-    """Programs by the batch, threads, inputs and layout they are called with."""
+    """Program of each batch size, number of threads, memory format of inputs, and layout that was called."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -90,10 +90,10 @@ class Native:
         sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
         known = [name in self.graph.inputs for name in self.region.inputs]
         self._from_torch = [(number, size) for number, size in enumerate(sizes) if not known[number]]
-        """Numbers and sizes of the inputs that torch has made. `binding.CallBinder` has checked the others."""
+        """Numbers and sizes of the inputs that torch nodes compute. `binding.CallBinder` has checked the others."""
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
-        """The region's outputs, of inputs in its order."""
+        """Return the region's outputs for its inputs."""
         batch, last, used, made = self._bound(tensors)
         if batch:
             key = (batch, threads, last, self.layout)
@@ -152,7 +152,7 @@ class Native:
             self.programs.clear()
 
     def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
-        """How a batch is run: as was found fastest by `tune`, else as the costs estimate."""
+        """Return how a batch is run: the plan found by `tune`, or else the one with the lowest estimate."""
         with self._lock:
             if (batch, threads, last) in self._tuned:
                 return self._tuned[batch, threads, last]
@@ -201,7 +201,7 @@ class Native:
         return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
-        """Number of images; inputs in channels_last; inputs as read and outputs as written; outputs as returned."""
+        """Return number of images, channels-last inputs, tensors read and written, and tensors returned."""
         batch = tensors[0].shape[0]
         used = list(tensors)
         for number, size in self._from_torch:
@@ -222,13 +222,13 @@ class Native:
 
 
 def _plan(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
-    """Threads share the batch where there is a block for each, else every operation."""
+    """Return a plan in which threads divide the batch if there is a block for each, and otherwise every operation."""
     split = "batch" if -(-batch // images) >= threads else "parts"
     return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
 
 def _candidates(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
-    """Plans worth trying: both layouts, with the blocks that the batch fills."""
+    """Return the plans worth timing: both layouts, with the block sizes that the batch fills."""
     most = share(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
@@ -250,7 +250,7 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Record:
-    """A kept plan."""
+    """A cached plan."""
 
     ops: list[Op]
     facts: dict[str, Any]
@@ -258,7 +258,7 @@ class Record:
 
 
 class Plans:
-    """The kept plans of one region."""
+    """The cached plans of one region."""
 
     def __init__(self, graph_digest: str, region: Region, library: Library) -> None:
         outputs = [node.output for node in region.nodes]
@@ -280,7 +280,7 @@ class Plans:
         return Record(ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
 
     def keep(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
-        """Store a plan, its tables by numbers. A cache that cannot be written to is done without."""
+        """Store a plan in the cache, if the cache is writable."""
         tables: dict[str, np.ndarray[Any, Any]] = {}
         known: dict[int, str] = {}
         entries = []
@@ -306,7 +306,7 @@ class Plans:
 
 
 def digest_of(graph: Graph) -> str:
-    """A digest of all that a graph computes with."""
+    """Return a digest of everything that a graph computes with."""
     digest = hashlib.blake2b(digest_size=16)
     for one in graph.nodes:
         digest.update(
@@ -329,7 +329,7 @@ def _sources() -> str:
 
 
 def _tidy(folder: Path) -> None:
-    """The oldest plans go if there are too many."""
+    """Delete the oldest plans if all together are too large."""
     try:
         plans = [(one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob("*.plan")]
         total = 0

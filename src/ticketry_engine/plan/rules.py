@@ -46,13 +46,13 @@ def _conv2d(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
 
 
 def _pixels_of(sketch: Sketch, node: Node) -> tuple[int, int]:
-    """Height and width of what a node makes; of [N, C] one pixel."""
+    """Return height and width of a node's output; (1, 1) for [N, C]."""
     shape = sketch.graph.values[node.output].shape or ()
     return (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
 
 
 def _reach(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
-    """By how many positions the windows of a convolution or pooling reach over the input's ends."""
+    """Return by how many positions the windows of a convolution or pooling exceed the input."""
     stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
     dilation = node.attrs.get("dilation", (1, 1))[axis]
     behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
@@ -76,7 +76,7 @@ def _product(
     like: Like,
     same_rows: bool,
 ) -> ValueForm:
-    """A convolution or linear layer, with a residual if there is one."""
+    """Add a convolution or linear layer, with its residual if there is one."""
     labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
@@ -124,7 +124,7 @@ def _same(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
 
 
 def _over_last(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    """An operation on the last axis, head by head where there are several axes of channels."""
+    """Add an operation on the last axis, head by head if there are several channel axes."""
     (x,) = inputs
     if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
         raise UnsupportedError(f"a {node.op} over positions")
@@ -176,7 +176,7 @@ def _rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
 
 
 def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """An operation on each value, for which an axis has to be the only one of channels."""
+    """Return a rule for an operation that needs an axis to be the only channel axis."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
@@ -187,7 +187,7 @@ def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
 
 
 def _softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    """Over the only axis of channels, or the last of several."""
+    """Add a softmax over the only channel axis, or over the last of several."""
     (x,) = inputs
     if _is_channels(x, int(node.attrs["axis"]) - 1):
         return _same(sketch, node, inputs)
@@ -197,7 +197,7 @@ def _softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
 
 
 def _is_channels(form: ValueForm, axis: int) -> bool:
-    """Whether an axis behind the batch is the only one of channels."""
+    """Return whether an axis after the batch is the only channel axis."""
     return form.labels[axis] == "c" and form.labels.count("c") == 1
 
 
@@ -250,7 +250,7 @@ def _concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
 
 
 def _by_view(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
-    """An operation that is another list of the same planes."""
+    """Return a rule for an operation that only rearranges the list of planes."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         y = made(node, inputs[0])
@@ -340,7 +340,7 @@ def _joined(sketch: Sketch, node: Node, values: Sequence[Value], error: Unsuppor
 
 
 def _moved_on(sketch: Sketch, value: str) -> bool:
-    """Whether elements of a value are moved again by what reads it."""
+    """Return whether an operation that reads the value moves its elements again."""
     return any(value in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
 
 
@@ -387,7 +387,7 @@ def _laid_anew(sketch: Sketch, node: Node, values: Sequence[Value], error: Unsup
 
 
 def _two_positions(sketch: Sketch, value: Value) -> Rearranged:
-    """A value of many positions and one axis of channels, as of two axes of positions."""
+    """Return a value of several position axes and one channel axis with its positions reshaped to two axes."""
     table = rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))

@@ -21,7 +21,7 @@ Like = tuple[str, Sequence[int], tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class RegionTask:
-    """Something to be done natively: a node, or a value that comes in ("load") or goes out ("store")."""
+    """One operation of a region: a node, or the load ("load") or store ("store") of a value."""
 
     kind: str
     label: str
@@ -37,7 +37,7 @@ class RegionTask:
 
 @dataclass
 class Sketch:
-    """A region being planned."""
+    """A region as operations whose values have axes of channels and positions, but no memory yet."""
 
     graph: Graph
     storages: Storages = field(default_factory=Storages)
@@ -47,10 +47,10 @@ class Sketch:
     _constants: dict[tuple[str, str, tuple[int, int]], ValueForm] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     _laid: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
-    """By the identity of a rearranged value, which is kept so that no other has it."""
+    """Copies of rearranged values, by the value's id; the value is stored, too, so that its id is not reused."""
 
     def load(self, name: str, number: int) -> ValueForm:
-        """A value comes in from torch."""
+        """Add the load of a value from a tensor."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
@@ -62,7 +62,7 @@ class Sketch:
         return form
 
     def store(self, name: str, number: int) -> None:
-        """A value goes out to torch."""
+        """Add the store of a value to a tensor."""
         form = self.forms[name]
         if isinstance(form, Rearranged):
             form = self.laid(Node("store", (name,), ""), form, ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :])
@@ -71,7 +71,7 @@ class Sketch:
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
-        """A weight as a value of the positions of another one, and so many channels in its own order."""
+        """Return a weight as a value with the positions of another value and `channels` in their original order."""
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
@@ -91,7 +91,7 @@ class Sketch:
         return self._groups[name]
 
     def products(self) -> list[tuple[RegionTask, Node]]:
-        """The convolutions and linear layers."""
+        """Return the convolutions and linear layers."""
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
     def make(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
@@ -103,7 +103,7 @@ class Sketch:
         return output
 
     def run(self, node: Node, form: ValueForm) -> ValueForm:
-        """A value whose positions follow one another: itself, or a copy where others may want a halo between rows."""
+        """Return a value with consecutive positions: itself, or a copy if other readers need a halo between rows."""
         if form.pixels[0] == 1:
             return form
         self.reads(form)
@@ -157,5 +157,5 @@ class Sketch:
         return made
 
     def reads(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """The task that is added next reads a value."""
+        """Note that the next task reads a value."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)

@@ -17,16 +17,16 @@ class Storage:
     channels: int
     pixels: tuple[int, int]
     halo: int = 0
-    """The most that any reader needs around the pixels."""
+    """Largest halo that a reader needs."""
     halo_of_few: int = 0
-    """The most that any reader gains by, over planes whose images do not fill a vector."""
+    """Largest halo that a reader gains from, if images do not fill a vector."""
     born: int = 0
     dies: int = 0
-    """Numbers of the operations that write it and that read it last."""
+    """Numbers of the operations that write it and that last read it."""
 
 
 class Union:
-    """Sets of storages that have something in common."""
+    """Disjoint sets of storages."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
@@ -46,13 +46,13 @@ class Union:
 
 @dataclass
 class Storages:
-    """All storages of a region, and what binds them."""
+    """All storages of a region, and constraints between them."""
 
     all: list[Storage] = field(default_factory=list)
     halos: Union = field(default_factory=Union)
-    """Storages of one geometry: concatenated, added, or read by one operation as one value."""
+    """Storages with equal geometries: concatenated, added, or read by one operation as one value."""
     rows: Union = field(default_factory=Union)
-    """Storages whose rows are equally far apart: one is read at constant shifts to make the other."""
+    """Storages with equal distances between rows: one is computed from the other at constant shifts."""
 
     orders: Union = field(default_factory=Union)
     """Storages with one order of channels: an operation reads and writes them channel by channel."""
@@ -68,7 +68,7 @@ class Storages:
         return len(self.all) - 1
 
     def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """An operation reads a value, with so many positions around its pixels; as many of few images unless said."""
+        """Note that an operation reads a value with a halo; `halo_of_few` defaults to `halo`."""
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
@@ -77,13 +77,13 @@ class Storages:
         self.alike([form])
 
     def alike(self, forms: Iterable[ValueForm]) -> None:
-        """These values have one geometry."""
+        """Require equal geometries."""
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
 
     def one_order(self, *forms: ValueForm) -> None:
-        """The channels of these values correspond."""
+        """Require equal orders of channels."""
         for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
             self.orders.join(numbers)
         for form in forms:
@@ -123,7 +123,7 @@ class Storages:
         return found
 
     def halo(self, number: int, *, few: bool = False) -> int:
-        """The halo of a storage: the most that any reader of any storage of its geometry needs; or gains by (`few`)."""
+        """Return the largest halo that a reader of any storage of the same geometry needs, or gains from (`few`)."""
         key = self.halos.find(number)
         relatives = [storage for other, storage in enumerate(self.all) if self.halos.find(other) == key]
         return max(storage.halo_of_few if few else storage.halo for storage in relatives)

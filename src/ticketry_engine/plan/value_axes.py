@@ -19,7 +19,7 @@ Planned = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class UnsupportedError(Exception):
-    """A node that this layout cannot run: it stays in torch. The message says why, for `Compiled.layers`."""
+    """The reason why a layout cannot run a node, which then runs in torch: see `Compiled.layers`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class ValueForm:
     planes: Planned
     """[channel axes..., 2]: the storage and the plane in it."""
     pixels: tuple[int, int]
-    """Height and width of a plane: (1, T) where the positions are one axis of T tokens made as such."""
+    """Height and width of a plane; (1, T) for a single axis of T tokens."""
 
     @property
     def flat(self) -> Planned:
@@ -43,13 +43,13 @@ class ValueForm:
 
     @property
     def storages(self) -> list[int]:
-        """Numbers of the storages that its planes are in."""
+        """Numbers of the storages of its planes."""
         found: list[int] = np.unique(self.planes[..., 0]).tolist()
         return found
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The value's shape without the batch (positions that were joined count as their product)."""
+        """The value's shape without the batch; merged positions count as their product."""
         sizes = iter(self.planes.shape[:-1])
         if self.labels == "f":
             return (prod(self.planes.shape[:-1]) * prod(self.pixels),)
@@ -58,7 +58,7 @@ class ValueForm:
 
 
 def loaded(shape: Sequence[int | None], storage: int) -> ValueForm:
-    """The form of a value that comes in from torch."""
+    """Return the form of an input of the region."""
     sizes = [int(size or 0) for size in shape[1:]]
     if len(sizes) == 3:
         return fresh("cpp", sizes[:1], (sizes[1], sizes[2]), storage)
@@ -77,7 +77,7 @@ def fresh(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage
 
 
 def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
-    """``axes`` as of the whole value: the batch, axis 0, stays."""
+    """Permute the axes, given as axes of the whole value: the batch, axis 0, stays."""
     order = [axis - 1 for axis in axes[1:]]
     places = [axis for axis in order if form.labels[axis] == "p"]
     if places != sorted(places) or form.labels == "f":
@@ -89,7 +89,7 @@ def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
 
 
 def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
-    """The value with axes split or joined, where each new axis is of channels alone or of positions alone."""
+    """Split or merge axes; each new axis must consist of channels only or of positions only."""
     if form.labels == "f":
         raise UnsupportedError("a new shape of a flattened value")
     old, new = list(form.axes), [int(size or 0) for size in shape[1:]]
@@ -111,7 +111,7 @@ def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
 
 
 def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """The shortest runs of old and of new axes that hold equally many elements."""
+    """Return the shortest runs of old and of new axes with equal numbers of elements."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -132,7 +132,7 @@ def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]
 
 
 def flattened(form: ValueForm) -> ValueForm:
-    """[N, everything]: channels alone where a plane is one pixel, else "f"."""
+    """Flatten to [N, everything]: channels only if planes have one pixel, else "f"."""
     if form.labels.lstrip("c").strip("p") or "c" not in form.labels:
         raise UnsupportedError("a flattened value whose positions come before its channels")
     if form.pixels == (1, 1) or "p" not in form.labels:
@@ -141,7 +141,7 @@ def flattened(form: ValueForm) -> ValueForm:
 
 
 def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
-    """A concatenation along an axis of channels: the list of all planes."""
+    """Concatenate along a channel axis: join the lists of planes."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
         raise UnsupportedError("a concatenation of values that lie differently")
@@ -149,13 +149,13 @@ def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
 
 
 def sliced(form: ValueForm, axis: int, start: int, stop: int) -> ValueForm:
-    """A range of an axis of channels."""
+    """Slice a channel axis."""
     number = _channel(form, axis)
     return replace(form, planes=form.planes[(slice(None),) * number + (slice(start, stop),)])
 
 
 def shuffled(form: ValueForm, groups: int) -> ValueForm:
-    """ShuffleNet's order of channels: [g, C / g] transposed."""
+    """Shuffle channels as in ShuffleNet: [g, C / g] transposed."""
     if form.labels != "cpp":
         raise UnsupportedError("a shuffle of other than images")
     planes = form.planes.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2)
@@ -163,7 +163,7 @@ def shuffled(form: ValueForm, groups: int) -> ValueForm:
 
 
 def _channel(form: ValueForm, axis: int) -> int:
-    """The number among the channel axes of an axis of the value."""
+    """Return the number of a value's axis among its channel axes."""
     label = form.labels[axis - 1]
     if label != "c" or form.labels == "f":
         raise UnsupportedError("a part of or an addition to positions")
