@@ -119,7 +119,7 @@ def compile(
 def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
     """Return a sentence that compares a call's time with eager torch: medians of alternating rounds after a warm-up.
 
-    A quick timing has two rounds, of which the faster counts, and one if a call is long.
+    A quick timing uses the faster of two rounds, or a single round for long calls.
     """
     eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -148,7 +148,7 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
 def load(
     path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host", precision: str | None = None
 ) -> Compiled:
-    """A model file, ready to be called. Its model's source is not needed.
+    """Load a compiled model from a file. The model's source code is not needed.
 
     Args:
         path: what `Compiled.save` wrote.
@@ -172,7 +172,7 @@ def load(
 
 
 class Compiled(ForInference):
-    """A graph with everything the engine can run compiled, and the rest in torch.
+    """A compiled model: regions of its graph run in kernels, the rest in torch.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -204,7 +204,7 @@ class Compiled(ForInference):
         digest: str | None = None,
         layout: str | None = None,
     ) -> None:
-        """`layout`: "planes" or "pixels" for all regions, where one is to be timed; by default as costs estimate."""
+        """`layout`: "planes" or "pixels" for all regions, to time one of them; by default chosen by estimates."""
         super().__init__()
         self.graph = graph
         self.threads = threads
@@ -226,7 +226,7 @@ class Compiled(ForInference):
         self.clock: Callable[[], float] = time.perf_counter
         """Clock of `profile`; `time.thread_time` excludes other processes."""
         self._made_of: tuple[weakref.ref[nn.Module], Arguments] | None = None
-        """The model and the example inputs, to be timed beside."""
+        """The model and the example inputs that `beside_eager` compares with."""
         self._beside_eager = ""
         nn.Module.train(self, False)
 
@@ -240,7 +240,7 @@ class Compiled(ForInference):
         return build(self.graph.outputs, values)
 
     def _walk(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
-        """Step by step, what a step makes put into `values`, and each held until its last reader is done."""
+        """Run all steps; `values` holds each result until its last reader is done."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
                 tensors = [values[name] for name in reads]
@@ -250,7 +250,7 @@ class Compiled(ForInference):
                     del values[name]
 
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
-        """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
+        """Time all plans of the regions on these inputs, and use the fastest for this batch size.
 
         Args:
             args, kwargs: what the model is called with, or one tuple or dict of example inputs, as for `compile`.
@@ -269,7 +269,7 @@ class Compiled(ForInference):
         return self
 
     def forget(self) -> None:
-        """Free the programs of all batches that were called so far; the next call makes its own anew."""
+        """Free the programs of all batch sizes; the next call creates its own again."""
         for native in self._natives:
             native.forget()
 
@@ -309,7 +309,7 @@ class Compiled(ForInference):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the tables of all kernels of the batches that were called so far: weights and where they belong."""
+        """Bytes of the tables of all kernels created so far: weights and their positions."""
         return sum(program.table_bytes for native in self._natives for program in native.programs.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
@@ -344,7 +344,8 @@ class Compiled(ForInference):
         return torch_step(self.graph, step), step.inputs, (step.output,)
 
     def _only_region(self) -> Native | None:
-        """The region that is the whole network, from the call's inputs in order to its one output; None if none is."""
+        """Return the region that is the whole network, from the call's inputs to its only output; None if there is no
+        such region."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
         _, reads, makes, _ = self._steps[0]
@@ -360,7 +361,7 @@ class Compiled(ForInference):
 
 
 def _checked(precision: str, target: Target) -> str:
-    """The precision, if there are kernels in it for the target."""
+    """Return the precision, if the target has kernels for it."""
     if precision not in ITEM:
         raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
     if precision == "bf16" and not target.bf16:

@@ -21,10 +21,10 @@ def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def batch_of(inputs: Inputs) -> int:
-    """Examples in the inputs: the first size of their first tensor.
+    """Return the number of examples: the first size of the inputs' first tensor.
 
     Raises:
-        UsageError: if there is no tensor with a dimension.
+        UsageError: if no tensor has a dimension.
     """
     for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -41,10 +41,10 @@ def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, 
 
 
 def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
-    """Inputs with `batch` examples, made of the given ones: repeated, with noise where they are real numbers.
+    """Return inputs with `batch` examples: the given ones repeated, with noise added to real numbers.
 
-    The noise, half as strong as the inputs vary, makes every example differ from every other, so that an engine that
-    mixes examples up does not go unnoticed. Only tensors whose first size is the batch are changed.
+    The noise, half the standard deviation of the inputs, makes all examples different, to detect engines that mix them
+    up. Only tensors whose first size is the batch are changed.
     """
     arguments = dict(inputs) if isinstance(inputs, Mapping) else as_arguments(inputs)
     examples = batch_of(arguments)
@@ -68,18 +68,18 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
 
 
 def outputs_of(to_batch: Any) -> list[Tensor]:
-    """The tensors in what a model returns, in order."""
+    """Yield the tensors in a model's output, in order."""
     return [leaf for leaf in tree_flatten(to_batch)[0] if isinstance(leaf, Tensor)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative error of outputs: the largest, over the tensors, of norm(found - expected) / norm(expected).
+    """Return the relative error of outputs: the maximum over tensors of norm(found - expected) / norm(expected).
 
-    Infinities have to be the same; the error is infinite where they are not, or where NaN was found. A tensor that
-    should be 0 throughout is compared with 1.
+    The error is infinite if infinities differ or NaN was found. A tensor that should be 0 everywhere is compared with
+    1.
 
     Raises:
-        EngineError: if count or shapes are not the same, or NaN is expected: nothing can be compared with that.
+        EngineError: if the number of tensors or their shapes differ, or NaN is expected.
     """
     shapes = [tuple(tensor.shape) for tensor in found], [tuple(tensor.shape) for tensor in expected]
     if shapes[0] != shapes[1]:
@@ -100,5 +100,5 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """Real and imaginary parts of complex numbers, which `double` would take the first of."""
+    """Convert complex numbers to real and imaginary parts; `double` would drop the imaginary parts."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

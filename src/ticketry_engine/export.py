@@ -38,7 +38,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """The exported model beside its source, on random inputs of one batch size."""
+    """Comparison of the exported model with its source, on random inputs of one batch size."""
 
     batch: int
     error: float
@@ -47,18 +47,18 @@ class ExportCheck:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file that was written."""
+    """A written file."""
 
     path: str
     format: str
     batch: int | None
-    """The only batch size that the file takes; None where it takes any."""
+    """The only batch size that the file accepts; None: any."""
     bytes: int
     """Size of the file and of the one beside it that stores weights from 2 GB on."""
     parameters: int
-    """In the file."""
+    """Number of parameters in the file."""
     nonzero: int
-    """Parameters in the file that are not 0."""
+    """Number of nonzero parameters in the file."""
     runtime: str
     """Runtime that was used to check it."""
     checks: tuple[ExportCheck, ...]
@@ -131,10 +131,10 @@ def export(
 
 
 def format_of(path: Path, format: str | None) -> str:
-    """The format of a file: the one that is asked for, else that of its ending, else ONNX.
+    """Return the format of a file: the given one, or that of its suffix, or ONNX.
 
     Raises:
-        UsageError: for an unknown format, or another one than the ending says.
+        UsageError: for an unknown format, or one that differs from the suffix.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
@@ -208,7 +208,7 @@ def _write_pt2(
 def _program(
     model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """The strict way is slower, but sees through `len(x)`."""
+    """Strict tracing, which is slower but handles `len(x)`."""
     try:
         return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
     except Exception:  # as above
@@ -231,7 +231,7 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
 def _checked(
     source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[ExportCheck, ...]:
-    """The exported model beside its source."""
+    """Compare the exported model with its source."""
     found = []
     for number, batch in enumerate(batches):
         call = given.at_batch(batch, seed=_SEED + 1 + number)
@@ -323,12 +323,12 @@ def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, An
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters print, log and warn of on their way; standard output stays the caller's."""
+    """Suppress the output, logs and warnings of exporters within the block; standard output is restored."""
     with contextlib.redirect_stdout(io.StringIO()), silent("torch.onnx", "onnxscript", level=logging.ERROR):
         yield
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, no longer than 300 letters."""
+    """Return the first informative line of an error's message, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else "no message"

@@ -1,4 +1,4 @@
-"""What the engine does with a model on this machine, for callers that decide whether to use it."""
+"""Reports what the engine does with a model on this machine, for callers that decide whether to use it."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from ticketry_engine.training.sparse_training import ALL_WEIGHTS, VERSION, Spars
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor, and the kernels that the engine makes for it."""
+    """The processor and its kernels."""
 
     processor: str
     """Name and model of the processor."""
     kernels: str
-    """The width of its vectors: avx512, avx2, generic or aarch64."""
+    """Kind of vectors: avx512, avx2, generic or aarch64."""
     bf16: bool
-    """Whether it multiplies bfloat16."""
+    """Whether the processor multiplies bfloat16."""
     tiles: bool
-    """Whether it multiplies tiles of bfloat16 (AMX), and this process may use them."""
+    """Whether the processor multiplies bfloat16 tiles (AMX), and this process may use them."""
     numerics: int
-    """Version of the training kernels' numbers: two steps with the same version and kernels give the same bits."""
+    """Version of the training kernels' numerics: steps with equal versions and kernels compute equal bits."""
 
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """A layer of a model that is trained under a mask, and how much of its work kernels save."""
+    """A layer trained under a mask, and how much of its work kernels save."""
 
     parameter: str
-    """Name of its weight, as `Module.named_parameters` has it."""
+    """Name of its weight, as in `Module.named_parameters`."""
     where: Place
-    """engine or torch."""
+    """"engine" or "torch"."""
     saved: float
-    """Share of the layer's multiply-accumulates that kernels leave out: 0 in torch, or where zeros are computed too."""
+    """Share of the layer's multiply-accumulates that kernels skip: 0 in torch, or if zeros are computed too."""
     in_sixteens: bool
-    """Whether all its rows share their columns with fifteen others, as kernels by AMX tiles take them."""
+    """Whether every row shares its columns with fifteen others, as kernels with AMX tiles require."""
 
 
 def machine() -> Machine:

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """A digest of what is in some files, in the order of their names."""
+    """Return a digest of the content of some files, in the order of their names."""
     return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=16).hexdigest()
 
 

@@ -24,7 +24,7 @@ FP32 = "fp32: rows that differ gain nothing by bf16"
 def describe(
     graph: Graph, reasons: Mapping[str, str], natives: Iterable[Native], seconds: Mapping[str, float]
 ) -> list[Layer]:
-    """A row for each node, and for what is loaded into and stored from the engine's layout."""
+    """Return a row for each node, and for loads and stores of the engine's layout."""
     kernels: dict[str, dict[str, None]] = {}
     why = dict(reasons)
     for native in natives:
@@ -48,7 +48,7 @@ def describe(
 
 
 def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
-    """The row of a node."""
+    """Return the row of a node."""
     name, facts = _weights_of(graph, node)
     density, kept, rows = facts or (None, None, "")
     spent, share = _seconds_and_share(node.output, seconds)
@@ -56,13 +56,13 @@ def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mappi
 
 
 def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
-    """Seconds of a layer, and their share of all."""
+    """Return the seconds of a layer, and their share of the total."""
     spent, total = seconds.get(name), sum(seconds.values())
     return spent, spent / total if spent is not None and total else None
 
 
 def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
-    """The layer's name, and density, weights kept, and rows a group of its weight."""
+    """Return the layer's name, and density, number of retained weights, and rows per group of its weight."""
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
         return "", None
@@ -75,13 +75,13 @@ def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] |
 
 
 class ForInference(nn.Module):
-    """A compiled model: neither trained, nor moved, nor converted."""
+    """Base class of compiled models: they cannot be trained, moved or converted."""
 
     stays: str
-    """The number format and device that it is in for good."""
+    """Number format and device of the compiled model, for messages."""
 
     def train(self, mode: bool = True) -> Self:
-        """Refuses: a compiled model is for inference."""
+        """Raise EngineError for training mode: a compiled model is for inference."""
         if mode:
             raise EngineError("a compiled model is for inference: train the model that it was compiled from")
         return self
@@ -91,7 +91,7 @@ class ForInference(nn.Module):
 
 
 def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, float]:
-    """The median of each layer's seconds over some rounds, at least one."""
+    """Return the median of each layer's seconds over some rounds, at least one."""
     found: dict[str, list[float]] = {}
     for _ in range(max(1, rounds)):
         for name, spent in sample().items():

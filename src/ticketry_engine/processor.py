@@ -25,7 +25,7 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", 
 
 
 def processor() -> tuple[str, set[str]]:
-    """Its name, and its features in Linux' words."""
+    """Return the processor's name, and its features as Linux names them."""
     facts = _facts()
     return facts.get("model name") or platform.processor() or platform.machine(), _features(facts)
 
@@ -65,7 +65,7 @@ def _facts() -> Mapping[str, str]:
 
 
 def computes_in_bf16() -> bool:
-    """Whether the processor has instructions that multiply in bfloat16."""
+    """Return whether the processor has instructions that multiply bfloat16."""
     return not processor()[1].isdisjoint(BF16)
 
 
@@ -76,7 +76,8 @@ def last_cache() -> int:
 
 
 def cache_sizes() -> tuple[int, int, int]:
-    """Bytes of the first cache for data, of the second, and of the last one of core 0; usual ones where not told."""
+    """Return the bytes of core 0's L1 data cache, L2 cache and last-level cache; common sizes if the system reports
+    none."""
     found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
     for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
         try:
@@ -122,7 +123,7 @@ _PERMISSION, _TILE_DATA = 0x1023, 18
 
 
 def may_use_tiles() -> bool:
-    """Whether this process may use the tiles of AMX, for which Linux has to be asked once; its threads may then too."""
+    """Return whether this process may use AMX tiles; requests permission from Linux, once for all its threads."""
     if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     arch_prctl = 158
@@ -144,7 +145,7 @@ def missing(system: str | None = None, processor: str | None = None) -> list[str
 
 
 def warn() -> None:
-    """Say once what does not run here."""
+    """Warn once of everything that does not run here."""
     if found := missing():
         warnings.warn(
             f"what of ticketry does not run on this machine: {'; '.join(found)}", RuntimeWarning, stacklevel=3

@@ -1,5 +1,4 @@
-"""Captures a model as a graph: trace, conversion, and passes, the first of which computes what depends on weights
-only."""
+"""Captures a model as a graph: trace, conversion, and passes, the first of which evaluates nodes that need no input."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class _Refusal(torch.autograd.Function):
         )
 
 
-# -- A mark on gradients that are 0 wherever a mask prunes, so that nobody masks them a second time --------------------
+# -- marks on masked gradients, which need not be masked again ---------------------------------------------------------
 
 
 _MARK = "_ticketry_masked"

@@ -164,7 +164,7 @@ def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
             stack.enter_context(torch.enable_grad())
         for device in () if autocast else _AUTOCASTS:
             if torch.is_autocast_enabled(device):
-                stack.callback(torch.clear_autocast_cache)  # it has weights as they were before
+                stack.callback(torch.clear_autocast_cache)  # its weights are unchanged
                 stack.enter_context(torch.autocast(device, enabled=False))
         now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
         if now != _PLAIN:
