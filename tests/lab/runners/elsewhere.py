@@ -56,7 +56,8 @@ class Disturbed:
         if event.kind != "progress" or event.step < 200 or len(self.killed) >= self.times or self.lab is None:
             return
         runner: Any = self.lab._runner
-        worker = runner._live.read_message(event.key).get("worker", "")
+        (live,) = runner._live.values()
+        worker = live.read_message(event.key).get("worker", "")
         pid = int(worker.partition("process ")[2].rstrip(")"))
         if pid not in self.killed and any((self.lab.store.paths.partial).glob("*")):
             self.killed.append(pid)

@@ -81,6 +81,7 @@ class _Sent:
     segment: Segment
     text: str
     answer: Future[Work]
+    live: Live
     future: Future[str] | None = None
     losses: int = 0
     furthest: int = -1
@@ -105,7 +106,8 @@ class ExecutorRunner:
     def __init__(self, pool: Pool, place: Place, on_event: OnEvent) -> None:
         self._pool, self._place, self._on_event = pool, place, on_event
         self._driver = uuid.uuid4().hex
-        self._live: Live | None = None
+        self._live: dict[str, Live] = {}
+        """Files by which drivers and workers communicate, by the address of their store."""
         self._sent: dict[int, _Sent] = {}
         self._answers: queue.SimpleQueue[tuple[_Sent, Future[str]] | None] = queue.SimpleQueue()
         self._guard = threading.RLock()
@@ -121,12 +123,14 @@ class ExecutorRunner:
         with self._guard:
             if self._stopped:
                 raise self._interruption("this lab was stopped: continue with a new one on the same store")
-            if self._live is None:
-                self._live = live_at(order.store, self._driver)
-                self._live.begin()
+            if not self._live:
                 for thread in self._threads:
                     thread.start()
-            sent = _Sent(order, segment, request.text(), Future())
+            if order.store not in self._live:
+                live = live_at(order.store, self._driver)
+                live.begin()
+                self._live[order.store] = live
+            sent = _Sent(order, segment, request.text(), Future(), self._live[order.store])
             self._sent[id(sent)] = sent
         self._send(sent)
         return sent.answer
@@ -214,8 +218,7 @@ class ExecutorRunner:
         with self._guard:
             if self._sent.pop(id(sent), None) is None:
                 return
-        if self._live:
-            self._live.forget(sent.segment.key)
+        sent.live.forget(sent.segment.key)
         if isinstance(result, Work):
             sent.answer.set_result(result)
         else:
@@ -235,15 +238,15 @@ class ExecutorRunner:
             except Exception as error:  # of the store or a listener: the next read may succeed
                 if warned != (warned := f"{type(error).__name__}: {error}"):
                     _log.warning("progress of the workers of %s is unknown for now: %s", self._pool.name, warned)
-            if began - alive > _ALIVE_SECONDS and self._live:
+            if began - alive > _ALIVE_SECONDS:
                 alive = began
-                with contextlib.suppress(Exception):
-                    self._live.begin()
+                for live in {sent.live for sent in running}:
+                    with contextlib.suppress(Exception):
+                        live.begin()
             pause = max(_POLL_SECONDS, (time.monotonic() - began) / _POLL_SHARE)
 
     def _read_progress(self, sent: _Sent) -> None:
-        assert self._live is not None
-        found = self._live.read_message(sent.segment.key)
+        found = sent.live.read_message(sent.segment.key)
         kind, step = found.get("kind"), found.get("step")
         if not isinstance(kind, str) or not isinstance(step, int) or (kind, step) == sent.reported:
             return
@@ -258,8 +261,8 @@ class ExecutorRunner:
                 return
             self._stopped = True
             running = list(self._sent.values())
-            if self._live:
-                self._live.request_stop()
+            for live in {sent.live for sent in running}:
+                live.request_stop()
         self._pool.interrupt()
         for sent in running:
             if sent.future is None or not self._has_begun(sent):
@@ -275,7 +278,7 @@ class ExecutorRunner:
 
     def _has_begun(self, sent: _Sent) -> bool:
         """Return whether a worker reported anything; before that it has nothing to store."""
-        return self._live is not None and bool(self._live.read_message(sent.segment.key))
+        return bool(sent.live.read_message(sent.segment.key))
 
     def close(self) -> None:
         if self._sent:
@@ -286,4 +289,5 @@ class ExecutorRunner:
         if self._live:
             for thread in self._threads:
                 thread.join(timeout=5)
-            self._live.end()
+        for live in self._live.values():
+            live.end()
