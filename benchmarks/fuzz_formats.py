@@ -327,8 +327,10 @@ def _resealed(data: bytes) -> bytes:
 
 
 def _settings(folder: Path) -> Iterator[Format]:
-    from ticketry.cli.search import _common_defaults, _recipe, _settings
+    from ticketry.experiments.decoding import decode_settings
+    from ticketry.experiments.run_file import search_options
     from ticketry.search import method
+    from ticketry.tasks.recipe import recipe_from
 
     folder.mkdir(parents=True)
     path = folder / "again.toml"
@@ -347,8 +349,8 @@ def _settings(folder: Path) -> Iterator[Format]:
         tables = read_run_file(path)
         check_trust(tables, set(), of="the file")
         chosen = method(str(tables.get("method", "iterative")))
-        common = _common_defaults(tables)
-        return _settings(chosen, tables), common, _recipe(common.task, common.model, common.option, tables)
+        settings = decode_settings(tables.get("settings", {}), chosen.Settings, what="the file")
+        return settings, search_options(tables), recipe_from(tables["recipe"]) if "recipe" in tables else None
 
     yield Format("run file", put, read, has_digest=False)
     state = {"tensors": {"w": torch.arange(4.0)}, "list": [1, 2.5, None, "x"], "more": {"a": {"b": torch.ones(2)}}}

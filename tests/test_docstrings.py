@@ -157,9 +157,6 @@ _SHOWN = {name: found for name, found in {**REFERENCE, **MEMBERS}.items() if _ex
 }
 
 
-_CODE = "\n".join(example.source for found in _SHOWN.values() for example in _examples(found))
-
-
 @pytest.mark.parametrize("name", [*REFERENCE, *METHODS])
 def test_it_has_an_example(name: str) -> None:
     found = _SHOWN.get(name)
@@ -188,16 +185,3 @@ def test_the_example_runs(name: str) -> None:
     )
     assert done.attempted
     assert not done.failed, "".join(told)
-
-
-_NEEDS_A_SERVER = {"tk.Ticket.from_hub", "tk.Ticket.push", "Run.push"}
-_NEEDS_PANDAS = {"Run.frame"}
-_OF_SETTINGS = {name for name in MEMBERS if name.startswith("tk.search.") and ".Settings." in name}
-"""Searches ask their settings for what these tell."""
-_WITHOUT = _NEEDS_A_SERVER | _NEEDS_PANDAS | _OF_SETTINGS
-
-
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in _WITHOUT])
-def test_an_example_shows_the_method(name: str) -> None:
-    """Of the reference: that of its class, of itself, or of another name that is used with it."""
-    assert re.search(rf"\.{name.rpartition('.')[2]}\b", _CODE), name

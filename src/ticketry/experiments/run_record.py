@@ -268,7 +268,7 @@ class Points:
         }
         path = ticket_folder(self._folder, replicate, found.level)
         if not Ticket.is_saved(path, info):
-            # After dynamic pruning, the ticket starts from the rewind point, not from the last change of the mask.
+            # After dynamic pruning, the ticket starts from the rewind step, not from the last change of the mask.
             begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
             if lab.store.left_out(found.result.model):  # by a bundle without weights
                 return None

@@ -431,7 +431,13 @@ class Lab:
         return rebuild_model(task, self.state(result) if result else initial_state(task, 0))
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
-        """Return ||w - w0|| / ||w0|| of two results over the named weights, and the seconds it took; remembered."""
+        """Return ||w - w0|| / ||w0|| and the seconds it took; remembered.
+
+        Args:
+            result: has the weights w.
+            reference: has the weights w0.
+            names: weights that are compared.
+        """
         names = list(names)
         key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": names})
 

@@ -42,10 +42,10 @@ class Watch:
         """Receive progress, a few times a second."""
 
     def waiting(self, segment: Segment) -> None:
-        """Note that the training waits for another process that trains the same trajectory."""
+        """Report that the training waits for another process that trains the same trajectory."""
 
     def stored(self, segment: Segment, step: int) -> None:
-        """Note that a state was stored because of a request to stop."""
+        """Report that a state was stored because of a request to stop."""
 
     def stop_asked(self) -> bool:
         """Return whether the training should store its state and stop."""

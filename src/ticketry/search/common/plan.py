@@ -30,7 +30,8 @@ class Training:
     """A training that a search does beside the dense network, in one replicate.
 
     A method's ``plan(settings)`` returns all of them. Progress, campaign plans, forecasts of time and the cost of
-    claims read it, so a method needs no other description of what it trains.
+    claims read it, so a method needs no other description of what it trains. Its methods take a schedule, the length
+    of a training by the recipe, because points such as 25% depend on it.
 
     Examples:
         >>> plan = tk.search.oneshot.plan(tk.search.oneshot.Settings(density=(0.5, 0.2), rewind="25%"))
