@@ -66,7 +66,7 @@ def test_the_others_go_on_and_all_is_kept(tmp_path: Path, workers: int) -> None:
     assert list(record.verdicts) == judge(reached, record.task.metric, 400)
     assert main(["report", record.name, "--store", str(tmp_path)]) == 0
     page = (tmp_path / "runs" / record.name / "report.html").read_text()
-    assert f"Less was found than was asked for: {TOLD}" in page
+    assert f"Less was found than was requested: {TOLD}" in page
     # The same search again trains nothing, and ends in the same way.
     before = {file: file.read_bytes() for file in tmp_path.glob("results/**/*.json")}
     with pytest.raises(LayerCollapseError, match=TOLD):

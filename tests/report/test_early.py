@@ -21,22 +21,20 @@ from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.report import export, figure_svgs
 from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, drawn, run_figures
-from ticketry.report.html.blocks import Place
-from ticketry.report.html.markup import html as html_of
-from ticketry.report.html.page import render
-from ticketry.report.html.sections.comparison import methods_section
-from ticketry.report.html.sections.costs import cost_section
-from ticketry.report.html.sections.pruning_moment import moment_section
+from ticketry.report.html.page import Place, macro, render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import spent_points
+from ticketry.report.tables.masks import watched
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import look_rows, method_rows, point_rows
 from ticketry.report.tables.same_density import matches
-from ticketry.report.tables.search_progress import watched
 
 _RUNS = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
 """Three runs on digits with two replicates at densities 0.3 and 0.1: EarlyCroP, gradual pruning, SNIP at step 0. Steps,
 seconds, accuracies and distances are real; FLOPs, memory and energy were added by a formula."""
+
+
+moment_section = macro("masks.html", "moment_section")
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def _by_method(runs):
     """The section of tables by method; the whole page would take long to draw."""
     subject = subject_of(runs)
     ((task, indices),) = subject.by_task.items()
-    return html_of(methods_section(subject, task, indices, Place()))
+    return macro("comparison.html", "methods_section")(subject, task, indices, Place())
 
 
 def _texts(svg):
@@ -145,9 +143,9 @@ def test_the_moments_as_a_table(early, page):
 def test_a_step_that_was_given_has_no_figure(runs):
     results = Results(read_run(runs[2]))
     assert MOMENT not in run_figures(results)
-    section = html_of(moment_section(results, {}, Place()))
+    section = moment_section(results, {}, Place())
     assert _table(section, "table-moments")[1] == ["30.0", "–", "step 0, as given", "step 0, as given"]
-    assert moment_section(Results(read_run(runs[1])), {}, Place()) is None
+    assert not moment_section(Results(read_run(runs[1])), {}, Place()).strip()
 
 
 def test_masks_have_a_panel_for_each_density(early):
@@ -162,7 +160,7 @@ def test_masks_have_a_panel_for_each_density(early):
     assert "distance from the initialisation" not in texts
     rows = look_rows([results])
     assert [row["compared"] for row in rows] == [row["value"] for row in rows]
-    assert "any two of the last five" in html_of(moment_section(results, drawings, Place()))
+    assert "any two of the last five" in moment_section(results, drawings, Place())
 
 
 @pytest.mark.parametrize("looks", [[[19, 0.0]], [[19, 0.0], [38, 0.0]], [[19, None], [38, 0.2]], [[19, 0.3]]])
@@ -173,7 +171,7 @@ def test_odd_looks_do_no_harm(early, looks):
     drawings = drawn({MOMENT: run_figures(results)[MOMENT]})
     ElementTree.fromstring(drawings[MOMENT].wide)
     ElementTree.fromstring(drawings[MOMENT].narrow)
-    html_of(moment_section(results, drawings, Place()))
+    moment_section(results, drawings, Place())
 
 
 def test_at_most_six_densities_are_drawn(early):
@@ -326,8 +324,8 @@ def _old(record):
 def test_older_records_are_shown_without_invented_numbers(runs):
     results = Results(read_run(_old(runs[0])))
     assert not {MOMENT, METRIC_BY_SPENT} & run_figures(results).keys()
-    assert moment_section(results, {}, Place()) is None
-    section = html_of(cost_section(results, {}, Place()))
+    assert not moment_section(results, {}, Place()).strip()
+    section = macro("results.html", "cost_section")(results, {}, Place())
     assert "FLOPs, seconds and memory of each phase: not measured in this run" in section
     assert 'id="table-ledger"' not in section
     table = _table(_by_method(runs), "density-1-table")

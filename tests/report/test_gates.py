@@ -14,9 +14,9 @@ from ticketry.report.figures import figure_svgs
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import tickets_by_density
+from ticketry.report.tables.masks import chains
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import path_rows, round_rows
-from ticketry.report.tables.search_progress import chains
 
 
 @pytest.fixture(scope="module")

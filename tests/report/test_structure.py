@@ -20,7 +20,8 @@ from ticketry.report import export, figure_svgs, write_report
 from ticketry.report.figures.costs import metric_by_time
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.masks import drawn_level
-from ticketry.report.tables.measured_time import (
+from ticketry.report.tables.results import Results
+from ticketry.report.tables.speed import (
     Setup,
     at_equal_time,
     compared_panels,
@@ -30,7 +31,6 @@ from ticketry.report.tables.measured_time import (
     setups,
     timed_points,
 )
-from ticketry.report.tables.results import Results
 
 SETUP = Setup(1, "fp32", 1, False)
 

@@ -16,7 +16,7 @@ from ticketry.report.writing import is_whole
 
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("page.render", "campaign_page.render_campaign"):
+    for name in ("page.render", "page.render_campaign"):
         monkeypatch.setattr(f"ticketry.report.html.{name}", lambda record: "<html>drawn</html>\n")
 
 

@@ -88,7 +88,7 @@ def _watch(store: Path, page: Path | None) -> int:
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.store import open_store
     from ticketry.records.progress import EVERY, FILE
-    from ticketry.report.html.watch_page import render_watch
+    from ticketry.report.html.page import render_watch
     from ticketry.report.watching import Watch, write_look
 
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does

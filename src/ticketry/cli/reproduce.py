@@ -186,7 +186,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
         outcome: result of the campaign.
         width: width of the terminal, to which columns are omitted; None outside a terminal.
     """
-    from ticketry.report.tables.claims import claims_table, facts
+    from ticketry.report.campaigns import claims_table, facts
     from ticketry.report.wording import aligned
 
     record = outcome.record

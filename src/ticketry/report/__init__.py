@@ -20,7 +20,7 @@ from ticketry.report.writing import write_report
 if TYPE_CHECKING:
     from ticketry.report.exporting import export
     from ticketry.report.figures import figure_svgs
-    from ticketry.report.figures.engine_times import time_by_density_svg
+    from ticketry.report.figures.evidence import time_by_density_svg
 
 __all__ = [
     "cost_lines",
@@ -40,13 +40,13 @@ __all__ = [
 _DRAWING = {
     "export": "ticketry.report.exporting",
     "figure_svgs": "ticketry.report.figures",
-    "time_by_density_svg": "ticketry.report.figures.engine_times",
+    "time_by_density_svg": "ticketry.report.figures.evidence",
 }
-"""What needs matplotlib, which takes long to come, and the modules that it is in."""
+"""Functions that need matplotlib, which imports slowly, and their modules."""
 
 
 def __getattr__(name: str) -> Any:
-    """What draws, imported when it is asked for."""
+    """Import a drawing function when it is first used."""
     if name not in _DRAWING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_DRAWING[name]), name)

@@ -1,24 +1,261 @@
-"""A campaign as a page, and as Markdown for a folder of results."""
+"""A campaign as tables of text, as Markdown and as a page: its claims, its runs, and all methods side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
-from ticketry.records.campaign import CampaignRecord
-from ticketry.report.tables.claims import (
-    CLAIMS,
-    METHODS,
-    RUNS,
-    TURNED,
-    claim_cells,
-    facts,
-    markdown_table,
-    method_rows,
-    run_rows,
-    side_name,
+from ticketry.records.campaign import BlockProvenance, CampaignRecord, CampaignRun, Claim, MethodRow, Side
+from ticketry.records.network import DENSE
+from ticketry.report.tables.results import Summary
+from ticketry.report.wording import (
+    NONE,
+    Style,
+    aligned,
+    amount,
+    duration,
+    percent,
+    role_name,
+    short_count,
+    short_p,
+    value,
 )
-from ticketry.report.wording import percent, value
 from ticketry.report.writing import write_page
+
+CLAIMS = (
+    *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
+    "training",
+)
+TURNED = "The sign of differences is such that A is better above 0, for instance where its perplexity is lower"
+LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
+"""Columns that a table that is too wide omits, in this order."""
+METHODS = ("run", "network", "weights retained, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
+RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "searches took", "trained in")
+
+FIGURE = "claims"
+_VERDICTS = ("confirmed", "refuted", "undecided")
+_LEAST = 2
+"""Fewest values with a spread."""
+
+
+def side_name(side: Side) -> str:
+    """Return one side of a claim in words."""
+    if not side.run:
+        return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
+    return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
+
+
+def style_of(claim: Claim) -> Style:
+    """Return the format of a claim's numbers."""
+    return Style.fitting([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
+
+
+def claim_cells(claim: Claim) -> list[str]:
+    """Return a row of `CLAIMS`."""
+    style = style_of(claim)
+    p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
+    return [
+        claim.name,
+        claim.found,
+        NONE if claim.difference is None else style.number(claim.difference, sign=True),
+        f"above {style.number(claim.above)}",
+        style.interval(claim.interval),
+        f"{claim.n} of {claim.limit}",
+        NONE if claim.sd is None else style.number(claim.sd),
+        spread_of_seeds(claim, style),
+        noise_text(claim, style),
+        short_p(p) if claim.n else NONE,
+        more_needed(claim),
+        duration(claim.seconds) if claim.seconds else NONE,
+    ]
+
+
+def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
+    """Return the claims with a head as rows of cells, and the columns omitted to keep lines within `width`."""
+    rows, omitted = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
+    for name in LEFT_OUT:
+        if width is None or max(map(len, aligned(rows))) <= width:
+            break
+        omitted.append(name)
+        at = rows[0].index(name)
+        rows = [[*row[:at], *row[at + 1 :]] for row in rows]
+    return rows, omitted
+
+
+def more_needed(claim: Claim) -> str:
+    """Say how many more replicates would likely decide a claim; a dash if none were judged or no more can be trained.
+
+    A claim at its limit gets no more: then the number of fresh ones that would decide a replication.
+    """
+    if claim.found != "undecided":
+        return "none"
+    if not claim.n or claim.unknown:
+        return NONE
+    if claim.more is None:
+        return "too many"
+    return f"about {claim.more}" if claim.n < claim.limit else f"about {claim.n + claim.more} fresh"
+
+
+def spread_of_seeds(claim: Claim, style: Style) -> str:
+    """Return the standard deviation of each side's values."""
+    if claim.n < _LEAST:
+        return NONE
+    return ", ".join(style.number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
+
+
+def noise_text(claim: Claim, style: Style) -> str:
+    """Return mean and standard deviation of the differences of one network to itself, trained in two orders."""
+    if len(claim.noise) < _LEAST:
+        return "not trained yet" if claim.noise_missing else NONE
+    return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
+
+
+def method_rows(record: CampaignRecord) -> list[list[str]]:
+    """Return rows of `METHODS`: dense networks first, then by density."""
+    rows = sorted(record.table, key=lambda row: (row.role != DENSE, -row.density))
+    style = Style.fitting([Summary(row.mean, row.sd, row.n) for row in rows], "")
+    return [_method_cells(row, style) for row in rows]
+
+
+def run_rows(record: CampaignRecord) -> list[list[str]]:
+    """Return rows of `RUNS`."""
+    return [
+        [
+            run.name,
+            run.method,
+            run.task,
+            run.model,
+            str(run.replicates),
+            NONE if run.planned_seconds is None else duration(run.planned_seconds),
+            NONE if run.planned_took is None else duration(run.planned_took),
+            duration(run.seconds),
+            trained_in(run),
+        ]
+        for run in record.runs
+    ]
+
+
+def trained_in(run: CampaignRun) -> str:
+    """Return precision and kernels of a run's networks, with the replicates where they differ."""
+    blocks: dict[str, list[BlockProvenance]] = {}
+    for one in run.blocks:
+        blocks.setdefault(" + ".join(filter(None, (one.precision, *one.kernels))), []).append(one)
+    if len(blocks) <= 1:
+        return "".join(blocks) or NONE
+    texts = []
+    for name, those in blocks.items():
+        counts = ", ".join(f"{one.first + 1} to {one.last}" for one in those)
+        texts.append(f"{name} (replicates {counts})")
+    return "; ".join(texts)
+
+
+def facts(record: CampaignRecord) -> list[str]:
+    """Summarise a campaign in a few sentences."""
+    found = {word: sum(claim.found == word for claim in record.claims) for word in _VERDICTS}
+    counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
+    share = record.segments_trained / max(record.segments_asked, 1)
+    lines = [
+        f"{record.decided} of {len(record.claims)} claims decided: {counts}.{_replications(record)}",
+        f"{record.segments_trained} trainings run out of {record.segments_asked} requested ({share:.2f}); searches took"
+        f" {duration(record.seconds)} in total.",
+    ]
+    if record.planned_took:
+        times = f"planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}"
+        if record.planned_took_processor:
+            planned, took = record.planned_processor, record.planned_took_processor
+            times += f"; processor time, which excludes other work: {duration(planned)} and {duration(took)}"
+        lines.append(f"Trained in this store: {times}.")
+    if record.steps_alone:
+        lines.append(
+            f"{short_count(record.steps_trained)} steps were trained; without sharing the claims would have needed"
+            f" {short_count(record.steps_alone)} ({record.steps_trained / record.steps_alone:.2f})."
+        )
+    first, *later = record.files
+    early = [one for run in record.runs for one in run.blocks if one.date and one.date < first.since]
+    if early:
+        count = sum(one.last - one.first for one in early)
+        when = f"was first seen on {first.since}, after {count} replicates of its runs were trained"
+    else:
+        when = f"was fixed on {first.since}, before its runs"
+    lines.append(f"The campaign's file {when}: SHA-256 {first.sha256}.")
+    lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
+    lines += [f"The run {run.name} could not continue: {run.failed}." for run in record.runs if run.failed]
+    lines += [f"No more replicates decide {one.name}: {one.unknown}." for one in record.claims if one.unknown]
+    return lines
+
+
+def _replications(record: CampaignRecord) -> str:
+    """Count the decided hypotheses, a claim and its replications being one, and their error; empty without any."""
+    decided, hypotheses = record.hypotheses
+    count = len(record.claims) - hypotheses
+    if not count:
+        return ""
+    replicate = "One is a replication" if count == 1 else f"{count} are replications"
+    return (
+        f" {replicate} on fresh replicates: {decided} of {hypotheses} hypotheses are decided. Each is a separate test,"
+        f" so a hypothesis that is tested k times (here up to {record.max_tests_per_hypothesis}) errs with at most"
+        " k times alpha, for confirmed and for refuted."
+    )
+
+
+def _method_cells(row: MethodRow, style: Style) -> list[str]:
+    return [
+        row.run,
+        role_name(row.role),
+        percent(row.density),
+        style.summary(Summary(row.mean, row.sd, row.n)),
+        NONE if row.interval is None else " to ".join(style.number(end) for end in row.interval),
+        str(row.n),
+        *(_cost(value, what) for value, what in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))),
+    ]
+
+
+def _cost(value: float | None, what: str) -> str:
+    if value is None:
+        return NONE
+    return short_count(value) if what == "steps" else amount(value, what)
+
+
+def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:
+    """Return settings and recipe of each run by name."""
+    return [(run.name, {**run.settings, **run.recipe}) for run in record.runs]
+
+
+def file_versions(record: CampaignRecord) -> list[str]:
+    return [f"{one.since}: {one.sha256}" for one in record.files]
+
+
+def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | None]]:
+    """Return the differences that the figure of claims shows."""
+    return [
+        {"claim": claim.name, "difference": claim.difference, "above": claim.above, "margin": claim.margin}
+        for claim in record.claims
+        if claim.difference is not None
+    ]
+
+
+def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
+    """Return each claim in words, with its source and its replications, in the form of notes."""
+    replications = {claim.again: claim for claim in record.claims if claim.again}
+    return [(claim.name, _in_words(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
+
+
+def _in_words(claim: Claim, replication: Claim | None) -> str:
+    at = "" if claim.density is None else f" at {percent(claim.density)} % of the weights"
+    words = [
+        claim.statement,
+        f"A: {side_name(claim.a)}; B: {side_name(claim.b)}; {claim.metric}{at}; margin {claim.margin:g},"
+        f" confidence {percent(claim.confidence, 0)} %, family {claim.family}.",
+    ]
+    words += [f"Source: {claim.source}."] if claim.source else []
+    words += [f"Result there: {claim.figure}."] if claim.figure else []
+    words += [f"A replication of {claim.again}, on fresh replicates."] if claim.again else []
+    words += [f"Replicated on fresh replicates as {replication.name}: {replication.found}."] if replication else []
+    return " ".join(words)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
@@ -27,13 +264,13 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
     Raises:
         StoreError: if it cannot be written.
     """
-    from ticketry.report.html.campaign_page import render_campaign  # with matplotlib, which takes long to come
+    from ticketry.report.html.page import render_campaign  # imports matplotlib, which is slow
 
     return write_page(path, render_campaign(record))
 
 
 def markdown(record: CampaignRecord) -> str:
-    """The same in Markdown: claims, all methods, runs, and what each claim says."""
+    """Return a campaign as Markdown: claims, all methods, runs, and each claim in words."""
     lines = [f"# {record.title}: {record.scale}", ""]
     lines += [f"{record.paper}."] if record.paper else []
     lines += ["", *(f"- {fact}" for fact in facts(record)), "", "## Claims", ""]
@@ -48,10 +285,16 @@ def markdown(record: CampaignRecord) -> str:
         at = "" if claim.density is None else f" at {percent(claim.density)} %"
         of = f"A: {side_name(claim.a)}, B: {side_name(claim.b)}{at}."
         source = f" Source: {claim.source}." if claim.source else ""
-        figure = f" There: {claim.figure}." if claim.figure else ""
+        figure = f" Result there: {claim.figure}." if claim.figure else ""
         lines.append(f"- **{claim.name}** ({claim.found}): {claim.statement} {of}{source}{figure}")
     lines += ["", "## All methods", "", *markdown_table(METHODS, method_rows(record))]
     lines += ["", "## Runs", "", *markdown_table(RUNS, run_rows(record))]
-    told = [f"{name}: {value(item)}" for name, item in record.environment.items()]
-    lines += ["", "## How this was made", "", f"`{record.command}`", "", *(f"- {line}" for line in told), ""]
+    environment = [f"{name}: {value(item)}" for name, item in record.environment.items()]
+    lines += ["", "## How this was made", "", f"`{record.command}`", "", *(f"- {line}" for line in environment), ""]
     return "\n".join(lines)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; characters that would end a cell are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]

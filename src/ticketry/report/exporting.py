@@ -1,8 +1,8 @@
-"""Everything on the page as files: figures as SVG, PNG and PDF, data as CSV, tables for a paper as LaTeX."""
+"""The content of a page as files: figures as SVG, PNG and PDF, data as CSV, tables for a paper as LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ticketry.files import join_inside
@@ -21,16 +21,16 @@ from ticketry.report.figures import (
 from ticketry.report.figures.style import drawing
 from ticketry.report.subject import Subject, subject_of
 from ticketry.report.tables import latex, rows
-from ticketry.report.tables.cost_of_call import MEASURES, frontier_rows, lines_of
-from ticketry.report.tables.measured_time import compared_panels, panels_of
+from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_rows, lines_of
+from ticketry.report.tables.speed import compared_panels, panels_of
 
 
 def export(
     records: RunValues | Sequence[RunValues], folder: Path, evidence: Iterable[EvidenceValues] = ()
 ) -> list[Path]:
-    """Write every figure as .svg, .png and .pdf and the data as .csv into `folder`, which is made; return the files.
+    """Write every figure as .svg, .png and .pdf and the data as .csv into `folder`, creating it; return the files.
 
-    CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
+    CSV files: `points`, `summary` (means and intervals), and if there are data for them `rounds` (of gates), `looks`
     (of detectors), `structure` (how well it fits), `times` (metric and measured time), `costs` (of whole trainings),
     `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`, `stability`, `barriers`,
     `engines` and `time-by-density`. LaTeX files (.tex, for the package booktabs): `results`, the mean and standard
@@ -38,8 +38,8 @@ def export(
 
     Args:
         records: a run record, or a list of them.
-        folder: where to; files of the same names are replaced, others stay.
-        evidence: records of verifications, of stability and of what tickets save.
+        folder: files of the same names are replaced, others stay.
+        evidence: records of verifications, stability and timings.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.
@@ -65,7 +65,7 @@ def _figures(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 
 def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
-    """Every figure of the page, named by what it belongs to where that is not clear."""
+    """Yield every figure of the page, with a prefix where several would have the same name."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
         middle = f"-{number}" if len(subject.by_task) > 1 else ""
@@ -85,7 +85,7 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
 
 
 def _times(subject: Subject) -> rows.Rows:
-    found = []
+    found: list[Mapping[str, rows.Cell]] = []
     for indices in subject.by_task.values():
         panels = panels_of(subject, indices)
         found += rows.time_rows(panels, compared_panels(panels, subject.speeds))
@@ -96,7 +96,7 @@ def _frontier(subject: Subject) -> rows.Rows:
     return [
         row
         for indices in subject.by_task.values()
-        for measure in MEASURES
+        for measure in COSTS_OF_CALL
         for row in frontier_rows(subject.runs, lines_of(subject.runs, indices, measure), measure)
     ]
 

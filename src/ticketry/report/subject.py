@@ -1,4 +1,4 @@
-"""What a page is about: runs and the evidence that belongs to them."""
+"""The subject of a page: runs and the evidence that belongs to them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Subject:
 
     @cached_property
     def by_task(self) -> Mapping[Task, tuple[int, ...]]:
-        """The numbers of the runs that can share axes, by task (that of the first): same data, model and metric."""
+        """The numbers of the runs that can share axes (same data, model and metric), by the first one's task."""
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
             own = results.run.task
@@ -45,10 +45,38 @@ class Subject:
             found.setdefault(task, []).append(index)
         return {task: tuple(indices) for task, indices in found.items()}
 
+    def pick(self, indices: Sequence[int]) -> list[Results]:
+        return [self.runs[index] for index in indices]
+
+    def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
+        """Return labels that distinguish some runs from each other alone."""
+        return labels_of(self.pick(indices))
+
+    @property
+    def networks(self) -> int:
+        """Number of trained networks of all runs."""
+        return sum(len(results.run.points) for results in self.runs)
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of all runs."""
+        return list(dict.fromkeys(role for results in self.runs for role in results.roles))
+
+    @property
+    def retrain_modes(self) -> list[str]:
+        """How the tickets of the runs were retrained."""
+        modes = [results.run.settings.get("retrain") for results in self.runs]
+        return list(dict.fromkeys(mode for mode in modes if isinstance(mode, str) and mode))
+
+    @property
+    def summary_kinds(self) -> set[str]:
+        """How metrics are summarised over replicates: ``mean`` or ``iqm``."""
+        return {results.run.task.metric.summary for results in self.runs}
+
 
 _ALIKE = 0.02
-"""Difference of denominators up to which densities may stand on one axis: masks of channels are of norms and biases
-too, which others leave out."""
+"""Relative difference of prunable weights up to which densities share an axis: channel masks also cover norms and
+biases, other masks do not."""
 
 
 def _share_axes(one: Task, other: Task) -> bool:
@@ -57,7 +85,7 @@ def _share_axes(one: Task, other: Task) -> bool:
 
 
 def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
-    """Read one run record or several, and evidence records.
+    """Read one or several run records, and evidence records.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.
@@ -82,7 +110,7 @@ def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[Evid
 
 @dataclass(frozen=True)
 class Series:
-    """One run among others: its short name and its number, which sets its colour and marker on the whole page."""
+    """A run among others: its label, and its number, which sets its colour and marker on the whole page."""
 
     label: str
     index: int
@@ -90,21 +118,21 @@ class Series:
 
 
 def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
-    """The runs of one task: each with the colour it has on the whole page, named among these alone."""
+    """Return the runs of one task with their colours on the whole page and labels that distinguish only these."""
     labels = labels_of([subject.runs[index] for index in indices])
     return [Series(label, index, subject.runs[index]) for label, index in zip(labels, indices, strict=True)]
 
 
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
-    """Return a short label for each run, no two alike.
+    """Return a short, unique label for each run.
 
-    A run that the user has named has that name. The others have their method and the fewest facts that tell them apart,
-    else their default names.
+    A run that the user has named has that name. The others have their method and the fewest facts that distinguish
+    them, else their default names.
     """
     own = [shortened(results.run.label, 2 * _LONGEST) for results in runs]
     for facts in _facts(runs):
-        told = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
-        labels = [name or label for name, label in zip(own, told, strict=True)]
+        described = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+        labels = [name or label for name, label in zip(own, described, strict=True)]
         if len(set(labels)) == len(runs):
             return tuple(labels)
     short = [shortened(results.run.name, _LONGEST) for results in runs]
@@ -112,15 +140,15 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
-    """Yield facts that may tell runs apart, each a text for every run.
+    """Yield combinations of facts that may distinguish the runs, each fact a text for every run.
 
-    The method is always one of them. What was run comes before the number of replicates.
+    The method is always one of them. Task, rewind step and settings come before the number of replicates.
     """
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.known_as for results in runs]
     rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
     replicates = [f"n = {results.replicates}" for results in runs]
-    settings = list(_methods_told_apart(runs))
+    settings = list(_distinguished_methods(runs))
     telling = [texts for texts in (tasks, rewinds) if len(set(texts)) > 1]
     chosen = [facts for count in range(len(telling) + 1) for facts in itertools.combinations(telling, count)]
     some = [[*(each for each in (tasks, methods, rewinds) if each is methods or each in facts)] for facts in chosen]
@@ -131,19 +159,19 @@ def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
 
 
 def _rewound(runs: Sequence[Results]) -> bool:
-    """Whether all were asked for a rewind step: of other methods it is a step of their own, which names nothing."""
+    """Whether all have a requested rewind step; other methods choose their own, which identifies nothing."""
     return all("rewind" in results.run.settings for results in runs)
 
 
 _PLACES = {"profile"}
-"""Settings that say where a file lies: what is in it may be the same, and is part of a run's name where it counts."""
+"""Settings that are paths of files: two paths may have the same content."""
 
 
-def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
-    """Each run's method, and what is its own among the runs of that method: the score first, then other settings.
+def _distinguished_methods(runs: Sequence[Results]) -> Iterator[str]:
+    """Yield each run's method with the settings that differ among runs of that method, the score first.
 
-    A setting that most of these runs share is not repeated for each; the score is, as it names the run best. What a
-    record lacks came later than it, and is no difference.
+    A setting that most of these runs share is not repeated for each; the score is, because it identifies a run best. A
+    setting that a record lacks is newer than the record, and no difference.
     """
     for results in runs:
         settings = results.run.effective_settings
@@ -154,18 +182,18 @@ def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
 
 
 def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the value tells a run from others of its method: not all have it, nor is it the commonest of all."""
+    """Whether the value distinguishes a run from others of its method: not all have it, nor is it the most common."""
     values = [settings[name] for settings in alike if name in settings]
     counts = [values.count(one) for one in values]
     if min(counts) == len(values):
         return False
     commonest = max(counts)
-    several = counts.count(commonest) > commonest  # two values are as common: neither is the usual one
+    several = counts.count(commonest) > commonest  # two values are equally common
     return name == "score" or several or values.count(value) < commonest
 
 
 def _setting(name: str, value: object) -> str:
-    """A setting in words: `score` is told by its value alone, and what is on or off by its name."""
+    """Return a setting in words: `score` by its value alone, a switch by its name."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else _opposite(words)
@@ -173,7 +201,7 @@ def _setting(name: str, value: object) -> str:
 
 
 def _opposite(words: str) -> str:
-    """What a setting that is off says: "weighed" of `unweighed`, "no structured" of `structured`."""
+    """Return the words for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
     return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
@@ -182,15 +210,15 @@ def _in_words(value: object) -> str:
 
 
 def rewind_of(results: Results) -> str:
-    """The rewind step as it was asked for, or failing that its step; empty if the record tells neither."""
-    asked, step = results.run.settings.get("rewind"), results.run.steps.rewind
-    if isinstance(asked, str) and asked:
-        return clean(asked)
+    """Return the requested rewind step, or else its number; empty if the record has neither."""
+    requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
+    if isinstance(requested, str) and requested:
+        return clean(requested)
     return f"step {step:,}" if step is not None else ""
 
 
 def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
-    """The records in `<store>/evidence` that name one of the runs, by file name.
+    """Return the records in `<store>/evidence` that name one of the runs, by file name.
 
     Raises:
         StoreError: if a file there cannot be read or is damaged.
@@ -201,7 +229,7 @@ def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, 
     wanted, found = set(run_names), []
     for path in Paths(store_root).evidence_records():
         record = read_sealed(path)
-        if record is None:  # it went away just now
+        if record is None:  # it was removed in the meantime
             continue
         if str(record.get("kind")) in KINDS and wanted & _runs(record):
             found.append(record)

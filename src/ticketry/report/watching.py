@@ -1,7 +1,7 @@
-"""What a store's searches have found so far, for a page that renews itself: `ticketry report --watch`.
+"""Progress of a store's searches for a page that renews itself: `ticketry report --watch`.
 
-Nothing is drawn here. The page's script draws what it is told in a small file beside it, which is written anew every
-two seconds; of a store's own files, only those are read that have changed since.
+The page's script draws the values of a small file beside it, which is rewritten every two seconds. Only files of the
+store that have changed are read again.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ticketry.records.run import read_run
 from ticketry.report.tables.results import summarise
 
 MOST_DONE = 12
-"""Finished runs that are shown, the newest."""
+"""Number of finished runs that are shown, the newest."""
 _DEAD = 5 * EVERY
-"""Seconds after which a file that is written every two seconds belongs to a process that was killed."""
+"""Seconds without an update after which a process counts as killed; live ones write every two seconds."""
 _LARGEST = 1 << 24
 
 T = TypeVar("T")
 
 
 class Watch:
-    """Looks at a store again and again.
+    """Reads the state of a store repeatedly.
 
     Args:
-        running: the progress files, as they are now.
-        done: the records of finished runs.
-        campaigns: the records of campaigns.
-        read: the values of a record, where its digest is right; None or an error where it is not.
+        running: lists the progress files.
+        done: lists the records of finished runs.
+        campaigns: lists the records of campaigns.
+        read: returns the values of a record; None or an error if its digest is wrong.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Watch:
     ) -> None:
         self._places, self._read = (running, done, campaigns), read
         self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
-        """Of each file: when it changed last and its size, and what was made of it."""
+        """Modification time and size of each file, and the values derived from it."""
 
     def look(self) -> dict[str, Any]:
-        """All that the page shows, as JSON values."""
+        """Return everything that the page shows as JSON values."""
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
-        alive = [one for one in self._each(running, _told, _running) if now - one["at"] < _DEAD]
+        alive = [one for one in self._each(running, _read_progress, _running) if now - one["at"] < _DEAD]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_changed, reverse=True)[:MOST_DONE]
         return {
@@ -70,30 +70,30 @@ class Watch:
     def _each(
         self, paths: Iterable[Path], read: Callable[[Path], T], made: Callable[[T], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """What is made of files; one that is being replaced, or damaged, is left out until it changes."""
+        """Yield the values of files; a damaged one is skipped until it changes."""
         for path in paths:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._known.get(path, (None, None))[0] != stamp:
-                    self._known[path] = stamp, _tried(lambda path=path: made(read(path)))  # type: ignore[misc]
+                    self._known[path] = stamp, _or_none(lambda path=path: made(read(path)))  # type: ignore[misc]
                 if (found := self._known[path][1]) is not None:
                     yield found
 
 
 def write_look(path: Path, looked: Mapping[str, Any]) -> None:
-    """Write what the page loads: a call of its script's function with these values."""
+    """Write the file that the page loads: a call of its script's function with these values."""
     write_atomically(path, f"show({json.dumps(looked)});\n".encode())
 
 
-def _tried(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+def _or_none(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     try:
         return make()
     except (StoreError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
-def _told(path: Path) -> Progress:
+def _read_progress(path: Path) -> Progress:
     return msgspec.json.decode(content_of(path, most=_LARGEST), type=Progress)
 
 
@@ -103,17 +103,17 @@ def _changed(path: Path) -> float:
     return 0.0
 
 
-def _running(told: Progress) -> dict[str, Any]:
+def _running(progress: Progress) -> dict[str, Any]:
     return {
-        **_head(told.run, told.title, told.task, told.metric, told.unit, told.higher_is_better),
+        **_head(progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better),
         "state": "running",
-        "at": told.at,
-        "began": told.began,
-        "left": told.seconds_left,
-        "expected": told.expected,
-        "networks": len(told.points),
-        "active": [msgspec.to_builtins(one) for one in told.active],
-        "levels": _levels(told.points),
+        "at": progress.at,
+        "began": progress.began,
+        "left": progress.seconds_left,
+        "expected": progress.expected,
+        "networks": len(progress.points),
+        "active": [msgspec.to_builtins(one) for one in progress.active],
+        "levels": _levels(progress.points),
     }
 
 
@@ -136,7 +136,7 @@ def _head(name: str, title: str, task: str, metric: str, unit: str, higher: bool
 
 
 def _levels(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
-    """Of each level and role the mean over replicates, the standard deviation and how many there are."""
+    """Return mean, standard deviation and number of replicates of each level and role."""
     found: dict[tuple[int, str], list[ProgressPoint]] = {}
     for point in points:
         found.setdefault((point.level, point.role), []).append(point)

@@ -1,4 +1,4 @@
-"""How numbers and names are written, the same in figures, tables, sentences and on the terminal."""
+"""Formatting of numbers and names, the same in figures, tables, sentences and on the terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from ticketry.records.display import format_number
 from ticketry.records.metric import Metric
+from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"
@@ -38,20 +39,20 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a run writes its metric: the same decimals everywhere, so that columns can be compared."""
+    """Format of a run's metric: the same decimals everywhere, so that columns can be compared."""
 
     decimals: int
     unit: str
 
     @classmethod
     def of(cls, results: Results, split: Split = "test") -> Style:
-        """As many decimals as show the typical standard deviation with two digits; without one, four digits."""
+        """Return a style that shows the typical standard deviation with two digits; without one, four digits."""
         summaries = [group.metric(split) for role in results.roles for group in results.of_role(role)]
         return cls.fitting(summaries, results.run.task.metric.unit)
 
     @classmethod
     def fitting(cls, summaries: Sequence[Summary], unit: str) -> Style:
-        """The same for any summaries: at most seven digits of the largest mean, or six decimals where it is above 1."""
+        """Return a style for any summaries: at most seven digits of the largest mean, or six decimals above 1."""
         spreads = [summary.sd for summary in summaries if summary.sd]
         largest = max((abs(summary.mean) for summary in summaries), default=1.0)
         digits, size = (2, statistics.median(spreads)) if spreads else (4, largest)
@@ -60,18 +61,18 @@ class Style:
         return cls(min(max(decimals, 0), most), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
-        """A number with a true minus, a small one as `format_number` has it; `sign` asks for a plus as well."""
+        """Format a number with a true minus, small ones as `format_number`; `sign` adds a plus."""
         text = format_number(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)
 
     def summary(self, summary: Summary, sign: bool = False) -> str:
-        """``96.23 ± 0.41``, ``483 [451, 498]`` of an interquartile mean, or the mean alone where n is 1."""
+        """Format ``96.23 ± 0.41``, ``483 [451, 498]`` for an interquartile mean, or the mean alone if n is 1."""
         return self.number(summary.mean, sign) + self.spread(summary)
 
     def spread(self, summary: Summary) -> str:
-        """What follows a mean: `` ± 0.41``, `` [451, 498]``, or nothing."""
+        """Format what follows a mean: `` ± 0.41``, `` [451, 498]``, or nothing."""
         if summary.sd is None:
             return ""
         if summary.bounds is None:
@@ -80,88 +81,85 @@ class Style:
         return f" [{low}, {high}]"
 
     def interval(self, ends: tuple[float, float] | None) -> str:
-        """``+0.05 to +0.57``; a dash where there is none."""
+        """Format ``+0.05 to +0.57``; a dash for None."""
         return NONE if ends is None else f"{self.number(ends[0], sign=True)} to {self.number(ends[1], sign=True)}"
 
     def counted(self, summary: Summary) -> str:
-        """``96.23 ± 0.41 % (n = 3)``."""
-        return f"{self.summary(summary)}{self._suffix} (n = {summary.n})"
-
-    @property
-    def _suffix(self) -> str:
-        return f" {clean(self.unit)}" if self.unit else ""
+        """Format ``96.23 ± 0.41 % (n = 3)``."""
+        unit = f" {clean(self.unit)}" if self.unit else ""
+        return f"{self.summary(summary)}{unit} (n = {summary.n})"
 
 
 def role_name(role: str) -> str:
-    """A role in plain words; one that is not known is written as it is."""
+    """Return a role in plain words, or an unknown role unchanged."""
     kind, _, network = role.partition(":")
-    if network and kind in _ROLES:  # a kind of dense networks, and the one that is meant
+    if network and kind in _ROLES:  # a kind of dense networks, and its name
         return f"{_ROLES[kind]}: {network}"
     return _ROLES.get(role, role.replace("_", " "))
 
 
 def metric_label(metric: Metric) -> str:
-    """``accuracy (%)``, or the name alone where there is no unit."""
+    """Return ``accuracy (%)``, or the name alone without a unit."""
     return clean(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
 
 
 def short_metric(metric: Metric) -> str:
-    """`metric_label` for the axes of figures, cut where it is longer than any that there is."""
+    """Return `metric_label` for the axes of figures, shortened to 40 letters."""
     return shortened(metric_label(metric), 40)
 
 
-def shortened(name: str, most: int) -> str:
-    """The text on one line, without its middle where it is too long."""
+def shortened(name: str, most: int = 28) -> str:
+    """Return the text on one line, without its middle if it is too long."""
     name = clean(name).replace("\n", " ")
     return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
 
 
 def better(metric: Metric) -> str:
-    """Which way a metric is read."""
+    """Return the direction in which a metric improves."""
     return "more is better" if metric.higher_is_better else "less is better"
 
 
 def points(metric: Metric) -> str:
-    """What follows a difference in the metric: points of per cent, or nothing."""
+    """Return the unit of a difference in the metric: points for per cent, or nothing."""
     return " points" if metric.unit == "%" else ""
 
 
 def summary_label(metric: Metric) -> str:
-    """What a number over replicates is, in words."""
+    """Return the statistic over replicates in words."""
     if metric.summary == "iqm":
         return "interquartile mean [95 % interval]"
     return "mean ± standard deviation"
 
 
 def percent(density: float, decimals: int | None = None) -> str:
-    """A density in per cent without the sign: 100.0, 51.2, 6.9, 0.92, 0.018."""
+    """Format a density in per cent without the sign: 100.0, 51.2, 6.9, 0.92, 0.018."""
     return f"{100 * density:.{density_decimals(density) if decimals is None else decimals}f}"
 
 
 def sparsity(density: float) -> str:
-    """The share removed, in per cent with the decimals of `percent`, so that both add up to 100."""
+    """Format the removed share in per cent with the decimals of `percent`, so that both add up to 100."""
     decimals = density_decimals(density)
     return f"{max(0.0, 100 - float(percent(density, decimals))):.{decimals}f}"
 
 
 def density_decimals(density: float) -> int:
-    """One decimal from 1 % up and of nothing at all; below, as many as show two digits."""
+    """Return the decimals of a density: one from 1 % up and for 0; below, enough for two digits."""
     return 1 if density >= 0.01 or density == 0 else 1 - math.floor(math.log10(100 * density))
 
 
 def times(ratio: float) -> str:
-    """How many times: 1.2, 18, 1,085."""
+    """Format a factor: 1.2, 18, 1,085."""
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
 
 
 def p_value(p: float) -> str:
-    """``p = 0.031``, ``p < 0.0001``."""
+    """Format ``p = 0.031``, ``p < 0.0001``."""
     text = short_p(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def short_p(p: float | None) -> str:
-    """``0.031``, ``< 0.0001``."""
+    """Format ``0.031``, ``< 0.0001``."""
     if p is None:
         return NONE
     if p < 0.0001:
@@ -170,7 +168,7 @@ def short_p(p: float | None) -> str:
 
 
 def probability_text(probability: float | None) -> str:
-    """``0.93``, ``> 0.999``, ``< 0.001``; a dash where it is not known."""
+    """Format ``0.93``, ``> 0.999``, ``< 0.001``; a dash for None."""
     if probability is None:
         return NONE
     if probability > 0.999:
@@ -181,7 +179,7 @@ def probability_text(probability: float | None) -> str:
 
 
 def short_count(number: float) -> str:
-    """At most three digits: 430, 4.3k, 64k, 1.2M."""
+    """Format a count with at most three digits: 430, 4.3k, 64k, 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
@@ -189,7 +187,7 @@ def short_count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
+    """Format ``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
     whole = round(seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -201,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def value(item: Any) -> str:
-    """Any JSON value on one line: text as it is, lists with commas, objects as JSON."""
+    """Format any JSON value on one line: text unchanged, lists with commas, objects as JSON."""
     if isinstance(item, str):
         return clean(item) or NONE
     if isinstance(item, bool) or item is None:
@@ -213,8 +211,37 @@ def value(item: Any) -> str:
     return f"{item:,}" if isinstance(item, int) else f"{item!r}"
 
 
+def in_words(item: Any) -> str:
+    """Format a value of a record for readers: ``torch 2.13.0, openvino 2026.4.1`` instead of JSON."""
+    if isinstance(item, Mapping) and not any(isinstance(part, Mapping | list | tuple) for part in item.values()):
+        return ", ".join(f"{name} {value(part)}" for name, part in item.items()) or NONE
+    return value(item)
+
+
+def retained(density: float | None) -> str:
+    """Format a layer's density in per cent: ``51.2``, ``0`` for an empty layer, a dash for None."""
+    return NONE if density is None else percent(density) if density > 0 else "0"
+
+
+def share_percent(share: float | None) -> str:
+    """Format a share in per cent with one decimal; a dash for None."""
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def share_of_all(task: Task, density: float) -> str:
+    """Format the remaining share of all parameters, including those that are never pruned."""
+    if task.parameters == 0:
+        return NONE
+    return percent((density * task.prunable + task.parameters - task.prunable) / task.parameters)
+
+
+def thousands(number: float | None) -> str:
+    """Format a count with commas; a dash for None."""
+    return NONE if number is None else f"{number:,}"
+
+
 def clean(text: str) -> str:
-    """Text with everything replaced that could steer a terminal or break XML; line ends and tabs stay."""
+    """Replace characters that could control a terminal or break XML; line ends and tabs stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -223,13 +250,13 @@ def clean(text: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
-    """Rows of a plain table as lines, each column as wide as its longest cell."""
+    """Return the rows of a plain table as lines, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in rows]
 
 
 def amount(number: float, measure: str) -> str:
-    """A cost with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
+    """Format a cost with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
     if measure == "seconds":
         return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
     if measure == "memory":
@@ -240,12 +267,12 @@ def amount(number: float, measure: str) -> str:
 
 
 def ratio(number: float) -> str:
-    """A cost as a multiple of the dense network's: ``0.48``, ``1.00``, ``12.3``."""
+    """Format a cost as a multiple of the dense network's: ``0.48``, ``1.00``, ``12.3``."""
     return f"{number:.2f}" if number < 9.995 else f"{number:,.1f}"
 
 
 def _scaled(number: float, step: float, units: Sequence[str]) -> str:
-    """With three digits and the unit that fits."""
+    """Format a number with three digits and the largest unit that fits."""
     power = 0
     while number >= 0.9995 * step and power < len(units) - 1:
         number, power = number / step, power + 1

@@ -1,7 +1,6 @@
-"""The page as a file: written whole or not at all, with a digest by which damage is known.
+"""A page as a file: written atomically, with a digest that reveals damage.
 
-A page that is there already is never taken for the report: whoever made a store may have put any page into it, with a
-digest that is right.
+An existing page is never trusted: the author of a store may have put any page into it, with a valid digest.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ def write_report(
     *,
     evidence: Iterable[EvidenceValues] = (),
 ) -> Path:
-    """Write the page of one run record or several to `path` and return it; whole or not at all.
+    """Write the page of one or several run records to `path` atomically and return it.
 
-    The folder is made if it is missing. The same records give the same bytes.
+    Creates the folder if it is missing. The same records give the same bytes.
 
     Args:
         records: a run record (or the JSON values of a `run.json`), or a list of them, which are then compared.
         path: the HTML file.
-        evidence: records of verifications, of stability and of what tickets save, which are shown with the runs.
+        evidence: records of verifications, stability and timings, which are shown with the runs.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.
         StoreError: if a record is malformed, or the file cannot be written.
     """
     subject = subject_of(records, list(evidence))
-    from ticketry.report.html.page import render  # with matplotlib, which takes long to come
+    from ticketry.report.html.page import render  # imports matplotlib, which is slow
 
     return write_page(path, render(subject))
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page in the place of whatever is there; `StoreError` if it cannot be done."""
+    """Write a page, replacing an existing file; `StoreError` if that fails."""
     try:
         write_atomically(path, _sealed(page.encode()))
     except OSError as error:
@@ -57,7 +56,7 @@ _COMMENT = len("<!--  -->") + 64
 
 
 def is_whole(page: Path) -> bool:
-    """Return whether a page is as it was written, by whomever; `InaccessibleError` if it cannot be read."""
+    """Return whether a page is undamaged; `InaccessibleError` if it cannot be read."""
     try:
         with explained(page, "read"):
             data = content_of(page)
@@ -70,6 +69,6 @@ def is_whole(page: Path) -> bool:
 
 
 def _sealed(page: bytes) -> bytes:
-    """A page with the digest of all of it as a comment before its end."""
+    """Return a page with its digest as a comment before its end."""
     body = page.removesuffix(_END)
     return body + b"<!-- " + hashlib.sha256(body).hexdigest().encode() + b" -->" + _END

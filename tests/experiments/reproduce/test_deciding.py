@@ -23,7 +23,7 @@ from ticketry.experiments.reproduce.claims import decide, family_sizes
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
-from ticketry.report.tables.claims import side_name
+from ticketry.report.campaigns import side_name
 
 CLAIM = a_claim(Side("one", "ticket", 1), Side("other", "ticket", 1), InterimAnalyses((5,)))
 

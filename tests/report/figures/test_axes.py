@@ -15,12 +15,9 @@ from ticketry.records.metric import Metric
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
-from ticketry.report.figures.axes import Scale, density_axis, log_axis, ticks
+from ticketry.report.figures.layout import Scale, density_axis, log_axis, panels, settle, ticks
 from ticketry.report.figures.metric_by_density import near_dense, whole_range
-from ticketry.report.figures.panels import panels, settle
-from ticketry.report.html.blocks import Place
-from ticketry.report.html.markup import html
-from ticketry.report.html.sections.verdicts import verdicts_section
+from ticketry.report.html.page import Place, macro
 from ticketry.report.tables.results import Results, Summary
 
 PERPLEXITY = Metric("perplexity", "", False, "log")
@@ -122,7 +119,7 @@ def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
         (with_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
         (with_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
     ):
-        found = html(verdicts_section(Results(read_run(record)), Place()))
+        found = macro("results.html", "verdicts_section")(Results(read_run(record)), Place())
         assert all(f">{head}<" in found for head in heads)
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from report.made_campaign import claim
 from ticketry.records.campaign import Claim
-from ticketry.report.figures.claims import claims_figure
+from ticketry.report.figures.evidence import claims_figure
 
 
 def measured(name: str, difference: float, half: float, margin: float = 0.5) -> Claim:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ticketry.report.figures.costs import lines_of, metric_by_spent
+from ticketry.report.figures.costs import increasing_lines, metric_by_spent
 from ticketry.report.subject import series_of, subject_of
 
 
@@ -30,7 +30,8 @@ class At:
 )
 def test_no_line_goes_back_and_forth(steps: list[float], lines: list[list[float]]) -> None:
     assert [
-        [point.steps for point in line] for line in lines_of([At(step) for step in steps], lambda point: point.steps)
+        [point.steps for point in line]
+        for line in increasing_lines([At(step) for step in steps], lambda point: point.steps)
     ] == lines
 
 

@@ -35,19 +35,17 @@ from ticketry.report.figures import (
     stability_figures,
     verify_figures,
 )
-from ticketry.report.figures.axes import fitting
+from ticketry.report.figures.layout import fitting, legend, sheet, spread
 from ticketry.report.figures.masks import short_names
 from ticketry.report.figures.metric_by_density import near_dense, whole_range
-from ticketry.report.figures.panels import legend, sheet, spread
 from ticketry.report.figures.style import COLOURS, run_look
 from ticketry.report.figures.style import drawing as drawing_style
 from ticketry.report.figures.svg import inline
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import cost_points
 from ticketry.report.tables.evidence import differences
-from ticketry.report.tables.masks import image, kept_of, pictures
+from ticketry.report.tables.masks import image, kept_of, pictures, spread_out
 from ticketry.report.tables.results import Results, layer_profiles
-from ticketry.report.tables.search_progress import spread_out
 
 _SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,7 +12,7 @@ from browsers import NEEDS_BROWSER, launched, listened_to
 from report.made_campaign import claim, record
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
-from ticketry.report.html.campaign_page import render_campaign
+from ticketry.report.html.page import render_campaign
 
 pytestmark = NEEDS_BROWSER
 

@@ -16,7 +16,6 @@ from ticketry.report import write_report
 from ticketry.report.figures import Drawing
 from ticketry.report.html import page as page_module
 from ticketry.report.html.page import render
-from ticketry.report.html.sections import networks
 from ticketry.report.subject import subject_of
 
 
@@ -35,15 +34,15 @@ def runs(make_record):
 @pytest.fixture(autouse=True)
 def _dots(monkeypatch):
     """Drawing takes seconds."""
-    dot = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>',))
+    dot = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
     monkeypatch.setattr(page_module, "drawn", lambda makers: dict.fromkeys(makers, dot))
 
 
 @pytest.fixture
 def packed(monkeypatch):
     """Few networks and runs are many."""
-    monkeypatch.setattr(networks, "_MOST", 50)
-    monkeypatch.setattr(page_module, "_MOST_RUNS", 2)
+    monkeypatch.setitem(page_module._environment().globals, "MOST_NETWORKS", 50)
+    monkeypatch.setitem(page_module._environment().globals, "MOST_RUNS", 2)
 
 
 def unpacked(data):
@@ -59,8 +58,8 @@ def test_what_is_packed_is_what_a_small_report_has(runs, monkeypatch):
     plain = render(subject)
     assert "text/plain" not in plain
     assert "DecompressionStream" not in plain
-    monkeypatch.setattr(networks, "_MOST", 50)
-    monkeypatch.setattr(page_module, "_MOST_RUNS", 2)
+    monkeypatch.setitem(page_module._environment().globals, "MOST_NETWORKS", 50)
+    monkeypatch.setitem(page_module._environment().globals, "MOST_RUNS", 2)
     page = render(subject)
     assert render(subject_of(runs)) == page
     found = chunks(page)

@@ -10,17 +10,17 @@ from made_records import bench_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.figures import TIME_BY_ENGINE, Drawing
-from ticketry.report.html.blocks import Place
-from ticketry.report.html.markup import html
-from ticketry.report.html.sections.times import saved_section
+from ticketry.report.html.page import Place, macro
 
-_DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>',))
+_DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
 
 
 def _told(record: dict[str, Any]) -> str:
     speed = read_evidence(record)
     assert isinstance(speed, SpeedRecord)
-    return html(saved_section(speed, {TIME_BY_ENGINE: _DOT}, Place())).replace("\N{NO-BREAK SPACE}", " ")
+    return macro("evidence.html", "saved_section")(speed, {TIME_BY_ENGINE: _DOT}, Place()).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
 
 
 def _bench(saved: float, low: float, high: float, batches: tuple[int, ...] = (1,)) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_medians_that_disagree_with_the_ratios_are_told() -> None:
     _row(record, "ticketry").update(seconds=0.0451e-3, low=0.04e-3, high=0.05e-3)
     _row(record, "openvino").update(seconds=0.1e-3, low=0.09e-3, high=0.11e-3)
     told = _told(record)
-    assert "Times varied much (batch 4), as beside other work" in told
+    assert "Times varied a lot (batch 4), as they do beside other work" in told
     assert "by which a call takes 55 % less at batch 4. Measure again" in told
 
 
@@ -64,7 +64,7 @@ def test_quartiles_far_apart_are_told() -> None:
     record = _bench(0.75, 0.7, 0.8)
     _row(record, "openvino").update(low=0.0004, high=0.00081)
     told = _told(record)
-    assert "Times varied much (batch 1)" in told
+    assert "Times varied a lot (batch 1)" in told
     assert "by which a call takes" not in told
     record = _bench(0.75, 0.7, 0.8)
     _row(record, "eager").update(low=0.0001, high=0.002)

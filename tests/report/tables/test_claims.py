@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from report.made_campaign import Found, claim, record
-from ticketry.report.tables.claims import facts, more_needed
+from ticketry.report.campaigns import facts, more_needed
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from ticketry.report.tables.claims import facts, more_needed
 def test_a_claim_and_the_one_that_asks_it_again_are_one_question(first: Found, second: Found, decided: int) -> None:
     made = record(claim("x", first), claim("y", "confirmed"), claim("z", "undecided"), claim("x-again", second, "x"))
     assert made.hypotheses == (decided, 3)
-    assert f" One asks another again, on fresh replicates: of 3 questions {decided} are decided." in facts(made)[0]
+    assert f" One is a replication on fresh replicates: {decided} of 3 hypotheses are decided." in facts(made)[0]
 
 
 def test_beside_questions_stands_how_often_they_err() -> None:
@@ -29,8 +29,8 @@ def test_beside_questions_stands_how_often_they_err() -> None:
     third = claim("x-third", "refuted", "x-again")
     made = record(claim("x", "undecided"), claim("y", "confirmed"), claim("x-again", "undecided", "x"), third)
     assert facts(made)[0].endswith(
-        "of 2 questions 2 are decided. Each asking is a test of its own, so that a question that is asked k times (here"
-        " up to 3) errs with at most k times alpha, for confirmed and for refuted."
+        "2 of 2 hypotheses are decided. Each is a separate test, so a hypothesis that is tested k times (here up to 3)"
+        " errs with at most k times alpha, for confirmed and for refuted."
     )
 
 

@@ -15,14 +15,14 @@ from ticketry.records.run import read_run
 from ticketry.report import summary_lines, summary_table
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.cost_of_call import (
+from ticketry.report.tables.frontier import (
     MULTIPLICATIONS,
     TIME,
     at_equal_cost,
-    cost_points,
+    call_points,
     frontier_rows,
     lines_of,
-    told_measures,
+    recorded_measures,
 )
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Results
@@ -50,20 +50,20 @@ def record(name: str = "one", shift: float = 0.0, **settings: Any) -> Any:
 
 def test_shares_are_of_the_dense_networks_multiplications() -> None:
     results = Results(record())
-    assert [point.cost for point in cost_points(results, "ticket", MULTIPLICATIONS)] == [0.5, 0.25, 0.125]
-    assert [point.cost for point in cost_points(results, "dense_of_flops", MULTIPLICATIONS)] == [0.505, 0.255, 0.13]
-    assert cost_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
+    assert [point.cost for point in call_points(results, "ticket", MULTIPLICATIONS)] == [0.5, 0.25, 0.125]
+    assert [point.cost for point in call_points(results, "dense_of_flops", MULTIPLICATIONS)] == [0.505, 0.255, 0.13]
+    assert call_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
 
 
 def test_runs_that_tell_no_multiplications_have_no_frontier() -> None:
     plain = search_record(levels=3, replicates=3)
-    assert not told_measures(Results(read_run(plain)))
+    assert not recorded_measures(Results(read_run(plain)))
     assert "frontier" not in render(subject_of(plain))
 
 
 def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_the_same_level() -> None:
     results = Results(record())
-    for point in cost_points(results, "ticket", MULTIPLICATIONS):
+    for point in call_points(results, "ticket", MULTIPLICATIONS):
         against = at_equal_cost(results, point, [results], MULTIPLICATIONS)
         assert against is not None
         assert against.rival.group.level == point.group.level
@@ -81,7 +81,7 @@ def test_of_several_runs_the_dense_networks_are_one_curve_and_serve_all_of_the_s
     assert {row["run"] for row in rows} == {"one", "two", ""}
     bare = structs.replace(both[1].run, points=tuple(p for p in both[1].run.points if p.role != "dense_of_flops"))
     other = Results(bare)
-    point = cost_points(other, "ticket", MULTIPLICATIONS)[0]
+    point = call_points(other, "ticket", MULTIPLICATIONS)[0]
     assert at_equal_cost(other, point, [other], MULTIPLICATIONS) is None
     against = at_equal_cost(other, point, [both[0], other], MULTIPLICATIONS)
     assert against is not None
@@ -95,8 +95,8 @@ def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() 
     page = render(subject_of(made))
     assert page.index('id="frontier"') < page.index('id="results"')
     assert "Tickets minus dense networks of equal cost" in page
-    assert page.index("multiplications of a call") < page.index("weights remaining, % of the prunable")
-    assert " % of the multiplications (" in observe(Results(made)).finding
+    assert page.index("MACs of a call") < page.index("weights remaining, % of the prunable")
+    assert " % of the MACs (" in observe(Results(made)).finding
 
 
 @pytest.mark.slow
@@ -120,19 +120,19 @@ def timed(name: str = "one", **settings: Any) -> Any:
 
 def test_what_was_measured_comes_before_what_was_counted() -> None:
     results = Results(timed())
-    assert told_measures(results) == [TIME, MULTIPLICATIONS]
-    assert [point.cost for point in cost_points(results, "dense", TIME)] == [1.0]
-    assert [point.cost for point in cost_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
+    assert recorded_measures(results) == [TIME, MULTIPLICATIONS]
+    assert [point.cost for point in call_points(results, "dense", TIME)] == [1.0]
+    assert [point.cost for point in call_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
     page = render(subject_of(timed()))
     assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
-    assert page.index("measured time of a call") < page.index("multiplications of a call")
+    assert page.index("time of a call") < page.index("MACs of a call")
     assert " % of the dense network's time (" in observe(results).finding
 
 
 def test_dense_networks_of_equal_time_are_no_rivals_of_equal_multiplications() -> None:
     results = Results(timed())
     for measure, there in ((TIME, True), (MULTIPLICATIONS, False)):
-        point = cost_points(results, "ticket", measure)[0]
+        point = call_points(results, "ticket", measure)[0]
         assert (at_equal_cost(results, point, [results], measure) is not None) == there
     assert [line.role for line in lines_of([results], [0], TIME)] == ["ticket", "shuffled", "dense_of_time"]
 
@@ -143,7 +143,7 @@ def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:
         structs.replace(point, timed=None) if (point.level, point.replicate, point.role) == (2, 1, "ticket") else point
         for point in made.points
     ]
-    found = cost_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
+    found = call_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
     assert [point.group.level for point in found] == [1, 3]
 
 

@@ -15,8 +15,7 @@ from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME
-from ticketry.report.tables.least_cost import least_cost, least_cost_ratio
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, least_cost, least_cost_ratio
 from ticketry.report.tables.results import Results
 
 SHARES = (0.5, 0.25, 0.125)

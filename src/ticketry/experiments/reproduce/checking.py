@@ -31,7 +31,7 @@ from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import is_known
 from ticketry.registry import find_reached_modules, load
-from ticketry.report.tables.claims import markdown_table
+from ticketry.report.campaigns import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
 from ticketry.search import METHODS

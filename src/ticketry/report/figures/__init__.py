@@ -1,4 +1,4 @@
-"""The figures by name: as standalone SVG and PNG files, and as elements of the page in two widths."""
+"""The figures by name: as standalone SVG and PNG files, and as elements of a page in two widths."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
-from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME, told_measures
 from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
 from ticketry.report.tables.evidence import quantities
-from ticketry.report.tables.masks import drawn_level, pictures
-from ticketry.report.tables.measured_time import Panel
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, Measure, recorded_measures
+from ticketry.report.tables.masks import chains, drawn_level, pictures, watched
 from ticketry.report.tables.results import Results, layer_profiles, results_of
-from ticketry.report.tables.search_progress import chains, watched
+from ticketry.report.tables.speed import Panel
 
 try:
     from matplotlib.figure import Figure
@@ -25,14 +24,30 @@ except ImportError as error:
     raise MissingExtraError("matplotlib", "lab", "drawing figures") from error
 
 from ticketry.report.figures import svg
-from ticketry.report.figures.cost_of_call import metric_by_call
-from ticketry.report.figures.costs import metric_by_cost, metric_by_spent, metric_by_time, steps_to_ticket
-from ticketry.report.figures.engine_times import time_by_density, time_by_engine
-from ticketry.report.figures.forest import forest, seeds
-from ticketry.report.figures.masks import density_by_layer, mask_pictures, structure_pictures
+from ticketry.report.figures.costs import (
+    metric_by_call,
+    metric_by_cost,
+    metric_by_spent,
+    metric_by_time,
+    steps_to_ticket,
+)
+from ticketry.report.figures.evidence import (
+    barrier_curves,
+    forest,
+    seeds,
+    stability_panels,
+    time_by_density,
+    time_by_engine,
+)
+from ticketry.report.figures.masks import (
+    density_by_layer,
+    density_over_training,
+    gate_histograms,
+    mask_pictures,
+    moment_figure,
+    structure_pictures,
+)
 from ticketry.report.figures.metric_by_density import metric_by_density, overlay
-from ticketry.report.figures.search_progress import density_over_training, gate_histograms, moment_figure
-from ticketry.report.figures.stability import barrier_curves, stability_panels
 from ticketry.report.figures.style import drawing
 
 METRIC_BY_DENSITY, DENSITY_BY_LAYER = "metric-by-density", "density-by-layer"
@@ -44,11 +59,16 @@ FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
 METRIC_BY = {TIME: "metric-by-share-of-time", MULTIPLICATIONS: "metric-by-multiplications"}
-"""Of a call, first on the page of a search for a budget."""
+"""Figures of the cost of a call, the first on the page of a search for a budget."""
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]
-"""Draws a figure; True asks for the narrow one."""
+"""Draws a figure; True draws the narrow one."""
+
+
+def drawn_measures(drawings: Mapping[str, Drawing]) -> list[Measure]:
+    """Return the costs of a call for which a figure was drawn."""
+    return [measure for measure, name in METRIC_BY.items() if name in drawings]
 
 
 @dataclass(frozen=True)
@@ -57,31 +77,31 @@ class Drawing:
 
     wide: str
     narrow: str
-    """The same for a telephone: fewer labels, letters of the same size."""
+    """For a phone: fewer labels, letters of the same size."""
 
 
 def drawn(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
-    """The figures as SVG, in both widths."""
+    """Draw figures as SVG in both widths."""
     with drawing():
         return {name: Drawing(*(svg.to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
-def _made(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Of figures by name, what is drawn, and by which function: those that have something to draw."""
+def _with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
+    """Keep the figures that have data, given their names, data and drawing functions."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
 def _by_call(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
-    """Figures of the runs that tell what a call costs, one for each way in which they tell it."""
+    """Yield a figure for each measure of the cost of a call, with the runs that have it."""
     for measure, name in METRIC_BY.items():
-        told = [one for one in series if measure in told_measures(one.results)]
+        told = [one for one in series if measure in recorded_measures(one.results)]
         yield name, told, partial(metric_by_call, measure)
 
 
 def run_figures(results: Results) -> dict[str, Maker]:
-    """The figures that a run has something for, by name."""
+    """Return the figures that a run has data for, by name."""
     alone = [Series("", 0, results)]
-    return _made(
+    return _with_data(
         *_by_call(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
@@ -96,7 +116,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
-    """For each task of several runs, the figures that lay its runs over each other."""
+    """Return the figures that overlay the runs of each task."""
     return [_comparison(series_of(subject, indices)) for indices in subject.by_task.values()]
 
 
@@ -104,7 +124,7 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
     def having(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
-    return _made(
+    return _with_data(
         *_by_call(series),
         (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay),
         (METRIC_BY_SPENT, having(spent_points), metric_by_spent),
@@ -114,32 +134,32 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
 
 
 def timed_figures(panels: Sequence[Panel]) -> dict[str, Maker]:
-    """The metric against measured time, where any ticket was timed."""
-    return _made((METRIC_BY_TIME, panels, metric_by_time))
+    """Return the metric against measured time, if any ticket was timed."""
+    return _with_data((METRIC_BY_TIME, panels, metric_by_time))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
-    """The differences, and the seeds where the record has their values."""
-    return _made((FOREST, verify, forest), (SEEDS, verify.networks and verify, seeds))
+    """Return the differences, and the seeds if the record has their values."""
+    return _with_data((FOREST, verify, forest), (SEEDS, verify.networks and verify, seeds))
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
-    """The panels over rewind steps, and the curves of the barriers where there are any."""
+    """Return the panels over rewind steps, and the curves of the barriers if there are any."""
     curves = [row for row in study.rows if row.barrier]
-    return _made(
+    return _with_data(
         (STABILITY, quantities(study) and study, stability_panels), (BARRIERS, curves and study, barrier_curves)
     )
 
 
 def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
-    """The engines side by side, and time against density where the record has it."""
+    """Return the engines side by side, and time against density if the record has it."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
-    return _made((TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density))
+    return _with_data((TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density))
 
 
 def figure_svgs(record: RunValues) -> dict[str, str]:
-    """Standalone SVG documents of a run by name, where there are data for them.
+    """Return the figures of a run as standalone SVG documents by name, if it has data for them.
 
     ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
     ``first-layer``, ``structure``, ``density-over-training``, ``gate-histograms``, ``moment``,
@@ -154,7 +174,7 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
 
 
 def figure_png(record: RunValues, name: str) -> bytes | None:
-    """One of `figure_svgs` as the bytes of a PNG; None where the run has nothing for it."""
+    """Return one of `figure_svgs` as the bytes of a PNG; None if the run has no data for it."""
     make = run_figures(results_of(record)).get(name)
     if make is None:
         return None

@@ -1,7 +1,4 @@
-"""The metric against costs: of the whole training, of the search up to a ticket, of a call; and steps until a mask.
-
-Panels have a curve a run, the dense network as a square, and names where they have room.
-"""
+"""The metric against costs: of the whole training, of the search up to a ticket, of a call; and steps until a mask."""
 
 from __future__ import annotations
 
@@ -16,11 +13,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ticketry.records.metric import Metric
-from ticketry.records.network import TICKET
-from ticketry.report.figures.axes import Scale, density_axis, label_places, log_axis, tick_label
-from ticketry.report.figures.metric_by_density import limits_of
-from ticketry.report.figures.panels import legend, name_points, panels, run_handles, settle
-from ticketry.report.figures.style import COLOURS, run_look
+from ticketry.records.network import TICKET, is_matched_dense
+from ticketry.report.figures.layout import (
+    Scale,
+    density_axis,
+    label_places,
+    legend,
+    log_axis,
+    name_points,
+    panels,
+    run_handles,
+    settle,
+    sheet,
+    tick_label,
+)
+from ticketry.report.figures.metric_by_density import limits_of, scale_of
+from ticketry.report.figures.style import COLOURS, look_of, run_look
 from ticketry.report.subject import Series
 from ticketry.report.tables.costs import (
     ENERGY,
@@ -32,13 +40,13 @@ from ticketry.report.tables.costs import (
     CostPoint,
     SpentPoint,
     cost_points,
-    is_estimate,
     mean_spent,
     spent_points,
     tickets_by_density,
 )
-from ticketry.report.tables.measured_time import Panel, TimedPoint
-from ticketry.report.wording import short_count, short_metric
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, Line, Measure, lines_of
+from ticketry.report.tables.speed import Panel, TimedPoint
+from ticketry.report.wording import role_name, short_count, short_metric
 
 P = TypeVar("P")
 Range = tuple[float, float]
@@ -46,17 +54,17 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Spot:
-    """A network in a panel: what it costs and how good it is."""
+    """A network in a panel: its cost and its metric."""
 
     cost: float
     metric: float
     name: str = ""
-    """Written beside it where there is room."""
+    """Written beside it if there is room."""
     costs: Range | None = None
-    """From where to where a thin bar reaches."""
+    """Ends of a thin bar."""
     metrics: Range | None = None
     size: float = 5.5
-    """Of its mark, in pixels."""
+    """Size of its mark in pixels."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +87,17 @@ class CostPanel:
     """Curves over one cost."""
 
     name: str
-    """Of the x axis."""
+    """Name of the x axis."""
     curves: Sequence[Curve]
     title: str = ""
     unit: float | None = None
-    """Cost at which there is a line across: that of the dense network which all curves have in common."""
+    """Cost of the dense network that all curves share, marked by a line."""
 
 
-def _drawn(
+def _panel_figure(
     shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the panels, which share the metric's axis."""
+    """Draw panels that share the metric's axis."""
     figure, axes = panels(len(shown), narrow, height, sharey=not narrow)
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set(each, limits, 6)
@@ -102,7 +110,7 @@ def _drawn(
 
 
 def _draw(axes: Axes, panel: CostPanel) -> None:
-    """Lines with marks and thin bars; grey lines at the dense networks' metrics and at the unit of cost."""
+    """Draw lines with marks and thin bars; grey lines at the dense networks' metrics and at the unit of cost."""
     for level in sorted({curve.dense[1] for curve in panel.curves if curve.dense is not None}):
         axes.axhline(level, color=COLOURS["muted"], lw=0.8, zorder=1)
     if panel.unit is not None and panel.curves:
@@ -124,7 +132,7 @@ def _draw(axes: Axes, panel: CostPanel) -> None:
 
 
 def _finished(figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]) -> Figure:
-    """With a legend of several runs; of one, with names beside its points and its dense network."""
+    """Add a legend of several runs, or for one run names beside its points and its dense network."""
     if len(series) > 1:
         legend(figure, run_handles(series))
         return figure
@@ -138,7 +146,7 @@ def _finished(figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], 
 
 
 def _in_a_column(axes: Axes, panel: CostPanel) -> bool:
-    """Whether all points stand above each other: a name beside one would be read as that of the next."""
+    """Whether all points are above each other, so that a name beside one would be read as that of the next."""
     spots = [spot for curve in panel.curves for spot in curve.spots]
     across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
     return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
@@ -158,30 +166,30 @@ _TITLES = {
 }
 _UNITS = {"mWh": 1e3, "Wh": 1.0, "kWh": 1e-3}
 _MUCH = 4
-"""Times the dense network's cost: beyond it, the axis is logarithmic; otherwise it begins at 0."""
+"""Multiple of the dense network's cost beyond which the axis is logarithmic; otherwise it begins at 0."""
 
 Spent = Sequence[tuple[Series, Sequence[SpentPoint]]]
 
 
 def metric_by_spent(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Points are means over replicates, thin bars reach from the least to the largest; square: the dense network."""
+    """Draw means over replicates with bars from the lowest to the highest; square: the dense network."""
     found = [(one, points) for one in series if (points := spent_points(one.results))]
     shown = [_spent_panel(found, measure) for measure in MEASURES]
     roles = [(*one.results.of_role(TICKET), one.results.dense) for one, _ in found]
     values = [value for groups in roles for group in groups if group is not None for value in group.values().values()]
     metric = found[0][0].results.run.task.metric
     scale = Scale.of(metric, values)
-    figure, axes = _drawn(shown, metric, scale, scale.padded(min(values), max(values), 0.08), narrow, 250)
+    figure, axes = _panel_figure(shown, metric, scale, scale.padded(min(values), max(values), 0.08), narrow, 250)
     for each, panel in zip(axes, shown, strict=True):
         if panel.curves:
             each.set_xlabel(panel.name + _cost_axis(each, panel.curves))
         else:
-            _say(each, NOT_MEASURED)
+            _write_instead(each, NOT_MEASURED)
     return _finished(figure, axes, shown, [one for one, _ in found])
 
 
 def _spent_panel(found: Spent, measure: str) -> CostPanel:
-    """The runs for which it was measured."""
+    """Build the panel of a measure from the runs that have it."""
     known = [(one, [point for point in points if point.on_axis(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
@@ -189,16 +197,16 @@ def _spent_panel(found: Spent, measure: str) -> CostPanel:
         most = max(point.on_axis(measure) or 0.0 for _, points in known for point in points)
         unit = "mWh" if most < 1 else "kWh" if most >= 1e3 else "Wh"
         name, factor = f"{name}, {unit}", _UNITS[unit]
-        if any(is_estimate(one.results.run) for one, _ in known):
+        if any(one.results.has_estimated_energy for one, _ in known):
             name += " (an estimate)"
     if known and len(known) < len(found):
         name += f"; {len(found) - len(known)} of {len(found)} runs {NOT_MEASURED}"
     curves = [_spent_curve(one, points, measure, factor, len(found) > 1) for one, points in known]
-    return CostPanel(name, curves, unit=None if measure == ENERGY else 1.0)  # only multiples have a unit in common
+    return CostPanel(name, curves, unit=None if measure == ENERGY else 1.0)  # only multiples share a unit
 
 
 def _spent_curve(one: Series, points: Sequence[SpentPoint], measure: str, factor: float, several: bool) -> Curve:
-    """From the densest to the sparsest, which has the smallest mark."""
+    """Build a run's curve from the densest to the sparsest level, which has the smallest mark."""
     spots = [
         Spot(
             factor * (point.on_axis(measure) or 0.0),
@@ -215,8 +223,8 @@ def _spent_curve(one: Series, points: Sequence[SpentPoint], measure: str, factor
     return Curve(look, [spots], place, look["color"] if several and measure == ENERGY else COLOURS["muted"])
 
 
-def _say(axes: Axes, words: str) -> None:
-    """What stands where there is nothing to draw."""
+def _write_instead(axes: Axes, words: str) -> None:
+    """Write words into a panel without data."""
     axes.set_facecolor(COLOURS["shade"])
     axes.tick_params(labelleft=False, labelbottom=False, length=0)
     axes.grid(visible=False)
@@ -225,10 +233,10 @@ def _say(axes: Axes, words: str) -> None:
 
 
 def _cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
-    """From 0 where the costs are of the dense network's order, so that lengths compare; else logarithmic.
+    """Start the axis at 0 if all costs are similar to the dense network's, else make it logarithmic.
 
     Returns:
-        what is added to its name.
+        A suffix for the axis' name.
     """
     dense = [curve.dense[0] for curve in curves if curve.dense]
     costs = [*dense, *(spot.cost for curve in curves for spot in curve.spots)]
@@ -246,15 +254,15 @@ def _cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
 # -- of the search -----------------------------------------------------------------------------------------------------
 
 
-def lines_of(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
-    """The points, in lines that do not zigzag.
+def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
+    """Split points into lines that do not zigzag.
 
-    A search that goes on from ticket to ticket is one line: the sparser, the later. One that has several searches side
-    by side, such as gates with several s0, has a line for every number of steps: what one round gave, what two gave.
+    A search that continues from ticket to ticket is one line. A run of several parallel searches, such as gates with
+    several s0, has a line for every number of steps: the tickets after one round, after two rounds.
 
     Args:
-        points: of one run, densest first.
-        steps: the training steps of a point.
+        points: points of one run, densest first.
+        steps: returns the training steps of a point.
     """
     if all(steps(one) <= steps(other) for one, other in pairwise(points)):
         return [list(points)]
@@ -265,7 +273,7 @@ def lines_of(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
 
 
 def metric_by_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """One panel over steps and, where every run tells them, one over seconds."""
+    """Draw a panel over steps and, if every run has them, one over seconds."""
     found = [(one, points) for one in series if (points := cost_points(one.results))]
     names = {"steps": "training steps of the search"}
     if all(point.seconds is not None for _, points in found for point in points):
@@ -278,7 +286,7 @@ def metric_by_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
     ]
     metric, means = found[0][0].results.run.task.metric, [point.metric for _, points in found for point in points]
     scale = Scale.of(metric, means)
-    figure, axes = _drawn(
+    figure, axes = _panel_figure(
         shown, metric, scale, scale.padded(min(means), max(means), 0.08), narrow, 260 if narrow else 300
     )
     for each, panel in zip(axes, shown, strict=True):
@@ -288,19 +296,19 @@ def metric_by_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
 
 
 def _cost_curve(one: Series, points: Sequence[CostPoint], name: str, several: bool) -> Curve:
-    """Of one run over steps or seconds; `points` begin with the dense network, if there is one."""
+    """Build a run's curve over steps or seconds; `points` begin with the dense network, if it exists."""
 
     def spot(point: CostPoint) -> Spot:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
         return Spot(cost, point.metric, f"{tick_label(point.density)} %" if point.level else "")
 
-    lines = [[spot(point) for point in line] for line in lines_of(points, lambda point: point.steps)]
+    lines = [[spot(point) for point in line] for line in increasing_lines(points, lambda point: point.steps)]
     dense = spot(points[0])
     return Curve(run_look(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
 
 
 def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Steps until a mask was known against its density, both on log scales, in lines as `lines_of` says."""
+    """Draw steps until a mask was known against its density, both on log scales, in `increasing_lines`."""
     shown = [(one, points) for one in series if (points := tickets_by_density(one.results))]
     figure, (axes,) = panels(1, narrow, 290 if narrow else 350)
     steps = [max(point.known, 1.0) for _, points in shown for point in points]
@@ -308,7 +316,7 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
     density_axis(axes, [point.density for _, points in shown for point in points])
     axes.set_title("training steps until the mask was known (log scale)")
     for one, points in shown:
-        for line in lines_of(points, lambda point: point.known):
+        for line in increasing_lines(points, lambda point: point.known):
             x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
             axes.plot(x, y, lw=1.6, clip_on=False, **run_look(one.index))
     legend(figure, run_handles([one for one, _ in shown]))
@@ -318,13 +326,13 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
 # -- of a call ---------------------------------------------------------------------------------------------------------
 
 _ONE_STEP = 0.05
-"""Of a share of time: the axis begins below the fastest call by so much, and ends as far above the slowest."""
+"""Share of time by which the axis extends beyond the fastest and the slowest call."""
 _ROOM_SD = 2.5
-"""Standard deviations that the metric's axis has room for: whole intervals from three replicates on."""
+"""Standard deviations that fit on the metric's axis: whole intervals from three replicates on."""
 
 
 def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
-    """What decides between granularities: means with intervals of metric and measured time, a panel a batch.
+    """Draw means with intervals of metric and measured time, one panel per batch, to compare granularities.
 
     The square is the dense network in the fastest dense engine, at 1.
     """
@@ -342,7 +350,7 @@ def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
     groups = [point.group for panel in timed for _, points in panel.curves for point in points]
     limits = limits_of([*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06, _ROOM_SD)
     metric = series[0].results.run.task.metric
-    figure, axes = _drawn(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
+    figure, axes = _panel_figure(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
         times = [1.0, *(edge for curve in panel.curves for spot in curve.spots for edge in spot.costs or ())]
         each.set_xlim(max(0.0, min(times) - _ONE_STEP), max(times) + _ONE_STEP)
@@ -356,7 +364,7 @@ def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
 
 
 def _timed_curve(one: Series, points: Sequence[TimedPoint]) -> Curve:
-    """Both ends of it have names, densities."""
+    """Build a run's curve; both ends are named by their density."""
     spots = [
         Spot(
             point.time,
@@ -370,3 +378,54 @@ def _timed_curve(one: Series, points: Sequence[TimedPoint]) -> Curve:
     ]
     dense = one.results.dense
     return Curve(run_look(one.index), [spots], (1.0, dense.metric().mean) if dense else None)
+
+
+_AXES = {
+    TIME: "measured latency of a call, % of the dense network's (log scale)",
+    MULTIPLICATIONS: "MACs of a call, % of the dense network's (log scale)",
+}
+
+
+def metric_by_call(measure: Measure, series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Draw means with bands: one run with its controls, or tickets of several runs, and dense networks."""
+    runs = {one.index: one.results for one in series}
+    shown = lines_of(runs, sorted(runs), measure)
+    figure = sheet(narrow, 340 if narrow else 390)
+    axes = figure.subplots()
+    scale = scale_of(*runs.values())
+    costs = [100 * point.cost for line in shown for point in line.points]
+    log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: tick_label(value / 100))
+    scale.set(axes, limits_of([point.group for line in shown for point in line.points], scale))
+    axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.note}")
+    axes.set_xlabel(_AXES[measure])
+    dense = next(one.results.dense for one in series if one.results.dense is not None)
+    axes.axhline(dense.metric().mean, color=COLOURS["muted"], lw=0.8, zorder=1)
+    names = {one.index: one.label for one in series}
+    entries: dict[str, Any] = {}
+    for line in reversed(shown):
+        name = role_name(line.role) if line.run is None or len(series) == 1 else names[line.run]
+        entries[name] = _draw_line(axes, line, shown, len(series) > 1, scale)
+    legend(figure, dict(reversed(entries.items())), fontsize=12)
+    return figure
+
+
+def _draw_line(axes: Any, line: Line, shown: Sequence[Line], several: bool, scale: Any) -> Any:
+    """Draw a line with markers over the band of its intervals and return its legend handle."""
+    ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
+    if is_matched_dense(line.role):
+        kinds = [one.role for one in shown if is_matched_dense(one.role)]
+        look: dict[str, Any] = {
+            "color": COLOURS["muted"],
+            "marker": "sDvP"[kinds.index(line.role) % 4],
+            "linestyle": (0, (4, 2)),
+        }
+    elif several:
+        look = run_look(line.run or 0)
+    else:
+        look = look_of(line.role, [one.role for one in shown if one.run is not None])
+    x = [100 * point.cost for point in ordered]
+    bands = [(point.metric.mean, point.metric.interval or (point.metric.mean,) * 2) for point in ordered]
+    lows = [scale.clip(low, point.metric) for (_, (low, _)), point in zip(bands, ordered, strict=True)]
+    axes.fill_between(x, lows, [high for _, (_, high) in bands], color=look["color"], alpha=0.1, lw=0, zorder=2)
+    look = {"markersize": 6.5, **look, "lw": 2.2 if front else 1.6}
+    return axes.plot(x, [mean for mean, _ in bands], zorder=5 if front else 4, clip_on=False, **look)[0]

@@ -1,4 +1,4 @@
-"""The figure of the field: the metric against the weights remaining, of one run, or of several on one pair of axes."""
+"""The metric against the weights remaining, of one run, or of several on shared axes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ticketry.records.network import TICKET
-from ticketry.report.figures.axes import Scale, density_axis
-from ticketry.report.figures.panels import legend, name_below, name_ends, run_handles, sheet
+from ticketry.report.figures.layout import Scale, density_axis, legend, name_below, name_ends, run_handles, sheet
 from ticketry.report.figures.style import COLOURS, look_of, run_colour, run_look
 from ticketry.report.subject import Series
 from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
 from ticketry.report.wording import role_name, short_metric
 
 _WORTH_A_PANEL = 0.5
-"""The share of the whole range below which the better networks get a panel of their own."""
+"""Share of the whole range below which the better networks get a separate panel."""
 _MOST_SD = 1.5
-"""As far from a mean as axes make room for its interval: that of two replicates would leave none for lines."""
+"""Standard deviations of an interval that fit on axes: that of two replicates would leave no room for lines."""
 _ROOM = 0.04
 X_NAME = "weights remaining, % of the prunable ones (log scale)"
 
 
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
-    """Means with bands of their 95 % t intervals; the run must have a level other than the dense one.
+    """Draw means with bands of their 95 % t intervals; the run must have a level other than the dense one.
 
-    Where some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range
-    near the dense network and a strip beneath it the whole range.
+    If some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range near the
+    dense network and a strip beneath it the whole range.
     """
     whole, near, scale = whole_range(results), near_dense(results), scale_of(results)
     tall, strip = (340, 130) if narrow else (390, 150)
@@ -52,23 +51,22 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def whole_range(results: Results) -> tuple[float, float]:
-    """Limits of the y axis that show every mean with its band, as far as axes make room for it."""
+    """Return limits of the y axis that show every mean with its band, up to `_MOST_SD`."""
     groups = [group for role in results.roles for group in results.of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 
 
 def scale_of(*runs: Results) -> Scale:
-    """The scale of the metric's axis."""
+    """Return the scale of the metric's axis."""
     means = [group.metric().mean for results in runs for role in results.roles for group in results.of_role(role)]
     return Scale.of(runs[0].run.task.metric, means)
 
 
 def near_dense(results: Results) -> tuple[float, float] | None:
-    """Limits of the y axis that show the better networks well, or None where the whole range does.
+    """Return limits of the y axis that show the better networks well, or None if the whole range does.
 
-    They reach as far below dense as 2.5 times the median shortfall of all other networks, or of the tickets and
-    controls by role if that is less: one control that has collapsed does not set the scale of the tickets. (Above
-    dense, if less is better.)
+    They extend below dense (above, if less is better) by 2.5 times the median shortfall of all other networks, or of
+    the median role if that is less, so that one collapsed control does not set the scale of the tickets.
     """
     if results.dense is None:
         return None
@@ -93,11 +91,11 @@ def near_dense(results: Results) -> tuple[float, float] | None:
 
 def _edges(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
     low, high = _with_room(group.metric(), most_sd)
-    return scale.shown(low, group.metric()), high
+    return scale.clip(low, group.metric()), high
 
 
 def _with_room(summary: Summary, most_sd: float) -> tuple[float, float]:
-    """The part of a mean's interval that axes make room for; what is drawn is the whole."""
+    """Return the part of a mean's interval that fits on axes; the whole is drawn."""
     low, high = summary.interval or (summary.mean, summary.mean)
     most = most_sd * (summary.sd or 0)
     return max(low, summary.mean - most), min(high, summary.mean + most)
@@ -106,23 +104,23 @@ def _with_room(summary: Summary, most_sd: float) -> tuple[float, float]:
 def limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
-    """Limits that show every mean with its interval, of which no more than so many standard deviations."""
+    """Return limits that show every mean with its interval, up to `most_sd` standard deviations."""
     edges = [_edges(group, scale, most_sd) for group in groups]
     return scale.padded(min(low for low, _ in edges), max(high for _, high in edges), room)
 
 
 def draw_line(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, front: bool, **options: Any) -> Any:
-    """Means over density, a line with markers, and the band of their intervals; what a legend shows of them."""
+    """Draw means over density with the band of their intervals and return the legend handle."""
     ordered = sorted(groups, key=lambda group: -group.density)
     x, summaries = [100 * group.density for group in ordered], [group.metric() for group in ordered]
-    lows = [scale.shown((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
+    lows = [scale.clip((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
     highs = [(summary.interval or (summary.mean,))[-1] for summary in summaries]
     axes.fill_between(x, lows, highs, color=options["color"], alpha=alpha, lw=0, zorder=2 + front)
     return axes.plot(x, [summary.mean for summary in summaries], zorder=4 + front, **options)[0]
 
 
 def _draw_all(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
-    """Controls first, tickets last and so on top; in the legend the tickets come first."""
+    """Draw controls first, tickets last and so on top; in the legend tickets come first."""
     roles, scale = [TICKET, *results.controls], scale_of(results)
     entries: dict[str, Any] = {}
     for role in (role for role in reversed(roles) if results.of_role(role)):
@@ -141,11 +139,11 @@ def _draw_all(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
 
 
 def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
-    """The dense network's mean and spread, all along the axis; what the legend shows of it."""
+    """Draw the dense network's mean and spread along the axis and return the legend handle."""
     muted, summary = COLOURS["muted"], dense.metric()
     low, high = summary.interval or (summary.mean, summary.mean)
     for panel in panels:
-        panel.axhspan(scale.shown(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
+        panel.axhspan(scale.clip(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
         panel.axhline(summary.mean, color=muted, lw=1.2, zorder=1)
         panel.plot([100 * dense.density], [summary.mean], color=muted, marker="o", markersize=5.5)
     return (
@@ -157,11 +155,11 @@ def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
 # -- of several runs ---------------------------------------------------------------------------------------------------
 
 _MOST_LETTERS = 28
-"""Beyond which names stand in a legend rather than beside the lines."""
+"""Longest label beside a line; longer ones are in a legend."""
 
 
 def overlay(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Tickets of several runs large, means with 95 % t intervals, and each control in a small panel beneath."""
+    """Draw tickets of several runs in a large panel, and each control in a small one beneath."""
     shown = [one for one in series if one.results.levels]
     controls = _controls(shown)
     beside = not narrow and max(len(one.label) for one in shown) <= _MOST_LETTERS
@@ -197,7 +195,7 @@ def _controls(series: Sequence[Series]) -> list[str]:
 
 
 def _groups(one: Series, roles: Sequence[str]) -> list[Group]:
-    """Those of the roles, and the dense network."""
+    """Return the groups of the roles and the dense network."""
     groups = [group for role in roles for group in one.results.of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 
@@ -215,7 +213,7 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) ->
 
 
 def _ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
-    """Where the tickets' lines end, and the dense network's."""
+    """Return the ends of the tickets' lines and of the dense network's."""
     ends = []
     for one in series:
         if tickets := one.results.of_role(TICKET):

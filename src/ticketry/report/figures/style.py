@@ -1,4 +1,4 @@
-"""How things look in every figure: the colours, the settings of matplotlib, the marks of roles and of runs."""
+"""Look of all figures: colours, settings of matplotlib, marks of roles and of runs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ COLOURS = {
     "good": "#1a7f4b",
     "bad": "#b83227",
 }
-"""The light theme's, each used for one purpose only. The roles' colours are Okabe and Ito's (one darkened for white
-paper), which colour-blind readers tell apart."""
+"""Colours of the light theme, each for one purpose. The roles' colours are Okabe and Ito's (one darkened for white
+paper), which colour-blind readers can distinguish."""
 SHADES = 6
-"""Of a colour, from the palest to the darkest: ``step-1`` to ``step-6``."""
+"""Number of shades from the palest to the darkest: ``step-1`` to ``step-6``."""
 SMALL = 11.0
-"""Size of letters, in pixels: most are so small; those beside points are of size `TINY`."""
+"""Size of most letters in pixels; those beside points have size `TINY`."""
 TINY = 10.0
 
 _QUIET_AXES = {
@@ -97,7 +97,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The settings under which figures are made and written, whatever the user's own are; those are put back."""
+    """Apply the settings of figures within the block, then restore the user's."""
     import warnings
 
     import matplotlib
@@ -105,7 +105,7 @@ def drawing() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw it, not ours
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw it
         yield
 
 
@@ -126,13 +126,13 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
     "dense_at_cost": ("muted", "P", 6.4, "-"),
     "dense_at_flops": ("muted", "X", 6.4, "-"),
 }
-"""Of roles: colour, marker and its size, line; they differ in all three. Unusual controls take turns with two."""
+"""Colour, marker, its size and line of each role. Unusual controls alternate between two."""
 
 
 def look_of(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
-    """What `Axes.plot` takes for a role, the same in every figure, with markers so many times as large as usual.
+    """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`.
 
-    An unusual control looks as its place among the unusual ones in `controls` says.
+    An unusual control is drawn by its position among the unusual ones in `controls`.
     """
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
@@ -142,7 +142,7 @@ def look_of(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[
 
 
 def role_colour(role: str) -> str:
-    """The colour of a role."""
+    """Return the colour of a role."""
     return str(look_of(role)["color"])
 
 
@@ -150,14 +150,14 @@ _RUN_MARKERS = "osD^vPX*"
 
 
 def run_colour(index: int) -> str:
-    """The name of the colour of the run that is shown as number `index`; after eight they begin again."""
+    """Return the name of the colour of run number `index`; eight colours repeat."""
     return f"run-{1 + index % 8}"
 
 
 def run_look(index: int, several: bool = True) -> dict[str, Any]:
-    """Colour and marker of a run, the same on the whole page; of one that is alone those of tickets.
+    """Return colour and marker of a run, the same on the whole page; a single run has those of tickets.
 
-    Markers go one further each time the colours begin again, so that the two together tell 64 runs apart.
+    Markers shift each time the colours repeat, so that both together distinguish 64 runs.
     """
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}
@@ -165,6 +165,6 @@ def run_look(index: int, several: bool = True) -> dict[str, Any]:
 
 
 def shade(index: int, count: int, palest: int = 1) -> str:
-    """The colour of number `index` of `count` things in order: the later the darker, the last the darkest."""
+    """Return the colour of item `index` of `count` in order: later ones are darker."""
     step = palest + index * (SHADES - palest) // (count - 1) if count > 1 else SHADES
     return COLOURS[f"step-{step}"]

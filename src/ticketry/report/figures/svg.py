@@ -1,119 +1,96 @@
-"""From a matplotlib figure to SVG: reproducible to the byte, and able to follow the reader's light or dark theme.
+"""A matplotlib figure as a file: reproducible to the byte, and as an SVG element that follows the page's theme.
 
-Figures are drawn in the light theme's colours. A standalone file keeps them; inside the page each becomes the CSS
-variable of its purpose, which the style sheet sets for both themes.
+Figures are drawn in the light theme's colours. A standalone file keeps them; on the page each becomes the CSS variable
+of its purpose, which the style sheet sets for both themes.
 """
 
 from __future__ import annotations
 
 import io
-from xml.etree import ElementTree
+import re
+from typing import Any
+from xml.sax.saxutils import escape
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ticketry.report.figures.panels import settle
+from ticketry.report.figures.layout import settle
 from ticketry.report.figures.style import COLOURS
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
-_SVG, _HREF = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
-_NUMBERS = {"d", "x", "y", "width", "height"}
-"""Attributes that hold numbers and letters with spaces between."""
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG of twice its size in pixels, without date or version in it."""
-    settle(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=2 * figure.dpi, metadata={"Software": None}, facecolor=COLOURS["paper"])
-    return buffer.getvalue()
+    """Return the figure as a PNG of twice its size in pixels, without date and version."""
+    return _saved(figure, "png", ("Software",), dpi=2 * figure.dpi)
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """The figure as a PDF with its text as text, without date or version in it."""
-    settle(figure)
-    buffer = io.BytesIO()
-    nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    """Return the figure as a PDF with text as text, without date and version."""
     with rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata=nothing, facecolor=COLOURS["paper"])
-    return buffer.getvalue()
+        return _saved(figure, "pdf", ("Creator", "Producer", "CreationDate"))
 
 
 def to_svg(figure: Figure, title: str = "") -> str:
-    """The figure as a standalone SVG document with a title for those who cannot see it, without date or version."""
+    """Return the figure as a standalone SVG document with a title for screen readers, without date and version."""
+    document = _saved(figure, "svg", ("Creator", "Date", "Format", "Type")).decode()
+    document = re.sub(r"<!DOCTYPE[^>]*>\s*", "", document)
+    document = re.sub(r' style="[^"]*font[^"]*"', _without_family, document)
+    return re.sub(
+        r"<svg [^>]*>",
+        lambda start: f'{start[0][:-1]} font-family="{_FONT}">' + (f"<title>{escape(title)}</title>" if title else ""),
+        document,
+        count=1,
+    )
+
+
+def _saved(figure: Figure, kind: str, metadata: tuple[str, ...], **options: Any) -> bytes:
     settle(figure)
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing, facecolor=COLOURS["paper"])
-    root = ElementTree.fromstring(buffer.getvalue())
-    root.set("font-family", _FONT)
-    for text in root.iter(f"{{{_SVG}}}text"):
-        text.set("style", _without_family(text.get("style", "")))
-    if title:
-        named = ElementTree.Element(f"{{{_SVG}}}title")
-        named.text = title
-        root.insert(0, named)
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+    buffer = io.BytesIO()
+    blank = dict.fromkeys(metadata)
+    figure.savefig(buffer, format=kind, metadata=blank, facecolor=COLOURS["paper"], **options)
+    return buffer.getvalue()
 
 
 def inline(svg: str, prefix: str, caption: str = "") -> str:
-    """The contents of the SVG as an element of a page: themed, scalable, small, with ids of its own.
+    """Return a document of `to_svg` as an element of a page: themed, scalable, with its own ids.
 
     Args:
-        svg: what `to_svg` made.
-        prefix: what its ids begin with.
-        caption: the id of the element that says what the drawing shows; without, screen readers pass over it.
+        svg: the document.
+        prefix: start of its ids.
+        caption: id of the element that describes the drawing; without one, screen readers skip it.
     """
-    root = ElementTree.fromstring(svg)
-    for child in list(root):
-        if child.tag == f"{{{_SVG}}}title" or child.find(f"{{{_SVG}}}style") is not None:
-            root.remove(child)  # a title would show at the mouse; a style would hold for the whole page
-    used = {name for element in root.iter() for value in element.attrib.values() if (name := _referred(value))}
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {
-            "href" if name == _HREF else name: _for_page(name, value, prefix)
-            for name, value in element.attrib.items()
-            if (name != "id" or value in used) and not value.startswith("rotate(-0 ")
-        }
-        element.text = element.text if element.tag == "text" else None
-        element.tail = None
-    seen = {"role": "img", "aria-labelledby": caption} if caption else {"aria-hidden": "true"}
-    root.attrib = {"viewBox": root.attrib["viewBox"], "focusable": "false", **seen}
-    return ElementTree.tostring(root, encoding="unicode")
+    view = re.search(r'viewBox="[^"]*"', svg)
+    seen = f'role="img" aria-labelledby="{caption}"' if caption else 'aria-hidden="true"'
+    # A title would show at the mouse; a style would hold for the whole page.
+    body = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    body = body[body.index(">", body.index("<svg")) + 1 :]
+    body = re.sub(r">\s+<", "><", body).replace("<defs></defs>", "").replace(" xlink:href=", " href=")
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r'(?<= id=")|(?<= href="#)|(?<=url\(#)', f"{prefix}-", body)
+    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: _NUMBER.sub(_rounded, found[0]), body)
+    body = re.sub(r' style="[^"]*"', lambda found: _COLOUR.sub(_themed, found[0]), body)
+    return f'<svg {view[0] if view else ""} focusable="false" {seen}>{body}'
 
 
-def _without_family(style: str) -> str:
-    """A text is in the family of whatever it stands in; older versions of matplotlib write one ``font`` for all."""
-    found = dict(declaration.split(": ", 1) for declaration in style.split("; "))
-    found.pop("font-family", None)
-    if "font" in found:
-        *weight, size = found.pop("font").partition(" '")[0].split()
-        found = {"font-size": size, **({"font-weight": weight[-1]} if weight else {}), **found}
-    return "; ".join(f"{name}: {value}" for name, value in found.items())
+_NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
-def _referred(value: str) -> str:
-    """The id that an attribute refers to; empty if it refers to none."""
-    if value.startswith("url(#"):
-        return value[5:-1]
-    return value[1:] if value.startswith("#") else ""
+def _rounded(number: re.Match[str]) -> str:
+    """Round to a hundredth of a pixel."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _for_page(name: str, value: str, prefix: str) -> str:
-    """An attribute as it stands on the page: a hundredth of a pixel at most, variables for colours, ids of its own."""
-    if name == "style":
-        parts = (part.partition(": ") for part in value.split("; "))
-        return "; ".join(f"{key}: {_VARIABLES.get(word, word)}" for key, _, word in parts)
-    if name in _NUMBERS:
-        return " ".join(map(_rounded, value.split()))
-    if name == "id":
-        return f"{prefix}-{value}"
-    return value.replace("#", f"#{prefix}-", 1) if _referred(value) else value
+def _themed(colour: re.Match[str]) -> str:
+    return _VARIABLES.get(colour[0], colour[0])
 
 
-def _rounded(word: str) -> str:
-    return f"{float(word):.2f}".rstrip("0").rstrip(".") if "." in word and word[-1].isdigit() else word
+def _without_family(style: re.Match[str]) -> str:
+    """Remove the font's family: text has that of its surroundings. Older matplotlib writes one ``font`` for all."""
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", style[0])
+    return re.sub(
+        r"font: (?:(?:normal|italic) )*(?:(\w+) )?([\d.]+px) [^;\"]*",
+        lambda font: (f"font-weight: {font[1]}; " if font[1] else "") + f"font-size: {font[2]}",
+        text,
+    )

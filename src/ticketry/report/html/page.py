@@ -1,4 +1,7 @@
-"""The page: one HTML file with everything in it, one small script of its own and nothing to load."""
+"""HTML pages from templates: one file with everything in it, one small script and nothing to load.
+
+Every text is cleaned and escaped by the templates' environment, so nothing in a record can become markup.
+"""
 
 from __future__ import annotations
 
@@ -6,216 +9,259 @@ import base64
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
 
-from ticketry.report.figures import (
-    Drawing,
-    comparison_figures,
-    drawn,
-    run_figures,
-    speed_figures,
-    stability_figures,
-    timed_figures,
-    verify_figures,
-)
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ticketry.records.campaign import CampaignRecord
+from ticketry.records.network import DISTANCE, MASKS
+from ticketry.records.schema import as_json
+from ticketry.records.verdict import Task
+from ticketry.report import campaigns, figures, wording
+from ticketry.report.figures import Drawing, drawn
+from ticketry.report.figures.evidence import claims_figure
 from ticketry.report.figures.style import COLOURS, run_colour
-from ticketry.report.html.blocks import Folded, PackedRows, PackedRun, Part, Place, Run, Section, Text, packed
-from ticketry.report.html.markup import environment, html
-from ticketry.report.html.sections.comparison import comparison_section, methods_section, summary_section
-from ticketry.report.html.sections.costs import cost_section
-from ticketry.report.html.sections.frontier import frontier_sections
-from ticketry.report.html.sections.gates import gates_section
-from ticketry.report.html.sections.masks import first_layer_section, layers_section, structure_section
-from ticketry.report.html.sections.networks import networks_section
-from ticketry.report.html.sections.pruning_moment import moment_section
-from ticketry.report.html.sections.results import results_section
-from ticketry.report.html.sections.settings import notes_section, repeat_section, settings_section
-from ticketry.report.html.sections.stability import stability_section
-from ticketry.report.html.sections.times import saved_section, timed_section
-from ticketry.report.html.sections.verdicts import verdicts_section, verify_section
-from ticketry.report.subject import Subject
-from ticketry.report.tables.measured_time import panels_of
-from ticketry.report.tables.observation import observe
-from ticketry.report.tables.results import Results
-from ticketry.report.wording import percent, value
+from ticketry.report.subject import Subject, rewind_of
+from ticketry.report.tables import (
+    costs,
+    evidence,
+    frontier,
+    masks,
+    networks,
+    observation,
+    results,
+    rows,
+    same_density,
+    speed,
+)
+from ticketry.report.wording import clean
 
 _MOST_RUNS = 20
-"""Runs that a page has unpacked."""
+"""Runs up to which their parts of the page are not compressed."""
 _MOST_SAVED = 3
-"""Tickets that were timed, each with a section of its own."""
+"""Timed tickets up to which each has its own section."""
+_MOST_NETWORKS = 5_000
+"""Networks up to which one table lists all."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of the page: the prefix of its ids, the next figure's number and the table of contents."""
+
+    prefix: str = ""
+    contents: list[tuple[str, str]] = field(default_factory=list)
+    """(id, title) of each section."""
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def within(self, prefix: str, listed: bool = True) -> Place:
+        """Return a part with its own ids; figure numbers continue. Its sections are not in the contents if unlisted."""
+        return Place(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
+
+    def id(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def section(self, name: str, title: str) -> str:
+        """Enter a section into the contents and return its id."""
+        self.contents.append((self.id(name), title))
+        return self.id(name)
+
+    def figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
+        """Return a figure's id, number, SVG in both widths, and a link to its data as CSV."""
+        one, drawing = self.id(name), drawings[name]
+        wide, narrow = (
+            Markup(figures.svg.inline(svg, f"{one}-{width}", f"{one}-caption"))
+            for svg, width in ((drawing.wide, "wide"), (drawing.narrow, "narrow"))
+        )
+        csv = quote(rows.csv_text(data), safe=" ,;:/?@-_.!~*'()+=")
+        link = f"data:text/csv;charset=utf-8,{csv}" if csv else ""
+        return {"id": one, "number": next(self._numbers), "wide": wide, "narrow": narrow, "data": link}
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
 
 
 def render(subject: Subject) -> str:
-    """The whole document. The same records give the same bytes."""
-    several, place = len(subject.runs) > 1, Place()
-    sections = list(_several(subject, place) if several else _single(subject, place))
+    """Return the page of one run or several. The same records give the same bytes."""
+    place, several = Place(), len(subject.runs) > 1
+    body = macro("report.html", "several" if several else "single")(subject, place)
     head = _head_of_several(subject) if several else _head(subject)
-    return document([section for section in sections if section is not None], head)
+    return _document(body, place, head)
 
 
-def document(sections: Sequence[Section], head: Mapping[str, object]) -> str:
-    """A page of these sections.
+def render_campaign(record: CampaignRecord) -> str:
+    """Return the page of a campaign. The same record gives the same bytes."""
+    place = Place()
+    judged = [claim for claim in record.claims if claim.difference is not None]
+    drawings = drawn({campaigns.FIGURE: partial(claims_figure, judged)} if judged else {})
+    date = wording.value(record.environment.get("date", ""))
+    head = {
+        "title": f"{record.title}, {record.scale}",
+        "eyebrow": "ticketry reproduce",
+        "heading": record.title,
+        "facts": [record.paper or wording.NONE, f"scale {record.scale}", date],
+        "name": record.name,
+        "lead": macro("campaign.html", "lead")(record),
+    }
+    return _document(macro("campaign.html", "sections")(record, drawings, place), place, head)
+
+
+def render_watch(title: str, source: str) -> str:
+    """Return the page that renews itself, which holds no results: its script loads them from a file beside it.
 
     Args:
-        head: title, eyebrow, heading, facts, name and lead.
+        source: name of the file beside it that `report.watching` writes.
     """
-    script = _script(_has_packed(sections))
-    fixed = {"script": script, "style": style(), "policy": _policy(script)}
-    return environment().get_template("page.html").render(sections=sections, **head, **fixed)
+    script = _source("watch.js")
+    # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
+    policy = (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
+        f"script-src {_hashed(script)} 'self' file:"
+    )
+    context = {"script": script, "style": _style() + _source("watch.css"), "policy": policy}
+    template = _environment().get_template("watch.html")
+    return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
 
 
-def _single(subject: Subject, place: Place) -> Iterator[Section | None]:
-    (results,) = subject.runs
-    drawings = drawn(run_figures(results))
-    yield from frontier_sections(subject, (0,), drawings, place)
-    own = _of_run(results, place, drawings)
-    yield from itertools.islice(own, 2)  # results and verdicts; figures are numbered in the order of the page
-    yield _timed(subject, (0,), place)
-    yield from _evidence(subject, place)
-    yield from itertools.islice(own, 6)
-    yield networks_section(subject)
-    yield from own
-    yield notes_section(subject.runs)
-
-
-def _of_run(results: Results, place: Place, drawings: Mapping[str, Drawing]) -> Iterator[Section | None]:
-    """What is told of a run by itself."""
-    yield results_section(results, drawings, place)
-    yield verdicts_section(results, place)
-    yield layers_section(results, drawings, place)
-    yield first_layer_section(results, drawings, place)
-    yield structure_section(results, drawings, place)
-    yield gates_section(results, drawings, place)
-    yield moment_section(results, drawings, place)
-    yield cost_section(results, drawings, place)
-    yield repeat_section(results, place)
-    yield settings_section(results, place)
-
-
-def _several(subject: Subject, place: Place) -> Iterator[Section | None]:
-    yield summary_section(subject)
-    tasks = zip(subject.by_task.items(), comparison_figures(subject), strict=True)
-    for number, ((task, indices), makers) in enumerate(tasks, start=1):
-        where = place.within(f"task-{number}")
-        drawings = drawn(makers)
-        yield from frontier_sections(subject, indices, drawings, where)
-        yield comparison_section(subject, task, indices, drawings, where)
-        yield _timed(subject, indices, where)
-        yield methods_section(subject, task, indices, where)
-    yield from _evidence(subject, place)
-    yield networks_section(subject)
-    runs = [_run(subject, index, place.within(f"run-{index + 1}")) for index in range(len(subject.runs))]
-    yield Section("run-by-run", "Run by run", runs)
-    yield notes_section(subject.runs)
-
-
-def _run(subject: Subject, index: int, place: Place) -> Run | PackedRun:
-    results = subject.runs[index]
-    blocks = [*_observed(results), *_of_run(results, place, drawn(run_figures(results)))]
-    named = (f"run-{index + 1}", run_colour(index), subject.labels[index], results.run.name)
-    if len(subject.runs) <= _MOST_RUNS:
-        return Run(*named, blocks)
-    return PackedRun(*named, packed("".join(map(html, blocks))))
-
-
-def _timed(subject: Subject, indices: Sequence[int], place: Place) -> Section | None:
-    panels = panels_of(subject, indices)
-    return timed_section(panels, subject.speeds, drawn(timed_figures(panels)), place)
-
-
-def _evidence(subject: Subject, place: Place) -> Iterator[Section]:
-    for number, verify in enumerate(subject.verifications, start=1):
-        yield verify_section(verify, drawn(verify_figures(verify)), place.within(f"verify-{number}"))
-    for number, study in enumerate(subject.studies, start=1):
-        yield stability_section(study, drawn(stability_figures(study)), place.within(f"stability-{number}"))
-    saved = [
-        saved_section(speed, drawn(speed_figures(speed)), place.within(f"saved-{number}"))
-        for number, speed in enumerate(subject.speeds, start=1)
-    ]
-    if len(saved) <= _MOST_SAVED:
-        yield from saved
-        return
-    folded = [
-        Folded((f"{percent(speed.density)} % of the weights: ", Part(speed.ticket)), [section])
-        for speed, section in zip(subject.speeds, saved, strict=True)
-    ]
-    yield Section(place.id("saved"), "What it saves, ticket by ticket", folded, name="What it saves")
-
-
-# -- the head ----------------------------------------------------------------------------------------------------------
-
-
-def _observed(results: Results) -> list[Text | None]:
-    seen, ended = observe(results), results.run.ended
-    return [
-        Text(seen.finding, "lead"),
-        Text(seen.remark, "remark") if seen.remark else None,
-        Text(f"Less was found than was asked for: {ended}", "remark") if ended else None,
-    ]
+def _document(body: str, place: Place, head: Mapping[str, object]) -> str:
+    script = _script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
+    fixed = {"script": script, "style": _style(), "policy": _policy(script)}
+    context = {name: Markup(text) for name, text in fixed.items()}
+    return _environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
 
 
 def _head(subject: Subject) -> dict[str, object]:
-    results = subject.runs[0]
-    run, count = results.run, results.replicates
+    one = subject.runs[0]
+    run, count = one.run, one.replicates
     facts = [run.task.title, run.known_as, f"{count} replicate{'' if count == 1 else 's'}"]
     if "date" in run.environment:
-        facts.append(value(run.environment["date"]).replace("T", " ").removesuffix("Z"))
+        facts.append(wording.value(run.environment["date"]).replace("T", " ").removesuffix("Z"))
     return {
         "title": f"{run.title}: {run.task.name}",
         "eyebrow": "ticketry search",
         "heading": run.title,
         "facts": facts,
         "name": run.name,
-        "lead": _observed(results),
+        "lead": macro("results.html", "observed")(one),
     }
 
 
 def _head_of_several(subject: Subject) -> dict[str, object]:
     count = f"{len(subject.runs)} runs"
-    titles = list(dict.fromkeys(results.run.title for results in subject.runs))
+    titles = list(dict.fromkeys(one.run.title for one in subject.runs))
     tasks = list(dict.fromkeys(task.title for task in subject.by_task))
-    networks = sum(len(results.run.points) for results in subject.runs)
     return {
         "title": f"{count} compared",
         "eyebrow": "ticketry report",
         "heading": titles[0] if len(titles) == 1 else f"{count} compared",
-        "facts": [*(tasks if len(tasks) < 4 else [f"{len(tasks)} tasks"]), count, f"{networks:,} networks"],
+        "facts": [*(tasks if len(tasks) < 4 else [f"{len(tasks)} tasks"]), count, f"{subject.networks:,} networks"],
         "name": "",
-        "lead": [],
+        "lead": "",
     }
 
 
-def style() -> str:
-    """The style sheet, with the figures' colours as the variables of the light theme."""
+# -- style and script --------------------------------------------------------------------------------------------------
+
+
+def _source(name: str) -> str:
+    return files("ticketry.report.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    """Return the style sheet, with the figures' colours as the variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
-    sheet = files("ticketry.report.html").joinpath("style.css").read_text(encoding="utf-8")
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
-    return f":root {{ {light}}}\n{sheet}\n{runs}"
-
-
-def _has_packed(sections: Sequence[Section]) -> bool:
-    return any(isinstance(block, PackedRows | PackedRun) for section in sections for block in section.blocks)
+    return f":root {{ {light}}}\n{_source('style.css')}\n{runs}"
 
 
 def _script(unpacks: bool) -> str:
-    """With what unpacks, where it is needed: it goes into the function that the script is."""
-    end = "})();\n"
-    source = files("ticketry.report.html").joinpath("report.js").read_text(encoding="utf-8")
+    """Return the page's script, with the code that unpacks compressed parts if there are any."""
+    end, source = "})();\n", _source("report.js")
     if unpacks:
-        more = files("ticketry.report.html").joinpath("packed.js").read_text(encoding="utf-8")
-        source = source.removesuffix(end) + more + end
+        source = source.removesuffix(end) + _source("packed.js") + end
     return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 
 
 def _policy(script: str) -> str:
-    """The browser is told to run this one script and to load nothing, whatever might have slipped into the page."""
+    """Let the browser run this one script and load nothing."""
     return (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src {hashed(script)}"
+        f"script-src {_hashed(script)}"
     )
 
 
-def hashed(script: str) -> str:
-    """A script as a policy names it."""
+def _hashed(script: str) -> str:
+    """Return a script's name in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> Environment:
+    """Return the templates, with functions that compute and filters that format."""
+    made = Environment(
+        loader=PackageLoader("ticketry.report.html"),
+        extensions=["jinja2.ext.do"],
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda item: clean(item) if isinstance(item, str) and not isinstance(item, Markup) else item,
+    )
+    tables = (results, observation, costs, evidence, frontier, masks, networks, rows, same_density, speed)
+    for module in (wording, *tables):
+        made.globals |= {name: item for name, item in vars(module).items() if not name.startswith("_")}
+    made.globals |= {name: item for name, item in vars(figures).items() if name.isupper()}
+    made.globals |= {"drawn_measures": figures.drawn_measures, "campaigns": campaigns}
+    made.globals |= {"DISTANCE": DISTANCE, "MASKS": MASKS, "MOST_RUNS": _MOST_RUNS, "MOST_SAVED": _MOST_SAVED}
+    made.globals |= {"MOST_NETWORKS": _MOST_NETWORKS, "run_colour": run_colour, "rewind_of": rewind_of}
+    made.globals |= {
+        "style_of": wording.Style.of,
+        "packed_networks": lambda one: packed(json.dumps(networks.columns_of(one), ensure_ascii=False)),
+        "run_drawings": lambda one: drawn(figures.run_figures(one)),
+        "comparison_drawings": _comparison_drawings,
+        "timed_drawings": lambda subject, indices: drawn(figures.timed_figures(speed.panels_of(subject, indices))),
+        "verify_drawings": lambda record: drawn(figures.verify_figures(record)),
+        "stability_drawings": lambda record: drawn(figures.stability_figures(record)),
+        "speed_drawings": lambda record: drawn(figures.speed_figures(record)),
+    }
+    filters = "better metric_label percent points probability_text role_name short_p shortened sparsity summary_label"
+    filters += " in_words retained share_percent thousands"
+    made.filters |= {name: getattr(wording, name) for name in filters.split()}
+    made.filters |= {"network_name": evidence.network_name, "seeds_text": evidence.seeds_text}
+    made.filters |= {"as_json": as_json, "prose": prose, "packed": packed}
+    return made
+
+
+def macro(template: str, name: str) -> Callable[..., Markup]:
+    """Return a macro of a template as a function."""
+    function: Callable[..., Markup] = getattr(_environment().get_template(template).module, name)
+    return function
+
+
+def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
+    """Yield the runs of each task with the drawn figures that compare them."""
+    for one, makers in zip(subject.by_task.items(), figures.comparison_figures(subject), strict=True):
+        yield one, drawn(makers)
+
+
+def prose(text: Any) -> Markup:
+    """Put a sentence on one line and join numbers to their signs and units with no-break spaces."""
+    if not isinstance(text, Markup):
+        text = escape(clean(str(text)))
+    text = re.sub(r"[ \n]+", " ", text).strip(" ")
+    kept_together = r"(?<=\d) (?=[±%×])|(?<=[±×]) (?=\d)|(?<=n) (?==)|(?<==) (?=\d)"
+    return Markup(re.sub(kept_together, "\N{NO-BREAK SPACE}", text))
+
+
+def packed(text: str) -> str:
+    """Compress (raw deflate) and encode in base64, as a browser's DecompressionStream reads it."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()

@@ -1,14 +1,16 @@
-"""What networks and searches cost: the sums and means that figures, tables and files show."""
+"""Costs of networks and searches: sums and means for figures, tables and files."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ticketry.records.network import DENSE, PHASES, TICKET, Phase, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.tables.results import Group, Results, Summary, summarise
+from ticketry.report.wording import NONE, amount, duration, times
 
 FLOPS, SECONDS, MEMORY, ENERGY = "FLOPs", "seconds", "memory", "energy"
 MEASURES = (FLOPS, SECONDS, MEMORY, ENERGY)
@@ -16,19 +18,14 @@ NOT_MEASURED = "not measured"
 
 
 def power(run: RunRecord) -> float | None:
-    """Watt-hours a second of training, of all that the run trained while energy was measured; None if it was not."""
+    """Return watt-hours per second of training while energy was measured; None if it was not."""
     cost = counts(run)
     kwh, seconds = cost.get("energy_kwh"), cost.get("train_seconds_now")
     return 1000 * kwh / seconds if kwh is not None and seconds else None
 
 
-def is_estimate(run: RunRecord) -> bool:
-    """Whether the run's energy comes from a model and no meter."""
-    return "estimate" in run.cost.energy_by
-
-
 def in_phase(run: RunRecord, phase: Phase, measure: str) -> float | None:
-    """What a phase took: operations, seconds, bytes, watt-hours (a share of the run's, by seconds)."""
+    """Return a phase's operations, seconds, bytes or watt-hours (a share of the run's, by seconds)."""
     if measure == ENERGY:
         hourly = power(run)
         return hourly * phase.seconds if hourly is not None and phase.seconds is not None else None
@@ -36,12 +33,12 @@ def in_phase(run: RunRecord, phase: Phase, measure: str) -> float | None:
 
 
 def spent(run: RunRecord, point: Point, measure: str) -> float | None:
-    """What the whole training of a network took; None where it was not measured."""
+    """Return the cost of a network's whole training; None if it was not measured."""
     return None if point.phases is None else in_phase(run, point.phases.total, measure)
 
 
 def relative(results: Results, group: Group, measure: str) -> Summary | None:
-    """The same as a multiple of the dense network's, replicate by replicate; None where either was not measured."""
+    """Return the cost as a multiple of the dense network's, replicate by replicate; None if either is not measured."""
     dense = results.dense
     ratios = []
     for replicate, point in group.points.items():
@@ -54,7 +51,7 @@ def relative(results: Results, group: Group, measure: str) -> Summary | None:
 
 
 def mean_spent(results: Results, group: Group, measure: str) -> float | None:
-    """Mean over replicates; None where it was not measured for all of them."""
+    """Return the mean cost over replicates; None if some were not measured."""
     found = [spent(results.run, point, measure) for point in group.points.values()]
     return mean_or_none(found)
 
@@ -64,16 +61,48 @@ def mean_or_none(found: list[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(found) else None
 
 
+def is_measured(runs: Sequence[Results]) -> bool:
+    """Whether the energy of any run was measured."""
+    return any(power(results.run) is not None for results in runs)
+
+
+def cost_facts(results: Results) -> list[tuple[str, str, str]]:
+    """Return search, controls, store, time and energy as (name, number, remark), as far as they are recorded."""
+    cost, found = counts(results.run), []
+    if "search_steps_per_replicate" in cost:
+        steps, dense = cost["search_steps_per_replicate"], cost.get("dense_steps", 0)
+        ratio = (f"{times(steps / dense)} × dense", f"{steps:,.0f} steps; dense: {dense:,.0f}") if dense else None
+        found.append(("Search, per replicate", *(ratio or (f"{steps:,.0f} steps", ""))))
+    if "control_steps" in cost:
+        found.append(("Controls, all replicates", f"{cost['control_steps']:,.0f} steps", "not part of the search"))
+    if {"segments_asked", "segments_trained"} <= cost.keys():
+        requested, trained = cost["segments_asked"], cost["segments_trained"]
+        detail = f"{requested - trained:,.0f} came from the store"
+        if {"steps_asked", "steps_trained"} <= cost.keys() and cost["steps_asked"]:
+            saved = 1 - cost["steps_trained"] / cost["steps_asked"]
+            detail += f": {100 * saved:.0f} % of {cost['steps_asked']:,.0f} steps"
+        found.append(("Segments trained", f"{trained:,.0f} of {requested:,.0f}", detail))
+    if "wall_seconds" in cost:
+        training = cost.get("train_seconds")
+        detail = f"{duration(training)} of training, all processes together" if training is not None else ""
+        found.append(("Time", duration(cost["wall_seconds"]), detail))
+    if "energy_kwh" in cost:
+        kwh = cost["energy_kwh"]
+        number = f"{kwh:.3g} kWh" if kwh >= 0.001 else amount(1000 * kwh, ENERGY)
+        found.append(("Energy", number, results.run.cost.energy_by))
+    return found
+
+
 @dataclass(frozen=True)
 class SpentPoint:
-    """The tickets of one level: how good, and at what cost."""
+    """The tickets of one level: their metric and their cost."""
 
     level: int
     density: float
     values: tuple[float, ...]
     """The test metric of each replicate."""
     times_dense: dict[str, float] = field(default_factory=dict)
-    """Mean over replicates, by measure; what was not measured is not there."""
+    """Mean over replicates, by measure; unmeasured ones are missing."""
     watt_hours: float | None = None
 
     @property
@@ -81,12 +110,12 @@ class SpentPoint:
         return statistics.fmean(self.values)
 
     def on_axis(self, measure: str) -> float | None:
-        """What a figure shows: watt-hours of energy, of everything else multiples of dense."""
+        """Return the value that a figure shows: watt-hours for energy, otherwise multiples of dense."""
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 
 
 def spent_points(results: Results) -> list[SpentPoint]:
-    """A point a level of tickets, densest first; empty where the record tells no cost by phase."""
+    """Return a point for each level of tickets, densest first; empty if the record has no cost by phase."""
     found = []
     for group in sorted(results.of_role(TICKET), key=lambda group: -group.density):
         ratios = {measure: relative(results, group, measure) for measure in MEASURES}
@@ -104,7 +133,7 @@ def spent_points(results: Results) -> list[SpentPoint]:
 
 @dataclass(frozen=True)
 class MeanPhase:
-    """A phase of one level, mean over replicates; None where it was not measured for all of them."""
+    """A phase of one level, mean over replicates; None where some replicates were not measured."""
 
     steps: float
     amounts: dict[str, float | None]
@@ -114,15 +143,34 @@ class MeanPhase:
     def empty(self) -> bool:
         return not (self.steps or self.amounts[FLOPS] or self.amounts[SECONDS])
 
+    def text(self, measure: str) -> str:
+        """Return the amount with its unit. A phase without steps takes no memory."""
+        found = self.amounts[measure]
+        if not found and (found is None or measure == MEMORY):
+            return NONE if self.empty else NOT_MEASURED
+        return amount(found, measure)
+
 
 def ledger(results: Results, group: Group) -> dict[str, MeanPhase]:
-    """``dense``, ``search``, ``sparse`` and ``whole`` of a level; empty where the record does not tell them."""
-    told = [point.phases for point in group.points.values() if point.phases is not None]
-    if len(told) < len(group.points):
+    """Return the phases ``dense``, ``search``, ``sparse`` and ``whole`` of a level; empty if the record lacks them."""
+    recorded = [point.phases for point in group.points.values() if point.phases is not None]
+    if len(recorded) < len(group.points):
         return {}
-    by_name = {name: [phases.by_name[name] for phases in told] for name in PHASES}
-    by_name["whole"] = [phases.total for phases in told]
+    by_name = {name: [phases.by_name[name] for phases in recorded] for name in PHASES}
+    by_name["whole"] = [phases.total for phases in recorded]
     return {name: _mean_phase(results.run, phases) for name, phases in by_name.items()}
+
+
+def ledgers(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
+    """Return the phases that took anything, for the dense network and each level; ``whole`` only beside several."""
+    found = []
+    for group in (*results.of_role(DENSE), *sorted(results.of_role(TICKET), key=lambda group: -group.density)):
+        phases = {name: phase for name, phase in ledger(results, group).items() if not phase.empty}
+        if len(phases) == 2:
+            del phases["whole"]
+        if phases:
+            found.append((group, phases))
+    return found
 
 
 def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
@@ -131,7 +179,7 @@ def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
 
 
 def counts(run: RunRecord) -> dict[str, float]:
-    """The costs of a run that are numbers, by name."""
+    """Return the numeric costs of a run by name."""
     return {name: float(item) for name, item in as_json(run.cost).items() if not isinstance(item, str)}
 
 
@@ -143,16 +191,16 @@ class CostPoint:
     density: float
     metric: float
     steps: float
-    """Of the dense training and of every ticket up to this one; where masks come from trainings of their own, of those
-    that this one needed and of the ticket."""
+    """Steps of the dense training and every ticket up to this one; if masks come from separate trainings, of those
+    that this one needed, and of the ticket."""
     known: float
-    """The same without the ticket's own: what it took until its mask was known."""
+    """Steps until the mask was known: without the ticket's own."""
     seconds: float | None
     n: int
 
 
 def cost_points(results: Results) -> list[CostPoint]:
-    """Dense and then each ticket, densest first; controls are no part of a search. Empty without steps."""
+    """Return dense and then each ticket, densest first; controls are not part of a search. Empty without steps."""
     paths: dict[int, list[tuple[Point, float, float | None]]] = {}
     for replicate in sorted({point.replicate for point in results.run.points}):
         steps, seconds = 0.0, 0.0
@@ -184,5 +232,5 @@ def cost_points(results: Results) -> list[CostPoint]:
 
 
 def tickets_by_density(results: Results) -> list[CostPoint]:
-    """The tickets among `cost_points`, densest first."""
+    """Return the tickets among `cost_points`, densest first."""
     return sorted((point for point in cost_points(results) if point.level), key=lambda point: -point.density)

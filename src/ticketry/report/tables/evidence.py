@@ -1,4 +1,4 @@
-"""What verifications and studies of stability show: differences, decimals, levels and barriers."""
+"""Verdicts, verifications and studies of stability: differences, sentences, facts, levels and barriers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from ticketry.records.evidence import Distances, StabilityRecord, StabilityRow, VerifyRecord
+from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow, VerifyRecord
 from ticketry.records.network import DENSE, TICKET
-from ticketry.records.verdict import Difference
+from ticketry.records.run import LeftOutAtLevel, RunRecord
+from ticketry.records.verdict import Difference, Judgement, LevelVerdict
+from ticketry.report.tables.masks import spread_out
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
-from ticketry.report.tables.search_progress import spread_out
-from ticketry.report.wording import Style, role_name, short_metric
+from ticketry.report.wording import NONE, Style, p_value, percent, points, role_name, short_metric
 
 NOISE = "noise"
-"""Stands for the role of the ticket itself under other seeds."""
+"""Stands for the ticket itself under other seeds."""
 MOST_LEVELS = 4
-"""Of a study that are drawn."""
+"""Levels of a study that are drawn."""
 
 
 def differences(verify: VerifyRecord) -> list[Difference]:
-    """Ticket minus dense, minus each control, and last the ticket minus itself under other seeds."""
+    """Return ticket minus dense, minus each control, and last the ticket minus itself under other seeds."""
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
         low, high = verify.interval or (None, None)
@@ -35,24 +36,130 @@ def differences(verify: VerifyRecord) -> list[Difference]:
 
 
 def seed_style(verify: VerifyRecord) -> Style:
-    """As many decimals as the spread of the ticket's seeds asks for."""
+    """Return a style with as many decimals as the spread of the seeds supports."""
     summaries: list[Summary] = [summarise(one.values) for one in verify.networks]
     return Style.fitting(summaries, verify.task.metric.unit)
 
 
 def network_name(role: str) -> str:
-    """The name of a role where there is one ticket only."""
+    """Return the name of a role for a single ticket."""
     return "ticket" if role == TICKET else role_name(role)
 
 
+def seeds_text(judged: Judgement) -> str:
+    """Say how many more seeds would likely decide: none if it is decided."""
+    if judged.decided:
+        return "none"
+    return "too many" if judged.more_seeds is None else f"about {judged.more_seeds:,}"
+
+
+def left_out(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
+    """Return the missing controls and the reason for each, in the form of notes."""
+    levels = [f", level {one.level}" if isinstance(one, LeftOutAtLevel) else "" for one in record.left_out]
+    return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
+
+
+# -- verdicts of a run -------------------------------------------------------------------------------------------------
+
+
+def fullest_verdict(run: RunRecord) -> LevelVerdict:
+    """Return the verdict with the most comparisons."""
+    return max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
+
+
+def verdict_reasons(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Return the reasons of each level's verdict, in the form of notes."""
+    return [
+        (f"level {one.level}, {percent(one.density)} %", "; ".join(one.reasons), one.verdict)
+        for one in run.verdicts
+        if one.reasons
+    ]
+
+
+def means_by_role(one: LevelVerdict) -> dict[str, float]:
+    """Return the mean difference to each network."""
+    return {each.role: each.mean for each in (*one.comparisons, *one.beside)}
+
+
+def answer_about_controls(judged: Judgement) -> str:
+    """Say whether it is better than every control, and which controls are not beaten."""
+    if judged.better_than_controls is None or len(judged.comparisons) < 2:
+        return NONE
+    names = ", ".join(role_name(role) for role in judged.not_beaten)
+    return f"{judged.better_than_controls}: {names}" if names else judged.better_than_controls
+
+
+# -- verifications -----------------------------------------------------------------------------------------------------
+
+
+def verify_sentence(verify: VerifyRecord, style: Style) -> str:
+    """State the mean difference to the dense network."""
+    metric = verify.task.metric
+    interval = f" ({style.interval(verify.interval)})" if verify.interval else ""
+    side = "better" if verify.difference >= 0 else "worse"
+    whose = "the ticket's" if verify.about == "ticket" else "its tickets'"
+    return (
+        f"Over {verify.n} paired seeds {whose} test {metric.words} is "
+        f"{style.number(abs(verify.difference))}{points(metric)} {side} than the dense network's{interval}."
+    )
+
+
+def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
+    """Return answers, claim, seeds and noise floor as (name, number, remark)."""
+    noise = verify.noise
+    number, remark = NONE, "not measured"
+    if noise is not None and noise.sd is None:
+        number, remark = style.number(noise.mean, sign=True), "the same ticket, other seeds"
+    elif noise is not None and noise.sd is not None:
+        number = f"± {style.number(noise.sd)}{points(verify.task.metric)}"
+        remark = f"the same ticket, other seeds; sd of {noise.n} differences"
+    analyses = f"interim analyses planned at {', '.join(map(str, verify.interim))} seeds" if verify.interim else ""
+    skipped = f"the first {verify.after} fresh ones skipped" if verify.after else ""
+    beaten = ", ".join(role_name(role) for role in verify.not_beaten)
+    controls = f"not shown to beat {beaten}" if beaten else "each separately"
+    answers = [
+        ("As good as dense", verify.as_good_as_dense, verify.p_as_good, "worse by less than the margin"),
+        ("Better than every control", verify.better_than_controls, verify.p_better, controls),
+    ]
+    if len(verify.comparisons) < 2:
+        answers.pop()
+    return [
+        *(
+            (name, word, f"{p_value(p)}; {detail}" if p is not None else detail)
+            for name, word, p, detail in answers
+            if word is not None
+        ),
+        (f"Claim: {verify.claim}", p_value(verify.p), f"at {percent(verify.confidence, 0)} % confidence"),
+        ("Seeds", str(verify.n), "; ".join(filter(None, (analyses, skipped)))),
+        ("Likely more seeds", seeds_text(verify), "to decide with a probability of 80 %"),
+        *([("Noise floor (A/A)", number, remark)] if verify.about == "ticket" else []),
+    ]
+
+
+Budget = tuple[str, tuple[float, ...], "int | None", "int | None", str]
+
+
+def verify_budgets(verify: VerifyRecord) -> list[Budget]:
+    """Return role, values, steps, parameters and a remark for each network and reference."""
+    budgets = [(one.role, one.values, one.budget, one.parameters, one.model) for one in verify.networks]
+    return [*budgets, *((one.role, one.values, one.steps, None, one.note) for one in verify.references)]
+
+
+def has_equal_budgets(verify: VerifyRecord) -> bool:
+    return len({one.budget for one in verify.networks}) == 1
+
+
+# -- studies of stability ----------------------------------------------------------------------------------------------
+
+
 def barrier_height(row: StabilityRow) -> float | None:
-    """The height on the test split."""
+    """Return the barrier's height on the test split."""
     curve = row.barrier
     return None if curve is None or math.isnan(curve.height) else curve.height
 
 
 def densities(study: StabilityRecord) -> list[float]:
-    """The levels' mean densities that get a row, densest first: at most four, spread over what there is."""
+    """Return the mean densities of at most four levels spread over the study, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
     return [_density(study, level) for level in spread_out(levels, MOST_LEVELS)]
 
@@ -62,43 +169,96 @@ def _density(study: StabilityRecord, level: int) -> float:
 
 
 def roles(study: StabilityRecord) -> list[str]:
-    """Every role there is: tickets, the usual controls, dense, any others by name."""
+    """Return every role: tickets, the usual controls, dense, then others by name."""
     found = {row.role for row in study.rows}
     return [role for role in (TICKET, *CONTROLS, DENSE) if role in found] + sorted(found - {TICKET, DENSE, *CONTROLS})
 
 
 def at_density(study: StabilityRecord, density: float) -> list[StabilityRow]:
-    """The rows of the level of that mean density, and the dense network's."""
+    """Return the rows of the level with that mean density, and the dense network's."""
     levels = {row.level for row in study.rows if row.role != DENSE}
     level = min(levels, key=lambda level: abs(_density(study, level) - density), default=0)
     return [row for row in study.rows if row.level == level or row.role == DENSE]
 
 
 def sparsest(study: StabilityRecord) -> StabilityRecord:
-    """What the curves are drawn from: the sparsest level and the dense network, one barrier each."""
+    """Return the study with its sparsest level and the dense network only, one barrier each: the data of the curves."""
     levels = densities(study)
     rows = at_density(study, levels[-1]) if levels else study.rows
     kept = [structs.replace(row, barriers=(curve,) if (curve := row.barrier) else ()) for row in rows]
     return structs.replace(study, rows=tuple(kept))
 
 
+def first_barrier(study: StabilityRecord) -> Curve | None:
+    """Return the first barrier of a study: its split and recalibration hold for all."""
+    return next((found for row in study.rows if (found := row.barrier) is not None), None)
+
+
+_SHADES = 6
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A distance and its shade in a table."""
+
+    value: float
+    shade: int
+
+
+@dataclass(frozen=True)
+class HeatTable:
+    """Mean distances by layer and rewind step."""
+
+    id: str
+    title: str
+    steps: list[int]
+    rows: dict[str, list[Heat | None]]
+
+
+def layer_distances(study: StabilityRecord) -> list[HeatTable]:
+    """Return L2 distances of the tickets at the sparsest level, mean over replicates, under pruning and data order."""
+    levels = densities(study)
+    rows = [row for row in at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
+    steps, tables = sorted({row.step for row in rows}), []
+    for kind, title in (("pruning", "under pruning"), ("data_order", "under another data order")):
+        found: dict[str, dict[int, list[float]]] = {}
+        for row in rows:
+            for layer in row.layers:
+                if (number := getattr(layer, kind)) is not None:
+                    found.setdefault(layer.name, {}).setdefault(row.step, []).append(number)
+        means = {name: {at: statistics.fmean(those) for at, those in each.items()} for name, each in found.items()}
+        largest = max((max(each.values()) for each in means.values()), default=0.0) or 1.0
+        cells = {name: [_heat(each.get(step), largest) for step in steps] for name, each in means.items()}
+        if cells:
+            tables.append(HeatTable(kind.removeprefix("data_"), title, steps, cells))
+    return tables
+
+
+def _heat(distance: float | None, largest: float) -> Heat | None:
+    if distance is None:
+        return None
+    return Heat(distance, min(_SHADES, int(_SHADES * max(distance, 0) / largest + 0.5)))
+
+
+# -- panels of a study -------------------------------------------------------------------------------------------------
+
 Reader = Callable[[StabilityRow], "float | None"]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One column of panels: what is drawn solid, and dashed beside it."""
+    """One column of panels: a solid line, and a dashed one beside it."""
 
     name: str
     solid: Reader
     dashed: Reader | None = None
 
-    def tells(self, row: StabilityRow) -> bool:
+    def is_recorded(self, row: StabilityRow) -> bool:
         return self.solid(row) is not None or (self.dashed is not None and self.dashed(row) is not None)
 
 
 def quantities(study: StabilityRecord) -> list[Quantity]:
-    """The columns that the record has something for."""
+    """Return the columns that the record has data for."""
     name = study.task.metric.name
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""
     every = (
@@ -107,7 +267,7 @@ def quantities(study: StabilityRecord) -> list[Quantity]:
         Quantity("angle (°)", lambda row: _angle(row.pruning), lambda row: _angle(row.data_order)),
         Quantity(f"error barrier{unit if name == 'accuracy' else ''}", barrier_height),
     )
-    return [one for one in every if any(one.tells(row) for row in study.rows)]
+    return [one for one in every if any(one.is_recorded(row) for row in study.rows)]
 
 
 def _l2(distances: Distances | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Tables for a paper as LaTeX, in the manner of the package booktabs."""
+"""Tables for a paper as LaTeX, for the package booktabs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def escape(text: str) -> str:
 
 
 def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
-    """A tabular with a rule between groups of rows; cells are escaped here."""
+    """Return a tabular with a rule between groups of rows; escapes the cells."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(map(escape, cells)) + r" \\"
@@ -71,7 +71,7 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
 
 
 def _results(subject: Subject) -> str:
-    """A group of rows for each task, with a column for each density that its runs share, or for every level of one."""
+    """Return a table for each task: a column per density that its runs share, or a row per level of a single run."""
     texts = []
     for task, indices in subject.by_task.items():
         runs = [subject.runs[index] for index in indices]
@@ -86,7 +86,7 @@ def _results(subject: Subject) -> str:
 
 
 def _by_level(results: Results, style: Style, note: str) -> str:
-    """A run alone: a row for each level, a column for each role."""
+    """Return a row for each level of a single run, a column for each role."""
     roles = [role for role in results.roles if role != DENSE]
     head = ["weights (%)", *("ticket" if role == TICKET else role_name(role) for role in roles)]
     dense = results.dense
@@ -99,7 +99,7 @@ def _by_level(results: Results, style: Style, note: str) -> str:
 
 
 def _by_run(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
-    """Several runs: a row for each, a column for each density that at least two have."""
+    """Return a row for each of several runs, a column for each density that at least two have."""
     shared = matches(runs)
     head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
     rows = []
@@ -114,7 +114,7 @@ def _cell(style: Style, group: Group | None) -> str:
 
 
 def _verdicts(subject: Subject) -> str:
-    """A row for each level of each run, grouped by run."""
+    """Return a row for each level of each run, grouped by run."""
     judged = [
         (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
     ]

@@ -1,16 +1,37 @@
-"""Masks as pixels: of the first layer at a few levels, and of layers before and after they got a structure."""
+"""Masks and how they were found: pictures, fit of a structure, rounds of gates, and detectors of the pruning moment."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy
 
-from ticketry.records.network import TICKET, FirstLayer
-from ticketry.records.structure import Structure
-from ticketry.report.tables.results import Group, Results
+from ticketry.records.network import DISTANCE, TICKET, FirstLayer, Moment, Point
+from ticketry.records.run import Round
+from ticketry.records.structure import LayerFit, Structure
+from ticketry.report.tables.results import Group, LayerProfile, Results
+from ticketry.report.wording import MINUS, NONE
+
+T = TypeVar("T")
+
+
+def spread_out(found: Sequence[T], most: int = 6) -> list[T]:
+    """Return at most `most` evenly spread items, the first and last among them."""
+    if len(found) <= most:
+        return list(found)
+    return [found[round(index * (len(found) - 1) / (most - 1))] for index in range(most)]
+
+
+def layer_names(profiles: Iterable[LayerProfile]) -> list[str]:
+    """Return the names of all layers in the order of the model."""
+    return list(dict.fromkeys(name for profile in profiles for name in profile.layers))
+
+
+# -- pictures of the first layer ---------------------------------------------------------------------------------------
 
 MOST_FILTERS = 128
 
@@ -25,7 +46,7 @@ class Picture:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """The densest, the middle and the sparsest of the levels that have one; the first replicate that has."""
+    """Return the densest, the middle and the sparsest recorded picture, each of the first replicate that has one."""
     found: dict[int, Picture] = {}
     for group in results.of_role(TICKET):
         for point in group.points.values():
@@ -37,24 +58,25 @@ def pictures(results: Results) -> list[Picture]:
 
 
 def kept_of(layer: FirstLayer) -> float:
-    """The share of the layer's weights that are kept (of inputs: the mean of their shares)."""
+    """Return the retained share of the layer's weights (for inputs: the mean of their shares)."""
     return float(shares(layer).mean())
 
 
 def shares(layer: FirstLayer) -> numpy.ndarray:
-    """Filters: 0 or 1 in the layer's shape. Inputs: shares in [0, 1], (channels, height, width)."""
+    """Return 0 or 1 in the layer's shape for filters, shares in [0, 1] of (channels, height, width) for inputs."""
     if layer.kind == "filters":
         return bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0
 
 
 def bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
+    """Unpack bits, the highest of each byte first, into an array of a shape."""
     raw = numpy.frombuffer(data, dtype=numpy.uint8)
     return numpy.unpackbits(raw, count=math.prod(shape)).reshape(shape)
 
 
 def image(layer: FirstLayer) -> numpy.ndarray:
-    """Pixels (height, width, 4) of 8 bits: tiles of filters with clear gaps, or the inputs scaled to their largest."""
+    """Return RGBA pixels: tiles of filters with transparent gaps, or the inputs scaled to their largest."""
     values = shares(layer)
     if layer.kind == "inputs":
         mean = values.mean(axis=0)
@@ -82,20 +104,178 @@ def opaque(colours: numpy.ndarray) -> numpy.ndarray:
     return pixels
 
 
+# -- structure ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Drawn:
-    """The level whose layers are drawn."""
+class StructuredLevel:
+    """A level whose masks were given a structure, with the structure of each replicate."""
 
     group: Group
-    structure: Structure
+    structures: tuple[Structure, ...]
+
+    @property
+    def before(self) -> float:
+        """Mean density before the structure was imposed."""
+        return statistics.fmean(one.before for one in self.structures)
+
+    @property
+    def has_layers(self) -> bool:
+        return all(one.layers for one in self.structures)
+
+    def mean(self, share: str) -> float | None:
+        """Return a share of all layers together, mean over replicates; None if one lacks it."""
+        values = [getattr(one.layers[-1], share) for one in self.structures if one.layers]
+        return None if not values or None in values else statistics.fmean(values)
 
 
-def drawn_level(results: Results) -> Drawn | None:
-    """The middle one of the levels that have pictures."""
-    found = [
-        Drawn(group, point.structure)
+def structured_levels(results: Results) -> list[StructuredLevel]:
+    """Return the levels whose tickets have a structure."""
+    found = (
+        StructuredLevel(group, tuple(point.structure for point in group.points.values() if point.structure))
         for group in results.of_role(TICKET)
-        for point in [next((p for p in group.points.values() if p.structure and p.structure.pictures), None)]
-        if point is not None and point.structure is not None
+    )
+    return [one for one in found if one.structures]
+
+
+_SHARES = {
+    "coverage": ("coverage", "share of the previously retained magnitude that the structured mask retains"),
+    "null_coverage": ("no structure", "the same with the entries of each column shuffled among the rows"),
+    "random_coverage": ("random", "with rows in random groups"),
+    "fill": ("fill", "share of the structured mask that was removed before"),
+}
+
+
+def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
+    """Return title and meaning of the shares that some layer's fit has."""
+    fits: list[LayerFit] = [
+        fit for level in structured_levels(results) for one in level.structures for fit in one.layers
+    ]
+    return {share: words for share, words in _SHARES.items() if any(getattr(fit, share) is not None for fit in fits)}
+
+
+def drawn_level(results: Results) -> StructuredLevel | None:
+    """Return the middle level with pictures; its first structure is the one to draw."""
+    found = [
+        StructuredLevel(level.group, with_pictures)
+        for level in structured_levels(results)
+        if (with_pictures := tuple(one for one in level.structures if one.pictures))
     ]
     return found[len(found) // 2] if found else None
+
+
+# -- gates -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The rounds that led to the last ticket of one of several parallel searches, in one replicate."""
+
+    name: str
+    rounds: tuple[Round, ...]
+
+    @property
+    def density(self) -> float:
+        return self.rounds[-1].density
+
+    @property
+    def path(self) -> tuple[list[float], list[float]]:
+        """Steps since the search began, and shares. Starts at the first recorded share: with s0 < 0 all gates begin
+        off."""
+        steps: list[float] = []
+        open_shares: list[float] = []
+        before = 0
+        for one in self.rounds:
+            steps += [before + step for step, _ in one.path]
+            open_shares += [share for _, share in one.path]
+            before += one.steps
+            steps.append(before)
+            open_shares.append(one.density)
+        return steps, open_shares
+
+
+def chains(results: Results) -> list[Chain]:
+    """Return the chains of the first replicate, the densest first; at most six, evenly spread."""
+    first = min((one.replicate for one in results.run.rounds), default=0)
+    used = sorted((one for one in results.run.rounds if one.used and one.replicate == first), key=lambda one: one.level)
+    groups: list[list[Round]] = []
+    for one in used:
+        if one.number == 1 or not groups:
+            groups.append([])
+        groups[-1].append(one)
+    penalties = len({one.penalty for one in used}) > 1
+    found = [Chain(_chain_name(group, penalties), tuple(group)) for group in groups]
+    return spread_out(sorted(found, key=lambda chain: -chain.density))
+
+
+def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
+    inits = list(dict.fromkeys(f"{one.init:.3g}" for one in rounds))
+    inside = inits[0] if len(inits) == 1 else f"{inits[0]} … {inits[-1]}"
+    extra = f", λ {rounds[0].penalty:.2g}" if penalties else ""
+    return f"{inside.replace('-', MINUS)}{extra} ({100 * rounds[-1].density:.3g} %)"
+
+
+# -- the moment of pruning ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The pruning moment of each replicate at one density."""
+
+    level: int
+    density: float
+    moments: dict[int, Moment]
+    """By replicate."""
+
+    @property
+    def threshold(self) -> float:
+        return next(iter(self.moments.values())).threshold
+
+    @property
+    def by_distance(self) -> bool:
+        return all(moment.detector == DISTANCE for moment in self.moments.values())
+
+
+def watched(results: Results) -> list[Watched]:
+    """Return the densities with detector measurements, densest first; at most six, evenly spread."""
+    found = []
+    for group in pruned_groups(results):
+        moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.looks}
+        if moments:
+            found.append(Watched(group.level, group.density, moments))
+    return spread_out(found)
+
+
+def pruned_groups(results: Results) -> list[Group]:
+    """Return the levels with a recorded pruning moment, densest first."""
+    found = [group for group in results.of_role(TICKET) if any(point.moment for point in group.points.values())]
+    return sorted(found, key=lambda group: -group.density)
+
+
+def detectors_of(groups: Sequence[Group], looked: bool = False) -> list[str]:
+    """Return the detectors of these levels, or only those that took measurements."""
+    points = [point for group in groups for point in group.points.values()]
+    return sorted({p.moment.detector for p in points if p.moment and (p.moment.looks or not looked)})
+
+
+def replicates_of(groups: Sequence[Group]) -> list[int]:
+    return sorted({replicate for group in groups for replicate in group.points})
+
+
+def threshold_of(group: Group) -> str:
+    """Return a level's detector threshold; a dash if replicates differ or have none."""
+    found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.looks}
+    return f"{found.pop():.3g}" if len(found) == 1 else NONE
+
+
+def moment_text(results: Results, point: Point | None) -> str:
+    """``step 57 (3 ep), detected: 0.22``."""
+    moment = point.moment if point else None
+    if moment is None:
+        return NONE
+    epoch = results.run.steps.per_epoch
+    epochs = f" ({moment.step / epoch:.3g} ep)" if isinstance(epoch, int) and epoch > 0 and moment.step else ""
+    value = "" if math.isnan(moment.value_at_pruning) else f": {moment.value_at_pruning:.3g}"
+    detecting = moment.looks or results.run.settings.get("when") == "detect"
+    how = "detected" if moment.detected else "latest allowed" if detecting else "as given"
+    return f"step {moment.step:,}{epochs}, {how}{value}"

@@ -1,4 +1,4 @@
-"""What was observed, in a sentence or two: a description of means, not a verdict."""
+"""The observation: one or two sentences that describe means, without a verdict."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from dataclasses import dataclass
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
-from ticketry.report.tables.cost_of_call import TIME, asked_measure, cost_of
-from ticketry.report.tables.results import Group, Results
+from ticketry.report.tables.frontier import TIME, budget_measure, cost_of
+from ticketry.report.tables.results import Group, Results, margin_of
 from ticketry.report.wording import Style, clean, percent, role_name, times
 
-MARGIN_POINTS = 0.5
-MARGIN_SHARE = 0.01
 CAVEAT = "These are means over replicates, not yet a statistical verdict."
 ALONE = "There is one replicate only, which shows no spread: this is not yet evidence."
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The level that the report points at, and what is said of it."""
+    """The level that the report highlights, and its description."""
 
     finding: str
     """The numbers at that level, one sentence."""
     remark: str = ""
-    """What they mean and do not mean."""
+    """Their interpretation and its limits."""
     level: int | None = None
-    """The sparsest level whose tickets match the dense network and beat every control; None if there is none."""
+    """The sparsest level whose tickets match the dense network and beat every control; None if no level does."""
 
     @property
     def text(self) -> str:
@@ -35,12 +33,11 @@ class Observation:
 
 
 def observe(results: Results) -> Observation:
-    """Describe the sparsest level at which the tickets match, or failing that, the tickets' best level.
+    """Describe the sparsest level at which the tickets match, or else the tickets' best level.
 
-    A level matches where the mean difference to dense, replicate by replicate, is no worse than the margin, and the
-    mean difference to each control that has finished there is above 0; in a run with controls, one must have. The
-    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets'
-    budget count.
+    A level matches if the mean difference to dense, replicate by replicate, is no worse than the margin, and the mean
+    difference to each finished control is above 0; a run with controls needs at least one. The margin is 0.5 points for
+    a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets' budget count.
     """
     style = Style.of(results)
     dense, tickets = results.dense, results.of_role(TICKET)
@@ -65,12 +62,12 @@ def observe(results: Results) -> Observation:
 
 
 def best_tickets(results: Results) -> Group | None:
-    """The tickets of the level with the best mean on the test split; None if there are none."""
+    """Return the tickets of the level with the best mean on the test split; None without tickets."""
     return max(results.of_role(TICKET), key=_goodness(results), default=None)
 
 
 def verdict_sentence(run: RunRecord) -> str:
-    """How many levels have which verdict, and the sparsest that the claim was shown for; empty without verdicts."""
+    """Count the levels by verdict and name the sparsest that supports the claim; empty without verdicts."""
     if not run.verdicts:
         return ""
     total = len(run.verdicts)
@@ -88,15 +85,8 @@ def verdict_sentence(run: RunRecord) -> str:
 
 
 def controls_at(results: Results, level: int) -> list[Group]:
-    """The controls with the tickets' budget that have finished at a level."""
+    """Return the finished controls of a level that have the tickets' budget."""
     return [group for role in results.rivals if (group := results.group(level, role))]
-
-
-def margin_of(results: Results, dense: Group) -> tuple[float, str]:
-    """How much worse than the dense network still counts as good, in the metric's unit, and in words."""
-    if results.run.task.metric.unit == "%":
-        return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
-    return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
 
 
 def _matches(results: Results, group: Group, dense: Group, margin: float) -> bool:
@@ -120,9 +110,9 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
     """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
     share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
     place = f"{percent(shown.density)} % of the prunable weights{share}"
-    measure = asked_measure(results)
+    measure = budget_measure(results)
     if measure is not None and (cost := cost_of(results, shown, measure)) is not None:
-        of = "dense network's time" if measure is TIME else "multiplications"
+        of = "dense network's time" if measure is TIME else "MACs"
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
         f"At {place} the tickets reach "

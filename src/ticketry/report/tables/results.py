@@ -1,4 +1,4 @@
-"""Means and spreads over replicates: the numbers behind every table, figure and sentence."""
+"""Means and spreads over replicates: the numbers behind every table, figure and sentence of a report."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Summary:
     """Mean and sample standard deviation (ddof = 1) of n numbers."""
 
     mean: float
-    """Or the interquartile mean, see `bounds`."""
+    """The mean, or the interquartile mean if there are `bounds`."""
     sd: float | None
-    """None where n is 1: one number has no spread."""
+    """None if n is 1."""
     n: int
     bounds: tuple[float, float] | None = None
-    """Where `mean` is the interquartile mean of several numbers: its 95 % interval, see `interquartile`."""
+    """The 95 % interval of an interquartile mean, see `interquartile`."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The two-sided 95 % interval: Student's of the mean, or `bounds`; None where n is 1."""
+        """The two-sided 95 % interval: Student's of the mean, or `bounds`; None if n is 1."""
         if self.sd is None or self.bounds is not None:
             return self.bounds
         half = _t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
@@ -45,8 +45,8 @@ CONFIDENCE = 0.95
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    """Half the width of an interval in standard errors."""
-    from scipy.special import stdtrit  # a fraction of the time that scipy.stats takes to import
+    """Return half the width of an interval in standard errors."""
+    from scipy.special import stdtrit  # imports much faster than scipy.stats
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
@@ -60,11 +60,11 @@ class Group:
     points: Mapping[int, Point] = field(repr=False)
     """By replicate; never empty."""
     compared: Metric
-    """What networks are compared by."""
+    """The metric that compares networks."""
 
     @property
     def density(self) -> float:
-        """Mean over replicates, a fraction of the prunable parameters."""
+        """Mean fraction of the prunable parameters over replicates."""
         return statistics.fmean(point.density for point in self.points.values())
 
     def metric(self, split: Split = "test") -> Summary:
@@ -72,11 +72,11 @@ class Group:
         return interquartile(values) if self.compared.summary == "iqm" else mean_of(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
-        """The metric by replicate."""
+        """Return the metric by replicate."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
     def minus(self, other: Group, split: Split = "test") -> Summary | None:
-        """The mean difference, replicate by replicate, over those that both groups have; None if there are none."""
+        """Summarise the differences of the replicates that both groups have; None if they share none."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
@@ -95,7 +95,7 @@ class Results:
         self._groups = {key: Group(*key, points, run.task.metric) for key, points in sorted(members.items())}
 
     def pairs_with(self, other: Results) -> bool:
-        """Whether replicates of a number are from the same seeds by the same recipe in both."""
+        """Whether both runs trained their replicates from the same seeds by the same recipe."""
         return (self.run.seeds, self.run.recipe) == (other.run.seeds, other.run.recipe)
 
     @property
@@ -104,23 +104,23 @@ class Results:
 
     @property
     def levels(self) -> list[int]:
-        """All levels that have anything but the dense network, densest first."""
+        """All levels with networks other than the dense one, densest first."""
         return sorted({level for level, role in self._groups if role != DENSE})
 
     @property
     def controls(self) -> list[str]:
-        """The controls there are: the usual ones in their usual order, then any others by name."""
+        """The controls: the usual ones in their usual order, then others by name."""
         found = {role for _, role in self._groups} - {DENSE, TICKET}
         return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
 
     @property
     def rivals(self) -> list[str]:
-        """The controls that a ticket should beat: those with its budget."""
+        """The controls with the tickets' budget, which a ticket should beat."""
         return [role for role in self.controls if role not in LONGER]
 
     @property
     def roles(self) -> list[str]:
-        """Every role there is, in the order of columns: dense, tickets, controls."""
+        """Every role in the order of columns: dense, tickets, controls."""
         found = {role for _, role in self._groups}
         return [role for role in (DENSE, TICKET, *self.controls) if role in found]
 
@@ -132,12 +132,27 @@ class Results:
         return self._groups.get((level, role))
 
     def of_role(self, role: str) -> list[Group]:
-        """One group a level, in the order of levels."""
+        """Return one group for each level, in the order of levels."""
         return [group for group in self._groups.values() if group.role == role]
 
     def any_at(self, level: int) -> Group:
-        """The tickets of a level, or where there are none yet, the first control: for the level's density."""
+        """Return the tickets of a level, or the first control if there are none yet: both have the level's density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
+
+    def common_count(self, role: str) -> int | None:
+        """Return the number of replicates of a role if it is the same at all levels."""
+        counts = {len(group.points) for group in self.of_role(role)}
+        return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some replicates lack a network."""
+        return any(len(group.points) < self.replicates for group in self._groups.values())
+
+    @property
+    def has_estimated_energy(self) -> bool:
+        """Whether the run's energy comes from a model instead of a meter."""
+        return "estimate" in self.run.cost.energy_by
 
 
 def results_of(record: RunValues) -> Results:
@@ -152,25 +167,48 @@ def results_of(record: RunValues) -> Results:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Mean, standard deviation with ddof = 1 and count of at least one number."""
+    """Return mean, standard deviation (ddof = 1) and count of at least one number."""
     numbers = list(values)
     spread = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Summary(statistics.fmean(numbers), spread, len(numbers))
 
 
-@lru_cache(maxsize=4096)  # the same groups are asked for again and again
+MARGIN_POINTS = 0.5
+MARGIN_SHARE = 0.01
+
+
+def margin_of(results: Results, dense: Group) -> tuple[float, str]:
+    """Return how much worse than the dense network still counts as good, in the metric's unit, and in words."""
+    if results.run.task.metric.unit == "%":
+        return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
+    return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
+
+
+def bands(runs: Sequence[Results]) -> str:
+    """Describe points and bands of a figure of these runs."""
+    if all(results.replicates <= 1 for results in runs):
+        return "one replicate, so there is no band"
+    counts = sorted(
+        {len(group.points) for results in runs for role in results.roles for group in results.of_role(role)}
+    )
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    if any(results.run.task.metric.summary == "iqm" for results in runs):
+        return f"interquartile mean over replicates ({n}); bands: its 95 % interval"
+    return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
+
+
+@lru_cache(maxsize=4096)  # a page needs the same groups many times
 def mean_of(values: tuple[float, ...]) -> Summary:
-    """`summarise`, remembered."""
+    """`summarise`, cached."""
     return summarise(values)
 
 
 @lru_cache(maxsize=4096)
 def interquartile(values: tuple[float, ...]) -> Summary:
-    """Interquartile mean with its interval, standard deviation and count of at least one number.
+    """Return interquartile mean with its bootstrap interval, standard deviation and count.
 
-    The interval is the bootstrap's. Of two or three values nothing is left out, so that it is Student's of their mean:
-    whatever is drawn of them lies between the least and the most, and the truth only half or three quarters of the
-    time.
+    The interquartile mean of two or three values is their mean, so the interval is Student's: a bootstrap interval
+    would stay between the smallest and the largest value and cover the true mean too rarely.
     """
     found = summarise(values)
     few = len(values) < _FIRST_CUT
@@ -190,7 +228,7 @@ class LayerProfile:
 
 
 def layer_profiles(results: Results) -> list[LayerProfile]:
-    """Density by layer for every level whose tickets tell it, averaged over replicates."""
+    """Return the density by layer of every level whose tickets record it, averaged over replicates."""
     profiles = []
     for group in results.of_role(TICKET):
         by_layer: dict[str, list[LayerDensity]] = {}
@@ -204,17 +242,17 @@ def layer_profiles(results: Results) -> list[LayerProfile]:
 
 
 RESAMPLED = 10_000
-"""How often: then the ends of an interval move by about a hundredth of its width from one set of draws to another."""
+"""Bootstrap draws: the ends of an interval then vary by about a hundredth of its width between sets of draws."""
 _SEED = 0
 _FIRST_CUT = 4
-"""Values of which a quarter is one: fewer have an interquartile mean that is their mean."""
+"""The fewest values of which a quarter is at least one value."""
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """The mean without the lowest and the highest quarter of the values, each rounded down to whole values.
+    """Return the mean without the lowest and the highest quarter of the values (rounded down to whole values).
 
-    For values that differ widely between seeds, as returns do: less swayed by a lucky or a failed seed than the mean,
-    and known more exactly than the median. Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
+    For values that differ widely between seeds, as returns do: less affected by a lucky or a failed seed than the mean,
+    and more precise than the median. Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
     Precipice" (2021), section 4.
     """
     kept = sorted(values)[len(values) // 4 : len(values) - len(values) // 4]
@@ -222,7 +260,7 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    """The percentile bootstrap interval of the interquartile mean. The same for the same values at any time."""
+    """Return the percentile bootstrap interval of the interquartile mean; the draws have a fixed seed."""
     import numpy as np
 
     drawn = np.random.Generator(np.random.PCG64(_SEED)).choice(np.asarray(values), (RESAMPLED, len(values)))

@@ -1,4 +1,4 @@
-"""The data behind the page as flat rows with plain column names: for CSV files and the links beside figures."""
+"""The data behind a page as flat rows with plain column names: CSV files and the links beside figures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ticketry.report.tables.costs import (
     tickets_by_density,
 )
 from ticketry.report.tables.evidence import differences
-from ticketry.report.tables.measured_time import Compared, Panel
 from ticketry.report.tables.results import Results, layer_profiles
 from ticketry.report.tables.same_density import matches
+from ticketry.report.tables.speed import Compared, Panel
 
 Cell = str | int | float | None
-Rows = list[dict[str, Cell]]
+Rows = Sequence[Mapping[str, Cell]]
 
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a cell begins with that a spreadsheet computes."""
+"""First letters of a cell that a spreadsheet evaluates."""
 
 
 def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
-    """The rows as CSV with a header; floats in full, so that they read back the same; None is empty.
+    """Return the rows as CSV with a header; floats in full, None empty.
 
-    A text that a spreadsheet would take for a formula has a ' before it.
+    A text that a spreadsheet would evaluate as a formula gets a leading '.
     """
     if not rows:
         return ""
@@ -51,10 +51,10 @@ def _no_formula(cell: Cell) -> Cell:
     return f"'{plain}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else plain
 
 
-def _told(item: object, names: str) -> dict[str, Cell]:
-    """Fields of an object as columns: ``density n low=first`` are two fields by their names, and `first` as ``low``.
+def _fields(item: object, names: str) -> dict[str, Cell]:
+    """Return fields of an object as columns; ``low=first`` names the field `first` ``low``.
 
-    Of None all are None; a truth value is 1 or 0.
+    The fields of None are None; a truth value becomes 1 or 0.
     """
     cells: dict[str, Cell] = {}
     for name in names.split():
@@ -65,7 +65,7 @@ def _told(item: object, names: str) -> dict[str, Cell]:
 
 
 def _ends(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
-    """Both ends of an interval as two columns."""
+    """Return both ends of an interval as two columns."""
     return dict(zip(names.split(), interval or (None, None), strict=True))
 
 
@@ -73,8 +73,8 @@ def _ends(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
 
 
 def point_rows(runs: Sequence[Results]) -> Rows:
-    """Every trained network of every run, with the cost of each phase and its share of the run's energy."""
-    rows: Rows = []
+    """Return every trained network with the cost of each phase and its share of the run's energy."""
+    rows = []
     for results in runs:
         run, metric = results.run, results.run.task.metric
         named = {"run": run.name, "method": run.known_as, "task": run.task.name, "rewind": rewind_of(results)}
@@ -83,20 +83,20 @@ def point_rows(runs: Sequence[Results]) -> Rows:
             rows.append(
                 {
                     **named,
-                    **_told(point, "replicate level role density"),
+                    **_fields(point, "replicate level role density"),
                     "metric": metric.name,
                     "unit": metric.unit,
                     **{split: point.metric(metric.name, split) for split in ("validation", "test")},
-                    **_told(point, "steps budget seconds key"),
+                    **_fields(point, "steps budget seconds key"),
                     **{
                         f"phase_{name}_{part}": cell
                         for name in PHASES
-                        for part, cell in _told(phases.get(name), "steps flops seconds memory").items()
+                        for part, cell in _fields(phases.get(name), "steps flops seconds memory").items()
                     },
                     "energy_wh": spent(run, point, ENERGY),
                     **{
                         f"pruned_{column}": cell
-                        for column, cell in _told(point.moment, "at_step=step detected detector threshold").items()
+                        for column, cell in _fields(point.moment, "at_step=step detected detector threshold").items()
                     },
                 }
             )
@@ -104,11 +104,11 @@ def point_rows(runs: Sequence[Results]) -> Rows:
 
 
 def look_rows(runs: Sequence[Results]) -> Rows:
-    """Every look of every detector: what it saw, and what it compared with the threshold."""
+    """Return every measurement of every detector, and the value that it compared with the threshold."""
     return [
         {
             "run": results.run.name,
-            **_told(point, "replicate level density"),
+            **_fields(point, "replicate level density"),
             "detector": point.moment.detector,
             "step": step,
             "value": value,
@@ -124,14 +124,14 @@ def look_rows(runs: Sequence[Results]) -> Rows:
 
 
 def summary_rows(runs: Sequence[Results]) -> Rows:
-    """Mean, spread and 95 % interval of the test metric of every role at every level."""
+    """Return mean, spread and 95 % interval of the test metric of every role at every level."""
     return [
         {
             "run": results.run.name,
-            **_told(group, "role level density"),
+            **_fields(group, "role level density"),
             "n": summary.n,
             "statistic": group.compared.summary,
-            **_told(summary, "mean sd"),
+            **_fields(summary, "mean sd"),
             **_ends("low high", summary.interval),
         }
         for results in runs
@@ -142,16 +142,16 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
 
 
 def layer_rows(results: Results) -> Rows:
-    """The density of each layer at each level, mean over replicates."""
+    """Return the density of each layer at each level, mean over replicates."""
     return [
-        {"run": results.run.name, **_told(profile, "level density"), "layer": name, "kept_share": share}
+        {"run": results.run.name, **_fields(profile, "level density"), "layer": name, "kept_share": share}
         for profile in layer_profiles(results)
         for name, share in profile.layers.items()
     ]
 
 
 def fit_rows(runs: Sequence[Results]) -> Rows:
-    """How well structure fits each layer of each structured ticket; the layer named so is of all together."""
+    """Return how well structure fits each layer of each structured ticket, and all layers together."""
     names = (
         "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
         "random_coverage fill"
@@ -159,9 +159,9 @@ def fit_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_told(point, "replicate level"),
+            **_fields(point, "replicate level"),
             "structure": point.structure.name,
-            **_told(fit, names),
+            **_fields(fit, names),
         }
         for results in runs
         for point in results.run.points
@@ -171,11 +171,11 @@ def fit_rows(runs: Sequence[Results]) -> Rows:
 
 
 def round_rows(runs: Sequence[Results]) -> Rows:
-    """Every training with gates."""
+    """Return every training of gates."""
     return [
         {
             "run": results.run.name,
-            **_told(one, "replicate level used round=number init penalty steps density"),
+            **_fields(one, "replicate level used round=number init penalty steps density"),
             "validation_hard": one.metric(results.run.task.metric.name, soft=False),
             "validation_soft": one.metric(results.run.task.metric.name, soft=True),
             **{f"gates_{number}_of_{len(one.histogram)}": count for number, count in enumerate(one.histogram, start=1)},
@@ -186,11 +186,11 @@ def round_rows(runs: Sequence[Results]) -> Rows:
 
 
 def path_rows(results: Results) -> Rows:
-    """The density of the gates on the way, in every round."""
+    """Return the density of the gates during every round."""
     return [
         {
             "run": results.run.name,
-            **_told(one, "replicate level round=number init"),
+            **_fields(one, "replicate level round=number init"),
             "step": step,
             "density": share,
         }
@@ -200,26 +200,26 @@ def path_rows(results: Results) -> Rows:
 
 
 def known_rows(runs: Sequence[Results]) -> Rows:
-    """The training until the mask of each level was known, mean over replicates."""
+    """Return the training until the mask of each level was known, mean over replicates."""
     return [
-        {"run": results.run.name, **_told(point, "level density steps=known n")}
+        {"run": results.run.name, **_fields(point, "level density steps=known n")}
         for results in runs
         for point in tickets_by_density(results)
     ]
 
 
 def cost_rows(runs: Sequence[Results]) -> Rows:
-    """The training of the search up to each level, mean over replicates."""
+    """Return the training of the search up to each level, mean over replicates."""
     names = "level density test=metric search_steps=steps search_seconds=seconds n"
-    return [{"run": results.run.name, **_told(point, names)} for results in runs for point in cost_points(results)]
+    return [{"run": results.run.name, **_fields(point, names)} for results in runs for point in cost_points(results)]
 
 
 def spent_rows(runs: Sequence[Results]) -> Rows:
-    """The whole training of each level as a multiple of the dense network's, mean over replicates."""
+    """Return the whole training of each level as a multiple of the dense network's, mean over replicates."""
     return [
         {
             "run": results.run.name,
-            **_told(point, "level density"),
+            **_fields(point, "level density"),
             "n": len(point.values),
             "test": point.metric,
             "least": min(point.values),
@@ -233,8 +233,8 @@ def spent_rows(runs: Sequence[Results]) -> Rows:
 
 
 def method_rows(subject: Subject) -> Rows:
-    """The tables by method: runs at one density, see `same_density`."""
-    rows: Rows = []
+    """Return the tables by method: runs at one density, see `same_density`."""
+    rows = []
     for task, indices in subject.by_task.items():
         for match in matches([subject.runs[index] for index in indices]):
             for place, group in match.members:
@@ -249,9 +249,9 @@ def method_rows(subject: Subject) -> Rows:
                         "run": results.run.name,
                         "label": subject.labels[indices[place]],
                         "method": results.run.known_as,
-                        **_told(group, "level density"),
-                        **_told(group.metric(), "mean sd n"),
-                        **_told(difference, "minus_dense=mean"),
+                        **_fields(group, "level density"),
+                        **_fields(group.metric(), "mean sd n"),
+                        **_fields(difference, "minus_dense=mean"),
                         **{f"{name.lower()}_times_dense": one.mean if one else None for name, one in ratios.items()},
                     }
                 )
@@ -259,15 +259,15 @@ def method_rows(subject: Subject) -> Rows:
 
 
 def verdict_rows(runs: Sequence[Results]) -> Rows:
-    """The verdict of every level of every run."""
+    """Return the verdict of every level of every run."""
     return [
         {
             "run": results.run.name,
-            **_told(one, "about level density verdict as_good_as_dense better_than_controls"),
+            **_fields(one, "about level density verdict as_good_as_dense better_than_controls"),
             "not_beaten": "; ".join(one.not_beaten),
-            **_told(one, "claim margin confidence n difference"),
+            **_fields(one, "claim margin confidence n difference"),
             **_ends("low high", one.interval),
-            **_told(one, "probability p p_holm p_as_good p_better more_seeds rule"),
+            **_fields(one, "probability p p_holm p_as_good p_better more_seeds rule"),
             "reasons": "; ".join(one.reasons),
         }
         for results in runs
@@ -279,12 +279,12 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
 
 
 def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
-    """Every difference of every verification: ticket minus the network named in `role`."""
+    """Return every difference of every verification: ticket minus the network named in `role`."""
     return [
         {
-            **_told(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
-            **_told(verify, "better_than_controls claim margin confidence n"),
-            **_told(row, "role mean low high p"),
+            **_fields(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
+            **_fields(verify, "better_than_controls claim margin confidence n"),
+            **_fields(row, "role mean low high p"),
         }
         for verify in verifications
         for row in differences(verify)
@@ -292,7 +292,7 @@ def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
 
 
 def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
-    """The test metric of every seed of every network of every verification."""
+    """Return the test metric of every seed of every network of every verification."""
     return [
         {"verify": verify.name, "role": role, "seed": seed, "steps": steps, "test": value}
         for verify in verifications
@@ -305,13 +305,13 @@ def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
 
 
 def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Every network of every study, with its distances."""
+    """Return every network of every study with its distances."""
     return [
         {
             "stability": study.name,
-            **_told(row, "replicate step level density role test=value"),
-            **_told(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
-            **_told(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
+            **_fields(row, "replicate step level density role test=value"),
+            **_fields(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
+            **_fields(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
         }
         for study in studies
         for row in study.rows
@@ -319,12 +319,12 @@ def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Every point of every barrier's line."""
+    """Return every point of every barrier's line."""
     return [
         {
             "stability": study.name,
-            **_told(row, "replicate step level density role"),
-            **_told(curve, "split recalibrated height"),
+            **_fields(row, "replicate step level density role"),
+            **_fields(curve, "split recalibrated height"),
             "alpha": alpha,
             "error": error,
         }
@@ -336,8 +336,8 @@ def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
-    """Every engine at every batch size, with what it saves if it is a sparse one."""
-    rows: Rows = []
+    """Return every engine at every batch size, with the saving of sparse ones."""
+    rows = []
     for speed in speeds:
         for timed in speed.comparisons:
             saved = {one.engine: one for one in timed.saved}
@@ -345,11 +345,11 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
                 one = saved.get(row.engine)
                 rows.append(
                     {
-                        **_told(speed, "record=name ticket density"),
-                        **_told(timed, "batch precision threads"),
+                        **_fields(speed, "record=name ticket density"),
+                        **_fields(timed, "batch precision threads"),
                         "caches": "cold" if timed.cold else "hot",
-                        **_told(row, "engine seconds first_quartile=low third_quartile=high"),
-                        **_told(one, "saved saved_low=low saved_high=high"),
+                        **_fields(row, "engine seconds first_quartile=low third_quartile=high"),
+                        **_fields(one, "saved saved_low=low saved_high=high"),
                         "against": one.against if one else "",
                         "not_timed": row.why,
                     }
@@ -358,13 +358,13 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
 
 
 def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
-    """Time against density."""
+    """Return time against density."""
     return [
         {
             "record": speed.name,
             "pattern": curve.pattern,
-            **_told(curve.comparison, "batch precision threads"),
-            **_told(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
+            **_fields(curve.comparison, "batch precision threads"),
+            **_fields(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
             "against": curve.comparison.fastest_dense,
         }
         for speed in speeds
@@ -374,8 +374,8 @@ def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
 
 
 def time_rows(panels: Sequence[Panel], compared: Compared) -> Rows:
-    """Metric and time of every level that was timed, and what it has over unstructured tickets of the same time."""
-    rows: Rows = []
+    """Return metric and time of every timed level, and its gain over unstructured tickets of the same time."""
+    rows = []
     for panel in panels:
         for one, points in panel.curves:
             levels = compared.get((panel.setup, one.results.run.name), {})
@@ -386,13 +386,13 @@ def time_rows(panels: Sequence[Panel], compared: Compared) -> Rows:
                     {
                         "run": one.results.run.name,
                         "masks": one.label,
-                        **_told(point.group, "level density"),
-                        **_told(panel.setup, "batch precision threads cold"),
-                        **_told(point, "time_by_dense=time time_low=low time_high=high timed"),
+                        **_fields(point.group, "level density"),
+                        **_fields(panel.setup, "batch precision threads cold"),
+                        **_fields(point, "time_by_dense=time time_low=low time_high=high timed"),
                         "engine": ", ".join(point.engines),
                         "metric": one.results.run.task.metric.name,
-                        **_told(point.metric, "n mean sd"),
-                        **_told(difference, "over_unstructured=mean"),
+                        **_fields(point.metric, "n mean sd"),
+                        **_fields(difference, "over_unstructured=mean"),
                         **_ends("over_low over_high", difference.interval if difference else None),
                     }
                 )

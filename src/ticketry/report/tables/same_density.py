@@ -1,4 +1,4 @@
-"""Which networks of several runs stand in one table: those of nearly the same density, and what else differs."""
+"""Networks of nearly the same density of several runs, and the conditions in which they differ."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET
+from ticketry.report.tables.costs import ENERGY, relative
 from ticketry.report.tables.results import Group, Results
-from ticketry.report.wording import value
+from ticketry.report.wording import Style, value
 
 TOLERANCE = 0.05
-"""As a share of the density that was asked for."""
+"""Relative deviation from the requested density."""
 _MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "devices", "workers", "kernels")
-"""Of the environment: what seconds, memory and energy depend on."""
-_UNTOLD = {"kernels": "dense", "devices": 1}
-"""What holds where a record tells nothing of it."""
+"""Keys of the environment on which seconds, memory and energy depend."""
+_DEFAULTS = {"kernels": "dense", "devices": 1}
+"""Values for records without these keys."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,25 @@ class Match:
     """One density, and the tickets of the runs that reached it."""
 
     density: float
-    """As asked for by some run: a share of the prunable weights."""
+    """The density that some run requested, a share of the prunable weights."""
     members: tuple[tuple[int, Group], ...]
-    """(place among the runs, its tickets)."""
+    """(position among the runs, its tickets)."""
     nearest: tuple[tuple[int, float], ...]
-    """(place, density) of the other runs, as far as they have tickets."""
+    """(position, density) of the other runs that have tickets."""
+
+    def style(self, metric: Metric) -> Style:
+        """Return a format for the metric of all members."""
+        return Style.fitting([group.metric() for _, group in self.members], metric.unit)
 
 
 def matches(runs: Sequence[Results]) -> list[Match]:
-    """A match for each density asked for that at least two runs reached within the tolerance, the densest first."""
-    return [match for density in _all_asked(runs) if len((match := _match(runs, density)).members) > 1]
+    """Return a match for each requested density that at least two runs reached, the densest first."""
+    return [match for density in _all_requested(runs) if len((match := _match(runs, density)).members) > 1]
 
 
 def unmatched(runs: Sequence[Results]) -> list[float]:
-    """The densities asked for that fewer than two runs reached within the tolerance."""
-    return [density for density in _all_asked(runs) if len(_match(runs, density).members) < 2]
+    """Return the requested densities that fewer than two runs reached."""
+    return [density for density in _all_requested(runs) if len(_match(runs, density).members) < 2]
 
 
 def _match(runs: Sequence[Results], density: float) -> Match:
@@ -53,51 +59,56 @@ def _match(runs: Sequence[Results], density: float) -> Match:
     return Match(density, tuple(members), tuple(others))
 
 
-def _all_asked(runs: Sequence[Results]) -> list[float]:
-    """Falling, without those that are nearly the one before."""
-    kept: list[float] = []
-    for density in sorted({one for results in runs for one in asked(results)}, reverse=True):
-        if not kept or abs(density - kept[-1]) > TOLERANCE * kept[-1]:
-            kept.append(density)
-    return kept
+def _all_requested(runs: Sequence[Results]) -> list[float]:
+    """Return the requested densities in descending order, without near duplicates."""
+    distinct: list[float] = []
+    for density in sorted({one for results in runs for one in requested(results)}, reverse=True):
+        if not distinct or abs(density - distinct[-1]) > TOLERANCE * distinct[-1]:
+            distinct.append(density)
+    return distinct
 
 
-def asked(results: Results) -> list[float]:
-    """The densities that a run was asked for; of a method that has some by default, those reached; else none."""
+def requested(results: Results) -> list[float]:
+    """Return the densities that a run requested; if its method chose them, those that it reached; else none."""
     settings = results.run.settings
-    kept, removed = _numbers(settings.get("density")), [1 - share for share in _numbers(settings.get("sparsity"))]
-    if kept or removed:
-        return kept or removed
+    given, removed = _numbers(settings.get("density")), [1 - share for share in _numbers(settings.get("sparsity"))]
+    if given or removed:
+        return given or removed
     if isinstance(settings.get("density"), list | tuple):
         return [group.density for group in results.of_role(TICKET)]
     return []
 
 
-def schedules(labels: Sequence[str], runs: Sequence[Results], groups: Sequence[Group]) -> list[str]:
-    """How the training of the runs differs, ``lr: 0.1 (one), 0.05 (other)``; empty if it is the same."""
-    recipes = [results.run.recipe for results in runs]
+def has_energy(found: Sequence[Match], runs: Sequence[Results]) -> bool:
+    return any(relative(runs[i], group, ENERGY) for match in found for i, group in match.members)
+
+
+def schedules(match: Match, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+    """Describe differences in the training of the members, ``lr: 0.1 (one), 0.05 (other)``; empty without any."""
+    members = [runs[i].run for i, _ in match.members]
+    recipes = [run.recipe for run in members]
     keys = [key for key in recipes[0] if all(key in recipe for recipe in recipes)]
-    told = [(key, [recipe[key] for recipe in recipes]) for key in keys]
-    told.append(("steps of the schedule", [results.run.steps.total for results in runs]))
-    told.append(("training steps in the weights", [_budget(group) for group in groups]))
-    return _differing(labels, told)
+    values: list[tuple[str, Sequence[Any]]] = [(key, [recipe[key] for recipe in recipes]) for key in keys]
+    values.append(("steps of the schedule", [run.steps.total for run in members]))
+    values.append(("training steps in the weights", [_budget(group) for _, group in match.members]))
+    return _differing(match, labels, values)
 
 
-def conditions(labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
-    """How the machines and their use differ; empty if they are the same."""
-    environments = [results.run.environment for results in runs]
-    return _differing(
-        labels,
-        [(key.replace("_", " "), [one.get(key, _UNTOLD.get(key)) for one in environments]) for key in _MEASURED_BY],
-    )
+def conditions(match: Match, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+    """Describe differences in machines and their use; empty without any."""
+    environments = [runs[i].run.environment for i, _ in match.members]
+    values = [
+        (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY
+    ]
+    return _differing(match, labels, values)
 
 
-def _differing(labels: Sequence[str], told: Sequence[tuple[str, Sequence[Any]]]) -> list[str]:
+def _differing(match: Match, labels: Sequence[str], values: Sequence[tuple[str, Sequence[Any]]]) -> list[str]:
     texts = []
-    for name, values in told:
+    for name, each in values:
         found: dict[str, list[str]] = {}
-        for label, item in zip(labels, values, strict=True):
-            found.setdefault("not told" if item is None else value(item), []).append(label)
+        for (i, _), item in zip(match.members, each, strict=True):
+            found.setdefault("not recorded" if item is None else value(item), []).append(labels[i])
         if len(found) > 1:
             texts.append(f"{name}: " + ", ".join(f"{item} ({'; '.join(those)})" for item, those in found.items()))
     return texts

@@ -1,4 +1,4 @@
-"""The results of a run as a table for the terminal: plain lines, or a table of rich."""
+"""The results of a run for the terminal: plain lines, or a rich table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, share_of
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
-from ticketry.report.tables.cost_of_call import asked_measure, cost_of
+from ticketry.report.tables.frontier import budget_measure, cost_of
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Group, Results, results_of
 from ticketry.report.wording import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def verdict_line(record: RunValues) -> str:
-    """What was observed, in plain sentences on one line.
+    """Return the observation in plain sentences on one line.
 
     Raises:
         StoreError: if the record is malformed.
@@ -37,7 +37,7 @@ def verdict_line(record: RunValues) -> str:
 
 
 def summary_lines(record: RunValues) -> list[str]:
-    """A plain-text table of the test results: a line that says what is shown, the header, then a line a level.
+    """Return a plain-text table of the test results: a title, the header, then a line for each level.
 
     Raises:
         StoreError: if the record is malformed.
@@ -47,7 +47,7 @@ def summary_lines(record: RunValues) -> list[str]:
 
 
 def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
-    """What `summary_lines` shows: what it is, the header, and the cells of each level.
+    """Return title, header and the cells of each level of `summary_lines`.
 
     Raises:
         StoreError: if the record is malformed.
@@ -57,40 +57,40 @@ def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
 
 
 def summary_table(record: RunValues, width: int | None = None) -> Table:
-    """The table of `summary_lines` for a rich console.
+    """Return the table of `summary_lines` for a rich console.
 
     Args:
-        width: of the console. Columns without which the others fit are left out, and named below: no number is cut.
+        width: width of the console. Columns that do not fit are left out and named below: no number is cut.
 
     Raises:
         StoreError: if the record is malformed.
     """
     from rich import box
     from rich.table import Table
-    from rich.text import Text  # as Text, no cell is read as rich's markup
+    from rich.text import Text  # Text is not parsed as rich's markup
 
     results = results_of(record)
     header, rows = _cells(results)
-    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one that tells
-    # what is left: of a budget the share of what it is of.
+    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one for the
+    # remaining weights or, for a budget, the remaining cost.
     if (place := header.index(_WEIGHTS)) > 1:
         for row in (header, *rows):
             del row[place]
-    header, rows, gone = _fitting(header, rows, width)
+    header, rows, omitted = _fitting(header, rows, width)
     table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in header:
         table.add_column(Text(name.replace(" ", "\n")), justify="right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    if gone:
-        table.caption, table.caption_justify = Text(f"no room for: {', '.join(gone)}"), "left"
+    if omitted:
+        table.caption, table.caption_justify = Text(f"no room for: {', '.join(omitted)}"), "left"
     return table
 
 
 def _fitting(
     header: list[str], rows: list[list[str]], width: int | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, rows, and the columns that are left out of both: of controls the last ones, then the dense network's."""
+    """Return header, rows, and the omitted columns: the last controls, then the dense network."""
     every = header
     for name in (*reversed(header[header.index("tickets") + 1 : -1]), header[-1]):
         cells = zip(*rows, strict=True)
@@ -130,14 +130,14 @@ def verdict_lines(record: RunValues) -> list[str]:
 
 
 def _replicates_needed(one: LevelVerdict) -> str:
-    """How many replicates would decide the level in all; a dash where it is decided."""
+    """Return how many replicates in total would decide the level; a dash if it is decided."""
     if one.decided:
         return NONE
     return "too many" if one.more_seeds is None else f"about {one.n + one.more_seeds}"
 
 
 def moment_lines(record: RunValues) -> list[str]:
-    """When a detector let each network be pruned, a line a level: ``level 1 at step 118 (detected), 236 (latest)``."""
+    """Return when each network was pruned, a line per level: ``level 1 at step 118 (detected), 236 (latest)``."""
     levels: dict[int, list[str]] = {}
     for point in sorted(read_run(record).points, key=lambda point: point.replicate):
         if point.moment:
@@ -154,7 +154,7 @@ def _title(results: Results) -> str:
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     style = Style.of(results)
     roles = [TICKET, *results.controls]
-    asked = asked_measure(results)
+    asked = budget_measure(results)
     controls = [clean(role).replace("_", " ") for role in roles[1:]]
     header = ["level", *([_HEADERS[asked.name]] if asked else []), _WEIGHTS, "tickets", *controls, "dense"]
     usual = results.replicates
@@ -169,7 +169,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
 
 _WEIGHTS = "weights remaining"
 _HEADERS = {"time": "time", "multiplications": "FLOPs"}
-"""Of columns of what a call costs, as a share of the dense network's."""
+"""Headers of the cost of a call, as a share of the dense network's."""
 
 
 def _of_dense(cost: float | None) -> str:
@@ -177,7 +177,7 @@ def _of_dense(cost: float | None) -> str:
 
 
 def _cell(style: Style, group: Group | None, usual: int) -> str:
-    """``96.23 ± 0.41``: mean and standard deviation; with ``(2)`` where other than the usual number of replicates."""
+    """Format ``96.23 ± 0.41``, with ``(2)`` if the number of replicates is unusual."""
     if group is None:
         return NONE
     summary = group.metric()
@@ -185,11 +185,11 @@ def _cell(style: Style, group: Group | None, usual: int) -> str:
 
 
 def relative_costs(record: RunValues) -> list[dict[str, Any]]:
-    """Of each ticket of a run's record that tells its costs, search and dense steps included.
+    """Return the costs of each ticket with recorded phases, including its search and dense steps.
 
-    ``steps``, ``flops``, ``memory`` (the highest of all training steps; that of scoring is not measured) and
-    ``own_memory`` (of the training with its own mask) relative to the dense training of its replicate, and ``seconds``;
-    None for what is not known. ``replicate`` and ``level`` tell whose they are.
+    ``steps``, ``flops``, ``memory`` (the highest of all training steps; scoring is not measured) and ``own_memory`` (of
+    the training with its own mask) relative to the dense training of its replicate, and ``seconds``; None if unknown.
+    ``replicate`` and ``level`` identify the ticket.
     """
     points = read_run(record).points
     dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
@@ -201,7 +201,7 @@ def relative_costs(record: RunValues) -> list[dict[str, Any]]:
 
 
 def cost_lines(record: RunValues) -> list[str]:
-    """A plain table of `relative_costs`, a line a level, means over the replicates; empty if none is told."""
+    """Return a plain table of `relative_costs`, a line per level, means over the replicates; empty without costs."""
     found = relative_costs(record)
     if not found:
         return []
@@ -216,7 +216,7 @@ def cost_lines(record: RunValues) -> list[str]:
         table.append(
             (str(level), f"{percent(fmean(several))} %", *times, _times_cell([one["seconds"] for one in own], ""))
         )
-    title = "what tickets cost, search included (x: of dense; memory: peak of training steps)"
+    title = "costs of tickets, search included (x: of dense; memory: peak of training steps)"
     return [title, *aligned(table, str.rjust)]
 
 

@@ -1,0 +1,349 @@
+"""Panels, legends, axes and labels of figures, in the page's two widths.
+
+matplotlib's constrained layout places the panels. Labels that must not touch are placed after that (`settle`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from ticketry.records.metric import Metric
+from ticketry.report.figures.style import COLOURS, SMALL, TINY, run_look
+from ticketry.report.subject import Series
+from ticketry.report.tables.results import Summary
+from ticketry.report.wording import percent, short_count
+
+INCH = 72
+"""Pixels of a figure's viewBox per matplotlib inch; a font of size 12 is then 12 pixels high."""
+WIDE, NARROW = 860, 360
+"""Width in pixels on the page and on a phone."""
+
+
+def sheet(narrow: bool, height: float) -> Figure:
+    """Return an empty figure, `height` pixels high."""
+    size = ((NARROW if narrow else WIDE) / INCH, height / INCH)
+    figure = Figure(figsize=size, dpi=INCH, layout="constrained")
+    FigureCanvasAgg(figure)  # measures texts
+    return figure
+
+
+def panels(
+    count: int, narrow: bool, height: float, across: tuple[int, int] = (2, 1), **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` panels, each `height` pixels high with its labels, and the panels, row by row.
+
+    `across` is the most panels side by side on the wide and on the narrow figure; `options` are those of
+    `Figure.subplots`, such as ``sharey``.
+    """
+    columns = min(count, across[narrow])
+    rows = -(-count // columns)
+    figure = sheet(narrow, rows * height)
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for spare in grid[count:]:
+        spare.remove()
+    return figure, grid[:count]
+
+
+def name_below(figure: Figure, text: str) -> None:
+    """Write the name of the x axis that all panels share."""
+    figure.supxlabel(text, x=0.99, ha="right", size=SMALL, color=COLOURS["muted"])
+
+
+def legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **options: Any) -> None:
+    """Add names with their marks above all panels, in as many columns as fit; the figure grows by their height."""
+    for columns in range(len(entries), 0, -1):
+        made = figure.legend(
+            list(entries.values()), list(entries), loc="outside upper left", ncols=columns, title=title, **options
+        )
+        if made.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        made.remove()
+    made.get_title().set(size=SMALL, color=COLOURS["muted"])
+    made.set_alignment("left")
+    figure.set_figheight(figure.get_figheight() + made.get_window_extent().height / INCH)
+
+
+def run_handles(series: Sequence[Series]) -> dict[str, Any]:
+    """Return the legend handles of runs by their names."""
+    return {one.label: Line2D([], [], lw=2, **run_look(one.index)) for one in series}
+
+
+def settle(figure: Figure) -> None:
+    """Lay the figure out once: afterwards, pixel positions are final."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # saving a figure with one draws it twice
+
+
+# -- names that do not touch -------------------------------------------------------------------------------------------
+
+
+def note(
+    axes: Axes,
+    text: str,
+    spot: tuple[float, float],
+    shift: tuple[float, float],
+    frame: Any = ("data", "data"),
+    **options: Any,
+) -> Annotation:
+    """Write words at an offset in pixels from a spot, whose coordinates are data or axes fractions."""
+    options = {"size": SMALL, "color": COLOURS["muted"], **options}
+    return axes.annotate(
+        text, spot, shift, xycoords=frame, textcoords="offset points", annotation_clip=False, **options
+    )
+
+
+Ends = Sequence[tuple[float, str, str]]
+"""Ends of lines: y in data coordinates, text, name of a colour."""
+
+
+def name_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float = 14) -> None:
+    """Write names to the right of lines' ends, moved apart so that none touch, in the order of the ends.
+
+    Args:
+        figure: the figure, which this lays out.
+        named: the ends of lines in each panel.
+        least: pixels between the middles of two names.
+    """
+    notes = []
+    for axes, ends in named:
+        low, high = axes.get_ylim()
+        for y, text, colour in sorted(ends):
+            shown = min(max(y, low), high)
+            made = note(axes, text, (1, shown), (8, 0), ("axes fraction", "data"), color=COLOURS[colour], va="center")
+            notes.append((axes, shown, made))
+    settle(figure)
+    for axes, _ in named:
+        own = [(float(axes.transData.transform((1, y))[1]), made) for each, y, made in notes if each is axes]
+        box = axes.get_window_extent()
+        if own:
+            spots = spread([end for end, _ in own], least, box.y0, max(box.y1, box.y0 + least))
+            for spot, (end, made) in zip(spots, own, strict=True):
+                made.set_position((8, spot - end))
+
+
+def spread(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Move ascending places as little as needed to be `least` apart, within the limits if there is room."""
+    spots: list[float] = []
+    for place in places:
+        spots.append(max(place, spots[-1] + least) if spots else max(place, low))
+    over = spots[-1] - high
+    if over > 0:
+        spots[-1] -= over
+        for index in range(len(spots) - 2, -1, -1):
+            spots[index] = min(spots[index], spots[index + 1] - least)
+    return spots
+
+
+_SIDES = ((0, 13), (0, -13), (1, 0), (-1, 0), (1, 11), (-1, 11), (1, -11), (-1, -11))
+"""Positions of a name beside its point: right (1) or left (-1), and pixels above."""
+
+
+def name_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write names beside as many points as have room, touching neither each other nor a line.
+
+    The figure must be laid out. `named` are x and y in data coordinates, text and colour, the more important first.
+    """
+    frame = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, axes.bbox.x1 + 3, axes.bbox.y1 + 8)
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([one[:2] for one in named])]
+    lines = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
+    for x, y, text, colour in named:
+        made = note(axes, text, (x, y), (0, 0), color=colour, size=TINY, ha="center", va="center", zorder=6)
+        size = made.get_window_extent().padded(1)
+        for side, up in _SIDES:
+            shift = (side * (size.width / 2 + 9), up)
+            box = size.translated(*shift)
+            inside = frame.count_contains(box.corners()) == 4
+            if inside and not box.count_overlaps(taken) and not any(line.intersects_bbox(box, False) for line in lines):
+                made.set_position(shift)
+                taken.append(box)
+                break
+        else:
+            made.remove()
+
+
+_DIGIT = 7.4
+"""Largest width of a digit in pixels at size 12."""
+
+
+def fitting(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
+    """Return the indices of centred labels that do not touch: the first, the last and as many as fit between.
+
+    `positions` are ascending pixels; a label of two lines is as wide as the longer one.
+    """
+    last = len(positions) - 1
+    letters = [max(map(len, label.split("\n"))) for label in labels]
+
+    def are_apart(i: int, j: int) -> bool:
+        return positions[j] - positions[i] >= _DIGIT * (letters[i] + letters[j]) / 2 + _DIGIT
+
+    chosen = [0]
+    for index in range(1, last):
+        if are_apart(chosen[-1], index) and are_apart(index, last):
+            chosen.append(index)
+    return chosen if last == 0 or not are_apart(chosen[-1], last) else [*chosen, last]
+
+
+class _FittingTicks(FixedLocator):
+    """As many of the given places on an x axis, from left to right, as have room for their labels."""
+
+    def __init__(self, axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+        super().__init__(places)
+        self._axes, self._places, self._labels = axes, list(places), list(labels)
+
+    def __call__(self) -> Any:
+        pixels = self._axes.transData.transform([(place, 1) for place in self._places])[:, 0]
+        pixels *= INCH / self._axes.figure.dpi  # a PNG has a higher resolution
+        return [self._places[index] for index in fitting(pixels.tolist(), self._labels)]
+
+
+def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
+    """Mark and label places of an axis: all, or on an x axis from left to right as many as fit."""
+    names = dict(zip(places, labels, strict=True))
+    axis.set_major_locator(_FittingTicks(axis.axes, places, labels) if fit else FixedLocator(places))
+    axis.set_major_formatter(lambda value, _: names.get(value, ""))
+    axis.set_minor_locator(FixedLocator(places) if fit else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def density_axis(axes: Axes, densities: Iterable[float], name: str = "weights remaining, % (log scale)") -> None:
+    """Set up a logarithmic x axis in per cent, sparser to the right, with a mark at each density."""
+    shares = [100 * density for density in sorted(set(densities), reverse=True)]
+    high, low = shares[0], shares[-1]
+    room = (high / low) ** 0.025 if high > low else 1.5
+    axes.set_xscale("log")
+    axes.set_xlim(high * room, low / room)
+    label_places(axes.xaxis, shares, [tick_label(share / 100) for share in shares], fit=True)
+    axes.set_xlabel(name)
+
+
+def tick_label(density: float) -> str:
+    """100, 51.2, 41, 0.92: `percent` without a trailing .0."""
+    return percent(density).removesuffix(".0")
+
+
+def log_axis(
+    axes: Axes, axis: Literal["x", "y"], low: float, high: float, text: Callable[[float], str] = short_count
+) -> list[float]:
+    """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; over many decades only at 1, 10, 100 ….
+
+    If fewer than two of them are within the limits, other ticks are used: one tick alone cannot be read.
+
+    Returns:
+        The places of the ticks.
+    """
+    axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
+    lowest, highest = sorted((low, high))
+    familiar = [digit * 10.0**power for power in range(-9, 16) for digit in (1, 2, 5)]
+    inside = [tick for tick in familiar if lowest <= tick <= highest]
+    if len(inside) < 2:
+        inside = ticks(lowest, highest, 6)
+    if len(inside) > 9:
+        inside = [tick for tick in inside if f"{tick:.0e}".startswith("1")]
+    if low > high:
+        inside.reverse()
+    label_places(getattr(axes, f"{axis}axis"), inside, [text(tick) for tick in inside], fit=axis == "x")
+    return inside
+
+
+def general(value: float) -> str:
+    """0.05, 2, 500: as few digits as there are."""
+    return f"{value:.6g}"
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+_DIGITS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+"""First digits of ticks; longer axes have fewer."""
+_FEWEST = 3
+_LOWEST = 0.5
+"""Lowest end of a band on a logarithmic axis, as a share of the mean, in place of values of 0 or less."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scale of a metric's axis."""
+
+    log: bool = False
+
+    @classmethod
+    def of(cls, metric: Metric, values: Iterable[float]) -> Scale:
+        """Return a metric's scale; linear if it has values without a logarithm."""
+        return cls(metric.scale == "log" and all(value > 0 for value in values))
+
+    @property
+    def note(self) -> str:
+        """Suffix of the axis' name."""
+        return " (log scale)" if self.log else ""
+
+    def place(self, value: float) -> float:
+        """Return the position of a value; equal distances look equal."""
+        return math.log10(value) if self.log else value
+
+    def value(self, place: float) -> float:
+        """Return the value at a position, the inverse of `place`."""
+        return 10.0**place if self.log else place
+
+    def spread(self, summary: Summary) -> float:
+        """Return a standard deviation as a distance of positions; 0 for a single value."""
+        if not summary.sd:
+            return 0.0
+        return self.place(summary.mean + summary.sd) - self.place(summary.mean) if self.log else summary.sd
+
+    def clip(self, low: float, summary: Summary) -> float:
+        """Clip the lower end of a mean's band to the axis."""
+        return max(low, _LOWEST * summary.mean) if self.log else low
+
+    def padded(self, low: float, high: float, share: float) -> tuple[float, float]:
+        """Return limits that leave a share of the range free at both ends."""
+        if not self.log:
+            room = share * (high - low) or 0.01 * abs(high) or 1.0
+            return low - room, high + room
+        room = (high / low) ** share if high > low else 1.01
+        return low / room, high * room
+
+    def set(self, axes: Axes, limits: tuple[float, float], most: int | None = None) -> None:
+        """Set scale, limits and at most `most` ticks of a y axis."""
+        if not self.log:
+            axes.set_ylim(*limits)
+            if most:
+                axes.locator_params(axis="y", nbins=most)
+            return
+        axes.set_yscale("log")
+        axes.set_ylim(*limits)
+        found = ticks(*limits, most or 8)
+        label_places(axes.yaxis, found, [f"{tick:,.10g}" for tick in found])
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Return at most `most` round numbers from `low` to `high`, at least three if possible."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+
+    def inside(digits: Iterable[float]) -> list[float]:
+        return [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
+
+    decades = _thinned(inside((1.0,)), most)
+    for digits in _DIGITS:
+        if _FEWEST <= len(found := inside(digits)) <= most:
+            return found
+    values = MaxNLocator(max(most - 1, 1), steps=[1, 2, 5, 10]).tick_values(low, high)
+    even = _thinned([tick for tick in map(float, values) if low <= tick <= high], most)
+    return max(decades, even, key=len)
+
+
+def _thinned(found: list[float], most: int) -> list[float]:
+    """Return at most `most` of them, at equal distances."""
+    return found[:: -(-len(found) // most)] if found else []

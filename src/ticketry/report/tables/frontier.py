@@ -1,0 +1,367 @@
+"""The metric against the cost of a call: tickets, controls and dense networks, by measured latency or by MACs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ticketry.records.network import DENSE, LATENCY_MATCHED, TICKET, Point, is_matched_dense
+from ticketry.report.subject import Subject
+from ticketry.report.tables.results import Group, Results, Summary, margin_of, summarise
+from ticketry.report.tables.rows import Cell, Rows
+from ticketry.report.wording import NONE, Style, percent
+
+EQUAL_COST = 0.03
+"""Relative difference up to which two networks have the same cost."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A cost of a call, as a share of the dense network's."""
+
+    name: str
+    """In names of columns and figures."""
+    rival: str
+    """The control that is a dense network of the ticket's cost."""
+    setting: str
+    """The search setting that gives a budget of it."""
+    of: Callable[[Point], float | None]
+    """None if the record lacks it."""
+
+
+MULTIPLICATIONS = Measure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
+TIME = Measure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
+COSTS_OF_CALL = (TIME, MULTIPLICATIONS)
+"""In the order in which a page shows them."""
+
+
+@dataclass(frozen=True)
+class CallPoint:
+    """The networks of a role at a level: their metric and the cost of a call."""
+
+    group: Group
+    cost: float
+    """Share of the dense network's cost, mean over replicates."""
+    costs: Mapping[int, float]
+    """By replicate."""
+
+    @property
+    def metric(self) -> Summary:
+        return self.group.metric()
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of networks that differ from the task's."""
+        return tuple(dict.fromkeys(point.model for point in self.group.points.values() if point.model))
+
+
+def call_points(results: Results, role: str, measure: Measure) -> list[CallPoint]:
+    """Return a point for each level whose networks all have a recorded cost, the most expensive first."""
+    dense = results.dense
+    full = statistics.fmean([_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
+    found = []
+    for group in results.of_role(role) if full else ():
+        recorded = {replicate: _cost(point, measure) for replicate, point in group.points.items()}
+        known = {replicate: cost / full for replicate, cost in recorded.items() if cost is not None}
+        if len(known) == len(recorded):
+            found.append(CallPoint(group, statistics.fmean(known.values()), known))
+    return sorted(found, key=lambda point: -point.cost)
+
+
+def _cost(point: Point, measure: Measure) -> float | None:
+    """Return a point's cost; a latency is recorded as a share of the dense network's, which is 1 itself."""
+    return 1.0 if measure is TIME and point.role == DENSE and point.timed is None else measure.of(point)
+
+
+def cost_of(results: Results, group: Group, measure: Measure) -> float | None:
+    """Return the cost of a level's networks as a share of dense; None if it is not recorded."""
+    found = (point.cost for point in call_points(results, group.role, measure) if point.group.level == group.level)
+    return next(found, None)
+
+
+def recorded_measures(results: Results) -> list[Measure]:
+    """Return the measures that a run has for its tickets and its dense network."""
+    return [
+        measure for measure in COSTS_OF_CALL if all(call_points(results, role, measure) for role in (TICKET, DENSE))
+    ]
+
+
+def budget_measure(results: Results) -> Measure | None:
+    """Return the measure of the run's budget, if the record has its costs; None for a search by density."""
+    found = (measure for measure in recorded_measures(results) if results.run.settings.get(measure.setting))
+    return next(found, None)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: networks of one role of one run, or dense networks of one kind."""
+
+    run: int | None
+    """Number of the run; None for dense networks, which all runs share."""
+    role: str
+    points: tuple[CallPoint, ...]
+
+
+def lines_of(runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int], measure: Measure) -> list[Line]:
+    """Return the curves of some runs of one task; a single run also shows its controls.
+
+    Dense networks of one kind are one curve, whichever run trained them; it ends at the dense network itself.
+    """
+    shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
+    lines = [Line(index, TICKET, tuple(call_points(results, TICKET, measure))) for index, results in shown]
+    for index, results in shown if len(shown) == 1 else ():
+        plain = [role for role in results.controls if not is_matched_dense(role)]
+        lines += [Line(index, role, tuple(points)) for role in plain if (points := call_points(results, role, measure))]
+    for role in dict.fromkeys(role for _, results in shown for role in results.roles if is_matched_dense(role)):
+        whole = call_points(shown[0][1], DENSE, measure) if ":" not in role else []
+        if narrower := _dense_points(role, (results for _, results in shown), measure):
+            lines.append(Line(None, role, (*whole, *narrower)))
+    return lines
+
+
+def _dense_points(role: str, runs: Iterable[Results], measure: Measure) -> list[CallPoint]:
+    """Return the points of a kind of dense networks, without duplicates."""
+    found: dict[tuple[str, ...], CallPoint] = {}
+    for results in runs:
+        for point in call_points(results, role, measure):
+            found.setdefault(tuple(sorted(one.key for one in point.group.points.values())), point)
+    return sorted(found.values(), key=lambda point: -point.cost)
+
+
+@dataclass(frozen=True)
+class AtEqualCost:
+    """Tickets minus dense networks of the same cost."""
+
+    rival: CallPoint
+    difference: Summary
+    """Above 0 the tickets are better."""
+
+
+def at_equal_cost(results: Results, point: CallPoint, runs: Sequence[Results], measure: Measure) -> AtEqualCost | None:
+    """Compare tickets with the best dense network of the same cost, replicate by replicate.
+
+    Candidates are the matched dense networks of the same run and level, and those of runs from the same seeds by the
+    same recipe whose cost differs by at most `EQUAL_COST`.
+    """
+    metric, found = results.run.task.metric, list[CallPoint]()
+    for other in runs:
+        for role in other.roles if results.pairs_with(other) else ():
+            if is_matched_dense(role):
+                beside = other is results and role.partition(":")[0] == measure.rival
+                found += [
+                    one
+                    for one in call_points(other, role, measure)
+                    if (beside and one.group.level == point.group.level)
+                    or (other is not results and abs(one.cost / point.cost - 1) <= EQUAL_COST)
+                ]
+    shared = [one for one in found if one.group.points.keys() & point.group.points.keys()]
+    if not shared:
+        return None
+    best = max(shared, key=lambda one: metric.sign * one.metric.mean)
+    own, theirs = point.group.values(), best.group.values()
+    return AtEqualCost(best, summarise(metric.sign * (own[r] - theirs[r]) for r in sorted(own.keys() & theirs.keys())))
+
+
+def frontier_rows(runs: Sequence[Results], lines: Sequence[Line], measure: Measure) -> Rows:
+    """Return metric and cost of every point of the frontier."""
+    rows: list[dict[str, Cell]] = []
+    for line in lines:
+        for point in line.points:
+            group, metric, (low, high) = point.group, point.metric, point.metric.interval or (None, None)
+            rows.append(
+                {
+                    "run": runs[line.run].run.name if line.run is not None else "",
+                    "role": group.role,
+                    "level": group.level,
+                    "density": group.density,
+                    "measure": measure.name,
+                    "cost_by_dense": point.cost,
+                    "networks": " ".join(point.networks),
+                    "n": metric.n,
+                    "mean": metric.mean,
+                    "sd": metric.sd,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return rows
+
+
+# -- the lowest cost at which tickets are as good as dense -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LeastCost:
+    """A share of the dense network's cost, or a ratio of two."""
+
+    value: float
+    interval: tuple[float, float] | None
+    """95 %: jackknife over replicates, Student's t on the logarithm. None for fewer than three, and for a bound: where
+    no level falls short, replicates do not differ."""
+    reached: bool
+    """Whether a level falls short; otherwise the value is the cost of the cheapest, and the true one may be lower."""
+    at_least: bool = False
+    """Whether a ratio that is not reached is a lower bound."""
+
+    @property
+    def words(self) -> str:
+        """Prefix of a bound's value."""
+        return "" if self.reached else "at least " if self.at_least else "at most "
+
+    @property
+    def text(self) -> str:
+        """``18.1 [15.0, 21.9]``: the share in per cent."""
+        ends = "" if self.interval is None else f" [{percent(self.interval[0])}, {percent(self.interval[1])}]"
+        return f"{percent(self.value)}{ends}"
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Differences to the dense network, higher is better, by replicate and level, the most expensive level first."""
+
+    costs: Sequence[CallPoint]
+    differences: Sequence[dict[int, float]]
+    replicates: frozenset[int]
+
+    def least(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
+        """Return the log cost where the mean first falls below the margin, and whether it does.
+
+        Interpolates linearly between neighbouring levels.
+        """
+        above = (0.0, 0.0)  # the dense network
+        for point, differences in zip(self.costs, self.differences, strict=True):
+            cost = math.log(statistics.fmean(point.costs[one] for one in replicates))
+            difference = statistics.fmean(differences[one] for one in replicates)
+            if difference < -margin:
+                share = (above[1] + margin) / (above[1] - difference)
+                return above[0] + share * (cost - above[0]), True
+            above = (cost, difference)
+        return above[0], False
+
+
+def least_cost(results: Results, measure: Measure, margin: float) -> LeastCost | None:
+    """Return the lowest cost at which the mean of the tickets is at most a margin below the dense network's.
+
+    The curve of mean differences runs from the dense network (cost 1, difference 0) through all levels; its first
+    crossing of the margin counts, so that one lucky level below does not.
+
+    Returns:
+        None if no level has a recorded cost, or no replicate has all of them.
+    """
+    curve = _curve(results, measure)
+    if curve is None:
+        return None
+    (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.least(some, margin))
+    if ends is None or not reached:
+        return LeastCost(math.exp(value), None, reached)
+    # There is no doubt at the cost of the dense network.
+    return LeastCost(math.exp(value), (ends[0], min(1.0, ends[1])), reached)
+
+
+def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: float) -> LeastCost | None:
+    """Return the lowest cost of one run divided by that of another, over the replicates that both have.
+
+    If only one of them falls below the margin, the ratio is a bound.
+
+    Returns:
+        None if one of them has no cost, neither falls below the margin, or they have different seeds or recipes.
+    """
+    first, second = _curve(one, measure), _curve(other, measure)
+    if first is None or second is None or not one.pairs_with(other):
+        return None
+    shared = sorted(first.replicates & second.replicates)
+    if not shared:
+        return None
+
+    def ratio(replicates: Sequence[int]) -> tuple[float, bool]:
+        (above, fell), (below, also) = first.least(replicates, margin), second.least(replicates, margin)
+        return above - below, fell and also
+
+    fell, also = (curve.least(shared, margin)[1] for curve in (first, second))
+    if not fell and not also:
+        return None
+    (value, reached), ends = _jackknife(shared, ratio)
+    return LeastCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
+
+
+def _curve(results: Results, measure: Measure) -> _Curve | None:
+    points, dense = call_points(results, TICKET, measure), results.dense
+    if not points or dense is None:
+        return None
+    sign, whole = results.run.task.metric.sign, dense.values()
+    values = [point.group.values() for point in points]
+    shared = frozenset(whole).intersection(*values)
+    if not shared:
+        return None
+    return _Curve(points, [{one: sign * (each[one] - whole[one]) for one in shared} for each in values], shared)
+
+
+def _jackknife(
+    replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
+) -> tuple[tuple[float, bool], tuple[float, float] | None]:
+    """Return a statistic of all replicates and the interval of its exponential, by leaving out each in turn."""
+    whole, n = statistic(replicates), len(replicates)
+    if n < 3:
+        return whole, None
+    without = [statistic([one for one in replicates if one != left])[0] for left in replicates]
+    ends = summarise(n * whole[0] - (n - 1) * each for each in without).interval
+    half = (ends[1] - ends[0]) / 2 if ends is not None else 0.0
+    return whole, (math.exp(whole[0] - half), math.exp(whole[0] + half))
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def frontier_sentences(results: Results, measure: Measure, name: str, alone: bool) -> str:
+    """Say down to which cost a single run's tickets are as good as dense, and how they compare with dense rivals."""
+    sentences, style = [], Style.of(results)
+    if alone and results.dense is not None:
+        margin, margin_text = margin_of(results, results.dense)
+        found = least_cost(results, measure, margin)
+        if found is not None and found.value < 1:
+            how = "" if found.reached else ", the lowest that was tried"
+            sentences.append(
+                f"The mean of the tickets is within {margin_text} of the dense network's down to {found.text} % of the"
+                f" {name}{how}."
+            )
+    rivals = []
+    for point in call_points(results, TICKET, measure):
+        against = at_equal_cost(results, point, [results], measure)
+        if against is not None:
+            ends = against.difference.interval
+            interval = f" [{style.interval(ends)}]" if ends else ""
+            cost = f"{percent(point.cost)} % (theirs: {percent(against.rival.cost)} %)"
+            rivals.append(f"{style.number(against.difference.mean, True)}{interval} at {cost}")
+    if rivals:
+        sentences.append(f"Tickets minus dense networks of equal cost, by share of the {name}: {'; '.join(rivals)}.")
+    return " ".join(sentences)
+
+
+def requested_budgets(runs: Sequence[Results], measure: Measure) -> list[str]:
+    """Return the budgets that the runs were given, each once: ``flops 0.25, 0.125``."""
+    found = []
+    for results in runs:
+        shares = results.run.settings.get(measure.setting)
+        if isinstance(shares, list | tuple) and shares:
+            texts = (f"{share:g}" if isinstance(share, float) else str(share) for share in shares)
+            found.append(f"{measure.setting} {', '.join(texts)}")
+    return list(dict.fromkeys(found))
+
+
+def least_cost_table(subject: Subject, numbers: Sequence[int], measure: Measure) -> tuple[str, list[list[str]]]:
+    """Return the margin in words, and for each run its lowest cost and its ratio to the best run, the best first."""
+    runs = {index: subject.runs[index] for index in numbers}
+    margins = {index: margin_of(results, results.dense) for index, results in runs.items() if results.dense is not None}
+    costs = {index: least_cost(runs[index], measure, margin) for index, (margin, _) in margins.items()}
+    found = {index: least for index, least in costs.items() if least is not None}
+    ordered, lines = sorted(found, key=lambda index: found[index].value), []
+    for index in ordered:
+        ratio = None
+        if index != ordered[0]:
+            ratio = least_cost_ratio(runs[ordered[0]], runs[index], measure, margins[index][0])
+        ends = NONE if ratio is None or ratio.interval is None else "{:.2f} to {:.2f}".format(*ratio.interval)
+        least = f"{found[index].words}{found[index].text}"
+        lines.append([subject.labels[index], least, f"{ratio.words}{ratio.value:.2f}" if ratio else NONE, ends])
+    return next((text for _, text in margins.values()), ""), lines

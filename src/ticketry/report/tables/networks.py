@@ -1,0 +1,90 @@
+"""Every trained network of all runs: cells of the table, or where there are very many, means by method and level."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ticketry.records.network import Point
+from ticketry.records.verdict import Task
+from ticketry.report.subject import Subject
+from ticketry.report.tables.results import Results, Summary, summarise
+from ticketry.report.wording import NONE, Style, clean, percent, role_name
+
+NETWORK_COLUMNS = {
+    "replicate": "number",
+    "level": "number",
+    "role": "text",
+    "weights, %": "number",
+    "validation": "number",
+    "test": "number",
+    "steps": "number",
+    "seconds": "number",
+    "segment": "text",
+}
+"""Name of each column, and whether it sorts as text or as numbers."""
+_KEY = 10
+"""Letters of a segment's key that identify it."""
+
+
+def network_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
+    """Return the cells of a network's row."""
+    metric = results.run.task.metric.name
+    return [
+        str(point.replicate),
+        str(point.level),
+        role_name(point.role),
+        percent(point.density),
+        validation.number(point.metric(metric, "validation")),
+        test.number(point.metric(metric)),
+        NONE if point.steps is None else f"{point.steps:,}",
+        NONE if point.seconds is None else f"{point.seconds:,.1f}",
+        point.key[:_KEY],
+    ]
+
+
+def columns_of(results: Results) -> dict[str, object]:
+    """Return a run's table as the page's script reads it: column by column, which compresses better than rows."""
+    styles = Style.of(results), Style.of(results, "validation")
+    rows = [network_cells(results, point, *styles) for point in results.run.points]
+    cleaned = ([clean(cell).replace("\n", " ") for cell in row] for row in rows)
+    return {
+        "heads": list(NETWORK_COLUMNS),
+        "kinds": list(NETWORK_COLUMNS.values()),
+        "columns": ["\n".join(column) for column in zip(*cleaned, strict=True)],
+    }
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """All networks of a method, role and level."""
+
+    task: Task
+    method: str
+    role: str
+    level: int
+    density: float
+    runs: int
+    networks: int
+    summaries: tuple[tuple[Style, Summary], ...]
+    """Of the validation and the test split."""
+
+
+def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
+    """Yield a summary for each method, role and level of a task, over all its runs."""
+    for task, indices in subject.by_task.items():
+        groups: dict[tuple[str, str, int], list[tuple[Results, list[Point]]]] = {}
+        for results in subject.pick(indices):
+            for role in results.roles:
+                for group in results.of_role(role):
+                    members = groups.setdefault((results.run.known_as, role, group.level), [])
+                    members.append((results, list(group.points.values())))
+        for (method, role, level), members in groups.items():
+            points = [point for _, some in members for point in some]
+            summaries = tuple(
+                (Style.of(members[0][0], split), summarise(point.metric(task.metric.name, split) for point in points))
+                for split in ("validation", "test")
+            )
+            density = statistics.fmean(point.density for point in points)
+            yield MethodSummary(task, method, role, level, density, len(members), len(points), summaries)

@@ -1,0 +1,372 @@
+"""Measured times: savings of compiled tickets, and the metric of a run's tickets against their latency."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ticketry.records.metric import Metric
+from ticketry.records.network import TICKET, Point
+from ticketry.records.speed import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
+from ticketry.report.subject import Series, Subject, labels_of
+from ticketry.report.tables.results import Group, Results, Summary, summarise
+from ticketry.report.wording import MINUS, NONE, Style, clean, percent
+
+
+@dataclass(frozen=True, order=True)
+class Setup:
+    """The conditions under which times are comparable."""
+
+    batch: int
+    precision: str
+    threads: int
+    cold: bool
+
+    @classmethod
+    def of(cls, timed: Timed) -> Setup:
+        return cls(timed.batch, timed.precision, timed.threads, timed.cold)
+
+    @property
+    def how(self) -> str:
+        """All conditions but the batch, in words."""
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.precision}, {threads}, {'cold' if self.cold else 'hot'} caches"
+
+
+@dataclass(frozen=True)
+class TimedPoint:
+    """The tickets of a level: their metric, and their latency relative to the fastest dense engine."""
+
+    group: Group
+    time: float
+    """Share of the fastest dense engine's time, mean over the timed replicates."""
+    low: float
+    """The lowest end of those replicates' intervals."""
+    high: float
+    timed: int
+    """Number of timed replicates."""
+    engines: tuple[str, ...]
+    """The fastest engines."""
+
+    @property
+    def metric(self) -> Summary:
+        return self.group.metric()
+
+
+def setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[Setup]:
+    """Return all setups in which a ticket of the runs was timed, smaller batches first."""
+    names = {results.run.name for results in runs}
+    return sorted({Setup.of(timed) for speed in speeds if speed.run in names for timed in speed.comparisons})
+
+
+def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) -> list[TimedPoint]:
+    """Return a point for each level of which a ticket was timed in that setup, the slowest first.
+
+    Each ticket has the time of its fastest form: in sparse kernels, or, for whole channels, as a smaller network in a
+    dense engine. If it was timed several times, the comparisons with the most dense engines count, and of them the
+    fastest.
+    """
+    found = []
+    for group in results.of_role(TICKET):
+        best = [one for point in group.points.values() if (one := _best_saving(results, point, speeds, setup))]
+        if best:
+            found.append(
+                TimedPoint(
+                    group=group,
+                    time=statistics.fmean(1 - one.saved for one in best),
+                    low=min(1 - one.high for one in best),
+                    high=max(1 - one.low for one in best),
+                    timed=len(best),
+                    engines=tuple(dict.fromkeys(one.engine for one in best)),
+                )
+            )
+    return sorted(found, key=lambda point: -point.time)
+
+
+def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: Setup) -> Saved | None:
+    """Return the largest saving among the comparisons with the most dense engines.
+
+    A ticket that was also timed against a single slow engine is not faster for that.
+    """
+    timings = [
+        timed
+        for speed in speeds
+        if speed.run == results.run.name and point.ticket and _folder(speed.ticket) == _folder(point.ticket)
+        for timed in speed.comparisons
+        if Setup.of(timed) == setup and timed.saved
+    ]
+    most = max(map(_dense_engines, timings), default=0)
+    saved = [one for timed in timings if _dense_engines(timed) == most for one in timed.saved]
+    return max(saved, key=lambda one: one.saved, default=None)
+
+
+def _dense_engines(timed: Timed) -> int:
+    return sum(one.timed and not one.sparse for one in timed.times)
+
+
+def _folder(path: str) -> str:
+    """Return the last part of a path: it identifies a run's ticket, wherever the store was when it was timed."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+# -- at equal time -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AtEqualTime:
+    """A timed level against unstructured tickets that take no longer."""
+
+    point: TimedPoint
+    difference: Summary
+    """Metric minus theirs, replicate by replicate; above 0 this level is better."""
+
+
+Compared = Mapping[tuple[Setup, str], Mapping[int, AtEqualTime]]
+"""By setup and name of a run, for each of its levels."""
+Values = Mapping[int, float]
+"""The test metric by replicate."""
+UNSTRUCTURED = "unstructured"
+
+
+def unstructured(results: Results, runs: Sequence[Results]) -> Results | None:
+    """Return the first run without structure that pairs with a run: same seeds, same recipe."""
+    return next((one for one in runs if results.pairs_with(one) and granularity(one) == UNSTRUCTURED), None)
+
+
+def at_equal_time(
+    results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: Setup
+) -> Mapping[int, AtEqualTime]:
+    """Compare each level of a run with unstructured tickets that take no longer.
+
+    Unstructured tickets of a given time are those of a level that is as fast, or an interpolation between two levels.
+    The comparison is with the best (by mean) of all that take no longer, so that a denser ticket that is worse by
+    chance does not count. Levels faster than any unstructured one are left out.
+    """
+    curve = _curve(base, timed_points(base, speeds, setup))
+    found = {}
+    for point in timed_points(results, speeds, setup):
+        rivals = [values for time, values in curve if time <= point.time]
+        between = _between(curve, point.time)
+        rivals += [between] if between else []
+        sign = base.run.task.metric.sign
+        best = max(rivals, key=lambda values: sign * statistics.fmean(values.values()), default=None)
+        shared = sorted(point.group.points.keys() & (best or {}).keys())
+        if best and shared:
+            own = point.group.values()
+            found[point.group.level] = AtEqualTime(point, summarise([sign * (own[r] - best[r]) for r in shared]))
+    return found
+
+
+def _curve(base: Results, points: Sequence[TimedPoint]) -> list[tuple[float, Values]]:
+    """Return time and metric of a run's levels and its dense network, the fastest first."""
+    found = [(point.time, point.group.values()) for point in points]
+    if base.dense is not None:
+        found.append((1.0, base.dense.values()))
+    return sorted(found, key=lambda one: one[0])
+
+
+def _between(curve: Sequence[tuple[float, Values]], time: float) -> Values | None:
+    """Interpolate the metric between the neighbours of a time; None if one is missing."""
+    slower = next((one for one in curve if one[0] >= time), None)
+    faster = next((one for one in reversed(curve) if one[0] < time), None)
+    if slower is None or faster is None:
+        return None
+    share = (time - faster[0]) / (slower[0] - faster[0])
+    shared = faster[1].keys() & slower[1].keys()
+    return {r: (1 - share) * faster[1][r] + share * slower[1][r] for r in shared} or None
+
+
+def granularity(results: Results) -> str:
+    """Name the structure of a run's masks; ``unstructured`` if tickets and settings name none."""
+    for group in results.of_role(TICKET):
+        for point in group.points.values():
+            if point.structure is not None:
+                return clean(point.structure.name)
+    settings = results.run.settings
+    if settings.get("structured") is True:
+        return "channels in the search"
+    pattern = settings.get("pattern")
+    return f"pattern {clean(pattern)}" if isinstance(pattern, str) and pattern != UNSTRUCTURED else UNSTRUCTURED
+
+
+def series_names(runs: Sequence[Results]) -> tuple[str, ...]:
+    """Name each run by its granularity, with its label where several have the same."""
+    kinds = [granularity(results) for results in runs]
+    return tuple(
+        kind if kinds.count(kind) == 1 else f"{kind} ({label})"
+        for kind, label in zip(kinds, labels_of(runs), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One setup with the runs that have tickets timed in it."""
+
+    setup: Setup
+    curves: tuple[tuple[Series, tuple[TimedPoint, ...]], ...]
+
+    @property
+    def metric(self) -> Metric:
+        return self.curves[0][0].results.run.task.metric
+
+
+def panels_of(subject: Subject, indices: Sequence[int]) -> list[Panel]:
+    """Return a panel for each setup in which a ticket of these runs (of one task) was timed."""
+    runs = subject.pick(indices)
+    series = [Series(*one) for one in zip(series_names(runs), indices, runs, strict=True)]
+    found = []
+    for setup in setups(runs, subject.speeds):
+        curves = [(one, tuple(timed_points(one.results, subject.speeds, setup))) for one in series]
+        if any(points for _, points in curves):
+            found.append(Panel(setup, tuple((one, points) for one, points in curves if points)))
+    return found
+
+
+def compared_panels(panels: Sequence[Panel], speeds: Sequence[SpeedRecord]) -> Compared:
+    """Compare tickets with structure to those without, in each panel that has both."""
+    found: dict[tuple[Setup, str], Mapping[int, AtEqualTime]] = {}
+    for panel in panels:
+        runs = [one.results for one, _ in panel.curves]
+        for results in runs:
+            base = unstructured(results, runs)
+            if base is not None and granularity(results) != UNSTRUCTURED:
+                found[panel.setup, results.run.name] = at_equal_time(results, base, speeds, panel.setup)
+    return found
+
+
+def has_comparison(panel: Panel, compared: Compared) -> bool:
+    return any(compared.get((panel.setup, one.results.run.name)) for one, _ in panel.curves)
+
+
+def best_at_equal_time(panel: Panel, compared: Compared) -> str:
+    """Name the structured level that gains most over unstructured tickets of the same time."""
+    found = [
+        (one, level)
+        for one, _ in panel.curves
+        for level in compared.get((panel.setup, one.results.run.name), {}).values()
+    ]
+    if not found:
+        return ""
+    one, best = max(found, key=lambda each: each[1].difference.mean)
+    style, ends = Style.of(one.results), best.difference.interval
+    interval = f" (95 % interval {style.interval(ends)})" if ends else ""
+    what = "largest gain of a structured level" if best.difference.mean > 0 else "smallest loss of a structured level"
+    count = (
+        "the only comparable level"
+        if len(found) == 1
+        else f"the best of {len(found)} comparable levels, so an upper estimate"
+    )
+    where = f"{one.label} at {percent(best.point.group.density)} % of the weights"
+    return (
+        f"Batch {panel.setup.batch}: at equal time the {what} over unstructured tickets is"
+        f" {style.number(best.difference.mean, True)}{interval}: {where}, in {100 * best.point.time:.0f} % of the dense"
+        f" time; {count}."
+    )
+
+
+# -- of one compiled ticket --------------------------------------------------------------------------------------------
+
+_CLOSE = 0.01
+"""Share of a time: a ratio of medians that leaves the interval by less does not visibly contradict it."""
+_STEADY = 2
+"""Largest ratio of the third to the first quartile of a steady engine's times."""
+
+
+def saved_sentence(speed: SpeedRecord) -> str:
+    """Say how much less time a call takes at each batch, and where no difference was shown (the interval has 0)."""
+    takes, unknown = [], []
+    for timed in speed.comparisons:
+        if (best := _first_saving(timed)) is None:
+            continue
+        if best.low <= 0 <= best.high:
+            unknown.append(f"at batch {timed.batch} (saved: {_range(best)}; against {best.against})")
+        else:
+            takes.append(f"{_less(best.saved)} at batch {timed.batch} (against {best.against})")
+    shown = [f"a call takes {', '.join(takes)}"] if takes else []
+    shown += [f"no difference is shown {', '.join(unknown)}"] if unknown else []
+    if not shown:
+        return "Nothing was compared."
+    return f"Against the fastest dense engine in the same rounds, {'; '.join(shown)}."
+
+
+def _less(saved: float) -> str:
+    return f"{abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'}"
+
+
+def _range(best: Saved) -> str:
+    return f"{100 * best.low:.1f} to {100 * best.high:.1f} %".replace("-", MINUS)
+
+
+def _first_saving(timed: Timed) -> Saved | None:
+    """Return the saving of the sparse engine, which comes first; a smaller dense model may follow."""
+    return next(iter(timed.saved), None)
+
+
+def unsteady_sentence(speed: SpeedRecord) -> str:
+    """Explain numbers that disagree because other work ran on the machine; empty if none do."""
+    apart = {timed.batch: _less(saved) for timed in speed.comparisons if (saved := _by_medians(timed)) is not None}
+    batches = [str(timed.batch) for timed in speed.comparisons if timed.batch in apart or _varied(timed)]
+    if not batches:
+        return ""
+    medians = ", ".join(f"{less} at batch {batch}" for batch, less in apart.items())
+    return (
+        f"Times varied a lot (batch {', '.join(batches)}), as they do beside other work on the machine. The saving is"
+        " the median of ratios within rounds, which then need not agree with the medians in figure and table"
+        f"{f', by which a call takes {medians}' if medians else ''}. Measure again on an idle machine."
+    )
+
+
+def _by_medians(timed: Timed) -> float | None:
+    """Return the saving by both medians; None if it is within the interval, or nearly."""
+    best, seconds = _first_saving(timed), [row.seconds for row in _both(timed) if row.seconds is not None]
+    if best is None or len(seconds) < 2:
+        return None
+    saved = 1 - seconds[0] / seconds[1]
+    return None if best.low - _CLOSE <= saved <= best.high + _CLOSE else saved
+
+
+def _varied(timed: Timed) -> bool:
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _both(timed))
+
+
+def _both(timed: Timed) -> list[EngineTime]:
+    """Return the times of the sparse engine and of the dense one that it is compared with."""
+    best, rows = _first_saving(timed), {row.engine: row for row in timed.times}
+    return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
+
+
+def saved_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
+    """Return the saving at each batch and the compile time as (name, number, remark)."""
+    found = []
+    for timed in speed.comparisons:
+        best = _first_saving(timed)
+        if best is None:
+            found.append((f"Batch {timed.batch}", NONE, "not compared"))
+        else:
+            number = f"{100 * best.saved:.1f} %".replace("-", MINUS)
+            found.append((f"Time saved, batch {timed.batch}", number, f"{_range(best)}; against {best.against}"))
+    if isinstance(speed, BenchRecord) and speed.compile_seconds is not None:
+        found.append(
+            ("Compiled in", f"{speed.compile_seconds:.2f} s", "kernels and their tables; later ones are cached")
+        )
+    return found
+
+
+def engine_times(speed: SpeedRecord) -> list[list[str]]:
+    """Return a line for each engine: its median milliseconds and quartiles at each batch, or why it has none."""
+    names = dict.fromkeys(row.engine for timed in speed.comparisons for row in timed.times)
+    return [[name, *(_engine_time(timed, name) for timed in speed.comparisons)] for name in names]
+
+
+def _engine_time(timed: Timed, name: str) -> str:
+    row = next((row for row in timed.times if row.engine == name), None)
+    if row is None or row.seconds is None:
+        return row.why if row else NONE
+    quartiles = "" if row.low is None or row.high is None else f" ({1e3 * row.low:.3g} to {1e3 * row.high:.3g})"
+    return f"{1e3 * row.seconds:.3g}{quartiles}"
+
+
+def lowest_confidence(speed: SpeedRecord) -> float:
+    """Return the lowest confidence of the savings' intervals."""
+    return min((saved.confidence for timed in speed.comparisons for saved in timed.saved), default=0.0)
