@@ -42,7 +42,7 @@ from ticketry.cli.search import read_arguments
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.asked_task import made_task
+from ticketry.evidence.ticket_under_test import made_task
 from ticketry.experiments.stored_runs import damaged
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes

@@ -33,7 +33,7 @@ from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.shrinking.plan import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.asked_task import made_task
+from ticketry.evidence.ticket_under_test import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.stored_runs import damaged
 from ticketry.integrations import _file as job_file

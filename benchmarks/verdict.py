@@ -16,7 +16,7 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import binomtest
 
-from ticketry.evidence.judging.guarded_tests import guarded
+from ticketry.evidence.significance import guarded
 from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 2000, 200, 60

@@ -25,8 +25,8 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import multivariate_normal, norm
 
-from ticketry.evidence.judging.guarded_tests import guarded
-from ticketry.evidence.judging.paired_comparisons import one_sided
+from ticketry.evidence.comparison import one_sided
+from ticketry.evidence.significance import guarded
 from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 4000, 200, 10

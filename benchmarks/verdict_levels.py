@@ -1,7 +1,7 @@
 """How often verdicts by level are wrong, and how often they find that a ticket is as good as the dense network.
 
 A search has several levels, each judged over the same replicates and corrected together by Holm
-(`ticketry.evidence.judging.pooled_tests`). Two kinds of rows:
+(`ticketry.evidence.significance`). Two kinds of rows:
 
 - differences drawn from distributions: normal ones that share part of their variance between levels, a last level with
   three times the standard deviation, and 5 % of collapses, of single networks or of whole replicates;
@@ -30,8 +30,16 @@ import numpy as np
 from common import Row, main, parser
 from scipy.special import stdtr
 
-from ticketry.evidence.judging.guarded_tests import guarded, unseen_collapse_of
-from ticketry.evidence.judging.pooled_tests import LOST, POOLED_LEVELS, SD_FLOOR, UNSEEN_FALL, pool, pooled_p_values
+from ticketry.evidence.significance import (
+    LOST,
+    POOLED_LEVELS,
+    SD_FLOOR,
+    UNSEEN_FALL,
+    guarded,
+    pool,
+    pooled_p_values,
+    unseen_collapse_of,
+)
 from ticketry.evidence.verdict import holm
 from ticketry.lab.store.bundle import Bundle
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.comparison import InterimAnalyses
 from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
 
 

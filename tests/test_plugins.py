@@ -312,7 +312,7 @@ def test_controls_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         control_mask("strange_controls:Denser", mask, Seeds())
     with pytest.raises(UsageError, match=r"'strange_controls:Both' is not known: it begins with fresh weights"):
         control_mask("strange_controls:Both", mask, Seeds())
-    with pytest.raises(UsageError, match=r"is no class derived from ticketry.evidence.Control"):
+    with pytest.raises(UsageError, match=r"is not a class derived from ticketry.evidence.Control"):
         control_mask("math:pi", mask, Seeds())
 
 

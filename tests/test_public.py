@@ -119,7 +119,7 @@ def test_commands_name_the_extra_before_they_train(words: list[str], extra: str,
 def test_verdicts_and_reports_name_the_extra(tmp_path) -> None:
     code = f"""{LACKING}
 import ticketry as tk
-from ticketry.evidence.judging.paired_comparisons import compare
+from ticketry.evidence.comparison import compare
 from ticketry.report import write_report
 for made in (
     lambda: compare([97.0, 98.0], [96.0, 98.5], margin=0.5),

@@ -85,4 +85,4 @@ def test_a_vocabulary_that_is_no_longer_a_tickets(tmp_path: Path, capsys: pytest
     assert "does not fit the task text: its vocabulary is tokenizer of size 4" in err
     code, err = call(capsys, "verify", ticket["path"], *store, "--trust")
     assert code == 1
-    assert "the ticket is of another task or network: its vocabulary" in err
+    assert "the ticket has another task or network: its vocabulary" in err

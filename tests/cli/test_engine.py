@@ -304,7 +304,7 @@ def test_a_ticket_that_was_never_trained(tmp_path: Path, capsys: pytest.CaptureF
     mute = tk.Ticket(tk.prune(model, density=0.5), model.state_dict(), {}).save(tmp_path / "mute")
     words = ["export", str(mute), "--weights", "start", "--format", "pt2", "-o", str(tmp_path / "n.pt2")]
     code, _, err = call(capsys, *words)
-    assert (code, "does not tell its task" in err) == (1, True)
+    assert (code, "does not contain its task" in err) == (1, True)
     assert call(capsys, *words, "--task", "digits")[0] == 0
 
 

@@ -15,7 +15,7 @@ import ticketry as tk
 from cli.calling import call
 from made_records import search_record
 from ticketry.cli.listing import summary
-from ticketry.evidence.comparison_names import (
+from ticketry.evidence.control import (
     LONGER,
     PROCEDURE_RIVALS,
     RIVALS,

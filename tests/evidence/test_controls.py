@@ -16,7 +16,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls
+from ticketry.evidence.control import CONTROLS, LONGER, check_controls
 from ticketry.evidence.controls import control_mask, train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining

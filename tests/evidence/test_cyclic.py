@@ -11,9 +11,8 @@ import torch
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER, RIVALS
-from ticketry.evidence.controls import control_mask, control_trainings, train_control
-from ticketry.evidence.cyclic import cycles
+from ticketry.evidence.control import CONTROLS, LONGER, RIVALS
+from ticketry.evidence.controls import control_mask, control_trainings, cycles, train_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest

@@ -14,7 +14,7 @@ import pytest
 import ticketry as tk
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
-from ticketry.evidence.control_steps import obstacle
+from ticketry.evidence.control import obstacle
 from ticketry.evidence.controls import stored_control_mask, train_control
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import verify
@@ -174,9 +174,9 @@ def test_a_variant_that_nobody_imported_is_imported_only_if_its_user_says_so(
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"variant": "penalty", "strength": "much"}, "tells of 'penalty' what it has not"),
-        ({"variant": "penalty", "kind": "none", "strength": 1.0, "names": ["x"]}, "cannot be made again"),
-        ({"variant": "held_mask"}, "tells of 'held_mask' what it has not"),
+        ({"variant": "penalty", "strength": "much"}, "has invalid fields for 'penalty'"),
+        ({"variant": "penalty", "kind": "none", "strength": 1.0, "names": ["x"]}, "cannot be restored"),
+        ({"variant": "held_mask"}, "has invalid fields for 'held_mask'"),
     ],
 )
 def test_variants_that_cannot_be_are_refused(searched: Searched, told: dict[str, Any], said: str) -> None:

@@ -12,9 +12,8 @@ import ticketry as tk
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
 from ticketry.evidence import procedure_rivals
-from ticketry.evidence.comparisons import Rivals
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.procedure import Procedure
+from ticketry.evidence.rivals import Procedure, Rivals
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verification import Verification, verify_procedure
@@ -184,7 +183,7 @@ def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
     gates = procedure(lab, "continuous", level=2, rounds=2, gate_lr=10.0, rewind="50%", retrain="none")
     found = verify_procedure(gates, VerifySettings(seeds=1, controls=("shuffled", "erk"), references=False))
     assert set(found.values) == {"ticket", "dense", "erk"}
-    assert f"it never has a ticket's {2 * TOTAL}" in found.left_out["shuffled"]
+    assert f"it never reaches a ticket's {2 * TOTAL}" in found.left_out["shuffled"]
     assert set(found.budgets.values()) == {2 * TOTAL}
 
 
@@ -209,7 +208,7 @@ def test_a_level_that_is_not_found_is_told(lab: tk.Lab) -> None:
 
 def test_controls_of_procedures_are_not_those_of_tickets(lab: tk.Lab) -> None:
     with pytest.raises(UsageError, match="'erk' is a control of procedures"):
-        tk.evidence.comparison_names.check_rivals(("erk",))
+        tk.evidence.control.check_rivals(("erk",))
     with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
         verify_procedure(procedure(lab, "oneshot"), VerifySettings(controls=("cyclic",)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import check_controls, check_rivals
+from ticketry.evidence.control import check_controls, check_rivals
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
 
 
@@ -21,7 +21,7 @@ from ticketry.evidence.settings import StabilitySettings, VerifySettings
         ({"claim": "wins", "controls": ("none",)}, "'wins' needs a control"),
         ({"seeds": 0}, "give at least 1"),
         ({"seeds": 3, "interim": (2, 3)}, "either interim or seeds"),
-        ({"after": -1}, "after -1 seeds: give the number of seeds that are passed over"),
+        ({"after": -1}, "after -1 seeds: give the number of seeds to skip"),
     ],
 )
 def test_before_anything_is_trained(settings: dict[str, Any], told: str) -> None:
@@ -30,9 +30,9 @@ def test_before_anything_is_trained(settings: dict[str, Any], told: str) -> None
 
 
 def test_a_control_that_no_record_could_name() -> None:
-    with pytest.raises(UsageError, match=r"dense_of_flops:lenet-300-100@0\.5: .* leave @0\.5 away"):
+    with pytest.raises(UsageError, match=r"dense_of_flops:lenet-300-100@0\.5: .* remove @0\.5"):
         check_controls(("shuffled", "dense_of_flops:lenet-300-100@0.5"))
-    with pytest.raises(UsageError, match=r"leave @0\.5 away"):
+    with pytest.raises(UsageError, match=r"remove @0\.5"):
         check_rivals(("dense_of_time:lenet-300-100@0.5",))
     check_rivals(check_controls(("dense_of_flops:lenet-300-100", "dense_of_time")))
 

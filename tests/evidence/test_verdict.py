@@ -18,7 +18,7 @@ from scipy import stats
 from samples import sample
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, check_budgets, compare, seeds_needed
+from ticketry.evidence.comparison import MOST_SEEDS, check_budgets, compare, seeds_needed
 from ticketry.evidence.verdict import InterimAnalyses, Verdict, decide_after, holm, holm_verdicts, verdict
 
 SLEEP = (1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4)
@@ -173,7 +173,7 @@ def test_the_levels_of_the_default_analyses_follow_their_formula() -> None:
 
 @pytest.mark.parametrize("at", [(), (1, 2), (3, 3), (5, 3)])
 def test_interim_analyses_that_are_no_plan_are_refused(at: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="rising numbers"):
+    with pytest.raises(UsageError, match="ascending numbers"):
         InterimAnalyses(at)
 
 
@@ -472,7 +472,7 @@ def test_a_collapse_is_seen_and_the_rate_that_is_not_excluded_is_told() -> None:
     assert found.dense.diagnosis is not None
     assert found.dense.diagnosis.low == (7,)
     assert found.dense.diagnosis.collapse_rate == pytest.approx(stats.binomtest(1, 8).proportion_ci(0.9).high)
-    assert any("seed number 7 lies far below the others" in reason for reason in found.reasons)
+    assert any("seed number 7 is far below the others" in reason for reason in found.reasons)
     none = verdict(NEAR, DENSE, claim="matches")
     assert none.dense.diagnosis is not None
     assert none.dense.diagnosis.collapse_rate == pytest.approx(1 - 0.05 ** (1 / 8))
@@ -568,7 +568,7 @@ def test_equal_budgets_pass() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, nan])
 def test_holm_refuses_what_is_no_p_value(p: float) -> None:
-    with pytest.raises(UsageError, match="no p-value"):
+    with pytest.raises(UsageError, match="not a p-value"):
         holm([0.1, p])
 
 

@@ -16,13 +16,11 @@ from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import comparisons as rivals_module
-from ticketry.evidence.asked_task import made_task
-from ticketry.evidence.comparison_names import RIVALS
-from ticketry.evidence.comparisons import Trained
+from ticketry.evidence.control import RIVALS
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.dense_references import flops_share, stretched
+from ticketry.evidence.rivals import Trained, flops_share, stretched
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import subject
+from ticketry.evidence.ticket_under_test import made_task, subject
 from ticketry.evidence.verification import Verification, verify
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
@@ -209,7 +207,7 @@ def test_what_is_as_good_as_dense_and_no_better_than_its_control_does_not_lose(
     settings = VerifySettings(controls=("shuffled",), interim=(3, 10), noise=False, references=False)
     found = verify(lab, ticket, settings)
     assert (found.verdict.outcome, found.verdict.n) == ("matches", 10)
-    told = found.told()
+    told = found.to_record()
     assert (told["verdict"], told["as_good_as_dense"], told["better_than_controls"]) == ("matches", "yes", "no")
     assert told["not_beaten"] == ("shuffled",)
     assert told["comparisons"][0].diagnosis is not None
@@ -265,13 +263,13 @@ def test_a_ticket_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> Non
 def test_a_ticket_whose_mask_is_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
     other = nn.Linear(3, 2)
     foreign = Ticket(Mask({"weight": torch.ones(2, 3, dtype=torch.bool)}), other.state_dict(), ticket.info)
-    with pytest.raises(TicketError, match="not of the network lenet-300-100"):
+    with pytest.raises(TicketError, match="does not fit the network lenet-300-100"):
         verify(lab, foreign)
 
 
 def test_a_ticket_that_tells_nothing_is_refused(lab: Lab, ticket: Ticket) -> None:
     bare = Ticket(ticket.mask, ticket.start, {"method": "mine"})
-    with pytest.raises(TicketError, match="does not tell its task, recipe, seeds, segment, retrain, rewind_step"):
+    with pytest.raises(TicketError, match="lacks its task, recipe, seeds, segment, retrain, rewind_step"):
         verify(lab, bare)
 
 
@@ -299,7 +297,7 @@ def test_an_old_ticket_s_task_is_made_by_its_name(ticket: Ticket) -> None:
     assert made_task(of(described)).key() == made_task(ticket).key() == catalogue.get("digits").key()
     with pytest.raises(TrustError, match="names the task 'nothing', which is not one of the built-in ones"):
         made_task(of({"name": "nothing", "key": {}}))
-    with pytest.raises(TicketError, match="'nothing' of this ticket cannot be made: there is no task"):
+    with pytest.raises(TicketError, match="'nothing' of this ticket cannot be built: there is no task"):
         made_task(of({"name": "nothing", "key": {}}), trust=True)
 
 

@@ -86,7 +86,7 @@ def test_a_control_that_cannot_have_its_tickets_steps_is_left_out_and_told(
     short = ["--recipe.length", "6it", "--rewind", "1it", "--replicates", "1", "--workers", "0"]
     code, out, _ = call(capsys, "search", "continuous", "--task", "digits", *words, *short, "--store", str(tmp_path))
     assert code == 0
-    why = "trained as a ticket, 0 steps after 6, it never has a ticket's 12"
+    why = "trained like a ticket, 0 steps after 6, it never reaches a ticket's 12"
     assert f"left out shuffled at level 2: {why}" in out
     record = read_run(read_sealed(next(tmp_path.glob("runs/*/run.json"))))
     rows = {(point.level, point.role): point.budget for point in record.points}

@@ -105,7 +105,7 @@ def test_only_some_densities(lab: Lab) -> None:
 
 
 def test_wrong_settings_are_told() -> None:
-    with pytest.raises(UsageError, match="random_reinit has other weights"):
+    with pytest.raises(UsageError, match="random_reinit changes the weights"):
         Settings(masks=("random_reinit",))
     with pytest.raises(UsageError, match="control 'best' is not known"):
         Settings(masks=("best",))

@@ -246,8 +246,8 @@ def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> 
 
 def test_a_control_that_costs_more_is_refused() -> None:
     from ticketry.core.mask import Mask
-    from ticketry.evidence.controls import _drawn
+    from ticketry.evidence.controls import _draw_mask
 
     ticket = Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, False])})
-    made = _drawn("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
+    made = _draw_mask("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
     assert made.kept >= 2

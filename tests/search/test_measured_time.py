@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
-from ticketry.evidence.equal_cost import dense_of_cost
+from ticketry.evidence.controls import dense_of_cost
 from ticketry.lab import measured_time
 from ticketry.lab.budget_masks import dense_multiplications
 from ticketry_engine.bench.machine import machine as machine_here

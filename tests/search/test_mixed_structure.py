@@ -15,9 +15,7 @@ from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS
-from ticketry.evidence.control import Drawing
-from ticketry.evidence.mask_form import Form
+from ticketry.evidence.control import CONTROLS, Drawing, Form
 from ticketry.lab.scoring_sample import Sample
 
 CHEAP = 0.3

@@ -230,7 +230,7 @@ def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]
 
 
 def _controls(store: Path) -> list[dict[str, Any]]:
-    from ticketry.evidence.comparison_names import MORE_CONTROLS
+    from ticketry.evidence.control import MORE_CONTROLS
     from ticketry.registry import BUILT_IN
 
     more = [{"name": name, "from": BUILT_IN, "description": text} for name, text in MORE_CONTROLS.items()]

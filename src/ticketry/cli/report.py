@@ -183,7 +183,7 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
 def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
     """The verdicts of a run, and the verification that would decide what they leave undecided."""
     from ticketry.cli.screen.results import next_lines
-    from ticketry.evidence.judging.level_verdicts import with_current_verdicts
+    from ticketry.evidence.level_verdicts import with_current_verdicts
     from ticketry.report import verdict_lines
 
     shown = with_current_verdicts(run)

@@ -13,22 +13,21 @@ from ticketry.evidence.stability import distance, stability
 from ticketry.evidence.verdict import holm, verdict
 
 if TYPE_CHECKING:
-    from ticketry.evidence.comparison_names import CONTROLS
+    from ticketry.evidence.comparison import compare
     from ticketry.evidence.connectivity import barrier, instability
-    from ticketry.evidence.control import Control
+    from ticketry.evidence.control import CONTROLS, Control
     from ticketry.evidence.controls import train_control
-    from ticketry.evidence.judging.paired_comparisons import compare
-    from ticketry.evidence.procedure import Procedure
+    from ticketry.evidence.rivals import Procedure
     from ticketry.evidence.settings import VerifySettings
     from ticketry.evidence.verification import verify, verify_procedure
 
 _PUBLIC = {
-    "CONTROLS": "ticketry.evidence.comparison_names",
+    "CONTROLS": "ticketry.evidence.control",
     "Control": "ticketry.evidence.control",
-    "Procedure": "ticketry.evidence.procedure",
+    "Procedure": "ticketry.evidence.rivals",
     "VerifySettings": "ticketry.evidence.settings",
     "barrier": "ticketry.evidence.connectivity",
-    "compare": "ticketry.evidence.judging.paired_comparisons",
+    "compare": "ticketry.evidence.comparison",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
     "verify": "ticketry.evidence.verification",

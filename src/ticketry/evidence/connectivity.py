@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import check_line
+from ticketry.evidence.control import check_line
 from ticketry.evidence.stability import children
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
@@ -34,41 +34,40 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Barrier:
-    """The error along the line between two networks."""
+    """Error along the line between two networks."""
 
     height: float
-    """The highest error on the line less the mean of the two ends', in the metric's unit."""
+    """Highest error on the line minus the mean of the two ends, in the metric's unit."""
     alphas: tuple[float, ...]
-    """Where on the line: 0 is the first network, 1 the other."""
+    """Positions on the line: 0 is the first network, 1 the other."""
     errors: tuple[float, ...]
-    """The error there, lower is better: 100 - accuracy for a metric in %, see `error_of`."""
+    """Error at each alpha, lower is better: 100 - accuracy for a metric in %, see `error_of`."""
     split: str
-    """The examples: train, validation or test."""
+    """Split of the examples: train, validation or test."""
     recalibrated: int
-    """Training batches from which batch-norm statistics were recomputed at each alpha; 0 is interpolated ones."""
+    """Training batches for recomputing batch-norm statistics at each alpha; 0 if interpolated."""
 
 
 def barrier(
     lab: Lab, task: Task, one: Result, other: Result, *, points: int = 11, split: str = "test", recalibrate: int = 0
 ) -> Barrier:
-    """The error barrier between two trained networks (Frankle et al. 2020, section 2). Remembered in the store.
+    """Measure the error barrier between two trained networks (Frankle et al. 2020, section 2). Cached in the store.
 
-    At each of `points` evenly spaced alphas, ends included, stands the network (1 - alpha) * one + alpha * other:
-    weights and floating-point buffers, other buffers as in `one`. The barrier is max(errors) less the mean of the two
-    ends, so it is never negative.
+    The network at each of `points` evenly spaced alphas, including the ends, is (1 - alpha) * one + alpha * other:
+    weights and floating-point buffers; other buffers are those of `one`. The barrier is max(errors) minus the mean of
+    the two ends, so it is never negative.
 
-    Running statistics of an interpolated network are not valid: the activations of a mixture of weights do not have
-    the mixture of their means and variances. So for networks with batch norm a barrier may be one of the statistics
-    only; `recalibrate` recomputes them. The ends are treated alike, for a fair comparison.
+    Interpolated running statistics are invalid: the activations of a mixture of weights do not have the mixture of
+    their means and variances. For networks with batch norm a barrier may thus be an artefact of the statistics;
+    `recalibrate` recomputes them, at the ends too.
 
     Args:
-        points: how many alphas (the paper has 30).
+        points: number of alphas (the paper has 30).
         split: train, validation or test.
-        recalibrate: from how many batches of the training data (not augmented, in a fixed order, as large as the
-            recipe's) batch-norm statistics are recomputed at each alpha, as the plain average over the batches; 0
-            interpolates them. Has no effect on a network without batch norm.
-        lab: with the results in its store.
-        task: that they were trained on.
+        recalibrate: number of training batches (not augmented, in a fixed order, of the recipe's size) over which
+            batch-norm statistics are averaged at each alpha; 0 interpolates them. Has no effect without batch norm.
+        lab: the lab with the results in its store.
+        task: their task.
         one: a trained network: the error at alpha 0.
         other: the network at alpha 1.
 
@@ -130,17 +129,17 @@ def instability(
     split: str = "test",
     recalibrate: int = 0,
 ) -> Barrier:
-    """The barrier between two children of one start under different data orders (Frankle et al. 2020, section 2).
+    """Measure the barrier between two children of one start under different data orders.
 
-    The start is the ticket's, a control's (any of `evidence.CONTROLS`), or for the dense network of a search its state
-    at the rewind step. The second child is the one of `evidence.stability`: it is trained once.
+    Frankle et al. 2020, section 2. The start is the ticket's, a control's (any of `evidence.CONTROLS`), or for the
+    dense network of a search its state at the rewind step. The second child is shared with `evidence.stability`.
 
     Args:
-        found: a network with the recipe and the seeds that it was searched with.
+        found: a network of a search with this recipe and these seeds.
         points, split, recalibrate: see `barrier`.
-        lab: with the search in its store.
-        task: of the search.
-        recipe: that it was searched with.
+        lab: the lab with the search in its store.
+        task: task of the search.
+        recipe: recipe of the search.
 
     Raises:
         UsageError: as `barrier`, and for an unknown control or seeds of another search.
@@ -160,9 +159,9 @@ def instability(
 
 
 def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int, last: int) -> dict[str, Tensor]:
-    """The state at alpha = index / last; what is not floating-point is taken from `one`.
+    """Return the state at alpha = index / last; tensors that are not floating-point are those of `one`.
 
-    Whole numbers weigh the two, in float64: the ends are exact, and the line is the same from either side.
+    Weights are integers in float64, so the ends are exact, and the line is the same from either side.
     """
     return {
         name: (((last - index) * a.double() + index * other[name].double()) / last).to(a.dtype)
@@ -174,7 +173,7 @@ def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: 
 
 @torch.no_grad()
 def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int, arithmetic: Arithmetic) -> int:
-    """Recompute the running statistics of all batch norms, in place; the number of batches used (0: no batch norm).
+    """Recompute the running statistics of all batch norms in place; return the number of batches (0: no batch norm).
 
     Each statistic is the plain average over the batches, which are normalised by their own as in training; all other
     modules are in evaluation mode (no dropout). The model is left in evaluation mode.
@@ -186,7 +185,7 @@ def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int,
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the cumulative average
+        norm.momentum = None  # selects the cumulative average
         norm.train()
     session = course.session(recipe.changed(augment=()), mix("recalibrate"), arithmetic)
     for batch in session.batches(range(batches)):
@@ -198,9 +197,9 @@ def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int,
 
 
 def error_of(metric: Metric, value: float) -> float:
-    """A metric as an error, lower is better: 100 - value in %, -value of other gains, the value itself of losses.
+    """Return a metric as an error, lower is better: 100 - value in %, -value for other gains, the value for losses.
 
-    What is not a number counts as infinite, so that it cannot hide in a maximum.
+    NaN becomes infinite, so that a maximum cannot hide it.
     """
     if isnan(value):
         return float("inf")

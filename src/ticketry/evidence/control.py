@@ -1,15 +1,21 @@
-"""What a control is, and those that are built in. Imports no torch until one is drawn.
+"""Controls of a ticket: their names, their masks and weights, and the training steps that they can have.
 
-A ticket is a claim about *these* connections with *these* early weights; each control takes one of the two away.
-"""
+A ticket is a claim about *these* connections with *these* early weights; each control removes one of the two. Nothing
+here imports torch when it is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ticketry.evidence.mask_form import WEIGHTS, Form
+from ticketry.choices import check_choice, list_choices
+from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structuring import Structuring
+from ticketry.errors import UsageError
+from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
+from ticketry.records.network import is_matched_dense
+from ticketry.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,25 +26,72 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Structure that masks of controls share with the ticket's."""
+
+    kind: str = "weights"
+    """weights, channels, rows (groups of rows that retain the same columns), n:m or pattern."""
+    m: int = 0
+    """Group size, for n:m."""
+    pattern: str = ""
+    """The pattern of the mask, for pattern; see `core.pattern`."""
+    aim: str = ""
+    """The mask's budget (flops), for weights; controls have the same budget instead of the same density."""
+
+    @classmethod
+    def of(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> Form:
+        """Return the form of a ticket's mask.
+
+        Args:
+            structure: the kind of its `Structuring`, or an empty text.
+            pattern: the pattern in which it was chosen.
+            shrunk: whether its network is trained without the removed channels.
+            aim: its budget.
+        """
+        if shrunk:
+            return cls("channels")
+        if not structure:
+            return cls(aim=aim) if pattern == UNSTRUCTURED else cls("pattern", pattern=pattern)
+        n_of_m = Structuring(kind=structure).n_of_m
+        return cls("n:m", n_of_m[1]) if n_of_m else cls("rows")
+
+    @classmethod
+    def of_found(cls, found: Found) -> Form:
+        """Return the form of a found ticket's mask."""
+        kind = found.structured.by.kind if found.structured else ""
+        return cls.of(kind, shrunk=found.result.segment.whole_channels, pattern=found.pattern, aim=found.aim)
+
+    def key(self) -> dict[str, Any]:
+        """Return JSON values that distinguish a control's mask from those of other forms."""
+        if self.kind == "channels":
+            return {"channels": True}  # key of masks stored before other forms existed
+        more = {"m": self.m, "pattern": self.pattern, "budget": self.aim}
+        return {"form": self.kind, **{name: value for name, value in more.items() if value}}
+
+
+WEIGHTS = Form()
+
+
+@dataclass(frozen=True)
 class Drawing:
-    """What a control's mask is drawn with."""
+    """Inputs for drawing a control's mask."""
 
     seed: int
     form: Form = WEIGHTS
-    """Of the ticket's mask, and so of the control's: else it would lack the structure too."""
+    """Form of the ticket's mask, which the control shares."""
     model: Callable[[], nn.Module] | None = None
-    """Makes a network of the task. Like `structure` not there where masks are of single weights."""
+    """Builds a network of the task. None for masks of single weights, like `structure`."""
     structure: Callable[[], Structure] | None = None
-    """Finds that network's coupled channels."""
+    """Finds the network's coupled channels."""
     prices: Prices | None = None
-    """Of a ticket with a budget: what a weight of each parameter costs. Its control costs no more."""
+    """Cost of a weight of each parameter, for a ticket with a budget. Its control costs no more."""
 
 
 class Control:
-    """A network as sparse as a ticket, trained for exactly as long, that lacks one thing that the ticket has.
+    """A network as sparse as a ticket, trained for exactly as long, that lacks one property of the ticket.
 
-    A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. Its
-    docstring is what lists show.
+    A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. Lists show
+    its docstring.
 
     Examples:
         >>> class SameSigns(tk.evidence.Control):
@@ -55,49 +108,48 @@ class Control:
     """
 
     forms: ClassVar[tuple[str, ...]] = ("weights",)
-    """Kinds of `Form` in which it draws masks."""
+    """Kinds of `Form` that it supports."""
     fresh: ClassVar[bool] = False
-    """Whether it begins with another initialisation, trained densely up to the step that the ticket's weights are
-    from."""
+    """Whether it starts from a fresh initialisation, trained densely up to the step of the ticket's start."""
     searched: ClassVar[bool] = True
-    """Whether there is anything in it of what the search found: then it cost what the search did."""
+    """Whether it uses a result of the search, and so has the search's cost."""
     drawn_as: ClassVar[str] = ""
-    """The control whose masks it shares, if it does."""
+    """The control whose masks it shares, if any."""
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        """The mask in place of the ticket's: of the same parameters, with as many weights kept.
+        """Return the control's mask: same parameters, equally many retained weights.
 
         Args:
             ticket: the ticket's mask.
-            drawing: a seed, and what the mask is made of: single weights, blocks, groups of rows, channels.
+            drawing: a seed, and the form of the mask.
         """
         return ticket
 
     def weights(self, weights: Mapping[str, Tensor], ticket: Mask, seed: int) -> Mapping[str, Tensor]:
-        """The weights and buffers, by normalised name, in place of those that the ticket's training begins with.
+        """Return weights and buffers, by normalised name, that replace those of the ticket's start.
 
-        They are masked afterwards. What is not named stays.
+        They are masked afterwards. Tensors that are not named stay.
 
         Args:
-            weights: those that the ticket's training begins with.
+            weights: weights and buffers of the ticket's start.
             ticket: its mask.
-            seed: of what is drawn.
+            seed: seed of random values.
         """
         return weights
 
     @property
     def changes_mask(self) -> bool:
-        """Whether it holds another mask than the ticket's."""
+        """Whether it has a different mask."""
         return type(self).mask is not Control.mask
 
     @property
     def changes_weights(self) -> bool:
-        """Whether it begins with other weights than the ticket."""
+        """Whether it starts from different weights."""
         return self.fresh or self.remakes_weights
 
     @property
     def remakes_weights(self) -> bool:
-        """Whether these are made of the ticket's."""
+        """Whether its start is derived from the ticket's."""
         return type(self).weights is not Control.weights
 
 
@@ -105,8 +157,7 @@ _FORMS = ("weights", "channels", "rows", "n:m", "pattern")
 
 
 class RandomReinit(Control):
-    """The ticket's mask on a fresh initialisation (trained densely up to the step that the ticket's weights are
-    from)."""
+    """The ticket's mask on a fresh initialisation (trained densely up to the step of the ticket's start)."""
 
     fresh = True
 
@@ -114,9 +165,9 @@ class RandomReinit(Control):
 class Shuffled(Control):
     """The ticket's weights, its mask shuffled within each layer.
 
-    Of channels as many of each group, in random places; of groups of rows as many in each layer, of as many rows and
-    columns; of N:M as many weights of every M inputs; of a pattern as many blocks of each layer. Of a budget of time
-    layers whose rows are in groups keep as many groups, which single weights in their place would be dearer than.
+    Channels: equally many of each group. Groups of rows: equally many in each layer, with as many rows and columns.
+    N:M: equally many weights of every M inputs. Patterns: equally many blocks of each layer. Under a latency budget,
+    layers with row groups retain equally many groups, because single weights would cost more.
     """
 
     forms = _FORMS
@@ -140,10 +191,10 @@ class Shuffled(Control):
 
 
 def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """A mask whose weights are shuffled one by one, but for layers that costs charge as groups of rows.
+    """Shuffle groups of rows in the layers whose cost is charged by groups, and use single weights elsewhere.
 
     Args:
-        single: the ticket's mask shuffled so in all layers.
+        single: the ticket's mask with single weights shuffled in all layers.
     """
     from ticketry.core.costs.cost_model import CostModel
     from ticketry.core.costs.granularity import FINEST
@@ -163,8 +214,8 @@ def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
 class RandomPrune(Control):
     """The ticket's weights, a random mask of the same density over the whole scope, or of the same budget.
 
-    Of channels random ones of all groups, to the ticket's density as closely as whole channels permit; of groups of
-    rows the columns are drawn from all layers together; of a pattern random blocks of all layers.
+    Channels: random ones of all groups, at the ticket's density as closely as whole channels permit. Groups of rows:
+    columns are drawn from all layers together. Patterns: random blocks of all layers.
     """
 
     forms = _FORMS
@@ -191,10 +242,148 @@ class RandomPrune(Control):
 
 
 class Cyclic(Control):
-    """The ticket itself, trained again and again from where it ended, for as many steps as its whole search."""
+    """The ticket itself, trained repeatedly from where it ended, for as many steps as its whole search."""
 
 
 class CyclicRandom(Shuffled):
-    """The same with the mask of shuffled."""
+    """Cyclic training with the mask of shuffled."""
 
     drawn_as = "shuffled"
+
+
+def _control(name: str, found: Any) -> Control:
+    if not (isinstance(found, type) and issubclass(found, Control)):
+        raise UsageError(f"{found!r} is not a class derived from ticketry.evidence.Control")
+    control = found()
+    if control.fresh and control.remakes_weights:
+        raise UsageError(
+            "a control starts from fresh weights (fresh) or from the ticket's, changed by weights(), not both"
+        )
+    return control
+
+
+_HERE = "ticketry.evidence.control"
+
+CONTROLS: Registry[Control] = Registry(
+    "control",
+    "ticketry.controls",
+    {
+        "random_reinit": f"{_HERE}:RandomReinit",
+        "shuffled": f"{_HERE}:Shuffled",
+        "random_prune": f"{_HERE}:RandomPrune",
+        "cyclic": f"{_HERE}:Cyclic",
+        "cyclic_random": f"{_HERE}:CyclicRandom",
+    },
+    make=_control,
+)
+"""Classes derived from `Control`; `get` returns an instance. Entry points add those of other packages."""
+
+LONGER = ("cyclic", "cyclic_random")
+"""Controls that are trained for longer than the ticket: shown beside a verdict, but not part of it. All other controls
+have the ticket's budget."""
+
+
+def network_named(role: str) -> str:
+    """Return the network that a dense rival names; empty for the ticket's own."""
+    return role.partition(":")[2]
+
+
+def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; raise `UsageError` for an unknown one, `PluginError` for an unusable plugin."""
+    for name in names:
+        if is_matched_dense(name):
+            _check_dense_rival(name)
+        else:
+            CONTROLS.get(name)
+    return names
+
+
+def _check_dense_rival(name: str) -> None:
+    _, at, width = name.partition("@")
+    if at:
+        raise UsageError(f"{name}: the width follows from the ticket's cost: remove @{width}")
+
+
+SMALL_DENSE = "small_dense"
+"""A narrower dense network with no more parameters than the ticket, if the task defines one."""
+RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER), SMALL_DENSE)
+"""Controls that a verified ticket should beat."""
+STATIC = ("uniform", "erk")
+"""Random masks of a procedure that need no search, fixed from the initialisation on. Their layers have one density, or
+those of Erdos-Renyi-Kernel (Evci et al. 2020, RigL, section 3)."""
+PROCEDURE_RIVALS = ("shuffled", *STATIC)
+"""Controls that a verified procedure should beat: random masks with its layers' densities, trained as its tickets are,
+and masks that need no search (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
+STRUCTURED_RIVALS = ("shuffled", "random_prune")
+"""The same for masks with a structure, which `STATIC` masks lack."""
+
+
+def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
+    """Raise `UsageError` for a name that is neither in `known` nor another control with the ticket's budget."""
+    for name in names:
+        if is_matched_dense(name):
+            _check_dense_rival(name)
+            continue
+        if name in known:
+            continue
+        if name in LONGER or (name not in CONTROLS and ":" not in name):
+            longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
+            of_procedures = " is a control of procedures (--about procedure)" if name in STATIC else ""
+            raise UsageError(
+                f"control {name!r}{longer or of_procedures or ' is not known'}: {list_choices(name, known)}"
+            )
+        CONTROLS.get(name)
+
+
+MORE_CONTROLS = {
+    "dense_of_flops": "The narrowest dense network with no fewer multiplications than the ticket (another kind of"
+    " network: dense_of_flops:NETWORK)",
+    "dense_of_time": "The narrowest dense network whose measured call takes no less time, of tickets found by --time"
+    " (or dense_of_time:NETWORK)",
+    SMALL_DENSE: "Of ticketry verify: a narrower dense network with no more parameters than the ticket",
+    "uniform": "Of verify --about procedure: a random mask, all layers equally dense, from the initialisation on",
+    "erk": "Of verify --about procedure: the same with the layers' densities of Erdos-Renyi-Kernel",
+}
+"""Names for ``--controls`` besides `CONTROLS`, with their descriptions."""
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_line(points: int, split: str, recalibrate: int) -> None:
+    """Raise `UsageError` for invalid settings of an error barrier."""
+    if points < 3:
+        raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
+    check_choice("split", split, SPLITS)
+    if recalibrate < 0:
+        raise UsageError(f"recalibrate is a number of training batches, at least 0, not {recalibrate}")
+
+
+def begins_after(found: Found) -> int | None:
+    """Return the training steps of a control's start; None if it cannot reach the ticket's total.
+
+    They are those of the rewound weights. A ticket that keeps final weights starts from the dense network, after which
+    its training fits once or more; if a budget gave the ticket a shorter schedule, from a dense network of that one.
+    """
+    own, steps = found.result.segment, budget(found)
+    if found.retrain in FROM_REWOUND:
+        begun = found.rewound.segment.last
+        return begun if begun + (own.total if found.retrain == DYNAMIC else own.steps) == steps else None
+    for begun in (found.dense.segment.last, own.total):
+        if begun + own.steps == steps or 0 < own.steps < steps - begun:
+            return begun
+    return None
+
+
+def obstacle(control: str, found: Found) -> str:
+    """Return why a control cannot have a ticket's training and steps; empty if it can, or need not."""
+    if is_matched_dense(control):
+        return ""
+    from ticketry.lab.training.variant import bound_to_mask
+
+    if CONTROLS.get(control).changes_mask and (why := bound_to_mask(found.result.segment.variants)):
+        return why
+    if control in LONGER or begins_after(found) is not None:
+        return ""
+    begun = (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last
+    own = found.result.segment.steps
+    return f"trained like a ticket, {own:,} steps after {begun:,}, it never reaches a ticket's {budget(found):,}"

@@ -1,45 +1,210 @@
-"""Training controls: networks as sparse as the ticket, trained for as long, that lack one thing it has.
+"""Training of controls: networks as sparse as a ticket, trained for as long, that lack one property of it.
 
-What each lacks it says itself, see `evidence.control`. Those that are built in are those of the papers: Frankle &
-Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020). Two others ask what the search's many trainings
-alone are worth, see `evidence.cyclic`.
-"""
+The built-in controls are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al.
+(2020). Three groups have their own section below: dense networks of a ticket's cost, cyclic training, and the rest."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from ticketry.core.budget import mask_cost
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
-from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER
-from ticketry.evidence.control import Control, Drawing
-from ticketry.evidence.control_steps import begins_after, obstacle
-from ticketry.evidence.cyclic import train_cycles
-from ticketry.evidence.equal_cost import train_dense_of_cost
-from ticketry.evidence.mask_form import WEIGHTS, Form
-from ticketry.lab.budget_masks import terms_in
+from ticketry.errors import TaskError, UsageError
+from ticketry.evidence.control import (
+    CONTROLS,
+    LONGER,
+    WEIGHTS,
+    Control,
+    Drawing,
+    Form,
+    begins_after,
+    network_named,
+    obstacle,
+)
+from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, terms_in
 from ticketry.lab.lab import Lab
+from ticketry.lab.measured_time import time_of, time_of_dense
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, Found, Seeds, budget
+from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, budget, search_cost
 from ticketry.lab.training.segment import Result, Segment, Start
-from ticketry.lab.training.variant import under_mask
-from ticketry.records.network import is_matched_dense
+from ticketry.lab.training.variant import Variant, under_mask
+from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
+from ticketry.step import Step
+from ticketry.tasks import catalogue
 from ticketry.tasks.catalogue import untrained
+from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import mix
 
 
-def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
-    """Digest of the stored mask that a control holds in place of a ticket's stored mask. Remembered.
+def train_for(
+    lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
+) -> Result:
+    """Train from the initialisation for a number of steps, with the recipe's schedule scaled to them.
 
     Args:
-        form: of the ticket's mask, and so of the control's, see `Drawing.form`.
+        variants: modifications of the training, such as a fixed mask; without any the network is dense.
+    """
+    per_epoch = lab.per_epoch(task, recipe)
+    if steps != recipe.steps(per_epoch):
+        recipe = stretched(recipe, per_epoch, steps)
+    segment = lab.segment(task, start=seeds.initialisation, variants=variants, order_seed=seeds.order, recipe=recipe)
+    return lab.train(segment, label=label)
+
+
+def stretched(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
+    """Scale a recipe to `steps` iterations, with its milestones and warm-up."""
+    scale = Fraction(steps, recipe.steps(per_epoch))
+
+    def scaled(text: str) -> str:
+        step = Step.parse(text)
+        return text if step.unit == "%" else f"{round(step.iterations(per_epoch=per_epoch) * scale)}it"
+
+    return recipe.changed(
+        length=f"{steps}it", warmup=scaled(recipe.warmup), milestones=tuple(scaled(text) for text in recipe.milestones)
+    )
+
+
+HUNDRED = 100
+"""Number of widths that are timed: finer steps are below the resolution of a timing."""
+
+STEPS = 1000
+"""Number of widths: for layers of up to 1,000 filters or neurons every width is among them."""
+
+
+def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") -> Task:
+    """Return the task with the narrowest dense network that costs at least as much as the masked one.
+
+    The cost is in MACs or latency; rounding thus never favours the ticket. Latencies are measured here and stored. It
+    is the strongest control: what a user would take instead of the ticket.
+
+    Args:
+        task: the mask's task.
+        role: a name of `records.network.MATCHED_DENSE`, followed by a colon and the network if it is not the task's own
+            (``dense_of_flops:vgg-11``).
+        terms: terms of the ticket's budget, see `Aimed.terms`: they name the costs of a latency.
 
     Raises:
-        UsageError: if the control is not known, draws no masks of that form, or draws one that does not fit.
+        UsageError: if the task's network has no other widths, or even the widest form costs less; for a latency-matched
+            network of a ticket without a latency budget.
+        CostError: if these costs are from another machine.
+    """
+    own = str(task.key().get("model", ""))
+    base = NetworkName.parse(network_named(role) or own)
+    if task.spec is None or not own or base.library:
+        raise UsageError(f"{role}: the network of the task {task.name} has no other widths: leave this control out")
+    widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)
+
+    def of_steps(steps: int) -> Task:
+        """Return the task with the network of this width."""
+        assert task.spec is not None
+        width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # the format of names
+        try:
+            return catalogue.make(replace(task.spec, model=str(NetworkName(base.base, width))))
+        except TaskError as error:
+            raise UsageError(f"{role}: {error}") from None
+
+    if role.startswith(LATENCY_MATCHED):
+        return _of_time(lab, task, role, mask, terms, of_steps)
+    wanted, whole = left_multiplications(lab, task, mask), of_steps(STEPS)
+    if dense_multiplications(lab, whole) < wanted:
+        raise UsageError(
+            f"{role}: {whole.key()['model']} takes {dense_multiplications(lab, whole):,} multiplications, fewer than"
+            f" the ticket's {wanted:,}: name a network that is dearer at its full width"
+        )
+    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_multiplications(lab, of_steps(steps))) + 1
+    return of_steps(least)
+
+
+def _of_time(lab: Lab, task: Task, role: str, mask: Mask, terms: str, of_steps: Callable[[int], Task]) -> Task:
+    """Return the narrowest network, in steps of a hundredth, that is at least as slow as the masked one."""
+    costs = terms_in(lab, task, mask, terms) if terms.startswith("time") else None
+    if not isinstance(costs, CostModel):
+        raise UsageError(f"{role} is of tickets for a time: search with --time, or take dense_of_flops")
+    wanted = time_of(lab, task, mask, costs)
+
+    def share(hundredths: int) -> float:
+        return time_of_dense(lab, of_steps(hundredths * STEPS // HUNDRED), task, costs).share
+
+    if share(HUNDRED) < wanted.share:
+        raise UsageError(
+            f"{role}: even {of_steps(STEPS).key()['model']} takes only {100 * share(HUNDRED):.1f} % of the dense time,"
+            f" and the ticket {wanted}: name a network that is slower at its full width"
+        )
+    least = bisect_left(range(1, HUNDRED), wanted.share, key=share) + 1
+    return of_steps(least * STEPS // HUNDRED)
+
+
+def train_dense_of_cost(
+    lab: Lab, task: Task, recipe: Recipe, role: str, found: Found, seeds: Seeds, *, label: str = ""
+) -> Result:
+    """Train the dense rival of a found ticket: from its own initialisation, for the ticket's total steps."""
+    assert found.mask is not None
+    rival = dense_of_cost(lab, task, role, lab.store.get_mask(found.mask), found.aim)
+    return train_for(lab, rival, recipe, budget(found), seeds, label=label)
+
+
+def train_cycles(
+    lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds, label: str = ""
+) -> list[Result]:
+    """Train a stored mask for `cycles` cycles and return each result.
+
+    Gadhikar, Nelaturu & Burkholz, "Cyclic Sparse Training: Is it Enough?" (2024, arXiv 2406.02773) ask how much of a
+    gain is due to repeated learning rate cycles alone. A cycle is the ticket's own training (steps k..T for a ticket
+    that keeps final weights): weights continue from cycle to cycle, the optimiser starts afresh, each has its own data
+    order. The first is the training of the ticket (or of `shuffled`) itself, shared through the store. The budget is
+    that of the search, so no verdict is based on these controls.
+    """
+    first = _first(lab, task, recipe, mask, found, seeds)
+    results: list[Result] = []
+    count = cycles(found, first.steps)
+    for number in range(count):
+        if not results:
+            segment = first
+        else:
+            start = Start(state=results[-1].model)
+            segment = replace(first, start=start, order_seed=mix(seeds.order, "cycle", number))
+        results.append(lab.train(segment, label=f"{label} (cycle {number + 1} of {count})"))
+    return results
+
+
+def cycles(found: Found, steps: int) -> int:
+    """Return the number of cycles of `steps` steps nearest to a ticket's whole cost after its rewind step."""
+    left = search_cost(found) - found.rewound.segment.last
+    return max(1, (2 * left + steps) // (2 * steps))
+
+
+def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
+    at_end = found.rewound.segment.last >= found.result.segment.total
+    retrain = found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue"
+    return retraining(
+        lab,
+        task,
+        recipe,
+        retrain=retrain,
+        mask=None,
+        rewound=found.rewound,
+        trained=found.rewound,
+        order_seed=seeds.order,
+        entered=found.result.segment.first if found.retrain == GRADUAL else None,
+        variants=under_mask(found.result.segment.variants, mask),
+    )
+
+
+def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
+    """Return the digest of a control's stored mask for a ticket's stored mask. Cached in the store.
+
+    Args:
+        form: form of both masks, see `Drawing.form`.
+
+    Raises:
+        UsageError: if the control is unknown, does not support that form, or draws a mask that does not fit.
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
@@ -52,34 +217,34 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
         drawing = replace(drawing, prices=terms_in(lab, task, lab.store.get_mask(ticket), form.aim))
     return lab.remembered_mask(
         {**described, **form.key(), "task": dict(task.key())},
-        lambda: _drawn(control, lab.store.get_mask(ticket), seeds, drawing),
+        lambda: _draw_mask(control, lab.store.get_mask(ticket), seeds, drawing),
     )
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """The mask of single weights that a control holds in place of the ticket's. Pure function of its arguments.
+    """Return a control's mask of single weights for a ticket's mask. Pure function of its arguments.
 
     Raises:
-        UsageError: if the control is not known, or draws a mask that does not fit.
+        UsageError: if the control is unknown, or draws a mask that does not fit.
     """
-    return _drawn(control, mask, seeds, Drawing(0))
+    return _draw_mask(control, mask, seeds, Drawing(0))
 
 
-def _drawn(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
-    """The mask of a control with the form of `drawing`."""
+def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
+    """Draw a control's mask in the form of `drawing`."""
     chosen = CONTROLS.get(control)
     if not chosen.changes_mask:
         return ticket
     if drawing.form.kind not in chosen.forms:
         raise UsageError(
-            f"the control {control} draws masks of {', '.join(chosen.forms)}, and this ticket's is of"
+            f"the control {control} draws masks of {', '.join(chosen.forms)}, but this ticket's mask is of"
             f" {drawing.form.kind}: leave it out"
         )
     seed = mix(seeds.mask, chosen.drawn_as or control, ticket.digest)
     mask = chosen.mask(ticket, replace(drawing, seed=seed))
     if drawing.prices is not None and mask.shapes == ticket.shapes:
         if mask_cost(mask, drawing.prices) > mask_cost(ticket, drawing.prices):
-            raise UsageError(f"the control {control} makes a mask that costs more than the ticket's")
+            raise UsageError(f"the control {control} draws a mask that costs more than the ticket's")
         return mask
     if mask.shapes != ticket.shapes or (drawing.form == WEIGHTS and mask.kept != ticket.kept):
         raise UsageError(
@@ -90,10 +255,10 @@ def _drawn(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
 
 
 def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
-    """What a control that makes other weights of the ticket's begins with.
+    """Return the start of a control that derives its weights from the ticket's.
 
     Args:
-        state: digest of the stored weights and buffers that the ticket's training begins with.
+        state: digest of the stored weights and buffers of the ticket's start.
         ticket: digest of its stored mask.
 
     Raises:
@@ -104,7 +269,9 @@ def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds)
     made = {**before, **CONTROLS.get(control).weights(dict(before), lab.store.get_mask(ticket), seed)}
     for name, value in made.items():
         if name not in before or value.shape != before[name].shape or value.dtype != before[name].dtype:
-            raise UsageError(f"the control {control} makes weights {name!r} that the network does not have so")
+            raise UsageError(
+                f"the control {control} returns weights {name!r} that the network lacks, or has in another shape"
+            )
     return Start(state=lab.store.put_tensors({name: value.contiguous() for name, value in made.items()}))
 
 
@@ -113,27 +280,23 @@ def train_control(
 ) -> Result:
     """Train a control beside a ticket, for exactly as many steps of the same schedule and data order.
 
-    Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
-    the level before are 0 wherever that level's mask was. Such a ticket has been trained once at each level so far, and
-    so is its control, each time in another order of the data, until it has the ticket's `budget`: the last time, where
-    less is left than a whole training, over the end of the schedule alone. So are the weights of
-    gradual pruning 0 at its last cut: there the control goes on from the dense network at that step. Where the ticket's
-    mask moved while it trained (dynamic), the control's stays: it is trained from step 0, for as many steps as the
-    ticket in all. Whatever acts on the ticket while it trains acts on the control too, see `Variant.under`: where the
-    ticket is trained without the channels that its mask removes, so is the control, with a mask of whole channels of
-    its own; where the rows of the ticket's mask are in groups, or its weights in blocks, so
-    are those of the control's, see `stored_control_mask`.
-    Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
+    - Tickets that keep final weights (rewind_lr, finetune): the control starts from the dense network and is trained as
+      often as the ticket was, in different data orders, until it has the ticket's `budget`; the last training may cover
+      only the end of the schedule.
+    - Gradual pruning: the control continues from the dense network at the last pruning step.
+    - Dynamic masks: the control's mask is fixed, trained from step 0 for the ticket's total steps.
+    - Modifications of the ticket's training apply to the control too (`Variant.under`), and its mask has the form of
+      the ticket's (`stored_control_mask`).
+    - `LONGER` controls are trained for longer, see `train_cycles`.
 
     Args:
-        lab: where it is trained, with the search in its store.
-        task: of the search.
-        recipe: that the ticket was searched with. Where a budget made the ticket's own shorter or longer, the control
-            has the ticket's.
-        control: its name: random_reinit, shuffled, random_prune and others of ``ticketry list controls``.
+        lab: the lab with the search in its store.
+        task: task of the search.
+        recipe: recipe of the search. If a budget changed the ticket's recipe, the control has the ticket's.
+        control: random_reinit, shuffled, random_prune or another of ``ticketry list controls``.
         found: the ticket.
-        seeds: of the replicate that found it.
-        label: what to call it in progress events.
+        seeds: seeds of the replicate that found it.
+        label: name in progress events.
 
     Raises:
         UsageError: for an unknown control, or one that is not defined for this ticket, or cannot have its steps.
@@ -154,36 +317,36 @@ def train_control(
 
 @dataclass(frozen=True)
 class Trained:
-    """A control, and what was trained for it alone."""
+    """A control and the trainings that it alone needed."""
 
     trainings: list[Result]
-    """Each from where the one before it ended."""
+    """Each continues the previous one."""
     begun: int = 0
-    """Training steps in the weights that the first of them begins with."""
+    """Training steps of the start of the first."""
     fresh: Result | None = None
-    """The dense training that its first weights come from, where the search has it not."""
+    """The dense training of its start, unless the search has it."""
     searched: bool = True
     """See `Control.searched`."""
 
     @property
     def budget(self) -> int:
-        """Training steps since initialisation that are in its weights."""
+        """Training steps since initialisation."""
         return self.begun + sum(each.segment.steps for each in self.trainings)
 
 
 def control_trainings(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> list[Result]:
-    """The trainings of `train_control`, each from where the one before it ended."""
+    """Return the trainings of `train_control`, each of which continues the previous one."""
     return trained_control(lab, task, recipe, control, found, seeds, label).trainings
 
 
 def trained_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Trained:
-    """`train_control` with all its trainings; of `records.network.MATCHED_DENSE` too."""
+    """Train a control, see `train_control`, or one of `records.network.MATCHED_DENSE`; return all trainings."""
     assert found.mask is not None
-    recipe = found.result.segment.recipe  # a budget may have given the ticket a shorter or longer one than the search
+    recipe = found.result.segment.recipe  # a budget may have changed the ticket's recipe
     if is_matched_dense(control):
         rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)
         return Trained([rival], fresh=rival, searched=False)
@@ -197,7 +360,7 @@ def trained_control(
     steps = begins_after(found)
     if steps is None:
         raise UsageError(f"the control {control} is not defined for this ticket: {obstacle(control, found)}")
-    begun, fresh = _begun(lab, task, chosen, found, steps, seeds, label)
+    begun, fresh = _find_start(lab, task, chosen, found, steps, seeds, label)
     segment = retraining(
         lab,
         task,
@@ -213,14 +376,13 @@ def trained_control(
     if chosen.remakes_weights:
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
-    return Trained(_until_even(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched)
+    return Trained(_train_repeatedly(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched)
 
 
-def _begun(
+def _find_start(
     lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
 ) -> tuple[Result, Result | None]:
-    """The state of `steps` steps that a control begins with, and the dense training that it is from, if the search has
-    none."""
+    """Return the state after `steps` steps for a control's start, and its dense training unless the search has it."""
     state = found.rewound if found.retrain in FROM_REWOUND else found.dense
     searched = state.segment.last == steps
     if searched and not chosen.fresh:
@@ -236,8 +398,8 @@ def _begun(
     return lab.at(trained, steps), trained
 
 
-def _until_even(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
-    """Trained, and again from where that ended until there are so many steps; the last time over the end alone."""
+def _train_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
+    """Train a segment repeatedly until there are `steps` steps; the last training may cover only its end."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:
         start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))

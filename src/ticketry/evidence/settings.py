@@ -1,4 +1,4 @@
-"""What can be set of a verification and of a stability analysis. Needs no torch."""
+"""Settings of a verification and of a stability analysis. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Literal
 
 from ticketry.choices import check_choices, check_numbers
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls, check_line
-from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
-from ticketry.evidence.judging.ranges import check_settings
+from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
+from ticketry.evidence.control import CONTROLS, LONGER, check_controls, check_line
 from ticketry.records.verdict import Claim
 from ticketry.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """Of a verification, see `evidence.verify`.
+    """Settings of a verification, see `evidence.verify`.
 
     Examples:
         >>> settings = tk.evidence.VerifySettings(margin=0.5, interim=(5, 10))
@@ -27,18 +26,18 @@ class VerifySettings:
     """
 
     about: Literal["", "ticket", "procedure"] = ""
-    """What the verdict is about: ticket (this mask and this start, trained again with other orders of the data) or
-    procedure (method and settings: the whole search, again from fresh seeds). By default ticket where there is a start
-    to train from, else procedure."""
+    """Subject of the verdict: ticket (this mask and this start, trained again with other orders of the data) or
+    procedure (method and settings: the whole search, again from fresh seeds). By default ticket if it has a start, else
+    procedure."""
     controls: tuple[str, ...] = ()
-    """What should be beaten: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list controls`, of
-    a procedure also uniform and erk; or none. By default the first four for a ticket, and shuffled, uniform, erk for a
+    """Controls: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list controls`, for a procedure
+    also uniform and erk; or none. By default the first four for a ticket, and shuffled, uniform, erk for a
     procedure."""
     dense_at: Literal["budget", "cost"] = "budget"
-    """Training steps of the dense network that a procedure is compared with: budget (as many as are in its tickets'
-    weights) or cost (as many as the whole search has trained)."""
+    """Training steps of the dense network that a procedure is compared with: budget (those of its tickets' weights) or
+    cost (those of the whole search)."""
     claim: Claim | None = None
-    """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins where
+    """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins if
     there are controls."""
     margin: float | None = None
     """How much worse than dense still counts as no worse, in the metric's unit; by default 0.5 points, or 1 % of the
@@ -46,19 +45,20 @@ class VerifySettings:
     confidence: float = 0.95
     """1 - the probability of a false verdict."""
     least_spread: float | None = None
-    """Standard deviation of seeds below which none is believed, in the metric's unit; by default the margin."""
+    """SD floor of seeds, in the metric's unit; by default the margin."""
     interim: tuple[int, ...] = INTERIM
-    """Interim analyses: numbers of seeds at which to judge. The last is the limit; earlier ones are paid for."""
+    """Interim analyses: numbers of seeds at which to judge. The last is the limit; earlier ones cost power."""
     seeds: int | None = None
-    """So many seeds, judged once, without interim analyses."""
+    """Number of seeds for a single analysis, without interim analyses."""
     after: int = 0
-    """Fresh seeds that are passed over: those by which an earlier verification was judged, whose plan or settings were
-    not these. A plan's end that is moved once its seeds have been seen errs more often than it says."""
+    """Fresh seeds to skip: those of an earlier verification with another plan or other settings. Extending a plan after
+    its seeds were analysed raises the error rate."""
     noise: bool = True
-    """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it. Of a
-    procedure there is none: it would be as many searches again."""
+    """Also train the ticket with equally many other seeds (A/A) to measure the noise floor; --no-noise saves it. Not
+    available for a procedure, which would need as many searches again."""
     references: bool = True
-    """The dense network at the search's whole cost and, of a ticket, at its FLOPs; --no-references saves them."""
+    """Also train the dense network at the search's whole cost and, for a ticket, at its FLOPs; --no-references saves
+    it."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -67,7 +67,7 @@ class VerifySettings:
         if self.claim == "wins" and self.controls == ("none",):
             raise UsageError("'wins' needs a control to win against: name controls, or claim 'matches'")
         if self.after < 0:
-            raise UsageError(f"after {self.after} seeds: give the number of seeds that are passed over, at least 0")
+            raise UsageError(f"after {self.after} seeds: give the number of seeds to skip, at least 0")
         if self.seeds is None:
             return
         if self.interim != INTERIM:
@@ -77,43 +77,43 @@ class VerifySettings:
 
     @property
     def plan(self) -> InterimAnalyses | None:
-        """The interim analyses; None where all seeds are judged once."""
+        """The interim analyses; None for a single analysis."""
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
     def rivals(self, suited: tuple[str, ...]) -> tuple[str, ...]:
-        """The controls: those asked for, each once, or those that are `suited` if that was left open."""
+        """Return the requested controls, each once, or by default `suited`."""
         return () if self.controls == ("none",) else tuple(dict.fromkeys(self.controls or suited))
 
     @property
     def what_is_claimed(self) -> Claim:
-        """The claim that holds, if it was left open."""
+        """The claim, or its default."""
         return self.claim or ("matches" if self.controls == ("none",) else "wins")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StabilitySettings:
-    """Of a stability analysis."""
+    """Settings of a stability analysis."""
 
     rewinds: tuple[str, ...] = ("0", "1%", "3%", "7%", "20%")
-    """Rewind steps: a search for each."""
+    """Rewind steps, with a search for each."""
     at: tuple[float, ...] = ()
-    """Densities of the tickets that are analysed; all of the search's by default."""
+    """Densities of the analysed tickets; all of the search's by default."""
     masks: tuple[str, ...] = ("shuffled", "random_prune")
     """Other masks with the ticket's weights, analysed like the ticket: shuffled, random_prune, or none."""
     points: int = 11
-    """Points on the line of an error barrier, its ends included; 0 leaves barriers out."""
+    """Points on the line of an error barrier, including its ends; 0 skips barriers."""
     splits: tuple[str, ...] = ("train", "test")
-    """On whose examples: train, validation, test."""
+    """Splits of the examples: train, validation, test."""
     recalibrate: int = 20
-    """Training batches from which batch-norm statistics are recomputed at each point; 0 interpolates them."""
+    """Training batches for recomputing batch-norm statistics at each point; 0 interpolates them."""
     dense: bool = True
     """Also train the dense network of each rewind step with a second data order."""
     layers: bool = True
-    """Write the distances of each layer, too."""
+    """Also record the distances of each layer."""
 
     @property
     def roles(self) -> tuple[str | None, ...]:
-        """What is analysed at a density: the ticket (None) and other masks."""
+        """Analysed masks at a density: the ticket's (None) and others."""
         return (None, *(() if self.masks == ("none",) else self.masks))
 
     def __post_init__(self) -> None:
@@ -129,6 +129,6 @@ class StabilitySettings:
             for split in self.splits:
                 check_line(self.points, split, self.recalibrate)
         if others := [name for name in self.roles if name and CONTROLS.get(name).changes_weights]:
-            raise UsageError(f"{others[0]} has other weights, not another mask: name it among the controls")
+            raise UsageError(f"{others[0]} changes the weights, not the mask: name it among the controls")
         if longer := [name for name in self.masks if name in LONGER]:
-            raise UsageError(f"{longer[0]} is trained for longer, which is not stability: name it among the controls")
+            raise UsageError(f"{longer[0]} is trained for longer: name it among the controls")

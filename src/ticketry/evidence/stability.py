@@ -1,8 +1,8 @@
-"""Stability: how far apart two trainings of one network end, after pruning or under another data order.
+"""Stability: the distance of two trainings of one network, after pruning or under another data order.
 
 The measure of Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019, section 3): the L2
-distance and the angle between trained weights, where the mask keeps them. Tickets that win were found to be the more
-stable ones. It says little about linear connectivity: for that see `evidence.connectivity`.
+distance and the angle between trained weights that the mask retains. Winning tickets were found to be more stable. It
+says little about linear connectivity: for that see `evidence.connectivity`.
 
 Nothing here imports torch when it is imported, for `ticketry.evidence` binds this module's functions.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.choices import did_you_mean, format_names
 from ticketry.errors import MaskError, UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER
+from ticketry.evidence.control import CONTROLS, LONGER
 from ticketry.lab.search_result import REWINDING, Found, Seeds
 
 if TYPE_CHECKING:
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far apart two states are."""
+    """Distance of two states."""
 
     l2: float
     """Euclidean distance of the two weight vectors."""
     angle: float | None
-    """Between the two vectors, in degrees, 0 … 180; None where one of them is all 0."""
+    """Angle between the two vectors in degrees, 0 … 180; None if one of them is 0."""
     weights: int
-    """How many weights were compared."""
+    """Number of compared weights."""
     layers: Mapping[str, Distance] = field(default_factory=dict)
-    """The same of each parameter on its own."""
+    """Distance of each parameter."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Two distances over the weights that the mask keeps (the smaller, the more stable)."""
+    """Two distances over the weights that the mask retains; smaller is more stable."""
 
     pruning: Distance
     """The dense network, masked after training, against the sub-network, masked before it; one data order."""
@@ -57,19 +57,19 @@ class Stability:
 def distance(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None = None
 ) -> Distance:
-    """The L2 distance and the angle of two states, whole and by parameter, in float64.
+    """Return the L2 distance and the angle of two states, in total and by parameter, in float64.
 
     The angle is 2 atan2(|u - v|, |u + v|) of the unit vectors u and v (Kahan): unlike arccos of their product, it is
     exact to rounding for nearly equal and nearly opposite vectors too.
 
     Args:
         one, other: name -> tensor, such as `lab.state(result)`.
-        mask: what to compare: the weights that a `Mask` keeps, or all of the parameters that a `Scope` (or any
-            iterable) names; None is every floating-point tensor, norm statistics included.
+        mask: the compared weights: those that a `Mask` retains, or all of the parameters that a `Scope` (or any
+            iterable) names; None is every floating-point tensor, including norm statistics.
 
     Raises:
         MaskError: if the mask names a tensor that a state lacks or has in another shape.
-        UsageError: if the states are of different networks.
+        UsageError: if the states belong to different networks.
 
     Examples:
         >>> apart = tk.evidence.distance({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])})
@@ -78,8 +78,8 @@ def distance(
     """
     _warn_of_shared_memory(one, other)
     pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _compared(one, other, mask)}
-    layers = {name: _apart([pair]) for name, pair in pairs.items()}
-    return replace(_apart(list(pairs.values())), layers=layers)
+    layers = {name: _distance_of_pieces([pair]) for name, pair in pairs.items()}
+    return replace(_distance_of_pieces(list(pairs.values())), layers=layers)
 
 
 def _compared(
@@ -117,8 +117,8 @@ def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor
         )
 
 
-def _apart(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
-    """The distance of two vectors that come in pieces."""
+def _distance_of_pieces(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
+    """Return the distance of two vectors given in pieces."""
     size_a, size_b = (hypot(*(_norm(pair[side]) for pair in pairs)) for side in (0, 1))
     angle = None
     if size_a and size_b:
@@ -135,26 +135,26 @@ def _norm(vector: Tensor) -> float:
 def stability(
     lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
 ) -> Stability:
-    """The stability of a ticket, or of a control with another mask in its place (Frankle et al. 2019, section 3).
+    """Return the stability of a ticket, or of a control with another mask (Frankle et al. 2019, section 3).
 
     With W_k the rewound weights, m the mask and A(W, u) training from W to the end with the data order u:
 
     - to pruning: |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
     - to data order: |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
 
-    A(W_k, u) is the dense network of the search: at step k it keeps its optimiser's state, where the ticket's starts
-    afresh. Whatever is not yet in the store is trained, and is then shared with `evidence.instability`.
+    A(W_k, u) is the dense network of the search, whose optimiser state continues at step k, while the ticket's starts
+    afresh. Missing results are trained, and shared with `evidence.instability`.
 
     Args:
-        found: a ticket, with the recipe and the seeds that it was searched with.
+        found: a ticket of a search with this recipe and these seeds.
         control: ``shuffled`` or ``random_prune``.
-        lab: with the search in its store.
-        task: of the search.
-        recipe: that it was searched with.
-        seeds: of the replicate that found it.
+        lab: the lab with the search in its store.
+        task: task of the search.
+        recipe: recipe of the search.
+        seeds: seeds of the replicate that found it.
 
     Raises:
-        UsageError: for the dense network, for a control whose weights are others, for seeds of another search, or if
+        UsageError: for the dense network, for a control with other weights, for seeds of another search, or if
             the ticket was not trained as the dense network was from step k on (retrain ``continue``).
 
     Examples:
@@ -167,7 +167,7 @@ def stability(
         (True, True)
     """
     if found.mask is None:
-        raise UsageError("stability is of a sub-network: the dense network has no mask")
+        raise UsageError("stability needs a sub-network: the dense network has no mask")
     if control is not None and CONTROLS.get(control).changes_weights:
         raise UsageError(
             f"{control} starts from other weights than the dense network, so that its stability to pruning has no"
@@ -198,14 +198,14 @@ def stability(
 def children(
     lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
 ) -> tuple[Result, Result]:
-    """Two trainings that differ in the data order alone: of the ticket's start, of a control's, or of dense W_k.
+    """Return two trainings that differ only in the data order: of the ticket's start, of a control's, or of dense W_k.
 
-    The first is the network found itself (or the control, see `evidence.train_control`), the second goes from the same
+    The first is the found network (or the control, see `evidence.train_control`); the second starts from the same
     weights over the same steps with an order drawn from ``mix(seeds.order, "second order")``. For the dense network
-    the two are one up to the rewind step k, optimiser included, and part there (Frankle et al. 2020, section 2).
+    both share the training up to the rewind step k, including the optimiser (Frankle et al. 2020, section 2).
 
     Raises:
-        UsageError: if the control is not known, or the seeds are not those of the search.
+        UsageError: if the control is unknown, or the seeds are not those of the search.
     """
     from ticketry.lab.store.second_order import second_order
 
@@ -229,7 +229,7 @@ def children(
 
 
 def _from_rewound(found: Found) -> Segment:
-    """The dense network's training from the rewind step on."""
+    """Return the dense network's training from the rewind step on."""
     from ticketry.lab.training.segment import Start
 
     rewound, whole = found.rewound, found.result.segment

@@ -1,4 +1,4 @@
-"""The ticket under test: what is needed to train it, and whatever it is compared with, from its folder alone."""
+"""A ticket under test: its task, training and variants, restored from its folder alone."""
 
 from __future__ import annotations
 
@@ -6,31 +6,158 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from msgspec import convert, structs
 
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
-from ticketry.core.scope import named_parameters
+from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.ticket.state_dicts import state_for
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.errors import MaskError, TicketError, UsageError
-from ticketry.evidence.asked_task import made_task, name_of
-from ticketry.evidence.mask_form import WEIGHTS, Form
-from ticketry.evidence.told_variants import told_variants
+from ticketry.errors import MaskError, TaskError, TicketError, UsageError
+from ticketry.evidence.control import WEIGHTS, Form
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
-from ticketry.lab.training.variant import Variant
-from ticketry.records.ticket import RetrainingInfo, TicketTask, read_info
+from ticketry.lab.training.variant import Variant, is_known, under_mask, variant_from
+from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
+from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_info
+from ticketry.registry import import_from_here, load
+from ticketry.tasks import catalogue
+from ticketry.tasks.file_requests import is_widened, refused, shown
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Task, written_key
+from ticketry.tasks.task import Spec, Task, written_key
+from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
+
+
+def name_of(ticket: Ticket) -> str:
+    """Return a ticket's name in errors: its folder, if it has one."""
+    return str(ticket.path or "this ticket")
+
+
+def asked_of(ticket: Ticket) -> TicketTask | None:
+    """Return a ticket's description of its task; None if it has none.
+
+    Raises:
+        TicketError: if it is invalid.
+    """
+    return read_info(TaskInfo, ticket.info, name_of(ticket)).task
+
+
+def made_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
+    """Build the task of a ticket from the request that it contains.
+
+    Args:
+        request: another request in the ticket, in place of its own.
+        trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If not, and the
+            network may be larger than memory, its shapes are checked before memory is allocated.
+
+    Raises:
+        TrustError: if the request is not granted.
+        TicketError: if it is missing, cannot be built, or the ticket has another network.
+    """
+    of, asked = name_of(ticket), asked_of(ticket)
+    if asked is None:
+        raise TicketError(f"{of} does not contain its task, from which its model is built: name it with --task")
+    model = asked.key.get("model")
+    request = request or asked.spec
+    spec = (
+        Spec(request.name, request.model, tuple(sorted(request.options.items())))
+        if request
+        else Spec(asked.name, model if isinstance(model, str) else None)  # tickets from before specs
+    )
+    try:
+        task = catalogue.make_asked_by(of, spec, trust=trust)
+    except (TaskError, UsageError) as error:
+        raise TicketError(f"the task {asked.name!r:.80} of {of} cannot be built: {error}") from None
+    if not trust and is_widened(spec.model):
+        _require_fit(task, ticket)
+    return task
+
+
+def _require_fit(task: Task, ticket: Ticket) -> None:
+    """Raise `TicketError` unless the built-in network has all of the ticket's weights in their shapes."""
+    of = name_of(ticket)
+    try:
+        with private_random_state([]), torch.device("meta"):
+            own = task.build().state_dict()
+    except RuntimeError as error:
+        raise TicketError(f"the network that {of} names cannot be built: {str(error).splitlines()[0]:.120}") from None
+    shapes = {normal_name(name): tuple(tensor.shape) for name, tensor in own.items()}
+    for name, tensor in ticket.start.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            found = shapes.get(name, "none")
+            raise TicketError(
+                f"{of} does not fit the network {task.key().get('model', task.name)} that it names: {name!r:.80} has"
+                f" the shape {tuple(tensor.shape)}, not {found}"
+            )
+
+
+_HOLDING = (HeldMask, Shrunk)
+_OURS = (*_HOLDING, Penalty)
+"""Registered because they are imported."""
+
+
+def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:
+    """Restore the variants of a ticket's training for its current mask.
+
+    The mask may have been given a structure since; then the network may be trained without its removed channels.
+
+    Args:
+        of: the ticket's name in errors.
+
+    Raises:
+        TrustError: for a custom variant whose module is not imported.
+        TicketError: for one that cannot be restored, or needs blobs that this store lacks.
+    """
+    digest, holding = lab.store.put_mask(mask), Shrunk if info.segment.shrunk else HeldMask
+    made = [_restore(each, of) for each in info.segment.variants]
+    if not any(one.masked_by() for one in made):
+        made.append(holding(mask=digest))
+    try:
+        found = under_mask(made, digest)
+    except UsageError as error:
+        raise TicketError(f"{of}: {error}") from None
+    for one in found:
+        if missing := [blob for blob in one.blobs() if blob != digest and not lab.store.has(blob)]:
+            raise TicketError(
+                f"{of} was trained with {one.name}, which needs {shown(missing[0])} from the store of its search:"
+                " verify it there (--store)"
+            )
+    return tuple(holding(mask=digest) if isinstance(one, _HOLDING) else one for one in found)
+
+
+def import_variants(ticket: Ticket) -> None:
+    """Import the modules that a ticket names for the variants of its training, which the user has allowed.
+
+    Raises:
+        UsageError: if one cannot be imported.
+    """
+    for each in read_info(RetrainingInfo, ticket.info, name_of(ticket)).segment.variants:
+        if "place" in each:
+            import_from_here()
+            load(str(each["place"]))
+
+
+def _restore(described: Mapping[str, Any], of: str) -> Variant:
+    name = described.get("variant")
+    if not is_known(described):
+        raise refused("variant of training", described.get("place", name), of, "import its module, or, ")
+    try:
+        return variant_from(described)
+    except UsageError as error:
+        raise TicketError(f"{of} was trained with {shown(name)}, which cannot be restored: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError):
+        what = f"info.segment.variants has invalid fields for {shown(name)}"
+        raise TicketError(f"{of}: in ticket.json, {what}") from None
+
 
 _NEEDED = ("task", "recipe", "seeds", "segment", "retrain", "rewind_step")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A ticket with its task, ready to be trained again in a lab."""
+    """A ticket with its task, ready for training in a lab."""
 
     lab: Lab
     task: Task
@@ -38,77 +165,77 @@ class Subject:
     mask: Mask
     mask_digest: str
     start: str
-    """Digest of the stored state that the ticket's training starts from, unmasked."""
+    """Digest of the stored unmasked state that the ticket's training starts from."""
     step: int
-    """The rewind step k: how many steps the start has behind it."""
+    """The rewind step k: training steps of the start."""
     first: int
-    """Of the schedule: where the ticket's training enters it."""
+    """First step of the schedule that the ticket is trained on."""
     last: int
     seeds: Seeds
-    """Of the replicate that found it."""
+    """Seeds of the replicate that found it."""
     info: Mapping[str, Any]
     parameters: int
-    """Of the dense network."""
+    """Parameters of the dense network."""
     variants: tuple[Variant, ...]
-    """What acts on the network while it trains: the mask, and whatever the method has added."""
+    """Modifications of the training: the mask, and those that the method added."""
     form: Form = WEIGHTS
-    """Of its mask, and of the controls'."""
+    """Form of its mask and the controls'."""
     after: int = 0
-    """Fresh seeds that are passed over, see `VerifySettings.after`."""
+    """Fresh seeds that are skipped, see `VerifySettings.after`."""
 
     @property
     def remaining(self) -> int:
-        """Parameters that the ticket has: what the mask keeps, and all that no mask touches."""
+        """Parameters of the ticket: retained weights, and all that have no mask."""
         return self.parameters - self.mask.total + self.mask.kept
 
     @property
     def budget(self) -> int:
-        """Training steps that are in the trained ticket, those of its start among them."""
+        """Training steps of the trained ticket, including those of its start."""
         return self.step + self.last - self.first
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
-        """Seeds that no search has used: those of seed number `number` of a verification."""
+        """Return seeds that no search has used, for seed number `number` of a verification."""
         return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
 
 
 def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
-    """Read what a search has written into a ticket, and check that it fits the task.
+    """Read a ticket of a search, and check that it fits the task.
 
     Args:
-        ticket: found by a search, and rewound to its start (retrain ``continue`` or ``restart``) or pruned before any
+        ticket: a ticket of a search, rewound to its start (retrain ``continue`` or ``restart``) or pruned before any
             training.
-        task: for a ticket whose task cannot be made again by its name; otherwise it is made, or checked if given.
+        task: for a ticket whose task cannot be built from its name; otherwise optional, and checked.
 
     Raises:
-        TicketError: if the ticket does not tell how it was trained, or is of another model or task.
-        TrustError: if it names a task or network that is not built in, or a place of this machine, or was trained with
-            a variant of training whose module nobody has imported here.
-        UsageError: if it keeps trained weights, see `begins_anew`: then there is no start to go from.
+        TicketError: if the ticket lacks data about its training, or has another model or task.
+        TrustError: if it names a task or network that is not built in, or a path of this machine, or was trained with a
+            variant whose module is not imported.
+        UsageError: if it keeps trained weights, see `begins_anew`: then it has no start.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
     if missing:
         raise TicketError(
-            f"this ticket does not tell its {', '.join(missing)}, so it cannot be trained again: verify tickets that"
-            " a search has saved, or judge your own numbers with evidence.verdict"
+            f"this ticket lacks its {', '.join(missing)}, so it cannot be trained again: verify tickets that a search"
+            " has saved, or judge your own numbers with evidence.verdict"
         )
-    told = read_info(RetrainingInfo, info, name_of(ticket))
-    if not begins_anew(told):
+    training = read_info(RetrainingInfo, info, name_of(ticket))
+    if not begins_anew(training):
         raise UsageError(
-            f"this ticket keeps trained weights (retrain {told.retrain:.40}), so that no dense network or control has"
+            f"this ticket keeps trained weights (retrain {training.retrain:.40}), so no dense network or control has"
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = recipe_from(told.recipe), _form(told, ticket.mask, name_of(ticket))
+    recipe, form = recipe_from(training.recipe), _form(training, ticket.mask, name_of(ticket))
     task = task or made_task(ticket)
-    check_task(task, told.task)
+    check_task(task, training.task)
     model = lab.model(task)
     try:
         ticket.mask.parameters(model)
         state_for(model, ticket.start)
     except (MaskError, TicketError) as error:
-        raise TicketError(f"the ticket is not of the network {_model_of(task)}: {error}") from None
-    _check_steps(told, recipe.steps(lab.per_epoch(task, recipe)), name_of(ticket))
+        raise TicketError(f"the ticket does not fit the network {_model_of(task)}: {error}") from None
+    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_of(ticket))
     return Subject(
         lab=lab,
         task=task,
@@ -116,21 +243,21 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         mask=ticket.mask,
         mask_digest=lab.store.put_mask(ticket.mask),
         start=lab.store.put_tensors(ticket.start),
-        step=told.rewind_step,
-        first=told.segment.first,
-        last=told.segment.last,
-        seeds=convert(structs.asdict(told.seeds), Seeds),
+        step=training.rewind_step,
+        first=training.segment.first,
+        last=training.segment.last,
+        seeds=convert(structs.asdict(training.seeds), Seeds),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        variants=told_variants(lab, told, ticket.mask, name_of(ticket)),
+        variants=restore_variants(lab, training, ticket.mask, name_of(ticket)),
         form=form,
     )
 
 
-def _form(told: RetrainingInfo, mask: Mask, of: str) -> Form:
-    """The form of the ticket's mask; `TicketError` if it has groups that are larger than any layer."""
-    pattern = Pattern.parse(told.settings.pattern)
-    form = Form.of(told.structure.kind, shrunk=told.segment.shrunk, pattern=str(pattern), aim=told.aim)
+def _form(training: RetrainingInfo, mask: Mask, of: str) -> Form:
+    """Return the form of the ticket's mask; `TicketError` if its groups are larger than any layer."""
+    pattern = Pattern.parse(training.settings.pattern)
+    form = Form.of(training.structure.kind, shrunk=training.segment.shrunk, pattern=str(pattern), aim=training.aim)
     largest = max((size for shape in mask.shapes.values() for size in shape), default=0)
     if max(form.m, pattern.m, pattern.rows) > max(largest, 1):
         raise TicketError(
@@ -139,30 +266,30 @@ def _form(told: RetrainingInfo, mask: Mask, of: str) -> Form:
     return form
 
 
-def _check_steps(told: RetrainingInfo, total: int, of: str) -> None:
-    """Refuse steps that are beyond the recipe's schedule."""
-    for name, step in (("segment.last", told.segment.last), ("rewind_step", told.rewind_step)):
+def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
+    """Raise `TicketError` for steps beyond the recipe's schedule."""
+    for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:
             raise TicketError(
-                f"{of}: in ticket.json, info.{name} is {step:,}, and the ticket's recipe has {total:,} steps"
+                f"{of}: in ticket.json, info.{name} is {step:,}, but the ticket's recipe has {total:,} steps"
             )
 
 
-def begins_anew(told: RetrainingInfo) -> bool:
-    """Whether all of the ticket's training follows its mask: rewound, or pruned before the first step."""
-    return told.retrain in REWINDING or (told.retrain == GRADUAL and told.rewind_step == told.segment.first == 0)
+def begins_anew(info: RetrainingInfo) -> bool:
+    """Whether all of the ticket's training comes after its mask: rewound, or pruned before the first step."""
+    return info.retrain in REWINDING or (info.retrain == GRADUAL and info.rewind_step == info.segment.first == 0)
 
 
 def check_task(task: Task, asked: TicketTask) -> None:
-    """Raises `TicketError` unless it is the task that the ticket was found on."""
+    """Raise `TicketError` unless the ticket was found on this task."""
     own, written = written_key(task), asked.key
     if own == written:
         return
     differing = sorted(name for name in own.keys() | written.keys() if own.get(name) != written.get(name))
-    told = ", ".join(
+    differences = ", ".join(
         f"{name:.40} {str(written.get(name))[:60]!r} (here {str(own.get(name))[:60]!r})" for name in differing
     )
-    raise TicketError(f"the ticket is of another task or network: its {told}")
+    raise TicketError(f"the ticket has another task or network: its {differences}")
 
 
 def _model_of(task: Task) -> str:

@@ -1,10 +1,10 @@
-"""Does it win? Trained anew from seeds that no search has used, next to what it should beat.
+"""Verification: train a ticket or a procedure and its rivals from fresh seeds until a verdict is reached.
 
-Two kinds of claim. One is about *a ticket*, its mask and its start: seeds differ in the data order (and augmentation)
-of its training, and in whatever is random in a control. It may be chosen by any rule, for its verdict comes from fresh
-seeds. The other is about *a procedure*, a method with its settings: the whole search is repeated from fresh seeds, so
-that everything differs (`evidence.procedure`). A run's own verdicts (`evidence.judging.level_verdicts`) are about its
-procedure too, over replicates that its settings and its level may have been chosen by.
+A claim about *a ticket*, its mask and its start: seeds differ in the data order (and augmentation) of its training, and
+in the randomness of controls. The ticket may be chosen by any rule, because its verdict comes from fresh seeds. A claim
+about *a procedure*, a method with its settings: the whole search is repeated from fresh seeds (`evidence.rivals`). A
+run's own verdicts (`evidence.level_verdicts`) are about its procedure too, over replicates by which its settings and
+level may have been chosen.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.evidence.comparisons import Rivals, Trained
-from ticketry.evidence.dense_references import Reference
-from ticketry.evidence.judging.level_verdicts import default_margin, judgement, resolution
-from ticketry.evidence.judging.paired_comparisons import Comparison, check_budgets, compare
-from ticketry.evidence.procedure import Procedure
-from ticketry.evidence.procedure_rivals import ProcedureRivals
+from ticketry.evidence.comparison import Comparison, check_budgets, compare
+from ticketry.evidence.level_verdicts import default_margin, judgement, resolution
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, Trained
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
@@ -32,13 +29,13 @@ from ticketry.records.verdict import About, LeftOut
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3
-"""The references are shown, not tested: a few seeds tell where they stand."""
+"""Seeds of references, which are shown but not tested."""
 AGAIN = "again"
-"""The ticket once more, of an A/A comparison."""
+"""Name of the ticket's second training in an A/A comparison."""
 
 
 class Compared(Protocol):
-    """What is under test beside what it should beat, trained one seed at a time."""
+    """A subject with its rivals, trained one seed at a time."""
 
     lab: Lab
     left_out: dict[str, str]
@@ -56,31 +53,31 @@ class Compared(Protocol):
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict with all that it rests on."""
+    """A verdict with its data."""
 
     about: About
     verdict: Verdict
     values: Mapping[str, Sequence[float]]
-    """The metric on the test split by network (ticket, dense, controls), one value a seed."""
+    """The metric on the test split by network (ticket, dense, controls), one value for each seed."""
     budgets: Mapping[str, int]
-    """Training steps since initialisation: equal with every seed, which was checked, but for those asked to differ."""
+    """Training steps since initialisation: equal for every seed, which was checked, except for uneven roles."""
     parameters: Mapping[str, int]
-    """That are not pruned."""
+    """Unpruned parameters."""
     models: Mapping[str, str]
     again: Sequence[float]
-    """The ticket's values with as many other seeds: the A/A run. Empty if it was not asked for."""
+    """The ticket's values with equally many other seeds: the A/A run. Empty if not requested."""
     noise: Comparison | None
-    """Ticket minus ticket: what a difference of nothing looks like, the noise floor."""
+    """Ticket minus ticket: the noise floor."""
     references: Sequence[tuple[Reference, Sequence[float]]]
     """The dense network at other budgets, and its values."""
     left_out: Mapping[str, str]
-    """Controls that are not defined here, and why."""
+    """Undefined controls, with the reason."""
     compared: Rivals | ProcedureRivals = field(repr=False)
     trained: Sequence[Result] = field(repr=False)
-    """Its networks, of every role and seed."""
+    """The networks of every role and seed."""
 
-    def told(self) -> dict[str, Any]:
-        """As fields of a `VerifyRecord`: those that evidence knows."""
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields of a `VerifyRecord` that are known here."""
         noise = self.noise
         return {
             **judgement(self.verdict),
@@ -105,18 +102,17 @@ def verify(
     task: Task | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> Verification:
-    """Train a ticket and what it should beat with fresh seeds, until it is decided whether it wins.
+    """Train a ticket and its rivals with fresh seeds until it is decided whether it wins.
 
-    Seeds are added up to each planned interim analysis; the first that decides ends it. Everything is taken from the
-    lab's store where it is there. Two questions are answered (`evidence.verdict`): is it as good as the dense network,
-    but for the margin, and (claim "wins") better than every control? The seeds of one ticket share its mask and its
-    start by design, for the verdict is about that ticket.
+    Seeds are added up to each planned interim analysis; the first that decides ends it. Results in the lab's store are
+    reused. Two hypotheses are tested (`evidence.verdict`): as good as the dense network, within the margin, and (claim
+    "wins") better than every control. All seeds share the ticket's mask and start, because the verdict is about it.
 
     Args:
-        ticket: saved by a search, see `evidence.ticket_under_test`.
+        ticket: a ticket of a search, see `evidence.ticket_under_test`.
         settings: the controls, the claim, its margin and confidence, the plan; the defaults of `VerifySettings` if left
-            out. ``small_dense`` is left out, and this is told, where the task defines none.
-        task: only for a ticket whose task cannot be made by its name.
+            out. ``small_dense`` is left out, with a note, if the task defines none.
+        task: only for a ticket whose task cannot be built from its name.
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
@@ -133,7 +129,7 @@ def verify(
     """
     settings = settings or VerifySettings()
     rivals = Rivals(replace(subject(lab, ticket, task), after=settings.after), settings)
-    made, trained = _decided(rivals, settings, on_interim)
+    made, trained = _decide(rivals, settings, on_interim)
     again = _again(rivals, made.n) if settings.noise else []
     noise = _minus_itself(rivals, _values(rivals, trained["ticket"])[: made.n], again, made) if again else None
     return _verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
@@ -145,10 +141,10 @@ def verify_procedure(
     *,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> Verification:
-    """Repeat a whole search from fresh seeds beside what it should beat, until it is decided whether it wins.
+    """Repeat a whole search and its rivals from fresh seeds until it is decided whether it wins.
 
-    As `verify`, but every seed has an initialisation, an order of the data and a search of its own, and so has what it
-    is compared with: pairs share their seed, and seeds share nothing.
+    As `verify`, but every seed has its own initialisation, data order and search, and so do the rivals: pairs share
+    their seed, and seeds share nothing.
 
     Args:
         procedure: the search, see `Procedure`.
@@ -172,21 +168,21 @@ def verify_procedure(
     """
     settings = settings or VerifySettings()
     rivals = ProcedureRivals(replace(procedure, after=settings.after), settings)
-    made, trained = _decided(rivals, settings, on_interim)
+    made, trained = _decide(rivals, settings, on_interim)
     return _verification("procedure", rivals, settings, made, trained)
 
 
-def _decided(
+def _decide(
     rivals: Compared, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[Trained]]]:
-    """The verdict of the first analysis that decides, or of the last one, with all that was trained for it."""
+    """Return the verdict of the first analysis that decides, or of the last one, with its trainings."""
     plan, trained, margin = settings.plan, dict[str, list[Trained]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)
-        # One margin for all analyses: or else an earlier one could be answered otherwise when more seeds are there.
+        # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
             margin = default_margin(rivals.task.metric.unit, _values(rivals, trained["dense"]))
-        made = _judged(rivals, trained, settings, margin)
+        made = _judge(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)
         if made.decided:
@@ -205,11 +201,11 @@ def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) 
     for found in rivals.lab.gather([partial(one, number) for number in missing]):
         for role, result in found.items():
             trained.setdefault(role, []).append(result)
-    for role in rivals.left_out:  # a later seed may have none of what earlier ones had
+    for role in rivals.left_out:  # a control may be undefined for a later seed
         trained.pop(role, None)
 
 
-def _judged(
+def _judge(
     rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings, margin: float
 ) -> Verdict:
     values = {role: _values(rivals, found) for role, found in trained.items()}
@@ -260,7 +256,7 @@ def _verification(
 
 
 def _again(rivals: Rivals, count: int) -> list[float]:
-    """The ticket with as many seeds of its own."""
+    """Train the ticket with equally many separate seeds."""
 
     def one(number: int) -> Trained:
         with rivals.lab.telling(f"seed {number} {AGAIN} "):

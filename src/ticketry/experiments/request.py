@@ -15,7 +15,7 @@ from ticketry.core.costs.bases import ENGINE
 from ticketry.core.pattern import check_density, share_of
 from ticketry.core.structuring import NONE
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, check_controls
+from ticketry.evidence.control import CONTROLS, check_controls
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions
 from ticketry.experiments.record_files import earlier_record, is_trained_in
 from ticketry.lab.search_result import Seeds

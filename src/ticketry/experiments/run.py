@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ticketry.core.costs.bases import ENGINE
 from ticketry.core.pattern import share_of
 from ticketry.errors import TicketryError, UsageError
-from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
+from ticketry.evidence.control import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOptions, opened

@@ -14,7 +14,7 @@ from typing import Any
 from ticketry.choices import LEAST, MOST
 from ticketry.core.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
-from ticketry.evidence.comparison_names import CONTROLS
+from ticketry.evidence.control import CONTROLS
 from ticketry.experiments.decoding import check_names, decode_settings, decode_value
 from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside

@@ -11,10 +11,9 @@ from msgspec.structs import replace
 
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import TicketryError
-from ticketry.evidence.comparison_names import LONGER
-from ticketry.evidence.control_steps import obstacle
+from ticketry.evidence.control import LONGER, obstacle
 from ticketry.evidence.controls import trained_control
-from ticketry.evidence.judging.level_verdicts import with_current_verdicts, with_verdicts
+from ticketry.evidence.level_verdicts import with_current_verdicts, with_verdicts
 from ticketry.experiments.progress import ProgressFile
 from ticketry.experiments.record_files import (
     as_read,

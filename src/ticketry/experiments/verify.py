@@ -16,15 +16,11 @@ from msgspec import convert, structs
 from ticketry.core.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
-from ticketry.evidence.asked_task import made_task, name_of
-from ticketry.evidence.comparison_names import LONGER, RIVALS
-from ticketry.evidence.comparisons import Rivals
-from ticketry.evidence.judging.level_verdicts import default_margin, resolution
-from ticketry.evidence.procedure import Procedure
-from ticketry.evidence.procedure_rivals import ProcedureRivals
+from ticketry.evidence.control import LONGER, RIVALS
+from ticketry.evidence.level_verdicts import default_margin, resolution
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import begins_anew, check_task
-from ticketry.evidence.told_variants import import_variants
+from ticketry.evidence.ticket_under_test import begins_anew, check_task, import_variants, made_task, name_of
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
@@ -208,7 +204,7 @@ def execute_verify(
             interim=() if settings.seeds is not None else settings.interim,
             after=settings.after,
             **about_what,
-            **made.told(),
+            **made.to_record(),
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
             environment=describe_environment(lab, lab.arithmetic(made.compared.task), made.trained),
             command=command,
@@ -269,8 +265,8 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
         "settings": asdict(search.settings),
         "recipe": asdict(search.recipe),
         "level": level,
-        "density": rivals.kept / rivals.total,
-        "kept": rivals.kept,
+        "density": rivals.kept_weights / rivals.total,
+        "kept": rivals.kept_weights,
         "task": describe_task(search.task, rivals.lab, parameters=rivals.parameters("dense"), prunable=rivals.total),
     }
 

@@ -151,7 +151,7 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     """p-value for "not better than every control"."""
     more_seeds: Count | None = None
     """Estimated number of further seeds for a decision with 80 % power at present means and variances; 0 if decided,
-    None if more than `evidence.judging.paired_comparisons.MOST_SEEDS` seeds would be needed in total."""
+    None if more than `evidence.comparison.MOST_SEEDS` seeds would be needed in total."""
     reasons: tuple[str, ...] = ()
     """Sentences that explain the verdict, including violated assumptions."""
     assumptions: tuple[str, ...] = ()
@@ -223,7 +223,7 @@ class LevelVerdict(Judgement, frozen=True, kw_only=True):
     p_holm: Number | None = None
     """p-value of the claim, Holm-corrected for the number of levels."""
     rule: str = ""
-    """Name of the tests: "pooled" (`evidence.judging.pooled_tests`). It is empty in records from before 2026-12, whose
+    """Name of the tests: "pooled" (`evidence.significance`). It is empty in records from before 2026-12, whose
     levels were tested separately; their verdicts are recomputed from the record's points for display."""
     probability: Number | None = None
     """P(difference to dense > -margin), as 1 minus the p-value without correction for the number of levels; None for

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
-from ticketry.evidence.judging.guarded_tests import correlation, inflation
+from ticketry.evidence.significance import Diagnosis, correlation, diagnose, inflation
 
 
 def told(*differences: float, least: float = 0.01) -> Diagnosis:
@@ -29,8 +28,8 @@ def test_an_outlier_lies_beyond_three_least_spreads_and_not_at_them() -> None:
     beyond = told(0.0, 0.0, 0.0, 0.0, -3.01, 3.01, least=1.0)
     assert (beyond.low, beyond.high) == ((5,), (6,))
     assert [reason.split(" the others")[0] for reason in beyond.reasons] == [
-        "dense: seed number 5 lies far below",
-        "dense: seed number 6 lies far above",
+        "dense: seed number 5 is far below",
+        "dense: seed number 6 is far above",
     ]
 
 
@@ -38,7 +37,7 @@ def test_several_collapses_are_listed_and_counted() -> None:
     """Two of seven: the bound is Clopper and Pearson's."""
     found = told(0.1, -9.0, 0.0, 0.2, 0.1, -8.0, 0.0, least=0.5)
     assert found.low == (2, 6)
-    assert found.reasons[0] == ("dense: seed number 2, 6 lies far below the others: are rare collapses the rule here?")
+    assert found.reasons[0] == ("dense: seed number 2, 6 is far below the others: do some seeds collapse here?")
     assert found.collapse_rate == pytest.approx(stats.binomtest(2, 7).proportion_ci(0.9).high)
 
 
@@ -65,8 +64,8 @@ def test_a_moderate_order_is_told_too() -> None:
     assert 1 < float(inflation(order, 20)) < 2
     found = told(*values, least=5.0)
     assert found.reasons == (
-        f"dense: differences hang together in their order (correlation {order:+.2f}), so that seeds may share"
-        " randomness: the standard error is taken to be larger",
+        f"dense: differences are correlated in their order ({order:+.2f}), so seeds may share randomness: a larger"
+        " standard error is used",
     )
 
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
+from ticketry.evidence.judging import guarded_tests
 
 from slow_p_values import slow_p
-from ticketry.evidence.judging import guarded_tests
-from ticketry.evidence.judging.diagnosis import diagnose
-from ticketry.evidence.judging.guarded_tests import (
+from ticketry.evidence.significance import (
     UNSEEN_FALL,
     UNSEEN_RATE,
     collapse_edge,
     correlation,
+    diagnose,
     guarded,
     hall,
     inflation,
@@ -174,7 +174,7 @@ def test_an_order_that_is_plain_makes_the_error_larger() -> None:
         assert inflation(found, 10) == pytest.approx(((1 + min(abs(found), 0.9)) / (1 - min(abs(found), 0.9))) ** 0.5)
         told = diagnose(tuple(values), 0.1, "dense")
         assert told is not None
-        assert "hang together in their order" in " ".join(told.reasons)
+        assert "are correlated in their order" in " ".join(told.reasons)
     assert correlation([2.0, 2.0, 2.0]) == 0
     assert skewness([90.1 - 90.0] * 9 + [90.2 - 90.1]) == correlation([0.1] * 10) == 0  # equal but for rounding
 

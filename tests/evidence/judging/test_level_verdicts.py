@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from slow_p_values import slow_pooled
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.level_verdicts import (
+from ticketry.evidence.level_verdicts import (
     default_margin,
     judge,
     with_current_verdicts,
@@ -121,7 +121,7 @@ def test_unequal_budgets_a_missing_replicate_and_nan_are_told() -> None:
     with pytest.raises(UsageError, match="the metric of shuffled is nan at seed number 1"):
         judge(rows(test={"accuracy": float("nan")}), METRIC, examples=10_000)
     lacking = [one for one in rows() if (one.level, one.role, one.replicate) != (2, "shuffled", 3)]
-    with pytest.raises(UsageError, match="level 2 has not a shuffled for each of the 10 replicates"):
+    with pytest.raises(UsageError, match="level 2 lacks a shuffled for some of the 10 replicates"):
         judge(lacking, METRIC, examples=10_000)
     assert told(rows(budget=90)).verdict_error.startswith("unequal budgets")
 

@@ -8,8 +8,8 @@ from math import inf
 import numpy as np
 import pytest
 
-from ticketry.evidence.judging.guarded_tests import guarded
-from ticketry.evidence.judging.paired_comparisons import seeds_needed
+from ticketry.evidence.comparison import seeds_needed
+from ticketry.evidence.significance import guarded
 from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 TICKET = [88.1, 88.1, 88.3, 88.2, 88.6]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from slow_p_values import slow_pooled
-from ticketry.evidence.judging.level_verdicts import judge
-from ticketry.evidence.judging.paired_comparisons import compare, with_pooled_sd
-from ticketry.evidence.judging.pooled_tests import pool, pooled_p_values, replicates_needed
+from ticketry.evidence.comparison import compare, with_pooled_sd
+from ticketry.evidence.level_verdicts import judge
+from ticketry.evidence.significance import pool, pooled_p_values, replicates_needed
 from ticketry.evidence.verdict import holm
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point

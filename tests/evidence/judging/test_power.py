@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ticketry.evidence.judging.guarded_tests import collapse_edge, guarded, sample_of, shown_above, unseen_collapse
-from ticketry.evidence.judging.paired_comparisons import seeds_needed
-from ticketry.evidence.judging.power import guarded_power
+from ticketry.evidence.comparison import seeds_needed
+from ticketry.evidence.significance import (
+    collapse_edge,
+    guarded,
+    guarded_power,
+    sample_of,
+    shown_above,
+    unseen_collapse,
+)
 
 LEAST = 0.5
 

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from slow_p_values import slow_p
-from ticketry.evidence.judging.paired_comparisons import MOST_SEEDS, seeds_needed
+from ticketry.evidence.comparison import MOST_SEEDS, seeds_needed
 from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 DENSE = [88.3, 87.8, 88.7, 88.1, 88.4, 88.2, 88.0, 88.5]
-SETTLED = "their number was settled before they were seen: judged again whenever some are added, they err more often"
+SETTLED = "their number was fixed beforehand: repeated verdicts as seeds are added err more often"
 NEAR = [88.4, 88.0, 88.6, 88.2, 88.5, 88.3, 88.2, 88.4]
 FAR = [86.9, 86.6, 87.2, 86.7, 87.3, 86.8, 87.0, 86.5]
 SCATTERED = [88.9, 87.3, 88.5, 88.0]
@@ -86,7 +86,7 @@ def test_what_a_comparison_has_to_remark_follows_its_line() -> None:
     assert heads == ["as good as dense", *compared, "likely to decide"]
     equal = "all differences are equal; a spread of 0.01, the resolution, is taken instead"
     assert (found.reasons[2], found.reasons[4]) == (f"dense: {equal}", f"flat: {equal}")
-    assert found.reasons[6] == "far: seed number 7 lies far above the others: are rare collapses the rule here?"
+    assert found.reasons[6] == "far: seed number 7 is far above the others: do some seeds collapse here?"
     assert found.reasons[7].startswith("far: differences are skewed (+2.8), so that their mean is less certain")
 
 
@@ -231,8 +231,8 @@ def test_what_a_verdict_assumes() -> None:
     """1 - 0.05^(1/8) = 31.2 %: the rate of collapses that eight seeds without one do not exclude."""
     assert verdict(NEAR, DENSE, claim="matches", margin=0.25).assumptions == (
         "seeds share no randomness",
-        "the spread of seeds is not believed to be below 0.25",
-        "up to 5 % of seeds may fall 1.25 short of the others without having been seen",
+        "the standard deviation of seeds is taken to be at least 0.25",
+        "up to 5 % of seeds may fall 1.25 below the others undetected",
         "none of 8 collapsed: a rate of up to 31 % is not excluded (at 95 %)",
         SETTLED,
     )
@@ -259,7 +259,7 @@ def test_a_rate_is_told_in_whole_per_cent() -> None:
 def test_two_seeds_tell_of_no_collapse() -> None:
     assert verdict(NEAR[:2], DENSE[:2], claim="matches").assumptions == (
         "seeds share no randomness",
-        "the spread of seeds is not believed to be below 0.5",
-        "up to 5 % of seeds may fall 2.5 short of the others without having been seen",
+        "the standard deviation of seeds is taken to be at least 0.5",
+        "up to 5 % of seeds may fall 2.5 below the others undetected",
         SETTLED,
     )

@@ -14,8 +14,7 @@ from scipy import stats
 from a_claim import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
-from ticketry.evidence.judging.paired_comparisons import compare, seeds_needed
+from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
 from ticketry.evidence.verdict import holm_verdicts
 from ticketry.experiments.reproduce.blocks import Block, in_turn, missing
 from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side

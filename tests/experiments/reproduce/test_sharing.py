@@ -11,7 +11,7 @@ import pytest
 from a_claim import a_claim
 from made_records import search_record
 from ticketry.cli import main
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.comparison import InterimAnalyses
 from ticketry.experiments.reproduce.campaign_file import Side
 from ticketry.experiments.reproduce.claims import decide
 from ticketry.experiments.reproduce.sharing import steps_alone

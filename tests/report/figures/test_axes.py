@@ -43,8 +43,8 @@ def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
 
 def test_bands_that_reach_below_0_end_at_half_the_mean() -> None:
     summary = Summary(mean=200.0, sd=140.0, n=2)
-    assert Scale(True).shown(-50.0, summary) == pytest.approx(100.0)
-    assert Scale(False).shown(-50.0, summary) == -50.0
+    assert Scale(True).clip(-50.0, summary) == pytest.approx(100.0)
+    assert Scale(False).clip(-50.0, summary) == -50.0
 
 
 @given(

@@ -41,8 +41,8 @@ def _dots(monkeypatch):
 @pytest.fixture
 def packed(monkeypatch):
     """Few networks and runs are many."""
-    monkeypatch.setitem(page_module._environment().globals, "MOST_NETWORKS", 50)
-    monkeypatch.setitem(page_module._environment().globals, "MOST_RUNS", 2)
+    monkeypatch.setattr(page_module, "_MOST_NETWORKS", 50)
+    monkeypatch.setattr(page_module, "_MOST_RUNS", 2)
 
 
 def unpacked(data):
@@ -58,8 +58,8 @@ def test_what_is_packed_is_what_a_small_report_has(runs, monkeypatch):
     plain = render(subject)
     assert "text/plain" not in plain
     assert "DecompressionStream" not in plain
-    monkeypatch.setitem(page_module._environment().globals, "MOST_NETWORKS", 50)
-    monkeypatch.setitem(page_module._environment().globals, "MOST_RUNS", 2)
+    monkeypatch.setattr(page_module, "_MOST_NETWORKS", 50)
+    monkeypatch.setattr(page_module, "_MOST_RUNS", 2)
     page = render(subject)
     assert render(subject_of(runs)) == page
     found = chunks(page)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.cli.screen.speed import show
 from ticketry.errors import TrustError
-from ticketry.evidence.judging.planned_verification import seeds_of_verification
+from ticketry.evidence.verdict import seeds_of_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.records.network import TICKET
@@ -141,7 +141,7 @@ def next_lines(record: RunRecord, run_file: Path) -> list[str]:
 
 
 def _command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path) -> str:
-    from ticketry.evidence.judging.interim_analyses import INTERIM
+    from ticketry.evidence.comparison import INTERIM
 
     words = ["ticketry", "verify", record.name, "--density", f"{level.density:.4g}", "--about", "procedure"]
     if level.claim == "matches":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ticketry.errors import StoreError
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.comparison import InterimAnalyses
 from ticketry.experiments.record_files import earlier_record, now
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision

@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from ticketry.errors import TicketryError, UsageError
-from ticketry.evidence.judging.level_verdicts import resolution
+from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, describe_environment, earlier_record
 from ticketry.experiments.reproduce.blocks import (

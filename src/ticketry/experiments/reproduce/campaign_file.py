@@ -15,8 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, ValidationError, convert
 
 from ticketry.errors import TicketryError, TrustError, UsageError
-from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
-from ticketry.evidence.judging.ranges import check_settings
+from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, level_of, named_method, request_of

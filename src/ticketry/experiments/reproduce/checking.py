@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
-from ticketry.evidence.judging.distributions import special
+from ticketry.evidence.significance import special
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.reproduce.blocks import blocks_done
 from ticketry.experiments.reproduce.campaign_file import Campaign

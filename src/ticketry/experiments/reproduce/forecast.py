@@ -18,7 +18,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.errors import LayerCollapseError, NotStoredError
-from ticketry.evidence.control_steps import obstacle
+from ticketry.evidence.control import obstacle
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.reproduce.blocks import Block

@@ -220,9 +220,11 @@ def _environment() -> Environment:
         made.globals |= {name: item for name, item in vars(module).items() if not name.startswith("_")}
     made.globals |= {name: item for name, item in vars(figures).items() if name.isupper()}
     made.globals |= {"drawn_measures": figures.drawn_measures, "campaigns": campaigns}
-    made.globals |= {"DISTANCE": DISTANCE, "MASKS": MASKS, "MOST_RUNS": _MOST_RUNS, "MOST_SAVED": _MOST_SAVED}
-    made.globals |= {"MOST_NETWORKS": _MOST_NETWORKS, "run_colour": run_colour, "rewind_of": rewind_of}
+    made.globals |= {"DISTANCE": DISTANCE, "MASKS": MASKS, "MOST_SAVED": _MOST_SAVED}
+    made.globals |= {"run_colour": run_colour, "rewind_of": rewind_of}
     made.globals |= {
+        "has_many_runs": lambda subject: len(subject.runs) > _MOST_RUNS,
+        "has_many_networks": lambda subject: subject.networks > _MOST_NETWORKS,
         "style_of": wording.Style.of,
         "packed_networks": lambda one: packed(json.dumps(networks.columns_of(one), ensure_ascii=False)),
         "run_drawings": lambda one: drawn(figures.run_figures(one)),

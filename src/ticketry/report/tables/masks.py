@@ -180,8 +180,7 @@ class Chain:
 
     @property
     def path(self) -> tuple[list[float], list[float]]:
-        """Steps since the search began, and shares. Starts at the first recorded share: with s0 < 0 all gates begin
-        off."""
+        """Steps since the search began, and the shares of gates that are on, from the first recorded one on."""
         steps: list[float] = []
         open_shares: list[float] = []
         before = 0

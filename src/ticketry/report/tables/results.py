@@ -161,7 +161,7 @@ def results_of(record: RunValues) -> Results:
     Raises:
         StoreError: if the record is malformed.
     """
-    from ticketry.evidence.judging.level_verdicts import with_current_verdicts
+    from ticketry.evidence.level_verdicts import with_current_verdicts
 
     return Results(with_current_verdicts(read_run(record)))
 

@@ -1,11 +1,10 @@
 """The verdicts of a run: each level's tickets against dense and controls, paired by replicate, corrected by Holm.
 
-A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: what its next
-ticket will do. Replicates that have the same dense network count as one. `evidence.verify` is about one ticket.
-Networks have equally many steps. Only where a budget was set for the whole search the dense network is one training of
-the recipe, as dear as the search, and has not the steps of tickets and controls.
-Controls with another budget, `names.LONGER`, have no part in a verdict: how the tickets stand to them is told beside
-it, with their steps.
+A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: they predict
+its next ticket. Replicates with the same dense network count as one. `evidence.verify` is about one ticket. Networks
+have equally many steps. Only if a budget was set for the whole search, the dense network is one training by the recipe,
+at the cost of the search. Controls with another budget, `LONGER`, are not part of a verdict: differences to them are
+shown beside it, with their steps.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from typing import Any
 from msgspec import convert, structs
 
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import LONGER
-from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS
-from ticketry.evidence.judging.paired_comparisons import Comparison, compare
-from ticketry.evidence.judging.pooled_tests import RULE, pool
+from ticketry.evidence.comparison import Comparison, compare
+from ticketry.evidence.control import LONGER
+from ticketry.evidence.significance import LEAST_SEEDS, RULE, pool
 from ticketry.evidence.verdict import Verdict, by_parent, holm_verdicts, level_verdict
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
@@ -42,25 +40,24 @@ _AT_EQUAL_BUDGETS = (
 
 
 def default_margin(unit: str, dense: Sequence[float]) -> float:
-    """Half a point for a metric in %, otherwise 1 % of the dense network's mean."""
+    """Return half a point for a metric in %, otherwise 1 % of the dense network's mean."""
     return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
 def resolution(unit: str, examples: int | None) -> float | None:
-    """The smallest step of a metric in % over so many test examples; None where it is not known."""
+    """Return the smallest step of a metric in % over a number of test examples; None if unknown."""
     return 100 / examples if unit == "%" and examples else None
 
 
 def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
-    """The record of a run with as many test examples, with the verdicts of its levels, or why there are none.
+    """Add the verdicts of the levels to a run's record, or the reason why there are none.
 
-    Of a run that ended before all was found only levels that every replicate has reached are judged: of the others
-    those replicates are missing whose tickets were the hardest to find.
+    For a run that ended early, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
     """
-    return _judged(record, examples)
+    return _with_judgement(record, examples)
 
 
-def _judged(record: RunRecord, examples: int | None) -> RunRecord:
+def _with_judgement(record: RunRecord, examples: int | None) -> RunRecord:
     bounded = bool(record.settings.get("budget"))
     try:
         points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
@@ -73,36 +70,38 @@ def _judged(record: RunRecord, examples: int | None) -> RunRecord:
 
 
 def _most(points: Sequence[Point], role: str) -> int:
-    """Steps in the weights of the network of a role that has the most."""
+    """Return the largest number of training steps of a role's networks."""
     return max((point.budget or 0 for point in points if point.role == role), default=0)
 
 
 def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
-    """Raises `UsageError` where that are none, or the dense networks alone."""
+    """Return the points of levels that all replicates reached; `UsageError` if no such level has tickets."""
     reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
     found = [point for point in points if reached[point.level] == replicates]
     if not any(point.role == TICKET for point in found):
-        raise UsageError(f"no level has a ticket of each of the {replicates} replicates, some of which could not go on")
+        raise UsageError(
+            f"no level has a ticket of each of the {replicates} replicates, some of which could not continue"
+        )
     return found
 
 
 def with_current_verdicts(record: RunRecord) -> RunRecord:
-    """The record as it is shown: verdicts that another rule made are computed again from the record's values.
+    """Recompute verdicts of another rule from the record's values.
 
-    A level whose stored word differs says so among its reasons. The record's file stays as it is.
+    A level whose stored verdict differs has a note among its reasons. The record's file is not changed.
     """
     if not record.verdicts or all(one.rule == RULE for one in record.verdicts):
         return record
     stored = {one.level: one for one in record.verdicts}
-    found = _judged(record, None)
+    found = _with_judgement(record, None)
     if found.verdict_error:
         return record
-    verdicts = [_told_beside(one, stored.get(one.level)) for one in found.verdicts]
+    verdicts = [_with_stored_verdict(one, stored.get(one.level)) for one in found.verdicts]
     return structs.replace(found, verdicts=tuple(verdicts))
 
 
-def _told_beside(one: LevelVerdict, stored: LevelVerdict | None) -> LevelVerdict:
-    """The verdict with the word that the record stores for its level, if that is another."""
+def _with_stored_verdict(one: LevelVerdict, stored: LevelVerdict | None) -> LevelVerdict:
+    """Add a note to a verdict if the record stores a different one."""
     if stored is None or stored.verdict == one.verdict:
         return one
     why = f"the record stores {stored.verdict!r}, by the rule of an earlier version, which did not pool levels"
@@ -119,17 +118,17 @@ def judge(
     confidence: float = 0.95,
     uneven: Collection[str] = (),
 ) -> list[LevelVerdict]:
-    """A verdict for each level of a run's points, densest first, corrected for their number.
+    """Return a verdict for each level of a run, densest first, corrected for their number.
 
     Args:
-        points: of a run's record.
-        examples: of the test split; None where a record of an older version does not tell.
+        points: points of a run's record.
+        examples: number of test examples; None if an older record lacks it.
         claim: by default "wins" for levels that have controls, else "matches".
         margin: see `default_margin`.
-        uneven: roles that have other steps than the tickets by design.
+        uneven: roles with other steps than the tickets by design.
 
     Raises:
-        UsageError: if networks of one level (but `uneven` ones and those of `names.LONGER`) were trained for different
+        UsageError: if networks of one level (but `uneven` ones and those of `LONGER`) were trained for different
             numbers of steps, a value is not a number, or a level lacks a replicate.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
@@ -142,7 +141,7 @@ def judge(
     def row(level: int, role: str) -> list[Point]:
         found = [table.get((level, role, replicate)) for replicate in replicates]
         if any(point is None for point in found):
-            raise UsageError(f"level {level} has not a {role} for each of the {len(replicates)} replicates")
+            raise UsageError(f"level {level} lacks a {role} for some of the {len(replicates)} replicates")
         return [point for point in found if point is not None]
 
     def values(rows: Sequence[Point]) -> list[float]:
@@ -155,7 +154,7 @@ def judge(
     parents = _parents(dense)
 
     def differences_to(role: str) -> list[Sequence[float]]:
-        """The tickets minus this network, for each level that has it."""
+        """Return tickets minus this network, for each level that has it."""
         at = [level for level in levels if role == DENSE or (level, role) in present]
         pairs = [(values(row(level, "ticket")), values(dense if role == DENSE else row(level, role))) for level in at]
         return [
@@ -186,7 +185,7 @@ def judge(
         )
 
     def beside(level: int, role: str) -> LongerDifference:
-        """The tickets minus a network of another budget."""
+        """Return tickets minus a network of another budget."""
         compared = compare(
             values(row(level, "ticket")),
             values(row(level, role)),
@@ -216,7 +215,7 @@ def judge(
 
 
 def judgement(made: Verdict) -> dict[str, Any]:
-    """A verdict as the fields of a `Judgement`."""
+    """Return a verdict as the fields of a `Judgement`."""
     compared, dense = {DENSE: made.dense, **made.controls}, made.dense
     return {
         **{name: getattr(made, name) for name in VerdictAnswers.__struct_fields__},
@@ -228,22 +227,21 @@ def judgement(made: Verdict) -> dict[str, Any]:
 
 
 def difference(role: str, one: Comparison) -> Difference:
-    """The ticket minus one other network."""
+    """Return the ticket minus one other network."""
     diagnosis = one.diagnosis and convert(one.diagnosis, Diagnosis, from_attributes=True)
     return Difference(role=role, p=one.p_of(role), diagnosis=diagnosis, **one.numbers())
 
 
 def _budgets(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
-    """Steps by network; empty where a record of an older version does not tell."""
-    told = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
-    return told if all(len(told[role]) == len(points) for role, points in rows.items()) else {}
+    """Return training steps by network; empty if an older record lacks them."""
+    steps = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
+    return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}
 
 
 def _parents(dense: Sequence[Point]) -> list[str | int] | None:
-    """Of each replicate its dense network, by its key in the store; None where each has one of its own.
+    """Return each replicate's dense network, by its key in the store; None if all differ.
 
-    Replicates have seeds of their own, so that a key that two of them have is a task's doing: one that makes the same
-    network whatever its seed.
+    Replicates have their own seeds, so two share a key only if the task ignores the seed.
     """
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None

@@ -1,74 +1,139 @@
-"""Paired comparisons: a ticket against another network, trained from the same seeds.
+"""Paired comparisons: a ticket against another network from the same seeds, and the plan of interim analyses.
 
-Each seed gives one difference, ticket minus other, turned so that higher is better. The differences are taken as
-independent and roughly normal (Student's one-sample t); with a least spread, as verdicts have it, less is assumed
-(`judging.guarded_tests`). What is said holds for the networks that other seeds would give on *this* test split; how
-much another test split would change is not part of it.
+Each seed gives one difference, ticket minus other, with the sign such that higher is better. Differences are assumed to
+be independent and roughly normal (Student's one-sample t); with an SD floor, as verdicts have it, less is assumed
+(`evidence.significance`). Results hold for networks from other seeds on *this* test split; they do not cover the
+variation between test splits.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from math import isfinite, sqrt
+from numbers import Real
 from typing import Any
 
 from msgspec.structs import replace
 
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
-from ticketry.evidence.judging.distributions import special
-from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, ROUNDING, collapse_edge, guarded
-from ticketry.evidence.judging.pooled_tests import PooledSD, pooled_p_values
-from ticketry.evidence.judging.power import SIMULATED, guarded_power
-from ticketry.evidence.judging.ranges import check_settings
+from ticketry.evidence.significance import (
+    LEAST_SEEDS,
+    ROUNDING,
+    SIMULATED,
+    Diagnosis,
+    PooledSD,
+    collapse_edge,
+    diagnose,
+    guarded,
+    guarded_power,
+    pooled_p_values,
+    special,
+)
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
 
+
+def check_settings(
+    margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
+) -> None:
+    """Raise `UsageError` if a setting is not a number or out of its range."""
+    given = {"margin": margin, "confidence": confidence, "resolution": resolution, "least_spread": least_spread}
+    for name, value in given.items():
+        if not isinstance(value, Real) and not (value is None and name in ("resolution", "least_spread")):
+            raise UsageError(f"{name}= must be a number, such as 0.5, not {value!r:.60}")
+    if not (isfinite(margin) and margin > 0):
+        raise UsageError(f"a margin of {margin}: it must be above 0, in the metric's unit (0.5 points of accuracy)")
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"a confidence of {confidence}: it must lie between 0.5 and 1 (0.95 means 95 %)")
+    if resolution is not None and not (isfinite(resolution) and resolution > 0):
+        raise UsageError(f"a resolution of {resolution}: it must be above 0 (100 / test examples for % of accuracy)")
+    if least_spread is not None and not (isfinite(least_spread) and least_spread > 0):
+        raise UsageError(f"a least spread of {least_spread}: it must be above 0, in the metric's unit, as the margin")
+
+
+INTERIM = (3, 5, 7, 10)
+"""Default numbers of seeds of interim analyses."""
+
+
+@dataclass(frozen=True)
+class InterimAnalyses:
+    """Numbers of seeds at which a decision may be made. Repeated analyses without a plan find false wins.
+
+    Analysis k may err with probability alpha_k, and the alpha_k add up to alpha (union bound; conservative). They
+    follow the spending function alpha * (n / last)^3 of Kim & DeMets (Biometrika 74, 1987), which leaves two thirds of
+    alpha to the last of the default analyses and still lets three seeds decide clear cases.
+    """
+
+    at: tuple[int, ...] = INTERIM
+    """Ascending numbers of seeds; the last is the limit."""
+
+    def __post_init__(self) -> None:
+        rising = all(one < two for one, two in zip(self.at, self.at[1:], strict=False))
+        if not self.at or self.at[0] < 2 or not rising:
+            raise UsageError(
+                f"interim analyses at {self.at} seeds: give ascending numbers from 2 on, such as (3, 5, 7, 10)"
+            )
+
+    @property
+    def last(self) -> int:
+        return self.at[-1]
+
+    def alphas(self, alpha: float) -> dict[int, float]:
+        """Return the alpha of each analysis, by its number of seeds; they add up to alpha."""
+        spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
+        return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
+
+    def after(self, n: int) -> int | None:
+        """Return the next analysis after n seeds; None after the last."""
+        return next((at for at in self.at if at > n), None)
+
+
 MOST_SEEDS = 1000
-"""Beyond this many seeds, the estimate of how many are needed gives up."""
+"""Largest estimate of needed seeds."""
 
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
-    """What the differences to one other network show. Every p-value is one-sided; 1 where nothing can be said.
+    """Result of a comparison with one other network. Every p-value is one-sided; 1 if nothing was tested.
 
-    p-values are those of Student's t or, where there is a least spread, of `guarded_tests.guarded`.
+    p-values are those of Student's t or, with an SD floor, of `significance.guarded`.
     """
 
     n: int
-    """Seeds."""
+    """Number of seeds."""
     spread: float | None = None
-    """The standard deviation of the interval: `sd`, but not below the resolution; 0 for equal differences without one,
-    which have no interval; None where nothing was tested."""
+    """SD of the interval: `sd`, at least the resolution; 0 for equal differences without a resolution, which have no
+    interval; None if nothing was tested."""
     margin: float
     confidence: float
     p_noninferior: float = 1.0
-    """Of H0: mean <= -margin. Small: worse by less than the margin."""
+    """H0: mean <= -margin. Small: worse by less than the margin."""
     p_superior: float = 1.0
-    """Of H0: mean <= 0. Small: better."""
+    """H0: mean <= 0. Small: better."""
     p_inferior: float = 1.0
-    """Of H0: mean >= -margin. Small: worse by more than the margin."""
+    """H0: mean >= -margin. Small: worse by more than the margin."""
     p_worse: float = 1.0
-    """Of H0: mean >= 0. Small: worse."""
+    """H0: mean >= 0. Small: worse."""
     note: str = ""
-    """What is unusual about the spread of these differences, in words."""
+    """Description of an unusual SD."""
     least_spread: float | None = None
-    """The spread below which none was believed in the tests; None for plain t tests."""
+    """SD floor of the tests; None for plain t tests."""
     differences: tuple[float, ...] = ()
     """By seed."""
     name: str = ""
-    """Of the other network, in words."""
+    """Name of the other network."""
     pooled: PooledSD | None = None
-    """The SD over the levels of the search; None for a comparison that was tested alone."""
+    """Pooled SD over the levels of the search; None for a comparison tested alone."""
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        """What the differences tell against the tests' assumptions; None for too few, and for plain t tests."""
+        """Evidence against the tests' assumptions; None for too few differences, and for plain t tests."""
         return None if self.least_spread is None else diagnose(self.differences, self.least_spread, self.name)
 
     def p_of(self, network: str) -> float:
-        """Of what is to be shown: as good as the dense network, or better than a control."""
+        """Return the p-value of the hypothesis: as good as the dense network, or better than a control."""
         return self.p_noninferior if network == DENSE else self.p_superior
 
 
@@ -86,17 +151,17 @@ def compare(
     """Compare two networks over paired seeds: `ticket[i]` and `other[i]` are from the same seed.
 
     Args:
-        ticket: the metric of the ticket, one value a seed.
-        other: the same of the other network, in the same order.
+        ticket: the metric of the ticket, one value for each seed.
+        other: the metric of the other network, in the same order.
         margin: how much worse still counts as equally good, in the metric's unit; above 0.
-        confidence: of the two-sided interval; above 0.5.
+        confidence: confidence of the two-sided interval; above 0.5.
         higher_is_better: False for a loss or an error.
-        resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. The spread is
-            never taken to be below it, so that equal differences do not pass for perfect certainty.
-        least_spread: in the metric's unit, for the tests of `guarded_tests`; plain t tests without one, by which equal
-            differences without a resolution show nothing. The interval is the t interval of the spread that was seen in
-            any case.
-        name: what the other network is called in messages.
+        resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. It is a lower bound
+            of the SD, so that equal differences do not pass for perfect certainty.
+        least_spread: SD floor in the metric's unit, for the tests of `significance`; without it plain t tests, by which
+            equal differences without a resolution show nothing. The interval is always the t interval of the observed
+            SD.
+        name: the other network's name in messages.
 
     Raises:
         UsageError: if the numbers of values differ, one is not finite, or a setting is out of its range.
@@ -146,10 +211,10 @@ def compare(
 
 
 def with_pooled_sd(one: Comparison, pooled: PooledSD, resolution: float | None) -> Comparison:
-    """Return the comparison with interval and p-values by the tests for the levels of a search (`pooled_tests`).
+    """Return the comparison with interval and p-values of `significance.pooled_p_values`.
 
     Args:
-        one: made by `compare`.
+        one: a result of `compare`.
         pooled: the SD over the levels of the search.
         resolution: the metric's smallest step, see `compare`.
     """
@@ -173,7 +238,7 @@ def with_pooled_sd(one: Comparison, pooled: PooledSD, resolution: float | None) 
 
 
 def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
-    """p-values of H0: mean <= null and of H0: mean >= null, by Student's t with n - 1 degrees of freedom.
+    """Return the p-values of H0: mean <= null and of H0: mean >= null, by Student's t.
 
     Numbers or NumPy arrays that broadcast; n >= 2 and spread > 0.
     """
@@ -185,14 +250,14 @@ def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
 def seeds_needed(
     distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
 ) -> int | None:
-    """The fewest seeds with which a one-sided test at `alpha` rejects normal differences with probability `power`.
+    """Return the fewest seeds with which a one-sided test at `alpha` rejects normal differences with `power`.
 
     Args:
-        distance: how far beyond the null hypothesis the true mean is taken to be.
-        spread: the standard deviation of the differences, above 0; with a least spread also 0.
+        distance: assumed distance of the true mean beyond the null hypothesis.
+        spread: SD of the differences, above 0; with an SD floor also 0.
         alpha: the level of the test.
-        power: by the noncentral t distribution; with a least spread by simulation too, up to `SIMULATED` seeds.
-        least_spread: of the tests of `guarded_tests`. A plain t test without one.
+        power: by the noncentral t distribution; with an SD floor also by simulation, up to `SIMULATED` seeds.
+        least_spread: SD floor of the guarded tests; without it a plain t test.
 
     Returns:
         None if the distance is not positive or more than `MOST_SEEDS` would be needed.
@@ -202,7 +267,7 @@ def seeds_needed(
         return None
 
     def by_parts(n: int) -> bool:
-        """Whether each of the test's parts alone has that power."""
+        """Return whether each part of the test alone has that power."""
         error = spread / sqrt(n)
         lift = float(ndtri(power)) * error
         if least_spread is not None and distance - collapse_edge(n, alpha, least_spread) < lift:
@@ -213,12 +278,12 @@ def seeds_needed(
         return distance - enough * least_spread / sqrt(n) >= lift
 
     def reached(n: int) -> bool:
-        if not by_parts(n):  # then all together lack it too
+        if not by_parts(n):  # then the whole test lacks it too
             return False
         return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= power
 
     fewest = 2 if least_spread is None else LEAST_SEEDS
-    enough = fewest  # doubled until it is enough: a large noncentrality, where SciPy's series fails, is never asked for
+    enough = fewest  # doubled until sufficient: SciPy's series fails for a large noncentrality
     while enough < MOST_SEEDS and not reached(enough):
         enough = min(2 * enough, MOST_SEEDS)
     found = bisect_left(range(enough), True, lo=fewest, key=reached)
@@ -226,15 +291,15 @@ def seeds_needed(
 
 
 def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
-    """Raises `UsageError` unless all networks were trained for equally many steps with every seed.
+    """Raise `UsageError` unless all networks were trained for equally many steps with every seed.
 
     Args:
-        steps: training steps, one number a seed, by the network's name.
+        steps: training steps by network, one number for each seed.
     """
     budgets = {name: sorted(set(counts)) for name, counts in steps.items()}
     if len({count for counts in budgets.values() for count in counts}) > 1:
-        told = "; ".join(f"{name}: {', '.join(map(str, counts))} steps" for name, counts in budgets.items())
-        raise UsageError(f"unequal budgets ({told}): train all of them for the same number of steps, with every seed")
+        listed = "; ".join(f"{name}: {', '.join(map(str, counts))} steps" for name, counts in budgets.items())
+        raise UsageError(f"unequal budgets ({listed}): train all of them for the same number of steps, with every seed")
 
 
 def _differences(
@@ -268,7 +333,7 @@ def _moments(differences: Sequence[float]) -> tuple[float, float | None]:
 def _spread(
     sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
 ) -> tuple[float | None, str]:
-    """The spread to reckon with, and what to say about it."""
+    """Return the SD to test with, and a note about it."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
     flat = sd <= ROUNDING * scale

@@ -1,1 +1,0 @@
-"""How seeds are judged: the tests, the plan, the answers and their words."""

@@ -1,0 +1,499 @@
+"""Rivals of a ticket or a procedure: networks with its budget, each lacking one property of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from ticketry.core.budget import random_mask_of_equal_cost
+from ticketry.core.mask import Mask
+from ticketry.core.scope import named_parameters
+from ticketry.core.structure.controls import random_mask
+from ticketry.errors import UsageError
+from ticketry.evidence.control import (
+    CONTROLS,
+    PROCEDURE_RIVALS,
+    RIVALS,
+    SMALL_DENSE,
+    STATIC,
+    STRUCTURED_RIVALS,
+    WEIGHTS,
+    Form,
+    check_rivals,
+    obstacle,
+)
+from ticketry.evidence.controls import control_start, dense_of_cost, stored_control_mask, train_for, trained_control
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.ticket_under_test import Subject
+from ticketry.lab.budget_masks import terms_in
+from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
+from ticketry.lab.costs.phases import phases_of
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Found, Seeds, budget
+from ticketry.lab.store.store import digest_of
+from ticketry.lab.training.segment import Result, Start
+from ticketry.lab.training.variant import Variant, bound_to_mask, under_mask
+from ticketry.records.network import MATCHED_DENSE, is_matched_dense
+from ticketry.tasks import catalogue
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import mix
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A dense network with another budget, shown beside a verdict that it does not decide."""
+
+    role: str
+    steps: int
+    note: str
+    """Origin of the number of steps."""
+
+
+def references(subject: Subject) -> list[Reference]:
+    """Return the dense network at the search's whole cost, if recorded, and at the ticket's FLOPs."""
+    made = []
+    spent, once = subject.info.get("search_steps"), subject.budget
+    if spent:
+        note = (
+            f"the {spent:,} steps that the search had trained when the ticket was found, {spent / once:.1f} trainings"
+        )
+        made.append(Reference("dense_at_cost", int(spent), note))
+    share = flops_share(subject.lab, subject.task, subject.mask)
+    own = subject.last - subject.first
+    steps = max(1, subject.step + round(share * own))
+    note = (
+        f"as many operations as the ticket's training needs if zeros are free: {100 * share:.1f} % of the dense"
+        f" network's over {own:,} steps{f', after {subject.step:,} dense ones' if subject.step else ''}"
+    )
+    return [*made, Reference("dense_at_flops", steps, note)]
+
+
+def train_reference(subject: Subject, reference: Reference, seeds: Seeds) -> Result:
+    """Train the dense network of the ticket's initialisation for the reference's steps."""
+    own = replace(seeds, initialisation=subject.seeds.initialisation)
+    return train_for(subject.lab, subject.task, subject.recipe, reference.steps, own, label=reference.role)
+
+
+def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
+    """Return the masked network's FLOPs as a share of the dense one's, if removed weights need none. Cached.
+
+    Counted on one example in a forward pass, see `lab.costs.meters.flops`. Products with a weight are proportional to
+    its density; those with unmasked weights count in full. Biases and norms need none.
+    """
+    key = digest_of({"flops": 2, "task": dict(task.key())})
+    known = lab.store.memo("flops", key)
+    if known is None:
+        found = _count_flops(lab, task)
+        known = {"dense": found.dense, "products": [[list(names), flops] for names, flops in found.products.items()]}
+        lab.store.put_memo("flops", key, known)
+    by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
+    return by_weight.left(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
+
+
+def _count_flops(lab: Lab, task: Task) -> FlopsByWeight:
+    """Count the FLOPs of the forward pass of one example."""
+    model = lab.model(task).eval()
+    inputs = lab.course(task).inputs(1)
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    return forward_flops(named_parameters(model), lambda: model(*arguments))
+
+
+Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
+"""One replicate of a method: yields the dense network, then each ticket."""
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Result of a procedure from one set of fresh seeds."""
+
+    task: Task
+    seeds: Seeds
+    dense: Found
+    ticket: Found
+    cost: int
+    """Training steps of everything that the ticket needed, see `lab.costs.phases`."""
+
+    @property
+    def budget(self) -> int:
+        """Training steps of the ticket's weights."""
+        return budget(self.ticket)
+
+    @property
+    def form(self) -> Form:
+        return Form.of_found(self.ticket)
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A search with everything that determines its results: method, settings, recipe, seeds.
+
+    A verdict about a procedure repeats the whole search: every replicate has its own initialisation, data order and
+    search, so that replicates share no randomness.
+
+    Examples:
+        >>> iterative, task = tk.search.iterative, tk.task("digits")
+        >>> what = {"settings": iterative.Settings(levels=1), "recipe": tk.Recipe(length="20it"), "level": 1}
+        >>> what["seeds"] = tk.search.Seeds()
+        >>> with tk.Lab() as lab:
+        ...     procedure = tk.evidence.Procedure(lab, iterative.search, lambda _: task, **what)
+        ...     found = procedure.replicate(0)
+        >>> procedure.task.name, found.ticket.level, found.seeds == procedure.fresh_seeds(0)
+        ('digits', 1, True)
+    """
+
+    lab: Lab
+    """The lab that trains it."""
+    search: Search
+    """The method's function."""
+    task_of: Callable[[int], Task]
+    """Returns the task of a fresh replicate."""
+    settings: Any
+    """Settings of the method."""
+    recipe: Recipe
+    """Recipe of the networks."""
+    level: int | None
+    """Level of the ticket; None for the last one that is found."""
+    seeds: Seeds
+    """Seeds of the run's first replicate, from which fresh ones are derived."""
+    bounded: bool = False
+    """Whether the settings limit the whole search to the cost of one dense training by the recipe."""
+    after: int = 0
+    """Fresh seeds that are skipped; `VerifySettings.after` replaces it."""
+
+    @property
+    def task(self) -> Task:
+        return self.task_of(0)
+
+    def fresh_seeds(self, number: int) -> Seeds:
+        """Return seeds that no run has used, independent of method and settings, which thus share dense networks.
+
+        Args:
+            number: number of the repetition, from 0.
+        """
+        own = self.seeds
+        return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
+
+    def replicate(self, number: int) -> Replicate:
+        """Search from fresh seeds, up to the ticket's level.
+
+        Args:
+            number: number of the repetition, from 0.
+
+        Raises:
+            UsageError: if there is no ticket of the level.
+        """
+        task, seeds, found = self.task_of(self.after + number), self.fresh_seeds(number), []
+        for one in self.search(self.lab, task, self.recipe, self.settings, seeds):
+            found.append(one)
+            if one.level == self.level:
+                break
+        *before, ticket = found
+        if ticket.mask is None or ticket.level != (self.level or ticket.level):
+            raise UsageError(
+                f"seed number {number + 1}: the search found {len(found) - 1} tickets, none of level {self.level}, so"
+                " its procedure cannot be judged at that level"
+            )
+        return Replicate(task, seeds, found[0], ticket, phases_of(ticket, before).steps)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network trained with one seed."""
+
+    result: Result
+    budget: int
+    """Training steps since initialisation."""
+
+
+class Rivals:
+    """Trains a ticket and its rivals, one seed at a time.
+
+    All are trained over the same steps of one schedule, with one data order per seed. The dense network and the
+    controls with the ticket's weights have its start; those with fresh weights are first trained densely up to the step
+    of that start. Modifications of the ticket's training apply to it and its controls; dense networks follow the recipe
+    alone.
+    """
+
+    uneven: tuple[str, ...] = ()
+    """Roles with other steps than the ticket: none."""
+
+    def __init__(self, subject: Subject, settings: VerifySettings) -> None:
+        """Check the names of the controls.
+
+        Raises:
+            UsageError: see `check_rivals`.
+        """
+        controls = settings.rivals((*RIVALS, MATCHED_DENSE[0]) if subject.form.aim else RIVALS)
+        check_rivals(controls)
+        self.subject, self.lab, self.task = subject, subject.lab, subject.task
+        self.left_out: dict[str, str] = {}
+        """Undefined controls, with the reason."""
+        small = self._narrower() if SMALL_DENSE in controls else None
+        self._dense_tasks = {SMALL_DENSE: small} if small else {}
+        """Tasks of dense networks other than the ticket's, by role."""
+        for name in filter(is_matched_dense, controls):
+            self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
+        self.controls = tuple(name for name in controls if name not in self.left_out)
+        self.roles = ("ticket", "dense", *self.controls)
+
+    def of_seed(self, number: int) -> dict[str, Trained]:
+        """Train the network of every role."""
+        seeds = self.subject.fresh_seeds(number)
+        return dict(
+            zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
+        )
+
+    def parents(self) -> list[str] | None:
+        """Return None: seeds share the ticket's mask and start by design, because the verdict is about that ticket."""
+        return None
+
+    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+        """Train the dense network at other budgets with the first `count` seeds."""
+        shown, metric = references(self.subject), self.task.metric.name
+
+        def one(reference: Reference, seeds: Seeds) -> float:
+            with self.lab.telling("reference "):
+                return float(train_reference(self.subject, reference, seeds).metrics["test"][metric])
+
+        seeds = [self.subject.fresh_seeds(number) for number in range(count)]
+        values = self.lab.gather([partial(one, reference, each) for reference in shown for each in seeds])
+        return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
+
+    def train(self, role: str, seeds: Seeds) -> Trained:
+        """Train the network of a role with a seed, or load it from the store."""
+        subject, lab = self.subject, self.subject.lab
+        task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
+        if role in self._dense_tasks:
+            task, mask = self._dense_tasks[role], None
+            start = self._fresh(task, seeds, role)
+        elif role in self.controls:
+            control = CONTROLS.get(role)
+            if control.changes_mask:
+                mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
+            if control.fresh:
+                start = self._fresh(task, seeds, role)
+            if control.remakes_weights:
+                assert start.state is not None
+                start = control_start(lab, role, start.state, subject.mask_digest, seeds)
+        segment = lab.segment(
+            task,
+            start=start,
+            first=subject.first,
+            last=subject.last,
+            order_seed=seeds.order,
+            recipe=subject.recipe,
+            variants=() if mask is None else under_mask(subject.variants, mask),
+        )
+        return Trained(lab.train(segment, label=role), subject.step + segment.steps)
+
+    def parameters(self, role: str) -> int:
+        """Return the number of unpruned parameters of a role's network."""
+        if role == "dense":
+            return self.subject.parameters
+        if role in self._dense_tasks:
+            return sum(value.numel() for value in self.subject.lab.model(self._dense_tasks[role]).parameters())
+        return self.subject.remaining
+
+    def model(self, role: str) -> str:
+        """Return the name of a role's network."""
+        task = self._dense_tasks.get(role, self.subject.task)
+        return str(task.key().get("model", ""))
+
+    def _fresh(self, task: Task, seeds: Seeds, role: str) -> Start:
+        """Return a fresh initialisation, trained densely up to the rewind step."""
+        lab, subject = self.subject.lab, self.subject
+        seed = mix(seeds.initialisation, "random_reinit")
+        begun = catalogue.untrained(task)
+        if subject.step == 0 and begun is task:
+            return Start(seed=seed)
+        segment = lab.segment(begun, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)
+        return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
+
+    def _narrower(self) -> Task | None:
+        task, most = self.subject.task, self.subject.remaining
+        small = narrower(task, most)
+        if small is None:
+            self.left_out[SMALL_DENSE] = no_narrower(task, most)
+        return small
+
+
+def narrower(task: Task, most: int) -> Task | None:
+    """Return the task with the largest narrower network of at most `most` parameters; None if it defines none."""
+    model = task.narrower(most) if task.spec else None
+    return catalogue.make(replace(task.spec, model=model)) if task.spec and model else None
+
+
+def no_narrower(task: Task, most: int) -> str:
+    """Return why ``small_dense`` is undefined."""
+    network = task.key().get("model", "its network")
+    return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"
+
+
+class ProcedureRivals:
+    """Repeats a procedure and trains its rivals, one seed at a time, each from its replicate's seeds.
+
+    - ``dense``: the same initialisation, trained for the total steps of the ticket's weights.
+    - Controls of a ticket, such as ``shuffled``, are trained as the ticket was once its mask was known.
+    - ``uniform``, ``erk``: a random mask, fixed from the initialisation on, with the ticket's other modifications.
+    - ``small_dense``: a narrower network with no more parameters than the ticket.
+    """
+
+    def __init__(self, procedure: Procedure, settings: VerifySettings) -> None:
+        """Check the names of the controls.
+
+        Raises:
+            UsageError: see `check_rivals`.
+        """
+        check_rivals(settings.rivals(()), (*RIVALS, *STATIC))
+        self.subject, self.lab = procedure, procedure.lab
+        self.left_out: dict[str, str] = {}
+        """Controls that are undefined for some seed, with the reason: they are left out for all."""
+        self.replicates: dict[int, Replicate] = {}
+        """By seed number."""
+        self._settings = settings
+
+    @property
+    def task(self) -> Task:
+        return self.subject.task
+
+    @property
+    def uneven(self) -> tuple[str, ...]:
+        """Roles with other steps than the tickets, by design."""
+        return ("dense",) if self.subject.bounded or self._settings.dense_at == "cost" else ()
+
+    def of_seed(self, number: int) -> dict[str, Trained]:
+        """Train the network of every role, or load it from the store."""
+        one = self.replicates[number] = self.subject.replicate(number)
+        roles = ("ticket", "dense", *self._controls(one))
+        return dict(zip(roles, self.lab.gather([partial(self._train, role, one) for role in roles]), strict=True))
+
+    def parents(self) -> list[str] | None:
+        """Return each seed's dense network if seeds share one, as with tasks that ignore the seed; else None."""
+        keys = [one.dense.result.segment.key for _, one in sorted(self.replicates.items())]
+        return keys if len(set(keys)) < len(keys) else None
+
+    def parameters(self, role: str) -> int:
+        """Return the mean number of unpruned parameters of a role's network over seeds."""
+        return round(fmean(self._parameters(role, one) for one in self.replicates.values()))
+
+    def model(self, role: str) -> str:
+        """Return the name of a role's network at the first seed."""
+        one = self.replicates[0]
+        task = self._rival(role, one)
+        assert task is not None
+        return str(task.key().get("model", ""))
+
+    @property
+    def kept_weights(self) -> int:
+        """Mean number of retained weights over seeds."""
+        return round(fmean(self._mask_kept(one) for one in self.replicates.values()))
+
+    @property
+    def total(self) -> int:
+        """Number of weights in the masks' scope."""
+        return self.lab.store.get_mask(_mask(self.replicates[0])).total
+
+    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+        """Train the dense network by the recipe, and at the whole search's cost with `count` seeds."""
+        metric, first = self.task.metric.name, self.replicates[0]
+        shown: list[tuple[Reference, Sequence[float]]] = []
+        judged, planned = self._dense_steps(first), first.dense.result.segment.steps
+        if judged != planned:
+            values = [float(one.dense.result.metrics["test"][metric]) for _, one in sorted(self.replicates.items())]
+            shown.append((Reference("dense_by_recipe", planned, "one training by the recipe, with every seed"), values))
+        if not self.subject.bounded and first.cost not in (judged, planned):  # a budget equals the cost of the recipe
+            note = f"the {first.cost:,} steps of the whole search, {first.cost / planned:.1f} trainings by the recipe"
+            reference = Reference("dense_at_cost", first.cost, note)
+            pieces = [
+                partial(self._dense, self.replicates[number], first.cost, reference.role) for number in range(count)
+            ]
+            results = self.lab.gather(pieces)
+            shown.append((reference, [float(one.metrics["test"][metric]) for one in results]))
+        return shown
+
+    # -- one seed ------------------------------------------------------------------------------------------------------
+
+    def _controls(self, one: Replicate) -> list[str]:
+        suited = PROCEDURE_RIVALS if one.form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
+        asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
+        wanted = {role: self._obstacle(role, one) for role in asked}
+        self.left_out |= {role: why for role, why in wanted.items() if why}
+        return [role for role, why in wanted.items() if not why]
+
+    def _obstacle(self, role: str, one: Replicate) -> str:
+        """Return why a control is undefined; empty if it is defined."""
+        if role in STATIC:
+            if one.form.kind != WEIGHTS.kind:
+                return f"draws masks of single weights, but these are of {one.form.kind}"
+            return bound_to_mask(one.ticket.result.segment.variants)
+        if role == SMALL_DENSE:
+            return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
+        return obstacle(role, one.ticket)
+
+    def _train(self, role: str, one: Replicate) -> Trained:
+        if role == "ticket":
+            return Trained(one.ticket.result, one.budget)
+        if role == "dense":
+            steps = self._dense_steps(one)
+            return Trained(self._dense(one, steps, role), steps)
+        if role in STATIC:
+            ticket, seed = self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role)
+            if one.form.aim:
+                mask = random_mask_of_equal_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
+            else:
+                mask = random_mask(ticket, seed, role)
+            variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
+            return Trained(self._for_budget(one, one.task, role, variants), one.budget)
+        if role == SMALL_DENSE or is_matched_dense(role):
+            task = self._rival(role, one)
+            assert task is not None
+            return Trained(self._for_budget(one, task, role), one.budget)
+        return self._like_the_ticket(role, one)
+
+    def _dense_steps(self, one: Replicate) -> int:
+        if self.subject.bounded:
+            return one.dense.result.segment.steps
+        return one.cost if self._settings.dense_at == "cost" else one.budget
+
+    def _dense(self, one: Replicate, steps: int, label: str) -> Result:
+        return train_for(self.lab, one.task, self.subject.recipe, steps, one.seeds, label=label)
+
+    def _for_budget(self, one: Replicate, task: Task, role: str, variants: Sequence[Variant] = ()) -> Result:
+        return train_for(self.lab, task, self.subject.recipe, one.budget, one.seeds, variants=variants, label=role)
+
+    def _like_the_ticket(self, role: str, one: Replicate) -> Trained:
+        """Train a control as the ticket was, repeatedly if the ticket was trained at each level."""
+        recipe = one.ticket.result.segment.recipe
+        made = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role)
+        return Trained(made.trainings[-1], made.budget)
+
+    def _rival(self, role: str, one: Replicate) -> Task | None:
+        """Return the task with a role's network."""
+        if is_matched_dense(role):
+            mask = self.lab.store.get_mask(_mask(one))
+            return dense_of_cost(self.lab, one.task, role, mask, one.form.aim)
+        return self._narrower(one) if role == SMALL_DENSE else one.task
+
+    def _narrower(self, one: Replicate) -> Task | None:
+        return narrower(one.task, self._parameters("ticket", one))
+
+    def _parameters(self, role: str, one: Replicate) -> int:
+        task = self._rival(role, one)
+        assert task is not None
+        everything = sum(value.numel() for value in named_parameters(self.lab.model(task)).values())
+        if role in ("dense", SMALL_DENSE) or is_matched_dense(role):
+            return everything
+        mask = self.lab.store.get_mask(_mask(one))
+        return everything - mask.total + mask.kept
+
+    def _mask_kept(self, one: Replicate) -> int:
+        return self.lab.store.get_mask(_mask(one)).kept
+
+
+def _mask(one: Replicate) -> str:
+    assert one.ticket.mask is not None
+    return one.ticket.mask
