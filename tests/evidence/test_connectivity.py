@@ -84,16 +84,6 @@ def two(lab: Lab, task: Classification, recipe: Recipe | None = None) -> tuple[R
 # -- what is known -----------------------------------------------------------------------------------------------------
 
 
-def test_a_network_has_no_barrier_with_itself(lab):
-    task = Normed()
-    one, _ = two(lab, task)
-    for recalibrate in (0, 2):
-        found = barrier(lab, task, one, one, recalibrate=recalibrate)
-        assert found.height == 0
-        assert len(set(found.errors)) == 1
-    assert barrier(lab, task, one, one).errors[0] == pytest.approx(100 - one.metrics["test"]["accuracy"], abs=1e-6)
-
-
 def test_a_convex_loss_has_no_barrier_above_the_chord(lab):
     task = Logistic()
     one, other = two(lab, task)
@@ -226,12 +216,6 @@ def test_recalibration_is_the_average_over_batches_at_every_alpha(lab, batches):
     plain = barrier(lab, task, one, other, points=4)
     assert plain.recalibrated == 0
     assert all(abs(a - b) > 1e-4 for a, b in zip(plain.errors, found.errors, strict=True))
-
-
-def test_recalibration_changes_nothing_without_batch_norm(lab):
-    task = Logistic()
-    one, other = two(lab, task)
-    assert barrier(lab, task, one, other, recalibrate=3) == barrier(lab, task, one, other)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -80,19 +80,6 @@ def test_a_random_mask_has_the_same_total_and_each_layer_the_overall_density(den
     assert is_by_chance((mask & control).kept, mask.kept, mask.kept, mask.total)
 
 
-def test_a_random_mask_forgets_how_the_layers_were_pruned():
-    """The ticket keeps all of one layer and next to nothing of another; its control does not know."""
-    tensors = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
-    tensors["a.weight"][:] = True
-    for name in ("b.weight", "c.weight", "d.weight"):
-        tensors[name].view(-1)[:3] = True
-    mask = Mask(tensors)
-    control = random_mask(mask, 0)
-    assert control.kept == mask.kept
-    for row in control.table():
-        assert is_by_chance(row.kept, row.total, mask.kept, mask.total)
-
-
 def test_no_layer_of_a_random_mask_is_empty():
     mask = Mask({"large": torch.arange(10_000) < 20, "small": torch.arange(3) < 1})
     for seed in range(20):
@@ -110,18 +97,6 @@ def test_a_control_mask_is_a_function_of_seed_and_mask(control):
     found = {control_mask(control, mask, Seeds(mask=seed)).digest for seed in range(5)}
     assert len(found) == 5
     assert control_mask(control, other, Seeds(mask=5)) != first
-
-
-def test_controls_of_one_seed_differ():
-    mask = some_mask(0.3)
-    found = [control_mask(control, mask, Seeds()) for control in ("shuffled", "random_prune")]
-    assert len({mask.digest, *(each.digest for each in found)}) == 3
-    assert is_by_chance((found[0] & found[1]).kept, mask.kept, mask.kept, mask.total)
-
-
-def test_random_reinit_keeps_the_mask():
-    mask = some_mask(0.3)
-    assert control_mask("random_reinit", mask, Seeds(mask=4)) == mask
 
 
 def test_unknown_controls_are_refused():
@@ -237,21 +212,3 @@ def test_a_fresh_start_is_trained_densely_to_the_rewind_step(searched, tmp_path)
     for name in lab.store.get_mask(ticket.mask):
         pair = torch.stack([fresh_weights[name].flatten(), theirs[name].flatten()])
         assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / sqrt(pair.shape[1]) + 0.1, name
-
-
-def test_the_same_control_is_trained_once(searched):
-    lab, ticket = searched.lab, searched.tickets["continue"]
-    for control in CONTROLS:
-        first = train_control(lab, searched.task, searched.recipe, control, ticket, SEEDS)
-        before = lab.ledger.segments_trained
-        assert train_control(lab, searched.task, searched.recipe, control, ticket, SEEDS) == first
-        assert lab.ledger.segments_trained == before
-        other = train_control(lab, searched.task, searched.recipe, control, ticket, SEEDS.replicate(1))
-        assert other.model != first.model
-
-
-def test_an_unknown_control_is_not_trained(searched):
-    asked = searched.lab.ledger.segments_asked
-    with pytest.raises(UsageError, match="placebo"):
-        train_control(searched.lab, searched.task, searched.recipe, "placebo", searched.tickets["continue"], SEEDS)
-    assert searched.lab.ledger.segments_asked == asked

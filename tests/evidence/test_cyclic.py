@@ -11,7 +11,7 @@ import torch
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
-from ticketry.evidence.control import CONTROLS, LONGER, RIVALS
+from ticketry.evidence.control import LONGER
 from ticketry.evidence.controls import control_mask, control_trainings, cycles, train_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import stability
@@ -21,7 +21,6 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, search_cost
 from ticketry.lab.training.segment import Start
 from ticketry.records.schema import as_json
-from ticketry.report import write_report
 from ticketry_engine.support.seeds import mix
 
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
@@ -158,20 +157,6 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return as_json(execute(lab, run))
 
 
-def test_rows_tell_their_own_steps(record: dict[str, Any]) -> None:
-    rows = {(point["role"], point["level"]): point for point in record["points"] if point["replicate"] == 0}
-    for level in (1, 2):
-        assert rows["shuffled", level]["budget"] == T
-        for role in LONGER:
-            row = rows[role, level]
-            assert (row["cycles"], row["steps"]) == (level + 1, (level + 1) * (T - K))
-            assert row["budget"] == T + level * (T - K)
-            assert row["density"] == rows["ticket", level]["density"]
-    own = 2 * (T - K)  # of the tickets of a replicate, and of their shuffled controls
-    assert record["cost"]["control_steps"] == 2 * (own + 2 * (2 + 3) * (T - K))
-    assert record["cost"]["steps_trained"] == 2 * (T + own + own + 2 * (1 + 2) * (T - K))
-
-
 def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
     assert "verdict_error" not in record
     for verdict in record["verdicts"]:
@@ -186,27 +171,7 @@ def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
         assert beside["steps"] == T + verdict["level"] * (T - K)
 
 
-@pytest.mark.slow
-def test_the_report_shows_them_with_a_word(record: dict[str, Any], tmp_path: Path) -> None:
-    page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "minus cyclic training (shown only)" in page
-    assert "no verdict is based on them" in page
-
-
-def test_alone_they_leave_the_claim_at_matches(tmp_path: Path) -> None:
-    settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
-    run = SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("cyclic",))
-    with tk.Lab(tmp_path) as lab:
-        verdicts = as_json(execute(lab, run))["verdicts"]
-    assert [one["claim"] for one in verdicts] == ["matches"]
-
-
 # -- where they do not belong ------------------------------------------------------------------------------------------
-
-
-def test_names() -> None:
-    assert set(LONGER) <= set(CONTROLS)
-    assert set(LONGER).isdisjoint(RIVALS)
 
 
 def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.errors import TicketError, TrustError, UsageError
+from ticketry.errors import TicketError, TrustError
 from ticketry.evidence.control import obstacle
 from ticketry.evidence.controls import stored_control_mask, train_control
 from ticketry.evidence.settings import VerifySettings
@@ -24,9 +24,7 @@ from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import _KNOWN, Effect, Variant
-from ticketry.lab.training.variants import Penalty
 from ticketry.records.schema import as_json
-from ticketry.testing import check_search
 
 OWN = '''
 from dataclasses import dataclass, replace
@@ -215,15 +213,6 @@ class Holding(Variant):
         return Effect(around)
 
 
-def test_a_field_with_the_masks_digest_has_the_other_masks() -> None:
-    assert Holding(mask="a").under("b", instead_of="a") == Holding(mask="b")
-    assert Holding(mask="a").under("b", instead_of="c") == Holding(mask="a")
-    penalty = Penalty(kind="l1_scales", strength=1.0, names=("x",))
-    assert penalty.under("b", instead_of="a") is penalty
-    with pytest.raises(UsageError, match="'holding' needs the mask a"):
-        Holding(text="mask a").under("b", instead_of="a")
-
-
 def held(segment: Segment, mask: str) -> Segment:
     return replace(segment, variants=(Holding(text=f"mask {mask}"),))
 
@@ -256,8 +245,3 @@ class Bound:
         how: dict[str, Any] = {"retrain": "continue", "rewound": early, "trained": dense, "order_seed": seeds.order}
         segment = held(retraining(lab, task, recipe, mask=mask, **how), mask)
         yield Found(1, mask, early, dense, "continue", lab.train(segment), searched=(dense,))
-
-
-def test_check_search_tells_of_it(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"level 1 can be trained under another mask.*'holding' needs"):
-        check_search(Bound, tmp_path, recipe=RECIPE)

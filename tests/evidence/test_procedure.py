@@ -10,7 +10,6 @@ import pytest
 
 import ticketry as tk
 from ticketry.core.structure.controls import random_mask
-from ticketry.errors import UsageError
 from ticketry.evidence import procedure_rivals
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.rivals import Procedure, Rivals
@@ -110,13 +109,6 @@ def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: V
     assert len(set(begun)) == 2
 
 
-def test_seeds_that_were_judged_can_be_passed_over(lab: tk.Lab, oneshot: Verification) -> None:
-    later = verify_procedure(procedure(lab, "oneshot", density=(0.1,)), replace(TWO, seeds=1, after=1))
-    assert {role: values[:1] for role, values in later.values.items()} == {
-        role: values[1:] for role, values in oneshot.values.items()
-    }
-
-
 def test_controls_keep_what_they_say(lab: tk.Lab, oneshot: Verification) -> None:
     """Layer by layer, against the formulas; all of them as many weights as the ticket."""
     found = oneshot.compared.of_seed(0)
@@ -148,12 +140,6 @@ def test_the_recipe_s_own_dense_network_and_that_of_the_whole_cost_are_shown(lab
     assert [(one.role, one.steps) for one, _ in rewound.references] == [("dense_at_cost", 3 * TOTAL)]
 
 
-def test_against_a_dense_network_at_the_whole_cost(lab: tk.Lab) -> None:
-    settings = VerifySettings(seeds=1, controls=("erk",), references=False, dense_at="cost")
-    found = verify_procedure(procedure(lab, "iterative", level=2, densities=(0.5, 0.2), rewind="0"), settings)
-    assert found.budgets == {"ticket": TOTAL, "dense": 3 * TOTAL, "erk": TOTAL}
-
-
 def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) -> None:
     settings = VerifySettings(seeds=1, controls=("erk", "shuffled"), references=False)
     found = verify_procedure(procedure(lab, "iterative", bounded=True, density=0.5, budget="steps"), settings)
@@ -168,15 +154,6 @@ def test_a_budget_of_flops_costs_what_the_dense_training_does(lab: tk.Lab, dense
     found = verify_procedure(procedure(lab, "gradual", bounded=True, density=(0.2,), budget="flops"), settings)
     assert found.budgets["dense"] == TOTAL < found.budgets["ticket"]
     assert not found.references
-
-
-def test_a_control_of_what_is_trained_again_at_each_level_is_trained_as_often(lab: tk.Lab) -> None:
-    again = procedure(lab, "iterative", level=2, densities=(0.5, 0.2), retrain="rewind_lr", rewind="50%")
-    found = verify_procedure(again, VerifySettings(seeds=1, controls=("shuffled",), references=False))
-    assert found.budgets == dict.fromkeys(("ticket", "dense", "shuffled"), TOTAL + 2 * (TOTAL // 2))
-    control = found.compared.of_seed(0)["shuffled"].result.segment
-    assert control.order_seed != fresh(0).order
-    assert (control.first, control.last) == (TOTAL // 2, TOTAL)
 
 
 def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
@@ -199,18 +176,6 @@ def test_a_control_that_one_seed_has_none_of_is_left_out_of_all(lab: tk.Lab, mon
     found = verify_procedure(procedure(lab, "oneshot", density=(0.1,)), settings)
     assert set(found.values) == set(found.budgets) == {"ticket", "dense", "shuffled"}
     assert "narrower" in found.left_out["small_dense"]
-
-
-def test_a_level_that_is_not_found_is_told(lab: tk.Lab) -> None:
-    with pytest.raises(UsageError, match="seed number 1: the search found 1 tickets and none of level 7"):
-        verify_procedure(procedure(lab, "oneshot", level=7, density=(0.1,)), TWO)
-
-
-def test_controls_of_procedures_are_not_those_of_tickets(lab: tk.Lab) -> None:
-    with pytest.raises(UsageError, match="'erk' is a control of procedures"):
-        tk.evidence.control.check_rivals(("erk",))
-    with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
-        verify_procedure(procedure(lab, "oneshot"), VerifySettings(controls=("cyclic",)))
 
 
 @pytest.mark.parametrize("score", ["snip", "random", "crop"])

@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.errors import UsageError
 from ticketry.evidence.control import check_controls, check_rivals
-from ticketry.evidence.settings import StabilitySettings, VerifySettings
+from ticketry.evidence.settings import VerifySettings
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,3 @@ def test_a_control_that_no_record_could_name() -> None:
     with pytest.raises(UsageError, match=r"remove @0\.5"):
         check_rivals(("dense_of_time:lenet-300-100@0.5",))
     check_rivals(check_controls(("dense_of_flops:lenet-300-100", "dense_of_time")))
-
-
-def test_each_mask_and_split_once() -> None:
-    settings = StabilitySettings(masks=("shuffled", "shuffled"), splits=("test", "train", "test"))
-    assert settings.roles == (None, "shuffled")
-    assert settings.splits == ("test", "train")

@@ -14,7 +14,7 @@ from ticketry.errors import StoreError
 from ticketry.records.evidence import read_evidence
 from ticketry.records.network import LayerDensity as Layer
 from ticketry.records.network import Moment
-from ticketry.records.run import RunRecord, read_run
+from ticketry.records.run import read_run
 from ticketry.records.schema import as_json, read
 from ticketry.records.structure import StructureRecord
 
@@ -105,12 +105,6 @@ def test_a_record_of_another_version_is_told(make_verify: Any) -> None:
     for record, reader in ((search_record(levels=0), read_run), (make_verify(), read_evidence)):
         with pytest.raises(StoreError, match=r"format 7 is not the one this ticketry reads \(1\): install the version"):
             reader({**record, "format": 7})
-
-
-def test_a_record_passes_through() -> None:
-    made = read_run(search_record(levels=0))
-    assert isinstance(made, RunRecord)
-    assert read_run(made) is made
 
 
 def test_looks_without_a_value_are_nan() -> None:

@@ -24,9 +24,8 @@ from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures,
 from ticketry.report.html.page import Place, macro, render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import spent_points
-from ticketry.report.tables.masks import watched
 from ticketry.report.tables.results import Results
-from ticketry.report.tables.rows import look_rows, method_rows, point_rows
+from ticketry.report.tables.rows import look_rows
 from ticketry.report.tables.same_density import matches
 
 _RUNS = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
@@ -140,14 +139,6 @@ def test_the_moments_as_a_table(early, page):
             assert (share < moment["threshold"]) == moment["detected"]
 
 
-def test_a_step_that_was_given_has_no_figure(runs):
-    results = Results(read_run(runs[2]))
-    assert MOMENT not in run_figures(results)
-    section = moment_section(results, {}, Place())
-    assert _table(section, "table-moments")[1] == ["30.0", "–", "step 0, as given", "step 0, as given"]
-    assert not moment_section(Results(read_run(runs[1])), {}, Place()).strip()
-
-
 def test_masks_have_a_panel_for_each_density(early):
     for row in _rows(early, "ticket"):
         looks = [[19 * (n + 2), 0.4 / (n + 1) + 0.01 * row["level"]] for n in range(4)]
@@ -172,14 +163,6 @@ def test_odd_looks_do_no_harm(early, looks):
     ElementTree.fromstring(drawings[MOMENT].wide)
     ElementTree.fromstring(drawings[MOMENT].narrow)
     moment_section(results, drawings, Place())
-
-
-def test_at_most_six_densities_are_drawn(early):
-    ticket = _rows(early, "ticket", 1)[0]
-    dense = _rows(early, "dense")[0]
-    early["points"] = [dense, *({**ticket, "level": n, "density": 0.9**n} for n in range(1, 15))]
-    shown = watched(Results(read_run(early)))
-    assert [one.level for one in shown] == [1, 4, 6, 9, 11, 14]
 
 
 def test_costs_are_those_of_the_rows(runs):
@@ -224,16 +207,6 @@ def test_runs_are_compared_with_their_names_and_gaps(runs):
     (makers,) = comparison_figures(subject)
     texts = _texts(drawn({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
     assert {*subject.labels, "energy, mWh; 1 of 3 runs not measured"} <= set(texts)
-
-
-def test_memory_is_that_of_the_highest_phase_and_unknown_if_one_is(early):
-    row = _rows(early, "ticket", 1)[0]
-    row["cost"]["search"]["memory"] = None
-    points = spent_points(Results(read_run(early)))
-    assert "memory" not in points[0].times_dense
-    assert "memory" in points[1].times_dense
-    row["cost"]["search"].update(steps=0, flops=0.0, seconds=0.0)  # there was no such phase
-    assert "memory" in spent_points(Results(read_run(early)))[0].times_dense
 
 
 def test_the_ledger_has_the_phases(early, page):
@@ -294,11 +267,6 @@ def test_densities_within_five_per_cent_stand_in_one_table(runs):
     assert "30.0 % of the weights" not in section
 
 
-def test_a_density_that_one_run_reached_has_no_table(runs, make_record):
-    assert matches(subject_of(runs[:1]).runs) == []
-    assert matches(subject_of([make_record(levels=2), {**make_record(levels=2), "run": "b"}]).runs) == []
-
-
 def test_what_differs_is_told(runs):
     runs[1]["recipe"]["lr"] = 0.1
     runs[2]["environment"]["workers"] = 8
@@ -352,14 +320,6 @@ def test_the_new_columns_are_exported(early, tmp_path):
         assert float(shown["energy_wh"]) == pytest.approx(_whole(early, row, "energy_wh"))
     looks = [look for row in _rows(early, "ticket") for look in row["moment"]["looks"]]
     assert [[int(row["step"]), float(row["value"])] for row in rows("looks.csv")] == looks
-
-
-def test_rows_of_several_runs(runs):
-    subject = subject_of(runs)
-    assert [(row["density_asked"], row["method"], row["n"]) for row in method_rows(subject)] == [
-        (density, record["method"], 2) for density in (0.3, 0.1) for record in runs
-    ]
-    assert [row["energy_wh"] is None for row in point_rows(subject.runs)] == 6 * [False] + 6 * [True] + 6 * [False]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 import struct
 from xml.etree import ElementTree
@@ -11,7 +10,6 @@ from xml.etree import ElementTree
 import numpy
 import pytest
 
-from ticketry.errors import StoreError
 from ticketry.report import export
 
 
@@ -128,19 +126,6 @@ def test_latex_tables_hold_the_records_numbers(exported, full_record):
     )
 
 
-def test_latex_tables_of_several_runs_have_a_row_a_run(tmp_path, make_record):
-    runs = [make_record(levels=2, replicates=2) for _ in range(2)]
-    for run, method in zip(runs, ("iterative", "a_&_b 100 %"), strict=True):
-        run |= {"run": f"of-{method[0]}", "method": method}
-    export(runs, tmp_path)
-    text = (tmp_path / "results.tex").read_text()
-    assert r"a\_\&\_b 100 \%" in text
-    ((head, *rows),) = tabulars(text)
-    assert head[:2] == ["method", "dense"]
-    assert [row[0] for row in rows] == ["iterative", "a_&_b 100 %"]
-    assert (tmp_path / "comparison-metric-by-density.pdf").read_bytes().startswith(b"%PDF-")
-
-
 def test_speed_reads_back(exported, make_bench):
     rows = _read(exported[0] / "engines.csv")
     expected = [(one["batch"], row) for one in make_bench()["comparisons"] for row in one["times"]]
@@ -171,13 +156,6 @@ def test_evidence_reads_back(exported, make_verify, make_stability):
     assert [float(row["error"]) for row in barriers] == expected
 
 
-def test_the_same_records_give_the_same_bytes(make_record, tmp_path):
-    record = make_record(levels=2)
-    one, two = (export(record, tmp_path / name) for name in ("one", "two"))
-    assert [path.name for path in one] == [path.name for path in two]
-    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
-
-
 @pytest.mark.slow
 def test_several_runs_and_names_with_commas(make_record, tmp_path):
     runs = [make_record(levels=2, replicates=1, seed=seed) for seed in (0, 1)]
@@ -185,16 +163,3 @@ def test_several_runs_and_names_with_commas(make_record, tmp_path):
     names = {path.name for path in export(runs, tmp_path)}
     assert {"comparison-metric-by-density.svg", "run-1-metric-by-cost.png", "run-2-density-by-layer.svg"} <= names
     assert {row["run"] for row in _read(tmp_path / "points.csv")} == {'a, "b"\nc', "'=SUM(1)"}
-
-
-def test_what_is_not_finite_is_nan_in_the_table(make_record, make_stability, tmp_path):
-    study = make_stability(replicates=1, levels=(3,))
-    study["rows"][0]["barriers"][0]["height"] = None
-    export(make_record(levels=1), tmp_path, [study])
-    assert math.isnan(float(_read(tmp_path / "barriers.csv")[0]["height"]))
-
-
-def test_a_folder_that_cannot_be_made(make_record, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot"):
-        export(make_record(levels=1), tmp_path / "file")

@@ -10,7 +10,6 @@ import pytest
 from made_records import search_record, with_rounds
 from ticketry.errors import StoreError
 from ticketry.records.run import read_run
-from ticketry.report.figures import figure_svgs
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import tickets_by_density
@@ -50,10 +49,6 @@ def test_when_masks_of_an_iterative_search_were_known():
     assert [(point.level, point.known, point.n) for point in points] == [(1, 4300, 2), (2, 8557, 2), (3, 12814, 2)]
 
 
-def test_when_masks_from_gates_were_known(record):
-    assert {point.known for point in tickets_by_density(Results(read_run(record)))} == {4 * 4300}
-
-
 def test_the_section_has_figures_and_a_row_a_round(record):
     page = render(subject_of([record]))
     section = re.search(r'<section id="gates">(.*?)</section>', page, re.DOTALL)[1]
@@ -61,10 +56,6 @@ def test_the_section_has_figures_and_a_row_a_round(record):
     table = section.partition("<tbody>")[2].partition("</tbody>")[0]
     assert table.count("<tr>") == len(record["rounds"]) == 2 * 8 * 4
     assert table.count("<td>no</td>") == 2 * 8
-
-
-def test_no_section_without_rounds():
-    assert 'id="gates"' not in render(subject_of([search_record(levels=2)]))
 
 
 @pytest.mark.slow
@@ -82,11 +73,6 @@ def test_data_behind_the_figures(record):
     assert len(rows) == len(record["rounds"])
     assert [row["gates_1_of_20"] for row in rows] == [row["histogram"][0] for row in record["rounds"]]
     assert len(path_rows(results)) == 100 * len(rows)
-
-
-def test_one_bar_a_bin_and_search(record):
-    drawing = figure_svgs(record)["gate-histograms"]
-    assert drawing.count('<g id="patch_') >= 6 * 20
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from ticketry.errors import StoreError
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.speed import SpeedRecord
-from ticketry.report import export, figure_svgs, write_report
+from ticketry.report import export, write_report
 from ticketry.report.figures.costs import metric_by_time
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.masks import drawn_level
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (
     Setup,
@@ -200,18 +199,6 @@ def test_only_like_is_compared_with_like(
     assert compared(other, runs[1], runs[0])[name].keys() == compared(runs[0], runs[1])[name].keys()
 
 
-def test_less_may_be_better() -> None:
-    """Of a loss the sign turns: above 0 is better."""
-    plain, grouped = plain_record("plain"), structured_record("r16", shift=3.0)
-    for record in (plain, grouped):
-        record["task"]["metric"] = {"name": "loss", "unit": "", "higher_is_better": False}
-        for point in record["points"]:
-            point["validation"], point["test"] = ({"loss": point[each]["accuracy"]} for each in ("validation", "test"))
-    speeds = speeds_of(benches_of(plain, 0.6) + benches_of(grouped, 0.6))
-    found = at_equal_time(Results(read_run(grouped)), Results(read_run(plain)), speeds, SETUP)
-    assert all(one.difference.mean < 0 for one in found.values())
-
-
 # -- pages and files ---------------------------------------------------------------------------------------------------
 
 
@@ -243,28 +230,6 @@ def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str
     assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
 
 
-def test_what_was_not_measured_has_no_column(runs: list[dict[str, Any]], tmp_path: Path) -> None:
-    record = copy.deepcopy(runs[1])
-    for point in record["points"]:
-        for layer in point.get("structure", {}).get("layers", ()):
-            layer["null_coverage"] = layer["random_coverage"] = None
-    text = write_report(record, tmp_path / "channels.html").read_text(encoding="utf-8")
-    assert "coverage, %" in text
-    assert "no structure, %" not in text
-    assert "random, %" not in text
-    assert "shuffled among the rows; " not in text
-
-
-def test_one_point_has_one_label(runs: list[dict[str, Any]]) -> None:
-    """Of a curve the ends are named; of a ticket that was timed alone they are the same."""
-    bench = benches_of(runs[1], 0.6)[2]
-    subject = subject_of(runs[1:2], [bench])
-    (indices,) = subject.by_task.values()
-    panels = panels_of(subject, indices)
-    texts = [text.get_text() for axes in metric_by_time(panels).axes for text in axes.texts]
-    assert len([text for text in texts if text.endswith(" %")]) == len(panels)
-
-
 @pytest.mark.parametrize("replicates", [2, 3])
 def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -> None:
     """Student's t by SciPy; from three replicates on the panel has room for all of them."""
@@ -283,16 +248,6 @@ def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -
         assert replicates == 2 or low < ends[0] < ends[1] < high
 
 
-def test_channels_share_axes_with_weights(runs: list[dict[str, Any]]) -> None:
-    """Masks of channels are of norms too; but a network without its largest layer is another denominator."""
-    for more, together in ((0.015, True), (0.1, False)):
-        other = copy.deepcopy(runs[1])
-        other["task"]["parameters"] = round(1.2 * other["task"]["prunable"])
-        plain = {**runs[0], "task": {**runs[0]["task"], "parameters": other["task"]["parameters"]}}
-        other["task"]["prunable"] = round((1 + more) * other["task"]["prunable"])
-        assert (len(subject_of([plain, other]).by_task) == 1) is together
-
-
 @pytest.mark.slow
 def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
     names = {path.name for path in export(runs, tmp_path, evidence)}
@@ -302,14 +257,6 @@ def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_p
     assert lines[0].startswith("run,masks,level,density,batch")
     fits = (tmp_path / "structure.csv").read_text().splitlines()
     assert len(fits) == 1 + 2 * 6 * 3 * 4
-
-
-def test_the_middle_level_is_drawn(runs: list[dict[str, Any]]) -> None:
-    shown = drawn_level(Results(read_run(runs[1])))
-    assert shown is not None
-    assert shown.group.level == 4
-    assert "structure" in figure_svgs(runs[1])
-    assert "structure" not in figure_svgs(runs[0])
 
 
 def test_layers_tell_what_they_save(runs: list[dict[str, Any]], tmp_path: Path) -> None:

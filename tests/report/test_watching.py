@@ -82,11 +82,6 @@ def test_time_left_leaves_the_start_of_workers_out_and_waits_for_those_beside_th
     assert told(163.0, 6) == pytest.approx(7.0)
 
 
-def test_what_a_killed_search_left_is_not_shown_as_running(tmp_path: Path, watch: Watch) -> None:
-    write(tmp_path, progress(at=time.time() - 60))
-    assert watch.look()["runs"] == []
-
-
 def test_a_file_is_read_again_only_when_it_has_changed(
     tmp_path: Path, watch: Watch, make_record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

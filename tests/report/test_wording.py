@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
-from ticketry.report.wording import Style, clean, duration, percent, role_name, sparsity, times, value
+from ticketry.report.wording import Style, clean, duration, percent, role_name, sparsity, value
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,11 @@ def test_small_numbers_are_not_zero(means, sd, told):
     assert [Style.fitting(summaries, "").summary(one) for one in summaries] == told
 
 
-def test_decimals_without_a_spread(make_record):
-    assert _style(make_record, 0.0).decimals == 2
-
-
 def test_a_summary_in_full():
     style = Style(2, "%")
     assert style.counted(Summary(96.2345, 0.4142, 3)) == "96.23 ± 0.41 % (n = 3)"
     assert style.counted(Summary(96.2345, None, 1)) == "96.23 % (n = 1)"
     assert Style(3, "").counted(Summary(0.3312, 0.0214, 5)) == "0.331 ± 0.021 (n = 5)"
-
-
-@pytest.mark.parametrize(("number", "text"), [(-0.271, "−0.27"), (0.271, "+0.27"), (-0.001, "0.00"), (0.0, "0.00")])
-def test_signs(number, text):
-    assert Style(2, "%").number(number, sign=True) == text
 
 
 @pytest.mark.parametrize(
@@ -83,11 +74,6 @@ def test_signs(number, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("ratio", "text"), [(1.234, "1.2"), (17.9, "18"), (9.96, "10"), (1085.4, "1,085")])
-def test_times(ratio, text):
-    assert times(ratio) == text
 
 
 @pytest.mark.parametrize(

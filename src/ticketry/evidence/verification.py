@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparison import Comparison, check_budgets, compare
@@ -34,21 +34,7 @@ AGAIN = "again"
 """Name of the ticket's second training in an A/A comparison."""
 
 
-class Compared(Protocol):
-    """A subject with its rivals, trained one seed at a time."""
-
-    lab: Lab
-    left_out: dict[str, str]
-
-    @property
-    def task(self) -> Task: ...
-    @property
-    def uneven(self) -> tuple[str, ...]: ...
-    def of_seed(self, number: int) -> dict[str, Trained]: ...
-    def parents(self) -> Sequence[str] | None: ...
-    def parameters(self, role: str) -> int: ...
-    def model(self, role: str) -> str: ...
-    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]: ...
+AnyRivals = Rivals | ProcedureRivals
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Verification:
     """The dense network at other budgets, and its values."""
     left_out: Mapping[str, str]
     """Undefined controls, with the reason."""
-    compared: Rivals | ProcedureRivals = field(repr=False)
+    compared: AnyRivals = field(repr=False)
     trained: Sequence[Result] = field(repr=False)
     """The networks of every role and seed."""
 
@@ -173,7 +159,7 @@ def verify_procedure(
 
 
 def _decide(
-    rivals: Compared, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
+    rivals: AnyRivals, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[Trained]]]:
     """Return the verdict of the first analysis that decides, or of the last one, with its trainings."""
     plan, trained, margin = settings.plan, dict[str, list[Trained]](), settings.margin
@@ -190,7 +176,7 @@ def _decide(
     return made, trained
 
 
-def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) -> None:
+def _add_seeds(rivals: AnyRivals, trained: dict[str, list[Trained]], count: int) -> None:
     """Train every network with the seeds from those there are up to `count`."""
 
     def one(number: int) -> dict[str, Trained]:
@@ -206,7 +192,7 @@ def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) 
 
 
 def _judge(
-    rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings, margin: float
+    rivals: AnyRivals, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings, margin: float
 ) -> Verdict:
     values = {role: _values(rivals, found) for role, found in trained.items()}
     even = {role: found for role, found in trained.items() if role not in rivals.uneven}
@@ -231,7 +217,7 @@ def _judge(
 
 def _verification(
     about: About,
-    rivals: Rivals | ProcedureRivals,
+    rivals: AnyRivals,
     settings: VerifySettings,
     made: Verdict,
     trained: Mapping[str, Sequence[Trained]],
@@ -278,6 +264,6 @@ def _minus_itself(rivals: Rivals, ticket: Sequence[float], again: Sequence[float
     )
 
 
-def _values(rivals: Compared, trained: Sequence[Trained]) -> list[float]:
+def _values(rivals: AnyRivals, trained: Sequence[Trained]) -> list[float]:
     name = rivals.task.metric.name
     return [float(one.result.metrics["test"][name]) for one in trained]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ticketry.evidence.significance import Diagnosis, correlation, diagnose, inflation
+from ticketry.evidence.significance import Diagnosis, diagnose
 
 
 def told(*differences: float, least: float = 0.01) -> Diagnosis:
@@ -33,14 +33,6 @@ def test_an_outlier_lies_beyond_three_least_spreads_and_not_at_them() -> None:
     ]
 
 
-def test_several_collapses_are_listed_and_counted() -> None:
-    """Two of seven: the bound is Clopper and Pearson's."""
-    found = told(0.1, -9.0, 0.0, 0.2, 0.1, -8.0, 0.0, least=0.5)
-    assert found.low == (2, 6)
-    assert found.reasons[0] == ("dense: seed number 2, 6 is far below the others: do some seeds collapse here?")
-    assert found.collapse_rate == pytest.approx(stats.binomtest(2, 7).proportion_ci(0.9).high)
-
-
 def test_what_was_not_seen_is_not_excluded() -> None:
     """With none of n, 1 - 0.05^(1/n)."""
     for n in (3, 5, 30):
@@ -55,18 +47,6 @@ def test_skewness_and_correlation_are_scipys_and_pearsons_of_a_series_with_itsel
     centred = np.array(values) - np.mean(values)
     assert found.skewness == pytest.approx(stats.skew(values, bias=False))
     assert found.correlation == pytest.approx((centred[1:] @ centred[:-1]) / (centred @ centred))
-
-
-def test_a_moderate_order_is_told_too() -> None:
-    """A wave of about six seeds: the standard error is larger by less than half again."""
-    values = np.cos(np.arange(20.0))
-    order = float(correlation(values))
-    assert 1 < float(inflation(order, 20)) < 2
-    found = told(*values, least=5.0)
-    assert found.reasons == (
-        f"dense: differences are correlated in their order ({order:+.2f}), so seeds may share randomness: a larger"
-        " standard error is used",
-    )
 
 
 def test_skewed_differences_are_told_with_their_skewness() -> None:

@@ -25,13 +25,6 @@ def needed(ticket: Sequence[float], other: Sequence[float], shift: float, sign: 
     return inf if found is None else found
 
 
-def test_whoever_claims_a_match_waits_for_dense_alone() -> None:
-    """A control whose differences are equal would have its spread assumed; nobody asks for it here."""
-    made = verdict(TICKET, LEVEL, {"flat": [value - 0.2 for value in TICKET]}, claim="matches")
-    assert made.outcome == "undecided"
-    assert made.more_seeds == needed(TICKET, LEVEL, 0.5) - 5
-
-
 def test_a_second_question_is_asked_of_every_control_and_the_slowest_counts() -> None:
     slow = [value - 0.2 for value in LEVEL]
     made = verdict(TICKET, LEVEL, {"low": LOW, "slow": slow})
@@ -68,25 +61,6 @@ def test_a_ticket_that_is_shown_to_lose_needs_no_controls() -> None:
     assert needed(TICKET, level, 0.0) > 500
 
 
-def test_seeds_of_parents_are_counted_in_seeds() -> None:
-    """Two seeds a parent: as many parents as are missing, times two."""
-    parents = [k // 2 for k in range(10)]
-    ticket, dense = (np.repeat(values, 2).tolist() for values in (TICKET, LEVEL))
-    made = verdict(ticket, dense, claim="matches", parents=parents)
-    assert (made.n, made.groups) == (10, 5)
-    assert made.more_seeds == 2 * needed(TICKET, LEVEL, 0.5) - 10
-
-
-def test_equal_differences_are_taken_as_they_are_and_need_no_spread_that_is_assumed() -> None:
-    """Of three returns that are all 500 a match is not sure; as many as the test itself asks for decide it."""
-    enough = next(n for n in range(3, 100) if guarded([0.0] * n, -5.0, 5.0)[0] <= 0.05)
-    made = verdict([500.0] * 3, [500.0] * 3, claim="matches", margin=5.0)
-    assert (made.outcome, made.more_seeds) == ("undecided", enough - 3)
-    assert not any("assumed" in reason for reason in made.reasons)
-    decided = verdict([500.0] * enough, [500.0] * enough, claim="matches", margin=5.0)
-    assert (decided.outcome, decided.more_seeds) == ("matches", 0)
-
-
 @pytest.mark.parametrize("n", [3, 5, 7, 10])
 def test_seeds_of_a_plan_are_counted_to_an_analysis_that_shows_it_by_its_own_share(n: int) -> None:
     """Drawn anew: in four of five samples that analysis rejects by itself, and none before it does."""
@@ -105,14 +79,6 @@ def test_seeds_of_a_plan_are_counted_to_an_analysis_that_shows_it_by_its_own_sha
 def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
     drawn = np.random.default_rng(1).normal(distance, spread, (5000, n))
     return float((guarded(drawn, 0.0, 0.5)[0] <= alpha).mean())
-
-
-def test_without_a_spread_one_of_four_fifths_of_the_margin_is_assumed() -> None:
-    """And a true difference of 0, so that the margin is what is to be shown."""
-    planned = seeds_needed(0.5, 0.4, 0.05, least_spread=0.5)
-    assert planned is not None
-    assert planned > 2
-    assert verdict([88.9], [88.2], {"shuffled": [87.0]}).more_seeds == planned - 1
 
 
 def test_seeds_that_hang_together_decide_nothing_where_as_many_others_would() -> None:

@@ -9,10 +9,8 @@ import pytest
 
 from slow_p_values import slow_pooled
 from ticketry.evidence.comparison import compare, with_pooled_sd
-from ticketry.evidence.level_verdicts import judge
 from ticketry.evidence.significance import pool, pooled_p_values, replicates_needed
 from ticketry.evidence.verdict import holm
-from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 
 MARGIN = 0.5
@@ -49,10 +47,6 @@ def test_lost_levels_are_not_pooled_and_single_collapses_are() -> None:
     assert compared([lost, lost], 0).p_noninferior > 0.99
 
 
-def test_two_replicates_decide_nothing() -> None:
-    assert pooled_p_values(9.0, 0.3, 2, pool([[0.0, 0.1]] * 5, MARGIN)) == (1.0, 1.0)
-
-
 @pytest.mark.parametrize(("distance", "spread", "alpha"), [(0.5, 0.3, 0.05), (0.5, 0.4, 0.05 / 14), (0.3, 0.3, 0.01)])
 def test_replicates_needed_reach_their_power(distance: float, spread: float, alpha: float) -> None:
     pooled = pool([[-spread, spread] * 50] * 5, MARGIN)
@@ -66,11 +60,6 @@ def test_replicates_needed_reach_their_power(distance: float, spread: float, alp
 
     assert power(needed) >= 0.77
     assert needed == 3 or power(needed - 1) < 0.83
-
-
-@pytest.mark.parametrize("distance", [0.0, -1.0, 1e-6])
-def test_replicates_needed_gives_up(distance: float) -> None:
-    assert replicates_needed(distance, 0.3, 0.05, pool([[0.1, 0.2, 0.3]], MARGIN)) is None
 
 
 # -- error rates, in small: benchmarks/verdict_levels.py has them in full ----------------------------------------------
@@ -100,17 +89,6 @@ def test_levels_without_a_difference_are_called_as_good_and_levels_at_the_margin
         return (np.asarray(normal(-MARGIN + 0.125)) - 2.5 * (random.random((14, 5)) < 0.05)).tolist()
 
     assert rates(collapsing, 150)[0] <= 0.05
-
-
-def test_a_search_s_verdicts_say_yes_with_five_replicates() -> None:
-    random = np.random.default_rng(3)
-    dense = 90 + random.normal(0, 0.2, 5)
-    points = [point(0, "dense", number, float(value)) for number, value in enumerate(dense)]
-    for level in range(1, 15):
-        points += [point(level, "ticket", k, float(dense[k] + random.normal(0.1, 0.25))) for k in range(5)]
-    found = judge(points, Metric("accuracy", "%", True), 10_000)
-    assert sum(one.verdict == "matches" for one in found) >= 5
-    assert all(one.probability is not None and one.probability > 0.95 for one in found if one.verdict == "matches")
 
 
 def point(level: int, role: str, replicate: int, value: float) -> Point:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pytest
 from scipy import stats
 
 from slow_p_values import slow_p
-from ticketry.evidence.comparison import MOST_SEEDS, seeds_needed
+from ticketry.evidence.comparison import seeds_needed
 from ticketry.evidence.verdict import InterimAnalyses, verdict
 
 DENSE = [88.3, 87.8, 88.7, 88.1, 88.4, 88.2, 88.0, 88.5]
@@ -42,40 +41,6 @@ def test_a_win_gives_its_answers_and_a_line_for_each_comparison() -> None:
     )
 
 
-def test_numbers_as_they_are_read() -> None:
-    """By hand: differences 0.1, 0.2, -0.1, 0.1, 0.1, 0.1, 0.2, -0.1 have the mean 0.075 and the deviation 0.1165, so
-    that the interval is 0.075 ± 2.3646 · 0.1165 / √8, and t = 0.575 / (0.5 / √8) = 3.25 at 7 degrees of freedom."""
-    assert verdict(NEAR, DENSE, claim="matches").reasons[1] == (
-        "ticket - dense: +0.08 [-0.02, +0.17] over 8 seeds; within 0.5 of it with p = 0.007"
-    )
-
-
-@pytest.mark.parametrize(
-    ("size", "told"),
-    [
-        (1.0, "+0.08 [-0.02, +0.17] over 8 seeds; within 0.5 of it"),
-        (0.02, "+0.00 [-0.00, +0.00] over 8 seeds; within 0.01 of it"),  # two decimals can tell such a margin
-        (0.001, "+0.00008 [-0.00002, +0.00017] over 8 seeds; within 0.0005 of it"),
-        (1e-7, "+7.5e-9 [-2.2e-9, +1.7e-8] over 8 seeds; within 5e-08 of it"),
-    ],
-)
-def test_a_margin_finer_than_two_decimals_is_told_with_more(size: float, told: str) -> None:
-    near, dense = ([size * value for value in values] for values in (NEAR, DENSE))
-    found = verdict(near, dense, claim="matches", margin=0.5 * size, unit="mm")
-    assert f"ticket - dense: {told} with p = 0.007" in found.reasons
-
-
-def test_controls_that_are_not_beaten_are_named_with_the_answers() -> None:
-    found = verdict(NEAR, DENSE, {"shuffled": NEAR[1:] + NEAR[:1]}, claim="matches")
-    assert found.reasons[0] == (
-        "as good as dense: yes; better than every control: undecided (not shown to beat shuffled)"
-    )
-    assert verdict(NEAR, DENSE, claim="matches").reasons == (
-        "as good as dense: yes",
-        line("dense", NEAR, DENSE, "8 seeds"),
-    )
-
-
 def test_what_a_comparison_has_to_remark_follows_its_line() -> None:
     """A note on the spread and what the differences show, of dense and of controls alike."""
     flat = [value - 1.25 for value in NEAR]
@@ -103,31 +68,6 @@ def test_seeds_of_parents_are_told_apart_from_seeds() -> None:
     assert found.assumptions[0] == "4 parents share no randomness"
 
 
-@pytest.mark.parametrize(
-    ("parents", "told"),
-    [
-        ([1, 2, 3, 3], "the 4 seeds come from 3 parents; those of one parent count as one"),
-        (
-            [1, 2, 2, 1],
-            "the 4 seeds come from 2 parents; those of one parent count as one: fewer than 3 decide nothing",
-        ),
-        ([1, 1, 1, 1], "the 4 seeds come from 1 parent; those of one parent count as one: fewer than 3 decide nothing"),
-    ],
-)
-def test_too_few_parents_decide_nothing(parents: list[int], told: str) -> None:
-    reasons = verdict(NEAR[:4], DENSE[:4], {"shuffled": FAR[:4]}, parents=parents).reasons
-    assert [reason for reason in reasons if "come from" in reason] == [told]
-    assert not any(reason.startswith("fewer than") for reason in reasons)
-
-
-@pytest.mark.parametrize(("n", "told"), [(1, 0), (2, 1), (3, 0)])
-def test_two_seeds_are_said_to_decide_nothing(n: int, told: int) -> None:
-    """Of one seed it is said already that it has no spread."""
-    reasons = verdict(SCATTERED[:n], DENSE[:n], {"shuffled": FAR[:n]}).reasons
-    assert reasons.count("fewer than 3 seeds decide nothing") == told
-    assert not any("decide nothing" in reason for reason in reasons if reason != "fewer than 3 seeds decide nothing")
-
-
 # -- what next ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,20 +91,6 @@ def test_a_single_seed_says_what_it_assumes() -> None:
     )
 
 
-def test_the_spread_that_is_assumed_goes_with_the_margin() -> None:
-    reasons = verdict([88.9], [88.2], {"shuffled": [87.0]}, margin=0.25).reasons
-    assert "a spread of 0.2 (assumed)" in reasons[-1]
-
-
-@pytest.mark.parametrize("flat", ["dense", "shuffled"])
-def test_equal_differences_are_said_and_no_spread_is_assumed(flat: str) -> None:
-    others = {"dense": DENSE[:4], "shuffled": FAR[:4]} | {flat: [value - 0.25 for value in SCATTERED]}
-    reasons = verdict(SCATTERED, others["dense"], {"shuffled": others["shuffled"]}).reasons
-    told = "all differences are equal, which is no proof of certainty (do the seeds take effect?): no interval; tested"
-    assert f"{flat}: {told} as if they spread by 0.5" in reasons
-    assert not any("assumed" in reason for reason in reasons)
-
-
 def test_an_estimate_from_spreads_that_are_known_assumes_nothing() -> None:
     ticket, dense, control = SCATTERED, DENSE[:4], [87.5, 88.8, 88.1, 87.6]
     found = verdict(ticket, dense, {"shuffled": control})
@@ -174,16 +100,6 @@ def test_an_estimate_from_spreads_that_are_known_assumes_nothing() -> None:
     ]
     more = max(part for part in parts if part is not None) - 4
     assert next_steps(found.reasons, {"shuffled": control}) == (f"likely to decide: about {more} more seeds",)
-
-
-def test_one_seed_is_one_seed() -> None:
-    """At the next analysis a plan may decide: one seed more, whatever the estimate's own number."""
-    found = verdict(NEAR[:6], DENSE[:6], {"shuffled": FAR[:6]}, interim=InterimAnalyses((3, 7)))
-    assert found.reasons[-3:] == (
-        "no decision is planned at 6 seeds",
-        "next interim analysis at 7 seeds",
-        "likely to decide: about 1 more seed",
-    )
 
 
 def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
@@ -204,26 +120,6 @@ def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
     )
 
 
-def test_what_no_number_of_seeds_would_decide() -> None:
-    reasons = verdict(
-        [88.0, 88.4, 88.2, 88.2],
-        [88.1, 88.3, 88.1, 88.3],
-        {"shuffled": [88.2, 88.2, 88.3, 88.1]},
-        interim=InterimAnalyses((3, 8)),
-    ).reasons
-    assert reasons[-3:] == (
-        "no decision is planned at 4 seeds",
-        "next interim analysis at 8 seeds",
-        f"even {MOST_SEEDS} seeds would not be likely to decide at these means",
-    )
-
-
-def test_at_an_analysis_of_the_plan_nothing_is_said_of_a_missing_one() -> None:
-    reasons = verdict(SCATTERED[:3], DENSE[:3], {"shuffled": FAR[:3]}, interim=InterimAnalyses()).reasons
-    assert not any("no decision is planned" in reason for reason in reasons)
-    assert "next interim analysis at 5 seeds" in reasons
-
-
 # -- what it rests on --------------------------------------------------------------------------------------------------
 
 
@@ -238,28 +134,9 @@ def test_what_a_verdict_assumes() -> None:
     )
 
 
-def test_only_a_plan_allows_for_seeds_that_are_added() -> None:
-    assert SETTLED not in verdict(NEAR[:5], DENSE[:5], claim="matches", interim=InterimAnalyses((5, 8))).assumptions
-
-
 def test_seeds_that_collapsed_are_counted() -> None:
     """One of eight: Clopper and Pearson's upper bound is 47 %."""
     bound = stats.binomtest(1, 8).proportion_ci(0.9).high
     assert verdict([*NEAR[:7], 60.0], DENSE, claim="matches").assumptions[3] == (
         f"1 of 8 collapsed: a rate of up to {100 * bound:.0f} % is not excluded (at 95 %)"
-    )
-
-
-def test_a_rate_is_told_in_whole_per_cent() -> None:
-    """1 - 0.05^(1/4) = 52.7 %."""
-    told = verdict(NEAR[:4], DENSE[:4], claim="matches").assumptions[3]
-    assert told == "none of 4 collapsed: a rate of up to 53 % is not excluded (at 95 %)"
-
-
-def test_two_seeds_tell_of_no_collapse() -> None:
-    assert verdict(NEAR[:2], DENSE[:2], claim="matches").assumptions == (
-        "seeds share no randomness",
-        "the standard deviation of seeds is taken to be at least 0.5",
-        "up to 5 % of seeds may fall 2.5 below the others undetected",
-        SETTLED,
     )

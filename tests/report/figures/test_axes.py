@@ -24,12 +24,6 @@ PERPLEXITY = Metric("perplexity", "", False, "log")
 _AXES = Figure().subplots()
 
 
-def test_what_has_no_logarithm_lies_on_a_linear_axis() -> None:
-    assert Scale.of(PERPLEXITY, [80.0, 0.5]).log
-    assert not Scale.of(PERPLEXITY, [80.0, 0.0]).log
-    assert not Scale.of(Metric("accuracy", "%", True), [80.0]).log
-
-
 @pytest.mark.parametrize("log", [True, False])
 def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
     scale = Scale(log)
@@ -70,18 +64,6 @@ def test_two_labels_of_a_logarithmic_axis_differ(low: float, ratio: float) -> No
     assert len({_AXES.yaxis.get_major_formatter()(place) for place in places}) == len(places) >= 2
 
 
-def test_between_50_and_200_steps_are_three_ticks() -> None:
-    assert log_axis(_AXES, "y", 57 / 1.12, 171 * 1.12) == [70, 100, 150]
-    assert log_axis(_AXES, "y", 171 * 1.12, 57 / 1.12) == [150, 100, 70]
-    assert log_axis(_AXES, "y", 8, 60) == [10, 20, 50]
-
-
-def test_familiar_ticks() -> None:
-    assert ticks(75, 700, 8) == [100, 200, 500]
-    assert ticks(10, 1e6, 8) == [1e1, 1e2, 1e3, 1e4, 1e5, 1e6]
-    assert ticks(118, 171, 8) == [120, 130, 140, 150, 160, 170]
-
-
 def perplexities(make_record, **changes):
     """A record whose metric is e to the (100 - accuracy) / 20."""
     record = make_record(levels=6, **changes)
@@ -103,14 +85,6 @@ def test_the_figure_of_a_perplexity(make_record) -> None:
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert "test perplexity (log scale)" in texts
     assert any(text in texts for text in ("60", "70", "80", "100", "200"))
-
-
-def test_older_records_have_linear_axes(make_record) -> None:
-    record = perplexities(make_record)
-    del record["task"]["metric"]["scale"]
-    assert read_run(record).task.metric.scale == "linear"
-    texts = figure_svgs(record)[METRIC_BY_DENSITY]
-    assert "test perplexity</" in texts or "test perplexity<" in texts
 
 
 def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:

@@ -34,17 +34,3 @@ def test_a_cost_that_is_far_from_its_bound_leaves_room_for_the_others(narrow: bo
     assert beside["higher"] - beside["lower"] > 0.1
     fewer = places([*near, measured("more steps", -160_000.0, 1.0, margin=1000.0)], narrow)
     assert 0 < fewer["more steps"] < fewer["lower"] < fewer["higher"] < 1
-
-
-@pytest.mark.parametrize("far", [-160_000.0, 160_000.0])
-def test_the_bound_is_seen_where_all_claims_are_on_one_side_of_it(far: float) -> None:
-    (axes,) = claims_figure([measured("steps", far, 1.0, margin=1000.0)]).axes
-    low, high = axes.get_xlim()
-    assert low < 0 < high
-
-
-def test_where_all_are_near_the_axis_is_even() -> None:
-    near = [measured("a", -1.0, 0.1), measured("b", 0.0, 0.1), measured("c", 1.0, 0.1)]
-    found = places(near, False)
-    assert found["b"] - found["a"] == pytest.approx(found["c"] - found["b"])
-    assert places([measured("none", 0.0, 0.0)], False)["none"] == pytest.approx(0.5)

@@ -228,20 +228,6 @@ def test_runs_are_compared_in_a_table_and_folded_away(rewind_runs):
     assert sum(row[:1] in ([label] for label in labels) for row in page.rows) == 4 + networks
 
 
-def test_runs_of_different_numbers_of_replicates_say_so(make_record):
-    runs = [make_record(levels=2, replicates=n) for n in (1, 3)]
-    runs[0]["run"] = "alone"
-    text = _page(runs).replace("\N{NO-BREAK SPACE}", " ")
-    assert "mean over replicates (n = 1 to 3); bands: " in text
-    assert "mean over replicates (n = 3); bands: " in text  # of the one that has bands on its own
-
-
-def test_settings_that_are_no_words_are_left_out_of_the_notes(make_record):
-    record = make_record(levels=1, replicates=1)
-    record["settings"]["retrain"] = []
-    assert "retrain: " not in _page(record)
-
-
 def test_figures_are_numbered_in_order(full_record, make_verify, make_stability):
     text = "".join(_Reader(_page(full_record, [make_verify(), make_stability()])).text)
     assert [int(number) for number in re.findall(r"Figure (\d+)\.", text)] == list(range(1, 11))
@@ -307,13 +293,6 @@ def test_what_a_ticket_saves(make_record, make_bench):
     ]
 
 
-def test_a_ticket_that_saves_nothing_says_so(make_record, make_bench):
-    record = make_bench(batches=(1,))
-    record["comparisons"][0]["saved"][0].update(saved=-0.2, low=-0.3, high=-0.1)
-    text = "".join(_Reader(_page(make_record(levels=1), [record])).text).replace("\N{NO-BREAK SPACE}", " ")
-    assert "a call takes 20 % more at batch 1 (against openvino)" in text
-
-
 def test_why_there_is_no_verdict(make_record):
     text = "".join(_Reader(_page({**make_record(levels=1), "verdict_error": "budgets differ"})).text)
     assert "No verdict could be made: budgets differ" in text
@@ -327,13 +306,6 @@ def test_controls_that_a_level_does_not_have_are_told_beside_verdicts_and_where_
         text = "".join(_Reader(_page({**record, **told})).text)
         assert "shuffled masks, level 4" in text
         assert "it has too few steps" in text
-
-
-def test_the_verdicts_of_a_search_with_a_budget_say_what_the_dense_network_is(full_record):
-    text = "".join(_Reader(_page(full_record)).text)
-    bounded = {**full_record, "settings": {**full_record["settings"], "budget": "steps"}}
-    words = "has the budget of one training by the recipe"
-    assert (words in text, words in "".join(_Reader(_page(bounded)).text)) == (False, True)
 
 
 def test_a_verification_tells_everything(make_record, make_verify):
@@ -374,12 +346,6 @@ def test_same_record_same_bytes(make_record, tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-@pytest.mark.slow
-def test_half_a_megabyte_is_enough_for_fifty_layers(make_record, many_layers):
-    assert len(many_layers) == 50
-    assert len(_page(make_record(levels=20, shapes=many_layers), drawn=True).encode()) < 500_000
-
-
 def test_a_run_in_progress(partial_record):
     page = _Reader(_page(partial_record))
     assert any("(2)" in cell for row in page.rows for cell in row)
@@ -404,17 +370,6 @@ def test_a_bare_record(make_record):
     assert not any("±" in cell for row in _Reader(_page(record)).rows for cell in row)
 
 
-def test_a_run_whose_sizes_are_not_known_yet(make_record):
-    record = make_record(levels=1, replicates=1)
-    record["task"].update(parameters=0, prunable=0)
-    assert _Reader(_page(record)).rows[2][-1] == "–"
-
-
-@pytest.mark.parametrize("cost", [{"dense_steps": 0, "search_steps_per_replicate": 5}, {"wall_seconds": "soon"}])
-def test_strange_costs_do_no_harm(make_record, cost):
-    _Reader(_page({**make_record(levels=1), "cost": cost}))
-
-
 def test_the_dark_theme_sets_every_colour_and_text_can_be_read(make_record):
     parts = _page(make_record(levels=1)).split("prefers-color-scheme")[:2]
     themes = [dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part)) for part in parts]
@@ -437,21 +392,6 @@ def _contrast(one, other):
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
-
-
-def test_the_folder_is_made_and_nothing_else_is_left(make_record, tmp_path):
-    path = tmp_path / "deep" / "er" / "report.html"
-    assert write_report(make_record(levels=1), path) == path
-    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
-
-
-def test_a_file_that_cannot_be_written(make_record, tmp_path):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "taken", tmp_path / "file" / "report.html"):
-        with pytest.raises(StoreError, match="cannot write the report"):
-            write_report(make_record(levels=0), path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken"]
 
 
 def test_a_bad_record_leaves_the_old_report(make_record, tmp_path):

@@ -44,12 +44,6 @@ def test_an_interval_with_0_shows_no_difference(ends: tuple[float, float]) -> No
     assert "−3.3 %" in alone
 
 
-def test_steady_times_have_no_warning() -> None:
-    told = _told(bench_record())
-    assert "varied" not in told
-    assert "no difference" not in told
-
-
 def test_medians_that_disagree_with_the_ratios_are_told() -> None:
     """Of 0.0451 and 0.1 ms the medians save 55 %, the rounds' ratios 24.2 to 38.6 %."""
     record = _bench(0.287, 0.242, 0.386, batches=(4, 8))
@@ -69,8 +63,3 @@ def test_quartiles_far_apart_are_told() -> None:
     record = _bench(0.75, 0.7, 0.8)
     _row(record, "eager").update(low=0.0001, high=0.002)
     assert "varied" not in _told(record), "it is not compared with"
-
-
-def test_the_fastest_engine_is_named_as_both_themes_draw_it() -> None:
-    """In the dark theme it is the lightest of the grey bars."""
-    assert "The strongest grey: the fastest dense engine." in _told(bench_record())

@@ -55,12 +55,6 @@ def test_shares_are_of_the_dense_networks_multiplications() -> None:
     assert call_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
 
 
-def test_runs_that_tell_no_multiplications_have_no_frontier() -> None:
-    plain = search_record(levels=3, replicates=3)
-    assert not recorded_measures(Results(read_run(plain)))
-    assert "frontier" not in render(subject_of(plain))
-
-
 def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_the_same_level() -> None:
     results = Results(record())
     for point in call_points(results, "ticket", MULTIPLICATIONS):
@@ -99,13 +93,6 @@ def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() 
     assert " % of the MACs (" in observe(Results(made)).finding
 
 
-@pytest.mark.slow
-def test_several_runs_show_one_frontier() -> None:
-    page = render(subject_of([record(), record("two", unweighed=True)]))
-    assert page.count('-frontier"') >= 1
-    assert "dense networks of equal cost" in page
-
-
 def timed(name: str = "one", **settings: Any) -> Any:
     """The same network for network, with a measured time that is not its share of the multiplications."""
     made = record(name, time=(0.5, 0.3, 0.2), flops=(), **settings)
@@ -127,14 +114,6 @@ def test_what_was_measured_comes_before_what_was_counted() -> None:
     assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
     assert page.index("time of a call") < page.index("MACs of a call")
     assert " % of the dense network's time (" in observe(results).finding
-
-
-def test_dense_networks_of_equal_time_are_no_rivals_of_equal_multiplications() -> None:
-    results = Results(timed())
-    for measure, there in ((TIME, True), (MULTIPLICATIONS, False)):
-        point = call_points(results, "ticket", measure)[0]
-        assert (at_equal_cost(results, point, [results], measure) is not None) == there
-    assert [line.role for line in lines_of([results], [0], TIME)] == ["ticket", "shuffled", "dense_of_time"]
 
 
 def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:

@@ -31,11 +31,6 @@ def test_interval_is_that_of_scipy(numbers):
     )
 
 
-def test_one_number_has_no_spread():
-    assert summarise([3.0]).sd is None
-    assert summarise([3.0]).interval is None
-
-
 def _accuracies(record, level, role):
     return {p["replicate"]: p["test"]["accuracy"] for p in record["points"] if (p["level"], p["role"]) == (level, role)}
 
@@ -51,15 +46,6 @@ def test_every_group_has_the_points_of_its_level_and_role(make_record):
             assert summary.sd == pytest.approx(numpy.std(expected, ddof=1))
 
 
-def test_order_of_points_does_not_matter(make_record):
-    record = make_record(levels=2)
-    backwards = {**record, "points": record["points"][::-1]}
-    one, other = Results(read_run(record)), Results(read_run(backwards))
-    assert one.group(2, "ticket").metric() == other.group(2, "ticket").metric()
-    assert one.controls == other.controls
-    assert one.levels == other.levels == [1, 2]
-
-
 def test_differences_are_paired_by_replicate(partial_record):
     results = Results(read_run(partial_record))
     tickets, dense = _accuracies(partial_record, 6, "ticket"), _accuracies(partial_record, 0, "dense")
@@ -72,20 +58,6 @@ def test_differences_are_paired_by_replicate(partial_record):
     assert difference.sd == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2**0.5)
 
 
-def test_replicates_of_different_densities_are_one_level(make_record):
-    record = make_record(levels=1, replicates=2)
-    for point, density in zip([p for p in record["points"] if p["role"] == "ticket"], (0.3, 0.5), strict=True):
-        point["density"] = density
-    assert Results(read_run(record)).group(1, "ticket").density == pytest.approx(0.4)
-
-
-def test_unknown_controls_come_last_by_name(make_record):
-    record = make_record(levels=1, replicates=1)
-    extra = [dict(record["points"][1], role=role) for role in ("zeta", "alpha")]
-    record["points"] += extra
-    assert Results(read_run(record)).controls == ["random_reinit", "shuffled", "random_prune", "alpha", "zeta"]
-
-
 def test_layer_profiles_are_means_over_replicates(make_record):
     record = make_record(levels=2, replicates=2)
     tickets = [p for p in record["points"] if (p["level"], p["role"]) == (2, "ticket")]
@@ -95,10 +67,3 @@ def test_layer_profiles_are_means_over_replicates(make_record):
     assert profile.level == 2
     assert list(profile.layers) == ["fc1.weight", "fc2.weight", "fc3.weight"]
     assert profile.layers["fc1.weight"] == 0.5
-
-
-def test_no_layers_no_profiles(make_record):
-    record = make_record(levels=1)
-    for point in record["points"]:
-        point["layers"] = None
-    assert layer_profiles(Results(read_run(record))) == []

@@ -34,28 +34,6 @@ def test_numbers_by_hand(make_record):
     assert summary_lines(record)[2].split("  ")[-2:] == ["91.5 ± 1.0", "91.0 ± 1.0"]
 
 
-def test_missing_points_are_dashes(partial_record):
-    assert summary_lines(partial_record)[-1].count("–") == 1
-    assert "(2)" in summary_lines(partial_record)[-1]
-
-
-@pytest.mark.parametrize("keep", [0, 1])
-def test_a_run_that_has_just_begun(make_record, keep):
-    record = make_record(levels=1)
-    record["points"] = record["points"][:keep]
-    assert len(summary_lines(record)) == 3
-
-
-def test_a_run_whose_sizes_are_not_known_yet(make_record):
-    """What the command line shows while a search runs: no sizes, no counts of kept weights."""
-    record = make_record(levels=2)
-    record["task"].update(parameters=0, prunable=0)
-    for point in record["points"]:
-        del point["kept"]
-    assert summary_lines(record) == summary_lines(make_record(levels=2))
-    assert "64.0 %" in _rendered(record)
-
-
 def test_rich_table_says_the_same(make_record):
     record = make_record(levels=3)
     text = _rendered(record)
