@@ -40,7 +40,7 @@ _LEAST = 2
 
 
 def side_name(side: Side) -> str:
-    """Return one side of a claim in words."""
+    """Describe one side of a claim."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
@@ -236,7 +236,7 @@ def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | No
 
 
 def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
-    """Return each claim in words, with its source and its replications, in the form of notes."""
+    """Describe each claim with its source and its replications, in the form of notes."""
     replications = {claim.again: claim for claim in record.claims if claim.again}
     return [(claim.name, _in_words(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
 
@@ -270,7 +270,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
 
 
 def markdown(record: CampaignRecord) -> str:
-    """Return a campaign as Markdown: claims, all methods, runs, and each claim in words."""
+    """Return a campaign as Markdown: claims, all methods, runs, and a description of each claim."""
     lines = [f"# {record.title}: {record.scale}", ""]
     lines += [f"{record.paper}."] if record.paper else []
     lines += ["", *(f"- {fact}" for fact in facts(record)), "", "## Claims", ""]

@@ -193,7 +193,7 @@ def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> boo
 
 
 def _setting(name: str, value: object) -> str:
-    """Return a setting in words: `score` by its value alone, a switch by its name."""
+    """Describe a setting: `score` by its value alone, a switch by its name."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else _opposite(words)

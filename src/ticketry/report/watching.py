@@ -57,14 +57,16 @@ class Watch:
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
-        alive = [one for one in self._each(running, _read_progress, _running) if now - one["at"] < _DEAD]
+        alive = [one for one in self._each(running, _read_progress, _running_values) if now - one["at"] < _DEAD]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_changed, reverse=True)[:MOST_DONE]
+        campaigns.sort(key=_changed, reverse=True)
         return {
             "at": now,
             "every": EVERY,
-            "runs": alive + [one for one in self._each(newest, self._read, _done) if one["name"] not in names],
-            "campaigns": list(self._each(sorted(campaigns, key=_changed, reverse=True), self._read, _campaign)),
+            "runs": alive
+            + [one for one in self._each(newest, self._read, _finished_values) if one["name"] not in names],
+            "campaigns": list(self._each(campaigns, self._read, _campaign_values)),
         }
 
     def _each(
@@ -103,7 +105,7 @@ def _changed(path: Path) -> float:
     return 0.0
 
 
-def _running(progress: Progress) -> dict[str, Any]:
+def _running_values(progress: Progress) -> dict[str, Any]:
     return {
         **_head(progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better),
         "state": "running",
@@ -117,7 +119,7 @@ def _running(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _done(values: object) -> dict[str, Any]:
+def _finished_values(values: object) -> dict[str, Any]:
     record = read_run(values)
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
@@ -148,7 +150,7 @@ def _levels(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     return levels
 
 
-def _campaign(values: object) -> dict[str, Any]:
+def _campaign_values(values: object) -> dict[str, Any]:
     record = read_campaign_record(values)
     claims = [
         {"name": one.name, "found": one.found, "difference": one.difference, "n": one.n, "limit": one.limit}

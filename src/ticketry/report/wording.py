@@ -84,7 +84,7 @@ class Style:
         """Format ``+0.05 to +0.57``; a dash for None."""
         return NONE if ends is None else f"{self.number(ends[0], sign=True)} to {self.number(ends[1], sign=True)}"
 
-    def counted(self, summary: Summary) -> str:
+    def with_count(self, summary: Summary) -> str:
         """Format ``96.23 ± 0.41 % (n = 3)``."""
         unit = f" {clean(self.unit)}" if self.unit else ""
         return f"{self.summary(summary)}{unit} (n = {summary.n})"
@@ -125,7 +125,7 @@ def points(metric: Metric) -> str:
 
 
 def summary_label(metric: Metric) -> str:
-    """Return the statistic over replicates in words."""
+    """Return the name of the statistic over replicates."""
     if metric.summary == "iqm":
         return "interquartile mean [95 % interval]"
     return "mean ± standard deviation"

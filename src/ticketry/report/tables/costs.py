@@ -32,7 +32,7 @@ def in_phase(run: RunRecord, phase: Phase, measure: str) -> float | None:
     return {FLOPS: phase.flops, SECONDS: phase.seconds, MEMORY: phase.memory}[measure]
 
 
-def spent(run: RunRecord, point: Point, measure: str) -> float | None:
+def total_cost(run: RunRecord, point: Point, measure: str) -> float | None:
     """Return the cost of a network's whole training; None if it was not measured."""
     return None if point.phases is None else in_phase(run, point.phases.total, measure)
 
@@ -43,8 +43,8 @@ def relative(results: Results, group: Group, measure: str) -> Summary | None:
     ratios = []
     for replicate, point in group.points.items():
         base = dense.points.get(replicate) if dense else None
-        below = spent(results.run, base, measure) if base else None
-        above = spent(results.run, point, measure)
+        below = total_cost(results.run, base, measure) if base else None
+        above = total_cost(results.run, point, measure)
         if above is not None and below:
             ratios.append(above / below)
     return summarise(ratios) if len(ratios) == len(group.points) else None
@@ -52,7 +52,7 @@ def relative(results: Results, group: Group, measure: str) -> Summary | None:
 
 def mean_spent(results: Results, group: Group, measure: str) -> float | None:
     """Return the mean cost over replicates; None if some were not measured."""
-    found = [spent(results.run, point, measure) for point in group.points.values()]
+    found = [total_cost(results.run, point, measure) for point in group.points.values()]
     return mean_or_none(found)
 
 

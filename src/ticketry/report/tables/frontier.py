@@ -351,7 +351,7 @@ def requested_budgets(runs: Sequence[Results], measure: Measure) -> list[str]:
 
 
 def least_cost_table(subject: Subject, numbers: Sequence[int], measure: Measure) -> tuple[str, list[list[str]]]:
-    """Return the margin in words, and for each run its lowest cost and its ratio to the best run, the best first."""
+    """Return the margin as text, and for each run its lowest cost and its ratio to the best run, the best first."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {index: margin_of(results, results.dense) for index, results in runs.items() if results.dense is not None}
     costs = {index: least_cost(runs[index], measure, margin) for index, (margin, _) in margins.items()}

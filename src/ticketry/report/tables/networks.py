@@ -68,7 +68,7 @@ class MethodSummary:
     runs: int
     networks: int
     summaries: tuple[tuple[Style, Summary], ...]
-    """Of the validation and the test split."""
+    """Summaries of the validation and the test split."""
 
 
 def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:

@@ -44,7 +44,7 @@ def observe(results: Results) -> Observation:
     if dense is None:
         return Observation("No dense network has finished yet, so there is nothing to compare with.")
     if not tickets:
-        text = f"Only the dense network has finished so far: {style.counted(dense.metric())} on the test set."
+        text = f"Only the dense network has finished so far: {style.with_count(dense.metric())} on the test set."
         return Observation(text)
     margin, margin_text = margin_of(results, dense)
     matching = [group for group in tickets if _matches(results, group, dense, margin)]
@@ -116,15 +116,15 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
         f"At {place} the tickets reach "
-        f"a test {clean(results.run.task.metric.words)} of {style.counted(shown.metric())}",
-        f"the dense network reaches {style.counted(dense.metric())}",
+        f"a test {clean(results.run.task.metric.words)} of {style.with_count(shown.metric())}",
+        f"the dense network reaches {style.with_count(dense.metric())}",
     ]
     controls = controls_at(results, shown.level)
     if controls:
         best = max(controls, key=_goodness(results))
         parts.append(
             f"the {'best ' if len(controls) > 1 else ''}control, {role_name(best.role)}, "
-            f"reaches {style.counted(best.metric())}"
+            f"reaches {style.with_count(best.metric())}"
         )
     return "; ".join(parts) + "."
 

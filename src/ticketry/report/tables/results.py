@@ -178,7 +178,7 @@ MARGIN_SHARE = 0.01
 
 
 def margin_of(results: Results, dense: Group) -> tuple[float, str]:
-    """Return how much worse than the dense network still counts as good, in the metric's unit, and in words."""
+    """Return how much worse than the dense network still counts as good, in the metric's unit, and as text."""
     if results.run.task.metric.unit == "%":
         return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
@@ -222,7 +222,7 @@ class LayerProfile:
 
     level: int
     density: float
-    """Of the whole scope."""
+    """Density of the whole scope."""
     layers: Mapping[str, float]
     """By layer, in the order of the model."""
 

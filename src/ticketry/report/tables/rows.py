@@ -15,9 +15,9 @@ from ticketry.report.tables.costs import (
     MEASURES,
     cost_points,
     relative,
-    spent,
     spent_points,
     tickets_by_density,
+    total_cost,
 )
 from ticketry.report.tables.evidence import differences
 from ticketry.report.tables.results import Results, layer_profiles
@@ -93,7 +93,7 @@ def point_rows(runs: Sequence[Results]) -> Rows:
                         for name in PHASES
                         for part, cell in _fields(phases.get(name), "steps flops seconds memory").items()
                     },
-                    "energy_wh": spent(run, point, ENERGY),
+                    "energy_wh": total_cost(run, point, ENERGY),
                     **{
                         f"pruned_{column}": cell
                         for column, cell in _fields(point.moment, "at_step=step detected detector threshold").items()

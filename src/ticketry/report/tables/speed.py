@@ -29,7 +29,7 @@ class Setup:
 
     @property
     def how(self) -> str:
-        """All conditions but the batch, in words."""
+        """Description of all conditions but the batch."""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         return f"{self.precision}, {threads}, {'cold' if self.cold else 'hot'} caches"
 
