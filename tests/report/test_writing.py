@@ -10,8 +10,7 @@ import pytest
 from made_records import search_record
 from report.made_campaign import record as campaign
 from ticketry.report import write_report
-from ticketry.report.campaigns import write_campaign_page
-from ticketry.report.writing import is_whole
+from ticketry.report.writing import is_whole, write_campaign_page
 
 
 @pytest.fixture(autouse=True)

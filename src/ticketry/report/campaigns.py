@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 
 from ticketry.records.campaign import BlockProvenance, CampaignRecord, CampaignRun, Claim, MethodRow, Side
@@ -21,7 +20,6 @@ from ticketry.report.wording import (
     short_p,
     value,
 )
-from ticketry.report.writing import write_page
 
 CLAIMS = (
     *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
@@ -255,18 +253,7 @@ def _in_words(claim: Claim, replication: Claim | None) -> str:
     return " ".join(words)
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
-    """Write the page of a campaign; the same record gives the same bytes.
-
-    Raises:
-        StoreError: if it cannot be written.
-    """
-    from ticketry.report.html.page import render_campaign  # imports matplotlib, which is slow
-
-    return write_page(path, render_campaign(record))
+# -- Markdown ----------------------------------------------------------------------------------------------------------
 
 
 def markdown(record: CampaignRecord) -> str:

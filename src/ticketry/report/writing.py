@@ -12,6 +12,7 @@ from pathlib import Path
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
 from ticketry.lab.store.files import InaccessibleError, explained
+from ticketry.records.campaign import CampaignRecord
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
 from ticketry.report.subject import subject_of
@@ -40,6 +41,17 @@ def write_report(
     from ticketry.report.html.page import render  # imports matplotlib, which is slow
 
     return write_page(path, render(subject))
+
+
+def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
+    """Write the page of a campaign; the same record gives the same bytes.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    from ticketry.report.html.page import render_campaign  # imports matplotlib, which is slow
+
+    return write_page(path, render_campaign(record))
 
 
 def write_page(path: Path, page: str) -> Path:

@@ -54,7 +54,7 @@ def test_skewed_differences_are_told_with_their_skewness() -> None:
     found = told(*values, least=5.0)
     skew = stats.skew(values, bias=False)
     assert found.reasons == (
-        f"dense: differences are skewed ({skew:+.1f}), so that their mean is less certain than it seems",
+        f"dense: differences are skewed ({skew:+.1f}), so their mean is less certain than it seems",
     )
 
 

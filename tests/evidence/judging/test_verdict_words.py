@@ -52,7 +52,7 @@ def test_what_a_comparison_has_to_remark_follows_its_line() -> None:
     equal = "all differences are equal; a spread of 0.01, the resolution, is taken instead"
     assert (found.reasons[2], found.reasons[4]) == (f"dense: {equal}", f"flat: {equal}")
     assert found.reasons[6] == "far: seed number 7 is far above the others: do some seeds collapse here?"
-    assert found.reasons[7].startswith("far: differences are skewed (+2.8), so that their mean is less certain")
+    assert found.reasons[7].startswith("far: differences are skewed (+2.8), so their mean is less certain")
 
 
 def test_seeds_of_parents_are_told_apart_from_seeds() -> None:

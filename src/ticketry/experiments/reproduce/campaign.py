@@ -45,8 +45,9 @@ from ticketry.records.campaign import (
     PlannedTime,
 )
 from ticketry.records.schema import as_json
-from ticketry.report.campaigns import markdown, write_campaign_page
+from ticketry.report.campaigns import markdown
 from ticketry.report.wording import duration
+from ticketry.report.writing import write_campaign_page
 from ticketry.search.common.method import CANNOT_GO_ON
 
 Say = Callable[[str], None]
