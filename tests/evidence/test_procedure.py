@@ -10,9 +10,8 @@ import pytest
 
 import ticketry as tk
 from ticketry.core.structure.controls import random_mask
-from ticketry.evidence import procedure_rivals
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.rivals import Procedure, Rivals
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verification import Verification, verify_procedure
@@ -166,9 +165,9 @@ def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
 
 def test_a_control_that_one_seed_has_none_of_is_left_out_of_all(lab: tk.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ticket of one seed may keep so few weights that no narrower network has as few: it was unequal values."""
-    there = procedure_rivals.ProcedureRivals._narrower
+    there = ProcedureRivals._narrower
     monkeypatch.setattr(
-        procedure_rivals.ProcedureRivals,
+        ProcedureRivals,
         "_narrower",
         lambda self, one: None if one.seeds == fresh(1) else there(self, one),
     )

@@ -15,7 +15,7 @@ from torch import nn
 from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
-from ticketry.evidence import comparisons as rivals_module
+from ticketry.evidence import rivals as rivals_module
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.rivals import Trained, flops_share, stretched
 from ticketry.evidence.settings import VerifySettings
