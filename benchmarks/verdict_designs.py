@@ -20,8 +20,9 @@ from unittest import mock
 
 import numpy as np
 from scipy.special import betaincinv, ndtri
-from ticketry.evidence.judging import guarded_tests
 from verdict_cells import ALPHA, MARGIN, SEED, SEEDS, SEEN, TARGET, answers, cells, now
+
+from ticketry.evidence import significance as guarded_tests
 
 Design = Callable[[Any, float], Any]
 """Differences of (verifications, seeds), the mean at the edge -> which are said to have a larger one."""

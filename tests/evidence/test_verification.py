@@ -16,8 +16,8 @@ from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
-from ticketry.evidence.controls import control_mask
-from ticketry.evidence.rivals import Trained, flops_share, stretched
+from ticketry.evidence.controls import control_mask, stretched
+from ticketry.evidence.rivals import Trained, flops_share
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import made_task, subject
 from ticketry.evidence.verification import Verification, verify
