@@ -168,7 +168,7 @@ def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.C
     assert {run.name for run in done.runs if run.failed} == {"one-cut"}
     assert "layer collapse" in out
     assert "one-cut failed" in err
-    assert "The run one-cut could not go on: " in (store / "campaigns" / "small-demo.md").read_text()
+    assert "The run one-cut could not continue: " in (store / "campaigns" / "small-demo.md").read_text()
 
     # claims that do not rest on it are none the worse
     code, out, _ = call(
