@@ -18,4 +18,4 @@ def test_the_last_lines_name_what_was_not_measured_and_how_often_questions_err()
     lines = summarise_campaign(Outcome(made, Path("a.html"), Path("a.md"), wanted=frozenset({"x", "x-again"})))
     said = [line for line in lines if line.startswith("unknown")]
     assert said == [f"unknown  x: {why}; no more replicates decide it"]
-    assert any("asked k times (here up to 2) errs with at most k times alpha" in line for line in lines)
+    assert any("tested k times (here up to 2) errs with at most k times alpha" in line for line in lines)
