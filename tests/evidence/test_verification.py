@@ -215,7 +215,7 @@ def test_unequal_budgets_are_refused(lab: Lab, ticket: Ticket, monkeypatch: pyte
 
 
 def test_a_ticket_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
-    with pytest.raises(TicketError, match=r"of another task or network: its model 'lenet-300-100' .here 'conv-4-16'"):
+    with pytest.raises(TicketError, match=r"another task or network: its model 'lenet-300-100' .here 'conv-4-16'"):
         verify(lab, ticket, task=catalogue.get("digits", model="conv-4-16"))
     with pytest.raises(TicketError, match=r"another task or network: .*name 'digits'"):
         verify(lab, ticket, task=catalogue.get("mnist"))
