@@ -23,7 +23,6 @@ data order), by L2 distance, angle and error barrier. All options of `ticketry s
 
 examples:
   ticketry stability --task digits --rewinds 0,3%,20% --densities 0.3,0.1
-  ticketry stability iterative --task cifar10 --rewinds 0,1%,3%,7%,20% --densities 0.4,0.16,0.064 --at 0.064
   ticketry stability --task fashion-mnist --density 0.1 --masks none --points 30 --splits test --json"""
 
 
