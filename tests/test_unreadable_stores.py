@@ -17,8 +17,8 @@ from cli.calling import call, printed
 from other_users import as_user, close, contents, hand_over, make_read_only, place_of_users
 from test_strange_stores import made_store
 from ticketry.errors import StoreError
-from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.marks import is_running, marked_running, under_way
+from ticketry.lab.store.maintenance import check, collect, under_way
+from ticketry.lab.store.marks import is_running, marked_running
 from ticketry.lab.store.store import Store
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")

@@ -27,7 +27,8 @@ from ticketry.lab.store.files import (
     write_sealed,
 )
 from ticketry.lab.store.folder import SharedFolder
-from ticketry.lab.store.marks import is_mark, marked_in_use, under_way
+from ticketry.lab.store.maintenance import under_way
+from ticketry.lab.store.marks import is_mark, marked_in_use
 from ticketry.lab.store.objects import Listed, Objects
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.records import moved_inside

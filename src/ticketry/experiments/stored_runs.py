@@ -16,8 +16,8 @@ from ticketry.files import content_of
 from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_sealed
-from ticketry.lab.store.maintenance import Usage, collect
-from ticketry.lab.store.marks import is_running, under_way
+from ticketry.lab.store.maintenance import Usage, collect, under_way
+from ticketry.lab.store.marks import is_running
 from ticketry.lab.store.store import Store, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import file_digest
-from ticketry.folders import delete_tree, iterate_files
+from ticketry.files import file_digest, require_inside
+from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.store import parts
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.checkpoints import read_name
 from ticketry.lab.store.files import (
     InaccessibleError,
@@ -26,13 +27,33 @@ from ticketry.lab.store.files import (
     read_sealed,
     write_json,
 )
-from ticketry.lab.store.marks import under_way
+from ticketry.lab.store.marks import is_locked, is_running
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.references import Results, blobs_of, keys_of
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
 GRACE_SECONDS = 3600.0
 """Age below which `collect` deletes nothing: the file may belong to what begins now, or is between two trainings."""
+
+
+def under_way(store: Store) -> str:
+    """Return a description of what is carried out or trained in a store now; empty if nothing is.
+
+    Raises:
+        StoreError: if a folder of the store cannot be read.
+    """
+    paths, place = store.paths, display_address(store.paths.root)
+    with explained(paths.runs, "read"):
+        runs = [entry.name for entry in list_entries(paths.runs)]
+    for name in runs:
+        if is_running(paths.run(name)):
+            return f"the run {name} is being carried out in {place}"
+    # A command marks the store; a user's own loop with a lab holds the lock of what it trains.
+    with explained(paths.results, "read"):
+        if is_running(require_inside(paths.root, paths.live)) or any(map(is_locked, paths.locks())):
+            return f"something is being trained in {place}"
+    trajectory = store.mirror.busy_trajectory() if store.mirror else ""
+    return f"the training {trajectory[:12]}… is under way on another machine" if trajectory else ""
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

@@ -9,18 +9,13 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import filelock
 
 from ticketry.files import require_inside
 from ticketry.folders import exists, is_file, list_entries
-from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import explained
 from ticketry.lab.store.paths import Paths
-
-if TYPE_CHECKING:
-    from ticketry.lab.store.store import Store
 
 if sys.platform != "win32":
     import fcntl
@@ -65,27 +60,7 @@ def is_running(folder: Path) -> bool:
         StoreError: if the folder or a mark in it cannot be read.
     """
     with explained(folder, "read"):
-        return any(is_mark(entry.name) and _is_held(folder / entry.name) for entry in list_entries(folder))
-
-
-def under_way(store: Store) -> str:
-    """Return a description of what is carried out or trained in a store now; empty if nothing is.
-
-    Raises:
-        StoreError: if a folder of the store cannot be read.
-    """
-    paths, place = store.paths, display_address(store.paths.root)
-    with explained(paths.runs, "read"):
-        runs = [entry.name for entry in list_entries(paths.runs)]
-    for name in runs:
-        if is_running(paths.run(name)):
-            return f"the run {name} is being carried out in {place}"
-    # A command marks the store; a user's own loop with a lab holds the lock of what it trains.
-    with explained(paths.results, "read"):
-        if is_running(require_inside(paths.root, paths.live)) or any(map(_is_held, paths.locks())):
-            return f"something is being trained in {place}"
-    trajectory = store.mirror.busy_trajectory() if store.mirror else ""
-    return f"the training {trajectory[:12]}… is under way on another machine" if trajectory else ""
+        return any(is_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
 
 
 def _marks(folder: Path) -> Iterator[Path]:
@@ -102,13 +77,13 @@ def _lock_mark(mark: Path) -> filelock.FileLock | None:
         lock = _try_lock(mark)
     except PermissionError:  # another user's: this process takes the next one
         return None
-    if lock is None or _is_held(mark):
+    if lock is None or is_locked(mark):
         return lock
     lock.release()  # of a file that its former holder has deleted meanwhile
     return None
 
 
-def _is_held(mark: Path) -> bool:
+def is_locked(mark: Path) -> bool:
     """Return whether a process holds the lock of a file. The file is only read, and may be another user's."""
     if sys.platform == "win32":  # where the only way to test a lock is to take it
         return is_file(mark) and _is_taken(mark)
