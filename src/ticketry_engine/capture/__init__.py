@@ -1,4 +1,4 @@
-"""Capture: a PyTorch model becomes a small graph, recorded or by torch.export, and by a few passes."""
+"""Capture: a PyTorch model becomes a graph, by recording or torch.export, and passes that simplify it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
 
 The file ends with a digest of all its bytes (`support.sealed_files`) and is not read if it does not match. Weights with
-many exact zeros are packed, see `packed_weights`.
+many exact zeros are packed: see below.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 # -- Stores the weights of a model file: the retained values, and their positions --------------------------------------
 
-# Positions are stored as one bit for each element or, if shorter, as an Elias-Fano code (`places`). If some zeros are
+# Positions are stored as one bit for each element or, if shorter, as an Elias-Fano code. If some zeros are
 # negative, as multiplying with a mask produces, another bit for each element marks them.
 
 

@@ -1,5 +1,6 @@
-"""Training at the ticket's cost: layers under a mask run forward and backward in kernels that compute what is kept.
+"""Sparse training: layers under a mask run forward and backward in kernels that compute only with retained weights.
 
-`capture` finds the regions of a model that the kernels know; `plan` lays out a region for a batch; `region_step` runs
-it as one node of autograd; `sparse_training` is the module around all that. Parameters stay the user's dense tensors.
+Reading order: `sparse_training` (the module), `units` (which calls run in kernels), `tracing`, `capture` (regions of a
+traced call), `region_step` (a region as an autograd function), `emission` (operations of each node), `plan` (memory and
+order of operations). The parameters stay the user's dense tensors, or packed weights (`kept_weights`).
 """

@@ -185,7 +185,7 @@ def rotary(
 
 @dataclass(frozen=True)
 class Rotary(Written):
-    """Kernel of rotary embeddings; `rotary` explains it."""
+    """Kernel of rotary embeddings: see above."""
 
     height: int
     width: int
