@@ -86,7 +86,7 @@ class InterimAnalyses:
         spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
         return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
 
-    def after(self, n: int) -> int | None:
+    def next_after(self, n: int) -> int | None:
         """Return the next analysis after n seeds; None after the last."""
         return next((at for at in self.at if at > n), None)
 

@@ -184,7 +184,7 @@ def judge(
             )
         )
 
-    def beside(level: int, role: str) -> LongerDifference:
+    def longer_difference(level: int, role: str) -> LongerDifference:
         """Return tickets minus a network of another budget."""
         compared = compare(
             values(row(level, "ticket")),
@@ -208,7 +208,7 @@ def judge(
             p_holm=one.p,
             rule=RULE,
             probability=1 - raw.dense.p_noninferior if raw.groups >= LEAST_SEEDS else None,
-            beside=tuple(beside(level, role) for role in longer if (level, role) in present),
+            beside=tuple(longer_difference(level, role) for role in longer if (level, role) in present),
         )
         for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)
     ]

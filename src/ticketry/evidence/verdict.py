@@ -461,7 +461,7 @@ def _not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, 
 
 def _with_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
     """Add missing seeds, reasons and assumptions to a verdict."""
-    following = interim.after(made.n) if interim is not None and not made.decided else None
+    following = interim.next_after(made.n) if interim is not None and not made.decided else None
     more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
     return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made, interim))
@@ -483,7 +483,7 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
     dense, rivals = made.dense, list(made.controls.values()) if made.claim == "wins" else []
     each, ahead = made.n / made.groups, _ahead(made.n, interim)
 
-    def needed(one: Comparison, distance: float, spread: float | None = None, part: float = 1.0) -> float:
+    def seeds_to_show(one: Comparison, distance: float, spread: float | None = None, part: float = 1.0) -> float:
         spread = (one.spread or 0.0) if spread is None else spread
         seeds = inf
         for at, share in ahead.items():
@@ -494,13 +494,13 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
         return seeds
 
     if dense.spread is None or any(one.spread is None for one in rivals):
-        enough = needed(dense, dense.margin, ASSUMED_SPREAD * dense.margin)
+        enough = seeds_to_show(dense, dense.margin, ASSUMED_SPREAD * dense.margin)
     else:
-        open_still, worse = made.as_good_as_dense == "undecided", needed(dense, -dense.mean - dense.margin)
-        parts = [min(needed(dense, dense.mean + dense.margin), worse)] if open_still else []
+        open_still, worse = made.as_good_as_dense == "undecided", seeds_to_show(dense, -dense.mean - dense.margin)
+        parts = [min(seeds_to_show(dense, dense.mean + dense.margin), worse)] if open_still else []
         if rivals and made.better_than_controls == "undecided":
-            refuted = min(needed(one, -one.mean, part=1 / len(rivals)) for one in rivals)
-            parts.append(min(max(needed(one, one.mean) for one in rivals), refuted))
+            refuted = min(seeds_to_show(one, -one.mean, part=1 / len(rivals)) for one in rivals)
+            parts.append(min(max(seeds_to_show(one, one.mean) for one in rivals), refuted))
         enough = min(max(parts), worse if open_still else inf)
     return None if enough == inf else max(1, int(enough) - made.n)
 
@@ -528,7 +528,7 @@ def seeds_of_verification(level: LevelVerdict) -> int | None:
     last = InterimAnalyses(INTERIM).alphas(1.0)[INTERIM[-1]]
     alpha, margin = (1 - level.confidence) * last, level.margin
 
-    def needed(one: Difference, *distances: float) -> int | None:
+    def seeds_to_show(one: Difference, *distances: float) -> int | None:
         spread = ASSUMED_SPREAD * margin if one.sd is None else one.sd
         found = [seeds_needed(distance, spread, alpha, least_spread=LEAST_SPREAD * margin) for distance in distances]
         return min((count for count in found if count is not None), default=None)
@@ -537,10 +537,10 @@ def seeds_of_verification(level: LevelVerdict) -> int | None:
     open_hypotheses = []
     if level.as_good_as_dense == "undecided":
         mean = 0.0 if to_dense.sd is None else to_dense.mean
-        open_hypotheses.append(needed(to_dense, mean + margin, -mean - margin))
+        open_hypotheses.append(seeds_to_show(to_dense, mean + margin, -mean - margin))
     if level.claim == "wins" and level.better_than_controls == "undecided":
         rivals = [one for one in level.comparisons if one.role in level.not_beaten]
-        open_hypotheses += [needed(one, one.mean, -one.mean) for one in rivals]
+        open_hypotheses += [seeds_to_show(one, one.mean, -one.mean) for one in rivals]
     counts = [count for count in open_hypotheses if count is not None]
     if not counts or len(counts) < len(open_hypotheses):
         return None
