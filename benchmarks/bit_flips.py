@@ -31,7 +31,7 @@ from torch import nn
 import ticketry as tk
 from flips import FILES, flip, made, nothing_is_wrong, trials
 from ticketry.cli import main
-from ticketry.core.structure.shrinking.plan import ShrinkPlan
+from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.errors import TicketryError
 from ticketry.experiments.stored_runs import damaged
 from ticketry.lab.store.maintenance import check

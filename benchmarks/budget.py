@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.costs.allocation import allocate_cost
-from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.saliency import output_change
-from ticketry.engine.cost.estimated import ProcessorEstimator
+from ticketry.budgets.allocation import allocate_cost
+from ticketry.budgets.cost_model import Curve
+from ticketry.budgets.profiles import Estimator
+from ticketry.core.output_change import output_change
 from ticketry.errors import TicketryError, UsageError
 from ticketry.files import write_atomically
 from ticketry.tasks import models
@@ -105,7 +105,7 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
     scope = tk.scope(model)
     scores = output_change(model, scope, x)
     costs = tk.cost.model(model, x, threads=1, granularities=names, scores=scores)
-    profile = ProcessorEstimator(model, x, tk.cost.profile(by), scope)
+    profile = Estimator(model, x, tk.cost.profile(by), scope)
     row: dict[str, Any] = {
         "network": name,
         "structure": structure,

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 
 import ticketry as tk
-from ticketry.core.layout import roles
 from ticketry.core.sparse_training.mask_dynamics import relative_distance
-from ticketry.core.structure.channel_wise.scores import channel_scores
+from ticketry.core.structure.channel_scores import channel_scores
+from ticketry.core.structure.layout import roles
 from ticketry.lab.costs.meters import allocated_at_peak, step_flops
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
 from ticketry.tasks.catalogue import make

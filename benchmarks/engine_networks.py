@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ticketry.core.mask import Mask
+from ticketry.core.structure import channels
 from ticketry.core.synthetic_masks import synthetic
 from ticketry.tasks import models
 from ticketry_engine.example_inputs import at_batch
@@ -154,4 +155,6 @@ class Subject:
         return model.eval().requires_grad_(False)
 
     def mask(self, pattern: str, density: float) -> Mask:
-        return synthetic(self.dense, pattern, density, seed=SEED, example_inputs=self.examples(2))
+        if pattern == "channels":
+            return channels(self.dense, self.examples(2), density, score="l1", distribution="uniform")
+        return synthetic(self.dense, pattern, density, seed=SEED)

@@ -39,7 +39,7 @@ import ticketry as tk
 from flips import KEY, RUN, made
 from ticketry.cli.listing import read_record
 from ticketry.cli.search import read_arguments
-from ticketry.core.structure.shrinking.plan import ShrinkPlan
+from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.ticket_under_test import made_task

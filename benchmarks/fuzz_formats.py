@@ -30,7 +30,7 @@ from made_records import bench_record, search_record, stability_record, verify_r
 from strangers import forged, info_of_digits
 from ticketry.cli.listing import read_record
 from ticketry.core.mask import Mask, to_bytes
-from ticketry.core.structure.shrinking.plan import ShrinkPlan
+from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.ticket_under_test import made_task

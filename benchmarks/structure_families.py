@@ -148,8 +148,8 @@ def measured(family: str) -> dict[str, Any]:
 
     import ticketry as tk
     from tasks.models.library_support import import_or_skip
-    from ticketry.core.structure.shrinking.removal_trial import tried_structure
-    from ticketry.core.structure.shrinking.shrink import plan_of
+    from ticketry.core.structure.removal_trial import tried_structure
+    from ticketry.core.structure.smaller_model import plan_of
     from ticketry.errors import TicketryError
 
     name, size, options = FAMILIES[family]

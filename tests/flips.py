@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from made_records import search_record, verify_record
 from strangers import forged, info_of_digits
-from ticketry.core.ticket.json_values import plain
+from ticketry.core.ticket.folder import plain
 from ticketry.errors import TicketryError
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.store import NUMERICS, Store, digest_of

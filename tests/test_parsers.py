@@ -11,9 +11,10 @@ import pytest
 
 from cli.calling import call
 from samples import sample
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.budgets.cost_model import CostModel
+from ticketry.budgets.model_costs import _kind_of_file
+from ticketry.budgets.profiles import MachineProfile
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.engine.cost.machine_profile import MachineProfile, kind_of
 from ticketry.errors import RunnerError, StoreError, TicketryError
 from ticketry.experiments.run_file import read_run_file, toml_tables
 from ticketry.files import parse_json
@@ -158,7 +159,7 @@ def test_json(tmp_path: Path, reader: str) -> None:
 def test_what_is_left_out_where_it_cannot_be_read(tmp_path: Path, name: str) -> None:
     data = text if isinstance(text := JSON[name], bytes) else text.encode()
     (tmp_path / "a.json").write_bytes(data)
-    assert kind_of(tmp_path / "a.json") in (None, "None")
+    assert _kind_of_file(tmp_path / "a.json") in (None, "None")
     assert read_holder(data) is None
 
 

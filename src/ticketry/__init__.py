@@ -15,6 +15,7 @@ from ticketry_engine import processor as _platforms
 _platforms.warn()
 
 if TYPE_CHECKING:
+    from ticketry import budgets as cost
     from ticketry import engine, errors, evidence, search
     from ticketry.core import devices, gates, score, structure
     from ticketry.core.allocate import allocate
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from ticketry.core.sparse_training import schedule
     from ticketry.core.sparse_training.gradual import gradual
     from ticketry.core.sparse_training.hold import Hold, hold
-    from ticketry.core.structure.shrinking.shrink import shrink
+    from ticketry.core.structure.smaller_model import shrink
     from ticketry.core.ticket.ticket import Ticket
-    from ticketry.engine import cost
     from ticketry.engine.adapters import compile, sparse_training
     from ticketry.experiments import bundles as store
     from ticketry.experiments.bench import bench
@@ -58,7 +58,7 @@ _PUBLIC = {
     "allocate": "ticketry.core.allocate:allocate",
     "bench": "ticketry.experiments.bench:bench",
     "compile": "ticketry.engine.adapters:compile",
-    "cost": "ticketry.engine.cost",
+    "cost": "ticketry.budgets",
     "dataset_task": "ticketry.tasks.dataset_task:dataset_task",
     "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
@@ -75,7 +75,7 @@ _PUBLIC = {
     "scope": "ticketry.core.scope:scope",
     "score": "ticketry.core.score",
     "search": "ticketry.search",
-    "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
+    "shrink": "ticketry.core.structure.smaller_model:shrink",
     "sparse_training": "ticketry.engine.adapters:sparse_training",
     "stability": "ticketry.experiments.stability:stability",
     "store": "ticketry.experiments.bundles",

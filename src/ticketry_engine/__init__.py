@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry_engine.compiled import Compiled, compile, load
+    from ticketry_engine.gpu import CompiledGpu
     from ticketry_engine.inspection import InspectedLayer, Machine, examples_to_inspect, inspect, machine
     from ticketry_engine.results import Layer
     from ticketry_engine.training.sparse_training import SparseTraining, train
 
 __all__ = [
     "Compiled",
+    "CompiledGpu",
     "InspectedLayer",
     "Layer",
     "Machine",
@@ -31,6 +33,7 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("Compiled", "compile", "load"), "compiled"),
     **dict.fromkeys(("InspectedLayer", "Machine", "examples_to_inspect", "inspect", "machine"), "inspection"),
+    "CompiledGpu": "gpu",
     "Layer": "results",
     **dict.fromkeys(("SparseTraining", "train"), "training.sparse_training"),
 }

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.eager_checks import own_copy
+from ticketry_engine.capture.eager_checks import own_copy as own_copy
 from ticketry_engine.capture.tracing.torch_export import Arguments, named_shapes, returned_object
 from ticketry_engine.capture.tracing.torch_export import quiet as silent
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError

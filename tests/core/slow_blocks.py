@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ticketry.core.layout import Layout
+from ticketry.core.structure.layout import Layout
 
 Place = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ticketry.core.allocate import allocate, apportion
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import DISTRIBUTIONS
+from ticketry.core.structure.pattern import DISTRIBUTIONS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 quick = settings(deadline=None, max_examples=25)

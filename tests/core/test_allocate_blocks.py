@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.allocate import allocate
-from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import DISTRIBUTIONS, Pattern
+from ticketry.core.structure.layout import Layout, best_of_m
+from ticketry.core.structure.pattern import DISTRIBUTIONS, Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))

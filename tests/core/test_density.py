@@ -8,8 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.pattern import DISTRIBUTIONS, check_density, check_distribution, check_share, kept_elements, share_of
 from ticketry.core.prune import prune
+from ticketry.core.structure.pattern import (
+    DISTRIBUTIONS,
+    check_density,
+    check_distribution,
+    check_share,
+    kept_elements,
+    share_of,
+)
 from ticketry.errors import UsageError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.costs.factor_axes import factor_uses
+from ticketry.core.weight_uses import factor_uses
 from ticketry.errors import StructureError, TicketryError
 
 X = torch.randn(5, 16)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.layout import Layout, best_of_m, layouts
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.layout import Layout, best_of_m, layouts
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from ticketry.budgets.request import score_finder
 from ticketry.core.mask import Mask
-from ticketry.core.prune import prune, score_source
+from ticketry.core.output_change import output_change
+from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import MaskError, UsageError
 
@@ -110,29 +112,28 @@ def test_options_reach_allocate(build):
 
 
 def test_the_default_score_of_blocks_is_one_that_can_be_added_up() -> None:
-    """kfac where there are batches; without any nothing, which stands for what outputs change by."""
+    """It is kfac with batches, and the change of the outputs without."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     known, batches = tk.scope(model), [(torch.randn(8, 6), torch.arange(8) % 3)]
+    examples = batches[0][0]
 
     def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    def found(name: str | None, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor] | None:
-        find = score_source(name, model, known, None, inputs, structure)
-        return None if find is None else find()
+    def found(name: str | None, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor]:
+        return score_finder(name, model, known, None, inputs, structure, examples)()
 
     seen, none = tk.score.ScoreInputs(batches, loss), tk.score.ScoreInputs()
     kfac = tk.score.kfac(model, known, batches=batches, loss=loss)
     for structure in ("auto", "weights", "rows:4"):
         given = found(None, structure, seen)
-        assert given is not None
         assert all(torch.equal(given[name], values) for name, values in kfac.items())
-        assert found(None, structure, none) is None
+        change = found(None, structure, none)
+        assert all(torch.equal(change[name], values) for name, values in output_change(model, known, examples).items())
         with pytest.raises(UsageError, match="which magnitudes cannot be: leave the score out"):
             found("magnitude", structure, seen)
     plain = found(None, "none", seen)
-    assert plain is not None
     assert all(torch.equal(plain[key], values) for key, values in tk.score.magnitude(model, known).items())
     for name, structure in (("taylor", "auto"), ("magnitude", "none")):
         given = found(name, structure, seen)

@@ -174,11 +174,11 @@ def test_a_link_is_not_followed_to_code(place: Path) -> None:
 
 
 def test_profiles_and_mirrors_are_not_taken_from_others(place: Path) -> None:
-    from ticketry.engine.cost.machine_profile import of_this_machine
+    from ticketry.budgets.profiles import cached_profile
 
     (place / "cache").mkdir()
     (place / "cache").chmod(0o777)
     with pytest.raises(CostError, match="others may write in"):
-        of_this_machine("avx2", 1, "fp32")
+        cached_profile("avx2", 1, "fp32")
     with pytest.raises(StoreError, match=r"others may write in .*TICKETRY_CACHE"):
         place_of(f"file://{place}/shared")

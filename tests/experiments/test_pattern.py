@@ -10,7 +10,7 @@ import torch
 
 import ticketry as tk
 from stored_segments import stored_segments
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.pattern import Pattern
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.search_result import Seeds

@@ -12,7 +12,7 @@ from torch import nn
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.engine.cost import latency_budgets
+from ticketry.budgets import latency
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments import speedup
 from ticketry.experiments.speedup import SpeedupOptions, load_model, speedups, task_speedups
@@ -58,7 +58,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             mask = tk.prune(model, 0.5, distribution="uniform")
         return type("Met", (), {"mask": mask, "pruned": True})()
 
-    monkeypatch.setattr(latency_budgets, "meet", meet)
+    monkeypatch.setattr(latency, "meet", meet)
     return asked
 
 
@@ -85,14 +85,14 @@ def test_all_steps_are_timed_and_compared(met: list[dict[str, Any]]) -> None:
 
 
 def test_a_step_without_a_mask_says_why(met: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = latency_budgets.meet
+    known = latency.meet
 
     def meet(*arguments: Any, **options: Any) -> Any:
         if options["structure"] == "channels":
             raise LayerCollapseError("no channels can go")
         return known(*arguments, **options)
 
-    monkeypatch.setattr(latency_budgets, "meet", meet)
+    monkeypatch.setattr(latency, "meet", meet)
     (found,) = speedups(network(), torch.randn(2, 3, 12, 12), OPTIONS)
     rows = {row.name: row for row in found.rows}
     assert rows[speedup.CHANNELS_STEP].seconds is None

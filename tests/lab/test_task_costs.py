@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.budgets.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.verify import search_of

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ticketry as tk
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 
 COMMON: dict[str, Any] = {"replicates": 1, "recipe": {"length": "4it"}}
 

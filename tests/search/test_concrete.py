@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from lines import Lines
-from ticketry.core.pattern import kept_elements
+from ticketry.core.structure.pattern import kept_elements
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.evidence.controls import train_control
 from ticketry.evidence.stability import stability

@@ -10,10 +10,7 @@ import torch
 
 import ticketry as tk
 from search.known_costs import COMMON, task
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.layer_cost import LayerCost
-from ticketry.core.costs.mask_granularity import of_mask
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, mask_granularity
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, Drawing, Form
 from ticketry.lab.scoring_sample import Sample
@@ -118,7 +115,7 @@ def test_a_shuffled_mask_keeps_the_groups_that_make_the_ticket_cheap() -> None:
     mask = CONTROLS.get("shuffled").mask(ticket, Drawing(3, Form(aim="time:x"), prices=known))
     assert mask.kept == ticket.kept
     assert mask != ticket
-    assert {name for name, kept in mask.items() if of_mask(kept) == "rows:4"} == {names[0]}
+    assert {name for name, kept in mask.items() if mask_granularity(kept) == "rows:4"} == {names[0]}
 
 
 def test_a_mask_whose_costs_know_no_groups_is_shuffled_weight_by_weight() -> None:

@@ -195,7 +195,7 @@ def _models(_: Path) -> list[dict[str, Any]]:
 
 def _scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core import score
-    from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY
+    from ticketry.core.structure.channel_scores import CHANNEL_ONLY
 
     of_weights = {
         name: ((found.__doc__ or "").split("\n")[0], score.about(name))

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 
 from ticketry.choices import describe_name_difference
-from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.devices.sharding import check_shards
-from ticketry.core.layout import Blocks, Layout, best_of_m
+from ticketry.core.layer_minimum import check_least, check_within
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements, share_of
 from ticketry.core.scope import match_names
+from ticketry.core.structure.layout import Blocks, Layout, best_of_m
+from ticketry.core.structure.pattern import (
+    Pattern,
+    check_at_least,
+    check_collapse,
+    check_distribution,
+    kept_elements,
+    share_of,
+)
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, entry_point
 
@@ -67,8 +74,8 @@ def allocate(
             whole blocks.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``channel``, ``2:4`` …, see
             `Pattern`.
-        layouts: parameter name -> its output and input dimensions, for patterns, see `core.layout`; by default 0 and
-            1. `prune` finds them from the model.
+        layouts: parameter name -> its output and input dimensions, for patterns, see `structure.layouts`; by default 0
+            and 1. `prune` finds them from the model.
 
     Raises:
         UsageError: for a density outside (0, 1] or above that of the pattern, an unknown distribution or pattern, or

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ticketry.core.mask import Mask
-from ticketry.core.structure.group_wise.matrices import row_groups
+from ticketry.core.structure.layout import row_groups
 
 _MOST_BITS = 200_000
 """Most weights of a first layer that is drawn; it adds 25 kB to a record."""

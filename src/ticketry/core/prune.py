@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from ticketry.budgets.allocation import allocate_multiplications, check_multiplications, parse_flops
+from ticketry.budgets.cost_model import CostModel
+from ticketry.budgets.granularity import NONE, in_blocks
+from ticketry.budgets.layer_choice import allocate_worth
+from ticketry.budgets.request import Request, default_structure, default_structure_of_latency, score_finder
+from ticketry.budgets.units import EAGER, ENGINE
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
-from ticketry.core.budget import (
-    Prices,
-    allocate_budget,
-    allocate_multiplications,
-    allocate_worth,
-    check_multiplications,
-    parse_flops,
-    uses,
-)
 from ticketry.core.computed_weights import computed_weights
-from ticketry.core.costs.bases import EAGER, ENGINE
-from ticketry.core.costs.budgets import METERS, Request
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.granularity import FINEST
-from ticketry.core.costs.least import check_least_of
-from ticketry.core.costs.mixed import Choice, allocate_mixed, worth_within
-from ticketry.core.costs.saliency import output_change
 from ticketry.core.devices.sharding import is_sharded, reshard
-from ticketry.core.layout import Layout, layouts, layouts_or_rows
+from ticketry.core.layer_minimum import check_least_of
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
-from ticketry.core.score._asked import evaluate_score
-from ticketry.core.score._measure import kept_batches, pruned_to
-from ticketry.core.score.kfac import kfac
+from ticketry.core.score._measure import kept_batches, measures_at_mask, scores_in
 from ticketry.core.score.magnitude import magnitude
-from ticketry.core.structuring import BY_MEASUREMENT, NONE, adds_scores, in_blocks, only_of
+from ticketry.core.structure.layout import layouts
+from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density
+from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 
@@ -109,80 +97,6 @@ def while_pruning_to(target: float, wanted: float, what: str = "density") -> Ite
         raise error.with_prefix(f"on the way to {what} {wanted:g}") from None
 
 
-def measures_at_mask(score: Score) -> bool:
-    """Return whether a score has the option `at`, so that it can score the network that a mask leaves."""
-    return "at" in inspect.signature(score).parameters
-
-
-def structure_by_default(structure: str | None, score: str | Score | None) -> str:
-    """Return the structure of a budget of time or multiplications: by default, single weights by their value."""
-    return structure or (NONE if score is not None else FINEST)
-
-
-def structure_of_time(
-    structure: str | None, score: str | Score | None, cost: CostModel | None, within: Mask | None
-) -> str:
-    """Return the structure of a latency budget: by default, chosen by measurement.
-
-    If costs or candidates are given, other structures cannot be measured; then it is single weights.
-    """
-    if structure is None and score is None and cost is None and within is None:
-        return BY_MEASUREMENT
-    return structure_by_default(structure, score)
-
-
-def score_source(
-    score: str | Score | None, model: nn.Module, scope: Scope, within: Mask | None, inputs: ScoreInputs, structure: str
-) -> Callable[[], dict[str, Tensor]] | None:
-    """Return a function that computes the scores of a budget; None for the output change of `costs.saliency`.
-
-    With a structure, scores are added up over blocks and compared between layers. There the default is kfac, or None
-    without batches; otherwise it is magnitude.
-
-    Raises:
-        UsageError: for magnitudes with a structure, because they cannot be added up.
-    """
-    if score is None and adds_scores(structure):
-        if inputs.batches is None:
-            return None
-        score = kfac
-    function = get(score or magnitude)
-    if function is magnitude and adds_scores(structure):
-        raise UsageError(
-            f"structure {structure} adds scores up and compares layers by them, which magnitudes cannot be: leave the"
-            " score out, or take another, such as fisher"
-        )
-    seen = within if measures_at_mask(function) else None
-    return partial(scores_in, function, model, scope, seen, inputs)
-
-
-def budget_scores(
-    score: str | Score | None,
-    model: nn.Module,
-    scope: Scope,
-    within: Mask | None,
-    inputs: ScoreInputs,
-    structure: str,
-    example_inputs: Any,
-) -> Callable[[], dict[str, Tensor]]:
-    """Return a function that computes the scores of a budget with example inputs; raise as `score_source`."""
-    found = score_source(score, model, scope, within, inputs, structure)
-    return found or partial(output_change, model, scope, example_inputs)
-
-
-def scores_in(
-    score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
-) -> dict[str, Tensor]:
-    """Compute a score of the network that a mask leaves of `model`, by the option `at` or with weights set to 0."""
-    options = vars(inputs)
-    if mask is None:
-        return evaluate_score(score, model, scope, **options)
-    if measures_at_mask(score):
-        return evaluate_score(score, model, scope, at=mask, **options)
-    with pruned_to(mask, scope.parameters(model)):
-        return {name: values.clone() for name, values in evaluate_score(score, model, scope, **options).items()}
-
-
 @entry_point(Need(python=False, floats=False))
 def prune(
     model: nn.Module,
@@ -223,9 +137,9 @@ def prune(
         sparsity: share removed, instead of density.
         flops: share of the multiplications of the layers in scope, instead of density. Single weights are pruned in one
             step over all layers together. Without a score, no layer is left empty. With a score, the weights with the
-            most score per multiplication are retained, see `core.budget`; plain magnitudes may then leave early layers
-            of deep networks empty, which is an error that names the lowest sufficient share. `keep_at_least` keeps the
-            best weights of each.
+            most score per multiplication are retained, see `budgets.allocation`; plain magnitudes may then leave early
+            layers of deep networks empty, which is an error that names the lowest sufficient share. `keep_at_least`
+            keeps the best weights of each.
         time: latency budget on this machine, instead of density: a share of the base's latency, 0 < time <= 1 or "50%",
             or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the compiled
             unpruned model meets it, nothing is pruned and a `BudgetWarning` is given. `ticketry.cost.meet` does the
@@ -248,7 +162,7 @@ def prune(
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
             that need data, and synflow) scores the network that `within` leaves.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``,
-            ``2:4`` …, see `core.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
+            ``2:4`` …, see `structure.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
         iterations: number of pruning steps; each scores the network that the last one left, on the same batches.
         schedule: intermediate densities, exponential or halving: see `densities`.
         regrow: whether removed weights may return at a later pruning step (FORCE; de Jorge et al. 2021).
@@ -321,10 +235,10 @@ def prune(
         if name == "flops":
             _require_no_costs(cost, structure)
         if name == "time":
-            by = structure_of_time(structure, score, cost, within)
+            by = default_structure_of_latency(structure, score, cost, within)
         else:
-            by = structure or NONE if name == "bytes" else structure_by_default(structure, score)
-        find = budget_scores(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
+            by = structure or NONE if name == "bytes" else default_structure(structure, score)
+        find = score_finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
         if name == "flops":
             return _prune_to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
         request = Request(
@@ -340,7 +254,9 @@ def prune(
             cost=cost,
             base=base if name == "time" else ENGINE,
         )
-        return METERS.get("engine")(request)
+        from ticketry.budgets.latency import mask_for
+
+        return mask_for(request)
     _require_no_costs(cost, structure)
     if example_inputs is not None and pattern.unstructured:
         raise UsageError("example_inputs are for flops, time, bytes and patterns: give one of these, or leave them out")
@@ -406,7 +322,8 @@ def _prune_to_multiplications(
     keep_at_least: int,
 ) -> Mask:
     """Return the mask of a share of the multiplications; an impossible budget is an error before anything is scored."""
-    share, prices, least = parse_flops(amount), uses(model, scope, example_inputs), check_at_least(keep_at_least)
+    share, least = parse_flops(amount), check_at_least(keep_at_least)
+    prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
     allocated = allocate_worth if in_blocks(structure) else allocate_multiplications
     return allocated(find(), prices, share, within=within, keep_at_least=least)
@@ -434,91 +351,3 @@ def _check_sharded_request(model: nn.Module, score: Score, pattern: Pattern, ite
         f"the parameters of {type(model).__name__} are sharded over several devices (fully_shard), and {wrong} not"
         " supported there: prune before fully_shard, when the model is whole, and hold that mask"
     )
-
-
-def budget_pruner(
-    model: nn.Module,
-    scope: Scope,
-    prices: Prices,
-    *,
-    score: str | Score = "magnitude",
-    within: Mask | None = None,
-    iterations: int = 1,
-    schedule: str = "exponential",
-    regrow: bool = False,
-    inputs: ScoreInputs | None = None,
-    structure: str = "none",
-    by_value: bool = False,
-    **rule: Any,
-) -> Callable[[float], Mask]:
-    """Return a function: share of a budget -> mask by the scores of a model, in one pruning step or several.
-
-    A budget that is met by measurement calls it with several shares; the model's scores are computed once.
-
-    Args:
-        model: to prune.
-        scope: the parameters to choose among.
-        prices: see `budget.allocate_budget`.
-        score: see `prune`.
-        within: a mask of the candidates.
-        iterations, schedule, regrow: as for `prune`; intermediate shares are of the budget.
-        inputs: what the score needs.
-        structure: ``auto`` to choose for each layer among the granularities of a cost model in seconds, or one of these
-            for all layers, see `costs.mixed`. A block is valued by its weights in `within`, and retained whole. The
-            score should be additive.
-        by_value: single weights by the value of layers, see `budget.allocate_worth`, among those of `within`; of the
-            options of `allocate_budget` only `keep_at_least` applies. The score should be additive.
-        rule: options of `allocate_budget`.
-    """
-    function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
-    if regrow and not measures_at_mask(function):
-        raise UsageError("regrow needs a score that rates removed weights, by the option `at`")
-    if iterations > 1:
-        inputs = kept_batches(inputs, model)
-
-    @cache
-    def first() -> dict[str, Tensor]:
-        return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
-
-    single = only_of(structure) == FINEST
-    known = (layouts_or_rows if single else layouts)(model, scope) if in_blocks(structure) else {}
-
-    def prune(share: float) -> Mask:
-        mask = within
-        for target in densities(share, iterations, schedule):
-            scores = first() if mask is within else scores_in(function, model, scope, mask, inputs)
-            among = within if regrow else mask
-            if in_blocks(structure):
-                mask = _mixed(scores, prices, target, among, known, structure)
-                continue
-            with while_pruning_to(target, share, "a share of"):
-                if by_value:
-                    mask = _by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
-                else:
-                    mask = allocate_budget(scores, prices, target, within=among, **rule)
-        assert mask is not None
-        return mask
-
-    return prune
-
-
-def _mixed(
-    scores: Mapping[str, Tensor],
-    costs: Prices,
-    share: float,
-    within: Mask | None,
-    known: Mapping[str, Layout],
-    structure: str,
-) -> Mask:
-    """Return the mask of a budget with one granularity per layer; weights outside `within` have no value."""
-    assert isinstance(costs, CostModel)
-    scores = worth_within(scores, within)
-    return allocate_mixed(scores, costs, costs.budget(share), known, only=only_of(structure)).mask
-
-
-def _by_value(scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int) -> Mask:
-    """Return the mask of single weights whose layers retain the most value for a budget."""
-    if isinstance(prices, CostModel):
-        choice = Choice(scores, prices, only=FINEST, least=max(least, 1), among=within)
-        return choice.within(prices.budget(share)).mask
-    return allocate_worth(scores, prices, share, within=within, keep_at_least=least)

@@ -1,4 +1,4 @@
-"""Synthetic masks for timing: random weights, random columns of groups of rows, or channels."""
+"""Synthetic masks of a given density, for timing: random weights, or random columns of groups of rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.core.structure import channels
+from ticketry.core.structure.layout import layouts
 from ticketry_engine.errors import UsageError
-from ticketry_engine.example_inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -57,31 +55,20 @@ class Pattern:
         return f"groups:{self.rows}{':any' if self.any_order else ''}{':pairs' if self.pairs else ''}"
 
 
-def synthetic(
-    model: nn.Module, pattern: Pattern | str, density: float, *, seed: int = 0, example_inputs: Inputs | None = None
-) -> Mask:
-    """Return a random mask with the same `density` in every weight of `ticketry.scope(model)`.
+def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed: int = 0) -> Mask:
+    """Return a random mask with the same density in every weight of `ticketry.scope(model)`.
 
-    A weight is treated as rows (outputs) times columns (inputs times kernel positions). Of n columns, a row or group of
-    rows retains round(density * n), at least one; unstructured masks retain that share of each weight as a whole.
-
-    Args:
-        model: any module.
-        pattern: see `Pattern.parse`.
-        density: share of the weights retained.
-        seed: of the random numbers.
-        example_inputs: required for channels, to find coupled ones; those with the smallest weights are removed.
+    A weight is seen as rows (outputs) times columns (inputs times kernel positions). Of n columns a group of rows
+    retains round(density * n), at least one. Unstructured masks retain that share of each weight as a whole.
 
     Raises:
-        UsageError: for an unknown pattern, or a density outside (0, 1].
+        UsageError: for an invalid pattern, one of whole channels, or a density outside (0, 1].
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if not 0 < density <= 1:
         raise UsageError(f"density must be in (0, 1], got {density}")
     if pattern.kind == "channels":
-        if example_inputs is None:
-            raise UsageError("the pattern channels needs example inputs to find coupled channels: pass example_inputs")
-        return channels(model, example_inputs, density=density, score="l1", distribution="uniform")
+        raise UsageError("whole channels are coupled and cannot be drawn at random: use structure.channels")
     generator = torch.Generator().manual_seed(seed)
     tensors, shapes = {}, scope(model).shapes
     for name, layout in layouts(model, shapes).items():

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry.engine.adapters import compile
-    from ticketry_engine.compiled import Compiled, load
-    from ticketry_engine.results import Layer
+    from ticketry_engine import Compiled, Layer, load
 
 __all__ = ["Compiled", "Layer", "compile", "load"]
 
 _MODULES = {
-    "Compiled": "ticketry_engine.compiled",
-    "Layer": "ticketry_engine.results",
+    "Compiled": "ticketry_engine",
+    "Layer": "ticketry_engine",
     "compile": "ticketry.engine.adapters",
-    "load": "ticketry_engine.compiled",
+    "load": "ticketry_engine",
 }
 
 

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from ticketry.core.computed_weights import check_computed_removed
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.hold import Hold
-from ticketry_engine.compiled import Compiled
-from ticketry_engine.compiled import compile as compile_model
-from ticketry_engine.gpu import CompiledGpu
+from ticketry_engine import Compiled, CompiledGpu, SparseTraining, train
+from ticketry_engine import compile as compile_model
 from ticketry_engine.support.entry_points import CHANGES, entry_point
-from ticketry_engine.training.sparse_training import SparseTraining, train
 
 
 @entry_point()

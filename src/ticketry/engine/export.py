@@ -12,14 +12,13 @@ from torch import nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
-from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
+from ticketry.core.structure.smaller_model import shrink as shrunk_model
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry.version import __version__
 from ticketry_engine import export as engine
-from ticketry_engine.capture.eager_checks import own_copy
 from ticketry_engine.example_inputs import Inputs, at_batch
 from ticketry_engine.export import FORMATS as FORMATS
-from ticketry_engine.export import ExportCheck, first_line
+from ticketry_engine.export import ExportCheck, first_line, own_copy
 from ticketry_engine.export import format_of as format_of
 from ticketry_engine.support.entry_points import entry_point
 

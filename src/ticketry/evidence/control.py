@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ticketry.choices import check_choice, list_choices
-from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.pattern import UNSTRUCTURED
+from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
 from ticketry.records.network import is_matched_dense
@@ -20,9 +20,9 @@ from ticketry.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ticketry.core.budget import Prices
+    from ticketry.budgets.cost_model import Prices
     from ticketry.core.mask import Mask
-    from ticketry.core.structure.dependencies.channel_groups import Structure
+    from ticketry.core.structure.coupling import Structure
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Form:
     m: int = 0
     """Group size, for n:m."""
     pattern: str = ""
-    """The pattern of the mask, for pattern; see `core.pattern`."""
+    """The pattern of the mask, for pattern; see `core.structure.pattern`."""
     aim: str = ""
     """The mask's budget (flops), for weights; controls have the same budget instead of the same density."""
 
@@ -196,8 +196,8 @@ def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
     Args:
         single: the ticket's mask with single weights shuffled in all layers.
     """
-    from ticketry.core.costs.cost_model import CostModel
-    from ticketry.core.costs.granularity import FINEST
+    from ticketry.budgets.cost_model import CostModel
+    from ticketry.budgets.granularity import FINEST
     from ticketry.core.mask import Mask
     from ticketry.core.structure import shuffled_structure
 
@@ -222,7 +222,7 @@ class RandomPrune(Control):
     searched = False
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        from ticketry.core.budget import random_mask_of_equal_cost
+        from ticketry.budgets.pruner import random_mask_of_equal_cost
         from ticketry.core.structure import controls
 
         form, seed = drawing.form, drawing.seed

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from ticketry.core.budget import mask_cost
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.budgets.cost_model import CostModel, mask_cost
 from ticketry.core.mask import Mask
 from ticketry.errors import TaskError, UsageError
 from ticketry.evidence.control import (

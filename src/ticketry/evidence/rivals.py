@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from ticketry.core.budget import random_mask_of_equal_cost
+from ticketry.budgets.pruner import random_mask_of_equal_cost
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters
 from ticketry.core.structure.controls import random_mask

@@ -10,8 +10,8 @@ import torch
 from msgspec import convert, structs
 
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern
 from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.structure.pattern import Pattern
 from ticketry.core.ticket.state_dicts import state_for
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, TaskError, TicketError, UsageError

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from msgspec import structs
 from torch import nn
 
-from ticketry.core.structure.shrinking.shrink import shrink
+from ticketry.core.structure.channel_masks import channels
+from ticketry.core.structure.smaller_model import shrink
 from ticketry.core.synthetic_masks import Pattern, synthetic
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, StructureError, UsageError
@@ -29,11 +30,11 @@ from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
+from ticketry_engine import Compiled, load
 from ticketry_engine.bench.compare import compare, time_layers
 from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, rivals
 from ticketry_engine.bench.machine import check_cores, choose_cores
 from ticketry_engine.bench.timing import Case, Timing
-from ticketry_engine.compiled import Compiled, load
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
 from ticketry_engine.results import CurvePoint, TimeCurve
@@ -314,7 +315,10 @@ def curve(
     rows: dict[str, float] = {}
     contenders: list[Contender] = list(dense)
     for density in sorted(set(sweep.densities), reverse=True):
-        mask = synthetic(case.model, pattern, density, seed=sweep.seed, example_inputs=case.inputs)
+        if pattern.kind == "channels":
+            mask = channels(case.model, case.inputs, density, score="l1", distribution="uniform")
+        else:
+            mask = synthetic(case.model, pattern, density, seed=sweep.seed)
         masked: nn.Module = mask.apply_(copy.deepcopy(case.model))
         name = f"density {density:g}"
         rows[name] = mask.density

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from ticketry.choices import check_choice, did_you_mean, format_value
-from ticketry.core.pattern import SHARES, check_share
+from ticketry.core.structure.pattern import SHARES, check_share
 from ticketry.errors import UsageError
 from ticketry.lab.store.address import place_of
 

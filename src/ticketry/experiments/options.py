@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.choices import check_each, check_numbers
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError, needs
 
 if TYPE_CHECKING:

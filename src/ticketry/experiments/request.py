@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ticketry import search
+from ticketry.budgets.granularity import NONE
+from ticketry.budgets.units import ENGINE
 from ticketry.choices import check_numbers
-from ticketry.core.costs.bases import ENGINE
-from ticketry.core.pattern import check_density, share_of
-from ticketry.core.structuring import NONE
+from ticketry.core.structure.pattern import check_density, share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions

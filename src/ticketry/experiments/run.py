@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
-from ticketry.core.costs.bases import ENGINE
-from ticketry.core.pattern import share_of
+from ticketry.budgets.units import ENGINE
+from ticketry.core.structure.pattern import share_of
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.control import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
@@ -502,7 +502,7 @@ def base_share(settings: Mapping[str, Any]) -> float:
     Raises:
         CostError: if the run's costs, which have it, cannot be read.
     """
-    from ticketry.core.costs.cost_model import CostModel
+    from ticketry.budgets.cost_model import CostModel
 
     base = with_base(settings).get("base", ENGINE)
     if base == ENGINE or not settings.get("time"):

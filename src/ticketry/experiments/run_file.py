@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.choices import LEAST, MOST
-from ticketry.core.pattern import n_of_m
+from ticketry.core.structure.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.control import CONTROLS
 from ticketry.experiments.decoding import check_names, decode_settings, decode_value

@@ -11,11 +11,11 @@ from typing import Any
 from msgspec import convert
 from msgspec.structs import replace
 
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.budgets.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.progress import SearchLog
 from ticketry.experiments.request import SearchRequest

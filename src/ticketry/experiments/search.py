@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import TicketryError
 from ticketry.evidence.control import LONGER, obstacle
 from ticketry.evidence.controls import trained_control

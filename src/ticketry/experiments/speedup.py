@@ -10,16 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ticketry.core.costs.bases import Base
-from ticketry.core.costs.granularity import CHANNELS
-from ticketry.core.structuring import AUTO
+from ticketry.budgets.granularity import AUTO, CHANNELS
+from ticketry.budgets.units import Base
 from ticketry.errors import LayerCollapseError, StructureError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ticketry.budgets.approach import Met
     from ticketry.core.mask import Mask
-    from ticketry.engine.cost.meeting import Met
     from ticketry.records.speed import Timed
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.task import Task
@@ -194,7 +193,7 @@ def task_speedups(
 
 def _masks(model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say) -> tuple[dict[str, Mask], dict[str, str]]:
     """Return the masks of the steps that prune, and why a step has none."""
-    from ticketry.engine.cost.latency_budgets import meet
+    from ticketry.budgets.latency import meet
 
     masks: dict[str, Mask] = {}
     notes: dict[str, str] = {}
@@ -220,10 +219,10 @@ def _timed(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: Sp
 
     import torch
 
+    from ticketry_engine import compile
     from ticketry_engine.bench.compare import compare
     from ticketry_engine.bench.dense_engines import Contender, Sparse, rivals
     from ticketry_engine.bench.timing import Case, Timing
-    from ticketry_engine.compiled import compile
 
     def compiled(mask: Mask | None) -> Callable[[Case], Any]:
         return lambda case: compile(case.model, mask, case.kwargs or case.args, threads=options.threads)

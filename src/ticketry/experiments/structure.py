@@ -11,7 +11,7 @@ from typing import Any
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import ModelOptions, StructureOptions, path_of

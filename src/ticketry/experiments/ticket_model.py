@@ -22,10 +22,10 @@ from ticketry.evidence.ticket_under_test import asked_of, made_task
 from ticketry.experiments.options import ModelOptions
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
+from ticketry_engine import Compiled, load
 from ticketry_engine.bench.compare import TOLERANCE
 from ticketry_engine.bench.dense_engines import Call
 from ticketry_engine.bench.timing import Case
-from ticketry_engine.compiled import Compiled, load
 from ticketry_engine.example_inputs import at_batch, difference
 
 WEIGHTS = ("trained", "start")

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import convert, structs
 
-from ticketry.core.pattern import check_density
+from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.control import LONGER, RIVALS

@@ -16,9 +16,9 @@ from ticketry.core.gates import Gates, Moment, attach
 from ticketry.core.gates.attach import GateOptions
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import check_density
 from ticketry.core.sparse_training.gradual import Choice, Gradual, Schedule, gradual
 from ticketry.core.sparse_training.hold import Hold, hold
+from ticketry.core.structure.pattern import check_density
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry.integrations._job import NOT_HERE, Job, count_removed
 from ticketry.integrations._kernels import Kernels

@@ -13,15 +13,15 @@ from typing import Any
 
 import msgspec
 
-from ticketry.core.budget import Prices, countable_parameters, uses
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.mixed import WORTH
+from ticketry.budgets.cost_model import CostModel, Prices
+from ticketry.budgets.granularity import NONE, in_blocks
+from ticketry.budgets.layer_choice import WORTH
+from ticketry.budgets.pruner import budget_pruner
 from ticketry.core.mask import Mask
-from ticketry.core.prune import budget_pruner
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
-from ticketry.core.structuring import NONE, in_blocks
+from ticketry.core.weight_uses import count_multiplications, countable_parameters
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
@@ -44,7 +44,7 @@ def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
         shapes = {name: tuple(value.shape) for name, value in found.parameters(model).items()}
         known = countable_parameters(model, found)
         layers = scope_of_shapes(model, {name: shapes[name] for name in known})
-        prices = uses(model, layers, lab.course(task).inputs(1)) if known else {}
+        prices = count_multiplications(model, layers, lab.course(task).inputs(1)) if known else {}
         return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
 
     layers = lab.store.remembered("prices", digest_of(task.key()), count)["layers"]
@@ -171,7 +171,7 @@ def budget_mask(
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.
         seed: for random choices.
-        settings: arguments of `core.prune.budget_pruner`.
+        settings: arguments of `budgets.pruner.budget_pruner`.
     """
 
     prices = terms_in(lab, task, scope, terms)

@@ -20,8 +20,8 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.score import source_of
 from ticketry.core.sparse_training.mask_dynamics import relative_distance
-from ticketry.core.structure.channel_wise.choose import channels
-from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.core.structure.channel_masks import channels
+from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.costs.ledger import Ledger, Making, Makings, SeenExamples
 from ticketry.lab.loggers.dashboards import Dashboards

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.budgets.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope as scope_of
 from ticketry.errors import CostError
@@ -25,7 +25,7 @@ from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator
 
 if TYPE_CHECKING:
-    from ticketry.engine.cost.meter import Meter
+    from ticketry.budgets.timing import Meter
     from ticketry_engine.bench.timing import Interval
 
 _TIMING = threading.Lock()
@@ -86,10 +86,10 @@ def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[f
         share: latency relative to the dense network.
         prune: share by the costs -> the mask.
     """
-    from ticketry.engine.cost.meeting import meet_by
+    from ticketry.budgets.approach import meet_share
 
     with _TIMING:
-        return meet_by(
+        return meet_share(
             _meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
         ).mask
 
@@ -104,7 +104,7 @@ def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Inter
 
 
 def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
-    from ticketry.engine.cost.meter import Meter
+    from ticketry.budgets.timing import Meter
     from ticketry_engine.example_inputs import batch_of
 
     check_here(costs)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ticketry.choices import LEAST, MOST, SEED, check_bounds, check_choice
-from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.pattern import UNSTRUCTURED
+from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError
 from ticketry.records.network import Moment
 from ticketry.step import Step
@@ -152,7 +152,7 @@ class Found:
     structured: Structured | None = None
     """How the mask was given a structure after it was found; None if it was not."""
     pattern: str = UNSTRUCTURED
-    """The pattern of its mask, see `core.pattern`."""
+    """The pattern of its mask, see `core.structure.pattern`."""
     aim: str = ""
     """The quantity and costs of its budget, see `Aimed.terms`; empty if it was pruned to a density."""
     cut_to: float | None = None

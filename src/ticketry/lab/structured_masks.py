@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, needs_data
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.structuring import Structuring
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample

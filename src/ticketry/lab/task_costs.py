@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ticketry.core.costs.bases import ENGINE, Base
-from ticketry.core.structuring import NONE, in_blocks
+from ticketry.budgets.granularity import NONE, in_blocks
+from ticketry.budgets.units import ENGINE, Base
 from ticketry.errors import CostError, UsageError
 
 if TYPE_CHECKING:
-    from ticketry.core.costs.cost_model import CostModel
+    from ticketry.budgets.cost_model import CostModel
     from ticketry.tasks.task import Task
 
 
@@ -74,7 +74,8 @@ def costs_of(
         CostError: for a profile with other threads or precision, or fewer examples than a call needs.
         EngineError: for a network that cannot be captured.
     """
-    from ticketry.engine.cost import public
+    from ticketry.budgets import model_costs
+    from ticketry.budgets.granularity import granularities_to_measure
     from ticketry.lab.measured_time import fill_zeros
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of
@@ -82,12 +83,12 @@ def costs_of(
     inputs = course_of(task, data).inputs(options.batch)
     if (examples := batch_of(inputs)) < options.batch:
         raise CostError(f"a call needs {options.batch} examples, and {task.name} has {examples} to train on")
-    return public.model(
+    return model_costs.model(
         fill_zeros(task.build()),
         inputs,
         options.target,
         unit=options.unit,
-        granularities=public.granularities_of(options.structure),
+        granularities=granularities_to_measure(options.structure),
         threads=options.threads,
         precision=options.precision,
         bases=(options.base,) if options.times_base else (),

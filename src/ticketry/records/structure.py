@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, get_type_hints
 from msgspec import UNSET, UnsetType, defstruct, field
 from msgspec.structs import force_setattr
 
-from ticketry.core.structuring import LayerFit as LayerFit
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.structuring import LayerFit as LayerFit
+from ticketry.core.structure.structuring import Structuring
 from ticketry.records.schema import AtLeastOne, NearShare, NotNegative, Part, clip_to_unit, reject
 from ticketry.records.ticket import TicketRecord
 
@@ -47,7 +47,7 @@ class LayerPicture(Part, frozen=True):
 
 if TYPE_CHECKING:
     _Options = Part
-else:  # the options of `core.structuring.Structuring`; options that do not apply to the kind are omitted
+else:  # the options of `core.structure.structuring.Structuring`; options that do not apply to the kind are omitted
     _Options = defstruct(
         "_Options",
         [

@@ -51,7 +51,6 @@ _PREFIX = "ticketry."
 GROUPS = {
     *("ticketry.methods", "ticketry.scores", "ticketry.gates", "ticketry.controls", "ticketry.tasks"),
     *("ticketry.models", "ticketry.language_models", "ticketry.data", "ticketry.runners", "ticketry.loggers"),
-    "ticketry.meters",
 }
 """All known groups of entry points. Registries add theirs, but most registries are created only when needed."""
 _log = logging.getLogger(__name__)

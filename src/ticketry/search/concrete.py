@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ticketry.core.pattern import kept_elements
+from ticketry.core.structure.pattern import kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
 from ticketry.search.common import densities

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
@@ -205,8 +205,8 @@ class _Detector:
 
     def _scales(self, mask: Mask) -> Mask:
         """What a mask keeps of the scales of norms, one for each channel."""
-        from ticketry.core.layout import roles
         from ticketry.core.mask import Mask
+        from ticketry.core.structure.layout import roles
 
         scales = roles(self._lab.model(self._whole.task)).scales
         return Mask({name: mask[name] for name in mask if name in scales})

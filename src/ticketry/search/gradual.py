@@ -19,8 +19,8 @@ from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
-from ticketry.core.pattern import Pattern
 from ticketry.core.sparse_training.schedule import cuts_within
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities

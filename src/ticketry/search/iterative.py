@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ticketry.choices import format_value
-from ticketry.core.pattern import check_density
+from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
 from ticketry.search.common.aims import Aimed, goal

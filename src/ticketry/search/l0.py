@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ticketry.core.pattern import check_at_least
+from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities

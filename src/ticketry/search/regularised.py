@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ticketry.core.pattern import UNSTRUCTURED, Pattern
+from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
@@ -128,7 +128,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
-    from ticketry.core.layout import roles
+    from ticketry.core.structure.layout import roles
     from ticketry.lab.training.variants import Penalty
 
     model = replicate.lab.model(replicate.task)

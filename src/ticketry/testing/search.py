@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import normal_name
+from ticketry.core.structure.pattern import kept_elements
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds

@@ -19,8 +19,8 @@ from ticketry.core import gates
 from ticketry.core.gates import product
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.product import block_product
-from ticketry.core.layout import Layout, layouts
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.layout import Layout, layouts
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry_engine.support.seeds import generator
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.gates.channel_gates import ChannelGates, attach_channels
-from ticketry.core.structure.channel_wise.choose import cut_channels
-from ticketry.core.structure.shrinking.removal_trial import tried_structure
+from ticketry.core.structure.channel_masks import cut_channels
+from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry_engine.support.seeds import generator
 

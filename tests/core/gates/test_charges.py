@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.core import gates
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.gates import Balance, Charges
 from ticketry.core.gates.charges import share_above_empty
 from ticketry.errors import UsageError

@@ -13,7 +13,7 @@ import ticketry as tk
 from ticketry.core import score
 from ticketry.core.scope import scope
 from ticketry.core.score._registry import about
-from ticketry.core.structure.channel_wise.scores import CHANNEL_SCORES
+from ticketry.core.structure.channel_scores import CHANNEL_SCORES
 from ticketry.errors import ScoreError, UsageError
 
 PAPERS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ticketry.core.pattern import Pattern
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES, add_gradients_, penalty
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 
 OF_WEIGHTS = tuple(kind for kind in PENALTIES if kind != "group_lasso")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 import ticketry as tk
-from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.core.structure.coupling import Structure
 
 
 def example(*shape: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.ticket.json_values import plain
+from ticketry.core.ticket.folder import plain
 from ticketry.errors import TicketError
 
 scalars = st.one_of(

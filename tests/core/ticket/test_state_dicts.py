@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.ticket.state_dicts import load_state, masked
+from ticketry.core.ticket.state_dicts import load_state, mask_state
 from ticketry.errors import TicketError
 from ticketry.lab.costs.meters.step import measure_step
 from ticketry.lab.training.state import rebuild_model, state_of
@@ -109,7 +109,7 @@ def test_removed_weights_of_any_data_type_are_zero(name: str) -> None:
         "tied": raw.clone().view(dtype),
         "other": raw.flip(0).contiguous().view(dtype),
     }
-    made = masked(state, tk.Mask({"w": kept}))
+    made = mask_state(state, tk.Mask({"w": kept}))
     wanted = raw * kept.repeat_interleave(dtype.itemsize, 1)
     assert torch.equal(made["w"].view(torch.uint8), wanted)
     assert torch.equal(made["tied"].view(torch.uint8), wanted)
@@ -119,5 +119,5 @@ def test_removed_weights_of_any_data_type_are_zero(name: str) -> None:
 def test_a_data_type_without_zero_is_told() -> None:
     weight = torch.ones(4, 4, dtype=torch.uint8).view(torch.float8_e8m0fnu)
     with pytest.raises(TicketError, match=r"'w' is of torch\.float8_e8m0fnu, which has no 0"):
-        masked({"w": weight}, tk.Mask({"w": torch.eye(4) > 0}))
-    masked({"w": weight}, tk.Mask({"w": torch.ones(4, 4) > 0}))
+        mask_state({"w": weight}, tk.Mask({"w": torch.eye(4) > 0}))
+    mask_state({"w": weight}, tk.Mask({"w": torch.ones(4, 4) > 0}))

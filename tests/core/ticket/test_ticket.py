@@ -29,7 +29,7 @@ INFO = {
 
 
 def trained_ticket(build, name: str, density: float = 0.3) -> tuple[Ticket, nn.Module]:
-    """A ticket whose model was held and trained for a few steps, and that model."""
+    """Return a ticket from a few steps of training under a mask, and the trained model."""
     case = build(name)
     start = copy.deepcopy(case.model.state_dict())
     mask = prune(case.model, density, distribution="layerwise")
@@ -61,41 +61,27 @@ def same(one: Ticket, other: Ticket) -> bool:
 
 @pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
 class TestModels:
-    def test_saved_and_loaded(self, build, tmp_path, name):
-        ticket, _ = trained_ticket(build, name)
-        again = Ticket.load(ticket.save(tmp_path / "ticket"))
+    def test_a_saved_ticket_restores_both_states(self, build, tmp_path, name):
+        ticket, trained = trained_ticket(build, name)
+        dense = build(name).model
+        path = ticket.save(tmp_path / "ticket")
+        again = Ticket.load(path)
         assert same(again, ticket)
         assert again.info["settings"]["levels"] == [1, 2]
         assert again.describe() == ticket.describe()
-
-    def test_a_dense_loader_opens_the_trained_weights(self, build, tmp_path, name):
-        ticket, trained = trained_ticket(build, name)
-        path = ticket.save(tmp_path / "ticket")
+        assert same_state(load_file(path / "start.safetensors"), dense.state_dict())
         model = build(name, seed=9).model
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        model.load_state_dict(load_file(path / "model.safetensors"))  # by a loader that knows no masks
         assert same_state(model.state_dict(), trained.state_dict())
-        for key, kept in ticket.mask.items():
-            assert not model.state_dict()[key][~kept].any()
-
-    def test_the_start_is_what_was_given(self, build, tmp_path, name):
-        ticket, _ = trained_ticket(build, name)
-        dense = build(name).model.state_dict()
-        assert same_state(load_file(ticket.save(tmp_path / "ticket") / "start.safetensors"), dense)
-
-    def test_apply_start(self, build, name):
-        ticket, _ = trained_ticket(build, name)
-        model, dense = build(name, seed=9).model, build(name).model
-        assert ticket.apply(model) is model
+        model = build(name, seed=9).model
+        assert again.apply(model) is model
         assert same_state(model.state_dict(), ticket.mask.apply_(dense).state_dict())
         for key, kept in ticket.mask.items():
             assert torch.equal(model.state_dict()[key] == 0, ~kept)
-
-    def test_apply_trained(self, build, name):
-        ticket, trained = trained_ticket(build, name)
-        model = ticket.apply(build(name, seed=9).model, "trained")
+        again.apply(model, "trained")
         assert same_state(model.state_dict(), trained.state_dict())
-        case = build(name)
-        assert torch.equal(model.eval()(case.batches[0][0]), trained.eval()(case.batches[0][0]))
+        inputs = build(name).batches[0][0]
+        assert torch.equal(model.eval()(inputs), trained.eval()(inputs))
 
     @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
     def test_wrappers_do_not_matter(self, build, tmp_path, name, wrap):
@@ -110,7 +96,7 @@ class TestModels:
 
 class TestTied:
     def test_a_loader_in_which_the_last_name_wins_gets_zeros_too(self, build, tmp_path):
-        """Copies of a tied tensor under two names, of which the mask knows one."""
+        """Copies of a tied tensor have two names, and the mask only one of them."""
         model = build("lstm").model
         mask = prune(model, 0.3, distribution="layerwise")
         dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -133,14 +119,8 @@ class TestTied:
             model = Ticket(mask, state, {}).apply(build("lstm", seed=9).model)
             assert same_state(model.state_dict(), trained.state_dict())
 
-    def test_a_mask_under_the_other_name(self, build):
-        ticket, _ = trained_ticket(build, "lstm")
-        mask = Mask({"decoder.weight": ticket.mask["encoder.weight"]})
-        model = Ticket(mask, ticket.start, {}).apply(build("lstm", seed=9).model)
-        assert not model.encoder.weight.detach()[~mask["decoder.weight"]].any()
-
     def test_two_tensors_are_not_put_into_one(self, build):
-        """The last name would win, and the other tensor be lost without a word."""
+        """Otherwise the last name would silently replace the other tensor."""
         ticket, _ = trained_ticket(build, "lstm")
         state = {name: tensor.clone() for name, tensor in ticket.start.items()}
         state["encoder.weight"][0, 0] += 1

@@ -12,7 +12,7 @@ import torch
 from a_text import written
 from samples import sample
 from ticketry.core.prune import prune
-from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.core.structure.channel_masks import channels
 from ticketry.errors import (
     InterruptedTrainingError,
     TaskError,

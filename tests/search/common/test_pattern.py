@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.core.layout import best_of_m, layouts
-from ticketry.core.pattern import Pattern
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES
+from ticketry.core.structure.layout import best_of_m, layouts
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import TicketryError, UsageError
 from ticketry.experiments.request import SearchRequest
 from ticketry.search import method as method_called

@@ -9,8 +9,8 @@ from torch.distributions import Categorical, kl_divergence
 from torch.func import functional_call
 
 from ticketry.core.allocate import allocate
-from ticketry.core.pattern import kept_elements
 from ticketry.core.scope import scope
+from ticketry.core.structure.pattern import kept_elements
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module

@@ -16,10 +16,10 @@ from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.kinds import kind_of
 from ticketry.core.gates.parameter_swap import gated_parameters
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.sparse_training.leftovers import release_leftovers
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 
@@ -70,7 +70,7 @@ def attach(
         scope: the parameters to put gates on; by default `ticketry.scope(model)`, or those of `within`.
         within: a mask of the parameters in scope; gates of what it removes are 0 and stay so. It has the pattern too.
         pattern: weights that share a gate: each has its own (``unstructured``), ``4x1``, ``16x1`` … (as many rows that
-            are neighbours, at one column) or ``channel`` (a whole row of one layer), see `core.pattern.Pattern`. The
+            are neighbours, at one column) or ``channel`` (a whole row of one layer), see `structure.Pattern`. The
             mask then has whole blocks. The gradient in a block's s is a sum over its weights, so that s moves further
             in a step than that of a single weight does. ``channel`` is of one layer: behind a batch norm a soft gate on
             a filter changes nothing but its gradient, until it is 0. Gates on coupled channels, in the layers that read

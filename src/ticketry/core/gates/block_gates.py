@@ -13,9 +13,9 @@ from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Act, Gates
 from ticketry.core.gates.logits import logits_like
 from ticketry.core.gates.product import block_product
-from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.layout import layouts
+from ticketry.core.structure.pattern import Pattern
 
 
 class BlockGates(Gates):

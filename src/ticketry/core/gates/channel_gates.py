@@ -17,8 +17,8 @@ from ticketry.core.gates.logits import logits_like
 from ticketry.core.gates.product import summed
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
-from ticketry.core.structure.channel_wise.choice import candidates
-from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Member, Structure
+from ticketry.core.structure.channel_choice import candidates
+from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 

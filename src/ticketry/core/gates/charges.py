@@ -10,9 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ticketry.core.budget import Prices
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.curve import Curve
+from ticketry.budgets.cost_model import CostModel, Curve, Prices
 from ticketry.core.gates.product import summed
 from ticketry.errors import UsageError
 

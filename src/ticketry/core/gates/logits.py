@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ticketry.choices import describe_name_difference
 from ticketry.core.gates.gate_kind import Kind, Moment
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import check_collapse
+from ticketry.core.structure.pattern import check_collapse
 from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
 from ticketry_engine.support.seeds import generator
 

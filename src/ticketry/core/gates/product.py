@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry.core.gates.gate_kind import gated
-from ticketry.core.layout import Blocks
+from ticketry.core.structure.layout import Blocks
 from ticketry.errors import TrainingError
 
 

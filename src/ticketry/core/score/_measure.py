@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,7 +20,8 @@ from ticketry.core.devices.sharding import process_groups
 from ticketry.core.example_call import uncompiled
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.score._protocol import Loss, ScoreInputs
+from ticketry.core.score._asked import evaluate_score
+from ticketry.core.score._protocol import Loss, Score, ScoreInputs
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
 from ticketry_engine.support.process_state import private_random_state
@@ -386,3 +388,21 @@ class _OnceDifferentiableError(ScoreError):
             f"{operation} has no second derivative; use a score that needs first derivatives only (snip, taylor,"
             " fisher; of channels snap, taylor), or another implementation of that operation"
         )
+
+
+def measures_at_mask(score: Score) -> bool:
+    """Return whether a score has the option `at`."""
+    return "at" in inspect.signature(score).parameters
+
+
+def scores_in(
+    score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
+) -> dict[str, Tensor]:
+    """Return the scores of the network that a mask leaves: by the option `at`, or else with pruned weights set to 0."""
+    options = vars(inputs)
+    if mask is None:
+        return evaluate_score(score, model, scope, **options)
+    if measures_at_mask(score):
+        return evaluate_score(score, model, scope, at=mask, **options)
+    with pruned_to(mask, scope.parameters(model)):
+        return {name: values.clone() for name, values in evaluate_score(score, model, scope, **options).items()}

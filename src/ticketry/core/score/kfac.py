@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.costs.layer_gradients import add_gradients, has_factors, squares, watched
 from ticketry.core.example_call import frozen_parameters
 from ticketry.core.mask import Mask
+from ticketry.core.output_change import add_gradients, has_factors, record_calls, squares
 from ticketry.core.scope import Scope
 from ticketry.core.score._measure import (
     batch_loss,
@@ -74,7 +74,7 @@ def kfac(
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
-            with watched(model, weights, others) as calls:
+            with record_calls(model, weights, others) as calls:
                 value = called(loss, model, batch)
                 others |= set(_without_product(model, weights, calls))
                 known = {name: made for name, made in calls.items() if name not in others}

@@ -12,10 +12,8 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ticketry.choices import describe_name_difference
-from ticketry.core.costs.least import check_least_of
-from ticketry.core.layout import layouts
+from ticketry.core.layer_minimum import check_least_of
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_density, check_distribution
 from ticketry.core.prune import prune, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -25,6 +23,8 @@ from ticketry.core.score._protocol import facts
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.core.sparse_training.schedule import cuts_within
+from ticketry.core.structure.layout import layouts
+from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density, check_distribution
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 from ticketry_engine.support.entry_points import Need, entry_point

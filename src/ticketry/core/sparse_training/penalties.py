@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry.choices import check_choice
-from ticketry.core.layout import Blocks
+from ticketry.core.structure.layout import Blocks
 from ticketry.errors import UsageError
 
 PENALTIES = ("l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso")
@@ -53,7 +53,7 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
     Args:
         kind: one of `PENALTIES`.
         weights: the tensors to penalise.
-        blocks: blocks of each tensor, see `core.pattern`.
+        blocks: blocks of each tensor, see `structure.pattern`.
 
     Raises:
         UsageError: for an unknown kind, one that requires or does not support blocks, or a tensor with less than two

@@ -6,7 +6,7 @@ from math import cos, pi
 from numbers import Real
 from typing import Any
 
-from ticketry.core.pattern import check_density
+from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.step import Step
 

@@ -1,20 +1,56 @@
-"""Structure that hardware can use: whole coupled channels, a physically smaller model without them, groups of rows,
-N:M."""
+"""Structure that hardware can use: whole coupled channels, a smaller model without them, groups of rows, N:M.
 
-from ticketry.core.layout import Layout, layouts
-from ticketry.core.pattern import Pattern
-from ticketry.core.structure.channel_wise.choose import channel_groups, channels
-from ticketry.core.structure.channel_wise.refill import refill
-from ticketry.core.structure.controls import shuffled_structure
-from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Member, Structure
-from ticketry.core.structure.group_wise.coverage import coverage, together
-from ticketry.core.structure.group_wise.matrices import RowGroup, groups, row_groups
-from ticketry.core.structure.group_wise.regroup import regroup
-from ticketry.core.structure.n_of_m import n_m
-from ticketry.core.structure.shrinking.plan import ShrinkPlan, rebuild
-from ticketry.core.structure.shrinking.removal_trial import tried_structure
-from ticketry.core.structure.shrinking.shrink import shrink, shrink_optimizer, shrink_plan
-from ticketry.core.structuring import LayerFit
+`layout`, `pattern` and `structuring` have the terms. `trace`, `shape_rules`, `layer_rules`, `coupling` and
+`removal_trial` find coupled channels; `channel_scores`, `channel_choice`, `channel_masks` and `refill_masks` choose
+among them; `plans` and `smaller_model` remove them. `group_masks` and `mask_fit` are about groups of rows.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ticketry.core.structure.apply import n_m
+    from ticketry.core.structure.channel_masks import channel_groups, channels
+    from ticketry.core.structure.controls import shuffled_structure
+    from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
+    from ticketry.core.structure.group_masks import regroup
+    from ticketry.core.structure.layout import Layout, RowGroup, groups, layouts, row_groups
+    from ticketry.core.structure.mask_fit import coverage, together
+    from ticketry.core.structure.pattern import Pattern
+    from ticketry.core.structure.plans import ShrinkPlan, rebuild
+    from ticketry.core.structure.refill_masks import refill
+    from ticketry.core.structure.removal_trial import tried_structure
+    from ticketry.core.structure.smaller_model import shrink, shrink_optimizer, shrink_plan
+    from ticketry.core.structure.structuring import LayerFit
+
+_MODULES = {
+    "ChannelGroup": "coupling",
+    "LayerFit": "structuring",
+    "Layout": "layout",
+    "Member": "coupling",
+    "Pattern": "pattern",
+    "RowGroup": "layout",
+    "ShrinkPlan": "plans",
+    "Structure": "coupling",
+    "channel_groups": "channel_masks",
+    "channels": "channel_masks",
+    "coverage": "mask_fit",
+    "groups": "layout",
+    "layouts": "layout",
+    "n_m": "apply",
+    "rebuild": "plans",
+    "refill": "refill_masks",
+    "regroup": "group_masks",
+    "row_groups": "layout",
+    "shrink": "smaller_model",
+    "shrink_optimizer": "smaller_model",
+    "shrink_plan": "smaller_model",
+    "shuffled_structure": "controls",
+    "together": "mask_fit",
+    "tried_structure": "removal_trial",
+}
 
 __all__ = [
     "ChannelGroup",
@@ -42,3 +78,10 @@ __all__ = [
     "together",
     "tried_structure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: modules of this package also serve those that it builds on."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ticketry.core.structure' has no attribute {name!r}")
+    return getattr(import_module(f"ticketry.core.structure.{_MODULES[name]}"), name)

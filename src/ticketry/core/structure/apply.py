@@ -1,24 +1,90 @@
-"""The structured mask that a `Structuring` asks for."""
+"""Structured masks from unstructured ones: N:M (as sparse tensor cores need, 2:4), and the dispatch by kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.mask import Mask
-from ticketry.core.scope import scope_of_shapes
+from ticketry.core.scope import Patterns, first_names, layer_weights_among, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, about, split_control
-from ticketry.core.structure.channel_wise.choose import channels
-from ticketry.core.structure.channel_wise.refill import refill
-from ticketry.core.structure.channel_wise.refill_scores import check_refill_score
-from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY, check_channel_score
-from ticketry.core.structure.dependencies.channel_groups import Structure
-from ticketry.core.structure.dependencies.model_copies import Inputs
-from ticketry.core.structure.group_wise.regroup import regroup
-from ticketry.core.structure.n_of_m import n_m
-from ticketry.core.structuring import Structuring
+from ticketry.core.structure.channel_masks import channels
+from ticketry.core.structure.channel_scores import CHANNEL_ONLY, check_channel_score
+from ticketry.core.structure.coupling import Structure
+from ticketry.core.structure.group_masks import regroup
+from ticketry.core.structure.layout import Layout, best_of_m, layouts
+from ticketry.core.structure.model_copies import Inputs
+from ticketry.core.structure.refill_masks import check_refill_score, refill
+from ticketry.core.structure.structuring import Structuring
+from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+
+
+@entry_point()
+def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = True, spare: Patterns = ()) -> Mask:
+    """Return an N:M mask from an unstructured one: n of every m consecutive inputs.
+
+    Runs go along a layer's inputs, separately for each output: along dimension 1 of linear and recurrent weights
+    (as `torch.sparse.to_sparse_semi_structured` needs a 2:4 matrix), and along the input channels of a convolution (of
+    its group) at each kernel position. A last run shorter than m retains n too, as if padded with zeros.
+
+    Each run retains the n weights of largest magnitude, those in `mask` first; ties break by position.
+
+    Args:
+        model: with the weights trained under `mask`.
+        mask: unstructured, of any of the model's parameters; vectors, such as biases, stay unchanged.
+        n: weights retained in a run, 1 <= n < m.
+        m: inputs in a run.
+        fill: whether removed weights return where `mask` retains fewer than n, so that every run has exactly n (the
+            density is n/m, but for short last runs).
+        spare: names or patterns, as in `ticketry.scope`, of layers that stay as in `mask`.
+
+    Returns:
+        A mask of the tensors of `mask`.
+
+    Raises:
+        UsageError: if `mask` is not a mask, not 1 <= n < m, or a pattern of `spare` matches nothing.
+        MaskError: if the mask does not fit the model, or a weight is NaN.
+        StructureError: if the mask has weights of a layer whose inputs are unknown, such as an embedding.
+
+    Examples:
+        >>> model = nn.Linear(8, 2)
+        >>> model.weight.data = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6, 7, 8]])
+        >>> tk.structure.n_m(model, tk.Mask.ones(tk.scope(model)))["weight"].int()
+        tensor([[1, 1, 0, 0, 1, 1, 0, 0],
+                [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.int32)
+    """
+    if not 1 <= n < m:
+        raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
+    spared = parameters_of(model, spare, "spare")
+    parameters = mask.parameters(model)
+    known = first_names(model, parameters)
+    of_layers = layer_weights_among(model, set(known.values()) - spared)
+    chosen = [name for name, one in parameters.items() if one.dim() > 1 and known[name] in of_layers]
+    where, weights = layouts(model, chosen), weights_in_use(model, parameters)
+    found = {}
+    for name, parameter in parameters.items():
+        if known[name] in spared or parameter.dim() < 2:
+            found[name] = mask[name]
+        elif known[name] not in of_layers:
+            raise StructureError(
+                f"{name!r} is of no layer whose inputs are known (linear, convolution, recurrent, attention): leave it"
+                f" as the mask has it with spare={name!r}"
+            )
+        else:
+            found[name] = _largest(name, weights[name].abs(), mask[name], n, m, where[name], fill)
+    return Mask(found)
+
+
+def _largest(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
+    if not bool(size.isfinite().all()):
+        raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
+    chosen = best_of_m(size, n, m, layout, among=kept.to(size.device))
+    return best_of_m(size.masked_fill(chosen, torch.inf), n, m, layout) if fill else chosen
 
 
 def apply_structuring(
@@ -32,14 +98,15 @@ def apply_structuring(
     seed: int = 0,
     structure: Structure | None = None,
 ) -> Mask:
-    """The structured mask made from an unstructured one, see `ticketry.structure`.
+    """Return the structured mask of an unstructured one, see `ticketry.structure`.
 
     Args:
-        model: with the weights that the mask was chosen by.
-        mask: unstructured, of single weights.
+        by: kind of structure.
+        model: with the weights by which the mask was chosen.
+        mask: of single weights.
         example_inputs: a tensor, or a tuple of the model's arguments.
-        batches, loss: what the score needs, if it needs any.
-        structure: the model's coupled channels, if they are known: following them takes seconds.
+        batches, loss, seed: what the score needs, if anything.
+        structure: the model's coupled channels, if known; finding them takes seconds.
     """
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}
     if by.kind == "channels":
@@ -58,13 +125,13 @@ def apply_structuring(
 
 
 def check_structure_score(by: Structuring) -> None:
-    """Raises `UsageError` for a score of channels that is not known."""
+    """Raise `UsageError` for an unknown score of channels."""
     if by.whole_channels:
         (check_channel_score if by.kind == "channels" else check_refill_score)(by.score)
 
 
 def needs_data(by: Structuring) -> bool:
-    """Whether channels are ranked by what examples make of them."""
+    """Return whether channels are ranked by a score that needs data."""
     plain = split_control(by.score)[1]
     plain = "activation" if plain == "activation_l1" else plain
     if not by.whole_channels or plain == "remaining":

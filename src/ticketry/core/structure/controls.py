@@ -1,4 +1,4 @@
-"""Masks drawn anew, as controls: they keep the density, and a structure if there is one, and none of the choices."""
+"""Random masks as controls: with the density and structure of a mask, but without its choices."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ticketry.core.allocate import allocate, largest
-from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern
-from ticketry.core.structure.channel_wise.ranking import Count, global_order, remove
-from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
-from ticketry.core.structure.group_wise.matrices import MatrixView, matrix_views, row_groups
-from ticketry.core.structure.shrinking.selection import (
+from ticketry.core.structure.channel_choice import Count, global_order, remove
+from ticketry.core.structure.coupling import ChannelGroup, Structure
+from ticketry.core.structure.layout import Layout, MatrixView, best_of_m, layouts, matrix_views, row_groups
+from ticketry.core.structure.pattern import Pattern
+from ticketry.core.structure.plans import (
     channel_mask,
     dead_channels,
     dead_indices,
@@ -25,11 +24,12 @@ from ticketry_engine.support.seeds import generator
 
 
 def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
-    """A random mask with as many weights over the whole scope as `like`; no layer is left empty.
+    """Return a random mask with the number of weights of `like`; no layer is left empty.
 
     Args:
-        distribution: of these weights over the layers: ``global`` (as chance has it), ``uniform`` or ``erk``, see
-            `core.allocate`.
+        like: the mask.
+        seed: of the random scores.
+        distribution: of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``, see `core.allocate`.
     """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
@@ -40,19 +40,19 @@ def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
 
 @entry_point(Need(values=False))
 def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None) -> Mask:
-    """A mask with as many groups of rows as `mask`, each of as many rows and columns, drawn at random.
+    """Return a mask with the same groups of rows as `mask` in size and width, but random rows and columns.
 
-    Every layer keeps its density and its groups' sizes and widths; which rows are together, and which columns each
-    group keeps, is drawn by a generator seeded by (seed, the layer's name). Rows that keep nothing are others, as many.
+    Every layer keeps its density and number of empty rows. The draw is seeded by (seed, the layer's name).
 
     Args:
-        mask: made by `regroup` or `refill`, say. Of an N:M mask only the number of weights of each row remains.
-        model: tells where outputs lie that are not in dimension 0 (transposed convolutions) and which outputs of a
-            grouped convolution read the same inputs; without it, dimension 0 is taken as one run of rows.
+        mask: from `regroup` or `refill`, for example. Of an N:M mask only the number of weights of each row remains.
+        seed: of the draw.
+        model: gives the layout of transposed convolutions and the groups of grouped ones; without it, rows are in
+            dimension 0 and read the same inputs.
 
     Raises:
-        UsageError: if `mask` is no mask.
-        MaskError: if a model is given that the mask does not fit.
+        UsageError: if `mask` is not a mask.
+        MaskError: if the mask does not fit the model.
 
     Examples:
         >>> model = nn.Linear(32, 32, bias=False)
@@ -64,13 +64,13 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
     views = {} if model is None else matrix_views(model, mask)
     return Mask(
         {
-            name: _redrawn(name, kept, views.get(name, MatrixView(tuple(kept.shape))), seed) if kept.dim() else kept
+            name: _redraw(name, kept, views.get(name, MatrixView(tuple(kept.shape))), seed) if kept.dim() else kept
             for name, kept in mask.items()
         }
     )
 
 
-def _redrawn(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
+def _redraw(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
     matrix = view.matrix(kept.cpu())
     new = torch.zeros_like(matrix)
     draw = generator(seed, "structure", name)
@@ -84,11 +84,11 @@ def _redrawn(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
 
 
 def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
-    """Random groups of rows that keep random columns, of all layers together: group-wise, with as many weights.
+    """Return random groups of rows with random columns over all layers, with the mask's number of weights.
 
-    Every layer's rows are put into groups at random, of the size that most rows of `mask` are in; every group keeps one
-    column; then columns of all groups are added in one random order, as long as the mask's number of weights allows.
-    So no layer has the density that it has in the mask, but by chance. Vectors are as in the mask.
+    Rows are put into random groups of the mask's usual size. Every group gets one column; then columns of all groups
+    are added in one random order, as far as the number of weights allows. Layers do not keep their densities. Vectors
+    are as in the mask.
     """
     views = matrix_views(model, mask)
     size = _usual_size(mask, views)
@@ -105,7 +105,7 @@ def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
 
 
 def _usual_size(mask: Mask, views: dict[str, MatrixView]) -> int:
-    """Rows of the group that a row is in: the median over rows that keep anything."""
+    """Return the median size of a row's group, over non-empty rows."""
     sizes = [
         len(group.rows)
         for name, view in views.items()
@@ -128,12 +128,12 @@ def _groups_of(name: str, view: MatrixView, size: int, seed: int) -> list[Tensor
 def _random_columns(
     views: dict[str, MatrixView], groups: dict[str, list[Tensor]], budget: int, seed: int
 ) -> dict[str, Tensor]:
-    """For each layer boolean [groups, columns]: one column of each group, others by chance within the budget."""
+    """Return bool [groups, columns] for each layer: one column of each group, and random ones within the budget."""
     keys = {
         name: torch.rand(len(groups[name]), view.columns, dtype=torch.float64, generator=generator(seed, "keys", name))
         for name, view in views.items()
     }
-    for each in keys.values():  # of every group its first column comes before all others
+    for each in keys.values():  # one column of every group comes before all others
         each.scatter_(1, each.argmin(1, keepdim=True), -1.0)
     cost = torch.cat([torch.tensor([len(g) for g in groups[n]]).repeat_interleave(keys[n].shape[1]) for n in views])
     flat = torch.cat([keys[name].flatten() for name in views])
@@ -145,9 +145,9 @@ def _random_columns(
 
 
 def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
-    """As many weights of every m inputs that are neighbours, at one tap of one row, as `mask` keeps: other ones.
+    """Shuffle a mask within every run of m neighbouring inputs, at one kernel position of one row.
 
-    The last inputs, if fewer than m, are shuffled among themselves. Vectors are as in the mask.
+    A shorter last run is shuffled in itself. Vectors are as in the mask.
     """
     views = matrix_views(model, mask)
     made = {}
@@ -156,7 +156,7 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
         cube = kept.reshape(view.rows, view.inputs, view.columns // view.inputs)
         keys = torch.rand(cube.shape, generator=generator(seed, "n:m", name))
         filled = (0, 0, 0, -view.inputs % m)
-        # What fills up the last inputs has the largest keys: it stays at the end, and is cut off.
+        # Padding has the largest keys, so that it stays at the end and is cut off.
         blocks, drawn = (
             torch.unflatten(pad(one, filled, value=value), 1, (-1, m)) for one, value in ((cube.int(), 0), (keys, 2.0))
         )
@@ -166,41 +166,41 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
 
 
 def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """As many blocks of each size in each layer as `mask` keeps, in random places: a mask of the same layer densities.
+    """Return a mask with the same number of blocks of each size in each layer, at random places.
 
-    Of N:M, as many weights of each layer, of every M inputs at most N. A pure function of its arguments: every layer
-    has a generator seeded by (seed, position of the layer).
+    For N:M, the same number of weights in each layer, at most N of every M inputs. Every layer has a generator seeded
+    by (seed, position of the layer).
 
     Raises:
-        MaskError: if the mask is not of the pattern.
+        MaskError: if the mask does not have the pattern.
     """
     pattern, known = Pattern.parse(pattern), layouts(model, mask)
-    redrawn = _shuffled_n_of_m if pattern.m else _shuffled
+    shuffle = _shuffle_n_of_m if pattern.m else _shuffle_blocks
     return Mask(
         {
-            name: redrawn(kept, name, pattern, known[name], generator(seed, "shuffled", index)).to(kept.device)
+            name: shuffle(kept, name, pattern, known[name], generator(seed, "shuffled", index)).to(kept.device)
             for index, (name, kept) in enumerate(mask.items())
         }
     )
 
 
-def _shuffled(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
+def _shuffle_blocks(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
     blocks = pattern.blocks(tuple(kept.shape), layout)
     flags, sizes = blocks.whole(kept, name).flatten(), blocks.sizes.flatten()
-    for size in sorted(set(sizes.tolist())):  # the last rows of a layer have smaller ones
+    for size in sorted(set(sizes.tolist())):  # the last rows of a layer have smaller blocks
         places = (sizes == size).nonzero()[:, 0]
         flags[places] = flags[places[torch.randperm(len(places), generator=draw)]]
     return blocks.spread(flags.view(blocks.shape))
 
 
-def _shuffled_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
+def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
     keys = torch.rand(kept.shape, dtype=torch.float64, generator=draw)
     possible = best_of_m(keys, pattern.n, pattern.m, layout)
     return largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
 
 
 def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """Random blocks of all layers together, as near to the density of `like` as they come; no layer is left empty."""
+    """Return random blocks over all layers with about the density of `like`; no layer is left empty."""
     pattern, known = Pattern.parse(pattern), layouts(model, like)
     scores = {}
     for index, (name, shape) in enumerate(like.shapes.items()):
@@ -208,14 +208,14 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
         blocks = None if pattern.m else pattern.blocks(shape, known[name])
         keys = torch.rand(blocks.shape if blocks else shape, dtype=torch.float64, generator=draw)
         scores[name] = blocks.spread(keys) if blocks else keys
-    density = min(like.density, pattern.densest)  # of N:M, a little above it where inputs are no multiple of M
+    density = min(like.density, pattern.densest)  # N:M may exceed n / m slightly
     return allocate(scores, density, pattern=pattern, layouts=known, collapse="keep")
 
 
 def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """As many channels of each group as `mask` removes, in random places: random, with the mask's own layer ratios.
+    """Return a mask that removes the same number of channels of each group, at random places.
 
-    A pure function of its arguments: every group has a generator seeded by (seed, position of the group).
+    Every group has a generator seeded by (seed, position of the group).
     """
     dead, removed = dead_indices(mask), {}
     for position, group in enumerate(structure.groups):
@@ -229,11 +229,11 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
 
 
 def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """Random channels of all groups together, up to the density of `mask`; one of each group stays.
+    """Return a mask of random channels over all groups, with the density of `mask`; one of each group stays.
 
-    The groups are those of which the mask has every parameter.
+    Only groups whose parameters are all in the mask take part.
     """
-    positions = [position for position, group in enumerate(structure.groups) if group.prunable and _within(group, mask)]
+    positions = [position for position, group in enumerate(structure.groups) if group.prunable and _covers(mask, group)]
     groups = [structure.groups[position] for position in positions]
     scores = [
         torch.rand(group.size, dtype=torch.float64, generator=generator(seed, "random_prune", position))
@@ -245,5 +245,5 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     return channel_mask(mask, structure, shapes_of(model), dict(zip(positions, removed, strict=True)))
 
 
-def _within(group: ChannelGroup, mask: Mask) -> bool:
+def _covers(mask: Mask, group: ChannelGroup) -> bool:
     return all(member.name in mask for member in group.parameters)

@@ -1,4 +1,8 @@
-"""A ticket's folder: written whole or not at all, and checked before anything in it is believed."""
+"""A ticket's folder: written as a whole or not at all, and checked before anything in it is used.
+
+If states are in parts on several devices, all processes write the folder together and one tensor at a time is gathered.
+The bytes are those of the same ticket written by one process.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,73 @@ import contextlib
 import filecmp
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ticketry.core.ticket.json_values import plain
+import torch
+from torch import Tensor
+
+from ticketry.core.devices.sharding import gather_shards, is_sharded
+from ticketry.core.ticket.state_dicts import state_bytes
 from ticketry.errors import TicketError
 from ticketry.files import flush, parse_json, reason_of
 from ticketry.folders import delete_tree_if_possible, exists, is_file
+
+_DEEPEST = 32
+_LONGEST_INTEGER = 10**300  # beyond it Python's JSON writer may refuse what its reader accepted
+
+
+def plain(value: object, where: str, depth: int = 0) -> Any:
+    """Return a copy of `value` as plain JSON values; tuples become lists, and keys are sorted.
+
+    Args:
+        value: anything; mappings need strings as keys.
+        where: name of the value in messages, such as ``info``.
+        depth: number of levels above `value`.
+
+    Raises:
+        TicketError: with the place of a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text,
+            invalid Unicode, more than 32 levels (so also a cyclic structure).
+    """
+    if depth > _DEEPEST:
+        raise TicketError(f"{where:.80}… is nested more than {_DEEPEST} levels deep: make it flatter")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, int) and abs(value) < _LONGEST_INTEGER:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping):
+        keys = sorted(_key(key, where) for key in value)
+        return {key: plain(value[key], f"{where}.{key}", depth + 1) for key in keys}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if isinstance(value, (int, float)):
+        raise TicketError(f"{where:.80} is not a number that JSON can hold (NaN, infinity or too long): use null")
+    raise TicketError(f"{where:.80} is a {type(value).__name__}, which JSON cannot hold: give text or numbers")
+
+
+def _key(key: object, where: str) -> str:
+    if not isinstance(key, str):
+        raise TicketError(f"{where:.80} has the key {key!r:.80}, which is not text")
+    return _text(key, where)
+
+
+def _text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TicketError(f"{where!r:.80} holds text that is not valid Unicode") from None
+    return text
+
 
 KIND = "ticketry.ticket"
 FORMAT = 2
@@ -28,7 +87,7 @@ MODEL = "model.safetensors"
 FILES = (MANIFEST, MASK, START, MODEL)
 
 _SEAL = "sha256"
-"""The entry of ticket.json that holds the digest of all others."""
+"""Entry of ticket.json with the digest of all others."""
 _LARGEST_MANIFEST = 16 << 20
 _TRIES = 8
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -36,7 +95,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileFact:
-    """What ticket.json says of another file of the ticket."""
+    """Size and digest of another file of the ticket, as in ticket.json."""
 
     size: int
     """Bytes."""
@@ -54,15 +113,15 @@ def write_folder(
 ) -> Path:
     """Write a ticket's files beside `path` and move them into place together.
 
-    A ticket that is there already is left alone if it is the same, byte for byte, and replaced if it is another.
+    An existing ticket is left unchanged if it has the same bytes, and replaced otherwise.
 
     Args:
-        path: the ticket's folder; folders above it are made.
-        payloads: name and contents, whole or piece by piece, of every file but ticket.json, taken one at a time.
-        manifest: gives the contents of ticket.json when the facts of all other files are known.
+        path: of the ticket's folder; missing parents are created.
+        payloads: name and contents, whole or in pieces, of every file but ticket.json, consumed one at a time.
+        manifest: returns the contents of ticket.json from the facts of all other files.
 
     Raises:
-        TicketError: if `path` is there and no ticket, or cannot be written; nothing is left behind then.
+        TicketError: if `path` exists and is not a ticket, or cannot be written; nothing is left behind.
     """
     target = Path(os.path.realpath(path))
     if not target.name:
@@ -107,10 +166,10 @@ def _place(temporary: Path, target: Path) -> None:
                 if _same(temporary, target):
                     return
                 _require_replaceable(target)
-                target.rename(aside)  # a folder cannot be renamed over one that has files in it
+                target.rename(aside)  # a folder cannot replace one with files
             temporary.rename(target)
             return
-        except OSError:  # also if another process put a ticket there, or moved it aside, between two of these lines
+        except OSError:  # another process may have moved a ticket here or away
             if not tries_left:
                 raise
         finally:
@@ -118,7 +177,7 @@ def _place(temporary: Path, target: Path) -> None:
 
 
 def _settle(aside: Path, target: Path) -> None:
-    """Put back what was moved aside if nothing came in its place; else remove it."""
+    """Restore the replaced ticket if the new one is missing, else delete it."""
     if exists(aside) and not exists(target):
         with contextlib.suppress(OSError):
             aside.rename(target)
@@ -154,7 +213,7 @@ def _is_ticket(folder: Path) -> bool:
 
 
 def sealed_manifest(values: Mapping[str, Any]) -> bytes:
-    """ticket.json of these values, with a digest of them."""
+    """Return ticket.json with these values and their digest."""
     whole = {**values, _SEAL: _digest_of(values)}
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -168,11 +227,15 @@ def _digest_of(values: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, FileFact]]:
-    """ticket.json of `folder` as plain values, and what it says of the other files.
+    """Return ticket.json of `folder` as plain values, and the facts of the other files.
+
+    Args:
+        folder: of the ticket.
+        root: folder that links may not leave.
 
     Raises:
-        TicketError: if it is absent, larger than 16 MB, no JSON object, of another kind or a newer format, or names
-            files that a ticket does not have.
+        TicketError: if it is missing, larger than 16 MB, not a JSON object, of another kind or a newer format, or lists
+            unknown files.
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
@@ -200,12 +263,12 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
 
 
 def manifest_bytes(folder: Path) -> bytes:
-    """ticket.json as it is on the disk."""
+    """Return the bytes of ticket.json."""
     return _read(folder, folder, MANIFEST)
 
 
 def read_file(folder: Path, root: Path, name: str, fact: FileFact) -> bytes:
-    """The contents of a file whose size and digest are as ticket.json says; `TicketError` if not."""
+    """Return the contents of a file. Raises `TicketError` if its size or digest differs from ticket.json."""
     data = _read(folder, root, name, fact.size)
     if hashlib.sha256(data).hexdigest() != fact.sha256:
         raise TicketError(
@@ -229,12 +292,12 @@ def _facts(files: object, folder: Path) -> dict[str, FileFact]:
 
 
 def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
-    """The bytes of a regular file that lies, links followed, under `root`. Memory is taken for its true size only."""
+    """Return the bytes of a regular file under `root`, links resolved; only its actual size is allocated."""
     path = Path(os.path.realpath(folder / name))
     if Path(os.path.realpath(root)) not in path.parents:
         raise TicketError(f"{folder / name} is a link to outside of the ticket and is not followed")
     try:
-        if not is_file(path):  # nor a pipe or a device
+        if not is_file(path):  # a pipe or a device
             raise TicketError(f"{folder} is not a whole ticket: it has no file {name}")
         actual = path.stat().st_size
         if size is None and actual > _LARGEST_MANIFEST:
@@ -259,3 +322,95 @@ def _json(data: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+_Written = Callable[[Mapping[str, Tensor]], bytes]
+"""Converts tensors to the bytes of a safetensors file."""
+
+
+def any_in_parts(*states: Mapping[str, Tensor] | None) -> bool:
+    """Return whether any tensor of these states is in parts on several devices."""
+    return any(is_sharded(tensor) for state in states if state for tensor in state.values())
+
+
+def save_together(
+    path: str | Path,
+    files: Iterable[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]],
+    manifest: Callable[[Mapping[str, FileFact]], bytes],
+) -> Path:
+    """Call `write_folder` from all processes; rank 0 writes.
+
+    Args:
+        path: of the ticket's folder, for rank 0.
+        files: name and either a function that returns the contents (called by rank 0), or a state in parts.
+        manifest: see `write_folder`.
+
+    Raises:
+        TicketError: in all processes, if a state is on some of them only, or the folder cannot be written.
+    """
+    import torch.distributed as dist
+
+    made = {name: pieces_of(each) if isinstance(each, Mapping) else each for name, each in files}
+    streams = [each for each in made.values() if not callable(each)]
+    for each in files:
+        if isinstance(each[1], Mapping):
+            _require_all_processes(each[1], dist.get_world_size())
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            write_folder(path, ((name, each() if callable(each) else each) for name, each in made.items()), manifest)
+        except Exception as error:
+            failure = error
+    for stream in streams:  # consume the rest, so that no process waits for another
+        for _ in stream:
+            pass
+    said = [None if failure is None else str(failure)]
+    dist.broadcast_object_list(said, src=0)
+    if failure is not None:
+        raise failure
+    if said[0] is not None:
+        raise TicketError(f"rank 0 has not written the ticket: {said[0]}")
+    return Path(os.path.realpath(path))
+
+
+def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
+    for name, tensor in state.items():
+        if is_sharded(tensor) and tensor.device_mesh.size() != world:
+            raise TicketError(
+                f"{name!r} lies on {tensor.device_mesh.size()} of {world} processes: a ticket is saved by all of them"
+                " together, and each needs a part of it"
+            )
+
+
+def pieces_of(state: Mapping[str, Tensor], written: _Written = state_bytes) -> Iterator[bytes]:
+    """Yield a state as the bytes of a safetensors file, a tensor at a time.
+
+    All processes with parts of the state must consume the iterator.
+    """
+    names, header = _header(state, written)
+    yield header
+    for name in names:
+        tensor = state[name]
+        everything = gather_shards(tensor.to_local(), tensor) if is_sharded(tensor) else tensor
+        yield everything.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _header(state: Mapping[str, Tensor], written: _Written) -> tuple[list[str], bytes]:
+    """Return the names in the order of the file, and the head of the safetensors file.
+
+    The order is that of the library for empty tensors of the same names and types.
+    """
+    hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
+    entries: dict[str, Any] = parse_json(hollow[8:])
+    names = [name for name in entries if name != "__metadata__"]
+    end = 0
+    for name in names:
+        begin, end = end, end + state[name].numel() * state[name].element_size()
+        entries[name] = {
+            "dtype": entries[name]["dtype"],
+            "shape": list(state[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return names, len(text).to_bytes(8, "little") + text

@@ -1,4 +1,4 @@
-"""Tickets on the Hugging Face hub: one repository, the ticket's files, a model card and what other loaders read."""
+"""Tickets on the Hugging Face hub: the ticket's files, a model card, and a config for other loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry.version import __version__
 CARD = "README.md"
 FIGURE = "figure.png"
 CONFIG = "config.json"
-"""What the loaders of transformers and timm read beside ``model.safetensors``."""
+"""File that loaders of transformers and timm read beside ``model.safetensors``."""
 
 
 def download(
@@ -29,14 +29,14 @@ def download(
     token: str | bool | None,
     cache_dir: str | Path | None,
 ) -> tuple[Path, Path]:
-    """Fetch a ticket's files, and no others, into the hub's cache.
+    """Download a ticket's files, and no others, into the hub's cache.
 
     Returns:
-        The folder of the files, and the folder above it that their links stay in: the cache of this repository.
+        The folder of the files, and the cache of this repository, which their links do not leave.
 
     Raises:
         MissingExtraError: without huggingface_hub.
-        TicketError: if the hub refuses or cannot be reached, with what to do.
+        TicketError: if the hub refuses or cannot be reached, with advice.
     """
     hub = _hub("fetching a ticket from the hub")
     try:
@@ -50,7 +50,7 @@ def download(
             library_name="ticketry",
             library_version=__version__,
         )
-    except Exception as error:  # the hub's client has no family of errors: connection, cache, value and HTTP errors
+    except Exception as error:  # the hub's client has no common base of its errors
         raise _refusal(error, f"the ticket {repo_id!r} cannot be fetched") from error
     return Path(folder), Path(folder).parents[1]
 
@@ -65,15 +65,18 @@ def upload(
     token: str | bool | None,
     message: str,
 ) -> str:
-    """Write a ticket and its card to a repository in one commit; returns the repository's URL.
+    """Upload a ticket and its card to a repository in one commit; return the repository's URL.
 
     Args:
-        save: writes the ticket as a folder of the name given, and returns its path.
-        beside: what else the repository gets, by name: the card, a figure, a model's config.
+        repo_id: ``user/name``.
+        save: writes the ticket to a folder and returns its path.
+        beside: further files by name: the card, a figure, a model's config.
+        private, endpoint, token: as in huggingface_hub.
+        message: of the commit.
 
     Raises:
         MissingExtraError: without huggingface_hub.
-        TicketError: if the repository holds weights of something else, or the hub refuses or cannot be reached.
+        TicketError: if the repository has other weights, or the hub refuses or cannot be reached.
     """
     hub = _hub("pushing a ticket to the hub")
     try:
@@ -92,19 +95,19 @@ def upload(
 
 
 def config_of(model: nn.Module) -> bytes:
-    """The ``config.json`` by which transformers or timm makes this model, for their own loaders.
+    """Return the ``config.json`` from which transformers or timm builds this model.
 
     Raises:
-        TicketError: if the model is of neither.
+        TicketError: if the model is from another library.
     """
-    told: Any = getattr(model, "config", None)
-    if hasattr(told, "to_json_string"):  # of transformers
-        if not getattr(told, "architectures", None):  # else its loaders know the family and not the class
-            told = copy.deepcopy(told)
-            told.architectures = [type(model).__name__]
-        return str(told.to_json_string()).encode()
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_json_string"):  # transformers
+        if not getattr(config, "architectures", None):  # loaders need the class
+            config = copy.deepcopy(config)
+            config.architectures = [type(model).__name__]
+        return str(config.to_json_string()).encode()
     if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
-        save_config_for_hf = importlib.import_module("timm.models._hub").save_config_for_hf  # as its own push does
+        save_config_for_hf = importlib.import_module("timm.models._hub").save_config_for_hf  # as in timm's own push
         with tempfile.TemporaryDirectory(prefix="ticketry-") as folder:
             file = Path(folder) / CONFIG
             save_config_for_hf(model, str(file))
@@ -121,7 +124,7 @@ def _commit(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> Non
         raise TicketError(f"the repository {repo_id!r} holds weights that are not a ticket's: choose another")
     names = sorted(entry.name for entry in folder.iterdir())
     changes = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-    # An untrained ticket in place of a trained one must not leave the other's weights beside it.
+    # An untrained ticket that replaces a trained one must not leave the old weights.
     changes += [hub.CommitOperationDelete(path_in_repo=name) for name in FILES if name in there - set(names)]
     api.create_commit(repo_id, changes, commit_message=message)
 
@@ -135,11 +138,11 @@ def _hub(purpose: str) -> Any:
 
 
 def _refusal(error: Exception, what: str) -> TicketError:
-    """What to do about an error of the hub's client."""
+    """Return an error with advice for an error of the hub's client."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, errors.RevisionNotFoundError):
         advice = "there is no such revision: name a branch, a tag or a commit of the repository"
     elif isinstance(error, errors.RepositoryNotFoundError):
@@ -149,16 +152,16 @@ def _refusal(error: Exception, what: str) -> TicketError:
     elif status in (401, 403):
         advice = "the token does not allow it: log in (hf auth login) or give token= of a user who may"
     elif status is not None:
-        advice = f"the hub answered {status}: {said}"
+        advice = f"the hub answered {status}: {first}"
     elif isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)) or _is_transport_error(error):
         advice = "the hub cannot be reached: check the network, the endpoint and HF_HUB_OFFLINE, and try again"
     elif isinstance(error, errors.HFValidationError):
-        advice = f"{said}: a repository is called user/name"
+        advice = f"{first}: a repository is called user/name"
     else:
-        advice = f"{said} ({type(error).__name__})"
+        advice = f"{first} ({type(error).__name__})"
     return TicketError(f"{what}: {advice}")
 
 
 def _is_transport_error(error: Exception) -> bool:
-    # By name: which HTTP library the hub's client stands on differs between its versions.
+    # By name, because versions of the hub's client use different HTTP libraries.
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)

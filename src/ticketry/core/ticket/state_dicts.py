@@ -1,4 +1,4 @@
-"""State dicts: copied, checked against each other, masked, written as safetensors, and put into a model."""
+"""State dicts: copies, checks, masking, safetensors files, and loading into a model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _MOST_DIMENSIONS = 32
 
 
 def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """A state dict as contiguous copies on the CPU (safetensors takes no shared memory), names normalised.
+    """Return a state dict as contiguous copies on the CPU, with normalised names.
 
-    Tensors in parts on several devices stay there, as copies.
+    Tensors in parts on several devices are copied there.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -52,7 +52,7 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 
 
 def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
-    """`TicketError` unless `start` has every tensor of the mask in its shape."""
+    """Raise `TicketError` unless `start` has every tensor of the mask in its shape."""
     for name, shape in mask.shapes.items():
         if name not in start:
             question = did_you_mean(name, start)
@@ -64,7 +64,7 @@ def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
 
 
 def require_alike(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
-    """`TicketError` unless both states have the same names and shapes."""
+    """Raise `TicketError` unless both states have the same names and shapes."""
     for name in (*start, *trained):
         if name not in start or name not in trained:
             lacks, other = ("trained", trained) if name in start else ("start", start)
@@ -84,11 +84,11 @@ def warn_of_same_weights(
     trained_copy: Mapping[str, Tensor],
     mask: Mask,
 ) -> None:
-    """Warn if `start` follows the trained model, as a state dict does that is not copied, or has all its values.
+    """Warn if `start` shares memory or all values with `trained`, as an uncopied state dict does.
 
     Args:
-        start, trained: as the caller has them; tensors may share memory.
-        start_copy, trained_copy: as the ticket has them, by normalised names, `trained_copy` masked.
+        start, trained: the caller's, which may share memory.
+        start_copy, trained_copy: the ticket's, by normalised names, `trained_copy` masked.
         mask: of the ticket.
     """
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
@@ -124,14 +124,13 @@ def _bytes_of(tensor: Tensor) -> tuple[int, int] | None:
     return begin, begin + length * own.itemsize
 
 
-def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
-    """`state` with removed weights 0, in place.
+def mask_state(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
+    """Set removed weights to 0 in place and return the state.
 
-    A tied tensor is there under several names and in the mask under one. All must be masked, or else a plain
-    load_state_dict, in which the last name wins, would bring the removed weights back.
+    A tied tensor has several names, of which the mask has one. All are masked, because load_state_dict uses the last.
 
     Raises:
-        TicketError: if a removed weight is of a data type that has no 0.
+        TicketError: if a removed weight has a data type without 0.
     """
     unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
     for name, kept in mask.items():
@@ -149,7 +148,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers, which torch can fill: of float8 and large unsigned integers it cannot."""
+    """View a tensor as integers, because torch cannot fill float8 and large unsigned integers."""
     return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.itemsize in _INTEGERS else tensor
 
 
@@ -164,17 +163,21 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _same_in_all(one: Tensor, other: Tensor) -> bool:
-    """Whether the parts of two tensors that lie alike are the same in all processes; all of them ask."""
-    differ = torch.tensor(
-        [not _same_bits(local_shard(one), local_shard(other))], dtype=torch.int64, device=local_shard(one).device
-    )
+    """Return whether two tensors with equal placements are equal in all processes; all must call this."""
+    own = local_shard(one)
+    differ = torch.tensor([not _same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
     return not int(sum_over_groups(differ, shard_groups(one)))
 
 
 def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names that `model` uses. A tensor that is tied may be there under one name only, or under
-    several with the same values."""
-    own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is the same object under all its names
+    """Return the state under the names of `model`.
+
+    A tied tensor may have one name in the state, or several with equal values.
+
+    Raises:
+        TicketError: if the state does not fit the model.
+    """
+    own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is one object
     short = {name: normal_name(name) for name in own}
     by_tensor = {id(tensor): state[short[name]] for name, tensor in own.items() if short[name] in state}
     missing = [name for name, tensor in own.items() if id(tensor) not in by_tensor]
@@ -211,15 +214,15 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def state_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """A state as the bytes of a safetensors file; they do not depend on the order of names."""
+    """Return a state as the bytes of a safetensors file, independent of the order of names."""
     try:
-        return bytes(safetensors_save(dict(state), metadata={"format": "pt"}))  # the entry that transformers asks for
+        return bytes(safetensors_save(dict(state), metadata={"format": "pt"}))  # transformers needs this entry
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise TicketError(f"the state dict cannot be written as safetensors: {error}") from None
 
 
 def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
-    """The state in the bytes of a safetensors file; `path` is for messages."""
+    """Return the state in the bytes of a safetensors file; `path` is for messages."""
     try:
         return dict(safetensors_load(data))
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -227,19 +230,19 @@ def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """`model.load_state_dict` of tensors that `model` itself, or one built like it, gave.
+    """Load tensors from `model`, or from an equal model, with `load_state_dict`.
 
-    A state dict of torch's also says which version of each module's class it is of. A plain mapping of tensors does
-    not, and is taken for one of before there were versions: a class may convert it, or refuse it (torchvision's
-    MNASNet). Here the tensors are of the versions that `model` has.
+    A plain mapping lacks the versions of module classes that a state dict has, so a class may convert or refuse it
+    (torchvision's MNASNet). Here the versions are those of `model`.
 
     Args:
-        tensors: by the names that `model` uses; all of them.
+        model: that is changed.
+        tensors: all tensors by the names of `model`.
 
     Raises:
         RuntimeError: if names or shapes differ.
     """
     state = model.state_dict()
-    state.clear()  # the versions stay: they are an attribute of the dictionary
+    state.clear()  # versions are an attribute of the dictionary
     state.update(tensors)
     model.load_state_dict(state)

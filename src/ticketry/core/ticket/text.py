@@ -1,4 +1,4 @@
-"""What a ticket says about itself: plain lines for a terminal, a model card for the hub."""
+"""Descriptions of a ticket: plain text for a terminal, a model card for the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ticketry.core.tables import layer_lines, one_line
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
-    """Method, density and its denominators, metric, seeds and the table of layers, as lines of plain text."""
+    """Return method, density and its denominators, metric, seeds and the table of layers as plain text."""
     facts = [f"{label + ':':<10} {text}" for label, text in facts_of(mask, info, trained)]
     return "\n".join([*facts, "", *layer_lines(mask.table())])
 
@@ -19,11 +19,14 @@ def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
 def model_card(
     mask: Mask, info: Mapping[str, Any], trained: bool, repo_id: str, *, verdict: str = "", figure: str = ""
 ) -> str:
-    """README.md of a ticket's repository: the hub's metadata, the facts as a table, how to load it.
+    """Return README.md of a ticket's repository: metadata of the hub, facts as a table, and how to load it.
 
     Args:
-        verdict: whether it wins, in a sentence.
-        figure: the name of a picture in the repository.
+        mask, info: of the ticket.
+        trained: whether the ticket has trained weights.
+        repo_id: ``user/name``.
+        verdict: whether the ticket wins, as a sentence.
+        figure: name of an image in the repository.
     """
     licence = info.get("license")
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
@@ -31,9 +34,9 @@ def model_card(
         head.append(f"license: {json.dumps(licence)}")
     table = "\n".join(f"| {label} | {_cell(text)} |" for label, text in facts_of(mask, info, trained))
     which = "trained" if trained else "start"
-    said = f"\n## Does it win?\n\n{_cell(one_line(verdict))}\n" if verdict else ""
-    shown = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
-    return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which, verdict=said + shown)
+    claim = f"\n## Does it win?\n\n{_cell(one_line(verdict))}\n" if verdict else ""
+    image = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
+    return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which, verdict=claim + image)
 
 
 _TAGS = ("pytorch", "lottery-ticket", "pruning", "sparsity")
@@ -63,7 +66,7 @@ after it; removed weights are 0. The mask itself is `ticket.mask`.
 
 
 def facts_of(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[str, str]]:
-    """(label, text), each on one line: what describes a ticket beside its layers."""
+    """Return (label, text) of the facts about a ticket, without its layers."""
     facts = [("method", _show(info.get("method", "not said")))]
     facts += [(key, _show(info[key])) for key in ("level", "replicate") if key in info]
     facts.append(("density", f"{mask.density:.4g} ({mask.kept:,} of {mask.total:,} prunable weights kept)"))

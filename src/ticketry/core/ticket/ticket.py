@@ -14,11 +14,11 @@ from ticketry.core.devices.sharding import reshard
 from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
 from ticketry.core.tables import html_table
 from ticketry.core.ticket import folder as files
+from ticketry.core.ticket.folder import any_in_parts, plain, save_together
 from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, config_of, download, upload
-from ticketry.core.ticket.json_values import plain
 from ticketry.core.ticket.state_dicts import (
     load_state,
-    masked,
+    mask_state,
     require_alike,
     require_fit,
     state_bytes,
@@ -28,7 +28,6 @@ from ticketry.core.ticket.state_dicts import (
     warn_of_same_weights,
 )
 from ticketry.core.ticket.text import describe, facts_of, model_card
-from ticketry.core.ticket.together import any_in_parts, save_together
 from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point, writing_to
 
@@ -37,15 +36,14 @@ class Ticket:
     """A sparse sub-network that can be saved, shared and trained.
 
     Attributes:
-        mask: which weights are kept.
-        start: the state dict (weights and buffers) that the ticket's training starts from, the rewind step.
-        trained: the state dict after training, removed weights exactly 0; None before.
-        info: plain JSON values. Of these `describe` and the model card know method, settings, seeds, metric, value,
-            level, replicate, parameters (elements of all parameters of the model, the second denominator) and license.
-        path: the folder that it was read from; None of one that was made.
+        mask: the retained weights.
+        start: state dict (weights and buffers) that the ticket's training starts from, at the rewind step.
+        trained: state dict after training, with removed weights exactly 0; None before.
+        info: plain JSON values. `describe` and the model card show method, settings, seeds, metric, value, level,
+            replicate, parameters (elements of all parameters of the model, the second denominator) and license.
+        path: folder that the ticket was read from; None for a new one.
 
-    Tensors are copies on the CPU, or in parts where they were; names are normalised, and tied tensors are there under
-    each of their names.
+    Tensors are copies on the CPU, or in parts on their devices. Names are normalised; tied tensors have every name.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
@@ -74,14 +72,14 @@ class Ticket:
         info: Mapping[str, Any],
         trained: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Make a ticket of its parts.
+        """Create a ticket.
 
         Raises:
-            UsageError: if the mask is no `Mask`, a state is no state dict (but a model, say), or `info` is no mapping.
-            TicketError: if the states do not agree with the mask or with each other in names and shapes, hold anything
-                but dense tensors, or `info` holds what JSON cannot.
+            UsageError: if the mask is not a `Mask`, a state is not a state dict, or `info` is not a mapping.
+            TicketError: if the states differ from the mask or from each other in names or shapes, contain anything but
+                dense tensors, or `info` has values that JSON cannot hold.
 
-        Warns (`UserWarning`) if start has the trained weights, as a state dict has that was taken early without a copy.
+        Warns (`UserWarning`) if start has the trained weights, as a state dict that was taken early without a copy.
         """
         self._fill(mask, start, info, trained)
         if trained is not None and self.trained is not None:
@@ -94,7 +92,7 @@ class Ticket:
         info: Mapping[str, Any],
         trained: Mapping[str, Tensor] | None,
     ) -> None:
-        """Check and copy the parts of the ticket."""
+        """Check and copy mask, states and info."""
         self.path: Path | None = None
         require_mask(mask)
         _require_mapping("start", start, "a state dict, such as model.state_dict() gives early in training")
@@ -109,15 +107,15 @@ class Ticket:
         if trained is not None:
             state = state_copy(trained, "trained")
             require_alike(self.start, state)
-            self.trained = masked(state, self.mask)
+            self.trained = mask_state(state, self.mask)
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights that is kept."""
+        """Share of the prunable weights that is retained."""
         return self.mask.density
 
     def describe(self) -> str:
-        """Method, density and its denominators, metric, seeds and the table of layers, as lines of plain text."""
+        """Return method, density and its denominators, metric, seeds and the table of layers as plain text."""
         return describe(self.mask, self.info, self.trained is not None)
 
     def __repr__(self) -> str:
@@ -134,13 +132,13 @@ class Ticket:
         """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return it.
 
         Args:
-            model: any module with the parameters and buffers that the ticket was made of; wrappers (data-parallel,
-                compiled) do not matter. It is not changed if it does not fit.
-            which: ``start`` (where the ticket's training starts) or ``trained``.
+            model: any module with the ticket's parameters and buffers; wrappers (data-parallel, compiled) are allowed.
+                It is not changed if it does not fit.
+            which: ``start`` (the start of the ticket's training) or ``trained``.
 
         Raises:
-            TicketError: if `model` lacks a tensor of the ticket, has one more, has it in another shape, or ties two
-                that differ in the ticket; or if the ticket was never trained.
+            TicketError: if `model` has other tensors or shapes than the ticket, or ties two that differ in the ticket;
+                or if the ticket was never trained.
         """
         if which not in ("start", "trained"):
             raise TicketError(f"a ticket has the states start and trained, not {which!r}")
@@ -164,14 +162,14 @@ class Ticket:
     # -- a folder ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the ticket as a folder, whole or not at all, and return its path.
+        """Write the ticket as a folder, completely or not at all, and return its path.
 
-        The same ticket gives the same bytes. A folder at `path` is left alone if it holds this very ticket, and is
-        replaced if it holds another one and nothing else. A ticket whose states lie in parts on several devices
-        (`fully_shard`) is saved by all processes together: rank 0 writes, and one tensor at a time is gathered.
+        Equal tickets give equal bytes. A folder at `path` is left unchanged if it has this ticket, and replaced if it
+        has another ticket and nothing else. A ticket with states in parts on several devices (`fully_shard`) is saved
+        by all processes together: rank 0 writes, and one tensor at a time is gathered.
 
         Raises:
-            TicketError: if something else is at `path`, or it cannot be written (no room, no permission).
+            TicketError: if something else is at `path`, or it cannot be written (disk full, no permission).
         """
         if any_in_parts(self.start, self.trained):
             return save_together(path, self._payloads_in_parts(), self._manifest)
@@ -179,7 +177,7 @@ class Ticket:
 
     @staticmethod
     def is_saved(path: str | Path, info: Mapping[str, Any]) -> bool:
-        """Whether an undamaged ticket with exactly this info is at `path`, so that it need not be written again."""
+        """Return whether an undamaged ticket with exactly this info is at `path`."""
         folder = Path(path)
         try:
             manifest, facts = files.read_manifest(folder, folder)
@@ -190,7 +188,7 @@ class Ticket:
         return bool(manifest.get("info") == json.loads(json.dumps(plain(dict(info), "info"))))
 
     def is_as_written(self, path: str | Path) -> bool:
-        """Whether ticket.json at `path`, which the ticket was read from, has the very bytes that `save` writes."""
+        """Return whether ticket.json at `path`, from which the ticket was read, has the bytes that `save` writes."""
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
         written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_payloads`
@@ -198,14 +196,14 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:
-        """Read a ticket's folder. Sizes and digests are checked before anything is parsed; no pickle is involved.
+        """Return the ticket in a folder. Sizes and digests are checked before parsing; pickle is not used.
 
         Args:
-            path: the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
-            trained: whether to read the trained weights too, if there are any.
+            path: of the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
+            trained: whether to read the trained weights too, if any.
 
         Raises:
-            TicketError: if there is no ticket, or it is incomplete, damaged, hostile or made by a newer ticketry.
+            TicketError: if the ticket is missing, incomplete, damaged, hostile or written by a newer ticketry.
         """
         return cls._load(Path(path), Path(path), trained=trained)
 
@@ -254,7 +252,7 @@ class Ticket:
         return files.sealed_manifest(manifest)
 
     def _counts(self) -> dict[str, Any]:
-        """What ticket.json says of mask and start for readers that open nothing else; checked on loading."""
+        """Return facts about mask and start for ticket.json; they are checked on loading."""
         return {
             "density": self.mask.density,
             "sparsity": self.mask.sparsity,
@@ -282,18 +280,18 @@ class Ticket:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
     ) -> Ticket:
-        """Fetch a ticket from a model repository of the Hugging Face hub; the hub's cache is used.
+        """Download a ticket from a model repository of the Hugging Face hub, through the hub's cache.
 
-        The hub's client shows its progress on standard error, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
+        The hub's client shows progress on standard error, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
 
         Args:
             repo_id: ``user/name``.
             revision: branch, tag or commit; by default ``main``.
-            endpoint, token, cache_dir: as in huggingface_hub, whose environment variables hold too.
+            endpoint, token, cache_dir: as in huggingface_hub, whose environment variables apply too.
 
         Raises:
             MissingExtraError: without huggingface_hub.
-            TicketError: if the repository cannot be had, or holds no sound ticket.
+            TicketError: if the repository cannot be downloaded, or has no valid ticket.
         """
         folder, root = download(repo_id, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir)
         return cls._load(folder, root, trained=True)
@@ -310,33 +308,32 @@ class Ticket:
         figure: bytes | None = None,
         model: nn.Module | None = None,
     ) -> str:
-        """Write the ticket, with a model card, to a repository of the Hugging Face hub in one commit; returns its URL.
+        """Upload the ticket with a model card to a repository of the Hugging Face hub in one commit; return its URL.
 
-        The repository is made if it is not there. A ticket and a README.md that it holds already are replaced; other
-        files stay, and a repository with weights that are not a ticket's is refused. `Run.push` fills in verdict
-        and figure.
+        A missing repository is created. An existing ticket and README.md are replaced and other files stay; a
+        repository with other weights is refused. `Run.push` fills in verdict and figure.
 
         Args:
-            private, endpoint, token: as in huggingface_hub, whose environment variables hold too.
-            message: of the commit.
-            verdict: whether it wins, a sentence for the card.
-            figure: a PNG for the card.
-            model: of transformers or timm, with the ticket's tensors: then their own loaders
-                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) open the
-                trained weights of the repository.
             repo_id: ``user/name``.
+            private, endpoint, token: as in huggingface_hub, whose environment variables apply too.
+            message: of the commit.
+            verdict: whether the ticket wins, as a sentence for the card.
+            figure: a PNG for the card.
+            model: of transformers or timm, with the ticket's tensors. Their own loaders
+                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) then open the
+                trained weights of the repository.
 
         Raises:
             MissingExtraError: without huggingface_hub.
-            TicketError: if the hub refuses or cannot be reached; if `model` is not of those libraries, or the ticket
+            TicketError: if the hub refuses or cannot be reached; if `model` is from another library, or the ticket
                 does not fit it or was never trained.
         """
         if any_in_parts(self.start, self.trained):
             raise TicketError(
                 "this ticket's states lie in parts on several devices: save it, and push what Ticket.load reads"
             )
-        shown = FIGURE if figure else ""
-        card = model_card(self.mask, self.info, self.trained is not None, repo_id, verdict=verdict, figure=shown)
+        image = FIGURE if figure else ""
+        card = model_card(self.mask, self.info, self.trained is not None, repo_id, verdict=verdict, figure=image)
         beside = {CARD: card.encode()} | ({FIGURE: figure} if figure else {})
         if model is not None:
             if self.trained is None:
@@ -347,6 +344,6 @@ class Ticket:
 
 
 def _require_mapping(name: str, given: object, what: str) -> None:
-    """Make sure that the argument `name` is a mapping; `UsageError` says what it is."""
+    """Raise `UsageError` if the argument `name` is not a mapping."""
     if not isinstance(given, Mapping):
         raise UsageError(f"{name}= is {what}, not a {type(given).__name__}")

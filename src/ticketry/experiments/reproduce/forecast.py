@@ -16,7 +16,7 @@ import torch
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.core.structure.channel_masks import channels
 from ticketry.errors import LayerCollapseError, NotStoredError
 from ticketry.evidence.control import obstacle
 from ticketry.evidence.controls import trained_control

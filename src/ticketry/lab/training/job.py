@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.ticket.together import pieces_of
+from ticketry.core.ticket.folder import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
 from ticketry.lab.signals import Stopped, defer_signals, raise_if_stopped, stop_signal

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.layout import Blocks, layouts
-from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.sparse_training.hold import Hold
 from ticketry.core.sparse_training.penalties import add_gradients_, check_penalty
 from ticketry.core.structure import ShrinkPlan, rebuild
-from ticketry.core.structure.dependencies.channel_groups import Structure
-from ticketry.core.structure.shrinking.removal_trial import structure_around
-from ticketry.core.structure.shrinking.shrink import plan_of
+from ticketry.core.structure.coupling import Structure
+from ticketry.core.structure.layout import Blocks, layouts
+from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
+from ticketry.core.structure.removal_trial import structure_around
+from ticketry.core.structure.smaller_model import plan_of
 from ticketry.errors import ScopeError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.state import TrainingState, initial_state, rebuild_model
@@ -96,7 +96,7 @@ class Penalty(Variant):
     names: tuple[str, ...]
     """Penalised parameters."""
     pattern: str = UNSTRUCTURED
-    """Pattern whose blocks are penalised, see `core.pattern`; by default the kind decides."""
+    """Pattern whose blocks are penalised, see `core.structure.pattern`; by default the kind decides."""
 
     def __post_init__(self) -> None:
         pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")

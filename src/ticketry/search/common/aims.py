@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ticketry.core.costs.bases import EAGER, ENGINE, Base, Latencies
-from ticketry.core.costs.granularity import FINEST
-from ticketry.core.costs.words import Unit, share_or_amount, told
-from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.core.structuring import NONE, in_blocks, only_of
+from ticketry.budgets.granularity import FINEST, NONE, in_blocks, single_granularity
+from ticketry.budgets.units import EAGER, ENGINE, Base, Latencies, Unit, format_cost, parse_share_or_amount
+from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
-    from ticketry.core.costs.cost_model import CostModel
+    from ticketry.budgets.cost_model import CostModel
 
 COUNTED = {"flops": "multiplications", "time": "time", "bytes": "bytes"}
 """Setting -> what it is a share of."""
@@ -83,7 +81,7 @@ class Aimed:
 
         Names and keys have it only then: runs from before bases could be named were shares of the compiled network.
         """
-        shares = self.aim == "time" and any(share_or_amount(one, "seconds")[1] for one in self.time)
+        shares = self.aim == "time" and any(parse_share_or_amount(one, "seconds")[1] for one in self.time)
         return self.base if shares and self.base != ENGINE else None
 
     @property
@@ -148,7 +146,7 @@ class Aimed:
                     f"structure {self._structure} chooses whole blocks of each layer by their time: leave {name} away"
                 )
         if self.profile:
-            costs_in(self.profile).check_granularity(only_of(self._structure))
+            costs_in(self.profile).check_granularity(single_granularity(self._structure))
 
 
 _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCTURED, "half_rate": ()}
@@ -169,9 +167,11 @@ def _share_of(costs: CostModel, asked: float | str, base: str) -> float:
     if costs.unit != "seconds":
         amount = costs.budget(asked)
         if amount > costs.dense:
-            raise UsageError(f"{asked} is more than the {told(costs.dense, costs.unit)} that the dense network takes")
+            raise UsageError(
+                f"{asked} is more than the {format_cost(costs.dense, costs.unit)} that the dense network takes"
+            )
         return float(f"{amount / costs.dense:.12g}")
-    number, is_share = share_or_amount(asked, "seconds")
+    number, is_share = parse_share_or_amount(asked, "seconds")
     now = costs.base_seconds(base) if is_share else costs.dense
     share = (number * now if is_share else number) / costs.dense
     if share > 1:
@@ -184,7 +184,7 @@ def _share_of(costs: CostModel, asked: float | str, base: str) -> float:
 def _stand_ins(aim: str, asked: Sequence[float | str]) -> list[float]:
     """The shares asked for, and others for amounts (5ms), whose own only costs tell: what is checked before these are
     measured is checked of them. No mask is made by them, see `costs_for`."""
-    read = [share_or_amount(one, UNITS[aim]) for one in asked]
+    read = [parse_share_or_amount(one, UNITS[aim]) for one in asked]
     largest = max((number for number, is_share in read if not is_share), default=1.0)
     return [number if is_share else 0.4321 * number / largest for number, is_share in read]
 
@@ -203,7 +203,7 @@ def costs_for(aim: str, profile: str) -> CostModel:
 
 def costs_in(profile: str) -> CostModel:
     """The costs in a file; `CostError` if there are none."""
-    from ticketry.core.costs.cost_model import CostModel
+    from ticketry.budgets.cost_model import CostModel
 
     return CostModel.load(profile)
 
@@ -213,8 +213,8 @@ def with_base(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Files that name none were written when every share was of the network compiled by ticketry without pruning.
     """
-    told = dict(settings)
-    return {**told, "base": ENGINE} if told.get("time") and "base" not in told else told
+    format_cost = dict(settings)
+    return {**format_cost, "base": ENGINE} if format_cost.get("time") and "base" not in format_cost else format_cost
 
 
 def terms_of(settings: object) -> str:
@@ -234,7 +234,7 @@ def weighed(settings: object) -> bool:
 
 
 def chosen_in_blocks(settings: object) -> bool:
-    """Whether masks are chosen in a granularity by what that takes, see `core.structuring.in_blocks`."""
+    """Whether masks are chosen in a granularity by what that takes, see `budgets.granularity.in_blocks`."""
     return in_blocks(str(getattr(settings, "structure", NONE)))
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from ticketry.core.pattern import check_density
+from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.search.common.aims import Aimed, aim_of
 from ticketry.search.common.budget import Budgeted

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
-from ticketry.core.structuring import NONE
+from ticketry.budgets.granularity import NONE
+from ticketry.core.structure.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
 from ticketry.errors import UsageError
 from ticketry.search.common.aims import (
     BY_COSTS,
@@ -191,9 +191,9 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
 
 def _check_layers(replicate: Replicate, scope: Scope, settings: Scored) -> None:
     """Tell names of layers that are not pruned, and more weights to keep than there are, before anything is trained."""
-    from ticketry.core.costs.least import check_least_of
-    from ticketry.core.layout import layouts
+    from ticketry.core.layer_minimum import check_least_of
     from ticketry.core.scope import match_names
+    from ticketry.core.structure.layout import layouts
 
     match_names(scope, settings.half_rate, "half_rate")
     density, least, pattern = settings.sparsest, settings.keep_at_least, Pattern.parse(pattern_in(settings))
@@ -208,7 +208,7 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: Any) -> None:
     Where one channel of each group is enough, as it mostly is, the first cut tells it: following the network takes
     seconds, which a run that is told again would need too.
     """
-    from ticketry.core.structure.channel_wise.choose import check_channels
+    from ticketry.core.structure.channel_masks import check_channels
 
     lab, task = replicate.lab, replicate.task
     density = settings.sparsest if isinstance(settings, Scored) else min(settings.targets)
@@ -225,7 +225,8 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: Any) -> None:
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     """Tell a budget below the floor, and layers that have no price, before anything is trained."""
-    from ticketry.core.costs.least import candidates, check_floor, check_floor_of_costs
+    from ticketry.budgets.allocation import check_floor, check_floor_of_costs
+    from ticketry.core.layer_minimum import candidates
     from ticketry.lab.budget_masks import prices_of, remember_costs
     from ticketry.lab.measured_time import check_new
 
@@ -256,7 +257,7 @@ def check_score(settings: Scored) -> None:
             0 where it is weighed against what weights cost.
     """
     from ticketry.core.score import about, get, names, split_control
-    from ticketry.core.structure.channel_wise.scores import CHANNEL_SCORES, check_channel_score
+    from ticketry.core.structure.channel_scores import CHANNEL_SCORES, check_channel_score
 
     control, plain = split_control(settings.score)
     if is_structured(settings):
@@ -302,7 +303,7 @@ def score_of(settings: Scored) -> str:
 def _looked_at(score: str) -> str:
     """What a score, or a control of one, sees of the data, in the words of `score.About.data`."""
     from ticketry.core.score import about, split_control
-    from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY
+    from ticketry.core.structure.channel_scores import CHANNEL_ONLY
 
     plain = split_control(score)[1]
     return (CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain)).data
@@ -387,7 +388,7 @@ def check_norms(replicate: Replicate, scope: Scope) -> None:
         UsageError: naming the first layer whose channels pass none.
         StructureError: if the network has no channels that can go.
     """
-    from ticketry.core.structure.channel_wise.choice import candidates
+    from ticketry.core.structure.channel_choice import candidates
 
     lab, task = replicate.lab, replicate.task
     structure = lab.structure(task)

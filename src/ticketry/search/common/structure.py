@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ticketry.core.structuring import NONE, Structuring, in_blocks, structuring_of
+from ticketry.budgets.granularity import NONE, in_blocks
+from ticketry.core.structure.structuring import Structuring, structuring_of
 from ticketry.lab.search_result import Structured
 
 if TYPE_CHECKING:

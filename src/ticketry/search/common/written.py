@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ticketry.core.pattern import SHARES, check_share
+from ticketry.core.structure.pattern import SHARES, check_share
 from ticketry.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.core.structure.channel_masks import channels
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.search.gate_decorators.tick import Tick, worth_in

@@ -25,7 +25,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from ticketry.core.pattern import check_at_least
+from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities

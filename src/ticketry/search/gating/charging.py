@@ -66,7 +66,7 @@ def paid_mask(lab: Lab, result: Result, settings: Aimed, share: float, collapse:
     Raises:
         LayerCollapseError: naming parameters that have none of them, unless `collapse` is ``keep``.
     """
-    from ticketry.core.budget import allocate_budget
+    from ticketry.budgets.pruner import allocate_budget
     from ticketry.errors import LayerCollapseError
     from ticketry.lab.budget_masks import as_asked, terms_in
     from ticketry.search.gating.gating import Gating

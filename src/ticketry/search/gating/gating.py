@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ticketry.budgets.cost_model import Curve
 from ticketry.choices import check_choices
-from ticketry.core.costs.curve import Curve
 from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.channel_gates import attach_channels
 from ticketry.core.gates.kinds import KINDS, kind_of
 from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.core.scope import Scope, named_parameters
-from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.core.structure.coupling import Structure
+from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import ScopeError, TrainingError, UsageError
 from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors
@@ -89,7 +89,7 @@ class Gating(Variant):
     structured: bool = False
     """One gate for each coupled channel that the parameters in scope make, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
-    """Weights that share a gate, see `core.pattern`."""
+    """Weights that share a gate, see `core.structure.pattern`."""
     prices: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
     """Of each parameter densities and costs: the curves of `core.gates.Charges`. Without them all weights cost alike;
     with them `density` is the share of all charges."""

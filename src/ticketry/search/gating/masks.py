@@ -9,7 +9,7 @@ from torch import nn
 
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
-from ticketry.core.structure.channel_wise.choose import cut_channels
+from ticketry.core.structure.channel_masks import cut_channels
 from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.scope import prunable

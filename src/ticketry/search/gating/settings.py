@@ -9,7 +9,7 @@ from typing import Any, Literal
 from typing_extensions import Self
 
 from ticketry.choices import format_value
-from ticketry.core.pattern import Pattern
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Retrain, retrain_after
 from ticketry.search.common.aims import Aimed

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.layout import roles
 from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_wise.activation_scores import activation_scores
+from ticketry.core.structure.channel_scores import activation_scores
+from ticketry.core.structure.layout import roles
 from ticketry.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

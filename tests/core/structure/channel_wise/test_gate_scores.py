@@ -9,9 +9,9 @@ from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
 import ticketry as tk
-from ticketry.core.layout import roles
 from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_wise.scores import channel_scores
+from ticketry.core.structure.channel_scores import channel_scores
+from ticketry.core.structure.layout import roles
 
 
 class Small(nn.Module):

@@ -1,4 +1,4 @@
-"""Refill against loops over channels: how many, which, and that the network without the others is the same."""
+"""Refill against loops over channels: how many, which, and whether the smaller network is the masked one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_wise.choice import Choice
-from ticketry.core.structure.channel_wise.refill_scores import refill_scores
+from ticketry.core.structure.channel_choice import Choice
+from ticketry.core.structure.refill_masks import refill_scores
 from ticketry.errors import LayerCollapseError
 from ticketry.tasks.models import networks
 
@@ -63,7 +63,7 @@ class Inception(nn.Module):
 
 
 def row_score(weight: Tensor, kept: Tensor, row: int, score: str) -> float:
-    """The paper's, number by number."""
+    """Return the paper's score, weight by weight."""
     numbers = [w for w, k in zip(weight[row].flatten().tolist(), kept[row].flatten().tolist(), strict=True) if k]
     if score == "remaining":
         return float(len(numbers))
@@ -79,7 +79,7 @@ def best(scores: list[float], count: int) -> list[int]:
 # -- how many, and which -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     density=st.floats(0.15, 0.95),
     seed=st.integers(0, 1000),
@@ -110,11 +110,11 @@ def test_a_chain_by_loops(density: float, seed: int, score: str, plus: float) ->
     assert found == tk.Mask(expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @example(density=0.125, seed=583, score="remaining")
 @given(density=st.floats(0.1, 0.95), seed=st.integers(0, 1000), score=st.sampled_from(("remaining", "l1", "l2")))
 def test_a_stream_agrees(density: float, seed: int, score: str) -> None:
-    """Magnitudes as shares of each layer's own, counts as they are; the budget of all three layers together."""
+    """Magnitudes are shares of each layer's sum, counts are not; all three layers have one budget."""
     mask = random_mask(RESIDUAL, density, seed)
     layers = [(RESIDUAL.get_submodule(name).weight, mask[f"{name}.weight"]) for name in ("stem", "two", "four")]
     total = [0.0] * 8
@@ -157,8 +157,8 @@ def test_scores_of_a_stream(score: str) -> None:
     assert found[position].tolist() == pytest.approx([sum(votes) for votes in zip(*shares, strict=True)], rel=1e-12)
 
 
-def test_one_layer_does_not_outvote_the_others() -> None:
-    """Scaling one layer of a stream changes nothing: behind a norm it would change nothing of the network either."""
+def test_the_scale_of_a_layer_makes_no_difference() -> None:
+    """Behind a norm it makes no difference to the network either."""
     mask = random_mask(RESIDUAL, 0.5)
     before = residual(mask)
     with torch.no_grad():
@@ -171,7 +171,6 @@ def test_one_layer_does_not_outvote_the_others() -> None:
 
 
 def test_equal_counts_are_ties_by_position() -> None:
-    """Where the reference code keeps one row more and others half filled."""
     mask = tk.Mask.ones(tk.scope(CHAIN)) & random_mask(CHAIN, 1.0)
     half = mask["b.weight"].clone()
     half.view(6, -1)[:, ::2] = False
@@ -187,7 +186,7 @@ def test_removed_weights_do_not_count() -> None:
     before = CHAIN.a.weight.detach().clone()
     try:
         with torch.no_grad():
-            CHAIN.a.weight[:2, 0, :2] = 100.0  # of a network that was never masked
+            CHAIN.a.weight[:2, 0, :2] = 100.0  # the network was never masked
         assert kept_channels(chain(tk.Mask(mask), "l1"), "a.weight")[:1] != [0]
     finally:
         with torch.no_grad():
@@ -202,7 +201,7 @@ def test_the_best_are_filled_back_first() -> None:
     assert rising[0].density < rising[3].density < 1
 
 
-def test_density_is_the_nearest_that_plus_can_reach() -> None:
+def test_density_is_the_nearest_one_possible() -> None:
     mask = random_mask(RESIDUAL, 0.3)
     reached = [residual(mask, plus=share / 60).density for share in range(61)]  # 6, 4 and 5 channels are emptied
     assert len(set(reached)) > 10
@@ -211,7 +210,7 @@ def test_density_is_the_nearest_that_plus_can_reach() -> None:
         assert abs(found.density - density) == pytest.approx(min(abs(one - density) for one in reached), abs=1e-12)
 
 
-def test_multiples_and_a_least_number() -> None:
+def test_multiple_and_keep_at_least() -> None:
     mask = random_mask(RESIDUAL, 0.3)
     assert len(kept_channels(residual(mask), "stem.weight")) == 2
     assert len(kept_channels(residual(mask, multiple=4), "stem.weight")) == 4
@@ -219,7 +218,7 @@ def test_multiples_and_a_least_number() -> None:
     assert len(kept_channels(residual(mask, keep_at_least=5), "one.weight")) == 5
 
 
-# -- scores that look at data ------------------------------------------------------------------------------------------
+# -- scores that need data ------------------------------------------------------------------------------------------
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -233,7 +232,7 @@ def data(count: int = 2) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def test_taylor_is_of_the_masked_network_and_leaves_it_alone() -> None:
+def test_taylor_scores_the_masked_network() -> None:
     mask = random_mask(CHAIN, 0.5)
     before = {name: value.clone() for name, value in CHAIN.state_dict().items()}
     found = chain(mask, "taylor", batches=data(), loss=loss)
@@ -250,7 +249,6 @@ def test_taylor_is_of_the_masked_network_and_leaves_it_alone() -> None:
 
 @pytest.mark.parametrize(("score", "power"), [("activation_l1", 1), ("activation_l2", 2)])
 def test_feature_maps_are_those_of_each_layer(score: str, power: int) -> None:
-    """Layer by layer and channel by channel, where the reference code looks at the first layer's maps only."""
     mask = random_mask(CHAIN, 0.5)
     twin = Chain().double().train()
     twin.load_state_dict(CHAIN.state_dict())
@@ -287,14 +285,14 @@ def test_controls_and_other_scores_keep_as_many() -> None:
 
 NETWORKS = {
     "resnet-18": lambda: (networks.build("resnet-18@0.125", shape=(3, 16, 16), classes=10), torch.randn(3, 3, 16, 16)),
-    "vgg-11": lambda: (networks.build("vgg-11@0.125", shape=(3, 32, 32), classes=10), torch.randn(2, 3, 32, 32)),
     "inception": lambda: (Inception(), torch.randn(3, 3, 8, 8)),
     "mobile": lambda: build("separable"),
 }
 
 
-@pytest.mark.parametrize("coupled", ["agree", "inner"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "coupled"), [("resnet-18", "agree"), ("resnet-18", "inner"), ("inception", "agree"), ("mobile", "inner")]
+)
 def test_the_small_network_is_the_masked_one(name: str, coupled: str) -> None:
     torch.manual_seed(1)
     model, inputs = NETWORKS[name]()
@@ -310,8 +308,8 @@ def test_the_small_network_is_the_masked_one(name: str, coupled: str) -> None:
             assert float((small.train(training)(inputs) - wanted).abs().max()) <= 1e-10 * float(wanted.abs().max())
 
 
-def test_residual_streams_are_what_additions_join() -> None:
-    """Not what a gate is multiplied with (squeeze and excite), nor what is joined side by side."""
+def test_residual_streams_are_joined_by_additions() -> None:
+    """Products with a gate (squeeze and excite) and concatenations join none."""
     assert {group.name for group in RESIDUAL_STRUCTURE.groups if group.residual} == {"stem"}
     for name in ("separable", "dense", "shuffle"):
         assert not any(group.residual for group in tk.structure.channel_groups(*build(name)))

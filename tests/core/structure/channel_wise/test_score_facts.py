@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticketry.core.score import names
-from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY, CHANNEL_SCORES
+from ticketry.core.structure.channel_scores import CHANNEL_ONLY, CHANNEL_SCORES
 
 
 def test_every_score_of_channels_is_described_once():

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.costs.saliency import output_change
-from ticketry.engine.cost import bases
-from ticketry.engine.cost.meter import Meter
+from ticketry.budgets import timing
+from ticketry.budgets.timing import Meter
+from ticketry.core.output_change import output_change
 from ticketry.errors import BudgetWarning, LayerCollapseError, UsageError
 from ticketry_engine.bench.timing import Interval
 
@@ -128,7 +128,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         value = 0.2 + 0.8 * mask.density
         return Interval(value, value, value, 1)
 
-    monkeypatch.setattr(bases, "base_seconds", lambda meter, base: 10.0)
+    monkeypatch.setattr(timing, "base_seconds", lambda meter, base: 10.0)
     monkeypatch.setattr(Meter, "dense_seconds", 1.0)
     monkeypatch.setattr(Meter, "compiled", lambda self, mask=None, layout=None: mask)
     monkeypatch.setattr(Meter, "share", share)

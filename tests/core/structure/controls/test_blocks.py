@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.layout import best_of_m, layouts
-from ticketry.core.pattern import Pattern
 from ticketry.core.structure.controls import random_blocks, shuffled_blocks
+from ticketry.core.structure.layout import best_of_m, layouts
+from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError
 
 

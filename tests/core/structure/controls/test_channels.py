@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.structure.controls import random_channels, shuffled_channels
-from ticketry.core.structure.shrinking.removal_trial import tried_structure
+from ticketry.core.structure.removal_trial import tried_structure
 
 
 @pytest.fixture

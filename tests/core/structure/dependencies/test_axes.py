@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.structure.dependencies.axes import smallest_connected
+from ticketry.core.structure.trace import smallest_connected
 
 csgraph = pytest.importorskip("scipy.sparse.csgraph", reason="the independent truth")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.structure.dependencies.partial_copies import PartialCopies
+from ticketry.core.structure.model_copies import PartialCopies
 
 
 class Keeps(nn.Module):

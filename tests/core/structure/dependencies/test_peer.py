@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 import ticketry as tk
-from ticketry.core.layout import Roles, roles
+from ticketry.core.structure.layout import Roles, roles
 from ticketry.tasks.models import networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

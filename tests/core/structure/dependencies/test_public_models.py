@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.structure.shrinking.removal_trial import tried_structure
+from ticketry.core.structure.removal_trial import tried_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import difference, gradients, gradients_apart, halved, tensors
@@ -85,7 +85,7 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, load_model
 import ticketry as tk
-from ticketry.core.structure.shrinking.removal_trial import tried_structure
+from ticketry.core.structure.removal_trial import tried_structure
 from core.structure.public_models import build, inputs
 for folder in map(Path, sys.argv[1:]):
     name = (folder / "name").read_text()

@@ -10,9 +10,8 @@ from torch import nn
 
 import ticketry as tk
 from group_wise import Bank, drawn, linear, planted, share_inside
-from ticketry.core.layout import Layout
-from ticketry.core.structure.group_wise.coverage import shuffled_columns
-from ticketry.core.structure.group_wise.matrices import MatrixView
+from ticketry.core.structure.layout import Layout, MatrixView
+from ticketry.core.structure.mask_fit import shuffled_columns
 from ticketry.errors import MaskError, UsageError
 
 NAME = "layer.weight"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from group_wise import Bank, drawn, in_groups, linear, planted, share_inside
-from ticketry.core.structure.group_wise import similarity
-from ticketry.core.structure.group_wise.similarity import similar_rows
+from ticketry.core.structure import group_masks as similarity
+from ticketry.core.structure.group_masks import similar_rows
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, ScopeError, UsageError
 
 NAME = "layer.weight"
@@ -29,8 +29,8 @@ regroup = tk.structure.regroup
     method=st.sampled_from(["similarity", "random"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150, deadline=None)
-def test_groups_and_nothing_else_with_the_layers_number_of_weights(
+@settings(max_examples=40, deadline=None)
+def test_masks_have_groups_and_the_number_of_weights_of_each_layer(
     shape: tuple[int, int], rows: int, density: float, method: str, seed: int
 ) -> None:
     weight = drawn(*shape, seed=seed)
@@ -38,16 +38,15 @@ def test_groups_and_nothing_else_with_the_layers_number_of_weights(
     made = regroup(linear(weight), mask, rows=rows, method=method, seed=seed)
     assert in_groups(made[NAME], rows)
     assert abs(made.kept - mask.kept) <= min(rows, shape[0]) / 2
-    assert torch.equal(made[NAME].any(1), mask[NAME].any(1))  # rows that keep nothing stay empty, no other becomes so
+    assert torch.equal(made[NAME].any(1), mask[NAME].any(1))  # the same rows are empty
     if rows == 1:
         assert made == mask
 
 
 @pytest.mark.parametrize("method", ["similarity", "hypergraph", "paper"])
-@pytest.mark.parametrize("rows", [2, 4, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_planted_structure_is_found(method: str, rows: int, seed: int) -> None:
-    weight = planted(32, 60, rows, 12, seed)
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_planted_structure_is_found(method: str, rows: int) -> None:
+    weight = planted(32, 60, rows, 12)
     mask = tk.Mask({NAME: weight != 0})
     assert regroup(linear(weight), mask, rows=rows, method=method) == mask
 
@@ -78,7 +77,7 @@ def test_order_of_rows_and_columns_does_not_matter(budget: str) -> None:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def test_columns_are_those_of_greatest_mean_magnitude_with_one_threshold() -> None:
+def test_columns_have_the_greatest_mean_magnitude() -> None:
     weight = drawn(30, 40)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=4)[NAME]
@@ -89,11 +88,11 @@ def test_columns_are_those_of_greatest_mean_magnitude_with_one_threshold() -> No
             mean = sum(abs(float(weight[row, column])) * bool(mask[NAME][row, column]) for row in group.rows)
             mean /= len(group.rows)
             (widest if column in group.columns else outside).append(mean)
-        inside += sorted(widest)[:-1]  # each group has its best column, whatever the threshold
+        inside += sorted(widest)[:-1]  # a group has its best column below the threshold too
     assert min(inside) >= max(outside) - 1e-6
 
 
-def test_magnitude_of_kept_weights_retains_most_of_it() -> None:
+def test_the_default_retains_most_magnitude() -> None:
     weight, generator = drawn(64, 100), torch.Generator().manual_seed(3)
     mask = tk.Mask({NAME: torch.rand(64, 100, generator=generator) < 0.3})
     covered = {
@@ -104,7 +103,7 @@ def test_magnitude_of_kept_weights_retains_most_of_it() -> None:
     assert len(set(covered.values())) == 4
 
 
-def test_columns_that_no_weight_is_kept_in_come_last_and_by_magnitude() -> None:
+def test_empty_columns_come_last_by_magnitude() -> None:
     weight = torch.tensor([[3.0, 2.0, 1.0, 5.0, 4.0]] * 2)
     mask = tk.Mask({NAME: torch.tensor([[True, False, False, False, False]] * 2)})
     assert regroup(linear(weight), mask, 0.6, rows=2)[NAME][0].tolist() == [True, False, False, True, True]
@@ -113,7 +112,7 @@ def test_columns_that_no_weight_is_kept_in_come_last_and_by_magnitude() -> None:
 def test_similar_rows_cover_nearly_as_much_as_the_best_groups() -> None:
     """Against all 105 ways to make four pairs of eight rows."""
     places = []
-    for seed in range(8):
+    for seed in range(4):
         weight = drawn(8, 40, seed=seed)
         mask = tk.prune(linear(weight), 0.3)
         worth = torch.where(mask[NAME], weight.abs(), 0.0)
@@ -135,14 +134,14 @@ def all_pairs(rows: tuple[int, ...]) -> list[list[tuple[int, ...]]]:
 
 
 def covered_by(worth: Tensor, groups: list[tuple[int, ...]], weights: int) -> float:
-    """The most that columns of these groups of two hold."""
+    """Return the most that columns of these groups of two retain."""
     sums = torch.stack([worth[list(rows)].sum(0) for rows in groups])
     return float(sums.flatten().sort(descending=True).values[: weights // 2].sum())
 
 
-def test_exchanges_raise_likeness_and_with_it_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchanges_raise_likeness_and_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     gained = []
-    for seed in range(5):
+    for seed in range(2):
         weight = drawn(48, 100, seed=seed) * drawn(100, seed=seed + 50).exp()
         model, mask = linear(weight), tk.prune(linear(weight), 0.25)
         worth = torch.where(mask[NAME], weight.abs(), 0.0).double()
@@ -152,15 +151,15 @@ def test_exchanges_raise_likeness_and_with_it_coverage(monkeypatch: pytest.Monke
             before = similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
         assert likeness(worth, after[0]) > likeness(worth, before[0])
         gained.append(after[1] - before[1])
-    assert sum(gained) / 5 > 0.001
+    assert sum(gained) / 2 > 0.001
 
 
 def likeness(worth: Tensor, groups: list[np.ndarray]) -> float:
     return sum(float(worth[a] @ worth[b]) for rows in groups for a in rows for b in rows if a != b)
 
 
-def test_no_exchange_is_left_that_gains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "WORTH_A_ROUND", 0.0)
+def test_no_exchange_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(similarity, "ROUNDS", 1000)
     worth = drawn(24, 50).double().abs()
     groups = similar_rows(worth, [5, 5, 5, 5, 4])
@@ -190,7 +189,7 @@ def test_a_density_keeps_the_proportions_of_layers() -> None:
     for before, after in zip(mask.table(), made.table(), strict=True):
         assert abs(after.kept - before.kept / 2) <= 3
     assert regroup(model, mask, sparsity=0.85, rows=4) == made
-    full = regroup(model, mask, 0.9, rows=4)  # the first layer has no room for its proportion
+    full = regroup(model, mask, 0.9, rows=4)  # more than the first layer's proportion
     assert full.table()[0].density == 1
     assert abs(full.density - 0.9) < 0.001
 
@@ -211,7 +210,7 @@ def test_a_global_budget_has_one_threshold_over_all_layers() -> None:
     assert min(inside) >= max(outside) - 1e-6
 
 
-def test_layers_left_as_they_are_count_in_the_density() -> None:
+def test_spared_layers_count_in_the_density() -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3)
     made = regroup(model, mask, 0.2, rows=8, spare=["2"])
@@ -225,7 +224,7 @@ def test_layers_left_as_they_are_count_in_the_density() -> None:
         regroup(model, mask, 0.9, rows=8, spare=["2"])
 
 
-def test_vectors_stay_as_they_are() -> None:
+def test_vectors_are_not_changed() -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3, scope=tk.scope(model, biases=True), keep_at_least=5)
     made = regroup(model, mask, rows=8)
@@ -245,14 +244,14 @@ def test_outputs_of_a_grouped_convolution_are_grouped_within_its_groups() -> Non
     assert abs(int(made.sum()) - mask.kept) <= 2.5
 
 
-def test_a_depthwise_convolution_stays_as_it_is() -> None:
+def test_depthwise_convolutions_are_not_changed() -> None:
     model = Bank(nn.Conv2d(24, 24, 3, groups=24))
     mask = tk.prune(model, 0.4)
     assert regroup(model, mask, rows=8) == mask
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_outputs_of_a_transposed_convolution_lie_in_dimension_1(groups: int) -> None:
+def test_transposed_convolutions_have_outputs_in_dimension_1(groups: int) -> None:
     model = Bank(nn.ConvTranspose2d(6, 16 // groups * groups, 3, groups=groups))
     mask = tk.prune(model, 0.3)
     made = regroup(model, mask, rows=4)[NAME]
@@ -262,7 +261,7 @@ def test_outputs_of_a_transposed_convolution_lie_in_dimension_1(groups: int) -> 
     assert abs(int(made.sum()) - mask.kept) <= 2
 
 
-def test_a_convolution_is_its_matrix_of_outputs_by_channels_and_taps() -> None:
+def test_a_convolution_is_a_matrix() -> None:
     weight = drawn(20, 5, 3, 2)
     model = Bank(nn.Conv2d(5, 20, (3, 2)), weight)
     mask = tk.prune(model, 0.3)
@@ -285,7 +284,7 @@ def test_recurrent_and_attention_weights_have_outputs_in_dimension_0() -> None:
             assert abs(int(kept.sum()) - int(mask[name].sum())) <= 2
 
 
-def test_tied_weights_under_either_name() -> None:
+def test_tied_weights() -> None:
     model = nn.Sequential(nn.Embedding(30, 12), nn.Linear(12, 30, bias=False))
     model[1].weight = model[0].weight
     kept = tk.prune(model, 0.3)["0.weight"]
@@ -294,7 +293,7 @@ def test_tied_weights_under_either_name() -> None:
     assert in_groups(made[0], 4)
 
 
-def test_the_model_and_the_mask_are_not_touched() -> None:
+def test_the_model_and_the_mask_are_not_changed() -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3)
     before, digest = [p.clone() for p in model.parameters()], mask.digest
@@ -306,7 +305,7 @@ def test_the_model_and_the_mask_are_not_touched() -> None:
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
-def test_only_methods_that_draw_depend_on_the_seed() -> None:
+def test_only_the_random_method_depends_on_the_seed() -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3)
     assert regroup(model, mask, rows=4, seed=1) == regroup(model, mask, rows=4, seed=2)
@@ -316,7 +315,7 @@ def test_only_methods_that_draw_depend_on_the_seed() -> None:
 
 
 @pytest.mark.parametrize("method", ["hypergraph", "paper"])
-def test_partitions_are_the_same_each_time(method: str) -> None:
+def test_partitions_are_reproducible(method: str) -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3)
     first, again = (regroup(model, mask, rows=6, method=method, seed=3) for _ in range(2))
@@ -327,7 +326,7 @@ def test_partitions_are_the_same_each_time(method: str) -> None:
 
 
 def test_blocks_of_the_paper_against_plain_loops() -> None:
-    """With the partition given: in each part the columns that most rows keep, one threshold for all parts."""
+    """Given the partition: in each part the columns that most rows retain, by one threshold for all parts."""
     weight = drawn(24, 30)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=8, method="paper")[NAME]
@@ -342,11 +341,11 @@ def test_blocks_of_the_paper_against_plain_loops() -> None:
     assert 0 <= 8 * len(kept) - mask.kept < 8
 
 
-def test_blocks_of_the_paper_that_are_too_small_are_not_made() -> None:
+def test_too_small_blocks_of_the_paper_are_dropped() -> None:
     weight = drawn(20, 30)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=8, method="paper", block_rows=8)[NAME]
-    assert int(made.any(1).sum()) == 16  # the four rows that remain make no block, and vanish
+    assert int(made.any(1).sum()) == 16  # the other four rows make no block
     with pytest.raises(LayerCollapseError, match=r"layer\.weight.*block_rows"):
         regroup(linear(weight), mask, rows=8, method="paper", block_rows=9)
     with pytest.raises(LayerCollapseError, match=r"layer\.weight.*block_columns"):
@@ -369,14 +368,12 @@ def test_without_mtkahypar(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "match"),
     [
         ({"rows": 0}, "rows="),
-        ({"rows": 2.0}, "rows="),
         ({"rows": True}, "rows="),
         ({"method": "best"}, "method 'best'.*similarity"),
         ({"budget": "all"}, "budget 'all'"),
         ({"by": "norm"}, "by 'norm'.*squares"),
         ({"collapse": "ignore"}, "collapse"),
         ({"density": 0.1, "sparsity": 0.9}, "density="),
-        ({"density": 1.5}, "density"),
         ({"method": "paper", "by": "kept"}, "paper"),
         ({"method": "paper", "budget": "global"}, "paper"),
         ({"block_rows": 4}, "paper"),
@@ -384,13 +381,13 @@ def test_without_mtkahypar(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"spare": ["nothing"]}, "nothing"),
     ],
 )
-def test_what_cannot_be_meant(options: dict[str, object], match: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], match: str) -> None:
     model = two_layers()
     with pytest.raises(UsageError, match=match):
         regroup(model, tk.prune(model, 0.3), **options)
 
 
-def test_masks_that_do_not_fit() -> None:
+def test_masks_of_other_models_are_refused() -> None:
     model = two_layers()
     mask = tk.prune(model, 0.3)
     with pytest.raises(MaskError, match=r"0\.weight"):
@@ -421,7 +418,7 @@ def test_a_layer_is_never_left_empty() -> None:
 
 
 def test_rows_are_grouped_by_the_weights_that_layers_use() -> None:
-    """Behind weight_norm with rows of very different lengths: as the plain layer with the same weights."""
+    """weight_norm with rows of very different lengths is grouped as the plain layer with the same weights."""
     torch.manual_seed(0)
     wrapped = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32, bias=False))
     with torch.no_grad():

@@ -1,18 +1,19 @@
-"""Groups of rows that keep the same columns, against the definition."""
+"""Groups of rows with the same columns, against the definition."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ticketry as tk
-from ticketry.core.structure.group_wise.matrices import groups, row_groups
+from ticketry.core.structure.layout import groups, row_groups
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_rows_are_together_exactly_where_they_keep_the_same(rows: int, kinds: int, columns: int, seed: int) -> None:
+def test_rows_of_a_group_have_the_same_columns(rows: int, kinds: int, columns: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     supports = generator.random((kinds, columns)) < 0.4
     kept = supports[generator.integers(kinds, size=rows)]
@@ -27,7 +28,7 @@ def test_rows_are_together_exactly_where_they_keep_the_same(rows: int, kinds: in
     assert [group.rows[0] for group in found] == sorted(group.rows[0] for group in found)
 
 
-def test_of_a_mask_layer_by_layer() -> None:
+def test_groups_of_a_mask() -> None:
     kept = torch.zeros(4, 3, 3, 3, dtype=torch.bool)
     kept[0, 0] = kept[2, 0] = kept[1, 1, 2, 2] = True
     found = groups(tk.Mask({"conv.weight": kept}))["conv.weight"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.structure.shrinking.comparison import compare
+from ticketry.core.structure.model_copies import compare
 from ticketry.errors import MaskError
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.structure import channels, rebuild, shrink_plan
-from ticketry.core.structure.shrinking.shrink import plan_of
+from ticketry.core.structure.smaller_model import plan_of
 from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store

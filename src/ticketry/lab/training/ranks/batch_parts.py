@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from ticketry.core.structure.dependencies.model_copies import EagerMode
+from ticketry.core.structure.model_copies import EagerMode
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.ranks import PartOfBatch

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ticketry.core.ticket.together import pieces_of
+from ticketry.core.ticket.folder import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.process_guard import (
     end_with_parent,

@@ -1,0 +1,52 @@
+"""Costs of a model on a machine, and masks that meet a budget: `ticketry.cost`.
+
+`cost_model` has costs by layer and density. `timing` measures them, `profiles` and `calibration` estimate them, and
+`model_costs` chooses between the two. `allocation` and `layer_choice` find masks for a budget; `latency` and `approach`
+meet a latency budget by measurement. `pruner` finds the masks of searches.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ticketry.budgets.approach import Met
+    from ticketry.budgets.calibration import calibrate
+    from ticketry.budgets.cost_model import CostModel, Estimate
+    from ticketry.budgets.latency import meet
+    from ticketry.budgets.model_costs import load, model
+    from ticketry.budgets.profiles import GpuProfile, MachineProfile, profile
+
+__all__ = [
+    "CostModel",
+    "Estimate",
+    "GpuProfile",
+    "MachineProfile",
+    "Met",
+    "calibrate",
+    "load",
+    "meet",
+    "model",
+    "profile",
+]
+
+_MODULES = {
+    "CostModel": "cost_model",
+    "Estimate": "cost_model",
+    "GpuProfile": "profiles",
+    "MachineProfile": "profiles",
+    "Met": "approach",
+    "calibrate": "calibration",
+    "load": "model_costs",
+    "meet": "latency",
+    "model": "model_costs",
+    "profile": "profiles",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: importing the package does not load torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ticketry.cost' has no attribute {name!r}")
+    return getattr(import_module(f"ticketry.budgets.{_MODULES[name]}"), name)

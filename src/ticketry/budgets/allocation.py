@@ -1,0 +1,438 @@
+"""The best-scored single weights that a budget pays for, over all layers together.
+
+The sum of the retained scores is largest within the budget when the last weight retained in every layer has the same
+score per marginal cost: one Lagrange multiplier over all layers (the relaxed knapsack: Dantzig 1957). For convex costs
+this is exact. Costs are curves by density (`allocate_cost`), or whole numbers of multiplications per weight
+(`allocate_multiplications`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil, floor, prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketry.budgets.cost_model import CostModel, Curve
+from ticketry.budgets.units import Unit, format_cost, format_cost_above
+from ticketry.core.allocate import largest
+from ticketry.core.layer_minimum import candidates, check_within
+from ticketry.core.mask import Mask
+from ticketry.core.structure.pattern import share_of
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
+
+_PRICE_UNITS = 1 << 50
+"""Prices are whole numbers of this fraction of what all layers cost together, so that sums are exact."""
+
+_SMALL_LAYER = 100_000
+"""Weights of a layer below which edges of curves stay between two whole weights."""
+
+_ROUNDING = 1e-4
+"""Share of a budget that is left to rounding: allocation moves the edges of curves to whole weights."""
+
+_DIGIT_BITS = 16
+
+
+# -- the knapsack ------------------------------------------------------------------------------------------------------
+
+
+def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
+    """Return bool [n]: the elements of the most worth whose prices together are within the budget.
+
+    Equal to a stable sort by falling worth and a running sum of prices: ties go to the earlier element, and the first
+    one that is too expensive ends the selection. Implemented as a radix sort that follows a single bucket, which takes
+    linear time for many millions of elements.
+
+    Args:
+        worth: float64 [n], at least 0; an element below 0 is never taken.
+        price: int64 [n], at least 0; the sum is below 2^63.
+        budget: at least 0.
+
+        >>> affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
+        [True, False, True]
+    """
+    bits = (worth + 0.0).view(torch.int64)  # non-negative floats sort like their bits; + 0.0 removes -0.0
+    chosen = torch.zeros(len(worth), dtype=torch.bool)
+    among: Tensor | None = None
+
+    def take(which: Tensor) -> None:
+        if among is None:
+            chosen.logical_or_(which)
+        else:
+            chosen[among[which]] = True
+
+    if bool((bits < 0).any()):
+        among = (bits >= 0).nonzero().flatten()
+        bits, price = bits[among], price[among]
+    for shift in range(64 - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        digit = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
+        spent = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64).scatter_add_(0, digit, price)
+        above = spent.flip(0).cumsum(0).flip(0)  # including this digit
+        crossing = int((above > budget).sum()) - 1  # `above` falls, so these are the first digits
+        take(digit > crossing)
+        if crossing < 0:
+            return chosen
+        budget -= int(above[crossing] - spent[crossing])
+        left = (digit == crossing).nonzero().flatten()
+        bits, price = bits[left], price[left]
+        among = left if among is None else among[left]
+    take(price.cumsum(0) <= budget)
+    return chosen
+
+
+def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
+    """Return what is spent if the element `index` is the last one taken."""
+    before = worth > worth[index]
+    before[: index + 1] |= worth[: index + 1] == worth[index]
+    return int(price[before].sum())
+
+
+@dataclass(frozen=True)
+class FlatScores:
+    """Scores of all weights of all layers, concatenated."""
+
+    scores: Mapping[str, Tensor]
+    values: tuple[Tensor, ...]
+    """float64 [weights of a layer], at least 0."""
+    candidates: tuple[Tensor | None, ...]
+    """bool [weights of a layer]; None for all."""
+
+    @classmethod
+    def build(cls, scores: Mapping[str, Tensor], within: Mask | None) -> FlatScores:
+        """Flatten scores. Raises what `allocate_cost` raises for invalid ones."""
+        if not scores:
+            raise MaskError("there are no scores to allocate by")
+        check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
+        values = []
+        for name, score in scores.items():
+            check_worth(name, score)
+            values.append(score.detach().cpu().flatten().double())
+        chosen = [None if within is None else within[name].cpu().flatten() for name in scores]
+        return cls(scores, tuple(values), tuple(chosen))
+
+    def select(self, prices: tuple[Tensor, ...], budget: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights that a budget pays for (bool), the worth and the price of each weight, all concatenated.
+
+        Args:
+            prices: int64 [weights of a layer].
+            budget: in the same whole units.
+            least: weights of each layer that are taken before all others.
+        """
+        worth = torch.cat([value / price for value, price in zip(self.values, prices, strict=True)])
+        parts = torch.split(worth, [len(value) for value in self.values])
+        for part, value, among in zip(parts, self.values, self.candidates, strict=True):
+            allowed = value if among is None else torch.where(among, value, -1.0)
+            if least:
+                room = len(value) if among is None else int(among.sum())
+                part[largest(allowed, min(least, room))] = torch.inf
+            part[allowed < 0] = -1.0
+        price = torch.cat(list(prices))
+        return affordable(worth, price, budget), worth, price
+
+    def to_mask(self, chosen: Tensor) -> Mask:
+        """Return the mask of a concatenated selection."""
+        parts = torch.split(chosen, [len(value) for value in self.values])
+        return Mask(
+            {name: part.reshape(self.scores[name].shape) for name, part in zip(self.scores, parts, strict=True)}
+        )
+
+    def cost_of_one_each(self, worth: Tensor, price: Tensor) -> int | None:
+        """Return the budget at which each layer has a weight; None if a layer has no candidate."""
+        found, start = 0, 0
+        for part in torch.split(worth, [len(value) for value in self.values]):
+            if len(part):
+                if bool(part.max() < 0):
+                    return None
+                found = max(found, cost_up_to(worth, price, start + int(part.argmax())))
+            start += len(part)
+        return found
+
+
+def check_worth(name: str, score: Tensor) -> None:
+    """Raise `MaskError` for scores that are NaN, `UsageError` for scores below 0."""
+    if bool(score.isnan().any()):
+        raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+    if bool((score < 0).any()):
+        raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against what weights cost")
+
+
+# -- costs by density --------------------------------------------------------------------------------------------------
+
+
+def allocate_cost(
+    scores: Mapping[str, Tensor],
+    curves: Mapping[str, Curve],
+    budget: float,
+    *,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+    in_words: Callable[[Mask], str] | None = None,
+) -> Mask:
+    """Return the mask with the largest sum of scores whose layers cost at most `budget`, by convex hulls of curves.
+
+    The unspent rest is less than the next weight costs. Ties go to the earlier weight.
+
+    Args:
+        scores: parameter name -> score of each weight, none below 0.
+        curves: parameter name -> cost of the layer by density, in the budget's unit.
+        budget: for all of these layers together.
+        within: a mask of the candidates.
+        keep_at_least: best weights of each layer that are taken before any other.
+        in_words: a mask -> the budget that pays for it as text, for errors; by default the cost of these layers.
+
+    Raises:
+        UsageError: for scores below 0, a layer without a curve, or a budget below what these layers cost when empty
+            (or with `keep_at_least` weights).
+        MaskError: for scores that are NaN.
+        LayerCollapseError: if a layer would be left empty; the message has the least budget that avoids it.
+    """
+    check_priced(scores, curves)
+    flat = FlatScores.build(scores, within)
+    hulls = [curves[name].convex() for name in scores]
+    base = sum(hull.costs[0] for hull in hulls)
+    savings = sum(hull.costs[-1] for hull in hulls) - base
+    unit = max(savings, 1e-290) / _PRICE_UNITS
+    prices = tuple(_marginal_prices(*each, unit) for each in zip(flat.values, flat.candidates, hulls, strict=True))
+    left = 0.0 if abs(budget - base) <= 1e-9 * base else budget - base  # both are sums of many floats
+    if left < savings:
+        money = int(max(left, -unit) / unit)
+    else:  # all weights, also where none costs anything, as in layers that run in torch
+        money = sum(int(price.sum()) for price in prices)
+    chosen, worth, price = flat.select(prices, max(money, 0), keep_at_least)
+    forced = int(price[worth == torch.inf].sum()) if keep_at_least else 0
+    if money < forced or left < 0:
+        raise UsageError(
+            f"a budget of {budget:.4g} is below the {base + forced * unit:.4g} that these layers cost"
+            + (f" with {keep_at_least} weights in each" if keep_at_least else " without any weight")
+            + ": ask for more"
+            + (" or keep fewer in each (keep_at_least)" if keep_at_least else "")
+        )
+    mask = flat.to_mask(chosen)
+    if empty := [name for name, part in mask.items() if part.numel() and not bool(part.any())]:
+        enough, least = "", flat.cost_of_one_each(worth, price)
+        if least is not None:
+            amount = f"{1.0005 * (base + least * unit):.4g}"
+            if in_words is not None:
+                amount = in_words(flat.to_mask(flat.select(prices, least, keep_at_least)[0]))
+            enough = f"each is left some at {amount}: ask for that, "
+        raise LayerCollapseError(
+            f"the budget would leave no weight in {', '.join(empty)} (layer collapse)",
+            f"{enough}spare the layer",
+            keep="keep a weight in each",
+        )
+    return mask
+
+
+def _marginal_prices(values: Tensor, among: Tensor | None, hull: Curve, unit: float) -> Tensor:
+    """Return int64 [n]: the price of each weight if all better ones of its layer are retained, at least 1."""
+    count = len(values)
+    if not count:
+        return torch.zeros(0, dtype=torch.int64)
+    rounding = (floor, ceil) if count < _SMALL_LAYER else (round,)
+    edges = sorted({int(whole(density * count)) for density in hull.densities for whole in rounding})
+    known = [hull.at(edge / count) for edge in edges]
+    slopes = [
+        max(1, round((high - low) / (last - first) / unit))
+        for (first, last), (low, high) in zip(pairwise(edges), pairwise(known), strict=True)
+    ]
+    price = torch.full((count,), slopes[-1], dtype=torch.int64)
+    inner = list(zip(edges[1:-1], slopes, strict=False))
+    if not inner:
+        return price
+    ranked = values if among is None else torch.where(among, values, -1.0)
+    places = [count - edge for edge, _ in inner]
+    thresholds = np.partition(ranked.numpy(), places)[places].tolist()  # one partition for all edges
+    for (edge, each), threshold in reversed(list(zip(inner, thresholds, strict=True))):
+        better = ranked > threshold
+        price[better] = each
+        tied = (ranked == threshold).nonzero().flatten()
+        price[tied[: edge - int(better.sum())]] = each
+    return price
+
+
+# -- multiplications per weight ----------------------------------------------------------------------------------------
+
+
+def allocate_multiplications(
+    scores: Mapping[str, Tensor],
+    prices: Mapping[str, int],
+    flops: float | str,
+    *,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+) -> Mask:
+    """Return the mask with the most score per multiplication, for at most a share of the layers' multiplications.
+
+    The unspent rest is less than the most expensive weight costs. Ties go to the earlier weight.
+
+    Args:
+        scores: parameter name -> score of each weight, none below 0.
+        prices: parameter name -> multiplications of one of its weights: see `multiplications.uses`.
+        flops: share of the multiplications of these layers, 0 < flops <= 1 or "25%".
+        within: a mask of the candidates.
+        keep_at_least: best weights that every layer retains.
+
+    Raises:
+        UsageError: for a share outside (0, 1], or scores below 0.
+        MaskError: for scores that are NaN.
+        LayerCollapseError: if a layer would be left empty, with the least budget that avoids it; if the budget does not
+            pay for `keep_at_least` weights in each layer, see `check_floor`.
+    """
+    share = parse_flops(flops)
+    flat = FlatScores.build(scores, within)
+    parts = zip(scores, flat.values, strict=True)
+    each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
+    total = total_price({name: score.numel() for name, score in scores.items()}, prices)
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    check_multiplications(shapes, prices, share, within=within, least=keep_at_least)
+    chosen, worth, price = flat.select(each, share_in_units(share, total), keep_at_least)
+    mask = flat.to_mask(chosen)
+    if empty := [name for name, part in mask.items() if not bool(part.any())]:
+        least = flat.cost_of_one_each(worth, price)
+        enough = "" if least is None else f"each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it, "
+        raise LayerCollapseError(
+            f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse)",
+            f"{enough}spare the layer",
+            keep="keep a weight in each",
+        )
+    return mask
+
+
+def parse_flops(flops: float | str) -> float:
+    """Return the share as a number. Raises `UsageError` outside (0, 1]."""
+    share = share_of(flops)
+    if not 0 < share <= 1:
+        raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
+    return share
+
+
+def total_price(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
+    """Return what all weights cost together."""
+    return sum(prices[name] * size for name, size in sizes.items())
+
+
+def share_in_units(share: float, total: int) -> int:
+    """Return a share of a total, rounded down, exact in the share's decimal digits."""
+    return int(Fraction(str(share)) * total)
+
+
+# -- checks before anything is scored ----------------------------------------------------------------------------------
+
+
+def check_multiplications(
+    shapes: Mapping[str, tuple[int, ...]],
+    prices: Mapping[str, int],
+    share: float,
+    *,
+    within: Mask | None,
+    least: int,
+) -> None:
+    """Raise `LayerCollapseError` if a share of the multiplications does not pay for `least` weights in each layer."""
+    if least:
+        sizes = {name: prod(shape) for name, shape in shapes.items()}
+        check_floor(sizes, prices, share, least=least, what="multiplications", available=candidates(shapes, within))
+
+
+def check_floor(
+    sizes: Mapping[str, int],
+    prices: Mapping[str, int],
+    share: float,
+    *,
+    least: int = 0,
+    what: str,
+    available: Mapping[str, int] | None = None,
+) -> int:
+    """Return a share of the cost of all weights in whole units. Raises `LayerCollapseError` if it is below the floor.
+
+    Args:
+        sizes: weights of each layer.
+        prices: cost of one weight of each layer.
+        share: of the cost of all weights.
+        least: weights that every layer retains; at least one in any case.
+        what: name of the cost, for the error.
+        available: candidates of each layer; None for all weights.
+    """
+    least, total = max(least, 1), total_price(sizes, prices)
+    budget = share_in_units(share, total)
+    floors = {name: prices[name] * min(least, size) for name, size in (available or sizes).items()}
+    floor = sum(floors.values())
+    if floor > budget:
+        dearest = max(floors, key=lambda name: floors[name])
+        weights = "one weight" if least == 1 else f"{least} weights"
+        raise LayerCollapseError(
+            f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
+            f" {_round_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
+            f" {floors[dearest]:,}: ask for that or more, or spare layers"
+        )
+    return budget
+
+
+def _round_up(part: int, total: int) -> float:
+    """Return a share with four digits, not below the exact one."""
+    scale = 10**4
+    while 1000 * total > part * scale and scale < 10**16:
+        scale *= 10
+    return float(Fraction(-(-part * scale // total), scale))
+
+
+def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount: float, least: int) -> None:
+    """Raise an error if an amount does not pay for `least` weights in each layer, by the convex hulls of its curves.
+
+    Args:
+        costs: of the whole network.
+        available: candidates of each layer.
+        amount: budget of the whole network, in the unit of the costs.
+        least: weights that every layer retains; 0 for none.
+
+    Raises:
+        UsageError: for a layer without costs.
+        LayerCollapseError: with the least sufficient amount and the layer that makes most of it.
+    """
+    if not least:
+        return
+    curves = costs.curves()
+    check_priced(available, curves)
+    floors = {
+        name: curves[name].convex().at(min(least, count) / costs.layers[name].weights)
+        for name, count in available.items()
+    }
+    floor = amount - costs.left_for(available, amount) + sum(floors.values())
+    if floor > amount * (1 + _ROUNDING):
+        dearest = max(floors, key=lambda name: floors[name])
+        weights = "one weight" if least == 1 else f"{least} weights"
+        raise LayerCollapseError(
+            f"a budget of {format_cost(amount, costs.unit)} is below the {format_cost_above(floor, costs.unit)}"
+            f" ({floor / costs.dense:.4g} of dense) that the network costs with {weights} in each of {len(floors)}"
+            f" layers, of which {dearest} takes {format_cost(floors[dearest], costs.unit)}",
+            "ask for more, keep fewer in each (keep_at_least) or spare layers",
+        )
+
+
+def check_priced(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
+    """Raise `UsageError` for layers without a cost curve."""
+    if missing := [name for name in names if name not in curves]:
+        raise UsageError(f"there is no cost of {', '.join(missing)}: spare them in the scope")
+
+
+def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
+    """Raise `LayerCollapseError` if all weights would have to stay for less than their full cost.
+
+    Args:
+        sizes: candidates of each layer.
+        share: requested share of the dense network's cost.
+        least: weights that every layer retains.
+        unit: of the costs, for the error.
+    """
+    largest_layer = max(sizes, key=lambda name: sizes[name])
+    if share < 1 and least >= sizes[largest_layer]:
+        raise LayerCollapseError(
+            f"{share:g} of the dense network's {unit} cannot be met with {least} weights kept in each layer: the"
+            f" largest, {largest_layer}, has {sizes[largest_layer]:,}, so that all weights of all {len(sizes)} layers"
+            " would stay",
+            "keep fewer in each (keep_at_least)",
+        )

@@ -1,0 +1,79 @@
+"""Granularities that a budget prunes in: single weights, groups of rows, or whole channels. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import total_ordering
+
+from ticketry.errors import UsageError
+
+FINEST = "weights"
+CHANNELS = "channels"
+NONE = "none"
+"""Structure of a budget: single weights with the highest score per cost."""
+AUTO = "auto"
+"""Structure of a budget: each layer gets the granularity that retains most for its cost."""
+BY_MEASUREMENT = "by measurement"
+"""Structure of a latency budget: try ``auto``, ``weights`` and ``channels``, and choose the one that retains most."""
+MEASURED = (FINEST, "rows:4", "rows:16")
+"""Granularities that ``auto`` chooses from; the engine has fast kernels for them."""
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Granularity:
+    """Single weights, groups of rows that retain the same columns, or whole channels. Finer ones sort first."""
+
+    rows: int
+    """1 for single weights, 0 for channels."""
+
+    @classmethod
+    def parse(cls, text: str) -> Granularity:
+        """Return ``weights``, ``rows:16`` or ``channels`` as a granularity. Raises `UsageError` for anything else."""
+        kind, _, rows = text.partition(":")
+        if text == FINEST:
+            return cls(1)
+        if text == CHANNELS:
+            return cls(0)
+        if kind == "rows" and rows.isdecimal() and int(rows) >= 2:
+            return cls(int(rows))
+        raise UsageError(f"a granularity is weights, rows:N (N rows share their columns) or channels, not {text!r}")
+
+    def __str__(self) -> str:
+        return FINEST if self.rows == 1 else f"rows:{self.rows}" if self.rows else CHANNELS
+
+    def __lt__(self, other: Granularity) -> bool:
+        return (self.rows or float("inf")) < (other.rows or float("inf"))
+
+
+def parse_granularities(texts: Iterable[str]) -> list[Granularity]:
+    """Return granularities sorted from fine to coarse."""
+    return sorted(Granularity.parse(text) for text in texts)
+
+
+def in_blocks(structure: str) -> bool:
+    """Return whether a budget chooses blocks of each layer by their cost: ``auto``, ``weights`` or ``rows:N``."""
+    if structure == AUTO:
+        return True
+    try:
+        return Granularity.parse(structure).rows > 0
+    except UsageError:
+        return False
+
+
+def adds_scores(structure: str) -> bool:
+    """Return whether scores are summed over blocks and compared between layers, so that they need a common unit."""
+    return structure in (BY_MEASUREMENT, CHANNELS) or in_blocks(structure)
+
+
+def single_granularity(structure: str) -> str:
+    """Return the granularity that a structure requires in all layers; empty for ``auto``."""
+    return "" if structure == AUTO else structure
+
+
+def granularities_to_measure(structure: str) -> tuple[str, ...]:
+    """Return the granularities whose costs masks of a structure need."""
+    if structure == AUTO:
+        return MEASURED
+    return (structure,) if in_blocks(structure) else (FINEST,)

@@ -1,0 +1,461 @@
+"""Masks under a budget. Latency budgets are met by measurement, in the granularity that retains most importance."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.budgets import model_costs
+from ticketry.budgets.allocation import allocate_cost
+from ticketry.budgets.approach import (
+    Considered,
+    MaskAt,
+    Met,
+    Tried,
+    approach,
+    concerns,
+    mask_nearest_budget,
+    masks_by_estimate,
+    nearest,
+    report_nearest,
+    result_without_pruning,
+)
+from ticketry.budgets.cost_model import CostModel, required_budget
+from ticketry.budgets.granularity import (
+    AUTO,
+    BY_MEASUREMENT,
+    CHANNELS,
+    FINEST,
+    granularities_to_measure,
+    in_blocks,
+    single_granularity,
+)
+from ticketry.budgets.layer_choice import LayerChoice, value_of, zero_outside
+from ticketry.budgets.request import Request, default_structure_of_latency, score_finder
+from ticketry.budgets.timing import QUICK, THOROUGH, Meter, measure_costs, time_base
+from ticketry.budgets.units import EAGER, Latencies, format_cost
+from ticketry.core.mask import Mask
+from ticketry.core.output_change import with_magnitudes
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import Loss, Score, ScoreInputs
+from ticketry.core.structure.channel_choice import ChannelOptions, ChannelOrder, ChannelPath
+from ticketry.core.structure.channel_choice import Choice as ChannelChoice
+from ticketry.core.structure.layout import layouts, layouts_or_rows
+from ticketry.core.structure.removal_trial import tried_structure
+from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from typing_extensions import Self
+
+_SHARES = (1e-9, 0.08, 0.3, 1.0)
+"""Amounts of the masks by which costs are measured for one budget; timings of the masks themselves correct the rest."""
+
+_ROUNDS, _LAST_ROUNDS, _TURNS = 3, 5, 3
+"""Masks of each granularity that are timed, masks of the best one, and turns of a timing."""
+
+_NEAR, _MET = 0.04, 1.05
+"""Distance from the budget at which granularities are compared, and share of it up to which it counts as met."""
+
+_CANDIDATES = {BY_MEASUREMENT: (AUTO, FINEST, CHANNELS)}
+"""Structure -> granularities that are tried for it; any other structure is the only one tried."""
+
+
+@entry_point()
+def meet(
+    model: nn.Module,
+    example_inputs: Any,
+    time: float | str,
+    *,
+    base: str = EAGER,
+    cost: CostModel | None = None,
+    score: str | Score | None = None,
+    structure: str | None = None,
+    scope: Scope | None = None,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Met:
+    """Meet a latency budget as ``prune(model, time=..., example_inputs=x)`` does, and return all measurements.
+
+    If the compiled unpruned model meets the budget, nothing is pruned: `Met.pruned` is False.
+
+    Args:
+        time: share of the base's latency, 0 < time <= 1 or "30%", or an amount: "5ms".
+        base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine``
+            (the model compiled by ticketry without pruning).
+        cost: of the model on this machine, by `model`; None to measure it now.
+        structure, score, scope, within, keep_at_least, batches, loss, seed: as of `prune`.
+        threads: that a call uses; None for `torch.get_num_threads()`.
+
+    Returns:
+        The mask with its measured share of the base's latency, the 95 % interval and the estimate.
+
+    Raises:
+        UsageError: for a budget below the floor; the message lists what the floor consists of.
+        LayerCollapseError: if a layer would be left empty.
+        CostError: for costs of another model or another machine, for which nothing can be timed here.
+        EngineError: if the base is not installed, or cannot run the model.
+
+    Examples:
+        >>> model, x = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), torch.randn(64, 256)
+        >>> met = tk.cost.meet(model, x, 0.8, base="engine", structure="weights", threads=1)
+        >>> 0 < met.low <= met.share <= met.high
+        True
+        >>> tk.cost.meet(model, x, "1s", threads=1).pruned
+        False
+    """
+    chosen = scope or scope_of(model)
+    by = default_structure_of_latency(structure, score, cost, within)
+    scores = score_finder(score, model, chosen, within, ScoreInputs(batches, loss, seed), by, example_inputs)
+    request = Request(model, example_inputs, chosen, "seconds", time, scores, by, within, keep_at_least, cost, base)
+    return meet_request(request, threads or torch.get_num_threads())
+
+
+def mask_for(request: Request) -> Mask:
+    """Return the mask of a request: measured for seconds, unless the costs are of another machine."""
+    if request.unit == "seconds":
+        if request.cost is not None and (other := model_costs.why_elsewhere(request.cost)):
+            return _mask_by_estimate(request, request.cost, other)
+        found = meet_request(request, torch.get_num_threads())
+        if not found.pruned:
+            warnings.warn(f"nothing was pruned: {found.latencies}", BudgetWarning, stacklevel=4)
+        return found.mask
+    costs = request.cost or model_costs.model(
+        request.model, request.example_inputs, unit=request.unit, scope=request.scope
+    )
+    if request.channels is not None:
+        return _channels_within(request, costs)
+    request.check_floor(costs, request.amount)
+    return _mask_within(costs, costs.budget(request.amount), _allocation(request, costs, request.scores()))
+
+
+def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
+    """Return the mask whose estimate is nearest to the budget, for costs of another machine."""
+    request.check_base_elsewhere(other)
+    if request.structure == CHANNELS:
+        raise CostError(f"whole channels are chosen by timing the model, which cannot be done here: {other}")
+    warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=5)
+    _warn_of_torch(costs)
+    if costs.budget(request.amount) >= costs.dense:
+        unpruned = f"unpruned {format_cost(costs.dense, 'seconds')}, requested {request.amount}"
+        warnings.warn(f"nothing was pruned: {unpruned}", BudgetWarning, stacklevel=5)
+        return request.all_candidates()
+    request.check_floor(costs, request.amount)
+    allocate = _allocation(request, costs, request.scores())
+    return mask_nearest_budget(costs, costs.budget(request.amount), allocate)
+
+
+def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
+    """Return a mask whose exact cost is within the budget; allocation uses convex hulls, which are lower."""
+    aim = budget
+    while True:
+        mask = allocate(aim)
+        cost = costs.estimate(mask).value
+        if cost <= budget:
+            return mask
+        aim *= min(budget / cost, 0.999)
+
+
+# -- by measurement ----------------------------------------------------------------------------------------------------
+
+
+def meet_request(request: Request, threads: int) -> Met:
+    """Meet a latency budget by measurement."""
+    with Progress("latency budget", steps=3) as progress:
+        progress.step("compiling the model without pruning")
+        meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope, QUICK)
+        if request.cost is not None:  # refuse unsuitable costs before weights are scored
+            if other := model_costs.why_elsewhere(request.cost):
+                raise CostError(f"a latency budget cannot be met here: {other}")
+            model_costs.check_fits(request.cost, meter)
+        progress.step(f"timing {request.base} beside it")
+        meter.effort = THOROUGH
+        known = time_base(meter, request.amount, request.base)
+        meter.effort = QUICK
+        if known.met_unpruned:
+            return result_without_pruning(request.all_candidates(), known)
+        request.check_retained(known.requested / known.unpruned)
+        found = _Search(request, meter, known, progress).run()
+    for concern in concerns(found):
+        warnings.warn(concern, BudgetWarning, stacklevel=4)
+    return found
+
+
+@dataclass
+class _Candidate:
+    """A granularity, and its masks that were timed."""
+
+    structure: str
+    mask_at: MaskAt
+    floor: float
+    tried: list[Tried]
+
+
+class _Search:
+    """Times masks of each granularity for one budget and chooses the one that retains most importance."""
+
+    def __init__(self, request: Request, meter: Meter, known: Latencies, progress: Progress) -> None:
+        self._request, self._meter, self._known, self._progress = request, meter, known, progress
+        self._asked = known.requested / known.unpruned
+        self._values: Mapping[str, Tensor] = {}
+        self._costs: CostModel | None = None
+        self._failed: list[Considered] = []
+        self._names = _CANDIDATES.get(request.structure, (request.structure,))
+
+    def run(self) -> Met:
+        """Return the best mask, timed once more.
+
+        Raises:
+            UsageError: for a budget below the floor.
+            LayerCollapseError: if a layer would be left empty.
+        """
+        needs_costs = any(name != CHANNELS for name in self._names)
+        timings = 2 * len(_SHARES) * len(self._granularities) if needs_costs and self._request.cost is None else 0
+        self._progress.add(timings + len(self._names) * _ROUNDS + 2)
+        if self._request.cost is not None:
+            self._request.check_floor(self._request.cost, self._asked)
+        parameters = self._request.scope.parameters(self._request.model)
+        self._values = with_magnitudes(self._request.scores(), parameters)
+        if needs_costs:
+            self._costs = self._request.cost or self._measure_costs()
+            _warn_of_torch(self._costs)
+        found = [one for name in self._names if (one := self._try(name)) is not None]
+        best = max(found, key=self._rank)
+        if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR / 2:
+            best.tried = approach(
+                self._meter,
+                self._asked,
+                best.mask_at,
+                floor=best.floor,
+                rounds=len(best.tried) + _LAST_ROUNDS - _ROUNDS,
+                turns=_TURNS,
+                known=best.tried,
+            )
+        self._progress.step("timing the chosen mask once more")
+        result = report_nearest(self._meter, best.tried, self._asked, self._known)
+        considered = (*(self._describe(one) for one in found), *self._failed)
+        return replace(result, costs=self._costs, structure=best.structure, considered=considered)
+
+    @property
+    def _granularities(self) -> tuple[str, ...]:
+        if self._request.structure == BY_MEASUREMENT:
+            return (FINEST, "rows:16")
+        return granularities_to_measure(self._request.structure)
+
+    def _measure_costs(self) -> CostModel:
+        values = zero_outside(self._values, self._request.within)
+        masks = model_costs.mask_family(self._meter, self._request.scope, values, _SHARES)
+        costs = measure_costs(self._meter, self._granularities, masks, self._progress.step, check=False)
+        self._request.check_floor(costs, self._asked)
+        return costs
+
+    def _try(self, name: str) -> _Candidate | None:
+        """Time masks of a granularity; None, with the reason noted, if it has no mask and is one of several."""
+        try:
+            mask_at, floor = self._masks(name)
+
+            def mask_with_progress(aim: float) -> tuple[Mask, float]:
+                self._progress.step(f"timing {name}")
+                return mask_at(aim)
+
+            alone = len(self._names) == 1
+            rounds, near = (_LAST_ROUNDS, _NEAR / 2) if alone else (_ROUNDS, _NEAR)
+            tried = approach(
+                self._meter, self._asked, mask_with_progress, floor=floor, rounds=rounds, near=near, turns=_TURNS
+            )
+            self._check(tried)
+        except (UsageError, LayerCollapseError, StructureError) as error:
+            self._failed.append(Considered(name, math.nan, math.nan, math.nan, str(error)))
+            if len(self._failed) == len(self._names):
+                raise
+            return None
+        return _Candidate(name, mask_at, floor, tried)
+
+    def _check(self, tried: list[Tried]) -> None:
+        """Raise `LayerCollapseError` if the mask retains fewer weights of a layer than requested."""
+        least = self._request.keep_at_least
+        for row in nearest(tried, self._asked).mask.table() if least else ():
+            if row.kept < min(least, row.total) and row.name in self._request.scope.shapes:
+                raise LayerCollapseError(f"{row.name} would keep {row.kept} weights, fewer than keep_at_least={least}")
+
+    def _masks(self, name: str) -> tuple[MaskAt, float]:
+        """Return how masks of a granularity are built, and the least aim."""
+        if name == CHANNELS:
+            return _channel_masks(self._request, self._meter, self._values)
+        assert self._costs is not None
+        costs = self._costs
+        costs.budget(self._asked)
+        allocate = _allocation(replace(self._request, structure=name), costs, self._values)
+        return masks_by_estimate(costs, allocate), costs.floor / costs.dense
+
+    def _rank(self, one: _Candidate) -> tuple[bool, float]:
+        """Rank by retained importance if the budget is met, else by how far it is missed."""
+        best = nearest(one.tried, self._asked)
+        over = best.found.median / self._asked
+        if over > _MET:
+            return False, -over
+        return True, value_of(self._values, best.mask)
+
+    def _describe(self, one: _Candidate) -> Considered:
+        best = nearest(one.tried, self._asked)
+        total = sum(float(score.double().sum()) for score in self._values.values())
+        value = value_of(self._values, best.mask) / max(total, 1e-300)
+        return Considered(one.structure, best.mask.density, best.found.median * self._known.unpruned, value)
+
+
+# -- masks of a structure ----------------------------------------------------------------------------------------------
+
+
+def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
+    """Return a function from a budget in the unit of the costs to a mask."""
+    if in_blocks(request.structure):
+        only = single_granularity(request.structure)
+        if only == FINEST:
+            known = layouts_or_rows(request.model, request.scope)
+        else:
+            known = layouts(request.model, request.scope, request.example_inputs)
+        choice = LayerChoice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)
+        return lambda budget: choice.within(budget).mask
+    curves = costs.curves()
+    return lambda budget: allocate_cost(
+        values,
+        curves,
+        costs.left_for(values, budget),
+        within=request.within,
+        keep_at_least=request.keep_at_least,
+        in_words=partial(required_budget, costs),
+    )
+
+
+def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
+    """Return how masks of whole channels are built, and the least aim.
+
+    A layer's estimate is its unpruned time, in proportion to the retained channels.
+    """
+    profile, dense = meter.dense_profile, meter.dense_seconds
+    prices = {name: seconds / max(prod(meter.shape(name)), 1) for name, seconds in profile.layers.items()}
+    path = _channel_path(request, values, prices)
+    fixed = dense - path.costs[0]
+
+    def mask_at(aim: float) -> tuple[Mask, float]:
+        step = path.step_within(max(aim * dense - fixed, path.floor))
+        return path.mask(step), (fixed + path.costs[step]) / dense
+
+    return mask_at, (fixed + path.floor) / dense
+
+
+def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:
+    """Return the order in which whole channels are removed, by the importance of their weights unless given."""
+    options = request.channels or ChannelOptions(ChannelOrder("global", 1, 1))
+    known = options.known or partial(tried_structure, request.model, request.example_inputs, options.spare)
+    choice = ChannelChoice(request.model, known(), request.scope)
+    if request.within is not None:
+        choice.check_within(request.within)
+    scores = options.scores(choice) if options.scores else choice.sums(values)
+    return ChannelPath(choice, scores, prices, options.order, request.within)
+
+
+def _channels_within(request: Request, costs: CostModel) -> Mask:
+    """Return the densest mask of whole channels whose cost in bytes is within the budget."""
+    budget = costs.budget(request.amount)
+    prices = {name: layer.dense / max(layer.weights, 1) for name, layer in costs.layers.items()}
+    path = _channel_path(request, request.scores(), prices)
+    low, high = 0, len(path)  # costs fall from step to step
+
+    def cost(step: int) -> float:
+        mask = path.mask(step)
+        return costs.estimate(Mask({name: mask[name] for name in costs.layers})).value
+
+    if cost(high) > budget:
+        path.step_within(-math.inf)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= budget else (middle + 1, high)
+    return path.mask(low)
+
+
+def _warn_of_torch(costs: CostModel) -> None:
+    """Warn if most of the time is spent in layers that no mask makes faster."""
+    if costs.in_torch > costs.dense / 2:
+        warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=6)
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+_PATIENCE = 1.0
+"""Seconds after which unfinished work is displayed."""
+
+
+class Progress:
+    """A progress bar with the remaining time, on terminals and in notebooks only.
+
+    A step beyond the plan extends the plan.
+    """
+
+    def __init__(self, title: str, steps: int = 0) -> None:
+        self._title, self.planned, self.done = title, steps, 0
+        self._began = clock.monotonic()
+        self._bar: Bar | None = None
+
+    def add(self, steps: int) -> None:
+        """Plan further steps."""
+        self.planned += steps
+
+    def step(self, what: str) -> None:
+        """Begin the next step, which ends the one before.
+
+        Args:
+            what: is done in it.
+        """
+        self.done += 1
+        self.planned = max(self.planned, self.done)
+        if self._bar is None and clock.monotonic() - self._began > _PATIENCE:
+            self._bar = _start_bar()
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                description=f"{self._title}: {what}",
+                completed=self.done - 1,
+                total=self.planned,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _start_bar() -> Bar | None:
+    """Start a bar on standard error or in a notebook; None if neither can display one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not (console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)):
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=console, transient=True, speed_estimate_period=60)
+    bar.start()
+    bar.add_task("")
+    return bar

@@ -1,0 +1,289 @@
+"""Granularity and density of each layer under one budget.
+
+Every layer can be pruned in several granularities at many densities, each with a cost and a value. Only options on the
+upper concave hull of value against cost can be optimal (the relaxed multiple-choice knapsack: Sinha & Zoltners 1979).
+The pieces of all layers' hulls are bought in the order of value per cost until the budget is spent.
+
+A layer whose scores sum to S and that retains a sum of s has the value S log(s / S). For small losses that equals
+s - S. Large losses count for more, because signals pass through all layers and retained shares multiply (Lee et al.,
+"Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, whose score is the slope of this with S = 1). So
+no layer is emptied for the sake of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketry.budgets.allocation import check_multiplications, check_worth, parse_flops
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
+from ticketry.budgets.granularity import FINEST, Granularity
+from ticketry.core.mask import Mask
+from ticketry.core.structure.layout import Blocks, Layout
+from ticketry.core.structure.pattern import Pattern
+from ticketry.errors import UsageError
+
+WORTH = "logarithm of the share"
+"""Name of the rule that turns scores into values, for keys of stored masks: another rule needs another name."""
+
+_LEAST_SHARE = 1e-12
+"""Lower bound of a layer's retained share of scores in the logarithm."""
+
+_DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
+"""Densities of the options of a layer; the last one bought is refined to a block."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer in one granularity at one density."""
+
+    cost: float
+    value: float
+    granularity: str
+    blocks: int
+
+
+@dataclass
+class LayerOptions:
+    """The options of one layer."""
+
+    scores: Tensor
+    curves: Mapping[str, Curve]
+    layout: Layout
+    dense: Option | None
+    """The whole layer, where that is cheaper than all of its blocks."""
+    least: int = 1
+    """Weights that any option retains, if the layer has as many."""
+    _cache: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
+        """Return the blocks, their order by falling mean score, and value and weights of the first 0, 1, … of them."""
+        if granularity not in self._cache:
+            rows = Granularity.parse(granularity).rows
+            blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
+            sums, sizes = blocks.pool(self.scores.double()).flatten(), blocks.sizes.flatten()
+            order = (sums / sizes).argsort(descending=True, stable=True)
+            value = _value(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
+            weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
+            self._cache[granularity] = blocks, order, value, weights
+        return self._cache[granularity]
+
+    def option(self, granularity: str, blocks: int) -> Option:
+        """Return the layer with this many of its best blocks."""
+        _, _, value, weights = self.blocks(granularity)
+        cost = self.curves[granularity].at(float(weights[blocks] / max(weights[-1], 1)))
+        return Option(cost, float(value[blocks]), granularity, blocks)
+
+    def hull(self) -> list[Option]:
+        """Return the options on the concave hull, cheapest first: value per cost falls from each to the next."""
+        options = [self.dense] if self.dense else []
+        for granularity in self.curves:
+            _, order, _, weights = self.blocks(granularity)
+            count = len(order)
+            fewest = min(int(np.searchsorted(weights, max(self.least, 1))), count)
+            for blocks in sorted({max(fewest, round(float(density) * count)) for density in _DENSITIES}):
+                options.append(self.option(granularity, blocks))
+        options.sort(key=lambda option: (option.cost, -option.value))
+        found: list[Option] = []
+        for option in options:
+            if found and option.value <= found[-1].value:
+                continue
+            while len(found) > 1 and _gain(found[-2], found[-1]) <= _gain(found[-1], option):
+                found.pop()
+            if found and option.cost <= found[-1].cost:
+                continue
+            found.append(option)
+        return found
+
+    def mask(self, option: Option) -> Tensor:
+        """Return the layer's mask under an option."""
+        if option is self.dense:
+            return torch.ones(self.scores.shape, dtype=torch.bool)
+        blocks, order, _, _ = self.blocks(option.granularity)
+        kept = torch.zeros(blocks.count, dtype=torch.bool)
+        kept[order[: option.blocks]] = True
+        return blocks.spread(kept.view(blocks.shape))
+
+
+@dataclass(frozen=True)
+class ChosenLayers:
+    """A mask with a granularity for each layer."""
+
+    mask: Mask
+    granularities: dict[str, str]
+    """Parameter name -> ``weights``, ``rows:16`` …, or ``dense``."""
+    value: float
+    """Value of all layers: 0 if they retain all their scores, lower the more they lose."""
+    cost: float
+    """Estimated cost of the network."""
+
+
+class LayerChoice:
+    """The options of all layers, in both of the engine's layouts; solved for any number of budgets."""
+
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor],
+        costs: CostModel,
+        layouts: Mapping[str, Layout] | None = None,
+        *,
+        only: str = "",
+        least: int = 1,
+        among: Mask | None = None,
+    ) -> None:
+        """Find the options of all layers.
+
+        Args:
+            scores: parameter name -> worth of each weight, none below 0. They are summed over blocks, so they should be
+                an additive estimate of the loss: `output_change`, or a score such as fisher, rather than magnitudes.
+            costs: with the granularities that may be chosen.
+            layouts: of the weights, see `core.structure.layout.layouts`.
+            only: the one granularity that all layers are pruned in; a layer may be left whole.
+            least: weights that each layer retains, if it has as many.
+            among: a mask of the candidates, where single weights are chosen; all by default.
+
+        Raises:
+            UsageError: for a granularity that the costs do not have, scores below 0, or a layer without costs.
+            MaskError: for scores that are NaN.
+        """
+        for name, score in scores.items():
+            if name not in costs.layers:
+                raise UsageError(f"there is no cost of {name}: spare it in the scope")
+            check_worth(name, score)
+        costs.check_granularity(only)
+        self.costs, self._among = costs, among
+        scores = zero_outside(scores, among)
+        fewest = {name: least if among is None else min(least, int(among[name].sum())) for name in scores}
+        self._rest, self._layers, self._hulls = [], [], []
+        for in_rows in (False, True):
+            layers: dict[str, LayerOptions] = {}
+            for name, score in scores.items():
+                known = costs.layers[name]
+                every = known.all_rows if in_rows else known.curves
+                curves = {one: curve for one, curve in every.items() if only in ("", one)}
+                whole = Option(known.dense, 0.0, "dense", 0)
+                dense = whole if in_rows or not curves else None
+                layout = (layouts or {}).get(name, Layout())
+                layers[name] = LayerOptions(score.detach().cpu(), curves, layout, dense, fewest[name])
+            others = [layer for name, layer in costs.layers.items() if name not in scores]
+            self._rest.append(costs.fixed + sum(layer.dense if in_rows else layer.at(1.0) for layer in others))
+            self._layers.append(layers)
+            self._hulls.append({name: layer.hull() for name, layer in layers.items()})
+
+    def within(self, budget: float) -> ChosenLayers:
+        """Return the best choice for a budget of the whole network.
+
+        Raises:
+            UsageError: if the budget is below what the network costs with one block in each layer.
+        """
+        found = [self._solve(number, budget) for number in range(2)]
+        solved = [each for each in found if isinstance(each, ChosenLayers)]
+        if not solved:
+            least = min(each for each in found if isinstance(each, float))
+            raise UsageError(f"a budget of {budget:.4g} is below the {least:.4g} that one block in each layer takes")
+        return max(solved, key=lambda each: each.value)
+
+    def _solve(self, number: int, budget: float) -> ChosenLayers | float:
+        """Return the best choice in one layout of the engine, or the least budget if this one is below it."""
+        layers, hulls = self._layers[number], self._hulls[number]
+        chosen = {name: hull[0] for name, hull in hulls.items()}
+        left = budget - self._rest[number] - sum(option.cost for option in chosen.values())
+        if left < 0:
+            return budget - left
+        pieces = [
+            (-_gain(one, other), name, one, other) for name, hull in hulls.items() for one, other in pairwise(hull)
+        ]
+        for _, name, one, other in sorted(pieces, key=lambda piece: piece[0]):  # stable
+            if other.cost - one.cost > left:
+                chosen[name] = _refine(layers[name], one, other, left)
+                left -= chosen[name].cost - one.cost
+                break
+            chosen[name] = other
+            left -= other.cost - one.cost
+        mask = Mask({name: layers[name].mask(option) for name, option in chosen.items()})
+        if self._among is not None:  # a layer that is bought whole has its candidates only
+            mask &= self._among
+        value = sum(option.value for option in chosen.values())
+        return ChosenLayers(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
+
+
+def allocate_worth(
+    values: Mapping[str, Tensor],
+    prices: Mapping[str, int],
+    flops: float | str,
+    *,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+) -> Mask:
+    """Return the mask of single weights whose layers have the most value, for a share `flops` of the multiplications.
+
+    No layer is left empty. Arguments and errors are those of `allocation.allocate_multiplications`.
+    """
+    share, least = parse_flops(flops), max(1, keep_at_least)
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    check_multiplications(shapes, prices, share, within=within, least=least)
+    costs = multiplication_costs({name: value.numel() for name, value in values.items()}, prices)
+    choice = LayerChoice(values, costs, only=FINEST, least=least, among=within)
+    return choice.within(share * costs.dense).mask
+
+
+def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:
+    """Return costs in multiplications.
+
+    Args:
+        sizes: weights of each layer.
+        prices: multiplications of one weight of each layer.
+    """
+    whole = {name: float(price * sizes[name]) for name, price in prices.items()}
+    layers = {
+        name: LayerCost(sizes[name], dense, {FINEST: Curve((0.0, 1.0), (0.0, dense))}) for name, dense in whole.items()
+    }
+    return CostModel("multiplications", layers, 0.0, 0.0, {"of": "the layers in scope"})
+
+
+def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
+    """Return the value of a mask's layers together, by the rule of `LayerChoice`: 0 if they retain all their scores.
+
+    Args:
+        scores: of each weight, none below 0.
+        mask: of these weights, and perhaps of others.
+    """
+    value = 0.0
+    for name, score in scores.items():
+        whole = float(score.double().sum())
+        kept = float(score.double()[mask[name].to(score.device)].sum()) if name in mask else whole
+        value += float(_value(np.array([kept, whole]))[0])
+    return value
+
+
+def zero_outside(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str, Tensor]:
+    """Return the scores with 0 for weights outside the mask; unchanged without a mask."""
+    if mask is None:
+        return scores
+    return {name: score * mask[name].to(score.device) for name, score in scores.items()}
+
+
+def _value(kept: np.ndarray) -> np.ndarray:
+    """Return the value of each sum of retained scores [n]; the last one is the sum of all scores."""
+    whole = kept[-1]
+    return whole * np.log(np.maximum(kept / whole, _LEAST_SHARE)) if whole > 0 else np.zeros_like(kept)
+
+
+def _refine(layer: LayerOptions, one: Option, other: Option, left: float) -> Option:
+    """Return the densest affordable option between two; the first one if their granularities differ."""
+    if one.granularity != other.granularity:
+        return one
+    low, high = one.blocks, other.blocks
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if layer.option(one.granularity, middle).cost - one.cost <= left else (low, middle)
+    return layer.option(one.granularity, low)
+
+
+def _gain(one: Option, other: Option) -> float:
+    return (other.value - one.value) / max(other.cost - one.cost, 1e-300)

@@ -1,0 +1,266 @@
+"""`tk.cost.model`: the costs of a model, measured, estimated or counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
+from ticketry.budgets.granularity import FINEST
+from ticketry.budgets.layer_choice import multiplication_costs
+from ticketry.budgets.profiles import (
+    KIND as PROFILE,
+)
+from ticketry.budgets.profiles import (
+    Estimator,
+    GpuProfile,
+    MachineProfile,
+    cached_profile,
+    profile,
+    profile_names,
+)
+from ticketry.budgets.timing import (
+    DENSITIES,
+    SHARES,
+    MaskFamily,
+    Meter,
+    RandomMasks,
+    ScoredMasks,
+    Timer,
+    base_seconds,
+    build_costs,
+    measure_costs,
+)
+from ticketry.budgets.units import Unit, check_base
+from ticketry.choices import describe_name_difference
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.structure.layout import layouts_or_rows
+from ticketry.core.weight_uses import count_multiplications
+from ticketry.errors import CostError, UsageError
+from ticketry.files import content_of, parse_json
+from ticketry_engine.bench.machine import another_machine
+from ticketry_engine.costs.file_sizes import StoredTensor, stored_tensors
+from ticketry_engine.costs.kernel_work import Processor
+from ticketry_engine.costs.masked_model import MaskedModel
+from ticketry_engine.support.entry_points import entry_point
+
+THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
+
+_MORE_AMOUNTS = (0.006, 0.15, 0.3, 0.8)
+"""Further amounts of masks for estimates, which take less time than timings."""
+
+
+@entry_point()
+def model(
+    model: nn.Module,
+    example_inputs: Any,
+    target: str | Path | CostModel | MachineProfile | GpuProfile = THIS_MACHINE,
+    *,
+    unit: Unit = "seconds",
+    granularities: Sequence[str] = (FINEST,),
+    densities: Sequence[float] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    scope: Scope | None = None,
+    bases: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> CostModel:
+    """Return the cost of `model` under any mask, for the batch of the example inputs.
+
+    Seconds on this machine are measured: the model is compiled under masks of some densities, and each layer is timed
+    in turns with the whole unpruned network. With a profile of a machine they are estimated and nothing is timed.
+    Bytes are those of the file that `Compiled.save` writes. Multiplications are counted. Both are exact.
+
+    Args:
+        example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
+        target: "this machine"; a profile of a machine, its name ("zen4-avx2") or file, or "calibrated" for the one that
+            `calibrate` cached here; a profile of a GPU, "h100-bf16", whose precision is fixed; or costs of this model,
+            or a file of them, measured on another machine.
+        granularities: of seconds: ``weights``, ``rows:N`` for groups of N rows that retain the same columns.
+        densities: at which seconds are measured, at least two; with scores, shares of the dense time.
+        scores: parameter name -> score of each weight, none below 0. Seconds are measured under masks that retain the
+            best of them instead of random ones. Costs then hold for such masks, which empty channels.
+        threads: that a call uses; None for `torch.get_num_threads()`.
+        precision: "fp32" or "bf16".
+        scope: weights that may be pruned; by default `ticketry.scope(model)`.
+        bases: of seconds: also time these (``eager``, ``onnxruntime`` …) beside the network, for budgets that are
+            shares of their latency.
+        say: called with the name of each step.
+
+    Raises:
+        UsageError: for bases where nothing is timed.
+        CostError: for costs of another model, or of other threads, precision or batch, or scores of other parameters
+            than those in scope.
+        EngineError: if the model cannot be captured, or is not on the CPU.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> costs.dense
+        4096.0
+        >>> costs.estimate(tk.prune(model, 0.25)).value
+        1024.0
+    """
+    chosen = scope or scope_of(model)
+    threads = threads or torch.get_num_threads()
+    if unit == "multiplications":
+        return multiplication_costs(chosen.sizes, count_multiplications(model, chosen, example_inputs))
+    if unit == "bytes":
+        return _file_costs(model, example_inputs, chosen)
+    source = _resolve_target(target, threads, precision)
+    if bases and source is not None:
+        raise UsageError(f"the latency of {', '.join(bases)} is measured on this machine: leave target or bases out")
+    if isinstance(source, MachineProfile | GpuProfile):
+        source.check(threads, precision)
+        estimator = Estimator(model, example_inputs, source, chosen)
+        amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE_AMOUNTS)
+        masks = mask_family(estimator, chosen, scores, amounts)
+        about = {**source.facts(), "batch": estimator.network.batch, "masks": masks.about}
+        return msgspec.structs.replace(build_costs(estimator, granularities, masks, about, say), spread=source.spread)
+    meter = Meter(model, example_inputs, threads, precision, chosen)
+    if source is not None:
+        return check_fits(source, meter)
+    costs = measure_costs(meter, granularities, mask_family(meter, chosen, scores, densities), say)
+    if not bases:
+        return costs
+    say("timing the bases of budgets")
+    return costs.scaled(1.0, bases={base: base_seconds(meter, check_base(base)) for base in bases})
+
+
+def load(path: str | Path) -> CostModel:
+    """Return the costs in a file that `CostModel.save` wrote.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        CostError: if it is missing or damaged.
+
+    Examples:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> tk.cost.load(costs.save(f"{tempfile.mkdtemp()}/costs.json")) == costs
+        True
+    """
+    return CostModel.load(path)
+
+
+def mask_family(
+    timer: Timer, scope: Scope, scores: Mapping[str, Tensor] | None, amounts: Sequence[float] | None = None
+) -> MaskFamily:
+    """Return the masks to time a network under: random ones, unless there are scores."""
+    if scores is None:
+        return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
+    if different := describe_name_difference(scores, scope):
+        raise CostError(f"scores are not of the parameters in scope: {different}")
+    for name, shape in scope.shapes.items():
+        if tuple(scores[name].shape) != tuple(shape):
+            raise CostError(f"scores of {name!r} have the shape {tuple(scores[name].shape)}, and it has {tuple(shape)}")
+    seconds = timer.dense_profile.layers
+    return ScoredMasks(scores, seconds, layouts_or_rows(timer.model, scope), tuple(amounts or SHARES))
+
+
+def _resolve_target(
+    target: str | Path | CostModel | MachineProfile | GpuProfile, threads: int, precision: str
+) -> CostModel | MachineProfile | GpuProfile | None:
+    """Return a profile, or costs of the model; None to measure the model."""
+    if isinstance(target, CostModel | MachineProfile | GpuProfile):
+        return target
+    if target == THIS_MACHINE:
+        return None
+    if target == CALIBRATED:
+        return cached_profile(Processor.here().vectors, threads, precision)
+    if isinstance(target, str) and target in profile_names():
+        return profile(target)
+    kind = _kind_of_file(Path(target))
+    if kind is None:
+        known = ", ".join(profile_names())
+        raise CostError(
+            f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({known}), nor a"
+            " file of costs or of a profile"
+        )
+    return MachineProfile.load(target) if kind == PROFILE else CostModel.load(target)
+
+
+def _kind_of_file(path: Path) -> str | None:
+    """Return the kind that a JSON file states; None if it cannot be read as one."""
+    try:
+        document = parse_json(content_of(path, most=1 << 26))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return str(document.get("kind")) if isinstance(document, dict) else None
+
+
+def why_elsewhere(costs: CostModel) -> str:
+    """Return why costs are not of this machine; empty if they are."""
+    other = another_machine(costs.about)
+    return other and f"the costs are of another machine ({other})"
+
+
+def check_fits(costs: CostModel, meter: Meter) -> CostModel:
+    """Return the costs. Raises `CostError` if they are not of the meter's model, threads, precision and batch."""
+    for name in meter.names:
+        if name not in costs.layers or costs.layers[name].weights != prod(meter.shape(name)):
+            raise CostError(f"the costs are of another model: {name!r} has none, or another size")
+    facts: Mapping[str, object] = {"threads": meter.threads, "precision": meter.precision, "batch": meter.batch}
+    for fact, value in facts.items():
+        if costs.about.get(fact, value) != value:
+            raise CostError(
+                f"the costs are of {fact} {costs.about[fact]}, and here it is {value}: measure them anew with"
+                f" tk.cost.model(model, example_inputs), or use {costs.about[fact]}"
+            )
+    return costs
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+_HALVINGS = range(2, 12)
+"""The curve of packed weights bends at a quarter of the numbers, an eighth, and so on."""
+
+_ROUNDING_BYTES = 2.0
+"""Bytes by which positions may exceed a line between two counts, because of rounding."""
+
+
+def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
+    """Return the costs in bytes of the file that `Compiled.save` writes."""
+    parameters = scope.parameters(model)
+    fixed, stored = stored_tensors(MaskedModel(model, example_inputs, parameters), parameters)
+    if other := [name for name, tensors in stored.items() if not tensors]:
+        raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
+    layers = {name: _packed_layer(parameters[name].numel(), tensors) for name, tensors in stored.items()}
+    return CostModel("bytes", layers, fixed, 0.0, {"of": "model.tk"})
+
+
+def _packed_layer(weights: int, tensors: list[StoredTensor]) -> LayerCost:
+    """Return the cost of a layer whose file entries are packed, unless all values take less.
+
+    Args:
+        weights: of the layer.
+        tensors: of the file that hold it; some have zeros beside it.
+    """
+
+    def packed(kept: int) -> float:
+        return sum(tensor.packed_bytes(kept) for tensor in tensors)
+
+    values = sum(tensor.number_bytes for tensor in tensors) * weights
+    dense = float(min(packed(weights), sum(tensor.dense_bytes for tensor in tensors)))
+    edges = {tensor.numbers >> halvings for tensor in tensors for halvings in _HALVINGS} | {0}
+    points = [
+        (kept / weights, packed(kept) + _ROUNDING_BYTES)
+        for kept in sorted(edges)
+        if kept <= weights and packed(kept) + _ROUNDING_BYTES < dense
+    ]
+    full = 1 - (packed(weights) - dense) / values  # above a quarter, positions take as much as for all weights
+    if points and points[-1][0] < full < 1:
+        points.append((full, dense))
+    points = [*points, (1.0, dense)] if points else [(0.0, dense), (1.0, dense)]
+    return LayerCost(weights, dense, {FINEST: Curve(*zip(*points, strict=True))})

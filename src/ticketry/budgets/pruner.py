@@ -1,0 +1,271 @@
+"""Masks under a budget of costs: for searches, controls, and comparisons at equal cost.
+
+The default allocation weighs each score against its price. The others are what it is compared with, at the same budget
+instead of the same density: one threshold over all layers (global magnitude), uniform and ERK densities, random masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, check_floor
+from ticketry.budgets.cost_model import CostModel, Prices, mask_cost, required_budget
+from ticketry.budgets.granularity import FINEST, in_blocks, single_granularity
+from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outside
+from ticketry.core.allocate import allocate, global_counts, layer_counts
+from ticketry.core.layer_minimum import candidates
+from ticketry.core.mask import Mask
+from ticketry.core.prune import densities, while_pruning_to
+from ticketry.core.scope import Scope
+from ticketry.core.score import Score, ScoreInputs, get
+from ticketry.core.score._measure import kept_batches, measures_at_mask, scores_in
+from ticketry.core.structure.layout import layouts, layouts_or_rows
+from ticketry.core.structure.pattern import check_distribution, share_of
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry_engine.support.seeds import generator
+
+
+def allocate_budget(
+    scores: Mapping[str, Tensor],
+    prices: Prices,
+    share: float | str,
+    *,
+    distribution: str = "global",
+    weighed: bool = True,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+    what: str = "multiplications",
+) -> Mask:
+    """Return the mask of a budget: a pure function of its arguments. Ties go to the earlier weight.
+
+    Args:
+        scores: parameter name -> score of each weight.
+        prices: cost of a weight; or costs of layers, whose share is of the whole network's.
+        share: of the cost of all these weights together, 0 < share <= 1 or "25%"; the mask never costs more.
+        distribution: ``global``, or how retained weights are spread over the layers, see `core.allocate`. The mask then
+            retains as many weights as the budget pays for.
+        weighed: for ``global``, whether scores are weighed against prices (most score for the budget) or the highest
+            scores are retained as under a density.
+        within: a mask of the candidates.
+        keep_at_least: best weights that every layer retains.
+        what: name of the cost, for errors.
+
+    Raises:
+        UsageError: for a share outside (0, 1].
+        LayerCollapseError: if a layer would be left empty, with the least share that avoids it; if the budget does not
+            pay for `keep_at_least` weights in each layer, with the floor and the layer that makes most of it.
+    """
+    check_distribution(distribution)
+    if isinstance(prices, CostModel):
+        amount = prices.budget(share)
+        if weighed and distribution == "global":
+            return _allocate_by_hulls(scores, prices, amount, within, keep_at_least)
+        return _allocate_by_rule(scores, prices, amount, distribution, within, keep_at_least)
+    wanted = share_of(share)
+    if not 0 < wanted <= 1:
+        raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
+    sizes = {name: score.numel() for name, score in scores.items()}
+    available = candidates({name: tuple(score.shape) for name, score in scores.items()}, within)
+    budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what, available=available)
+    if weighed and distribution == "global":
+        return allocate_multiplications(scores, prices, wanted, within=within, keep_at_least=keep_at_least)
+    try:
+        return _allocate_by_rule(scores, prices, budget, distribution, within, keep_at_least)
+    except LayerCollapseError as error:
+        raise error.with_prefix(f"{wanted:g} of the {what}, distribution {distribution}") from None
+
+
+def budget_pruner(
+    model: nn.Module,
+    scope: Scope,
+    prices: Prices,
+    *,
+    score: str | Score = "magnitude",
+    within: Mask | None = None,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    regrow: bool = False,
+    inputs: ScoreInputs | None = None,
+    structure: str = "none",
+    by_value: bool = False,
+    **rule: Any,
+) -> Callable[[float], Mask]:
+    """Return a function from a share of the budget to a mask by the model's scores, as `prune` does for densities.
+
+    A budget that is met by measurement needs several shares; scores of the unpruned model are computed once.
+
+    Args:
+        model: with the weights.
+        scope: candidates for pruning.
+        prices: see `allocate_budget`.
+        score: name or function.
+        within: a mask of the candidates.
+        iterations, schedule, regrow: as of `prune`; intermediate shares are of the budget.
+        inputs: what the score needs.
+        structure: ``auto`` to choose a granularity for each layer among those that costs in seconds have, or one for
+            all layers, see `layer_choice`. Blocks are worth what `within` retains of them, and are retained whole. The
+            score should be additive.
+        by_value: choose single weights by the value of layers, see `layer_choice.allocate_worth`. Of the rules of
+            `allocate_budget` only `keep_at_least` applies. The score should be additive.
+        rule: options of `allocate_budget`.
+    """
+    function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
+    if regrow and not measures_at_mask(function):
+        raise UsageError("regrow needs a score that rates removed weights, by the option `at`")
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
+
+    @cache
+    def first_scores() -> dict[str, Tensor]:
+        return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
+
+    only = single_granularity(structure)
+    known = (layouts_or_rows if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
+
+    def prune(share: float) -> Mask:
+        mask = within
+        for target in densities(share, iterations, schedule):
+            scores = first_scores() if mask is within else scores_in(function, model, scope, mask, inputs)
+            among = within if regrow else mask
+            if in_blocks(structure):
+                assert isinstance(prices, CostModel)
+                choice = LayerChoice(zero_outside(scores, among), prices, known, only=only)
+                mask = choice.within(prices.budget(target)).mask
+                continue
+            with while_pruning_to(target, share, "a share of"):
+                if by_value:
+                    mask = _allocate_by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
+                else:
+                    mask = allocate_budget(scores, prices, target, within=among, **rule)
+        assert mask is not None
+        return mask
+
+    return prune
+
+
+def _allocate_by_value(
+    scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int
+) -> Mask:
+    """Return the mask of single weights whose layers have the most value together."""
+    if isinstance(prices, CostModel):
+        choice = LayerChoice(scores, prices, only=FINEST, least=max(least, 1), among=within)
+        return choice.within(prices.budget(share)).mask
+    return allocate_worth(scores, prices, share, within=within, keep_at_least=least)
+
+
+def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
+    """Return a random mask of the same cost, up to less than one weight; no layer is left empty.
+
+    Args:
+        like: the mask whose cost is met.
+        prices: see `allocate_budget`.
+        seed: of the random scores.
+        distribution: of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``.
+    """
+    scores = {
+        name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
+        for index, (name, shape) in enumerate(like.shapes.items())
+    }
+    return _allocate_by_rule(scores, prices, mask_cost(like, prices), distribution, None, 1)
+
+
+_HALVINGS = 20
+"""Bisections of the budget for the hulls: to a millionth."""
+
+
+def _allocate_by_hulls(
+    scores: Mapping[str, Tensor], costs: CostModel, amount: float, within: Mask | None, least: int
+) -> Mask:
+    """Return the mask with the most score whose exact cost is within the amount, found by convex hulls of curves.
+
+    Where a curve is above its hull (a kernel that is not faster at half of its weights), the exact cost is higher than
+    what the hulls pay, so that they get less.
+    """
+    curves, left = costs.curves(), costs.left_for(scores, amount)
+    in_words = partial(required_budget, costs)
+    found = allocate_cost(scores, curves, left, within=within, keep_at_least=least, in_words=in_words)
+    if mask_cost(found, costs) <= amount:
+        return found
+    low, high, best = costs.left_for(scores, costs.floor), left, None
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        try:
+            found = allocate_cost(scores, curves, middle, within=within, keep_at_least=least)
+        except (LayerCollapseError, UsageError):
+            low = middle  # too little for a weight in each layer
+            continue
+        if mask_cost(found, costs) <= amount:
+            low, best = middle, found
+        else:
+            high = middle
+    if best is None:
+        raise LayerCollapseError(
+            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse)",
+            "ask for more, spare layers",
+            keep="keep a weight in each",
+        )
+    return best
+
+
+def _allocate_by_rule(
+    scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None, least: int
+) -> Mask:
+    """Return the mask with as many weights as the budget pays for, by a rule that ignores prices."""
+    total = sum(score.numel() for score in scores.values())
+    count = _count_affordable(scores, prices, budget, distribution, within)
+    while True:
+        mask = allocate(scores, count / total, distribution=distribution, within=within, keep_at_least=least)
+        over = mask_cost(mask, prices) - budget
+        if over <= 0:
+            return mask
+        # Minimums of layers came on top, or a fraction was rounded up.
+        count -= max(1, int(over // max(prices.values())) if not isinstance(prices, CostModel) else count // 1000)
+
+
+def _count_affordable(
+    scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None
+) -> int:
+    """Return the number of weights that a rule can retain for the budget, without minimums."""
+    if not isinstance(prices, CostModel) and distribution == "global":
+        values = torch.cat([_candidate_scores(scores, name, within) for name in scores])
+        price = torch.cat([torch.full((score.numel(),), prices[name]) for name, score in scores.items()])
+        order = values.argsort(descending=True, stable=True)
+        costs = price[order[values[order] > -torch.inf]].cumsum(0)
+        return int(torch.searchsorted(costs, budget, right=True))
+    available = {name: score.numel() if within is None else int(within[name].sum()) for name, score in scores.items()}
+    if not isinstance(prices, CostModel):
+
+        def price_of(count: int) -> float:
+            shares = layer_counts(scores, available, count, distribution, ())
+            return sum(prices[name] * kept for name, kept in shares.items())
+
+        return _last(lambda count: price_of(count) <= budget, sum(available.values()))
+    values_of = {name: _candidate_scores(scores, name, within) for name in scores}
+    finite = {name: part[part > -torch.inf] for name, part in values_of.items()}
+    left = prices.left_for(scores, budget)
+
+    def cost(count: int) -> float:
+        shares = layer_counts(scores, available, count, distribution, ()) or global_counts(finite, count)
+        return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
+
+    return _last(lambda count: cost(count) <= left, sum(available.values()))
+
+
+def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
+    """Return float64 [n]: scores, and -inf for weights that are not candidates."""
+    values = scores[name].detach().cpu().flatten().double()
+    return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
+
+
+def _last(holds: Callable[[int], bool], most: int) -> int:
+    """Return the last number up to `most` for which a monotonic condition holds that holds for 0."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

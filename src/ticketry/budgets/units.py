@@ -1,0 +1,129 @@
+"""Units of costs, amounts as users write them, and the base of a latency budget. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+from typing import Literal, get_args
+
+from ticketry.choices import check_choice
+from ticketry.errors import UsageError
+
+Unit = Literal["seconds", "bytes", "multiplications"]
+
+_UNITS: dict[Unit, dict[str, float]] = {
+    "seconds": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "bytes": {"B": 1.0, "kB": 1e3, "KB": 1e3, "KiB": 2.0**10, "MB": 1e6, "MiB": 2.0**20, "GB": 1e9, "GiB": 2.0**30},
+    "multiplications": {"": 1.0, "M": 1e6, "G": 1e9},
+}
+_EXAMPLES: dict[Unit, str] = {"seconds": '"5ms"', "bytes": '"2MB"', "multiplications": '"50M"'}
+_PRINTED: dict[Unit, tuple[tuple[float, str], ...]] = {
+    "seconds": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")),
+    "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "multiplications": ((1e9, "G"), (1e6, "M"), (1.0, "")),
+}
+_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
+
+
+def parse_amount(text: float | str, unit: Unit, dense: float) -> float:
+    """Return a budget in `unit`; a share (0.3 or "30%") is multiplied by `dense`. Raises `UsageError` if invalid."""
+    number, is_share = parse_share_or_amount(text, unit)
+    return number * dense if is_share else number
+
+
+def parse_share_or_amount(text: float | str, unit: Unit) -> tuple[float, bool]:
+    """Return a share of the dense network's cost, or an amount in `unit`, and whether it is a share.
+
+    Raises:
+        UsageError: if it is neither.
+
+    >>> parse_share_or_amount("30%", "seconds"), parse_share_or_amount("5ms", "seconds")
+    ((0.3, True), (0.005, False))
+    """
+    wrong = UsageError(
+        f"a budget of {unit} is a share of the dense network's, 0 < share <= 1 (0.3, 30%), or an amount such as"
+        f" {_EXAMPLES[unit]}, not {text!r}"
+    )
+    if isinstance(text, str):
+        match = _AMOUNT.fullmatch(text)
+        if match is None:
+            raise wrong
+        try:
+            number = float(match[1])
+        except ValueError:
+            raise wrong from None
+        if match[2] and match[2] != "%":
+            if match[2] not in _UNITS[unit] or not number > 0:
+                raise wrong
+            return number * _UNITS[unit][match[2]], False
+        text = number / 100 if match[2] else number
+    if isinstance(text, bool) or not isinstance(text, int | float) or not 0 < text <= 1:
+        raise wrong
+    return text, True
+
+
+def format_cost(value: float, unit: Unit) -> str:
+    """Return a cost with three digits and a suitable prefix: "5.4 ms"."""
+    size, name = next((each for each in _PRINTED[unit] if abs(value) >= each[0]), _PRINTED[unit][-1])
+    return f"{value / size:.3g} {name}".strip()
+
+
+def format_cost_above(value: float, unit: Unit) -> str:
+    """Return a cost rounded up to three digits: a budget that a user can copy and that suffices."""
+    step = 10.0 ** (floor(log10(value)) - 2)
+    return format_cost(ceil(value / step * (1 - 1e-12)) * step, unit)
+
+
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows as aligned text, with a line below the first row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+Base = Literal["eager", "torch.compile", "onnxruntime", "openvino", "engine"]
+EAGER: Base = "eager"
+ENGINE: Base = "engine"
+BASES: tuple[str, ...] = get_args(Base)
+"""Engines that run the unpruned model; ``engine`` is the model compiled by ticketry."""
+
+
+def check_base(base: str) -> str:
+    """Return the base. Raises `UsageError` if it is unknown."""
+    check_choice("base", base, BASES)
+    return base
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds of one call: of the base, of the unpruned compiled model, and as requested.
+
+    Examples:
+        >>> from ticketry.budgets.units import Latencies
+        >>> print(Latencies("eager", now=10.9e-3, unpruned=2.1e-3, requested=5.4e-3))
+        now 10.9 ms (eager), compiled without pruning 2.1 ms, requested 5.4 ms: no pruning needed
+        >>> print(Latencies("engine", now=2.1e-3, unpruned=2.1e-3, requested=1.05e-3))
+        compiled without pruning 2.1 ms, requested 1.05 ms
+    """
+
+    base: str
+    """One of `BASES`."""
+    now: float
+    """Latency of the base, timed in turns with `unpruned`."""
+    unpruned: float
+    """Latency of the model compiled by ticketry without pruning."""
+    requested: float
+
+    @property
+    def met_unpruned(self) -> bool:
+        """Whether the compiled unpruned model meets the budget."""
+        return self.requested >= self.unpruned
+
+    def __str__(self) -> str:
+        now = "" if self.base == ENGINE else f"now {format_cost(self.now, 'seconds')} ({self.base}), "
+        return (
+            f"{now}compiled without pruning {format_cost(self.unpruned, 'seconds')}, requested"
+            f" {format_cost(self.requested, 'seconds')}{': no pruning needed' if self.met_unpruned else ''}"
+        )

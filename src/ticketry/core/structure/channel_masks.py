@@ -1,0 +1,313 @@
+"""Masks of whole coupled channels at a density or under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticketry.budgets.allocation import parse_flops
+from ticketry.budgets.granularity import CHANNELS
+from ticketry.budgets.request import Request, score_finder
+from ticketry.budgets.units import EAGER, ENGINE
+from ticketry.core.mask import Mask
+from ticketry.core.prune import densities, while_pruning_to
+from ticketry.core.scope import Patterns, Scope, as_names
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import Loss, Score, ScoreInputs
+from ticketry.core.score._measure import kept_batches
+from ticketry.core.structure.channel_choice import ChannelOptions, ChannelOrder, ChannelPath, Choice, out_of_scope
+from ticketry.core.structure.channel_scores import check_channel_score
+from ticketry.core.structure.coupling import ChannelGroup, Structure
+from ticketry.core.structure.model_copies import Inputs
+from ticketry.core.structure.pattern import check_density
+from ticketry.core.structure.removal_trial import tried_structure
+from ticketry.core.weight_uses import countable_parameters, times_used
+from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+
+
+def check_budget(
+    budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
+) -> tuple[str, float | str] | None:
+    """Return the name and amount of the only budget; None if a density is requested.
+
+    Raises:
+        UsageError: for several budgets, a budget beside a density, or a base without a latency budget.
+    """
+    given = [(name, amount) for name, amount in budgets.items() if amount is not None]
+    if base != EAGER and "time" not in dict(given):
+        raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
+    beside = [name for name, value in (("density", density), ("sparsity", sparsity)) if value is not None]
+    if len(given) + len(beside) > 1:
+        named = " and ".join([name for name, _ in given] + beside)
+        raise UsageError(f"give one of density, sparsity, time, flops and bytes, not {named}")
+    return given[0] if given else None
+
+
+def channels_for(
+    model: nn.Module,
+    example_inputs: Any,
+    unit: str,
+    amount: float | str,
+    *,
+    base: str,
+    score: str | Score | None,
+    scope: Scope,
+    within: Mask | None,
+    inputs: ScoreInputs,
+    options: ChannelOptions,
+) -> Mask:
+    """Return the mask of whole channels for a budget.
+
+    Args:
+        model, example_inputs, base, scope, within: as of `channels`.
+        unit: time, flops or bytes.
+        amount: a share of the unpruned model's cost or of the base's latency, or an amount.
+        score: of weights or channels; by default the change of the loss, or of the outputs without a loss.
+        inputs: of the score.
+        options: how channels are chosen.
+    """
+
+    def by_weights() -> dict[str, Tensor]:
+        if options.scores is not None:
+            return {}
+        return score_finder(None, model, scope, within, inputs, CHANNELS, example_inputs)()
+
+    if score is not None:
+
+        def scored(choice: Choice) -> list[Tensor]:
+            return choice.scores(within, inputs, score=score, reduce="sum")
+
+        options = ChannelOptions(options.order, options.spare, options.known, scored)
+    if unit == "flops":
+        return _multiplications(model, example_inputs, amount, scope, within, options, by_weights)
+    from ticketry.budgets.latency import mask_for
+
+    request = Request(
+        model=model,
+        example_inputs=example_inputs,
+        scope=scope,
+        unit="seconds" if unit == "time" else "bytes",
+        amount=amount,
+        scores=by_weights,
+        structure=CHANNELS,
+        within=within,
+        base=base if unit == "time" else ENGINE,
+        channels=options,
+    )
+    return mask_for(request)
+
+
+def _multiplications(
+    model: nn.Module,
+    example_inputs: Any,
+    amount: float | str,
+    scope: Scope,
+    within: Mask | None,
+    options: ChannelOptions,
+    by_weights: Any,
+) -> Mask:
+    """Return the densest mask of whole channels with at most a share of the multiplications of the layers in scope."""
+    share, parameters = parse_flops(amount), scope.parameters(model)
+    prices = times_used(model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs)
+    assert options.known is not None
+    choice = Choice(model, options.known(), scope)
+    if within is not None:
+        choice.check_within(within)
+    scores = options.scores(choice) if options.scores else choice.sums(by_weights())
+    path = ChannelPath(choice, scores, {name: float(price) for name, price in prices.items()}, options.order, within)
+    return path.mask(path.step_within(share * path.dense))
+
+
+@entry_point()
+def channel_groups(
+    model: nn.Module, example_inputs: Inputs, *, spare: Patterns = (), scope: Scope | None = None
+) -> tuple[ChannelGroup, ...]:
+    """Return all groups of coupled channels of `model`; groups that stay have a reason.
+
+    A copy runs on the example inputs while every index of every parameter is traced through each operation: additions,
+    concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then some channels of each
+    group are removed on trial. A group stays if its removal breaks the model or changes its outputs, or if a weight
+    outside of the scope produces it. `channels` removes exactly the groups that are prunable here.
+
+    Args:
+        model: is not changed.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
+        spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not traced: all channels that enter or
+            leave them stay. For modules whose control flow depends on activations.
+        scope: candidates of `channels`, by default `ticketry.scope(model)`.
+
+    Raises:
+        ScopeError: if the model has no scope, see `ticketry.scope`.
+        UsageError: if a pattern of `spare` matches no module.
+        StructureError: if the model does not run on the inputs, or the control flow of a module depends on activations.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> for group in tk.structure.channel_groups(model, torch.randn(2, 3, 8, 8)):
+        ...     print(group.name, group.size, group.prunable, group.reason)
+        0 16 True
+        0 (inputs) 3 False it meets a width that stays, as that of inputs (in 0)
+        3 8 False it is an output of the model
+    """
+    structure = tried_structure(model, example_inputs, spare)
+    known = scope_of(model) if scope is None else scope
+    why = {i: group.reason or out_of_scope(group, structure.roles, known) for i, group in enumerate(structure.groups)}
+    return structure.staying(why).groups
+
+
+@entry_point()
+def channels(
+    model: nn.Module,
+    example_inputs: Inputs | Callable[[], Structure],
+    density: float | str | None = None,
+    *,
+    sparsity: float | str | None = None,
+    time: float | str | None = None,
+    base: str = EAGER,
+    flops: float | str | None = None,
+    bytes: float | str | None = None,
+    score: str | Score | None = None,
+    reduce: str = "mean",
+    distribution: str = "global",
+    scope: Scope | None = None,
+    within: Mask | None = None,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    spare: Patterns = (),
+) -> Mask:
+    """Return a mask of whole coupled channels, which `shrink` can take out.
+
+    The mask has the weights in scope and all other parameters of channels (biases, norm scales and shifts). A removed
+    channel is removed from all of them, and from the weights of all later layers that read it, so that it is exactly 0
+    everywhere. The density is of all these tensors, and is met as closely as whole channels permit.
+
+    Args:
+        model: is not changed.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; or a function that returns
+            the model's structure, which takes most of the time to find.
+        density: fraction retained, 0 < density <= 1, or "10%".
+        sparsity: share removed, instead of density.
+        time: latency budget on this machine instead of density: a share of the base's latency (0.5, "50%") or an amount
+            ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned model meets it
+            once compiled, no channel is removed and a `BudgetWarning` says so.
+        base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino`` or ``engine``.
+        flops: largest share of the multiplications of the layers in scope, instead of density.
+        bytes: share of the model file that `Compiled.save` writes, or an amount ("2MB"), instead of density. Under
+            these budgets channels are removed by importance per cost saved.
+        score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
+            norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
+            c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
+            Rachwan et al. 2022), ``activation``, ``activation_l2`` (mean |value|, root mean square of the inputs of
+            later layers), ``apoz`` (share of these inputs that are not 0; Hu et al. 2016), or any score of weights, by
+            name or as a function, summed over each channel. The prefixes ``inverted:`` and ``shuffled:`` negate or
+            permute the scores within groups, as controls. By default ``l1``, or under a budget the importance of
+            `prune`: change of the loss, or of the outputs without a loss.
+        reduce: ``mean`` over a channel's weights (worth per weight) or their ``sum``. Gates and activations ignore it.
+        distribution: ``global``: one ranking of all channels; ``uniform``: each group retains the same share.
+        scope: candidates, by default `ticketry.scope(model)`. Channels that a layer outside of it produces stay.
+        within: such a mask to continue from: channels that it removes stay removed (and count), and scores are of the
+            network that it leaves. If it has the density already, it is returned unchanged.
+        keep_at_least: channels that each group retains for any scores.
+        multiple: channels are removed in blocks, so that each group that loses any retains a multiple of this number.
+            Processors compute in blocks too: with 16, a step in bf16 saves nearly as much time as FLOPs.
+        iterations: pruning steps, each by the scores of the network that the one before leaves, on the same batches.
+        schedule: densities of the steps, exponential or halving: see `prune.densities`.
+        batches, loss, seed: what the score needs, if anything. Gradients are computed as in `ticketry.score`: in
+            evaluation mode, but with batch statistics in norms.
+        spare: modules that are not traced, see `channel_groups`.
+
+    Raises:
+        UsageError: for a density outside (0, 1], an unknown score or option.
+        MaskError: if `within` is not such a mask.
+        ScoreError: if the scores are not finite or all 0, or an operation lacks the derivatives that they need.
+        StructureError: if the model cannot be traced or has no channels that can be removed.
+        LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group, before
+            anything is scored.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> mask["0.weight"].any(dim=1).sum(), mask["0.bias"].sum()
+        (tensor(4), tensor(4))
+        >>> mask.kept, mask.total
+        (28, 56)
+    """
+    order = ChannelOrder(distribution, keep_at_least, multiple)
+    if score is not None:
+        check_channel_score(score)
+    if budget := check_budget({"time": time, "flops": flops, "bytes": bytes}, base, density, sparsity):
+        if callable(example_inputs) or iterations > 1 or distribution != "global":
+            raise UsageError(
+                f"{budget[0]} is met in one cut by one ranking of all channels, for a call with example inputs: leave"
+                " iterations and distribution out, and give inputs"
+            )
+        return channels_for(
+            model,
+            example_inputs,
+            *budget,
+            base=base,
+            score=score,
+            scope=scope_of(model) if scope is None else scope,
+            within=within,
+            inputs=ScoreInputs(batches, loss, seed),
+            options=ChannelOptions(order, as_names(spare), partial(tried_structure, model, example_inputs, spare)),
+        )
+    wanted, score = check_density(density, sparsity), score or "l1"
+    known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)
+    choice = Choice(model, known, scope_of(model) if scope is None else scope)
+    if within is not None:
+        choice.check_within(within)
+    choice.check_reachable(within, wanted, order)
+    initial = 1.0 if within is None else max(within.density, wanted)
+    inputs = ScoreInputs(batches, loss, seed)
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
+    mask = within
+    for target in densities(wanted, iterations, schedule, initial=initial):
+        scores = choice.scores(mask, inputs, score=score, reduce=reduce)
+        with while_pruning_to(target, wanted):
+            mask = choice.cut(scores, mask, target, order)
+    assert mask is not None
+    return mask
+
+
+def check_channels(
+    model: nn.Module,
+    structure: Structure,
+    density: float,
+    *,
+    scope: Scope,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+) -> None:
+    """Raise what `channels` raises if it cannot reach a density for any scores."""
+    order = ChannelOrder("global", keep_at_least, multiple)
+    Choice(model, structure, scope).check_reachable(None, check_density(density), order)
+
+
+def cut_channels(
+    model: nn.Module,
+    structure: Structure,
+    scores: Sequence[Tensor],
+    density: float,
+    *,
+    scope: Scope | None = None,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+) -> Mask:
+    """Return `channels` for given scores, one tensor [channels] for each group that may lose channels."""
+    order = ChannelOrder("global", keep_at_least, multiple)
+    choice = Choice(model, structure, scope_of(model) if scope is None else scope)
+    if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:
+        raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
+    choice.check_numbers(scores)
+    return choice.cut(list(scores), None, check_density(density), order)

@@ -1,1 +1,0 @@
-"""Masks of whole coupled channels: by scores of channels, or refilled from an unstructured mask."""

@@ -1,0 +1,477 @@
+"""Groups of coupled channels, found by following every index of every parameter through one run of a model.
+
+The model runs on real numbers under a dispatch mode that sees each ATen operation. A rule for each operation says which
+labels become one channel and which must stay. An operation without a rule freezes everything that flows into it. So
+channels that are left free can be removed from all tensors at once without changing anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from ticketry.core.scope import normal_name
+from ticketry.core.structure import layer_rules, shape_rules
+from ticketry.core.structure.layout import Roles, roles
+from ticketry.core.structure.model_copies import (
+    Arguments,
+    EagerMode,
+    fresh,
+    plain_operations,
+    run_model,
+    sharing,
+)
+from ticketry.core.structure.trace import (
+    NO_CHANNEL,
+    Axes,
+    Call,
+    Ids,
+    Provenance,
+    Rule,
+    Site,
+    Trace,
+    outputs_of,
+    unknown,
+)
+from ticketry.errors import ControlFlowError, StructureError
+
+
+def follow(
+    twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
+) -> Trace:
+    """Trace a copy of `twin` in evaluation and in training mode.
+
+    Args:
+        twin: see `twin_of`; it is not changed.
+        arguments: of a call.
+        choices: see `Trace.choices`.
+        spared: names of modules that are not traced.
+
+    Raises:
+        StructureError: if the model does not run on the arguments, or decides by activations what to run.
+    """
+    found = Trace(sharing(twin), choices=choices, spared=spared)
+    _label(found)
+    _run(found, arguments, training=False)
+    unused = _unused(found)
+    try:
+        _run(found, arguments, training=True)
+    except StructureError:  # a batch norm of one example and one pixel has no variance
+        if unused:
+            raise
+    for name in _unused(found):
+        for (other, _), ids in found.tensors.items():
+            if other == name:
+                found.labels.freeze(ids, "the model does not use it on the example inputs")
+    return found
+
+
+def _label(found: Trace) -> None:
+    tensors = {**dict(found.model.named_parameters()), **dict(found.model.named_buffers())}
+    parameters = {id(parameter) for parameter in found.model.parameters()}
+    for name, tensor in tensors.items():
+        labels = [found.labels.new(size) if size > 1 else None for size in tensor.shape]
+        found.tensors |= {
+            (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
+        }
+        found.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
+        if id(tensor) in parameters:
+            found.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
+    found.labels.name_all()
+    for name, module in found.model.named_modules():
+        _tie(found, name, module)
+        if name in found.spared:
+            for parameter in module.parameters():
+                found.freeze_axes(found.book.get(parameter), range(parameter.dim()), f"{name} is spared")
+
+
+def _tie(found: Trace, name: str, module: nn.Module) -> None:
+    """Apply constraints of a module's class on its parameters."""
+    if isinstance(module, nn.MultiheadAttention):
+        why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"
+        for parameter in module.parameters():
+            found.freeze_axes(found.book.get(parameter), range(parameter.dim()), why)
+    if isinstance(module, _ConvNd):
+        for ids in found.book.get(module.weight).labels[2:]:
+            if ids is not None:
+                found.labels.freeze(ids, NO_CHANNEL)
+    if isinstance(module, nn.RNNBase):
+        _tie_recurrent(found, module)
+
+
+def _tie_recurrent(found: Trace, module: nn.RNNBase) -> None:
+    """Unite unit j of every layer, direction and gate: a recurrent module has one hidden size."""
+    first = found.book.get(_tensor(module, "weight_hh_l0")).labels[0]
+    assert isinstance(module.hidden_size, int)
+    if first is None:
+        return
+    units = first[: module.hidden_size]
+    for name, parameter in module.named_parameters(recurse=False):
+        labels = found.book.get(parameter).labels
+        if "weight_hr" in name:
+            found.join(found.book.get(_tensor(module, "weight_hr_l0")).labels[0], labels[0])
+        elif labels[0] is not None:
+            found.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    value = getattr(module, name)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
+    found.model.train(training)
+    found.stack.clear()
+    arguments = fresh(arguments)
+    for value in tree_flatten(arguments)[0]:
+        if isinstance(value, Tensor):
+            found.book.set(value, Axes.plain(value.dim()))
+    found.provenance = Provenance.from_arguments(arguments)
+    with ExitStack() as exits:
+        names = {id(module): name for name, module in found.model.named_modules()}
+
+        def enter(module: nn.Module, arguments: object) -> None:
+            if id(module) in names:
+                found.stack.append(names[id(module)])
+
+        def leave(module: nn.Module, arguments: object, outputs: object) -> None:
+            if id(module) in names:
+                found.stack.pop()
+
+        exits.callback(register_module_forward_pre_hook(enter).remove)
+        exits.callback(register_module_forward_hook(leave, always_call=True).remove)
+        exits.enter_context(plain_operations(found.model))
+        exits.enter_context(_Watch(found))
+        exits.enter_context(_WatchAttention(found))
+        outputs = run_model(found.model, arguments)
+    found.stack.clear()
+    for value in outputs:
+        axes = found.book.get(value)
+        found.freeze_axes(axes, range(value.dim()), "it is an output of the model")
+
+
+RULES: dict[str, Rule] = {
+    **shape_rules.RULES,
+    **layer_rules.RULES,
+}
+"""Name of an operation, see `Call` -> its rule."""
+
+READS = ("_local_scalar_dense", "equal")
+"""Operations that return values to Python: `if x.sum() > 0`, `x.item()`, `torch.equal`."""
+
+PACKING = ("_pack_padded_sequence", "_pad_packed_sequence")
+"""Operations that return sequences and their lengths."""
+
+
+def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
+    model = type(t.model).__name__
+    advice = f"spare=({t.running!r},) spares it: all channels that enter or leave it stay"
+    if not t.running:
+        advice = "move that decision into a module of its own, whose name `spare=` then takes"
+    return ControlFlowError(
+        f"{model} looks at its activations to decide what to do ({call.func} in {t.running or model}): what it would do"
+        f" with other inputs cannot be followed; {advice}",
+        t.running,
+    )
+
+
+class _Watch(EagerMode):
+    """Applies a rule to every operation of a run."""
+
+    def __init__(self, found: Trace) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._trace = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        t, call = self._trace, Call.from_dispatch(func, args, dict(kwargs or {}))
+        tensors = call.tensors
+        for tensor in tensors:
+            if tensor.layout == torch.strided:
+                t.seen.add(tensor.untyped_storage().data_ptr())
+        rule = RULES.get(call.name)
+        if t.sparing is not None:
+            rule = unknown
+        elif call.name in READS and t.provenance.activation(tensors):
+            raise _control_flow_error(t, call)
+        elif rule is None:
+            rule = layer_rules.pointwise if torch.Tag.pointwise in func.tags else unknown
+        result = rule(t, call)
+        outputs = outputs_of(result)
+        t.provenance.computed(tensors, outputs)
+        t.note_derived(tensors, outputs)
+        if call.name in PACKING:  # lengths of sequences depend on no activation
+            t.provenance.computed(tensors[1:], outputs[1:])
+        return result
+
+
+class _WatchAttention(TorchFunctionMode):
+    """Notices attention that takes its scale from a width, before it is decomposed into products and a softmax."""
+
+    def __init__(self, found: Trace) -> None:
+        super().__init__()
+        self._trace = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention and named.get("scale") is None:
+            query, key = (*args, *(named[name] for name in ("query", "key") if name in named))[:2]
+            layer_rules.freeze_scaled(self._trace, self._trace.book.get(query), self._trace.book.get(key))
+        return func(*args, **named)
+
+
+def _unused(found: Trace) -> list[str]:
+    """Return the parameters that no operation has read."""
+    return [
+        normal_name(name)
+        for name, parameter in found.model.named_parameters()
+        if parameter.untyped_storage().data_ptr() not in found.seen
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One dimension of one tensor in which a group has its channels.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hidden = next(group for group in tk.structure.channel_groups(model, torch.randn(2, 4)) if group.prunable)
+        >>> member = hidden.parameters[0]
+        >>> member.name, member.dim, member.indices[:3]
+        ('0.weight', 0, ((0,), (1,), (2,)))
+    """
+
+    name: str
+    """Name of a parameter or buffer."""
+    dim: int
+    """The dimension."""
+    array: Ids
+    """Indices of each channel along `dim` [channels, indices]."""
+    buffer: bool = False
+    """Whether it is a buffer, such as a running mean."""
+
+    @cached_property
+    def indices(self) -> tuple[tuple[int, ...], ...]:
+        """`array` as tuples."""
+        return tuple(map(tuple, self.array.tolist()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return self.name, self.dim, self.array.shape, self.array.tobytes(), self.buffer
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels in the same dimensions of the same tensors.
+
+    Channel i is `indices[i]` of every member and can only be removed from all of them together. Channels of one layer
+    are in different groups if different tensors read them, as after a concatenation.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hidden = next(group for group in tk.structure.channel_groups(model, torch.randn(2, 4)) if group.prunable)
+        >>> hidden.name, hidden.size
+        ('0', 8)
+        >>> [(member.name, member.dim) for member in hidden.parameters]
+        [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
+        >>> [member.name for member in hidden.within([("2.weight", 1)])]
+        ['2.weight']
+    """
+
+    name: str
+    """Name of the first layer that produces the channels, or of one that reads them with "(inputs)" added."""
+    members: tuple[Member, ...]
+    """All parameters and buffers with these channels."""
+    size: int
+    """Number of channels."""
+    reason: str = ""
+    """Why its channels cannot be removed; empty if they can."""
+    residual: bool = False
+    """Whether they are sums over several layers: a residual stream."""
+
+    @property
+    def prunable(self) -> bool:
+        return not self.reason
+
+    @property
+    def parameters(self) -> tuple[Member, ...]:
+        """Members in parameters."""
+        return tuple(member for member in self.members if not member.buffer)
+
+    def within(self, places: Collection[tuple[str, int]]) -> list[Member]:
+        """Return the parameters' members in some (name, dimension) places, such as `Roles.outputs`."""
+        return [member for member in self.parameters if (member.name, member.dim) in places]
+
+    def __repr__(self) -> str:
+        end = "" if self.prunable else f", stays: {self.reason}"
+        return f"ChannelGroup({self.name!r}, {self.size} channels, {len(self.members)} members{end})"
+
+
+@dataclass(frozen=True)
+class ChannelCount:
+    """An attribute of a module that counts units: after pruning, those with a channel left."""
+
+    module: str
+    attribute: str
+    units: tuple[tuple[int, int] | None, ...]
+    """(group, channel) of each unit, or None if it always stays."""
+    guessed: bool = False
+    """Whether the relation is inferred from the attribute's number alone."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A split of a dimension into several; one of them was assumed to be the one that can be narrower."""
+
+    site: Site
+    options: int
+    """Number of resulting dimensions."""
+    groups: frozenset[int]
+    """Positions of the groups that are split."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All groups of a model, and the attributes of modules that depend on them.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> structure = tk.structure.tried_structure(model, torch.randn(2, 4))
+        >>> structure.free
+        8
+        >>> free = next(i for i, group in enumerate(structure.groups) if group.prunable)
+        >>> structure.staying({free: "I need them all"}).free
+        0
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    counted: tuple[ChannelCount, ...]
+    """Attributes of modules that count channels."""
+    cuts: tuple[Cut, ...] = ()
+    """Dimensions that are split into several, such as attention heads."""
+    written: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Name of a module -> positions of the groups whose width its code may contain as a number."""
+    roles: Roles = field(default_factory=Roles)
+    """Places where layers produce and read channels, by how the model uses its parameters."""
+
+    @property
+    def free(self) -> int:
+        """Number of channels that can be removed."""
+        return sum(group.size for group in self.groups if group.prunable)
+
+    def staying(self, why: dict[int, str]) -> Structure:
+        """Return the structure with some groups (by position) that stay.
+
+        Args:
+            why: position of a group -> the reason.
+        """
+        groups = [replace(group, reason=why.get(i, group.reason)) for i, group in enumerate(self.groups)]
+        return replace(self, groups=tuple(groups))
+
+
+def structure_of(
+    twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
+) -> Structure:
+    """Return the groups found by tracing a copy of a model, see `follow`; they are not tried out."""
+    found = follow(twin, arguments, choices, spared)
+    parts = roles(found.model, found.factors)
+    buffers = {name for name, _ in found.model.named_buffers()}
+    made: list[ChannelGroup] = []
+    channel_of: dict[int, tuple[int, int]] = {}
+    sums = set(found.labels.find(np.concatenate(found.sums)).tolist()) if found.sums else set()
+    for alike in _alike(found):
+        reason = found.labels.reason(alike.roots[0])
+        if reason == NO_CHANNEL or all(name in buffers for name, _ in alike.places):
+            continue
+        channel_of |= {root: (len(made), channel) for channel, root in enumerate(alike.roots)}
+        made.append(_group(alike, reason or "", buffers, parts, residual=alike.roots[0] in sums))
+    written = {module: _groups_of(found, channel_of, several) for module, several in found.written.items()}
+    cuts = tuple(
+        Cut(site, options, _groups_of(found, channel_of, [ids])) for site, (ids, options) in found.cuts.items()
+    )
+    return Structure(tuple(made), _find_counts(found, channel_of), cuts, written, parts)
+
+
+def _groups_of(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
+    roots = np.unique(found.labels.find(np.concatenate(several))).tolist()
+    return frozenset(channel_of[root][0] for root in roots if root in channel_of)
+
+
+def _find_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
+    """Return attributes that count channels, and those that may because they always stand for the same ones."""
+    guesses: dict[tuple[str, str], Ids] = {}
+    for key, several in found.numbers.items():
+        roots = [found.labels.find(ids) for ids in several]
+        ours = [each for each in roots if any(root in channel_of for root in each.tolist())]
+        if ours and key not in found.attributes and all(np.array_equal(each, ours[0]) for each in ours):
+            guesses[key] = ours[0]
+    return tuple(
+        ChannelCount(*key, tuple(channel_of.get(root) for root in found.labels.find(ids).tolist()), key in guesses)
+        for key, ids in (*found.attributes.items(), *guesses.items())
+    )
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Channels in the same dimensions of the same tensors, with equal numbers of indices."""
+
+    roots: list[int]
+    """Root of each channel's labels, in the model's order."""
+    places: dict[tuple[str, int], Ids]
+    """(name, dimension), in the model's order -> indices [channels, indices]"""
+
+
+def _alike(found: Trace) -> list[_Alike]:
+    """Return all channels by their tensors and by the reason why they stay."""
+    keys = list(found.tensors)
+    sizes = [len(ids) for ids in found.tensors.values()]
+    if not keys:
+        return []
+    roots = np.concatenate([found.labels.find(ids) for ids in found.tensors.values()])
+    tensor, index = np.repeat(np.arange(len(keys)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    order = np.argsort(roots, kind="stable")  # indices of each channel, tensor by tensor
+    first = np.flatnonzero(np.diff(roots[order], prepend=-1))
+    last = np.append(first[1:], len(order))
+    classes: dict[tuple[bytes, str | None], list[int]] = {}
+    for run in np.argsort(order[first]).tolist():  # by first occurrence
+        reason = found.labels.reason(int(roots[order[first[run]]]))
+        classes.setdefault((tensor[order[first[run] : last[run]]].tobytes(), reason), []).append(run)
+    alike = []
+    for runs in classes.values():
+        parts = np.stack([order[first[run] : last[run]] for run in runs])
+        where = tensor[parts[0]]
+        places = {keys[key]: index[parts[:, where == key]] for key in dict.fromkeys(where.tolist())}
+        alike.append(_Alike(roots[parts[:, 0]].tolist(), places))
+    return alike
+
+
+def _group(alike: _Alike, reason: str, buffers: set[str], parts: Roles, *, residual: bool) -> ChannelGroup:
+    members = tuple(Member(name, dim, indices, name in buffers) for (name, dim), indices in alike.places.items())
+    if not reason and len(alike.roots) == 1:
+        reason = "its channels can only go all together"
+    parameters = [member for member in members if not member.buffer]
+    makers = [member for member in parameters if (member.name, member.dim) in parts.outputs or member.dim == 0]
+    name = (makers or parameters)[0].name
+    name = name.rpartition(".")[0] or name
+    return ChannelGroup(name if makers else f"{name} (inputs)", members, len(alike.roots), reason, residual)

@@ -1,0 +1,537 @@
+"""Group-wise masks: rows of a group retain exactly the same columns.
+
+Rows are put into groups by similarity or by partitioning a hypergraph (rows are its nodes, columns its edges); then the
+columns of most worth per weight are chosen for each group.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.choices import check_choice
+from ticketry.core.allocate import apportion
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Patterns
+from ticketry.core.structure.layout import Indices, MatrixView, magnitudes, matrix_views
+from ticketry.core.structure.pattern import check_collapse, check_density, kept_elements
+from ticketry.core.structure.structuring import REGROUP_METHODS
+from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+from ticketry_engine.support.seeds import generator, mix
+
+WORTHS = ("kept", "all", "squares", "count")
+
+
+@dataclass(frozen=True)
+class GroupWorth:
+    """Worth and cost of each column for each group of a layer."""
+
+    worth: Tensor
+    """[groups, columns]: worth of a column, summed over the group's rows."""
+    second: Tensor
+    """[groups, columns]: tie-breaker where the worth is 0."""
+    sizes: Tensor
+    """[groups]: number of rows, which is the cost of a column."""
+
+    @property
+    def least(self) -> int:
+        """Number of weights in one column of each group."""
+        return int(self.sizes.sum())
+
+
+def worth_of(size: Tensor, kept: Tensor, by: str) -> Tensor:
+    """Return what each weight adds to the worth of its group's column [rows, columns].
+
+    Args:
+        size: |w|.
+        kept: the unstructured mask.
+        by: ``kept``: |w| of retained weights, which for given groups retains most magnitude; ``all``: |w| of all
+            weights; ``squares``: w ** 2 of retained weights; ``count``: 1 for each retained weight.
+    """
+    if by == "all":
+        return size
+    if by == "count":
+        return kept.double()
+    return torch.where(kept, size.square() if by == "squares" else size, 0.0)
+
+
+def group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
+    """Sum the worth [rows, columns] over groups of rows."""
+    return GroupWorth(_summed(worth, groups), _summed(second, groups), torch.tensor([len(rows) for rows in groups]))
+
+
+def choose(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
+    """Return the retained columns of each layer, bool [groups, columns], by one threshold over all these layers.
+
+    The threshold is on the worth per weight (the mean over the group's rows); ties break by `second`, then by position.
+    The best column of each group (or of each layer, if not `every_group`) is always retained. The number of weights is
+    as near to `budget` as whole columns allow, unless the best columns exceed it.
+    """
+    first = torch.cat([_best(layer, every_group).flatten() for layer in layers])
+    worth = torch.cat([(layer.worth / layer.sizes[:, None]).flatten() for layer in layers])
+    cost = torch.cat([layer.sizes[:, None].expand_as(layer.worth).flatten() for layer in layers])
+    order = torch.arange(len(worth))
+    if int(cost[worth > 0].sum()) < budget:
+        second = torch.cat([(layer.second / layer.sizes[:, None]).flatten() for layer in layers])
+        order = second.argsort(descending=True, stable=True)
+    worth = worth.masked_fill(first, torch.inf)
+    order = order[worth[order].argsort(descending=True, stable=True)]
+    total = torch.cat([torch.zeros(1, dtype=torch.long), cost[order].cumsum(0)])
+    count = max(int((total - budget).abs().argmin()), int(first.sum()))
+    chosen = torch.zeros(len(worth), dtype=torch.bool)
+    chosen[order[:count]] = True
+    parts = torch.split(chosen, [layer.worth.numel() for layer in layers])
+    return [part.reshape(layer.worth.shape) for part, layer in zip(parts, layers, strict=True)]
+
+
+def _summed(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
+    rows = torch.cat([torch.as_tensor(one) for one in groups])
+    of = torch.repeat_interleave(torch.tensor([len(one) for one in groups]))
+    return torch.zeros(len(groups), worth.shape[1], dtype=worth.dtype).index_add_(0, of, worth[rows])
+
+
+def _best(layer: GroupWorth, every_group: bool) -> Tensor:
+    """Return the best column of each group, or of the layer."""
+    best = torch.zeros(layer.worth.shape, dtype=torch.bool)
+    if every_group:
+        return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
+    best.view(-1)[(layer.worth / layer.sizes[:, None]).argmax()] = True
+    return best
+
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+ROUNDS = 40
+BLOCK = 64
+"""Rows computed together, so that intermediate results stay in the cache."""
+LEAST_GAIN = 5e-4
+"""Relative gain of similarity below which rounds of exchanges end."""
+
+
+def similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
+    """Put the rows of `worth` [rows, columns] (not negative) into groups of `sizes`, which sum to the rows.
+
+    A group starts from the remaining row of greatest norm and takes the row with the greatest mean cosine similarity to
+    it, one by one. Then pairs of rows are exchanged where that raises the sum of inner products within groups. Cosines
+    match rows that retain the same columns, of any size; inner products weigh rows by their size.
+
+    Deterministic: ties go to the earlier row. Takes O(rows^2 columns) time and O(rows^2) memory.
+    """
+    alike = (worth @ worth.T).numpy()
+    groups = _match_rows(alike, sorted(sizes, reverse=True))
+    return _exchange_rows(alike, groups) if len(groups) > 1 else groups
+
+
+def _match_rows(alike: Values, sizes: Sequence[int]) -> list[Indices]:
+    norms = np.sqrt(alike.diagonal())
+    cosine = alike / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
+    by_norm = (-norms).argsort(kind="stable")
+    taken, first, groups = np.zeros(len(alike), dtype=bool), 0, []
+    for size in sizes:
+        while taken[by_norm[first]]:
+            first += 1
+        rows = [int(by_norm[first])]
+        near = cosine[rows[0]].copy()
+        taken[rows[0]] = True
+        for _ in range(size - 1):
+            rows.append(int(np.where(taken, -1.0, near).argmax()))
+            taken[rows[-1]] = True
+            near += cosine[rows[-1]]
+        groups.append(np.sort(np.array(rows, dtype=np.int64)))
+    return groups
+
+
+def _exchange_rows(alike: Values, groups: list[Indices]) -> list[Indices]:
+    """Exchange rows between groups as long as that raises the similarity within groups."""
+    count = len(alike)
+    of = np.empty(count, dtype=np.int64)
+    for group, rows in enumerate(groups):
+        of[rows] = group
+    alike = alike.copy()
+    np.fill_diagonal(alike, 0)
+    to = np.zeros((count, len(groups)))
+    np.add.at(to.T, of, alike)  # similarity of each row to each group, without itself
+    for _ in range(ROUNDS):
+        within = float(to[np.arange(count), of].sum())
+        gains, partners = _best_exchanges(alike, to, of)
+        if _apply_exchanges(gains, partners, alike, to, of) <= LEAST_GAIN * within:
+            break
+    return [np.flatnonzero(of == group) for group in range(len(groups))]
+
+
+def _best_exchanges(alike: Values, to: Values, of: Indices) -> tuple[Values, Indices]:
+    """Return the gain of each row's best exchange and its partner; within a group the gain is at most 0."""
+    group = torch.from_numpy(of)
+    places = torch.from_numpy(to)
+    moving = places - places.gather(1, group[:, None])  # [rows, groups]: gain of a row by moving
+    turned = moving.T.contiguous()
+    likeness = torch.from_numpy(alike)
+    gains, partners = torch.empty(len(of), dtype=moving.dtype), torch.empty(len(of), dtype=torch.int64)
+    for start in range(0, len(of), BLOCK):
+        here = slice(start, start + BLOCK)
+        gain = moving[here].index_select(1, group)
+        gain += turned[group[here]]
+        gain.sub_(likeness[here], alpha=2)  # the similarity of the two rows themselves does not count
+        torch.max(gain, 1, out=(gains[here], partners[here]))
+    return gains.numpy(), partners.numpy()
+
+
+def _apply_exchanges(gains: Values, partners: Indices, alike: Values, to: Values, of: Indices) -> float:
+    """Apply exchanges, the best first and each row at most once; return the gain of similarity within groups.
+
+    Exchanges change the gains of others, so each gain is computed again; an exchange is applied if half of it is left.
+    """
+    free = np.ones(len(of), dtype=bool)
+    total = 0.0
+    for row in (-gains).argsort(kind="stable").tolist():
+        other, promised = int(partners[row]), float(gains[row])
+        if promised <= 0:
+            break
+        one, two = of[row], of[other]
+        if not (free[row] and free[other]) or one == two:
+            continue
+        gain = to[row, two] + to[other, one] - to[row, one] - to[other, two] - 2 * alike[row, other]
+        if gain <= promised / 2:
+            continue
+        free[row] = free[other] = False
+        of[row], of[other] = two, one
+        moved = alike[other] - alike[row]
+        to[:, one] += moved
+        to[:, two] -= moved
+        total += gain
+    return 2 * total
+
+
+def partitioned_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
+    """Partition the rows of `kept` (bool [rows, columns]) into parts of exactly these sizes; few columns span parts.
+
+    Minimised is the sum over columns of (parts with retained weights of the column - 1), by the deterministic preset of
+    Mt-KaHyPar (Gottesbüren et al. 2021) with one thread. Sizes must not be 0.
+
+    Raises:
+        MissingExtraError: if mtkahypar is not installed.
+        StructureError: if the partitioner does not meet the sizes.
+    """
+    if len(sizes) == 1:
+        return [np.arange(len(kept))]
+    mtkahypar = _library()
+    made = mtkahypar.initialize(1, print_warnings=False)
+    mtkahypar.set_seed(seed % 2**31)
+    context = made.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
+    context.set_partitioning_parameters(len(sizes), 0.0, mtkahypar.Objective.KM1)
+    context.set_individual_target_block_weights(list(sizes))
+    edges = [rows for rows in (column.nonzero()[0].tolist() for column in kept.numpy().T) if len(rows) > 1]
+    if not edges:  # no two rows share a column
+        return np.split(np.arange(len(kept)), np.cumsum(sizes)[:-1])
+    parts = np.array(made.create_hypergraph(context, len(kept), len(edges), edges).partition(context).get_partition())
+    found = np.bincount(parts, minlength=len(sizes)).tolist()
+    if found != list(sizes):
+        raise StructureError(
+            f"the partitioner put {len(kept)} rows into parts of {found} where {list(sizes)} were asked for: take"
+            " another method or another number of rows"
+        )
+    return [np.flatnonzero(parts == part) for part in range(len(sizes))]
+
+
+def _library() -> ModuleType:
+    try:
+        return importlib.import_module("mtkahypar")
+    except ImportError as error:
+        raise MissingExtraError("mtkahypar", "hypergraph", "grouping rows by a hypergraph") from error
+
+
+def sizes_of(count: int, rows: int) -> list[int]:
+    """Return the sizes of groups of `rows` rows; the remainder is one smaller group."""
+    whole, rest = divmod(count, rows)
+    return [rows] * whole + [rest] * (rest > 0)
+
+
+@dataclass
+class PaperBlocks:
+    """The paper's heuristic on one matrix (Chen et al. 2022, section 3.2, after Rumi et al. 2020).
+
+    Rows are partitioned by a hypergraph. In each part of at least b1 rows, the columns that at least t2 rows retain
+    become a dense block, if there are at least b2. Rows without a block are partitioned again until no block is found,
+    then removed. t1, the number of parts, follows from the rows of a group; t2 from the number of weights.
+    """
+
+    kept: Tensor
+    """bool [rows, columns]; no row is empty."""
+    rows: int
+    """Rows of a group."""
+    b1: int
+    b2: int
+    seed: int
+    _parts: dict[tuple[int, ...], list[Indices]] = field(default_factory=dict)
+
+    def select(self, budget: int) -> Tensor:
+        """Return bool [rows, columns]: the blocks with the greatest t2 that gives `budget` weights, or with t2 = 1.
+
+        Of the columns that exactly t2 rows retain, the later ones are left out so far as the budget is exceeded.
+        """
+        found: list[tuple[Indices, Tensor]] = []
+        for threshold in range(min(self.rows, len(self.kept)), 0, -1):
+            found = self._blocks(threshold)
+            if sum(len(rows) * int((counts >= threshold).sum()) for rows, counts in found) >= budget:
+                return self._dense(found, threshold, budget)
+        return self._dense(found, 1, budget)
+
+    def _blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
+        """Return (rows, number of them that retain each column) of each block."""
+        left, blocks = np.arange(len(self.kept)), []
+        while len(left):
+            without = []
+            for part in self._partition(tuple(left.tolist())):
+                rows = left[part]
+                counts = self.kept[torch.as_tensor(rows)].sum(0)
+                if len(rows) >= self.b1 and int((counts >= threshold).sum()) >= self.b2:
+                    blocks.append((rows, counts))
+                else:
+                    without.append(rows)
+            rest = np.sort(np.concatenate(without)) if without else left[:0]
+            if len(rest) == len(left):
+                break
+            left = rest
+        return blocks
+
+    def _partition(self, rows: tuple[int, ...]) -> list[Indices]:
+        if rows not in self._parts:
+            sizes = sizes_of(len(rows), self.rows)
+            self._parts[rows] = partitioned_rows(self.kept[list(rows)], sizes, self.seed)
+        return self._parts[rows]
+
+    def _dense(self, found: list[tuple[Indices, Tensor]], threshold: int, budget: int) -> Tensor:
+        dense = torch.zeros_like(self.kept)
+        excess = sum(len(rows) * int((counts >= threshold).sum()) for rows, counts in found) - budget
+        for rows, counts in reversed(found):
+            columns = counts >= threshold
+            tied = (counts == threshold).nonzero().flatten()
+            fewer = min(max(excess, 0) // len(rows), len(tied), int(columns.sum()) - self.b2)
+            columns[tied[len(tied) - fewer :]] = False
+            excess -= fewer * len(rows)
+            dense[torch.as_tensor(rows)] = columns
+        return dense
+
+
+BUDGETS = ("layer", "global")
+
+
+@entry_point()
+def regroup(
+    model: nn.Module,
+    mask: Mask,
+    density: float | None = None,
+    rows: int = 16,
+    *,
+    sparsity: float | None = None,
+    method: str = "similarity",
+    budget: str = "layer",
+    by: str | None = None,
+    spare: Patterns = (),
+    first_conv: bool = True,
+    output: bool = True,
+    collapse: str = "raise",
+    block_rows: int = 1,
+    block_columns: int = 1,
+    seed: int = 0,
+) -> Mask:
+    """Return a mask near an unstructured one, in which groups of `rows` rows retain the same columns.
+
+    Rows are a layer's outputs; columns are (input channel, kernel height, kernel width). The rows of each layer are put
+    into groups, and the last group may be smaller. Then columns are chosen for each group by the worth of its rows,
+    with one threshold per layer, so that groups of more worth retain more columns (Chen et al. 2022, "Coarsening the
+    Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2; the choice of columns differs).
+
+    Empty rows stay empty; no other row becomes empty. Outputs of a grouped convolution are grouped within its groups,
+    so a depthwise one stays unchanged. Transposed convolutions have their outputs in dimension 1, which `groups` does
+    not show. Biases and norms stay unchanged.
+
+    Args:
+        model: with the weights by which the mask was chosen, not those it is rewound to.
+        mask: the unstructured mask.
+        density: fraction retained of everything in the mask, unchanged layers included; layers keep their proportions,
+            up to their dense size. By default each layer retains its number of weights.
+        rows: rows of a group, 1 or more.
+        sparsity: share removed, instead of density.
+        method: how rows are grouped. ``similarity``: by cosine similarity of retained weights, then exchanges (see
+            `group_masks.similar_rows`); ``hypergraph``: by Mt-KaHyPar over retained columns (extra `hypergraph`; slow);
+            ``paper``: likewise, with columns by counts, and rows without a block removed; ``random``: a control.
+        budget: ``layer``: each layer retains its number of weights, up to half a column of a group; ``global``: one
+            threshold over all layers, and the whole mask retains its number.
+        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see `group_masks.worth_of`).
+        spare, first_conv, output: layers that stay unchanged, as in `ticketry.scope`.
+        collapse: if a layer's weights do not suffice for one column of each group: ``raise``, or ``keep`` as many
+            columns as they pay for, at least one; the other groups become empty.
+        block_rows, block_columns: least rows and columns of a block, for the method ``paper`` (b1, b2).
+        seed: of the methods ``random``, ``hypergraph`` and ``paper``.
+
+    Raises:
+        UsageError: for contradictory options.
+        MaskError: if the mask does not fit the model, or the density cannot be met.
+        LayerCollapseError: if a layer is empty, or too sparse for its groups.
+        MissingExtraError: if the method needs mtkahypar and it is not installed.
+
+    Examples:
+        >>> model = nn.Linear(32, 32, bias=False)
+        >>> mask = tk.prune(model, density=0.25)
+        >>> grouped = tk.structure.regroup(model, mask, rows=8)
+        >>> [len(group.rows) for group in tk.structure.groups(grouped)["weight"]]
+        [8, 8, 8, 8]
+        >>> grouped.density
+        0.25
+    """
+    by = _check_options(method, budget, by, rows, collapse, (block_rows, block_columns))
+    views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
+    layers = {
+        name: Layer(name, views[name], size, views[name].matrix(mask[name].cpu()), mix(seed, "regroup", name))
+        for name, size in magnitudes(model, mask, views).items()
+    }
+    for name, layer in layers.items():
+        if not len(layer.alive):
+            raise LayerCollapseError(
+                f"the mask keeps nothing in {name!r}, which leaves no rows to group: spare the layer"
+            )
+    budgets = budgets_of(mask, layers, density, sparsity)
+    if method == "paper":
+        new = {name: _by_paper(layer, budgets[name], rows, block_rows, block_columns) for name, layer in layers.items()}
+    else:
+        grouped = {name: layer.grouped(method, rows) for name, layer in layers.items()}
+        new = with_columns(layers, grouped, budgets, by, budget, collapse)
+    made = {name: views[name].weight(kept).to(mask[name].device) for name, kept in new.items()}
+    return Mask({name: made.get(name, kept) for name, kept in mask.items()})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight and its mask as matrices."""
+
+    name: str
+    view: MatrixView
+    size: Tensor
+    """|w| [rows, columns]."""
+    kept: Tensor
+    """[rows, columns]"""
+    seed: int
+
+    @property
+    def alive(self) -> Tensor:
+        """Rows that are not empty, ascending."""
+        return self.kept.any(1).nonzero().flatten()
+
+    def grouped(self, method: str, rows: int) -> list[Indices]:
+        """Return the rows that are not empty in groups of `rows`, within each run of rows that read the same inputs."""
+        if rows == 1 or len(self.view.runs[0]) == 1:
+            return list(self.alive[:, None].numpy())
+        alive = self.alive.numpy()
+        found = []
+        for number, run in enumerate(self.view.runs):
+            members = alive[(alive >= run.start) & (alive < run.stop)]
+            if not len(members):
+                continue
+            size, kept = self.size[members], self.kept[members]
+            sizes = sizes_of(len(members), rows)
+            if method == "random":
+                order = torch.randperm(len(members), generator=generator(self.seed, number)).numpy()
+                local = [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
+            elif method == "hypergraph":
+                local = partitioned_rows(kept, sizes, mix(self.seed, number))
+            else:
+                local = similar_rows(torch.where(kept, size, 0.0), sizes)
+            found += [members[part] for part in local]
+        return found
+
+
+def budgets_of(
+    mask: Mask, layers: Mapping[str, Layer], density: float | str | None, sparsity: float | str | None = None
+) -> dict[str, int]:
+    """Return the number of weights of each layer: unchanged, or in proportion so that the mask has a density."""
+    own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
+    if density is None and sparsity is None:
+        return own
+    wanted = kept_elements(check_density(density, sparsity), mask.total)
+    fixed = mask.kept - sum(own.values())
+    room = {name: len(layer.alive) * layer.view.columns for name, layer in layers.items()}
+    if not fixed < wanted <= fixed + sum(room.values()):
+        raise MaskError(
+            f"density {wanted / mask.total:.4g} cannot be met: layers that are left as they are keep"
+            f" {fixed / mask.total:.4g} of all weights, and rows that keep something have at most"
+            f" {(fixed + sum(room.values())) / mask.total:.4g} with those; ask for something between"
+        )
+    return apportion(wanted - fixed, {name: Fraction(count) for name, count in own.items()}, room)
+
+
+def with_columns(
+    layers: Mapping[str, Layer],
+    grouped: Mapping[str, Sequence[Indices]],
+    budgets: Mapping[str, int],
+    by: str,
+    budget: str,
+    collapse: str,
+) -> dict[str, Tensor]:
+    """Return the mask of each layer, bool [rows, columns]: its groups with the columns that the budgets pay for."""
+    made = {
+        name: group_worth(worth_of(layer.size, layer.kept, by), layer.size, grouped[name])
+        for name, layer in layers.items()
+    }
+    together = [list(layers)] if budget == "global" else [[name] for name in layers]
+    new = {}
+    for names in together:
+        pays, least = sum(budgets[name] for name in names), sum(made[name].least for name in names)
+        if least > pays and collapse == "raise":
+            which = repr(names[0]) if len(names) == 1 else f"{len(names)} layers together"
+            raise LayerCollapseError(
+                f"{pays} weights of {which} do not pay for one column of each group of rows ({least}), so that"
+                " groups would vanish: choose a higher density or fewer rows, spare the layer, or collapse=keep"
+            )
+        chosen = choose([made[name] for name in names], pays, every_group=least <= pays)
+        for name, columns in zip(names, chosen, strict=True):
+            new[name] = torch.zeros_like(layers[name].kept)
+            for rows, kept in zip(grouped[name], columns, strict=True):
+                new[name][torch.as_tensor(rows)] = kept
+    return new
+
+
+def _by_paper(layer: Layer, budget: int, rows: int, b1: int, b2: int) -> Tensor:
+    new = torch.zeros_like(layer.kept)
+    total = int(layer.kept.sum())
+    for number, run in enumerate(layer.view.runs):
+        members = layer.alive[(layer.alive >= run.start) & (layer.alive < run.stop)]
+        if len(members):
+            kept = layer.kept[members]
+            heuristic = PaperBlocks(kept, rows, b1, b2, mix(layer.seed, number))
+            new[members] = heuristic.select(round(budget * int(kept.sum()) / total))
+    if not new.any():
+        raise LayerCollapseError(
+            f"no group of {layer.name!r} makes a block of {b1} rows and {b2} columns: lower block_rows= and"
+            " block_columns=, or spare the layer"
+        )
+    return new
+
+
+def _check_options(method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]) -> str:
+    """Return what chooses columns. Raises `UsageError` for invalid or contradictory options."""
+    for what, word, known in (
+        ("method", method, REGROUP_METHODS),
+        ("budget", budget, BUDGETS),
+        ("by", by, (*WORTHS, None)),
+    ):
+        check_choice(what, word, known)
+    check_collapse(collapse)
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+        raise UsageError(f"rows= is the number of rows in a group, 1 or more, not {rows!r}")
+    if min(least) < 1:
+        raise UsageError(f"block_rows= and block_columns= are 1 or more, not {least[0]} and {least[1]}")
+    if method == "paper" and (budget != "layer" or by not in (None, "count")):
+        raise UsageError("the method paper chooses columns by count within each layer: leave out budget= and by=")
+    if method != "paper" and least != (1, 1):
+        raise UsageError("block_rows= and block_columns= are of the method paper")
+    return by or "kept"

@@ -1,1 +1,0 @@
-"""Masks of row groups: rows of a layer that keep the same columns, made from an unstructured mask."""

@@ -1,0 +1,484 @@
+"""Tracing rules for operations that compute: elementwise, reductions, products, convolutions, norms, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map
+
+from ticketry.core.structure.trace import (
+    NO_CHANNEL,
+    Axes,
+    Call,
+    Ids,
+    Rule,
+    Trace,
+    merge,
+    outputs_of,
+    set_axes,
+    unary,
+    unlabelled,
+)
+from ticketry_engine.support.process_state import private_random_state
+
+
+def pointwise(t: Trace, call: Call) -> Any:
+    """Elementwise operation: operands are united index by index."""
+    operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
+    if not any(ids is not None for _, axes in operands for ids in axes.labels):
+        return unlabelled(t, call)
+    shape = np.broadcast_shapes(*(tuple(tensor.shape) for tensor, _ in operands))
+    merged = Axes.plain(len(shape))
+    zeros: dict[int, tuple[int, ...]] = {}
+    for dimension in range(-len(shape), 0):
+        parts = [
+            (index, axes.labels[dimension], axes.zero[dimension])
+            for index, (tensor, axes) in enumerate(operands)
+            if tensor.dim() >= -dimension and tensor.shape[dimension] == shape[dimension] > 1
+        ]
+        if call.name in ("add", "sub"):
+            note_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
+        ids = merge(t, [ids for _, ids, _ in parts])
+        merged.labels[dimension] = ids
+        if ids is not None:
+            zeros[dimension] = tuple(index for index, _, zero in parts if zero)
+    values = {choice: _value_at_zero(call, choice) for choice in set(zeros.values())}
+    for dimension, choice in zeros.items():
+        merged.zero[dimension] = values[choice] == 0
+        if values[choice] is None:
+            t.freeze(merged.labels[dimension], f"{call.func} of a removed channel's zeros is not finite")
+    result = call.run()
+    if call.writes and not all(merged.zero[dimension] for dimension in zeros):
+        for tensor in call.tensors[:1]:
+            t.book.forget_zeros(tensor)
+    for output in outputs_of(result):
+        t.book.set(output, merged if tuple(output.shape) == tuple(shape) else Axes.plain(output.dim()))
+    return result
+
+
+def note_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
+    """Note a sum of activations of different channels: a residual stream."""
+    met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
+    t.sums += [
+        other[t.labels.find(other) != t.labels.find(one)] for one, other in pairwise(met) if len(one) == len(other)
+    ]
+
+
+def _value_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
+    """Return the result where the chosen operands are 0: 0, another value (1), or not finite (None).
+
+    Evaluated with the other operands unchanged and with random ones (negated masks).
+    """
+    if not choice:
+        return 1
+    found = [_evaluate(call, choice, scrambled) for scrambled in (False, True)]
+    if not found[0].is_floating_point():
+        return 1
+    if not bool(torch.isfinite(found[0]).all()):
+        return None
+    return 0 if all(not bool(value.any()) for value in found) else 1
+
+
+def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
+    count, alone = -1, len(choice) == len(call.tensors)
+
+    def twin(value: object) -> object:
+        nonlocal count
+        if not isinstance(value, Tensor):
+            return value
+        count += 1
+        if count in choice:
+            return value.new_zeros((1,) * value.dim()) if alone else torch.zeros_like(value)
+        if scrambled and value.dtype == torch.bool:
+            return ~value
+        return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
+
+    with private_random_state([]):
+        arguments, options = tree_map(twin, (call.args, call.kwargs))
+        return outputs_of(call.func(*arguments, **options))[0]
+
+
+def created(t: Trace, call: Call) -> Any:
+    """A tensor created during the run, such as an initial hidden state; its width may be that of any channels."""
+    result = call.run()
+    labels = [t.labels.new(size) if size > 1 else None for size in result.shape]
+    for ids in labels:
+        t.note_number(ids)
+    t.book.set(result, Axes(labels, [call.name in ("zeros", "new_zeros")] * result.dim()))
+    return result
+
+
+@unary
+def like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """A tensor with the shape of another."""
+    axes.zero = [call.name == "zeros_like"] * result.dim()
+    return axes
+
+
+def overwritten(t: Trace, call: Call) -> Any:
+    """Random numbers or a constant are written to a tensor."""
+    result = call.run()
+    t.book.forget_zeros(call.tensors[0])
+    return result
+
+
+def reduction(t: Trace, call: Call) -> Any:
+    """Reduction of some dimensions; only sums and norms do not depend on the zeros of removed channels."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
+    for dimension in reduced:
+        if not (_sums(call) and axes.zero[dimension]):
+            t.freeze(axes.labels[dimension], f"{call.func} reduces it")
+    result = call.run()
+    for output in outputs_of(result):
+        keeps = output.dim() == tensor.dim()
+        order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
+        axes_out = axes.take(order)
+        if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm"):
+            axes_out.zero = [False] * len(order)
+        t.book.set(output, axes_out if len(order) == output.dim() else Axes.plain(output.dim()))
+    return result
+
+
+def _sums(call: Call) -> bool:
+    power = {"linalg_vector_norm": call.argument("ord"), "norm": call.argument("p")}
+    return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
+
+
+def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
+    if dim is None or dim == []:
+        return list(range(dimensions))
+    listed: list[Any] = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+    return [int(d) % dimensions for d in listed] if dimensions else []
+
+
+@unary
+def softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Normalisation over one dimension, in which a removed channel would take a share."""
+    dimension = int(call.argument("dim")) % max(len(shape), 1)
+    t.freeze(axes.labels[dimension], f"{call.func} normalises over it")
+    axes.labels[dimension] = None
+    axes.zero = [False] * len(shape)
+    return axes
+
+
+_ELEMENTWISE: dict[str, Rule] = {
+    **dict.fromkeys(("clone", "_to_copy", "detach", "alias", "copy", "_prelu_kernel"), pointwise),
+    **dict.fromkeys(("native_dropout", "hardswish", "hardsigmoid", "silu", "mish", "contiguous"), pointwise),
+    **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), created),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), created),
+    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), like),
+    **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), overwritten),
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), reduction),
+    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm", "norm"), reduction),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
+    **dict.fromkeys(("lift_fresh", "arange", "scalar_tensor", "linspace", "eye"), unlabelled),
+}
+
+
+# -- products ---------------------------------------------------------------------------------------------------------
+
+
+def contract(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
+    """Unite a dimension that is summed over: a removed channel adds nothing if it is 0 in either operand."""
+    ids = t.join(one.labels[axis], other.labels[other_axis])
+    if not (one.zero[axis] or other.zero[other_axis]):
+        t.freeze(ids, "it is summed over, and a removed channel of it is not 0 there")
+
+
+def product(t: Trace, call: Call) -> Any:
+    """mm, bmm, mv, dot, and addmm, baddbmm, addmv."""
+    added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
+    assert left is not None
+    assert right is not None
+    one, other = t.book.get(left), t.book.get(right)
+    if t.provenance.depend_on_inputs([left]):
+        t.note_factor(right, other.labels[max(-2, -right.dim())])
+    if t.provenance.depend_on_inputs([right]):
+        t.note_factor(left, one.labels[-1])
+    contract(t, one, -1, other, max(-2, -right.dim()))
+    batch = [merge(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    for d, ids in enumerate(batch):
+        found.labels[d], found.zero[d] = ids, one.zero[d] or other.zero[d]
+    rest = [(one.labels[-2], one.zero[-2])] if left.dim() > 1 else []
+    rest += [(other.labels[-1], other.zero[-1])] if right.dim() > 1 else []
+    for d, (ids, zero) in enumerate(rest, start=len(batch)):
+        found.labels[d], found.zero[d] = ids, zero
+    if added is not None:
+        _add(t, found, result, added)
+    t.book.set(result, found)
+    return result
+
+
+def _add(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
+    axes = t.book.get(added)
+    for d in range(-result.dim(), 0):
+        covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
+        if covers:
+            found.labels[d] = t.join(found.labels[d], axes.labels[d])
+        found.zero[d] = found.zero[d] and covers and axes.zero[d]
+
+
+def convolution(t: Trace, call: Call) -> Any:
+    inputs, weight, bias = (call.argument(name) for name in ("input", "weight", "bias"))
+    transposed, groups = bool(call.argument("transposed")), int(call.argument("groups"))
+    x, w = t.book.get(inputs), t.book.get(weight)
+    t.freeze_axes(x, [0, *range(2, inputs.dim())], "a convolution runs over it")
+    t.freeze_axes(w, range(2, weight.dim()), NO_CHANNEL)
+    into, out_of = (0, 1) if transposed else (1, 0)
+    if groups == 1 or not transposed:
+        t.note_factor(weight, w.labels[into])
+    if groups == 1:
+        contract(t, x, 1, w, into)
+        out, zero = w.labels[out_of], w.zero[out_of]
+    else:
+        out, zero = _grouped(t, x, w, weight, groups, transposed)
+        if not zero:
+            t.freeze(out, "the weight of a grouped convolution is computed")
+    if bias is not None:
+        b = t.book.get(bias)
+        out, zero = t.join(out, b.labels[0]), zero and b.zero[0]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    found.labels[1], found.zero[1] = out, zero
+    t.book.set(result, found)
+    return result
+
+
+def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool) -> tuple[Ids | None, bool]:
+    """Unite channels of a grouped convolution: whole groups if these are more, else the same channels of every group.
+
+    Removing whole groups changes the module's `groups`. Returns the labels of the outputs, and whether those of a
+    removed channel are 0.
+    """
+    inputs = weight.shape[0] // groups if transposed else weight.shape[1]
+    outputs = weight.shape[1] if transposed else weight.shape[0] // groups
+    whole = groups >= inputs
+    ids = x.labels[1]
+    if ids is None or w.labels[0] is None or (not whole and w.labels[1] is None):
+        why = "a grouped convolution takes it, all of which stays"
+        t.freeze(ids, why)
+        t.freeze(w.labels[0], why)
+        t.freeze(w.labels[1], why)
+        return None, False
+    stays = t.reason("its group of the convolution stays")
+    taken = ids.reshape(groups, inputs)
+    if whole:
+        t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
+        t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
+        t.freeze(w.labels[1], "groups of a convolution go as a whole")
+        if isinstance(t.module, _ConvNd):
+            t.count("groups", taken[:, 0])
+        else:
+            t.note_number(taken[:, 0])
+        return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
+    assert w.labels[1] is not None
+    if transposed:  # [inputs of all groups, outputs of one]
+        t.labels.unite(ids, w.labels[0], stays)
+        t.labels.unite(np.tile(taken[0], groups), ids, stays)
+        if not (x.zero[1] or w.zero[0]):
+            t.freeze(ids, "the weight of a grouped convolution is computed")
+        return np.tile(w.labels[1], groups), w.zero[1]
+    t.labels.unite(np.tile(w.labels[1], groups), ids, stays)
+    if not (x.zero[1] or w.zero[1]):
+        t.freeze(ids, "the weight of a grouped convolution is computed")
+    made = w.labels[0].reshape(groups, outputs)
+    t.labels.unite(np.tile(made[0], groups), w.labels[0], stays)
+    return w.labels[0], w.zero[0]
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+
+def batch_norm(t: Trace, call: Call) -> Any:
+    """Statistics of each channel (dimension 1) over all other dimensions."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
+    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    if ids is not None and isinstance(t.module, nn.modules.batchnorm._NormBase):
+        t.count("num_features", ids[: t.module.num_features])  # instance norms repeat their channels for each example
+    result = call.run()
+    outputs = outputs_of(result)
+    found = Axes.plain(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _scaled(t, call)
+    t.book.set(outputs[0], found)
+    for statistic in outputs[1:]:
+        per_channel = statistic.dim() == 1 and statistic.shape[0] == tensor.shape[1]
+        t.book.set(statistic, Axes([ids], [False]) if per_channel else Axes.plain(statistic.dim()))
+    return result
+
+
+def _scaled(t: Trace, call: Call) -> bool:
+    """Return whether a removed channel is 0 after the norm, because its scale and shift are."""
+    pair = call.argument("weight"), call.argument("bias")
+    return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
+
+
+def group_norm(t: Trace, call: Call) -> Any:
+    """Statistics of groups of channels: whole groups are removed, and the module's `num_groups` changes."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    vectors = [t.book.get(vector) for vector in call.tensors[1:]]
+    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    if ids is not None:
+        groups = ids.reshape(int(call.argument("group")), -1)
+        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.reason("its group of the norm stays"))
+        if isinstance(t.module, nn.GroupNorm):
+            t.count("num_groups", groups[:, 0])
+            t.count("num_channels", ids)
+        elif not t.note_number(groups[:, 0]):
+            t.freeze(ids, "the number of groups of a group norm stays")
+    result = call.run()
+    found = Axes.plain(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _scaled(t, call)
+    set_axes(t, outputs_of(result), found)
+    return result
+
+
+def layer_norm(t: Trace, call: Call) -> Any:
+    """Statistics over all features, including zeros of removed ones: features stay."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    count = len(call.argument("normalized_shape"))
+    why = "a layer norm takes its mean and variance over it"
+    t.freeze_axes(axes, range(tensor.dim() - count, tensor.dim()), why)
+    for vector in call.tensors[1:]:
+        t.freeze_axes(t.book.get(vector), range(vector.dim()), why)
+    result = call.run()
+    found = axes.take([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
+    found.zero = [False] * tensor.dim()
+    set_axes(t, outputs_of(result), found)
+    return result
+
+
+def weight_norm(t: Trace, call: Call) -> Any:
+    """A weight g v / |v|, with one norm for each index of a dimension."""
+    v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
+    for d, ids in enumerate(v.labels):
+        if d == call.argument("dim"):
+            v.labels[d] = t.join(ids, g.labels[d])
+            t.freeze(
+                v.labels[d],
+                "weight_norm divides by its norm, which is 0 without it: make the weight a parameter first"
+                " (torch.nn.utils.parametrize.remove_parametrizations)",
+            )
+        elif not v.zero[d]:
+            t.freeze(ids, f"{call.func} sums over it")
+    result = call.run()
+    set_axes(t, outputs_of(result), v)
+    return result
+
+
+# -- pooling and resizing ---------------------------------------------------------------------------------------------
+
+
+def spatial(t: Trace, call: Call) -> Any:
+    """Pooling, resizing and padding by reflection over the last dimensions, separately for each channel."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    count = int("".join(c for c in call.name if c.isdigit())[:1] or 2)  # max_pool2d, upsample_linear1d, …
+    t.freeze_axes(axes, range(max(tensor.dim() - count, 0), tensor.dim()), "pooling or resizing runs over it")
+    order = [d if d < tensor.dim() - count else -1 for d in range(tensor.dim())]
+    for index, output in enumerate(outputs_of(result)):
+        found = axes.take(order)
+        found.zero = [zero and index == 0 for zero in found.zero]
+        t.book.set(output, found)
+    return result
+
+
+# -- attention and embeddings -----------------------------------------------------------------------------------------
+
+
+def freeze_scaled(t: Trace, *several: Axes) -> None:
+    """Freeze the widths of query and key, from which attention takes its scale."""
+    for axes in several:
+        t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+
+
+def attention(t: Trace, call: Call) -> Any:
+    """Attention over query, key and value [batch, heads, length, width].
+
+    The width of query and key stays unless the scale is given, because it scales the scores.
+    """
+    q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
+    if call.argument("scale") is None:
+        freeze_scaled(t, q, k)
+    contract(t, q, -1, k, -1)
+    for axes in (q, k, v):
+        t.freeze(axes.labels[-2], "attention runs over it")
+    heads = merge(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
+    mask = call.argument("attn_mask")
+    if isinstance(mask, Tensor):
+        axes = t.book.get(mask)
+        t.freeze_axes(axes, [d for d in range(-mask.dim(), 0) if d != -3], "it is a mask of attention")
+        if mask.dim() > 2 and mask.shape[-3] > 1:
+            heads = t.join(heads, axes.labels[-3])
+    result = call.run()
+    outputs = outputs_of(result)
+    found = Axes.plain(outputs[0].dim())
+    if outputs[0].dim() > 2:
+        found.labels[-3], found.zero[-3] = heads, v.zero[-3]
+    found.labels[-1], found.zero[-1] = v.labels[-1], v.zero[-1]
+    set_axes(t, outputs, found)
+    return result
+
+
+def embedding(t: Trace, call: Call) -> Any:
+    weight = call.argument("weight")
+    axes = t.book.get(weight)
+    t.note_factor(weight, axes.labels[0])
+    t.freeze(axes.labels[0], "entries of an embedding are looked up")
+    result = call.run()
+    found = Axes.plain(result.dim())
+    found.labels[-1], found.zero[-1] = axes.labels[1], axes.zero[1]
+    t.book.set(result, found)
+    return result
+
+
+_LAYERS: dict[str, Rule] = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), product),
+    **dict.fromkeys(("convolution", "_convolution"), convolution),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), batch_norm),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "_batch_norm_with_update"), batch_norm),
+    **dict.fromkeys(("_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
+    **dict.fromkeys(
+        (
+            *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "_adaptive_avg") for n in (1, 2, 3)),
+            *(f"{kind}_pool{n}d_with_indices" for kind in ("max",) for n in (2, 3)),
+            *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")),
+            *(f"upsample_{kind}" for kind in ("bicubic2d", "trilinear3d")),
+            *(f"_upsample_{kind}" for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d")),
+            *(f"_upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa")),
+            *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+        ),
+        spatial,
+    ),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_attention_math",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        attention,
+    ),
+    "native_group_norm": group_norm,
+    "native_layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
+    "embedding": embedding,
+}
+
+
+RULES: dict[str, Rule] = {**_ELEMENTWISE, **_LAYERS}

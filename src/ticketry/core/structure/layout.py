@@ -1,0 +1,497 @@
+"""Weights as rows (outputs) and columns (inputs): layouts of layers, blocks, N:M runs, matrices, roles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ticketry.choices import did_you_mean, format_names
+from ticketry.core.computed_weights import computed_weights, computed_weights_of, weights_in_use
+from ticketry.core.mask import Mask
+from ticketry.core.scope import (
+    EMBEDDINGS,
+    NORMS,
+    SHOWN,
+    Patterns,
+    first_names,
+    is_transposed_linear,
+    named_parameters,
+    normal_name,
+    scope_among,
+    unwrapped,
+)
+from ticketry.core.weight_uses import FactorUse, factor_uses
+from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
+from ticketry_engine.support.entry_points import Need, entry_point
+from ticketry_engine.support.row_groups import Indices as Indices
+from ticketry_engine.support.row_groups import RowGroup as RowGroup
+from ticketry_engine.support.row_groups import row_groups as row_groups
+
+_ROWS_FIRST = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers whose weights have outputs in dimension 0 and inputs in dimension 1."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight is seen as rows (outputs) times columns (inputs, then taps: the kernel positions).
+
+    Linear, recurrent and attention layers and convolutions have (outputs, inputs, taps …). Transposed convolutions have
+    (inputs, outputs of a group, taps …); embeddings and transformers' Conv1D have (inputs, outputs).
+
+    Examples:
+        >>> weight = torch.arange(24.0).reshape(4, 6)
+        >>> tk.structure.Layout().rows(weight).shape
+        torch.Size([1, 4, 6])
+        >>> grouped = tk.structure.Layout(groups=2)
+        >>> grouped.rows(weight).shape
+        torch.Size([2, 2, 6])
+        >>> torch.equal(grouped.weight(grouped.rows(weight), (4, 6)), weight)
+        True
+        >>> tk.structure.Layout(inputs_first=True).rows(weight).shape
+        torch.Size([1, 6, 4])
+    """
+
+    inputs_first: bool = False
+    groups: int = 1
+    """Groups of a convolution; rows of different groups read different inputs."""
+    stacked: bool = False
+    """Whether dimension 0 counts matrices, such as experts, whose outputs and inputs are in dimensions 1 and 2."""
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return a view of the weight as [groups, rows of a group, inputs of a group, taps …].
+
+        A vector becomes [1, rows], a single number [1, 1].
+
+        Raises:
+            UsageError: if the groups do not divide its first dimension.
+        """
+        if weight.dim() == 0:
+            return weight.view(1, 1)
+        if weight.shape[0] % self.groups:
+            raise UsageError(f"a weight of shape {tuple(weight.shape)} has no {self.groups} groups of equal size")
+        if weight.dim() == 1:
+            return weight[None]
+        if self.stacked:
+            return weight.transpose(1, 2) if self.inputs_first else weight
+        parted = torch.unflatten(weight, 0, (self.groups, weight.shape[0] // self.groups))
+        return parted.transpose(1, 2) if self.inputs_first else parted
+
+    def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the weight of this shape from its `rows`."""
+        if len(shape) < 2:
+            return rows.reshape(shape)
+        if self.stacked:
+            return rows.transpose(1, 2) if self.inputs_first else rows
+        return (rows.transpose(1, 2) if self.inputs_first else rows).flatten(0, 1)
+
+
+@entry_point(Need(values=False))
+def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) -> dict[str, Layout]:
+    """Return the layout of each named parameter, as its layer uses it.
+
+    A shared parameter has the layout of the layer that multiplies by it, such as the linear layer that an embedding is
+    tied to. Vectors and numbers have no inputs.
+
+    Args:
+        model: with the parameters.
+        names: of the parameters.
+        example_inputs: of a call that shows how the model multiplies by its parameters. Needed for parameters with two
+            or more dimensions outside of torch's layers. A tensor, a tuple of arguments or a dict of them by name.
+
+    Raises:
+        ScopeError: for a name that the model does not have.
+        StructureError: for a parameter whose inputs are unknown: its layer is not one of torch's, and the call (if any)
+            has no product with it, or several that differ.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ConvTranspose2d(8, 4, 3))
+        >>> tk.structure.layouts(model, ["0.weight", "1.weight"])
+        {'0.weight': Layout(inputs_first=False, groups=4, stacked=False), '1.weight': Layout(inputs_first=True, ...
+    """
+    names = list(names)
+    found = _by_class(model, names)
+    if example_inputs is not None:
+        parameters = {normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+        uses = factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
+        for name, layout in found.items():
+            seen = {_by_use(use, parameters[name].dim()) for use in uses[name]}
+            if seen and layout not in seen:
+                found[name] = seen.pop() if len(seen) == 1 else None
+    if unknown := [name for name, layout in found.items() if layout is None]:
+        raise StructureError(_unknown(model, unknown[0], called=example_inputs is not None))
+    return {name: layout for name, layout in found.items() if layout is not None}
+
+
+def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
+    """Return `layouts`, with outputs in dimension 0 where unknown: sufficient for single weights."""
+    return {name: layout or Layout() for name, layout in _by_class(model, list(names)).items()}
+
+
+def _by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
+    """Return the layout by the class of a parameter's layer; None for an unknown class."""
+    found: dict[int, Layout | None] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if found.get(id(parameter)) is None or not isinstance(module, EMBEDDINGS):
+                found[id(parameter)] = _layout(module, parameter) or found.get(id(parameter))
+    for computed in computed_weights(model):
+        found |= {id(original): _layout(computed.module, original) for original in computed.originals}
+    every = {normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    if unknown := [name for name in names if name not in every]:
+        question = did_you_mean(str(unknown[0]), every)
+        raise ScopeError(
+            f"{type(model).__name__} has no parameter {unknown[0]!r}; {question}it has {format_names(every)}"
+        )
+    return {name: found[id(every[name])] for name in names}
+
+
+def _layout(module: nn.Module, parameter: Tensor) -> Layout | None:
+    if isinstance(module, _ConvNd):
+        return Layout(module.transposed, module.groups)
+    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
+        return Layout(inputs_first=True)
+    return Layout() if isinstance(module, _ROWS_FIRST) or parameter.dim() < 2 else None
+
+
+def _by_use(use: FactorUse, dimensions: int) -> Layout | None:
+    """Return the layout that a product implies for a parameter; None if `Layout` cannot express it."""
+    if use.convolution:
+        return Layout(0 in use.summed, use.groups)
+    if dimensions == 2 and len(use.summed) == 1:
+        return Layout(inputs_first=0 in use.summed)
+    if dimensions == 3 and use.summed == {2} and use.rows in ({1}, {0, 1}):
+        return Layout(stacked=True)
+    if dimensions == 3 and use.summed == {1} and use.rows == {2}:
+        return Layout(inputs_first=True, stacked=True)
+    return None
+
+
+def _unknown(model: nn.Module, name: str, *, called: bool) -> str:
+    """Return the message on a parameter whose layout is unknown."""
+    shape = tuple(named_parameters(model)[name].shape) if name in named_parameters(model) else ()
+    advice = f"leave it out (spare=[{name!r}]), or prune single weights (pattern='unstructured')"
+    if called:
+        return (
+            f"the layout of {name!r} {list(shape)} is unknown: the call with the example inputs has no product with it,"
+            f" or several that sum over other dimensions, so that no dimension has its inputs; {advice}"
+        )
+    return (
+        f"the layout of {name!r} {list(shape)} is unknown: no layer of torch's holds it, so that its class does not"
+        f" tell which dimension has its inputs; give example_inputs= to see it in a call, {advice}"
+    )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Places (parameter, dimension) where layers produce and read channels, and the scales of norms."""
+
+    outputs: frozenset[tuple[str, int]] = frozenset()
+    """Dimensions of weights along which a layer has its outputs."""
+    inputs: frozenset[tuple[str, int]] = frozenset()
+    """Dimensions along which it has its inputs. A depthwise convolution has both in dimension 0."""
+    scales: frozenset[str] = frozenset()
+    """Scales of norms."""
+
+
+def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
+    """Return the roles of all parameters.
+
+    Args:
+        model: with the parameters.
+        factors: parameter that activations are multiplied by -> dimensions that are summed over, as seen in a call.
+            They give the roles of parameters of unknown layers. A parameter that is not a factor, such as a scale or a
+            position embedding, produces no channels. Without `factors`, all dimensions of unknown layers are outputs.
+    """
+    inner = unwrapped(model)
+    names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
+    outputs: set[tuple[str, int]] = set()
+    inputs: set[tuple[str, int]] = set()
+    scales: set[str] = set()
+    for module in inner.modules():
+        for local, parameter in held_parameters(module):
+            name = names[id(parameter)]
+            if isinstance(module, NORMS):
+                scales |= {name} if local == "weight" else set()
+            elif parameter.dim() > 1:
+                known = _dimensions(module)
+                made, taken = known or (tuple(range(parameter.dim())), ())
+                if known is None and factors is not None:
+                    taken = tuple(factors.get(name, ()))
+                    made = tuple(set(made) - set(taken)) if name in factors else ()
+                outputs |= {(name, dim) for dim in made}
+                inputs |= {(name, dim) for dim in taken}
+    return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
+
+
+def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield a module's parameters by local name; for a computed weight, the parameters of the weight's shape."""
+    if not isinstance(module, ParametrizationList):
+        yield from module.named_parameters(recurse=False)
+    for computed in computed_weights_of(module):
+        shape = computed.value().shape
+        yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
+
+
+def _dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (outputs, inputs) dimensions of a layer's weights; None for an unknown layer."""
+    if isinstance(module, _ConvNd):
+        if module.groups > 1 and module.in_channels == module.groups:
+            return (0, 1) if module.transposed else (0,), (0,)
+        return ((1,), (0,)) if module.transposed else ((0,), (1,))
+    if isinstance(module, (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+        return (0,), (1,)
+    if isinstance(module, nn.Bilinear):
+        return (0,), (1, 2)
+    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
+        return (1,), (0,)
+    return None
+
+
+class Blocks:
+    """The blocks of a weight under a pattern, created by `Pattern.blocks`.
+
+    A tensor with one entry per block has the shape [blocks of rows, inputs, taps …], or [rows] for whole rows. The last
+    block of each column (in each group of a convolution) may have fewer rows. So **compare blocks by `mean`**, their
+    worth per weight, and count them by `sizes`.
+    """
+
+    def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
+        self.pattern, self.height, self.whole_rows = pattern, rows, whole_rows
+        self.weight_shape, self.layout = tuple(shape), layout
+        like = layout.rows(torch.empty(shape, device="meta"))
+        self._groups, self._rows = like.shape[:2]
+        self._columns = tuple(like.shape[2:])
+        self._high = -(-self._rows // rows)  # blocks of rows in a group
+        self._whole = self._rows // rows  # those of full height
+        self.shape: tuple[int, ...] = (self._groups * self._high, *(() if whole_rows else self._columns))
+        """Shape of a tensor with one entry per block."""
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return prod(self.shape)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 [`shape`]: number of weights of each block."""
+        heights = torch.full((self._groups, self._high), self.height)
+        if self._high > self._whole:
+            heights[:, -1] = self._rows - self._whole * self.height
+        if self.whole_rows:
+            return (heights * prod(self._columns)).flatten()
+        return heights.flatten()[(...,) + (None,) * len(self._columns)].expand(self.shape)
+
+    def views(self, weight: Tensor) -> list[Tensor]:
+        """Return the weight by blocks, as views [groups, blocks of rows, rows of a block, inputs, taps …].
+
+        Blocks of full height first, then those of the last rows, if any.
+        """
+        height, whole = self.height, self._whole
+        if self._high == whole and not self.layout.inputs_first and weight.dim():  # the common case
+            return [weight.view(self._groups, whole, height, *self._columns)]
+        rows = self.layout.rows(weight)
+        full = torch.unflatten(rows[:, : whole * height], 1, (whole, height))
+        return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
+
+    def own_views(self, blocks: Tensor) -> list[Tensor]:
+        """Return views of a tensor with one entry per block that broadcast against `views`."""
+        columns = (1,) * len(self._columns) if self.whole_rows else self._columns
+        parted = blocks.view(self._groups, self._high, 1, *columns)
+        return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]
+
+    def pool(self, weights: Tensor) -> Tensor:
+        """Return sums over blocks [`shape`]. Differentiable."""
+        over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
+        sums = [view.sum(over) for view in self.views(weights)]
+        return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
+
+    def mean(self, scores: Tensor) -> Tensor:
+        """Return the mean score of each block's weights, in float64."""
+        return self.pool(scores.double()) / self.sizes.to(scores.device)
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """Return a tensor in the weight's shape with the entry of each weight's block. Differentiable."""
+        parts = [
+            own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
+            for own, height in zip(self.own_views(blocks), self._heights(), strict=True)
+        ]
+        return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
+
+    def whole(self, mask: Tensor, name: str) -> Tensor:
+        """Return bool [`shape`]: the blocks that a mask retains.
+
+        Raises:
+            MaskError: if it retains a part of a block.
+        """
+        kept, sizes = self.pool(mask.cpu() != 0), self.sizes
+        if bool(((kept != 0) & (kept != sizes)).any()):
+            raise MaskError(
+                f"the mask keeps parts of blocks of {name!r}: it is not of pattern {self.pattern}. Go on from a mask"
+                " that was made with this pattern"
+            )
+        return (kept == sizes) & (sizes > 0)
+
+    def _heights(self) -> Iterator[int]:
+        yield self.height
+        if self._high > self._whole:
+            yield self._rows - self._whole * self.height
+
+
+def best_of_m(scores: Tensor, n: int, m: int, layout: Layout | None = None, among: Tensor | None = None) -> Tensor:
+    """Return bool [shape of `scores`]: the n best of every m neighbouring inputs, at one tap of one row.
+
+    Runs are inputs 0 … m - 1, then m … 2m - 1, and so on; a shorter last run retains n too. Ties go to the earlier
+    input. A tensor without inputs (a vector, a number) is retained whole.
+
+    Args:
+        scores: of a weight, in its shape.
+        n: weights retained in a run.
+        m: inputs of a run.
+        layout: of the weight, see `layouts`; inputs in dimension 1 by default.
+        among: bool, same shape: the candidates.
+    """
+    layout = layout or Layout()
+    among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
+    if scores.dim() < 2:
+        return among.clone()
+    rows = layout.rows(scores)
+    values = _by_m(rows, m)
+    candidates = _by_m(layout.rows(among), m)
+    # Counting better candidates takes a tenth of the time of sorting for small m.
+    chosen = []
+    for place, (own, candidate) in enumerate(zip(values, candidates, strict=True)):
+        better = torch.zeros_like(own, dtype=torch.int32)
+        for other, (value, counts) in enumerate(zip(values, candidates, strict=True)):
+            if other != place:
+                better += (value >= own if other < place else value > own) & counts
+        chosen.append(candidate & (better < n))
+    found = torch.stack(chosen, 3).flatten(2, 3)[:, :, : rows.shape[2]]
+    return layout.weight(found, tuple(scores.shape))
+
+
+def _by_m(rows: Tensor, m: int) -> tuple[Tensor, ...]:
+    """Return m views [groups, rows, inputs / m, taps …] of [groups, rows, inputs, taps …], padded with 0 or False."""
+    inputs = rows.shape[2]
+    filled = functional.pad(rows, (0, 0) * (rows.dim() - 3) + (0, -inputs % m)) if inputs % m else rows
+    return torch.unflatten(filled, 2, (filled.shape[2] // m, m)).unbind(3)
+
+
+@entry_point()
+def groups(mask: Mask) -> dict[str, list[RowGroup]]:
+    """Return the groups of equal rows of each parameter of a mask.
+
+    Args:
+        mask: of any parameters; rows are in dimension 0.
+
+    Raises:
+        UsageError: if it is not a mask.
+
+    Examples:
+        >>> mask = tk.Mask({"weight": torch.tensor([[True, False], [False, True], [True, False]])})
+        >>> [group.rows.tolist() for group in tk.structure.groups(mask)["weight"]]
+        [[0, 2], [1]]
+    """
+    return {name: row_groups(kept) for name, kept in mask.items()}
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """A weight of two or more dimensions as a matrix [rows, columns], and back.
+
+    Rows are the layer's outputs; columns are (input channel, kernel height, kernel width), flattened in that order.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout = field(default_factory=Layout)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[1] * self.layout.groups if self.layout.inputs_first else self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape) // self.rows if self.rows else 0
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels that a row reads."""
+        return self.shape[0] // self.layout.groups if self.layout.inputs_first else self.shape[1]
+
+    @property
+    def runs(self) -> list[range]:
+        """Runs of rows that read the same inputs: all rows, or those of each group of a grouped convolution."""
+        length = self.rows // self.layout.groups
+        return [range(start, start + length) for start in range(0, self.rows, length)] if length else []
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return the matrix [rows, columns], as a view if possible."""
+        return self.layout.rows(weight).reshape(self.rows, self.columns)
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """Return the contiguous weight of a matrix."""
+        if not self.layout.inputs_first:
+            return matrix.reshape(self.shape)
+        groups, taps = self.layout.groups, self.shape[2:]
+        return self.layout.weight(matrix.reshape(groups, -1, self.inputs, *taps), self.shape).contiguous()
+
+
+def matrix_views(
+    model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
+) -> dict[str, MatrixView]:
+    """Return the matrix view of each parameter of a mask that is a matrix or a filter bank.
+
+    Vectors (biases, norms) have no columns and are left out.
+
+    Args:
+        model: with the parameters.
+        mask: of these parameters.
+        spare: names or patterns left out; a module's name spares all its parameters.
+        first_conv, output: whether the first convolution, and the last linear or convolution layer, are included.
+
+    Raises:
+        MaskError: if the mask does not fit the model.
+        ScopeError: if a pattern matches nothing, or nothing is left.
+    """
+    parameters = mask.parameters(model)
+    known = first_names(model, parameters)
+    chosen = scope_among(model, known.values(), spare=spare, first_conv=first_conv, output=output)
+    matrices = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.dim() > 1 and parameter.numel() and known[name] in chosen
+    }
+    known_layouts = layouts(model, matrices)
+    views = {name: MatrixView(tuple(one.shape), known_layouts[name]) for name, one in matrices.items()}
+    if not views:
+        more = "" if len(mask) <= SHOWN else ", …"
+        raise ScopeError(
+            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:SHOWN])}{more}, of which"
+            " some are vectors and the others are left out by spare=, first_conv= or output="
+        )
+    return views
+
+
+def magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> dict[str, Tensor]:
+    """Return |w| of each layer, float64 [rows, columns] on the CPU.
+
+    Raises:
+        MaskError: if a weight is not a finite number.
+    """
+    found = {}
+    for name, weight in weights_in_use(model, mask.parameters(model)).items():
+        if name in views:
+            size = views[name].matrix(weight.cpu()).abs().double()
+            if not bool(size.isfinite().all()):
+                raise MaskError(f"{name!r} has weights that are no finite numbers: rows cannot be compared by them")
+            found[name] = size
+    return found

@@ -1,0 +1,238 @@
+"""How much of an unstructured mask a structured one retains, and how much it would retain without any structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.structure.group_masks import choose, group_worth, similar_rows
+from ticketry.core.structure.layout import Indices, MatrixView, magnitudes, matrix_views, row_groups
+from ticketry.core.structure.model_copies import copied
+from ticketry.core.structure.structuring import LayerFit
+from ticketry.errors import MaskError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+from ticketry_engine.support.seeds import generator
+
+Procedure = Callable[[nn.Module, Mask], Mask]
+
+
+@entry_point()
+def coverage(
+    model: nn.Module, mask: Mask, structured: Mask, *, null: bool | Procedure = True, seed: int = 0
+) -> dict[str, LayerFit]:
+    """Return how much of a mask a structured mask retains, for each matrix and filter bank.
+
+    Two references show what coverage is worth. `null_coverage` is that of a mask without common structure: the entries
+    of each column are shuffled among the layer's rows (in mask and weights); then rows are grouped by similarity and
+    columns chosen, with the structured mask's group sizes and number of weights. `random_coverage` is that of the mask
+    itself with random groups of these sizes. Both are None where rows share no columns, as in N:M masks.
+
+    Args:
+        model: with the weights.
+        mask: the unstructured mask.
+        structured: derived from it, by `regroup`, `refill` or otherwise; of at least the same tensors.
+        null: whether the two references are measured; or the procedure that built `structured`, a function of a model
+            and a mask, which is then called with a shuffled copy of the model and the mask.
+        seed: of shuffling and drawing.
+
+    Raises:
+        MaskError: if a mask does not fit the model, or the masks have different tensors.
+        UsageError: if `mask` or `structured` is not a mask, or for an invalid `null`.
+
+    Examples:
+        >>> model = nn.Linear(32, 32, bias=False)
+        >>> mask = tk.prune(model, density=0.25)
+        >>> fit = tk.structure.coverage(model, mask, tk.structure.regroup(model, mask, rows=8))["weight"]
+        >>> fit.rows_per_group, fit.density_before, fit.density_after
+        (8, 0.25, 0.25)
+        >>> fit.null_coverage < fit.coverage < 1
+        True
+    """
+    views = matrix_views(model, mask)
+    _check_same(mask, structured, views)
+    sizes = magnitudes(model, mask, views)
+    shuffled = None
+    if callable(null):
+        shuffled = with_shuffled_columns(model, mask, views, seed)
+        other = null(*shuffled)
+        _check_same(mask, other, views)
+    elif not isinstance(null, bool):
+        raise UsageError(f"null= is True, False or a function of a model and a mask, not {null!r}")
+    found = {}
+    for name, view in views.items():
+        kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
+        layer = _Layer(name, view, torch.where(kept, sizes[name], 0.0), new)
+        expected: tuple[float | None, float | None] = (None, None)
+        if null and layer.shared:
+            expected = layer.null(seed) if shuffled is None else None, layer.random(seed)
+        if shuffled is not None:
+            worth = magnitudes(shuffled[0], mask, {name: view})[name]
+            before, after = (view.matrix(one[name].cpu()) for one in (shuffled[1], other))
+            expected = _share(torch.where(before, worth, 0.0), after), expected[1]
+        found[name] = layer.fit(kept, *expected)
+    return found
+
+
+@entry_point()
+def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
+    """Combine the fits of several layers: sums of rows, columns, groups; densities, fill and coverage of all weights.
+
+    References that were not measured for a layer count as its coverage.
+
+    Args:
+        fits: of layers, from `coverage`.
+        name: of the combination.
+
+    Raises:
+        UsageError: without fits, or if some are not `LayerFit`s.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        >>> mask = tk.prune(model, density=0.5)
+        >>> fits = tk.structure.coverage(model, mask, mask, null=False)
+        >>> everything = tk.structure.together(fits)
+        >>> everything.name, everything.rows, everything.coverage
+        ('all layers', 32, 1.0)
+    """
+    layers = list(fits.values()) if isinstance(fits, Mapping) else list(fits)
+    if not layers:
+        raise UsageError("there are no layers to put together")
+    if other := [type(one).__name__ for one in layers if not isinstance(one, LayerFit)]:
+        raise UsageError(
+            f"fits= are LayerFits, and a {other[0]} is none: tk.structure.coverage(model, mask, structured) finds them"
+        )
+    total = sum(one.rows * one.columns for one in layers)
+    after = sum(one.density_after * one.rows * one.columns for one in layers)
+    magnitude = sum(one.magnitude for one in layers)
+
+    def share(of: str) -> float | None:
+        values = [getattr(one, of) for one in layers]
+        if all(value is None for value in values):
+            return None
+        used = [one.coverage if value is None else value for one, value in zip(layers, values, strict=True)]
+        whole = sum(value * one.magnitude for value, one in zip(used, layers, strict=True))
+        return whole / magnitude if magnitude else 1.0
+
+    covered = share("coverage")
+    assert covered is not None
+    return LayerFit(
+        name=name,
+        rows=sum(one.rows for one in layers),
+        columns=sum(one.columns for one in layers),
+        groups=sum(one.groups for one in layers),
+        rows_per_group=int(np.median(np.repeat([one.rows_per_group for one in layers], [one.rows for one in layers]))),
+        density_before=sum(one.density_before * one.rows * one.columns for one in layers) / total,
+        density_after=after / total,
+        magnitude=magnitude,
+        coverage=covered,
+        fill=sum(one.fill * one.density_after * one.rows * one.columns for one in layers) / after if after else 0.0,
+        null_coverage=share("null_coverage"),
+        random_coverage=share("random_coverage"),
+    )
+
+
+class _Layer:
+    """One layer's magnitudes and structured mask."""
+
+    def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
+        self._name, self._view, self._worth, self._new = name, view, worth, new
+        found = [row_groups(new[run.start : run.stop]) for run in view.runs]
+        self._sizes = [[len(group.rows) for group in groups if group.width] for groups in found]
+        """Sizes of the groups in each run of rows that read the same inputs."""
+        self._flat = sorted(size for sizes in self._sizes for size in sizes)
+
+    @property
+    def _typical(self) -> int:
+        return int(np.median(np.repeat(self._flat, self._flat))) if self._flat else 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether most rows share their columns with other rows."""
+        return self._typical > 1
+
+    def fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
+        after = int(self._new.sum())
+        return LayerFit(
+            name=self._name,
+            rows=self._view.rows,
+            columns=self._view.columns,
+            groups=len(self._flat),
+            rows_per_group=self._typical,
+            density_before=int(kept.sum()) / kept.numel(),
+            density_after=after / kept.numel(),
+            magnitude=float(self._worth.sum()),
+            coverage=_share(self._worth, self._new),
+            fill=int((self._new & ~kept).sum()) / after if after else 0.0,
+            null_coverage=null,
+            random_coverage=random,
+        )
+
+    def null(self, seed: int) -> float:
+        """Return the coverage by groups of the same sizes after the entries of each column are shuffled."""
+        worth = shuffled_columns(self._worth, self._view, self._name, seed)
+        grouped: list[Indices] = []
+        for run, sizes in zip(self._view.runs, self._sizes, strict=True):
+            part = worth[run.start : run.stop]
+            rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
+            groups = similar_rows(part[rows], sizes) if sizes else []
+            grouped += [rows.numpy()[group] + run.start for group in groups]
+        return self._covered(worth, grouped)
+
+    def random(self, seed: int) -> float:
+        """Return the coverage by random groups of the same sizes, from non-empty rows if they suffice."""
+        grouped: list[Indices] = []
+        for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
+            rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
+            if len(rows) < sum(sizes):
+                rows = np.arange(run.start, run.stop)
+            order = torch.randperm(len(rows), generator=generator(seed, "random", self._name, number)).numpy()
+            grouped += np.split(rows[order[: sum(sizes)]], np.cumsum(sizes)[:-1]) if sizes else []
+        return self._covered(self._worth, grouped)
+
+    def _covered(self, worth: Tensor, grouped: list[Indices]) -> float:
+        made = group_worth(worth, worth, grouped)
+        (columns,) = choose([made], int(self._new.sum()))
+        total = float(worth.sum())
+        return float(made.worth[columns].sum()) / total if total else 1.0
+
+
+def _share(worth: Tensor, new: Tensor) -> float:
+    total = float(worth.sum())
+    return float(worth[new].sum()) / total if total else 1.0
+
+
+def _check_same(mask: Mask, structured: Mask, views: Mapping[str, MatrixView]) -> None:
+    for name in views:
+        if name not in structured or structured[name].shape != mask[name].shape:
+            raise MaskError(f"the structured mask has no tensor {name!r} of the shape {tuple(mask[name].shape)}")
+
+
+def shuffled_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
+    """Shuffle the entries of each column of a matrix [rows, columns] among rows that read the same inputs.
+
+    The order is independent between columns and depends on the layer's name and the seed only.
+    """
+    shuffled = torch.empty_like(matrix)
+    for number, run in enumerate(view.runs):
+        keys = torch.rand(len(run), matrix.shape[1], generator=generator(seed, "null", name, number))
+        shuffled[run.start : run.stop] = matrix[run.start : run.stop].gather(0, keys.argsort(dim=0, stable=True))
+    return shuffled
+
+
+@torch.no_grad()
+def with_shuffled_columns(
+    model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
+) -> tuple[nn.Module, Mask]:
+    """Return copies of the model and the mask with the same shuffled columns in `views`."""
+    other = copied(model, {})
+    kept = dict(mask)
+    parameters = mask.parameters(other)
+    for name, view in views.items():
+        parameter = parameters[name]
+        parameter.copy_(view.weight(shuffled_columns(view.matrix(parameter.cpu()), view, name, seed)))
+        kept[name] = view.weight(shuffled_columns(view.matrix(kept[name].cpu()), view, name, seed))
+    return other, Mask({name: tensor.to(mask[name].device) for name, tensor in kept.items()})

@@ -1,0 +1,419 @@
+"""Copies of a model: their float type, shared weights and inputs; and comparisons of outputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ticketry.errors import StructureError
+from ticketry_engine.support.modules import copied as copied
+from ticketry_engine.support.modules import parameters_and_buffers
+from ticketry_engine.support.process_state import default_dtype, private_random_state
+from ticketry_engine.support.seeds import seed_torch
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""Example inputs: a single argument, a tuple of all, or a mapping by name."""
+
+Arguments = tuple[Any, ...] | dict[str, Any]
+
+
+def natural_dtype(model: nn.Module) -> torch.dtype:
+    """Return the float type in which a model is traced: float64 if it has any, else float32.
+
+    Models have constants that no conversion reaches, and convolutions in float64 are slow. Recurrent layers are traced
+    in float64, because fused float32 kernels store their weights in another order.
+    """
+    double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return torch.float64 if double or recurrent else torch.float32
+
+
+def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of the model on the CPU with floats of this type, without gradients.
+
+    Raises:
+        StructureError: if the model cannot be copied.
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", _like(tensor, dtype), copy=True)
+
+    plain = [tensor for tensor in parameters_and_buffers(model) if type(tensor) in (nn.Parameter, Tensor)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers warn of weights that are not contiguous
+        try:
+            twin = copied(model, {id(tensor): convert(tensor) for tensor in plain})
+            twin._apply(lambda tensor: tensor.to("cpu", _like(tensor, dtype)))  # type: ignore[no-untyped-call]
+        except Exception as error:  # a user's model may contain anything
+            raise StructureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
+    return twin.requires_grad_(False)
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the type of a tensor in a copy whose floats are `dtype`; complex tensors stay complex."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else None
+
+
+def sharing(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Return a copy that shares all parameters with `model`, except for `tensors` (by `id`)."""
+    return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
+
+
+def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
+    """Return example inputs as a tuple or dict of arguments: copies on the CPU with floats of a type."""
+
+    def convert(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to("cpu", _like(value, dtype), copy=True)
+
+    if isinstance(inputs, Mapping):  # a tokenizer's own mapping type would be a leaf
+        converted: Arguments = tree_map(convert, dict(inputs))
+    else:
+        converted = tree_map(convert, inputs if isinstance(inputs, tuple) else (inputs,))
+    return converted
+
+
+def fresh(arguments: Arguments) -> Arguments:
+    """Return copies of arguments, which a model may write to."""
+    copies: Arguments = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
+    return copies
+
+
+@contextmanager
+def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
+    """Disable gradients and fused transformer layers, and restore torch's random state afterwards.
+
+    Args:
+        twin: a copy in one float type, see `twin_of`; all floats that its code creates get this type.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    dtype = next((one.dtype for one in twin.parameters() if one.dtype in _FLOATS), None) if twin else None
+    with torch.no_grad(), private_random_state([]), ExitStack() as exits:
+        if dtype:
+            exits.enter_context(default_dtype(dtype))
+            exits.enter_context(_OneType(dtype))
+        torch.backends.mha.set_fastpath_enabled(False)
+        exits.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        seed_torch(0)
+        yield
+
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COMPLEX = (torch.complex128, torch.complex64)
+
+
+class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode in which a model runs uncompiled."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes seconds
+
+
+class _OneType(EagerMode):
+    """Replaces float types named in code, `.half()` or `dtype=torch.float32`, by the type of the running copy."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if kwargs and kwargs.get("dtype") in _FLOATS:
+            return func(*args, **{**kwargs, "dtype": self._dtype})
+        if kwargs and kwargs.get("dtype") in _COMPLEX:
+            return func(*args, **{**kwargs, "dtype": self._dtype.to_complex()})
+        return func(*args, **(kwargs or {}))
+
+
+def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
+    """Return all tensors in the model's outputs. Raises `StructureError` if it fails, or returns none."""
+    try:
+        outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
+    except StructureError:
+        raise
+    except Exception as error:  # a user's model may fail in any way
+        raise StructureError(
+            f"{type(model).__name__} does not run on the example inputs in"
+            f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first_line(error)}"
+            f"{in_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two examples or more"
+        ) from error
+    found = list(_tensors_in(outputs, set()))
+    if not found:  # nothing to compare
+        raise StructureError(f"{type(model).__name__} returns no tensor on the example inputs but {outputs!r:.60}")
+    return found
+
+
+def _tensors_in(outputs: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield all tensors in a model's outputs, also in unregistered containers such as a dataclass."""
+    for value in tree_flatten(outputs)[0]:
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
+            seen.add(id(value))
+            inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+            yield from (each for one in list(inside.values()) for each in _tensors_in(one, seen))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def in_module(model: nn.Module, error: BaseException) -> str:
+    name = failing_module(model, error)
+    return f" (in {name})" if name else ""
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the innermost module in whose code an exception was raised; empty for the model itself."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, frame = "", error.__traceback__
+    while frame is not None:
+        found = names.get(id(frame.tb_frame.f_locals.get("self")), found)
+        frame = frame.tb_next
+    return found
+
+
+class PartialCopies:
+    """Many copies of a model that share all modules in which nothing changes.
+
+    Sharing is safe only if modules store nothing during a run, such as a width or a result, and refer to no module
+    outside of themselves. Otherwise all modules are copied.
+    """
+
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+        self._model = model
+        self._parameters: dict[int, Tensor] = {id(parameter): parameter for parameter in model.parameters()}
+        self._owners: dict[int, list[nn.Module]] = {}
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self._owners.setdefault(id(tensor), []).append(module)
+        self._apart = not any(_knows_others(module) for module in model.modules()) and _keeps_nothing(model, arguments)
+
+    def copy(self, tensors: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> nn.Module:
+        """Return a copy with some parameters and buffers (by `id`) replaced, in which `modules` may be changed too."""
+        shared: dict[int, nn.Module] = {}
+        if self._apart:
+            changed = {id(module) for module in modules}
+            changed |= {id(owner) for tensor in tensors for owner in self._owners[tensor]}
+            _share(self._model, changed, shared, {})
+        return copied(self._model, {**self._parameters, **tensors}, shared)
+
+
+def _share(module: nn.Module, changed: set[int], shared: dict[int, nn.Module], known: dict[int, bool]) -> bool:
+    """Add unchanged modules below a module to `shared`; return whether the module itself is unchanged."""
+    if id(module) not in known:
+        same = [_share(child, changed, shared, known) for child in module.children()]
+        known[id(module)] = all(same) and id(module) not in changed
+        if known[id(module)]:
+            shared[id(module)] = module
+    return known[id(module)]
+
+
+def _knows_others(module: nn.Module) -> bool:
+    """Return whether a module refers to another one, or a method of one, besides its children."""
+    held = (value for name, value in vars(module).items() if name != "_modules")
+    found = (getattr(part, "__self__", part) for value in held for part in _parts(value))
+    return any(isinstance(part, nn.Module) and part is not module for part in found)
+
+
+def _keeps_nothing(model: nn.Module, arguments: Arguments) -> bool:
+    """Return whether a run leaves all modules unchanged."""
+    twin = sharing(model).eval()
+    before = list(_state(twin))
+    try:
+        with plain_operations(twin):
+            run_model(twin, fresh(arguments))
+    except StructureError:  # reported by the trial
+        return False
+    after = list(_state(twin))
+    return len(before) == len(after) and all(
+        one is other and version == later for (one, version), (other, later) in zip(before, after, strict=True)
+    )
+
+
+def _state(model: nn.Module) -> Iterator[tuple[Any, int]]:
+    """Yield all values in modules, with the version counter of tensors."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            for part in (name, *_parts(value)):
+                yield part, part._version if isinstance(part, Tensor) else 0
+
+
+def _parts(value: object) -> Iterator[object]:
+    """Yield a value and, for containers, all values in it."""
+    yield value
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield from _parts(part)
+
+
+TOLERANCE = 1e-6
+"""Largest difference in float64, relative to the largest output. It allows for casts to float32 inside models."""
+
+CLOSE = 1e-5
+"""Largest difference in float32; beyond it, outputs are compared in float64."""
+
+NEAR = 1e-3
+"""Largest difference in float32, for models that do not run in float64."""
+
+ROUGH = 3e-2
+"""Largest difference in training mode, where norms over few examples amplify errors."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a model differs without some channels."""
+
+    text: str
+    where: str = ""
+    """Name of the module whose code failed."""
+    ran: bool = True
+    """Whether both models ran and only their outputs differ."""
+
+
+def compare(masked: nn.Module, small: nn.Module, arguments: Arguments, *, training: bool = False) -> Problem | None:
+    """Return how the outputs of a smaller model differ from those of the masked one; None if they are equal.
+
+    Outputs that differ in float32 are computed again in float64.
+
+    Args:
+        masked: the model with zeros.
+        small: the smaller model, in the same float type.
+        arguments: of a call.
+        training: compare in training mode, with random draws replaced by the middle of their range. Then also None if
+            the masked model does not run (a norm over one example) or is not deterministic.
+    """
+    try:
+        wanted = _outputs(masked, arguments, training)
+    except StructureError as error:
+        return None if training else _failed(masked, error, training)
+    try:
+        found = _outputs(small, arguments, training)
+    except StructureError as error:
+        return _failed(small, error, training)
+    problem = _compare_outputs(masked, small, arguments, wanted, found, training)
+    if problem and training and _distances(wanted, _outputs(masked, arguments, training, seed=1)) != 0:
+        return None
+    return problem
+
+
+def _failed(model: nn.Module, error: StructureError, training: bool) -> Problem:
+    cause = error.__cause__
+    where = failing_module(model, cause) if cause else ""
+    text = first_line(cause) if cause and str(cause) else str(error)
+    return Problem(f"in training mode, {text}" if training else text, where, ran=False)
+
+
+def _compare_outputs(
+    masked: nn.Module,
+    small: nn.Module,
+    arguments: Arguments,
+    wanted: list[Tensor],
+    found: list[Tensor],
+    training: bool,
+) -> Problem | None:
+    mode = " in training mode" if training else ""
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+        return Problem(f"its outputs have other shapes{mode}")
+    worst, double = _distances(wanted, found), natural_dtype(masked) == torch.float64
+    if not double and (worst > CLOSE or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
+        worst, double = _distances_in_double(masked, small, arguments, worst, training)
+    most = TOLERANCE if double else ROUGH if training else NEAR
+    return None if worst <= most else Problem(f"its outputs{mode} differ by {worst:.2g} of the largest")
+
+
+def _distances_in_double(
+    masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float, training: bool
+) -> tuple[float, bool]:
+    """Return the largest difference in float64 and True; `worst` and False if the models only run in float32."""
+    exact = arguments_of(arguments, torch.float64)
+    try:
+        wanted, found = (_outputs(twin_of(model, torch.float64), exact, training) for model in (masked, small))
+        return _distances(wanted, found), True
+    except StructureError:
+        return worst, False
+
+
+def _outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int = 0) -> list[Tensor]:
+    if not training:
+        with plain_operations(model):
+            return run_model(model, fresh(arguments))
+    learning = sharing(model).train()  # running statistics are not shared
+    with plain_operations(learning), _WithoutChance():  # type: ignore[no-untyped-call]
+        seed_torch(seed)
+        return run_model(learning, fresh(arguments))
+
+
+def _distances(wanted: list[Tensor], found: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest output; infinite if shapes differ."""
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+        return float("inf")
+    return max((_distance(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    if not one.numel():
+        return 0.0
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
+    finite = one.double().nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return float(apart.max() / torch.clamp(finite, min=1e-12)) if bool(apart.isfinite().all()) else float("inf")
+
+
+# -- without chance ---------------------------------------------------------------------------------------------------
+
+
+class _WithoutChance(EagerMode):  # type: ignore[no-untyped-call]
+    """Replaces random draws by constants, because tensors of two shapes would be drawn differently."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        steady = _STEADY.get(func._schema.name.removeprefix("aten::"))
+        named = dict(kwargs or {})
+        if steady is None:
+            return func(*args, **named)
+        named.pop("generator", None)
+        return steady(*args, **named)
+
+
+def _constant(value: float) -> Callable[..., Tensor]:
+    return lambda size, **named: torch.full(size, value, **named)
+
+
+def _constant_like(value: float) -> Callable[..., Tensor]:
+    return lambda other, **named: torch.full_like(other, value, **named)
+
+
+_STEADY: dict[str, Callable[..., Any]] = {
+    "bernoulli": lambda share, *_, **__: torch.ones_like(share),
+    "bernoulli_": lambda tensor, *_, **__: tensor.fill_(1),
+    "native_dropout": lambda tensor, *_: (tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)),
+    "rand": _constant(0.5),
+    "randn": _constant(0.0),
+    "rand_like": _constant_like(0.5),
+    "randn_like": _constant_like(0.0),
+    "uniform_": lambda tensor, low=0.0, high=1.0: tensor.fill_((low + high) / 2),
+    "normal_": lambda tensor, mean=0.0, std=1.0: tensor.fill_(mean),
+    "exponential_": lambda tensor, rate=1.0: tensor.fill_(1 / rate),
+}
+"""Random operation -> its replacement, with the same arguments."""

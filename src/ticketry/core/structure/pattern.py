@@ -1,0 +1,272 @@
+"""Patterns of masks: which weights are retained or removed together. Needs no torch.
+
+Single weights, blocks of rows, whole rows, or n of every m inputs. A pattern means the same in `allocate` and `prune`,
+on gates, in penalties, and as an option of searches.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ticketry.choices import check_choice, format_value
+from ticketry.errors import UsageError
+
+if TYPE_CHECKING:  # torch comes late: settings and the command line's help need the words alone
+    from ticketry.core.structure.layout import Blocks, Layout
+
+
+Distribution = Literal["global", "layerwise", "uniform", "erk"]
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+
+SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at", "flops"))
+"""Settings and options that are densities, sparsities or shares of a cost, which may be written as ``10%``."""
+
+
+def share_of(value: object, name: str = "") -> float:
+    """Return a share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
+
+    Args:
+        value: the share.
+        name: of the share, for the message.
+
+    Raises:
+        UsageError: if it is neither a number nor a percentage.
+    """
+    if not isinstance(value, bool) and isinstance(value, Real | Decimal):
+        return value  # type: ignore[return-value]
+    if isinstance(value, str):
+        text = value.strip()
+        with suppress(ValueError, ArithmeticError):
+            # In decimals, because 64.3 / 100 as floats is not 0.643.
+            return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
+    raise UsageError(f"{name and name + ': '}{format_value(value)} is no share: write it as 0.1 or as 10%")
+
+
+def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
+    """Return the density, 0 < density <= 1 or ``10%``, from exactly one of both arguments.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if (density is None) == (sparsity is None):
+        raise UsageError("give either density= (fraction kept) or sparsity= (fraction removed), and only one of them")
+    if density is None:
+        assert sparsity is not None
+        removed = share_of(sparsity, "sparsity")
+        if not 0 <= removed < 1:
+            raise UsageError(
+                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_format(sparsity)}"
+                f"{_percent(removed)}"
+            )
+        return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
+    kept = share_of(density, "density")
+    if not 0 < kept <= 1:
+        raise UsageError(
+            f"a density is the fraction of weights kept, 0 < density <= 1, not {_format(density)}{_percent(kept)}"
+        )
+    return kept
+
+
+def check_share(name: str, value: float | str) -> float:
+    """Return the value of an option in `SHARES` as a number. Raises what `check_density` does."""
+    if name == "sparsity":
+        check_density(sparsity=value)
+        return share_of(value)
+    if name == "flops":
+        if not 0 < share_of(value) <= 1:
+            raise UsageError(
+                "flops is the share of the dense network's multiplications that is left, 0 < flops <= 1, not"
+                f" {_format(value)}{_percent(share_of(value))}"
+            )
+        return share_of(value)
+    return check_density(value)
+
+
+def _format(value: float | str) -> str:
+    return value if isinstance(value, str) else format_value(value)
+
+
+def _percent(share: float) -> str:
+    """Return a hint for a share above 1, which is probably a percentage."""
+    return f": {share:g} %? write {share:g}% or {share / 100:g}" if 1 < share <= 100 else ""
+
+
+def kept_elements(density: float, total: int) -> int:
+    """Return `density * total` rounded half up, exact in the density's decimal digits."""
+    return int(Fraction(str(density)) * total + Fraction(1, 2))
+
+
+def check_at_least(count: int) -> int:
+    """Return the least number of weights of each layer. Raises `UsageError` if it is below 0."""
+    if not isinstance(count, int) or count < 0:
+        raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
+    return count
+
+
+def check_collapse(collapse: str) -> str:
+    """Return the action for layers that would be left empty. Raises `UsageError` if it is unknown."""
+    if collapse not in ("raise", "keep"):
+        raise UsageError(f"collapse is raise or keep, not {collapse!r}")
+    return collapse
+
+
+def check_distribution(distribution: str) -> str:
+    """Return the distribution. Raises `UsageError` if it is unknown."""
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    return distribution
+
+
+UNSTRUCTURED = "unstructured"
+POSSIBLE = (
+    "unstructured, channel (whole rows: filters, neurons), Rx1 such as 4x1 or 16x1 (R rows that are neighbours, at one"
+    " column), N:M such as 2:4 (N of every M inputs)"
+)
+
+
+def n_of_m(text: str) -> tuple[int, int] | None:
+    """Return N and M of ``2:4``, 1 <= N < M; None for any other text."""
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of masks. A weight is seen as rows (one per output) times columns (one per input and kernel position).
+
+    - ``unstructured``: single weights.
+    - ``4x1``: blocks of 4 neighbouring rows (0-3, 4-7, …) at one column; any number from 2 on. All rows of a block of
+      rows retain the same columns and form a group of `structure.groups`. The last block may have fewer rows. Blocks
+      do not cross the groups of a grouped convolution (in a depthwise one they are single weights).
+    - ``channel``: whole rows, the filter or neuron of one layer. Coupled channels (`structure.channels`) differ: they
+      include bias, norm and the inputs of later layers.
+    - ``2:4``: at most 2 of every 4 neighbouring inputs (0-3, 4-7, …) at one kernel position of one row; any N < M.
+      The last inputs, if fewer than M, may retain N too.
+
+    Examples:
+        >>> two_of_four = tk.structure.Pattern.parse("2:4")
+        >>> two_of_four.n, two_of_four.m, two_of_four.densest
+        (2, 4, 0.5)
+        >>> two_of_four.check_density(), two_of_four.is_densest(0.5)
+        (0.5, True)
+        >>> blocks = tk.structure.Pattern.parse("4x1")
+        >>> blocks.rows, blocks.blocks_of_rows, blocks.unstructured
+        (4, True, False)
+        >>> blocks.blocks((8, 3)).sizes
+        tensor([[4, 4, 4],
+                [4, 4, 4]])
+        >>> str(blocks.check_blocks("gates"))
+        '4x1'
+        >>> two_of_four.check_density(0.75)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: pattern 2:4 keeps at most 2 of 4 weights, a density of 0.5, and 0.75 is ...
+    """
+
+    text: str = UNSTRUCTURED
+    """The pattern as users write it."""
+    rows: int = 1
+    """Rows of a block (Rx1)."""
+    whole_rows: bool = False
+    """Whether a block has all columns (``channel``)."""
+    n: int = 0
+    """Weights retained of `m`; 0 for other patterns."""
+    m: int = 0
+    """Inputs of a run (N:M); 0 for other patterns."""
+
+    @classmethod
+    def parse(cls, text: str | Pattern) -> Pattern:
+        """Return the pattern of a text; a pattern is returned unchanged.
+
+        Args:
+            text: ``unstructured``, ``channel``, ``4x1``, ``2:4`` …
+
+        Raises:
+            UsageError: for any other text.
+        """
+        if isinstance(text, Pattern):
+            return text
+        if text == UNSTRUCTURED:
+            return cls()
+        if text == "channel":
+            return cls(text, whole_rows=True)
+        if block := re.fullmatch(r"([1-9]\d*)x1", text):
+            if text == "1x1":
+                raise UsageError("pattern 1x1 is of single weights: write unstructured")
+            return cls(text, rows=int(block[1]))
+        if ratio := n_of_m(text):
+            return cls(text, n=ratio[0], m=ratio[1])
+        raise UsageError(f"pattern {text!r} is not known: {POSSIBLE}")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def unstructured(self) -> bool:
+        """Whether weights are retained or removed singly."""
+        return self.text == UNSTRUCTURED
+
+    @property
+    def blocks_of_rows(self) -> bool:
+        """Whether weights are retained or removed in blocks: Rx1 and ``channel``."""
+        return self.rows > 1 or self.whole_rows
+
+    @property
+    def densest(self) -> float:
+        """Largest density of a mask: n / m (slightly more if inputs are not a multiple of m), else 1."""
+        return self.n / self.m if self.m else 1.0
+
+    def check_blocks(self, of: str) -> Pattern:
+        """Return the pattern. Raises `UsageError` for N:M, which has no blocks; `of` names what needs them."""
+        if self.m:
+            raise UsageError(
+                f"{of} need weights that go together, and of pattern {self} any {self.n} of {self.m} may stay: choose"
+                " unstructured, Rx1 or channel"
+            )
+        return self
+
+    def check_density(self, density: float | str | None = None, sparsity: float | str | None = None) -> float:
+        """Return the density from one of both arguments; N:M has the default n / m.
+
+        Args:
+            density: fraction kept.
+            sparsity: share removed, instead.
+
+        Raises:
+            UsageError: for an invalid density, or one that the pattern cannot reach.
+        """
+        if self.m and density is None and sparsity is None:
+            return self.densest
+        found = check_density(density, sparsity)
+        if found > self.densest and not self.is_densest(found):
+            raise UsageError(
+                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.densest:.4g}, and"
+                f" {found:g} is asked for: ask for {self.densest:.4g} or less"
+            )
+        return found
+
+    def is_densest(self, density: float) -> bool:
+        """Return whether a density of N:M is n / m, up to rounding (0.333333)."""
+        return bool(self.m) and math.isclose(density, self.densest, rel_tol=1e-5)
+
+    def blocks(self, shape: tuple[int, ...], layout: Layout | None = None) -> Blocks:
+        """Return the blocks of a weight, into which scores are pooled and from which decisions are spread.
+
+        Args:
+            shape: of the weight.
+            layout: of its outputs and inputs, see `layout.layouts`; outputs in dimension 0 by default.
+
+        Raises:
+            UsageError: for N:M, which has no blocks.
+        """
+        from ticketry.core.structure.layout import Blocks, Layout
+
+        self.check_blocks("blocks")
+        return Blocks(self.text, self.rows, self.whole_rows, shape, layout or Layout())

@@ -1,0 +1,476 @@
+"""Which part of a model a smaller one retains, as data; and masks of channels, plans, and channels of masks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ticketry.choices import did_you_mean
+from ticketry.core.computed_weights import computed_weights
+from ticketry.core.mask import Mask, read_metadata
+from ticketry.core.scope import is_transposed_linear, named_parameters, normal_name, unwrapped
+from ticketry.core.structure.coupling import ChannelGroup, Structure
+from ticketry.core.structure.model_copies import copied
+from ticketry.errors import StructureError, UsageError
+from ticketry.files import content_of, parse_json, write_atomically
+from ticketry_engine.support.entry_points import Need, entry_point
+from ticketry_engine.support.sealed_files import sealed, unsealed
+
+FORMAT = "ticketry.shrink.1"
+
+_ATTRIBUTE = re.compile(r"[A-Za-z]\w*(\.\d+)?")
+"""An attribute of a module that a plan may set: a number, or `name.i`, an entry of a list or tuple."""
+
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """The indices that remain of each dimension of each tensor.
+
+    Attributes:
+        shapes: name of each parameter and buffer that becomes smaller -> its shape before.
+        kept: name -> dimension -> remaining indices, ascending.
+        attributes: name of a module -> attribute that counts channels (`name.i` for an entry) -> its value afterwards.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, torch.randn(2, 4))
+        >>> plan.shapes["0.weight"], plan.shape("0.weight"), plan.removed
+        ((8, 4), (4, 4), 28)
+        >>> part = plan.cut("0.weight", model[0].weight.detach())
+        >>> plan.expand("0.weight", part, into=torch.zeros(8, 4)).count_nonzero()
+        tensor(16)
+        >>> again = tk.structure.ShrinkPlan.load(plan.save("plan.safetensors"))
+        >>> again == plan, tk.structure.ShrinkPlan.from_bytes(plan.to_bytes()) == plan
+        (True, True)
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    attributes: Mapping[str, Mapping[str, int]]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the remaining part of a tensor shaped like the parameter or buffer `name`."""
+        for dim, indices in self.kept.get(name, {}).items():
+            tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
+        return tensor.contiguous()
+
+    def expand(self, name: str, part: Tensor, into: Tensor) -> Tensor:
+        """Return a copy of `into` with `part` at the remaining indices: the inverse of `cut`.
+
+        Args:
+            name: of the parameter or buffer.
+            part: of the tensor.
+            into: in the shape before, on the device of `part`.
+        """
+        return _insert(into, part, list(self.kept.get(name, {}).items()))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape afterwards."""
+        kept = self.kept.get(name, {})
+        return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
+
+    @property
+    def removed(self) -> int:
+        """Number of removed elements of parameters and buffers."""
+        return sum(prod(shape) - prod(self.shape(name)) for name, shape in self.shapes.items())
+
+    # -- a file --------------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """Return the plan as a safetensors file: indices as tensors, the rest as JSON in its header."""
+        tensors = {
+            f"{name}:{dim}": torch.tensor(indices, dtype=torch.int64)
+            for name, dims in self.kept.items()
+            for dim, indices in dims.items()
+        }
+        text = json.dumps({"shapes": self.shapes, "attributes": self.attributes}, sort_keys=True)
+        return bytes(safetensors_save(tensors, metadata={FORMAT: text}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: object = "this") -> ShrinkPlan:
+        """Return the plan from the bytes of `to_bytes`, without pickle.
+
+        Args:
+            data: the bytes.
+            where: name of the data in errors.
+
+        Raises:
+            StructureError: if the data is damaged or not a plan.
+        """
+        try:
+            tensors = safetensors_load(data)
+            text = parse_json(read_metadata(data)[FORMAT])
+            shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
+            attributes = {
+                str(module): {_attribute(name): _count(value) for name, value in values.items()}
+                for module, values in text["attributes"].items()
+            }
+            kept: Kept = {}
+            for key, indices in tensors.items():
+                name, _, dim = key.rpartition(":")
+                kept.setdefault(name, {})[int(dim)] = _indices(indices, shapes[name][int(dim)])
+        except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise StructureError(f"{where} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
+        return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan to a file, see `to_bytes`.
+
+        Args:
+            path: of the file; an existing one is replaced.
+
+        Raises:
+            StructureError: if it cannot be written.
+        """
+        path = Path(path)
+        try:
+            write_atomically(path, sealed(self.to_bytes()), parents=False)
+        except OSError as error:
+            raise StructureError(f"the plan cannot be written to {path}: {error.strerror}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ShrinkPlan:
+        """Return the plan in a file that `save` wrote, without pickle.
+
+        Args:
+            path: the file.
+
+        Raises:
+            StructureError: if the file is missing, damaged or not a plan.
+        """
+        try:
+            data = content_of(Path(path))
+        except OSError as error:
+            raise StructureError(f"the plan {path} cannot be read: {error.strerror}") from None
+        try:
+            return cls.from_bytes(unsealed(data, required=False), path)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise StructureError(f"{path} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
+
+
+def _insert(into: Tensor, part: Tensor, places: list[tuple[int, tuple[int, ...]]]) -> Tensor:
+    if not places:
+        return part.clone()
+    (dim, indices), *others = places
+    index = torch.tensor(indices, device=into.device)
+    return into.index_copy(dim, index, _insert(into.index_select(dim, index), part, others))
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of channels")
+    return value
+
+
+def _attribute(name: str) -> str:
+    if not _ATTRIBUTE.fullmatch(name):
+        raise ValueError(f"{name!r} is no attribute that a plan may set")
+    return name
+
+
+def _indices(tensor: Tensor, size: int) -> tuple[int, ...]:
+    if tensor.dtype != torch.int64 or tensor.dim() != 1 or not len(tensor):
+        raise ValueError("indices must be whole numbers in a row")
+    values = tensor.tolist()
+    rising = all(one < other for one, other in pairwise(values))
+    if not rising or not 0 <= values[0] <= values[-1] < size:
+        raise ValueError("indices must be rising and within the tensor")
+    return tuple(values)
+
+
+# -- applied ----------------------------------------------------------------------------------------------------------
+
+
+@entry_point(Need(values=False))
+def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Return a smaller copy of `model` by a plan: parameters, buffers, and sizes stored in modules.
+
+    Parameters keep their type, device, `requires_grad` and ties, but not their gradients. `model` is not changed. To
+    load weights of a smaller model, rebuild a new model of the same class first.
+
+    Args:
+        model: of the plan, or another of its class.
+        plan: from `shrink_plan`.
+
+    Raises:
+        UsageError: if `plan` is not a plan.
+        StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, torch.randn(2, 4))
+        >>> tk.structure.rebuild(model, plan)
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+    require_plan(plan)
+    inner = unwrapped(model)
+    return set_sizes(copied(inner, cut_tensors(inner, plan)), plan)
+
+
+def require_plan(plan: object) -> None:
+    """Raise `UsageError` if an argument is not a plan."""
+    if not isinstance(plan, ShrinkPlan):
+        raise UsageError(
+            f"plan= is a tk.structure.ShrinkPlan, not a {type(plan).__name__}: tk.structure.shrink_plan(model, mask,"
+            " example_inputs) makes one"
+        )
+
+
+def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
+    """Return `id` of each parameter and buffer that becomes smaller -> its remaining part."""
+    places = list(_places(model))
+    tensors = dict(places)
+    for name, shape in plan.shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+            has = tuple(tensors[name].shape) if name in tensors else "none"
+            question = did_you_mean(name, tensors).strip() if name not in tensors else ""
+            raise StructureError(
+                f"the plan is another model's: its {name!r} has the shape {shape}, the model's {has}"
+                + (f"; {question}" if question else "")
+            )
+    first_name: dict[int, str] = {}
+    for name, tensor in places:
+        first_name.setdefault(id(tensor), name)
+    return {id(tensors[name]): _cut(plan, name, tensors[name]) for name in first_name.values() if name in plan.kept}
+
+
+def set_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Set the sizes stored in the modules of a model whose tensors are cut, and return it."""
+    modules = {module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
+    for name, values in plan.attributes.items():
+        if name not in modules:
+            raise StructureError(f"the plan is another model's: it has the module {name!r}")
+        for attribute, value in values.items():
+            _set_number(name, modules[name], attribute, value)
+    for module in small.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return small
+
+
+def read_number(module: nn.Module, attribute: str) -> int | None:
+    """Return an attribute of a module, or an entry of one (`name.i`), if it is a number; else None."""
+    name, _, index = attribute.partition(".")
+    value: Any = getattr(module, name, None)
+    if index:
+        several = value if type(value) in (list, tuple) else ()
+        value = several[int(index)] if int(index) < len(several) else None
+    return value if type(value) is int else None
+
+
+def _set_number(where: str, module: nn.Module, attribute: str, number: int) -> None:
+    if read_number(module, attribute) is None:
+        raise StructureError(f"the plan is another model's: it has a number {attribute!r} of the module {where!r}")
+    name, _, index = attribute.partition(".")
+    if not index:
+        setattr(module, name, number)
+        return
+    several = list(getattr(module, name))
+    several[int(index)] = number
+    setattr(module, name, type(getattr(module, name))(several))
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of every parameter and buffer, shared ones under all their names."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for local, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield normal_name(f"{prefix}.{local}" if prefix else local), tensor
+
+
+def module_name(name: str) -> str:
+    """Return a module's name without prefixes of wrappers."""
+    return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
+
+
+def _cut(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
+    part = plan.cut(name, tensor.detach())
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        part = part.contiguous(memory_format=torch.channels_last)
+    return part
+
+
+Flags = NDArray[np.bool_]
+
+Removed = Mapping[int, Flags]
+"""Position of a group -> whether each of its channels is removed."""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by normalised name, shared ones under their first name only."""
+    inner = unwrapped(model)
+    buffers = {normal_name(name): buffer for name, buffer in inner.named_buffers()}
+    return {**named_parameters(inner), **buffers}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of parameters and buffers by normalised name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+
+
+def kept_indices(
+    structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
+) -> dict[tuple[str, int], Flags]:
+    """Return (name, dimension) -> whether each index stays, for dimensions that lose any."""
+    kept: dict[tuple[str, int], Flags] = {}
+    for position, flags in removed.items():
+        for member in structure.groups[position].members if flags.any() else ():
+            stays = kept.setdefault((member.name, member.dim), np.ones(shapes[member.name][member.dim], dtype=bool))
+            stays[member.array[flags]] = False
+    return kept
+
+
+def channel_mask(
+    names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
+) -> Mask:
+    """Return the mask of these tensors without the removed channels: an element stays if all its indices stay."""
+    kept, tensors = kept_indices(structure, shapes, removed), {}
+    for name in names:
+        mask = torch.ones(shapes[name], dtype=torch.bool)
+        for dim in range(len(shapes[name])):
+            if (name, dim) in kept:
+                flags = torch.from_numpy(kept[name, dim])
+                mask &= flags.reshape([-1 if d == dim else 1 for d in range(mask.dim())])
+        tensors[name] = mask
+    return Mask(tensors)
+
+
+# -- sizes stored in modules -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The tensors of a model and the modules that store their sizes, collected once for many plans."""
+
+    tensors: Mapping[str, Tensor]
+    modules: Sequence[tuple[str, nn.Module]]
+    behind: Mapping[tuple[int, str], Tensor]
+    """(`id` of a module, local name of a computed weight) -> the parameter of its shape."""
+
+    @classmethod
+    def collect(cls, model: nn.Module) -> Sizes:
+        inner, behind = unwrapped(model), dict[tuple[int, str], Tensor]()
+        for computed in computed_weights(inner):
+            shape = computed.value().shape
+            behind |= {(id(computed.module), computed.local): one for one in computed.originals if one.shape == shape}
+        return cls(tensors_of(inner), list(inner.named_modules()), behind)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def _first_names(self) -> dict[int, str]:
+        return {id(tensor): name for name, tensor in self.tensors.items()}
+
+    def plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
+        """Return the plan without the removed channels."""
+        kept: Kept = {}
+        for (name, dim), stay in sorted(kept_indices(structure, self.shapes, removed).items()):
+            kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(stay).tolist())
+        plan = ShrinkPlan({name: self.shapes[name] for name in kept}, kept, {})
+        return ShrinkPlan(plan.shapes, kept, self._attributes(structure, removed, plan))
+
+    def _attributes(self, structure: Structure, removed: Removed, plan: ShrinkPlan) -> dict[str, dict[str, int]]:
+        """Return module -> attribute -> value of the attributes that change."""
+        counted: dict[str, dict[str, int]] = {}
+        for entry in structure.counted:
+            stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
+            counted.setdefault(entry.module, {})[entry.attribute] = sum(stays)
+        changed: dict[str, dict[str, int]] = {}
+        for name, module in self.modules:
+
+            def shape(local: str, module: nn.Module = module) -> tuple[int, ...]:
+                computed = self.behind.get((id(module), local), module._parameters.get(f"{local}_orig"))
+                tensor: Tensor = getattr(module, local) if computed is None else computed
+                first = self._first_names.get(id(tensor), "")
+                return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
+
+            values = _sizes(module, shape, counted.get(name, {}))
+            new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
+            if new:
+                changed[module_name(name)] = new
+        return changed
+
+
+def _sizes(module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: dict[str, int]) -> dict[str, int]:
+    if isinstance(module, _ConvNd):
+        return {**counted, **_convolution_sizes(module, shape("weight"), counted.get("groups", module.groups))}
+    if isinstance(module, nn.Linear):
+        outputs, inputs = shape("weight")
+        return {"in_features": inputs, "out_features": outputs}
+    if isinstance(module, nn.Bilinear):
+        outputs, one, other = shape("weight")
+        return {"in1_features": one, "in2_features": other, "out_features": outputs}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {"embedding_dim": shape("weight")[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": shape("weight")[0]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        sizes = {"input_size": shape("weight_ih_l0")[1], "hidden_size": shape("weight_ih_l0")[0] // gates}
+        return {**sizes, "proj_size": shape("weight_hr_l0")[0]} if module.proj_size else sizes
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": shape("weight_ih")[1], "hidden_size": shape("weight_hh")[1]}
+    if is_transposed_linear(module):
+        return {"nx": shape("weight")[0], "nf": shape("weight")[1]}
+    return counted
+
+
+def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) -> dict[str, int]:
+    if module.transposed:
+        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
+    return {"in_channels": weight[1] * groups, "out_channels": weight[0]}
+
+
+# -- from a mask ------------------------------------------------------------------------------------------------------
+
+
+def dead_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) -> Flags:
+    """Return the channels that a mask removes from every parameter.
+
+    Args:
+        group: of the channels.
+        dead: of the mask, see `dead_indices`.
+    """
+    gone = np.ones(group.size, dtype=bool)
+    for member in group.parameters:
+        flags = dead.get((member.name, member.dim))
+        gone &= False if flags is None else flags[member.array].all(axis=1)
+    return gone
+
+
+def dead_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
+    """Return (name, dimension) -> whether the mask removes everything at each index."""
+    found = {}
+    for name, tensor in mask.items():
+        for dim in range(tensor.dim()):
+            others = [d for d in range(tensor.dim()) if d != dim]
+            alive = tensor.cpu().any(dim=others) if others else tensor.cpu()
+            found[name, dim] = ~alive.numpy()
+    return found

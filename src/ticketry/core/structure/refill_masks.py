@@ -1,0 +1,368 @@
+"""Refill: whole channels from an unstructured mask, as many as its retained weights pay for.
+
+Chen, Chen, Ma, Wang, Wang, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", ICML 2022,
+section 3.2. The paper only zeroes filters that are not filled. Here everything that belongs to a channel goes with it
+(bias, norm, inputs of later layers), so that the network can be shrunk and stays the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.computed_weights import weights_in_use
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Patterns, Scope, as_names, end_layers, named_parameters, parameters_of, scope_of_shapes
+from ticketry.core.score import Loss, Score, ScoreInputs, split_control
+from ticketry.core.score._measure import pruned_to
+from ticketry.core.structure.channel_choice import Choice, check_counts
+from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control, check_channel_score, weight_scores
+from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
+from ticketry.core.structure.layout import Roles
+from ticketry.core.structure.model_copies import Inputs
+from ticketry.core.structure.pattern import check_density, share_of
+from ticketry.core.structure.plans import Flags, shapes_of
+from ticketry.core.structure.removal_trial import structure_around
+from ticketry.core.structure.structuring import COUPLINGS
+from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
+from ticketry_engine.support.entry_points import entry_point
+
+REFILL_SCORES = ("remaining", "l1", "l2", "taylor", "activation_l1", "activation_l2")
+"""Scores of the paper; any other of `structure.channels` can be used too."""
+
+OF_CHANNELS = frozenset(CHANNEL_SCORES) - {"l1", "l2", "taylor"}
+"""Scores that a channel has once, not in each layer that produces it."""
+
+ADDITIVE = ("remaining", "taylor")
+"""Scores with a common unit in all layers."""
+
+
+def check_refill_score(score: str | Score) -> None:
+    """Raise `UsageError` for an unknown score of channels."""
+    check_channel_score(score, REFILL_SCORES)
+
+
+def refill_scores(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
+    """Return a score of each channel of each group, float64 [size], in the network that the mask leaves."""
+    control, plain = split_control(score) if isinstance(score, str) else ("", score)
+    plain = "activation" if plain == "activation_l1" else plain
+    if isinstance(plain, str) and plain in OF_CHANNELS:
+        with pruned_to(mask, mask.parameters(choice.model)):
+            return choice.scores(None, inputs, score=f"{control}:{plain}" if control else plain, reduce="sum")
+    layers = _in_layers(choice, mask, plain, inputs)
+    found = []
+    for group in choice.groups:
+        members = group.within(choice.roles.outputs)
+        found.append(_combine_layers([_sum_by_channel(layers[m.name, m.dim], m, plain) for m in members], plain))
+    return apply_control(control, found, inputs.seed)
+
+
+def kept_counts(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Return the retained weights of each channel in one tensor, int64 [channels]; all if it is not in the mask."""
+    return _count(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
+
+
+# -- scores in single layers -------------------------------------------------------------------------------------------
+
+
+def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> dict[tuple[str, int], Tensor]:
+    """Return (name, dimension) of weights that produce channels -> sum of the score over each index, float64.
+
+    For ``l2``, the sum of squares.
+    """
+    wanted = {(m.name, m.dim): m for group in choice.groups for m in group.within(choice.roles.outputs)}
+    if score == "remaining":
+        return {place: _count(mask, member, choice.shapes).double() for place, member in wanted.items()}
+    if score in ("l1", "l2"):
+        weights = weights_in_use(choice.model, choice.scope.parameters(choice.model))
+        kept = {name: _masked(weights[name], mask.get(name)).abs() for name in {name for name, _ in wanted}}
+        power = 1 if score == "l1" else 2
+        return {
+            (name, dim): torch.linalg.vector_norm(kept[name], power, _others(kept[name], dim), dtype=torch.float64)
+            .pow(power)
+            .cpu()
+            for name, dim in wanted
+        }
+    with pruned_to(mask, mask.parameters(choice.model)):
+        values = weight_scores(choice.model, choice.scope, score, inputs)
+    masked = {name: _masked(values[name].detach(), mask.get(name)) for name in {name for name, _ in wanted}}
+    return {
+        (name, dim): masked[name].sum(_others(masked[name], dim), dtype=torch.float64).cpu() for name, dim in wanted
+    }
+
+
+def _count(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    shape, dim = shapes[member.name], member.dim
+    if member.name not in mask:
+        return torch.full((shape[dim],), math.prod(shape) // shape[dim])
+    return mask[member.name].sum(_others(mask[member.name], dim)).cpu()
+
+
+def _masked(values: Tensor, kept: Tensor | None) -> Tensor:
+    return values if kept is None else values.masked_fill(~kept.to(values.device), 0)
+
+
+def _others(tensor: Tensor, dim: int) -> list[int]:
+    return [other for other in range(tensor.dim()) if other != dim]
+
+
+# -- scores over layers ------------------------------------------------------------------------------------------------
+
+
+def _sum_by_channel(by_index: Tensor, member: Member, score: str | Score) -> Tensor:
+    total = by_index[torch.from_numpy(member.array)].sum(1)
+    return total.sqrt() if score == "l2" else total
+
+
+def _combine_layers(layers: list[Tensor], score: str | Score) -> Tensor:
+    """Combine the scores of layers that produce the same channels: as shares of each layer, unless in one unit."""
+    if len(layers) > 1 and score not in ADDITIVE:
+        layers = [values / torch.clamp(values.abs().sum(), min=torch.finfo(torch.float64).tiny) for values in layers]
+    return torch.stack(layers).sum(0)
+
+
+@entry_point()
+def refill(
+    model: nn.Module,
+    mask: Mask,
+    example_inputs: Inputs,
+    score: str | Score = "l1",
+    plus: float = 0.0,
+    *,
+    coupled: str = "agree",
+    first: bool | None = None,
+    output: bool | None = None,
+    spare: Patterns = (),
+    keep_at_least: int = 1,
+    multiple: int = 1,
+    density: float | str | None = None,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    structure: Structure | None = None,
+) -> Mask:
+    """Return a mask of whole channels from an unstructured one, which `shrink` can take out.
+
+    Each layer retains k0 = floor(density · channels) channels, at least one, where density is the retained share of its
+    weights. The channels with the highest scores are filled back whole (ties by position). The others are emptied with
+    everything that belongs to them: biases, norm scales and shifts, and inputs of later layers. These inputs are not
+    counted, as in the paper, so the density is below the mask's, down to its square; `density` fills back more.
+
+    If several layers produce the same channels, as in a residual stream, k0 is that of all their weights together.
+    Channels are then ranked by each layer's scores divided by their sum, so that layers have equal weight; else a layer
+    with larger weights would decide alone, although the scale of weights before a norm has no meaning. Weight counts
+    and ``taylor`` have a common unit (weights, loss) and are summed directly.
+
+    Layers outside of the mask, and those that share their channels, retain all channels. A layer in the mask whose
+    channels cannot be removed, such as the classifier, is filled back whole except for removed inputs.
+
+    Args:
+        model: with the weights trained under `mask`.
+        mask: unstructured, of any of the model's parameters.
+        example_inputs: a tensor, or a tuple of the model's arguments; two examples or more.
+        score: of a channel, by its retained weights in the layers that produce it: ``remaining`` (number), ``l1``,
+            ``l2`` (norm), ``taylor`` (sum of |w dL/dw|); ``activation_l1``, ``activation_l2`` (mean |value|, root mean
+            square of the inputs of later layers, in the masked network); or any other of `structure.channels`, in the
+            masked network. ``shuffled:l1`` fills random channels, as a control.
+        plus: refill+: share of the emptied channels that is filled back too, the best first:
+            k = floor(k0 + (channels - k0) · plus).
+        density: choose `plus` so that the result's density is nearest to this one, but at least k0 channels.
+        coupled: ``agree``: the layers of a residual stream retain the same channels; ``inner``: residual streams
+            retain all channels, and only channels inside a block are removed.
+        first: whether the first convolution may lose output channels; by default if it is in the mask (in the paper
+            that of ResNets is not). True includes it with all its weights even if it is not in the mask.
+        output: likewise for the last linear or convolution layer, if its channels are not the model's outputs.
+        spare: names or patterns, as in `ticketry.scope`, of layers that retain all their channels. Modules that cannot
+            be traced also retain all channels that enter them.
+        keep_at_least: channels that each layer retains.
+        multiple: the number of channels is rounded to the nearest multiple (at least one): see `channels`.
+        batches, loss, seed: what the score needs, if anything: see `channels`.
+        structure: of the model, if known (`structure.tried_structure`); finding it takes most of the time.
+
+    Raises:
+        UsageError: for an unknown score or option, `plus` outside [0, 1], or patterns that match nothing.
+        MaskError: if the mask does not fit the model.
+        LayerCollapseError: if the mask retains no weight of a layer whose channels can be removed.
+        StructureError: if the model cannot be traced, `structure` is another model's, or none of the masked layers has
+            channels that can be removed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.prune(model, density=0.5, distribution="layerwise")
+        >>> ticket = tk.structure.refill(model, mask, torch.randn(2, 4))
+        >>> ticket["0.weight"].any(dim=1).sum()
+        tensor(4)
+        >>> tk.shrink(model, ticket, torch.randn(2, 4))
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+    check_refill_score(score)
+    density = None if density is None else share_of(density)
+    _check(plus, density, coupled, keep_at_least, multiple)
+    named = _first_names(model, mask)
+    spare = as_names(spare)
+    known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
+    _check_structure(known, shapes_of(model))
+    stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))
+    choice = Choice(model, known.staying(stays), _scope(model, named, first, output))
+    budgets = [_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
+
+    def channels(share: float) -> list[int]:
+        return [budget.channels(share, keep_at_least, multiple) for budget in budgets]
+
+    filled = channels(plus) if density is None else _nearest(choice, channels, density)
+    scores = refill_scores(choice, named, score, ScoreInputs(batches, loss, seed))
+    choice.check_numbers(scores)
+    return choice.mask([_lowest(values, count) for values, count in zip(scores, filled, strict=True)])
+
+
+def _check(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
+    if not 0 <= plus <= 1:
+        raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
+    if density is not None and check_density(density) and plus:
+        raise UsageError("plus= says how many channels are filled back, and so does density=: give one of them")
+    if coupled not in COUPLINGS:
+        raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
+    check_counts(keep_at_least, multiple)
+
+
+def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if not isinstance(structure, Structure):
+        raise UsageError(
+            "structure= is what tk.structure.tried_structure(model, example_inputs) gives, not a"
+            f" {type(structure).__name__}"
+        )
+    for group in structure.groups:
+        for member in group.members:
+            shape = shapes.get(member.name, ())
+            if member.dim >= len(shape) or int(member.array.max(initial=0)) >= shape[member.dim]:
+                raise StructureError(
+                    f"the structure is another model's: it has channels of {member.name!r} that the model lacks"
+                )
+
+
+# -- channels that may be removed --------------------------------------------------------------------------------------
+
+
+def _first_names(model: nn.Module, mask: Mask) -> Mask:
+    """Return the mask under the first names of shared parameters. Raises `MaskError` if it does not fit."""
+    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    return Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
+
+
+def _scope(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
+    """Return the scope of the mask, with the ends of the network if requested."""
+    asked = [names for names, want in zip(end_layers(model), (first, output), strict=True) if want]
+    parameters = named_parameters(model)
+    shapes = mask.shapes
+    for name in parameters:
+        if any(name in names for names in asked) and parameters[name].dim() > 1:
+            shapes.setdefault(name, tuple(parameters[name].shape))
+    return scope_of_shapes(model, shapes)
+
+
+def _staying(
+    model: nn.Module,
+    structure: Structure,
+    parts: Roles,
+    coupled: str,
+    first: bool | None,
+    output: bool | None,
+    spared: set[str],
+) -> dict[int, str]:
+    """Return the positions of the groups that stay by request, and the reasons."""
+    ends = end_layers(model)
+    spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
+    found: dict[int, str] = {}
+    for position, group in enumerate(structure.groups):
+        made = {
+            m.name for m in group.parameters if (m.name, m.dim) in parts.outputs or (m.name, m.dim) not in parts.inputs
+        }
+        if not group.prunable:
+            continue
+        if coupled == "inner" and group.residual:
+            found[position] = "it is a residual stream, which coupled='inner' leaves whole"
+        elif made & spared:
+            found[position] = "it is spared"
+    return found
+
+
+def _spared(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
+    """Return the parameters that patterns match; a pattern of a module that is not traced may match none."""
+    found: set[str] = set()
+    for pattern in spare:
+        try:
+            found |= parameters_of(model, (pattern,), "spare")
+        except ScopeError:
+            if not any(fnmatchcase(name, pattern) for name in unseen):
+                raise
+    return found
+
+
+# -- numbers of channels -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Channels of a group, and the total and retained weights that produce them."""
+
+    size: int
+    kept: int
+    total: int
+
+    def channels(self, plus: float, keep_at_least: int, multiple: int) -> int:
+        """Return the number of filled channels."""
+        paid = max(self.kept * self.size // self.total, 1)
+        filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`
+        whole = max((filled + multiple // 2) // multiple, 1) * multiple
+        return min(max(whole, keep_at_least), self.size)
+
+
+def _budget(group: ChannelGroup, parts: Roles, mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> _Budget:
+    kept = total = 0
+    for member in group.within(parts.outputs):
+        shape = shapes[member.name]
+        each = math.prod(shape) // shape[member.dim] * len(member.indices[0])
+        total += each * group.size
+        kept += int(kept_counts(mask, member, shapes).sum())
+    if not kept:
+        layers = ", ".join(repr(member.name) for member in group.within(parts.outputs))
+        raise LayerCollapseError(
+            f"the mask keeps nothing of {layers}: none of the {group.size} channels of {group.name} would be filled"
+            f" (layer collapse); choose a mask of higher density, or leave them whole with spare={group.name!r}"
+        )
+    return _Budget(group.size, kept, total)
+
+
+def _nearest(choice: Choice, channels: Callable[[float], list[int]], density: float) -> list[int]:
+    """Return the filled channels of each group for the `plus` whose density is nearest."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _density(choice, channels(middle)) < density else (low, middle)
+    return min((channels(low), channels(high)), key=lambda filled: abs(_density(choice, filled) - density))
+
+
+def _density(choice: Choice, filled: Sequence[int]) -> float:
+    """Return the density of a mask with these numbers of channels."""
+    left = {name: list(choice.shapes[name]) for name in choice.held}
+    for group, count in zip(choice.groups, filled, strict=True):
+        for member in group.parameters:
+            left[member.name][member.dim] -= (group.size - count) * len(member.indices[0])
+    return sum(map(math.prod, left.values())) / sum(math.prod(choice.shapes[name]) for name in left)
+
+
+def _lowest(scores: Tensor, filled: int) -> Flags:
+    """Return whether each channel is removed: all but the `filled` best, ties by position."""
+    removed = np.ones(len(scores), dtype=bool)
+    removed[torch.argsort(scores, descending=True, stable=True)[:filled].numpy()] = False
+    return removed

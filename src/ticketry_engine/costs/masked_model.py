@@ -1,0 +1,140 @@
+"""A model that is captured once and compiled under many masks, with a call's time booked to its parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from ticketry_engine.capture import capture
+from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.compiled import Compiled
+from ticketry_engine.example_inputs import batch_of
+from ticketry_engine.ir import Graph
+from ticketry_engine.ir.shape_claims import layer_name, origins, parameters_of
+from ticketry_engine.plan.value_axes import UnsupportedError as UnsupportedError
+
+PLANAR, CHANNELS_LAST = "planes", "pixels"
+"""Layouts that a whole network can be compiled in."""
+
+
+@dataclass
+class CallSeconds:
+    """Seconds of one call, by what spends them."""
+
+    layers: dict[str, float]
+    """Parameter name -> seconds of the layers with this weight."""
+    others: dict[str, float]
+    """Operation -> seconds of all its uses without a prunable weight."""
+    torch: set[str]
+    """Parameters whose layers run in torch."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole call."""
+        return sum(self.layers.values()) + sum(self.others.values())
+
+
+class MaskedModel:
+    """A captured model, compiled under any number of masks."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, upsampling: bool = True
+    ) -> None:
+        """Capture a model.
+
+        Args:
+            model: on the CPU.
+            example_inputs: a tensor, a tuple of arguments or a dict of them by name.
+            parameters: names of the weights to which time is booked.
+            upsampling: as of `capture`.
+
+        Raises:
+            EngineError: if the model cannot be captured.
+        """
+        self.model, self.names = model, tuple(parameters)
+        self._example_inputs, self._upsampling = example_inputs, upsampling
+        self.graph = capture(model, None, example_inputs, upsampling=upsampling)
+        call = Arguments.of(example_inputs)
+        self.args, self.kwargs = call.args, call.kwargs
+        self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
+
+    def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
+        """Return the graph under a mask. It is captured anew only if weights are stored in another form."""
+        if keep is None:
+            return self.graph
+        tensors = self.graph.tensors
+        if all(name in tensors and tensors[name].shape == kept.shape for name, kept in keep.items()):
+            # Folding a norm into a weight scales its rows, so that zeros stay where they are.
+            masked = {name: tensors[name] * kept for name, kept in keep.items()}
+            return replace(self.graph, tensors={**tensors, **masked})
+        return capture(self.model, keep, self._example_inputs, upsampling=self._upsampling)
+
+    def compile(
+        self, keep: Mapping[str, Tensor] | None, *, threads: int, precision: str, layout: str | None = None
+    ) -> Compiled:
+        """Return the model compiled under a mask, in the layout that the engine estimates to be faster by default."""
+        made = Compiled(self.masked_graph(keep), threads=threads, precision=precision, layout=layout)
+        made.clock = time.thread_time  # profiles run on one thread
+        return made
+
+    def call(self, compiled: Callable[..., Any]) -> Callable[[], Any]:
+        """Return a function that calls a module with the example inputs."""
+        return lambda: compiled(*self.args, **self.kwargs)
+
+    def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
+        """Return the seconds of each layer: medians on one thread, scaled so that they sum up to the whole call.
+
+        Layers timed one by one take longer than in a call, which reads no clock and keeps more in its caches.
+
+        Args:
+            compiled: by `compile`.
+            rounds: calls that are timed layer by layer.
+            whole: seconds of a call.
+        """
+        samples: dict[str, list[float]] = {}
+        rows: dict[str, tuple[str, str]] = {}
+        for _ in range(rounds):
+            for index, row in enumerate(compiled.profile(*self.args, rounds=1, **self.kwargs)):
+                if row.seconds is not None:
+                    key = f"{index} {row.name}"
+                    samples.setdefault(key, []).append(row.seconds)
+                    rows[key] = (row.name, row.kind if row.where == "engine" else f"{row.kind} in torch")
+        medians = {key: median(several) for key, several in samples.items()}
+        factor = whole / max(sum(medians.values()), 1e-300)
+        found = CallSeconds(dict.fromkeys(self.names, 0.0), {}, set())
+        for key, seconds in medians.items():
+            name, kind = rows[key]
+            parameter = self.parameter_of(name)
+            if parameter is None:
+                found.others[kind] = found.others.get(kind, 0.0) + factor * seconds
+            else:
+                found.layers[parameter] += factor * seconds
+                if kind.endswith(" in torch"):
+                    found.torch.add(parameter)
+        native = [parameters_of(node, self.origins) for node in self.graph.nodes if node.output not in compiled.reasons]
+        found.torch |= set(self.names).difference(*native)
+        return found
+
+    def parameter_of(self, layer: str) -> str | None:
+        """Return the parameter of a layer, named as in `Compiled.layers`; None if it has none of `names`."""
+        return self._parameters.get(layer)
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """Tensor of the graph -> the parameter that it was computed from."""
+        return origins(self.graph, self.names)
+
+    @cached_property
+    def _parameters(self) -> dict[str, str]:
+        found = {layer_name(tensor): parameter for tensor, parameter in self.origins.items()}
+        for node in self.graph.nodes:  # what runs in torch is named after its output
+            for parameter in parameters_of(node, self.origins):
+                found[node.output] = parameter
+        return found
