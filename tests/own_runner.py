@@ -12,9 +12,8 @@ class Mine(ExecutorRunner):
 
 class MyPool(Pool):
     def __init__(self):
-        super().__init__(
-            ThreadPoolExecutor(1), "my cluster"
-        )  # stand-in for a client that runs functions on other machines
+        # ThreadPoolExecutor stands for a client that runs functions on other machines.
+        super().__init__(ThreadPoolExecutor(1), "my cluster")
 
     def is_loss(self, error):  # whether another worker may try
         return isinstance(error, ConnectionError)

@@ -403,7 +403,7 @@ def test_bad_packages_are_named_and_all_else_works(bad: Path) -> None:
 def test_the_page_shows_the_package() -> None:
     page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
     blocks = re.findall(r"```(?:python|toml)\n(.*?)```", page, re.S)
-    shown = [*PROJECT.rglob("*.*"), ROOT / "tests" / "own_runner.py"]  # tests/lab/runners/test_remote.py trains with it
+    shown = [*PROJECT.rglob("*.*"), ROOT / "tests" / "own_runner.py"]  # test_executor_runner.py trains with it
     sources = [path.read_text("utf-8") for path in shown if path.suffix in (".py", ".toml")]
     assert len(blocks) >= 6
     for block in blocks:
