@@ -75,9 +75,9 @@ def test_verify_in_worker_processes_gives_the_same(
     [
         (["verify", "nowhere"], "nowhere"),
         (["verify", "{ticket}", "--controls", "best"], "'best' is not known"),
-        (["verify", "{ticket}", "--interim", "5,3"], "rising"),
+        (["verify", "{ticket}", "--interim", "5,3"], "ascending"),
         (["verify", "{ticket}", "--margin", "-1"], "a margin of -1"),
-        (["verify", "{ticket}", "--task", "mnist"], "of another task or network"),
+        (["verify", "{ticket}", "--task", "mnist"], "another task or network"),
         (["verify", "{ticket}", "--claim", "wins", "--controls", "none"], "'wins' needs a control"),
         (["stability", "--rewinds", "soon"], "'soon' is not a point in training"),
         (["stability", "--splits", "best", "--masks", "none"], "split 'best' is not known"),

@@ -129,7 +129,7 @@ def test_a_replicate_without_any_network_counts_in_verdicts(tmp_path: Path) -> N
     record = stored(tmp_path)
     assert {one.replicate for one in record.points} == {0, 2}
     assert record.verdicts == ()
-    assert record.verdict_error.startswith("no level has tickets of all 3 replicates")
+    assert record.verdict_error.startswith("no level has a ticket of each of the 3 replicates")
 
 
 def test_all_that_cannot_go_on_are_named(tmp_path: Path) -> None:
