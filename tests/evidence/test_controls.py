@@ -188,10 +188,10 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
 def test_a_budget_holds_for_controls_too(tmp_path, method, words):
     """The recipe of the search is given, and a budget has trained the ticket by a shorter or a longer one."""
     search = getattr(tk.search, method)
-    budget = "steps" if method == "iterative" else "flops"
+    equal_cost = "steps" if method == "iterative" else "flops"
     task, recipe = catalogue.get("digits"), Recipe(length="60it", batch=32, lr=0.05)
     with Lab(tmp_path / "store", device="cpu") as lab:
-        ticket = search(lab, task, search.Settings(budget=budget, **words), recipe=recipe)[0][-1]
+        ticket = search(lab, task, search.Settings(equal_cost=equal_cost, **words), recipe=recipe)[0][-1]
         assert ticket.result.segment.total != 60
         control = train_control(lab, task, recipe, "shuffled", ticket, Seeds())
         assert control.segment.last == ticket.result.segment.last

@@ -141,7 +141,7 @@ def test_the_recipe_s_own_dense_network_and_that_of_the_whole_cost_are_shown(lab
 
 def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) -> None:
     settings = VerifySettings(seeds=1, controls=("erk", "shuffled"), references=False)
-    found = verify_procedure(procedure(lab, "iterative", bounded=True, density=0.5, budget="steps"), settings)
+    found = verify_procedure(procedure(lab, "iterative", bounded=True, density=0.5, equal_cost="steps"), settings)
     assert found.budgets["dense"] == TOTAL
     assert found.budgets["ticket"] == found.budgets["erk"] == found.budgets["shuffled"] < TOTAL
 
@@ -150,7 +150,7 @@ def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) 
 def test_a_budget_of_flops_costs_what_the_dense_training_does(lab: tk.Lab, dense_at: Any) -> None:
     """The ticket has many more steps, which are no cost to compare with."""
     settings = VerifySettings(seeds=1, controls=("none",), dense_at=dense_at)
-    found = verify_procedure(procedure(lab, "gradual", bounded=True, density=(0.2,), budget="flops"), settings)
+    found = verify_procedure(procedure(lab, "gradual", bounded=True, density=(0.2,), equal_cost="flops"), settings)
     assert found.budgets["dense"] == TOTAL < found.budgets["ticket"]
     assert not found.references
 

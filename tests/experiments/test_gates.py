@@ -18,7 +18,7 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
-from ticketry.search.gating import rounds
+from ticketry.search.gating import search as rounds
 
 TOTAL, REWIND = 60, 6
 METHOD = tk.search.continuous

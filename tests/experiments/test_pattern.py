@@ -59,7 +59,7 @@ def masks_of(lab: tk.Lab, record: dict[str, Any]) -> dict[str, tk.Mask]:
 )
 def test_controls_have_the_pattern(tmp_path: Path, task: Task, name: str, settings: dict[str, Any]) -> None:
     """Single weights in random places would win or lose for that alone."""
-    run = run_of(task, name, pattern="4x1", **settings)
+    run = run_of(task, name, structure="rows:4", **settings)
     with tk.Lab(tmp_path) as lab:
         record = as_json(execute(lab, run))
         masks = masks_of(lab, record)
@@ -77,13 +77,15 @@ def test_controls_have_the_pattern(tmp_path: Path, task: Task, name: str, settin
     page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "4x1" in page
     ticket = tk.Ticket.load(rows["ticket"]["ticket"])
-    assert ticket.info["settings"]["pattern"] == "4x1"
+    assert ticket.info["settings"]["structure"] == "rows:4"
     assert ticket.mask == masks["ticket"]
 
 
 def test_tickets_of_a_pattern_are_verified_against_their_like(tmp_path: Path, task: Task) -> None:
     with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run_of(task, "iterative", densities=(0.5,), rewind="3it", pattern="2:4")))
+        record = as_json(
+            execute(lab, run_of(task, "iterative", densities=(0.5,), rewind="3it", structure="search:2:4"))
+        )
         path = next(row["ticket"] for row in record["points"] if row["role"] == "ticket")
         before = set(lab.ledger.keys)
         found = tk.evidence.verify(lab, tk.Ticket.load(path), tk.evidence.VerifySettings(seeds=2, noise=False))

@@ -63,7 +63,7 @@ def test_the_search_of_a_ticket_is_the_run_s(run: Run) -> None:
 
 
 def test_a_budget_s_recipe_is_told_by_the_ticket(tmp_path: Path) -> None:
-    made = tk.run("oneshot", density=0.5, budget="steps", recipe=RECIPE, replicates=1, store=tmp_path, workers=0)
+    made = tk.run("oneshot", density=0.5, equal_cost="steps", recipe=RECIPE, replicates=1, store=tmp_path, workers=0)
     saved = made.tickets[0].load()
     assert saved.info["recipe"]["length"] != "16it"
     assert search_of(saved).recipe == made.request.recipe

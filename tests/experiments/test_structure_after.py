@@ -57,7 +57,7 @@ def masks_of(lab: tk.Lab, rows: list[dict[str, Any]]) -> dict[str, tk.Mask]:
 
 def test_rows_tell_the_structure(tmp_path: Path, task: Task) -> None:
     with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run_of(task, (), structure="regroup", rows=4)))
+        record = as_json(execute(lab, run_of(task, (), structure="regroup:4")))
         plain = as_json(execute(lab, run_of(task, ())))
         assert plain["cost"]["segments_trained"] == 1, "of the chain only the last level was not trained"
         structured, unstructured = (
@@ -76,13 +76,13 @@ def test_rows_tell_the_structure(tmp_path: Path, task: Task) -> None:
             assert told["layers"][:-1] == [fit.as_json() for fit in fits.values()]
             assert ticket.info["structure"] == {name: told[name] for name in told if name != "pictures"}
             assert row["cost"]["search"]["steps"] == sum(one["steps"] for one in unstructured[: row["level"] - 1])
-        assert as_json(execute(lab, run_of(task, (), structure="regroup", rows=4)))["points"] == record["points"]
+        assert as_json(execute(lab, run_of(task, (), structure="regroup:4")))["points"] == record["points"]
 
 
 def test_controls_have_the_ticket_s_structure(tmp_path: Path, task: Task) -> None:
     """A plain shuffle would take the groups apart, and lose for that alone."""
     with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run_of(task, structure="regroup", rows=4)))
+        record = as_json(execute(lab, run_of(task, structure="regroup:4")))
         masks = masks_of(lab, record["points"])
     assert masks["random_reinit"] == masks["ticket"]
     shapes = {
@@ -110,7 +110,7 @@ def test_controls_of_two_of_four(tmp_path: Path, task: Task) -> None:
 
 def test_channels_are_controlled_by_channels(tmp_path: Path, task: Task) -> None:
     with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run_of(task, structure="refill+", plus=0.3)))
+        record = as_json(execute(lab, run_of(task, structure="refill+:0.3")))
         for row in record["points"]:
             if row["level"]:
                 assert [segment.whole_channels for segment in stored_segments(lab, task, row["key"])] == [True]
@@ -121,7 +121,7 @@ def test_channels_are_controlled_by_channels(tmp_path: Path, task: Task) -> None
 
 def test_verified_by_controls_of_its_structure(tmp_path: Path, task: Task) -> None:
     with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run_of(task, (), structure="regroup", rows=4)))
+        record = as_json(execute(lab, run_of(task, (), structure="regroup:4")))
         path = next(row["ticket"] for row in record["points"] if row["level"] == 2)
         ticket, asked = tk.Ticket.load(path), len(lab.ledger.keys)
         tk.evidence.verify(

@@ -31,7 +31,7 @@ def run_of(task: Task, name: str, **settings: object) -> SearchRequest:
     return SearchRequest(
         method=search,
         task=task,
-        settings=search.Settings(**{"structured": True, "score": "l1", **settings}),
+        settings=search.Settings(**{"structure": "channels", "score": "l1", **settings}),
         recipe=task.recipe.changed(length="20it"),
         replicates=1,
         seeds=Seeds(),

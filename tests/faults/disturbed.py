@@ -57,15 +57,13 @@ def _of_a_ticket(*words: str) -> Case:
 _LAB = ["--workers", "0", "--checkpoint-seconds", "0.01", "--store", "store", "--json"]
 CASES: dict[str, Case] = {
     "search iterative": _search("iterative", "--levels", "2", "--rewind", "3it"),
-    "search iterative, regrouped": _search(
-        "iterative", "--levels", "1", "--structure", "regroup", "--rows", "4", "--rewind", "3it"
-    ),
+    "search iterative, regrouped": _search("iterative", "--levels", "1", "--structure", "regroup:4", "--rewind", "3it"),
     "search oneshot": _search("oneshot", *TWO),
     "search gradual": _search("gradual", *TWO, "--frequency", "5it"),
     "search dynamic": _search("dynamic", *TWO, "--frequency", "5it"),
     "search acdc": _search("acdc", *TWO, "--warmup", "6it", "--phase", "8it", "--end", "30it"),
     "search early": _search("early", *TWO),
-    "search early, structured": _search("early", *TWO, "--structured"),
+    "search early, structured": _search("early", *TWO, "--structure", "channels"),
     "search regularised": _search("regularised", *TWO),
     "search l0": _search("l0", *TWO),
     "search continuous": _search("continuous", "--rounds", "2", "--gate-lr", "10", "--rewind", "10%"),

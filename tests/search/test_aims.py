@@ -20,7 +20,7 @@ from ticketry.lab.budget_masks import dense_multiplications, left_multiplication
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.search_result import Seeds
 from ticketry.search.common.method import Replicate
-from ticketry.search.common.scope import prunable, pruned
+from ticketry.search.common.pruning import prunable, prune
 from ticketry.testing import check_search
 
 MODEL = "conv-2@0.0625"
@@ -192,8 +192,8 @@ def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path)
         begun = lab.train(replicate.whole.until(0), label="initialisation", measure=False)
         weights = replace(begun, model=lab.store.put_tensors(numbered(task())))
         scope = prunable(replicate, settings)
-        mask = pruned(replicate, weights, scope, 0.4, settings)
-        pruned(replicate, weights, scope, 0.2, settings, within=mask)
+        mask = prune(replicate, weights, scope, 0.4, settings)
+        prune(replicate, weights, scope, 0.2, settings, within=mask)
         assert sorted(path.stem[:8] for path in (tmp_path / "memo" / "masks").rglob("*.json")) == sorted(keys)
 
 
@@ -217,10 +217,10 @@ def test_another_budget_is_another_key(tmp_path: Path) -> None:
         ("oneshot", {"flops": 0.5, "density": 0.1}, "either density or flops"),
         ("iterative", {"flops": 0.5, "densities": (0.5,)}, "either densities or flops"),
         ("oneshot", {"flops": 25}, "25 %\\? write 25% or 0.25"),
-        ("oneshot", {"flops": 0.5, "structured": True}, "leave structured away"),
-        ("oneshot", {"flops": 0.5, "pattern": "4x1"}, "leave pattern away"),
-        ("oneshot", {"density": 0.5, "unweighed": True}, "unweighed is of a budget"),
-        ("oneshot", {"flops": 0.5, "unweighed": True, "distribution": "erk"}, "one ranking"),
+        ("oneshot", {"flops": 0.5, "structure": "channels"}, "leave structure channels out"),
+        ("oneshot", {"flops": 0.5, "structure": "rows:4"}, "leave structure rows:4 out"),
+        ("oneshot", {"density": 0.5, "unweighed": True}, "unweighed needs a budget"),
+        ("oneshot", {"flops": 0.5, "unweighed": True, "distribution": "erk"}, "ranks all layers together"),
         ("oneshot", {"flops": (0.5, 0.5)}, "each share once"),
         ("decorators", {"flops": 0.5}, "cannot aim at .* these methods can: .*concrete.*continuous.*oneshot"),
     ],

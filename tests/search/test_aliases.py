@@ -28,13 +28,13 @@ PAPERS = {
     "set": "dynamic --grow random",
     "cs": "continuous",
     "snip": "early --when 0 --iterations 1 --score snip",
-    "snap": "early --when 0 --iterations 1 --structured --score snip",
+    "snap": "early --when 0 --iterations 1 --score snip --structure channels",
     "grasp": "early --when 0 --iterations 1 --score grasp",
     "synflow": "early --when 0 --iterations 100 --score synflow --schedule exponential",
     "crop": "early --when 0 --iterations 1 --score crop",
     "cropit": "early --when 0 --iterations 7 --score crop",
     "earlycrop": "early --when detect --score crop",
-    "earlybird": "early --when detect --detector masks --score slimming --structured",
+    "earlybird": "early --when detect --detector masks --score slimming --structure channels",
     "random": "early --when 0 --iterations 1 --score random",
 }
 
@@ -60,7 +60,7 @@ def test_the_name_holds_while_the_settings_do() -> None:
     snip = method("snip")
     assert known_as("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
     assert known_as("early", "snip", snip.Settings(iterations=5)) == "early"
-    assert known_as("early", "snip", snip.Settings(structured=True)) == "early"
+    assert known_as("early", "snip", snip.Settings(structure="channels")) == "early"
     assert known_as("early", "", snip.Settings()) == "early"
     assert known_as("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
     with pytest.raises(UsageError, match=r"search method 'snips' is not known: .* did you mean snip"):

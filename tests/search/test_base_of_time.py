@@ -15,7 +15,7 @@ from ticketry.errors import CostError, UsageError
 from ticketry.experiments.request import request_of
 from ticketry.experiments.run import RunTicket, base_share, tickets_within
 from ticketry.experiments.verify import search_of
-from ticketry.search.common.aims import with_base
+from ticketry.records.settings import upgrade_settings
 from ticketry.search.oneshot import Settings
 
 
@@ -102,9 +102,9 @@ def test_bases_that_cannot_be_meant(
 
 
 def test_stored_settings_without_a_base_are_of_the_engine() -> None:
-    assert with_base({"time": [0.5]}) == {"time": [0.5], "base": "engine"}
-    assert with_base({"time": [0.5], "base": "eager"}) == {"time": [0.5], "base": "eager"}
-    assert with_base({"time": [], "density": 0.5}) == {"time": [], "density": 0.5}
+    assert upgrade_settings({"time": [0.5]}) == {"time": [0.5], "base": "engine"}
+    assert upgrade_settings({"time": [0.5], "base": "eager"}) == {"time": [0.5], "base": "eager"}
+    assert upgrade_settings({"time": [], "density": 0.5}) == {"time": [], "density": 0.5}
 
 
 def test_run_files_and_tickets_from_before_open_with_their_meaning(

@@ -50,7 +50,7 @@ def found_by(lab: tk.Lab, recipe: tk.Recipe = SGD, **settings: Any) -> list[tk.s
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     found = check_search(METHOD, tmp_path, settings=settings, densities=densities)
-    assert len(found) - 1 == settings.tickets() == len(densities)
+    assert len(found) - 1 == len(settings.targets) == len(densities)
 
 
 def bare(task: tk.Task, recipe: tk.Recipe, density: float) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor]]:

@@ -36,7 +36,7 @@ def test_contract(tmp_path: Path) -> None:
     settings = Settings(density=(0.3, 0.1))
     short = tk.task("digits").recipe.changed(length="30it")
     found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
-    assert len(found) - 1 == settings.tickets() == 2
+    assert len(found) - 1 == len(settings.targets) == 2
 
 
 def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_contract_of_channels(tmp_path: Path) -> None:
     task = NormsTask()
-    settings = Settings(density=(0.5,), structured=True)
+    settings = Settings(density=(0.5,), structure="channels")
     found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
     assert found[1].result.segment.whole_channels
 
@@ -90,7 +90,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
     """Activations are multiplied by one gate a channel, which costs as many times as it multiplies weights."""
     task = NormsTask()
     with tk.Lab(tmp_path, precision="fp32") as lab:
-        _, ticket = found_by(lab, task, penalty=0.5, structured=True)
+        _, ticket = found_by(lab, task, penalty=0.5, structure="channels")
         rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
         assert lab.ledger.steps_trained == TOTAL + TOTAL
         assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
@@ -146,11 +146,10 @@ def test_what_it_costs(tmp_path: Path) -> None:
         ({"penalty": -1.0}, "from 0 to 1e6"),
         ({"init": 1e3}, "init"),
         ({"collapse": "hope"}, "not known: raise, keep"),
-        ({"structured": True, "collapse": "keep"}, "single weights"),
-        ({"keep_at_least": 2}, "add --structured"),
-        ({"multiple": 4}, "add --structured"),
-        ({"structured": True, "multiple": 0}, "1 or more"),
-        ({"structured": True, "spare": ("fc1", "fc2")}, "no channels that can be removed"),
+        ({"structure": "channels", "collapse": "keep"}, "single weights"),
+        ({"keep_at_least": 2}, "add --structure channels"),
+        ({"structure": "channels:0"}, "a whole number from 1 on"),
+        ({"structure": "channels", "spare": ("fc1", "fc2")}, "no channels that can be removed"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:

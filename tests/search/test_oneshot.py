@@ -39,7 +39,7 @@ def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ..
         last = list(tk.scope(tk.task("digits").build()))[-1]
         settings = Settings(**{**vars(settings), "half_rate": (last,)})
     found = check_search("oneshot", tmp_path, settings=settings, densities=densities)
-    assert len(found) - 1 == settings.tickets()
+    assert len(found) - 1 == len(settings.targets)
 
 
 @pytest.mark.parametrize("retrain", ["finetune", "rewind_lr", "continue", "restart"])

@@ -45,7 +45,7 @@ def test_hidden_units(tmp_path: Path, method: str) -> None:
     task = table(tmp_path)
     chosen = {name: value for name, value in METHODS[method].items() if name in ("levels", "rewind", "frequency")}
     density = {} if method == "iterative" else {"density": (0.5,)}
-    settings = getattr(tk.search, method).Settings(**density, **chosen, structured=True)
+    settings = getattr(tk.search, method).Settings(**density, **chosen, structure="channels")
     recipe = task.recipe.changed(length=LENGTH)
     found = check_search(method, tmp_path / "lab", settings=settings, task=task, recipe=recipe)
     assert found[-1].result.segment.whole_channels

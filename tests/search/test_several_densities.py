@@ -22,7 +22,7 @@ FORMS = ["--density 0.2,0.1", "--density 0.2 0.1", "--density 20%,10%", "--densi
 def requested(settings: Any) -> tuple[float, ...]:
     """The densities of the tickets that were requested."""
     if hasattr(settings, "requested"):
-        return settings.requested
+        return settings.targets
     return settings.targets if hasattr(settings, "targets") else level_densities(settings)
 
 

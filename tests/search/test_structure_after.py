@@ -43,8 +43,8 @@ def slow(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["regroup", slow("refill"), slow("refill+"), slow("2:4")])
 def test_contract(tmp_path: Path, kind: str) -> None:
-    rows = {"rows": 4} if kind == "regroup" else {}
-    settings = method_called("iterative").Settings(densities=(0.5, 0.3), rewind="10%", structure=kind, **rows)
+    kind = "regroup:4" if kind == "regroup" else kind
+    settings = method_called("iterative").Settings(densities=(0.5, 0.3), rewind="10%", structure=kind)
     for item in check_search("iterative", tmp_path, settings=settings)[1:]:
         assert item.result.segment.whole_channels == kind.startswith("refill")
 
@@ -65,7 +65,7 @@ def test_channels_are_removed_whole(shared_store: Path) -> None:
 
 def test_rows_are_in_groups(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
-        for item in found_by(lab, structure="regroup", rows=4)[1:]:
+        for item in found_by(lab, structure="regroup:4")[1:]:
             for name, found in groups(mask_of(lab, item)).items():
                 assert all(len(group.rows) >= 2 for group in found), name
 
@@ -83,18 +83,18 @@ def test_plus_fills_back_more(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         by_plus = [
             [mask_of(lab, item).density for item in found_by(lab, **settings)[1:]]
-            for settings in ({"structure": "refill"}, {"structure": "refill+"}, {"structure": "refill+", "plus": 0.5})
+            for settings in ({"structure": "refill"}, {"structure": "refill+"}, {"structure": "refill+:0.5"})
         ]
         for few, more in pairwise(by_plus):
             assert all(one < other for one, other in zip(few, more, strict=True))
-        assert by_plus[1] == [
-            mask_of(lab, item).density for item in found_by(lab, structure="refill+", plus=0.2)[1:]
-        ], "0.2 where nothing is said"
+        assert by_plus[1] == [mask_of(lab, item).density for item in found_by(lab, structure="refill+:0.2")[1:]], (
+            "0.2 where nothing is said"
+        )
 
 
 def test_density_is_matched(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
-        for item in found_by(lab, structure="refill+", refill_match=True)[1:]:
+        for item in found_by(lab, structure="refill+:match")[1:]:
             assert item.structured is not None
             before = lab.store.get_mask(item.structured.of).density
             assert mask_of(lab, item).density == pytest.approx(before, abs=0.02)
@@ -108,12 +108,12 @@ def test_the_chain_is_that_of_a_search_without_structure(tmp_path: Path) -> None
     with tk.Lab(tmp_path) as lab:
         plain = found_by(lab)
         before = lab.ledger.copy()
-        found = found_by(lab, structure="regroup", rows=4)
+        found = found_by(lab, structure="regroup:4")
         done = lab.ledger.since(before)
         assert done.segments_trained == len(DENSITIES)
         assert done.keys.count(found[1].result.segment.key) == 1
         again = lab.ledger.copy()
-        assert [item.mask for item in found_by(lab, structure="regroup", rows=4)] == [item.mask for item in found]
+        assert [item.mask for item in found_by(lab, structure="regroup:4")] == [item.mask for item in found]
         assert lab.ledger.since(again).segments_trained == 0
     for level, item in enumerate(found[1:], start=1):
         assert item.structured is not None
@@ -130,9 +130,9 @@ def test_the_last_level_is_not_trained_without_structure(tmp_path: Path) -> None
 
 def test_the_last_level_alone_has_the_same_ticket_for_fewer_trainings(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
-        alone = found_by(lab, structure="regroup", rows=4, structured_levels=1)
+        alone = found_by(lab, structure="regroup:4", structured_levels=1)
         assert lab.ledger.segments_trained == 1 + len(DENSITIES), "as many as without a structure"
-        every = found_by(lab, structure="regroup", rows=4)
+        every = found_by(lab, structure="regroup:4")
         assert lab.ledger.segments_trained == 1 + len(DENSITIES) + len(DENSITIES) - 1
     assert [item.level for item in alone] == [0, len(DENSITIES)]
     (_, ticket), last = alone, every[-1]
@@ -163,7 +163,7 @@ def test_levels_with_tickets_that_there_cannot_be(settings: dict[str, Any], told
 
 def test_what_is_filled_back_starts_from_the_rewind_point(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
-        item = found_by(lab, structure="regroup", rows=4)[-1]
+        item = found_by(lab, structure="regroup:4")[-1]
         mask, before = mask_of(lab, item), lab.store.get_mask(item.structured.of)  # type: ignore[union-attr]
         start, rewound = lab.store.get_tensors(item.result.segment.start.state), lab.state(item.rewound)  # type: ignore[arg-type]
         filled = {name: kept & ~before[name] for name, kept in mask.items()}
@@ -202,7 +202,7 @@ def test_one_shot(shared_store: Path) -> None:
         found = found_by(lab, "oneshot", structure="refill")
         assert [item.structured.of for item in found[1:] if item.structured] == [item.mask for item in plain[1:]]
         assert all(item.result.segment.whole_channels for item in found[1:])
-        early = found_by(lab, "oneshot", when="0", rewind="0", retrain="finetune", structure="regroup", rows=2)
+        early = found_by(lab, "oneshot", when="0", rewind="0", retrain="finetune", structure="regroup:2")
         assert all(item.structured is not None and not item.result.segment.whole_channels for item in early[1:])
         assert [item.searched[0].segment.last for item in early[1:]] == [0, 0, 0]
 
@@ -213,18 +213,17 @@ def test_one_shot(shared_store: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"structure": "blocks"}, "not known: refill"),
-        ({"structure": "4:2"}, "not known"),
-        ({"structure": "refill", "plus": 0.3}, r"plus is an option of refill\+"),
-        ({"structure": "refill+", "plus": 1.5}, "0 < plus <= 1"),
-        ({"structure": "refill+", "plus": 0.1, "refill_match": True}, "give one of them"),
-        ({"structure": "regroup", "regroup_collapse": "hope"}, "raise or keep"),
-        ({"structure": "2:4", "rows": 8}, "rows is an option of regroup"),
-        ({"rows": 8}, "say which"),
-        ({"structure": "regroup", "rows": 0}, "at least 1"),
-        ({"structure": "regroup", "regroup_method": "luck"}, "similarity, hypergraph, paper, random"),
-        ({"structure": "refill", "refill_coupled": "outer"}, "agree or inner"),
-        ({"structure": "refill", "structured": True}, "choose one"),
+        ({"structure": "blocks"}, "is not offered: none, rows:4"),
+        ({"structure": "4:2"}, "is not offered"),
+        ({"structure": "refill:0.3"}, r"write refill, or refill\+:0.3"),
+        ({"structure": "refill+:1.5"}, "0 < plus <= 1"),
+        ({"structure": "refill+:some"}, "a share such as 0.2, or match"),
+        ({"structure": "regroup,collapse=hope"}, "raise or keep"),
+        ({"structure": "2:4,rows=8"}, "the options of 2:4 are none"),
+        ({"structure": "regroup:0"}, "a whole number from 1 on"),
+        ({"structure": "regroup,method=luck"}, "similarity, hypergraph, paper, random"),
+        ({"structure": "refill,coupled=outer"}, "agree or inner"),
+        ({"structure": "refill,channels"}, "the options of refill are score=…, coupled=…"),
     ],
 )
 @pytest.mark.parametrize("method", ["iterative", "oneshot"])
@@ -235,7 +234,7 @@ def test_what_cannot_be_meant_is_refused(method: str, wrong: dict[str, Any], tol
 
 def test_seeds_decide_what_is_random(shared_store: Path) -> None:
     search, task = method_called("iterative"), tk.task("digits")
-    settings = search.Settings(densities=(0.5,), structure="regroup", rows=4, regroup_method="random")
+    settings = search.Settings(densities=(0.5,), structure="regroup:4,method=random")
     with tk.Lab(shared_store) as lab:
         found = [list(search.search(lab, task, RECIPE, settings, Seeds(mask=seed))) for seed in (0, 0, 1)]
     assert found[0][0].result.model == found[2][0].result.model, "the dense network is the same"
@@ -244,7 +243,7 @@ def test_seeds_decide_what_is_random(shared_store: Path) -> None:
 
 def test_scores_that_look_at_examples(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
-        found = found_by(lab, densities=(0.5,), structure="refill", refill_score="activation_l1")[1]
+        found = found_by(lab, densities=(0.5,), structure="refill,score=activation_l1")[1]
         plain = found_by(lab, densities=(0.5,), structure="refill")[1]
         assert found.mask is not None
         assert plain.mask is not None
@@ -254,5 +253,5 @@ def test_scores_that_look_at_examples(tmp_path: Path) -> None:
         assert lab.makings.get(plain.mask).seen is None
         trained = lab.ledger.segments_trained
         with pytest.raises(UsageError, match="importance"):
-            found_by(lab, structure="refill", refill_score="importance")
+            found_by(lab, structure="refill,score=importance")
         assert lab.ledger.segments_trained == trained

@@ -25,7 +25,7 @@ SGD = tk.Recipe(
     length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine"
 )
 ADAM = SGD.changed(optimizer="adam", lr=2e-3, clip=1.0)
-FILTERS = {"score": "l1", "distribution": "uniform", "structured": True}
+FILTERS = {"score": "l1", "distribution": "uniform", "structure": "channels"}
 
 
 def slow(method: str, settings: dict[str, Any]) -> Any:
@@ -40,7 +40,7 @@ def convolutional() -> tk.Task:
 def found_by(
     lab: tk.Lab, method: Any, task: tk.Task | None = None, recipe: tk.Recipe = SGD, **settings: Any
 ) -> list[tk.search.Found]:
-    chosen = method.Settings(**{"structured": True, "density": (0.4,), **settings})
+    chosen = method.Settings(**{"structure": "channels", "density": (0.4,), **settings})
     return method(lab, task or tk.task("digits"), chosen, recipe=recipe, seeds=tk.search.Seeds.of(SEED))[0]
 
 
@@ -65,7 +65,7 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
 )
 def test_contract(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
     search = getattr(tk.search, method)
-    chosen = search.Settings(**{"structured": True, **settings})
+    chosen = search.Settings(**{"structure": "channels", **settings})
     found = check_search(method, tmp_path, settings=chosen)
     with tk.Lab(tmp_path / "first") as lab:  # where the found ones are stored
         for item, mask in zip(found[1:], masks_of(lab, found), strict=True):
@@ -250,15 +250,16 @@ def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
 def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path) -> None:
     """By hand: the scales that `structure.channels` keeps, in blocks as large as the ticket's."""
     task = convolutional()
-    chosen = {"multiple": 2, "keep_at_least": 2, "distribution": "uniform"}
+    chosen = {"keep_at_least": 2, "distribution": "uniform"}
     words = {"detector": "masks", "every": "2it", "latest": "10it", "iterations": 1, "score": "l1", **chosen}
+    words["structure"] = "channels:2"
     with tk.Lab(tmp_path) as lab:
         ticket = found_by(lab, tk.search.early, task, **words)[1]
         whole, masks = ticket.dense.segment, []
         for step in range(2, 12, 2):
             model = lab.model(task, lab.train(whole.until(step), measure=False))
             x = task.prepare(task.load().train.inputs[:2])
-            mask = channels(model, x, 0.4, score="slimming", **chosen)
+            mask = channels(model, x, 0.4, score="slimming", multiple=2, **chosen)
             scales = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.BatchNorm2d)]
             masks.append(tk.Mask({name: mask[name] for name in scales}))
     shares = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
@@ -284,7 +285,7 @@ def test_a_step_that_is_given_is_no_moment(shared_store: Path) -> None:
         ("early", {"regrow": True}, "do not return"),
         ("early", {"score": "l3"}, "l3"),
         ("early", {"score": "twisted:l1"}, "no control of a score"),
-        ("early", {"structured": False, "score": "l1"}, "--structured"),
+        ("early", {"structure": "none", "score": "l1"}, "--structure channels"),
         ("oneshot", {"when": "5it", "retrain": "restart"}, "leave rewind and retrain"),
         ("oneshot", {"when": "soon"}, "soon"),
     ],

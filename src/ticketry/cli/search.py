@@ -18,9 +18,9 @@ from ticketry.cli.screen.results import interim_printer, print_evidence, print_r
 from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, SearchOptions
-from ticketry.experiments.run_file import check_trust, read_run_file, search_options, with_kept_costs
+from ticketry.experiments.run_file import check_trust, current_settings, read_run_file, search_options
 from ticketry.records.schema import as_json
-from ticketry.search import ALIASES, Method, check_aims, method, methods
+from ticketry.search import ALIASES, Method, check_named_settings, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
 from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -97,7 +97,7 @@ def read_arguments(
     if source.config:
         store = source.store or LabOptions.store
         tables = read_run_file(Path(source.config))
-        tables["settings"] = with_kept_costs(tables.get("settings", {}), store)
+        tables["settings"] = current_settings(tables.get("settings", {}), tables.get("method"), store)
         if "trust" not in given:
             check_trust(tables, {*given, *(["method"] if named else [])}, of=source.config, store=store)
     elif source.preset:
@@ -106,7 +106,7 @@ def read_arguments(
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
-    check_aims(chosen, given)
+    check_named_settings(chosen, given)
     if _HOW_FAR & given and "settings" in tables:
         tables["settings"] = {name: one for name, one in tables["settings"].items() if name not in _HOW_FAR}
     about = description or f"{chosen.title}."

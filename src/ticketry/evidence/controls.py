@@ -87,7 +87,7 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
         task: the mask's task.
         role: a name of `records.network.MATCHED_DENSE`, followed by a colon and the network if it is not the task's own
             (``dense_of_flops:vgg-11``).
-        terms: terms of the ticket's budget, see `Aimed.terms`: they name the costs of a latency.
+        terms: terms of the ticket's budget, see `Budget.terms`: they name the costs of a latency.
 
     Raises:
         UsageError: if the task's network has no other widths, or even the widest form costs less; for a latency-matched

@@ -23,6 +23,7 @@ from ticketry.evidence.verdict import Verdict, by_parent, holm_verdicts, level_v
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
+from ticketry.records.settings import upgrade_settings
 from ticketry.records.verdict import (
     Claim,
     Diagnosis,
@@ -58,7 +59,7 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
 
 
 def _with_judgement(record: RunRecord, examples: int | None) -> RunRecord:
-    bounded = bool(record.settings.get("budget"))
+    bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
     try:
         points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
         found = judge(points, record.task.metric, examples, uneven=(DENSE,) if bounded else ())

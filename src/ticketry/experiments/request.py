@@ -23,13 +23,11 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.search import METHODS, Method, Training
-from ticketry.search.common.aims import Aimed, aim_of, by_value, terms_of
 from ticketry.search.common.aliases import known_as
-from ticketry.search.common.method import check_replicates
+from ticketry.search.common.method import check_replicates, procedure_sources
 from ticketry.search.common.plan import tickets_in
-from ticketry.search.common.scope import Patterned
-from ticketry.search.common.sources import procedure_sources
-from ticketry.search.common.structure import Restructuring
+from ticketry.search.common.settings import budget_kind, budget_of
+from ticketry.search.common.shape import shape_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -54,11 +52,21 @@ LATER = {
     "embeddings": False,
     "kind": "continuous",
     "structured_levels": 0,
-    **{each.name: each.default for each in fields(Aimed)},
-    **{each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))},
+    **dict.fromkeys(("flops", "time", "bytes"), ()),
+    "base": "eager",
+    "profile": "",
+    **dict.fromkeys(("measured", "unweighed"), False),
+    "structure": "none",
+    "pattern": "unstructured",
+    "plus": 0.0,
+    "refill_match": False,
+    "rows": 16,
+    "regroup_method": "similarity",
+    "regroup_collapse": "raise",
+    "refill_score": "l1",
+    "refill_coupled": "agree",
 }
-"""Settings added later, with the value of older runs. A setting with that value is not part of a run's name, so that
-stored runs keep their names."""
+"""Settings of format 1 that are younger than the first runs, with the default that is left out of a run's name."""
 
 
 TOLERANCE = 0.02
@@ -92,14 +100,14 @@ class SearchRequest:
         check_controls(self.controls)
         check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))
-        if aim_of(self.settings) != "time" and (
+        if budget_kind(self.settings) != "time" and (
             odd := [one for one in self.controls if one.startswith(LATENCY_MATCHED)]
         ):
             raise UsageError(f"{odd[0]} needs tickets with a latency budget: search with --time, or use dense_of_flops")
         if self.control_densities and not self.controls:
             raise UsageError("control_densities needs controls, got none")
-        if self.control_densities and aim_of(self.settings):
-            raise UsageError(f"control_densities needs a search by density, got one by {aim_of(self.settings)}")
+        if self.control_densities and budget_of(self.settings):
+            raise UsageError(f"control_densities needs a search by density, got one by {budget_kind(self.settings)}")
         planned = self.planned_densities
         for density in self.control_densities:
             check_density(density)
@@ -253,16 +261,12 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the run's name: the description without defaults of later settings."""
-        values = asdict(self.settings)
-        if (terms := terms_of(self.settings)) and values.get("profile"):
-            values["profile"] = terms  # the costs themselves, not their path
-        values.pop("base", None)
-        settings = {name: values[name] for name in values if (name, values[name]) not in LATER.items()}
-        if base := getattr(self.settings, "named_base", None):
-            settings["base"] = base
-        if by_value(self.settings):
-            settings["by_value"] = True  # older runs, which used magnitudes, keep their names
+        """Return what names are digests of: the description, with settings as format 1 has them.
+
+        Younger settings are left out where they have their default, so that stored runs keep their names.
+        """
+        values = self.settings.in_format_1() if hasattr(self.settings, "in_format_1") else asdict(self.settings)
+        settings = {name: value for name, value in values.items() if (name, value) not in LATER.items()}
         chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
         return self.describe() | {"settings": settings} | chosen
 
@@ -272,7 +276,7 @@ class SearchRequest:
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": asdict(self.settings),
+            "settings": _chosen(self.settings),
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
@@ -280,6 +284,12 @@ class SearchRequest:
             **beside,
             **({"sources": dict(self.sources)} if self.sources else {}),
         }
+
+
+def _chosen(settings: Any) -> dict[str, Any]:
+    """Return the settings that a user can choose, by name."""
+    values = asdict(settings)
+    return {one.name: values[one.name] for one in fields(settings) if one.init}
 
 
 def with_profile(
@@ -295,12 +305,12 @@ def with_profile(
         say: called with a line of progress.
     """
     settings = request.settings
-    if not getattr(settings, "unmeasured", False):
+    if not (budget := budget_of(settings)) or not budget.unmeasured:
         return request
     from ticketry.lab.task_costs import CostOptions, kept_costs
 
-    if settings.aim == "time":
-        asked = CostOptions(structure=getattr(settings, "structure", NONE), base=settings.named_base or ENGINE)
+    if budget.kind == "time":
+        asked = CostOptions(structure=shape_of(settings).granularity or NONE, base=budget.named_base or ENGINE)
     else:
         asked = CostOptions(unit="bytes")
     file = kept_costs(request.task, asked, options.store, data=options.data, say=say)

@@ -27,12 +27,12 @@ from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.network import share_of as ratio_of
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
+from ticketry.records.settings import upgrade_settings
 from ticketry.records.speed import BenchRecord
 from ticketry.records.structure import Structure
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
-from ticketry.search import Method, check_aims
-from ticketry.search.common.aims import with_base
+from ticketry.search import Method, check_named_settings
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -358,7 +358,7 @@ def run(
     """
     method = named_method(method)
     what = f"run({method.name!r}, …)"
-    check_aims(method, (name for name, value in options.items() if value is not None))
+    check_named_settings(method, (name for name, value in options.items() if value is not None))
     settings, lab_options, more = decode_settings(options, method.Settings, LabOptions, _More, what=what)
     request = request_of(
         method,
@@ -504,7 +504,7 @@ def base_share(settings: Mapping[str, Any]) -> float:
     """
     from ticketry.budgets.cost_model import CostModel
 
-    base = with_base(settings).get("base", ENGINE)
+    base = upgrade_settings(settings).get("base", ENGINE)
     if base == ENGINE or not settings.get("time"):
         return 1.0
     costs = CostModel.load(settings["profile"])
@@ -542,7 +542,7 @@ def tickets_json(
             "validation_value": one.validation_value,
             "steps": point.steps,
             "retrain": settings["retrain"],
-            "budget": settings.get("budget", ""),
+            "budget": upgrade_settings(settings).get("equal_cost", ""),
             "cost": as_json(point.phases) if point.phases else None,
             "relative_cost": relative.get((point.replicate, point.level)),
             **{name: share for name in SHARES if (share := getattr(one, name)) is not None},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import fields
 from datetime import date, time
 from pathlib import Path
@@ -20,9 +20,9 @@ from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside
 from ticketry.lab.store.address import is_url
 from ticketry.records.network import is_matched_dense
+from ticketry.records.settings import FORMAT_1, upgrade_settings
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
-from ticketry.search.common.aims import with_base
 from ticketry.tasks.file_requests import check_network, check_request, refused
 
 if sys.version_info >= (3, 11):
@@ -209,18 +209,19 @@ def check_trust(
     if profile and "profile" not in own and not _kept_costs(str(profile), store):
         raise refused("setting profile", str(profile), of, instead("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
-        for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, str) and name not in own and _names_code(word):
+        for word in _words_in(name, value):
+            if name not in own and _names_code(word):
                 raise refused(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
 
 
-def with_kept_costs(settings: Mapping[str, Any], store: str | Path | None) -> dict[str, Any]:
-    """Return settings of a run file or a ticket in current terms, with the path of its file of costs in the store.
+def current_settings(stored: Mapping[str, Any], method: object, store: str | Path | None = None) -> dict[str, Any]:
+    """Return settings of a run file, campaign or ticket in today's format, with their file of costs in the store.
 
     The store may have been moved since the costs were measured. Their digest is part of the run's name, so they cannot
     be confused with others.
     """
-    current = with_base(settings)
+    outside = isinstance(method, str) and METHODS.is_outside(method)
+    current = upgrade_settings(stored, FORMAT_1 if outside else ())
     if not (named := current.get("profile")) or (folder := _costs_folder(store)) is None:
         return current
     profile = Path(str(named))
@@ -254,6 +255,21 @@ def _costs_folder(store: str | Path | None) -> Path | None:
 def _trains_here(on: str) -> bool:
     """Return whether a runner trains on this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
+
+
+_SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
+
+
+def _words_in(name: str, value: Any) -> Iterator[str]:
+    """Yield the texts of a setting that may stand for code: of a structure the values of its options."""
+    for word in value if isinstance(value, list) else [value]:
+        if not isinstance(word, str):
+            continue
+        head, *options = word.split(",")
+        if name == "structure" and _SHAPE.fullmatch(head):
+            yield from (option.partition("=")[2] for option in options)
+        else:
+            yield word
 
 
 def _names_code(word: str) -> bool:

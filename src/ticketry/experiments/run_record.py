@@ -26,7 +26,8 @@ from ticketry.lab.costs.step_cost import Costs
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.measured_time import check_new, time_of, time_of_dense
-from ticketry.lab.search_result import DYNAMIC, Found, budget
+from ticketry.lab.search_result import DYNAMIC, Found
+from ticketry.lab.search_result import budget as steps_in_weights
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
@@ -35,7 +36,7 @@ from ticketry.records.network import Phases as PhaseCosts
 from ticketry.records.run import Round, RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
-from ticketry.search.common.aims import aim_of, costs_in, terms_of
+from ticketry.search.common.settings import budget_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -74,14 +75,16 @@ class Points:
         """Batches used for gradients only, over all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
-        self._counted = bool(aim_of(run.settings)) or any(map(is_matched_dense, run.controls))
+        self._counted = bool(budget_of(run.settings)) or any(map(is_matched_dense, run.controls))
         """Whether MACs are recorded: for budgets and controls matched by them."""
-        terms = terms_of(run.settings)
+        budget = budget_of(run.settings)
+        terms = budget.terms if budget else ""
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
         self._timed = terms if by_timing(terms) or (terms and beside) else ""
         """Cost terms for recorded latencies; empty if none are recorded."""
         if self._timed:
-            check_new(lab, costs_in(run.settings.profile))
+            assert budget is not None
+            check_new(lab, budget.costs())
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
@@ -129,7 +132,7 @@ class Points:
         single = not found.result.segment.whole_channels
         if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
-        counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
+        counts = {"density": mask.density, "kept": mask.kept, "budget": steps_in_weights(found)}
         self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
         return counts
 

@@ -145,8 +145,8 @@ def execute_stability(
     """
     if not hasattr(run.settings, "rewind"):
         raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
-    if getattr(run.settings, "budget", ""):
-        raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave budget away")
+    if getattr(run.settings, "equal_cost", ""):
+        raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave equal_cost out")
     run = run.in_lab(lab)
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)

@@ -29,7 +29,7 @@ from ticketry.experiments.options import LabOptions, opened, path_of
 from ticketry.experiments.progress import log_verification
 from ticketry.experiments.record_files import describe_environment, describe_task, named_run, run_of, write_record
 from ticketry.experiments.request import SearchRequest, named_task
-from ticketry.experiments.run_file import check_trust, with_kept_costs
+from ticketry.experiments.run_file import check_trust, current_settings
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
@@ -40,6 +40,7 @@ from ticketry.lab.store.store import digest_of, existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
+from ticketry.records.settings import upgrade_settings
 from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
 from ticketry.records.verdict import About
 from ticketry.search import METHODS
@@ -374,12 +375,12 @@ def search_of(
             f"{of} was given its structure after its search, which a repeated search would not do: search with"
             " --structure, and verify that run"
         )
-    if info.search is None and info.settings.get("budget"):
+    if info.search is None and upgrade_settings(info.settings).get("equal_cost"):
         raise TicketError(
             f"{of} was saved by an older ticketry, and lacks the recipe that its budget has changed: repeat its run"
             " (ticketry search --config run.toml), which trains nothing again"
         )
-    settings = with_kept_costs(info.settings, store)
+    settings = current_settings(info.settings, info.method, store)
     if not trust:
         if METHODS.is_outside(info.method):
             raise refused("search method", info.method, of)
@@ -428,5 +429,5 @@ def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
         recipe=search.recipe,
         level=wanted,
         seeds=search.seeds,
-        bounded=bool(getattr(settings, "budget", "")),
+        bounded=bool(getattr(settings, "equal_cost", "")),
     )

@@ -66,7 +66,7 @@ def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str])
 
 
 def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the prices of weights by the terms of a budget, see `Aimed.terms`.
+    """Return the prices of weights by the terms of a budget, see `Budget.terms`.
 
     Raises:
         CostError: for costs that are not in this store.
@@ -83,7 +83,7 @@ def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
 
 
 def by_timing(terms: str) -> bool:
-    """Return whether a budget is met by timing masks on this machine, see `Aimed.measured`."""
+    """Return whether a budget is met by timing masks on this machine, see `Budget.measured`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
@@ -93,7 +93,7 @@ def as_asked(lab: Lab, task: Task, prices: Prices, terms: str, share: float, pru
     Args:
         lab, task: the machine and the network.
         prices: prices of the weights.
-        terms: see `Aimed.terms`.
+        terms: see `Budget.terms`.
         share: the budget.
         prune: share by the costs -> the mask.
     """
@@ -166,7 +166,7 @@ def budget_mask(
     Args:
         lab, task, result: the network and its weights.
         scope: parameters to prune.
-        terms: the quantity of the budget, and its costs, see `Aimed.terms`.
+        terms: the quantity of the budget, and its costs, see `Budget.terms`.
         share: the budget.
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.

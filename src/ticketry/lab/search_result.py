@@ -31,7 +31,7 @@ FROM_REWOUND = (*REWINDING, GRADUAL, DYNAMIC)
 HOW_TRAINED = (*RETRAINS, GRADUAL, DYNAMIC)
 """All values of `Found.retrain`."""
 Growth = Literal["gradient", "random"]
-"""Criterion for growing weights if the mask changes, see `search.common.moved_mask`."""
+"""Criterion for growing weights if the mask changes, see `search.dynamic`."""
 
 
 def check_retrain(retrain: str) -> str:
@@ -154,7 +154,7 @@ class Found:
     pattern: str = UNSTRUCTURED
     """The pattern of its mask, see `core.structure.pattern`."""
     aim: str = ""
-    """The quantity and costs of its budget, see `Aimed.terms`; empty if it was pruned to a density."""
+    """The quantity and costs of its budget, see `Budget.terms`; empty if it was pruned to a density."""
     cut_to: float | None = None
     """Density to which a mask of gates was pruned by their values, if no setting of the gates reached it; else None."""
 

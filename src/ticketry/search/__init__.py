@@ -1,34 +1,36 @@
-"""Searches for tickets, one published method a file.
+"""Searches for tickets, one published method per file.
 
-What has a docstring, `Settings` (a frozen dataclass) and ``search(lab, task, recipe, settings, seeds)``, which yields a
-`Found` for each network of one replicate, is a method, see `Method.of`: the command line, the report, the controls and
-the contract tests (`ticketry.testing.check_search`) take it from there. Those of other packages are found by entry
-points of the group ``ticketry.methods``, one's own as ``package.module``, ``package.module:object``, or ``mine`` for
-``mine.py`` in the current directory, see `ticketry.registry`.
-Nothing here imports torch when it is imported, so that ``ticketry --help`` answers at once.
+A method is a module with a docstring, `Settings` (a frozen dataclass), ``plan(settings)``, and ``search(lab, task,
+recipe, settings, seeds)``, which yields a `Found` for each network of one replicate, see `Method.of`. The command line,
+campaigns, the report, controls and contract tests (`ticketry.testing.check_search`) need nothing else. Methods of other
+packages are found by entry points of the group ``ticketry.methods``; a user's own are named ``package.module``,
+``package.module:object``, or ``mine`` for ``mine.py`` in the current directory, see `ticketry.registry`.
+
+No module here imports torch when it is imported, so that ``ticketry --help`` answers at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.registry import Registry
-from ticketry.search.common.aims import COUNTED, Aimed
 from ticketry.search.common.aliases import ALIASES, under_alias
 from ticketry.search.common.method import Method
 from ticketry.search.common.plan import Training
+from ticketry.search.common.settings import COUNTED
 
 if TYPE_CHECKING:
     from ticketry.search.acdc import Settings as _AcdcSettings
     from ticketry.search.concrete import Settings as _ConcreteSettings
     from ticketry.search.continuous import Settings as _ContinuousSettings
+    from ticketry.search.decorators import Settings as _DecoratorsSettings
     from ticketry.search.dynamic import Settings as _DynamicSettings
     from ticketry.search.early import Settings as _EarlySettings
-    from ticketry.search.gate_decorators.search import Settings as _DecoratorsSettings
     from ticketry.search.gradual import Settings as _GradualSettings
     from ticketry.search.iterative import Settings as _IterativeSettings
     from ticketry.search.l0 import Settings as _L0Settings
@@ -59,24 +61,17 @@ __all__ = [
     "stochastic",
 ]
 
-_IN_FOLDERS = {"decorators": "gate_decorators.search"}
-
 METHODS: Registry[Method[Any]] = Registry(
     "search method",
     "ticketry.methods",
-    {
-        name: f"{__name__}.{_IN_FOLDERS.get(name, name)}"
-        for name in (
-            *("acdc", "concrete", "continuous", "decorators", "dynamic", "early", "gradual", "iterative", "l0"),
-            *("oneshot", "regularised", "stochastic"),
-        )
-    },
+    {module.name: f"{__name__}.{module.name}" for module in iter_modules(__path__) if not module.ispkg},
     make=Method.of,
     aliases={name: alias.method for name, alias in ALIASES.items()},
     modules=True,
 )
+"""All methods. The modules of this folder are the built-in ones, those in its packages are what they share."""
 
-# `tk.search.iterative(lab, task)` is the search: each stands in the place of its module.
+# So that `tk.search.iterative(lab, task)` searches, with types; each replaces its module as an attribute.
 acdc: Method[_AcdcSettings] = METHODS.get("acdc")
 concrete: Method[_ConcreteSettings] = METHODS.get("concrete")
 continuous: Method[_ContinuousSettings] = METHODS.get("continuous")
@@ -92,7 +87,7 @@ stochastic: Method[_StochasticSettings] = METHODS.get("stochastic")
 
 
 def methods() -> dict[str, Method[Any]]:
-    """Every method by name; of packages whose methods cannot be used a warning tells.
+    """Return every method by name; a warning is logged for packages whose methods cannot be used.
 
     Examples:
         >>> tk.search.methods()["l0"].about.paper
@@ -102,12 +97,12 @@ def methods() -> dict[str, Method[Any]]:
 
 
 def method(name: str) -> Method[Any]:
-    """Return the method of this name or alias, or one's own; `UsageError` if there is none.
+    """Return the method of this name or alias, or a user's own; `UsageError` if it is unknown.
 
     An alias is the name by which a paper calls a method with some of its settings, see `common.aliases`.
 
     Args:
-        name: such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
+        name: name such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
             ``package.module:object``.
 
     Examples:
@@ -125,23 +120,26 @@ def method(name: str) -> Method[Any]:
     return under_alias(found, name) if name in ALIASES else found
 
 
-def check_aims(chosen: Method[Any], said: Iterable[str]) -> None:
-    """Raises `UsageError` for settings that somebody gave and that would be taken no notice of.
+def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:
+    """Raise `UsageError` for settings that were given and would have no effect.
 
-    That is a budget asked of a method that has none (it says which methods can), and how far a search goes said twice,
-    such as levels beside the density of the last one: `Settings.instead_of`, if a method has it.
+    That is a budget of tickets for a method that has none (the message says which methods have), and a setting beside
+    another that replaces it, such as levels beside density: `Settings.instead_of`.
 
     Args:
         chosen: the method.
-        said: names of the settings that were given, with whatever value.
+        names: names of the settings that were given, with any value.
     """
-    names = set(said)
+    given = set(names)
     for name, others in getattr(chosen.Settings, "instead_of", {}).items():
-        if name in names and (twice := [other for other in others if other in names]):
+        if name in given and (twice := [other for other in others if other in given]):
             raise UsageError(f"{name} stands in place of {' and '.join(twice)}: give one of them")
-    known = {field.name for field in fields(chosen.Settings)}
-    if missing := [name for name in COUNTED if name in names and name not in known]:
-        able = [name for name in METHODS.built_in if issubclass(METHODS.get(name).Settings, Aimed)]
+
+    def has(method: Method[Any], name: str) -> bool:
+        return any(field.name == name and field.init for field in fields(method.Settings))
+
+    if missing := [name for name in COUNTED if name in given and not has(chosen, name)]:
+        able = [name for name in METHODS.built_in if has(METHODS.get(name), missing[0])]
         raise UsageError(
             f"{chosen.name} cannot aim at {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
             f" from scores of weights at the end; these methods can: {', '.join(able)}"

@@ -1,14 +1,13 @@
 """AC/DC: compressed and decompressed phases take turns.
 
-After a dense warm-up the weights of largest magnitude over all layers are kept and trained alone for a phase. Then all
-weights are trained again, the removed ones from 0 on; and so on. The last phase, a longer one, is compressed. Peste,
+After a dense warm-up only the weights of largest magnitude over all layers are retained and trained for a phase. Then
+all weights are trained again, the removed ones from 0, and so on. The last phase is longer and compressed. Peste,
 Iofinova, Vladu & Alistarh, "AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks" (NeurIPS 2021,
-arXiv 2106.12379), algorithm 1. Costs one training a density; the warm-up is the dense network's own, which is not
-trained again.
+arXiv 2106.12379), algorithm 1. Costs one training per density; the warm-up is shared with the dense network.
 
 Defaults are the shares of the 100 epochs on ImageNet in the authors' code (warm-up 10 epochs, phases of 5, the last
-from epoch 85 on); for their CIFAR-100: --warmup 10ep --phase 20ep --end 170ep, of 200. As there, the optimiser begins
-afresh with each decompressed phase. Controls go on from the decompressed network that was cut last.
+from epoch 85 on); for their CIFAR-100: --warmup 10ep --phase 20ep --end 170ep, of 200. As there, each decompressed
+phase begins with a new optimiser. Controls continue from the decompressed network that was pruned last.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import phases_within
 from ticketry.lab.search_result import GRADUAL, Found
-from ticketry.search.common import densities
-from ticketry.search.common.aims import goal
-from ticketry.search.common.budget import stretched
+from ticketry.search.common.equal_cost import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.scope import check_score, prunable, pruned
+from ticketry.search.common.pruning import check_score, prunable, prune
+from ticketry.search.common.settings import ScoreSettings, budget_terms
 
 ABOUT = About(
     paper="Peste et al. 2021",
@@ -36,7 +34,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(densities.WeightSettings):
+class Settings(ScoreSettings):
     """Settings of AC/DC.
 
     Examples:
@@ -47,7 +45,7 @@ class Settings(densities.WeightSettings):
 
     points: ClassVar[tuple[str, ...]] = ("warmup", "phase", "end")
     warmup: str = "10%"
-    """How long the network is trained densely at first."""
+    """Length of the dense training at the beginning."""
     phase: str = "5%"
     """Length of each compressed and each decompressed phase. The state at the end of each is kept in the store."""
     end: str = "85%"
@@ -79,7 +77,7 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)  # a wrong word is told before the dense network is trained
+    check_score(settings)
     lab, whole = replicate.lab, replicate.whole
     phases = _phases(settings, whole)
     compressed = [step for step, sparse in phases if sparse]
@@ -93,18 +91,18 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         turns = [phase for phase in phases if phase[0] >= first]
         for (step, sparse), (after, _) in pairwise([*turns, (whole.total, False)]):
             before = chain[-1]
-            mask = pruned(replicate, before, scope, density, settings) if sparse else None
+            mask = prune(replicate, before, scope, density, settings) if sparse else None
             segment = replicate.onward(before, step, mask=mask, last=after, optimizer=before if sparse else None)
             if step == last:
-                segment = stretched(lab, segment, chain, settings.budget)
-            label = f"{goal(settings, density)} {'compressed' if sparse else 'decompressed'} from step {step}"
+                segment = stretched(lab, segment, chain, settings.equal_cost)
+            label = f"{settings.goal(density)} {'compressed' if sparse else 'decompressed'} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return Found(
             *(level, mask, searched[-1], dense.result, GRADUAL, result),
             searched=tuple(searched),
             behind=last,
-            aim=settings.terms,
+            aim=budget_terms(settings),
         )
 
     yield from replicate.side_by_side(member, settings.targets)

@@ -1,7 +1,7 @@
 """Concrete Ticket Search: masks trained over frozen early weights to an exact density.
 
-Weights stay as they are at a step k early in dense training; each is multiplied by a gate, drawn anew at each step from
-a binary-concrete distribution, and the logits of the gates are trained so that the sparse network's outputs come close
+Weights stay fixed at a step k early in dense training. Each is multiplied by a gate, drawn anew at each step from a
+binary-concrete distribution, and the logits of the gates are trained so that the sparse network's outputs come close
 to those of the dense one at the same weights. The ticket has the weights of step k and exactly the wanted number of
 weights, those of the highest probabilities; it is then trained as after rewinding. One search a density, side by side.
 Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search" (2025, arXiv
@@ -25,29 +25,27 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ticketry.core.structure.pattern import kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
-from ticketry.search.common import densities
-from ticketry.search.common.aims import Aimed, goal, terms_of
-from ticketry.search.common.budget import compressed, own_steps
+from ticketry.search.common.equal_cost import compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training, ticket_span
-from ticketry.search.common.scope import prunable
-from ticketry.search.gating.settings import CutGates, Objective
+from ticketry.search.common.pruning import prunable
+from ticketry.search.common.settings import PruningSettings, budget_terms
+from ticketry.search.gating.search import Objective
 from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab
-    from ticketry.lab.training.segment import Result, Segment
+    from ticketry.lab.training.segment import Segment
     from ticketry.search.gating.gating import Gating
     from ticketry.tasks.recipe import Recipe
 
 _DROP = "88%"
-"""Of the mask training, after which its learning rate is a tenth."""
+"""Share of the mask training after which its learning rate is a tenth."""
 
 
 ABOUT = About(
@@ -58,7 +56,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Aimed, CutGates, densities.Targets):
+class Settings(PruningSettings):
     """Settings of Concrete Ticket Search.
 
     Examples:
@@ -67,16 +65,19 @@ class Settings(Aimed, CutGates, densities.Targets):
         [0.2]
     """
 
+    collapse: Literal["raise", "keep"] = "raise"
+    """Where none of a layer's gates is among the best: raise (an error), or keep its best weight in place of the worst
+    one retained in the largest layer."""
     rewind: str = "6%"
     """Where tickets start, and whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
     initialisation."""
     mask_length: str = "100%"
-    """How long masks are trained: a step such as 20ep, 500it, or a share of the recipe's length."""
+    """Length of the mask training: a step such as 20ep, 500it, or a share of the recipe's length."""
     objective: Objective = "reverse_kl"
-    """What masks are trained for: reverse_kl (outputs as the dense network's, CTS-KL), forward_kl, or loss (of the
+    """Objective of the mask training: reverse_kl (outputs as the dense network's, CTS-KL), forward_kl, or loss (of the
     task)."""
     temperature: float = 2 / 3
-    """Of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
+    """Temperature of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
     gate_lr: float = 0.1
     """Learning rate of the gates, by Adam; a tenth of it in the last 12 % of mask training."""
     retrain: Retrain = ""
@@ -85,8 +86,6 @@ class Settings(Aimed, CutGates, densities.Targets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_budget()
-        self.check_aim()
         if self.how_retrained not in REWINDING:
             raise UsageError(
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
@@ -95,11 +94,15 @@ class Settings(Aimed, CutGates, densities.Targets):
         if Step.parse(self.mask_length).value <= 0:
             raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
         if self.targets[0] == 1:
-            raise UsageError(f"a ticket of {goal(self, 1)} is the dense network: ask for less")
+            raise UsageError(f"a ticket of {self.goal(1)} is the dense network: ask for less")
+
+    @property
+    def one_training(self) -> bool:
+        return False
 
     @property
     def how_retrained(self) -> str:
-        """The word of `lab.retrain` that holds."""
+        """How tickets are trained, see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
 
@@ -116,8 +119,8 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, to compare with, then a ticket for each density, the densest first."""
-    from ticketry.search.gating.charging import paid_mask
-    from ticketry.search.gating.objective import check_task
+    from ticketry.search.gating.gating import check_task
+    from ticketry.search.gating.masks import allocated_mask, budget_mask
 
     lab, scope = replicate.lab, prunable(replicate, settings)
     full, retrain = replicate.whole, settings.how_retrained
@@ -143,34 +146,31 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     def member(level: int, piece: tuple[float, Gating]) -> Found:
         share, gating = piece
         early = dense.rewound
-        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"{goal(settings, share)} mask")
-        mask = (paid_mask if settings.aim else _of_density)(lab, trained, settings, share, settings.collapse)
+        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"{settings.goal(share)} mask")
+        if settings.budget:
+            mask = budget_mask(lab, trained, settings, share, settings.collapse)
+        else:
+            mask = allocated_mask(lab, trained, share, settings.collapse)
         segment = own.retrained(mask, retrain=retrain, rewound=early, trained=early)
         result = lab.train(segment, label=f"level {level} ticket")
         searched = (early, trained) if early.segment.steps else (trained,)
-        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=terms_of(settings))
+        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=budget_terms(settings))
 
     yield from replicate.side_by_side(member, pieces)
 
 
-def _of_density(lab: Lab, trained: Result, _: Settings, density: float, collapse: str) -> str:
-    from ticketry.search.gating.masks import allocated_mask
-
-    return allocated_mask(lab, trained, density, collapse)
-
-
 def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
-    """By which a mask of a share is found."""
+    """Return the gates that a mask of a density, or share of a budget, is trained by."""
     from ticketry.core.gates import BinaryConcrete
-    from ticketry.search.gating.charging import charged, steered_to
     from ticketry.search.gating.gating import Gating
+    from ticketry.search.gating.masks import gate_prices, gate_target
     from ticketry_engine.support.seeds import mix
 
-    steered, density = steered_to(replicate, settings, scope, share)
+    target, density = gate_target(replicate, settings, scope, share)
     kept = kept_elements(density, scope.total)
     if kept < len(scope):
         raise LayerCollapseError(
-            f"{goal(settings, share)} keeps {kept} of {scope.total} weights, too few for one in each of the"
+            f"{settings.goal(share)} keeps {kept} of {scope.total} weights, too few for one in each of the"
             f" {len(scope)} layers: choose a higher density, or spare layers"
         )
     return Gating(
@@ -183,20 +183,20 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: floa
         seed=mix(replicate.seeds.mask, "concrete"),
         frozen=True,
         objective=settings.objective,
-        density=steered,
+        density=target,
         temperature=settings.temperature,
-        **charged(replicate, settings, scope),
+        **gate_prices(replicate, settings, scope),
     )
 
 
 def mask_steps(settings: Settings, whole: Schedule) -> int:
-    """How long masks are trained beside a schedule."""
+    """Return the length of the mask training, beside a schedule."""
     length = Step.parse(settings.mask_length)
     return max(length.iterations(total=whole.total, per_epoch=whole.per_epoch), 1)
 
 
 def _mask_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
-    """How the gates are trained: of the weights' recipe it has what their data and loss need."""
+    """Return the recipe of the gates; batch and label smoothing are those of the weights."""
     from ticketry.tasks.recipe import Recipe as Made
 
     return Made(

@@ -1,7 +1,7 @@
 """Continuous Sparsification: soft masks that harden while the network trains.
 
 Every weight is multiplied by a gate sigmoid(beta s), trained together with the weights under a penalty on the sum of
-all gates while beta grows, so that gates end at 0 or 1; what is above is the mask. The ticket has the mask and the
+all gates while beta grows, so that gates end at 0 or 1; those above 0 are the mask. The ticket has the mask and the
 weights of an early step of the first round. Savarese, Silva & Maire, "Winning the Lottery with Continuous
 Sparsification" (NeurIPS 2020, arXiv 1912.04427), sections 4 and 5: rounds with one s0 (sequential), or several s0 side
 by side (parallel), each a ticket of another density. Gates are divided by sigmoid(s0), as in the official code; the
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.search.common.method import About
-from ticketry.search.gating import settings as of_gates
-from ticketry.search.gating.search import plan_by_gates, search_by_gates
+from ticketry.search.gating.search import Anneal, GateSettings, plan_by_gates, search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020",
@@ -25,7 +24,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(of_gates.GateSettings):
+class Settings(GateSettings):
     """Settings of Continuous Sparsification.
 
     Examples:
@@ -37,11 +36,11 @@ class Settings(of_gates.GateSettings):
 
     final_temperature: float = 200.0
     """beta_T, the inverse temperature at the end of each round; it is 1 at the start."""
-    temperature: of_gates.Anneal = "step"
+    temperature: Anneal = "step"
     """beta grows with every step (the paper) or with every epoch (the official code)."""
     kind: str = "continuous"
-    """Of gate, see `ticketry list gates`, or your own as package.module:Kind: trained in the same rounds, if it has
-    any rule for a further one."""
+    """Kind of gate, see `ticketry list gates`, or your own as package.module:Kind; for several rounds it needs a rule
+    for a further one."""
 
     def gating(self) -> dict[str, Any]:
         own = {"final": self.final_temperature, "anneal": self.temperature, "kind": self.kind}

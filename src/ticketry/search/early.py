@@ -1,14 +1,14 @@
 """Early pruning: once, before or early in training, by what pruning does to the gradient flow.
 
-The dense network is trained until its weights change slowly, then pruned at once to the final density. What is left is
-trained to the end of the same schedule, momentum included. Rachwan, Zügner, Charpentier, Geisler, Ayle &
+The dense network is trained until its weights change slowly, then pruned at once to the final density. The remaining
+weights are trained to the end of the same schedule, momentum included. Rachwan, Zügner, Charpentier, Geisler, Ayle &
 Günnemann, "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (ICML 2022): EarlyCroP. With --when 0 it
 is pruning at initialisation: CroP (--iterations 1) and CroPit, or SNIP, GraSP, SynFlow by their scores. Costs one
-training a density; up to the cut that is the dense network's own, which is not trained again.
+training per density; the part before pruning is shared with the dense network.
 
-With --structured whole channels are removed, and training goes on in a physically smaller network, the optimiser's
-state cut with it: EarlyCroP-S; with --when 0 CroP-S, or SNAP by --score snip (Verdenius, Stol & Forre 2020). With
---detector masks --score slimming these are Early-Bird tickets (You et al., ICLR 2020).
+With --structure channels whole channels are removed, and training continues in a physically smaller network with the
+matching part of the optimiser's state: EarlyCroP-S; with --when 0 CroP-S, or SNAP with --score snip (Verdenius, Stol &
+Forre 2020). With --detector masks --score slimming these are Early-Bird tickets (You et al., ICLR 2020).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
-from ticketry.search.common import densities as _densities
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruned_once import pruned_once
-from ticketry.search.common.scope import check_score, prunable, pruned
+from ticketry.search.common.pruning import check_score, prunable, prune, prune_once
+from ticketry.search.common.settings import ScoreSettings
+from ticketry.search.common.shape import Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result
 
 SLOWEST = 0.1
-"""The least threshold that follows from a density: below it, weights hardly ever become so slow."""
+"""Lower bound of the default threshold: weights hardly ever change more slowly."""
 
 
 ABOUT = About(
@@ -45,7 +44,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.DensitySettings):
+class Settings(ScoreSettings):
     """Settings of early pruning.
 
     Examples:
@@ -55,31 +54,38 @@ class Settings(_densities.DensitySettings):
     """
 
     points: ClassVar[tuple[str, ...]] = ("every", "latest")
+    structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels")
+    structure: str = "none"
+    """Weights that are removed together, by their mean score: none (single weights), rows:4, rows:16 (so many
+    neighbouring rows, at one column), filters (whole rows of one layer), 2:4 (at most 2 of every 4 inputs), channels
+    (whole coupled channels; the network becomes physically smaller), channels:16 (each group that loses any keeps a
+    multiple of 16)."""
     score: str = "crop"
-    """What is kept: the highest by this score."""
+    """What is retained: the highest by this score. With structure channels, snip and crop are those of gates on
+    channels (SNAP, structured CroP), and l1, l2 and slimming rank channels too."""
     when: str = "detect"
     """When to prune: detect, or a step such as 0, 500it, 2ep, 5%."""
     detector: Literal["distance", "masks"] = "distance"
-    """What finds that moment: distance (from the initialisation: its change has become small; EarlyCroP) or masks (by
-    magnitude, structured by scales of norms, in all else chosen as the ticket's: five in a row are alike;
-    Early-Bird)."""
+    """What detects that moment: distance (the distance from the initialisation changes little; EarlyCroP) or masks
+    (five masks in a row are alike; Early-Bird). Those masks are chosen like the ticket's, but by magnitude, or with
+    structure channels by scales of norms."""
     every: str = "1ep"
-    """Steps between two measurements of the detector. The state at each is kept in the store."""
+    """Steps between two measurements of the detector. The state at each is stored."""
     threshold: float = 0.0
-    """Of detector distance: the change between two measurements at which weights are slow, as a share of the first; 0
-    stands for the density (as in the published code), and for 0.1 where it is lower. Structured too: there the
-    published code takes 0.1 off the density, so that it never finds a moment at 0.1 or less."""
+    """With detector distance: the change between two measurements below which weights are slow, as a share of the
+    first; 0 stands for the density (as in the published code), but at least 0.1. That holds for channels too: the
+    published code subtracts 0.1 from the density there, so that it never detects a moment at 0.1 or less."""
     latest: str = "25%"
     """The step at which it is pruned if nothing was detected before."""
     iterations: int = 0
-    """Cuts on the way to the density, at one step, each by the scores of what is left; 0 stands for 7, and for 1 with
-    structured, as in the published code."""
+    """Pruning rounds at the same training step, each by the scores of the remaining weights; 0 stands for 7, or for 1
+    with structure channels, as in the published code."""
     schedule: Literal["halving", "exponential"] = "halving"
-    """Densities of these cuts: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
+    """Densities of these rounds: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
     regrow: bool = False
-    """Whether weights removed by an earlier cut may return (FORCE)."""
+    """Whether weights removed in an earlier round may return (FORCE)."""
     batches: int = 5
-    """Batches of training examples that the score sees."""
+    """Batches of training examples that the score uses."""
     batch: int = 128
     """Examples in each."""
 
@@ -91,19 +97,17 @@ class Settings(_densities.DensitySettings):
             raise UsageError(f"threshold is a share of the first change, at least 0, not {self.threshold:g}")
         if self.iterations < 0 or self.batches < 1 or self.batch < 1:
             raise UsageError("iterations is at least 0, batches and batch are at least 1")
-        if self.structured and self.regrow:
-            raise UsageError("channels that were removed do not return: leave regrow away with structured")
+        if self.shape.channels and self.regrow:
+            raise UsageError("channels that were removed do not return: leave regrow out with structure channels")
 
     @property
     def cuts(self) -> int:
-        """Of each mask, where `iterations` leaves it open."""
-        return self.iterations or (1 if self.structured else 7)
+        """Number of pruning rounds for each mask."""
+        return self.iterations or (1 if self.shape.channels else 7)
 
     @property
-    def densities_on_the_way(self) -> tuple[float, ...]:
-        if not Pattern.parse(self.pattern).m:
-            return self.targets  # any density can be met: no need to wait for torch
-        from ticketry.core.prune import densities
+    def mask_densities(self) -> tuple[float, ...]:
+        from ticketry.core.prune import densities  # it imports torch
 
         return tuple(each for last in self.targets for each in densities(last, self.cuts, self.schedule))
 
@@ -118,27 +122,27 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
     from ticketry.lab.scoring_sample import Sample
 
-    check_score(settings)  # a wrong word is told before anything is trained
+    check_score(settings)
     whole = replicate.whole
     scope = prunable(replicate, settings)
     moments: dict[float, Moment] = {}
     if settings.when == "detect":
         for name in settings.points:
-            whole.at(getattr(settings, name), name)  # one beyond the end is told by its name
+            whole.at(getattr(settings, name), name)  # an error names the point
         detector = _Detector(replicate, scope, settings)
         moments = {density: detector.moment(density) for density in settings.targets}
         steps = {density: moments[density].step for density in settings.targets}
     else:
         steps = dict.fromkeys(settings.targets, whole.at(settings.when, "when"))
     cuts: dict[str, Any] = {"iterations": settings.cuts, "schedule": settings.schedule}
-    if not settings.structured:
+    if not settings.shape.channels:
         cuts["regrow"] = settings.regrow
     sample = Sample(settings.batches, settings.batch, replicate.seeds.mask)
-    yield from pruned_once(replicate, scope, steps, settings, moments=moments, sample=sample, **cuts)
+    yield from prune_once(replicate, scope, steps, settings, moments=moments, sample=sample, **cuts)
 
 
 class _Detector:
-    """The dense network at the steps at which the detector measures, trained no further than is needed."""
+    """Detects the moment to prune, training the dense network no further than needed."""
 
     def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
         self._replicate, self._lab, whole = replicate, replicate.lab, replicate.whole
@@ -147,24 +151,24 @@ class _Detector:
         self._steps, self._latest = range(every, latest + 1, every), latest
 
     def moment(self, density: float) -> Moment:
-        """When to prune to a density."""
-        return self._alike(density) if self._settings.detector == "masks" else self._settled(density)
+        """Return when to prune to a density."""
+        return self._by_masks(density) if self._settings.detector == "masks" else self._by_distance(density)
 
-    def _settled(self, density: float) -> Moment:
+    def _by_distance(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import first_slow_change
 
         threshold = self._settings.threshold or max(density, SLOWEST)
-        start, spent = self._at(0), 0.0
+        start, spent = self._train_to(0), 0.0
         measured: list[tuple[int, float]] = []
         for step in self._steps:
-            distance, seconds = self._lab.distance(self._at(step), start, self._scope)
+            distance, seconds = self._lab.distance(self._train_to(step), start, self._scope)
             measured.append((step, distance))
             spent += seconds
             if first_slow_change([value for _, value in measured], threshold) is not None:
                 return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
 
-    def _alike(self, density: float) -> Moment:
+    def _by_masks(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import (
             COMPARED_MASKS,
             MOST_DIFFERENT,
@@ -176,7 +180,7 @@ class _Detector:
         measured: list[tuple[int, float]] = []
         spent = 0.0
         for step in self._steps:
-            mask, seconds = self._mask(self._at(step), density)
+            mask, seconds = self._mask(self._train_to(step), density)
             masks = [*masks[1 - COMPARED_MASKS :], mask]
             spent += seconds
             if len(masks) > 1:
@@ -185,26 +189,26 @@ class _Detector:
                 return Moment(step, True, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
 
-    def _at(self, step: int) -> Result:
+    def _train_to(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
     def _mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """By magnitude; of channels, by the scales of norms: those scales that are kept. And the seconds that took.
+        """Return a mask by magnitude, and the seconds that it took; of channels the retained scales of norms.
 
-        In all else it is chosen as the ticket will be: layers that the settings spare or fill are the same in both.
+        Otherwise it is chosen as the ticket's will be: the settings spare or fill the same layers in both.
         """
-        lab, structured = self._lab, self._settings.structured
-        # A time is estimated: a moment that timings decided on would be another each time.
+        lab, structured = self._lab, self._settings.shape.channels
+        # Latencies are estimated: a moment that depended on timings would not be reproducible.
         settings = replace(self._settings, score="slimming" if structured else "magnitude", measured=False)
         try:
-            digest = pruned(self._replicate, state, self._scope, density, settings)
+            digest = prune(self._replicate, state, self._scope, density, settings)
         except UsageError as error:
             raise UsageError(f"detector masks: {error}; or use detector distance") from None
         kept, seconds = lab.store.get_mask(digest), lab.makings.get(digest).seconds
         return (self._scales(kept) if structured else kept), seconds
 
     def _scales(self, mask: Mask) -> Mask:
-        """What a mask keeps of the scales of norms, one for each channel."""
+        """Return the mask of the scales of norms, one for each channel."""
         from ticketry.core.mask import Mask
         from ticketry.core.structure.layout import roles
 

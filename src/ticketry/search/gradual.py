@@ -1,14 +1,14 @@
 """Gradual magnitude pruning: weights are removed a few at a time while the network trains.
 
-Training runs once. From time to time the mask shrinks between two steps, first fast, then slowly, along a cubic
-schedule. Training goes on with what is left, momentum included, and in the end at the final density. Zhu & Gupta, "To
-prune, or not to prune" (2017, arXiv 1710.01878), section 3. Costs one training a density; up to the first cut that is
-the dense network's own, which is not trained again.
+Training runs once. At intervals the mask shrinks between two steps, first fast, then slowly, along a cubic schedule.
+Training continues with the remaining weights, momentum included, and ends at the final density. Zhu & Gupta, "To prune,
+or not to prune" (2017, arXiv 1710.01878), section 3. Costs one training per density; the part before the first pruning
+step is shared with the dense network.
 
-With --pattern 4x1 blocks of weights are removed, instead of single ones.
+With --structure rows:4 blocks of weights are removed instead of single ones.
 
-With --structured whole channels are removed, a few at a time, and each stretch between two cuts is trained in the
-smaller network that is left.
+With --structure channels whole channels are removed, a few at a time, and the network is physically smaller after each
+pruning step.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import cuts_within
-from ticketry.core.structure.pattern import Pattern
-from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common import densities
-from ticketry.search.common.aims import goal
-from ticketry.search.common.budget import stretched
+from ticketry.search.common.equal_cost import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.scope import check_score, prunable, pruned
+from ticketry.search.common.pruning import check_score, prunable, prune
+from ticketry.search.common.settings import ScoreSettings, budget_terms
+from ticketry.search.common.shape import Family
 
 ABOUT = About(
     paper="Zhu & Gupta 2017",
@@ -38,7 +36,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(densities.DensitySettings):
+class Settings(ScoreSettings):
     """Settings of gradual pruning.
 
     Examples:
@@ -48,20 +46,17 @@ class Settings(densities.DensitySettings):
     """
 
     points: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
+    structures: ClassVar[tuple[Family, ...]] = ("blocks", "channels")
+    structure: str = "none"
+    """Weights that are removed together, by their mean score: none (single weights), rows:4, rows:16 (so many
+    neighbouring rows, at one column), filters (whole rows of one layer), channels (whole coupled channels; the network
+    becomes physically smaller), channels:16 (each group that loses any keeps a multiple of 16)."""
     begin: str = "25%"
     """The step at which the density begins to fall from 1."""
     end: str = "75%"
-    """The step of the last cut; from there on the network trains at its final density."""
+    """The last pruning step; afterwards the network trains at its final density."""
     frequency: str = "2.5%"
-    """Steps between two cuts, at least one. The state at each cut is kept in the store."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if Pattern.parse(self.pattern).m:
-            raise UsageError(
-                f"gradual pruning goes through every density from 1 on, and no mask of pattern {self.pattern} is so"
-                " dense: take oneshot or iterative, or another pattern"
-            )
+    """Steps between two pruning steps, at least one. The state at each is stored."""
 
 
 def _cuts(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
@@ -81,7 +76,7 @@ def plan(settings: Settings) -> list[Training]:
 
     def cuts(target: float, schedule: Schedule) -> dict[int, float | None]:
         found = _cuts(settings, target, schedule)
-        return dict.fromkeys(found) if settings.aim else {**found}
+        return dict.fromkeys(found) if settings.budget else {**found}
 
     planned = zip(settings.plan_tickets(), settings.targets, strict=True)
     return [replace(one, cuts=partial(cuts, target)) for one, target in planned]
@@ -90,7 +85,7 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)  # a wrong word is told before the dense network is trained
+    check_score(settings)
     lab, whole = replicate.lab, replicate.whole
     schedules = [_cuts(settings, target, whole) for target in settings.targets]
     first, last = min(schedules[0]), max(schedules[0])  # those of all densities have the same steps
@@ -101,12 +96,12 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     def member(level: int, schedule: dict[int, float]) -> Found:
         chain, mask = [lab.at(dense.result, first)], None
         for step, after in pairwise([*schedule, whole.total]):
-            mask = pruned(replicate, chain[-1], scope, schedule[step], settings, within=mask)
-            segment = replicate.retrained(mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.structured)
+            mask = prune(replicate, chain[-1], scope, schedule[step], settings, within=mask)
+            segment = replicate.retrained(mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.shape.channels)
             segment = segment.until(after)
             if step == last:
-                segment = stretched(lab, segment, chain, settings.budget)
-            label = f"{goal(settings, schedule[last])} from step {step}"
+                segment = stretched(lab, segment, chain, settings.equal_cost)
+            label = f"{settings.goal(schedule[last])} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return replace(
@@ -116,8 +111,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             result=result,
             searched=tuple(searched),
             behind=last,
-            pattern=settings.pattern,
-            aim=settings.terms,
+            pattern=settings.shape.pattern,
+            aim=budget_terms(settings),
         )
 
     yield from replicate.side_by_side(member, schedules)

@@ -6,29 +6,31 @@ rewinding to step 0. Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery 
 a step within the first 0.1-7 % of training. Renda, Frankle & Carbin (ICLR 2020): learning-rate rewinding, fine-tuning.
 One level is one-shot pruning.
 
-With --structure each level's mask is turned into one that hardware can use (whole channels, groups of rows, 2:4), which
-is that level's ticket, while the next level goes on from the mask as it was: Chen et al., "Coarsening the Granularity:
-Towards Structurally Sparse Lottery Tickets" (ICML 2022). It costs the trainings of both; with --structured-levels 1
-only the last level has such a ticket, which costs no training more than the search without a structure.
+With --structure refill, regroup or 2:4 each level's mask is turned into one that hardware can use (whole channels,
+groups of rows, 2:4), which is that level's ticket, while the next level continues from the original mask: Chen et al.,
+"Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets" (ICML 2022). Both are trained; with
+--structured-levels 1 only the last level has such a ticket, which costs no training more than the search without one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
 
 from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
-from ticketry.search.common.aims import Aimed, goal
-from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
-from ticketry.search.common.densities import Shares, requested_densities
+from ticketry.search.common.equal_cost import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.common.scope import ScoredParts, check_score, prunable, pruned, shrinks
-from ticketry.search.common.structure import Restructuring, check_structure_score, given
+from ticketry.search.common.pruning import check_score, prunable, prune, ticket_mask
+from ticketry.search.common.settings import ScoreSettings, Shares, budget_terms, requested_densities
+from ticketry.search.common.shape import NONE, Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
+class Settings(ScoreSettings):
     """Settings of iterative magnitude pruning.
 
     Examples:
@@ -54,26 +56,38 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
         [0.8, 0.64]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
+    structure: str = "none"
+    """What is removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
+    rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
+    coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
+    multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or
+    refill+:match for the same density), regroup:16 (groups of 16 rows with the same columns) or 2:4. Their options
+    follow after commas: score=l1 (of channels: remaining, l1, l2, taylor, activation_l1, activation_l2 or another
+    score), coupled=agree (or inner: only channels of one layer alone), method=similarity (or hypergraph, paper,
+    random), collapse=raise (or keep). Positions that are filled back start from the weights that tickets start from.
+    With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
+    for all layers, weights, rows:4, rows:16."""
     rewind: str = "0"
     """Where tickets start: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps the final weights."""
     rate: float = 0.2
     """Share of the remaining weights that each level removes."""
     levels: int = 10
-    """How many times; 0.8^10 leaves 10.7 % of the weights."""
+    """Number of pruning rounds, each with a ticket; 0.8^10 leaves 10.7 % of the weights."""
     density: Shares = None
-    """Fraction of weights kept at the last level, instead of levels; of several (0.2,0.1) each is that of a level, and
-    rate leads from one to the next."""
+    """Fraction of weights retained at the last level, instead of levels. Several (0.2,0.1) are those of some levels,
+    and rate leads from one to the next."""
     flops: tuple[float, ...] = ()
-    """Share of the dense network's multiplications (of the layers that are pruned) that the last level's ticket takes,
-    such as 0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of
-    all levels. Each weight is charged as many as there are places it is applied at, and the most score is kept."""
+    """Share of the dense network's MACs (of the layers that are pruned) that the last level's ticket takes, such as
+    0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of all
+    levels. Each weight costs as many MACs as it is applied at places."""
     sparsity: Shares = None
     """Fraction removed, instead of density."""
     densities: tuple[float, ...] = ()
-    """The fraction of weights kept at every level, instead of rate and levels; a single one is one-shot pruning."""
+    """Fraction of weights retained at every level, instead of rate and levels; a single one is one-shot pruning."""
     structured_levels: int = 0
-    """Of structure: how many of the last levels get a ticket with it; those before are trained once, as they are, to go
-    on from, and have no ticket. 0: all levels."""
+    """With structure refill, regroup or 2:4: number of last levels that get a ticket with it. Earlier levels are
+    trained once, without a structure, and have no ticket. 0: all levels."""
     retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
@@ -83,60 +97,63 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
         **dict.fromkeys(("density", "sparsity", "flops", "time", "bytes"), ("levels",)),
         "densities": ("rate", "levels"),
     }
-    """Settings, and those of which no notice is taken beside them."""
+    """Settings that replace others: both must not be given."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_budget()
-        Step.parse(self.rewind)
         if not 0 < self.rate < 1:
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
         if not 0 < self.levels <= _MOST_LEVELS:
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {format_value(self.levels)}")
-        self.check_aim()
-        densities = level_densities(self)
-        self.check_masks(densities)
-        if self.structured_levels and self.structuring is None:
-            raise UsageError("structured_levels needs a structure that tickets are given: refill, regroup, 2:4")
-        if not 0 <= self.structured_levels <= len(densities):
+        super().__post_init__()
+        Step.parse(self.rewind)
+        if self.structured_levels and self.shape.tickets is None:
+            raise UsageError("structured_levels needs a structure that tickets get: refill, regroup, 2:4")
+        if not 0 <= self.structured_levels <= len(self.targets):
             raise UsageError(
-                f"structured_levels must lie in 0 … {len(densities)}, the levels, not {self.structured_levels}"
+                f"structured_levels must lie in 0 … {len(self.targets)}, the levels, not {self.structured_levels}"
             )
 
     @property
-    def sparsest(self) -> float:
-        return level_densities(self)[-1]
+    def one_training(self) -> bool:
+        return False
+
+    @cached_property
+    def targets(self) -> tuple[float, ...]:
+        """The density of each level from 1 on, or its share of the budget, falling."""
+        return _level_densities(self)
 
     @property
     def how_retrained(self) -> str:
-        """The word of `lab.retrain` that holds."""
+        """How tickets are trained, see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
-    def tickets(self) -> int:
-        """How many tickets a replicate will find."""
-        return self.structured_levels or len(level_densities(self))
+    @property
+    def ticket_levels(self) -> range:
+        """The levels that have a ticket."""
+        last = len(self.targets)
+        return range(1 + (last - self.structured_levels if self.structured_levels else 0), last + 1)
 
-    def ticket_levels(self) -> dict[int, float]:
-        """The levels that have a ticket, counted from 1, with their densities."""
-        return dict([*enumerate(level_densities(self), start=1)][-self.tickets() :])
+    def only(self, level: int) -> tuple[Self, int | None]:
+        return self, level  # each level needs those before it
 
 
-def level_densities(settings: Settings) -> tuple[float, ...]:
-    """The density of each level from 1 on, falling; of settings with a budget the share of that, see `Aimed`.
+def _level_densities(settings: Settings) -> tuple[float, ...]:
+    """Return `Settings.targets`.
 
     Raises:
         UsageError: if more than one of densities, density and sparsity is given, or densities do not fall.
     """
-    if len(settings.shares) > 1:
-        return settings.shares
+    shares = settings.budget.shares if settings.budget else ()
+    if len(shares) > 1:
+        return shares
     if settings.densities:
         if settings.density is not None or settings.sparsity is not None:
-            raise UsageError("densities names every level: leave density and sparsity away")
-        asked = [check_density(density) for density in settings.densities]
-        if asked != sorted(set(asked), reverse=True):
-            raise UsageError(f"densities must fall from level to level: {', '.join(map(str, asked))}")
-        return tuple(asked)
-    requested = settings.shares or tuple(map(_clean, requested_densities(settings.density, settings.sparsity)))
+            raise UsageError("densities names every level: leave density and sparsity out")
+        named = [check_density(density) for density in settings.densities]
+        if named != sorted(set(named), reverse=True):
+            raise UsageError(f"densities must fall from level to level: {', '.join(map(str, named))}")
+        return tuple(named)
+    requested = shares or tuple(map(_clean, requested_densities(settings.density, settings.sparsity)))
     if not requested:
         return tuple(_clean((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
     found: list[float] = []
@@ -148,7 +165,7 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
             steps += 1
             if len(found) >= _MOST_LEVELS:
                 raise UsageError(
-                    f"{goal(settings, wanted)} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}:"
+                    f"{settings.goal(wanted)} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}:"
                     " raise rate"
                 )
         found.append(wanted)
@@ -157,21 +174,19 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a ticket for each level; with a structure also the network without it that the next level goes on from."""
-    structured, tickets, plain = settings.structuring is not None, settings.ticket_levels(), settings
-    if structured:
-        without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
-        plain = replace(settings, **without, structured_levels=0)
+    """Plan a ticket for each level; with a structure also the network without it that the next level continues from."""
+    structured = settings.shape.tickets is not None
+    plain = replace(settings, structure=NONE, structured_levels=0) if structured else settings
     how: dict[str, Any] = {
         **ticket_span(settings.how_retrained, settings.rewind),
         "line": repr(replace(plain, levels=1)),  # the first levels are the same, however many follow
     }
     planned: list[Training] = []
-    for level, target in enumerate(densities := level_densities(settings), start=1):
-        density = None if settings.aim else target
-        if level in tickets:
+    for level, target in enumerate(settings.targets, start=1):
+        density = None if settings.budget else target
+        if level in settings.ticket_levels:
             planned.append(Training(level=level, density=density, shared=None if structured else plain, **how))
-        if structured and level < len(densities):
+        if structured and level < len(settings.targets):
             planned.append(Training(density=density, shared=plain, **how))
     return planned
 
@@ -179,14 +194,13 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a ticket for each level."""
-    check_score(settings)  # a wrong word is told before the dense network is trained
-    check_structure_score(settings)
+    check_score(settings)
     retrain = settings.how_retrained
     check_rates(retrain, replicate.recipe.schedule)
-    prunable(replicate, settings)  # so is a budget that cannot be met
+    prunable(replicate, settings)  # an error for a budget that cannot be met
 
     def needed(whole: Segment, settings: Settings) -> int:
-        tickets = len(level_densities(settings)) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        tickets = len(settings.targets) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
         return whole.total + tickets
 
     own, settings = compressed(replicate, settings, needed, ("rewind",))
@@ -194,54 +208,54 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
     yield compared(replicate, dense)
     tickets = _Tickets(own, settings, dense)
-    yield from tickets.structured() if settings.structuring else tickets.plain()
+    yield from tickets.train() if settings.shape.tickets is None else tickets.train_structured()
 
 
 class _Tickets:
-    """The levels of a replicate, behind its dense network."""
+    """The levels of a replicate."""
 
     def __init__(self, replicate: Replicate, settings: Settings, dense: Found) -> None:
         self._replicate, self._settings, self._dense = replicate, settings, dense
         self._scope = prunable(replicate, settings)
 
-    def plain(self) -> Iterator[Found]:
-        """Each level's ticket has the mask that the next level goes on from."""
-        mask, trained = None, self._dense.result
-        for level, density in enumerate(level_densities(self._settings), start=1):
-            mask = self._pruned(trained, mask, density)
-            segment = self._segment(mask, trained, shrunk=shrinks(self._settings))
+    def train(self) -> Iterator[Found]:
+        """Yield tickets whose masks the next level continues from."""
+        mask, trained, settings = None, self._dense.result, self._settings
+        for level, density in enumerate(settings.targets, start=1):
+            mask = prune(self._replicate, trained, self._scope, density, settings, within=mask)
+            segment = self._segment(mask, trained, shrunk=settings.shape.shrinks)
             trained = self._replicate.lab.train(segment, label=f"level {level} ticket")
             yield replace(
                 self._dense,
                 level=level,
                 mask=mask,
                 result=trained,
-                pattern=self._settings.pattern,
-                aim=self._settings.terms,
+                pattern=settings.shape.pattern,
+                aim=budget_terms(settings),
             )
 
-    def structured(self) -> Iterator[Found]:
-        """Tickets have masks made of those that the next level goes on from; both are trained."""
-        densities, with_ticket = level_densities(self._settings), self._settings.ticket_levels()
-        last, mask, chain = len(densities), None, [self._dense.result]
-        for level, density in enumerate(densities, start=1):
+    def train_structured(self) -> Iterator[Found]:
+        """Yield tickets whose masks are derived from those that the next level continues from; both are trained."""
+        settings, with_ticket = self._settings, self._settings.ticket_levels
+        last, mask, chain = len(settings.targets), None, [self._dense.result]
+        for level, density in enumerate(settings.targets, start=1):
             trained = chain[-1]
-            mask = self._pruned(trained, mask, density)
+            mask = prune(self._replicate, trained, self._scope, density, settings, within=mask)
             segments = {}
             if level in with_ticket:
-                own, how = given(self._replicate, trained, mask, self._settings)
-                label = f"level {level} {self._settings.structure} ticket"
-                segments[label] = self._segment(own, trained, shrunk=shrinks(self._settings))
+                own, derived = ticket_mask(self._replicate, trained, mask, settings)
+                label = f"level {level} {settings.structure} ticket"
+                segments[label] = self._segment(own, trained, shrunk=settings.shape.shrinks)
             if level < last:
                 segments[f"level {level} without structure"] = self._segment(mask, trained, shrunk=False)
             found = self._replicate.lab.train_many([*segments.values()], labels=[*segments])
             if level in with_ticket:
-                yield self._ticket(level, own, found[0], how, chain)
+                yield self._ticket(level, own, found[0], derived, chain)
             if level < last:
                 chain.append(found[-1])
 
-    def _ticket(self, level: int, mask: str, found: Result, how: Structured | None, chain: list[Result]) -> Found:
-        """A ticket with a structure, and all that was trained to find it."""
+    def _ticket(self, level: int, mask: str, found: Result, derived: Structured | None, chain: list[Result]) -> Found:
+        """Return a ticket with a structure, and all trainings that led to it."""
         behind = self._dense.rewound.segment.last
         if self._dense.retrain not in REWINDING:
             behind = sum(each.segment.steps for each in chain)
@@ -252,11 +266,8 @@ class _Tickets:
             result=found,
             searched=tuple(chain),
             behind=behind,
-            structured=how,
+            structured=derived,
         )
-
-    def _pruned(self, trained: Result, within: str | None, density: float) -> str:
-        return pruned(self._replicate, trained, self._scope, density, self._settings, within=within)
 
     def _segment(self, mask: str, trained: Result, *, shrunk: bool) -> Segment:
         begun = self._dense
@@ -266,5 +277,5 @@ class _Tickets:
 
 
 def _clean(density: float) -> float:
-    """Without the last bits of a floating-point power: 0.8 ** 5 is 0.32768."""
+    """Return a density without the last bits of a floating-point power: 0.8 ** 5 is 0.32768."""
     return float(f"{density:.12g}")

@@ -4,15 +4,15 @@ Every weight is multiplied by a hard-concrete gate, drawn anew at each step, and
 number of gates that are not 0. At a step the gates end: the weights whose gates are most probably open stay, down to
 the density, times their gates without noise, and train on to the end of the same schedule, momentum included. Louizos,
 Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization" (ICLR 2018, arXiv 1712.01312). Costs one
-training with gates up to the cut, which all densities share, and the rest of one for each density.
+training with gates up to the pruning step, which all densities share, and the rest of one for each density.
 
-With --structured there is one gate for each channel, which multiplies what all layers behind it read (section 4: an
-input neuron, a filter), and counts in the penalty as many times as it multiplies weights. Whole coupled channels go,
-and what is left trains on in a physically smaller network.
+With --structure channels there is one gate for each channel, which multiplies what all layers behind it read (section
+4: an input neuron, a filter), and counts in the penalty as many times as it multiplies weights. Whole coupled channels
+are removed, and the rest trains on in a physically smaller network.
 
 From the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the gate without noise that weights
-keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights without
---structured; one draw for the whole batch; a cut at half of the schedule to a density, where the paper lets lambda
+keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights by
+default; one draw for the whole batch; a cut at half of the schedule to a density, where the paper lets lambda
 decide and trains with gates to the end; Adam at 0.1 for gates whatever trains the weights (the paper: 0.001, for 200
 epochs). The dense network is trained without gates, to compare with. Controls begin with the weights that the gates
 have left.
@@ -22,18 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common import densities
-from ticketry.search.common.aims import Aimed
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruned_once import CutAt, trained_on
-from ticketry.search.common.scope import Channels, prunable
-from ticketry.search.gating.settings import CutGates
+from ticketry.search.common.pruning import cut_step, prunable, train_on
+from ticketry.search.common.settings import PruningSettings
+from ticketry.search.common.shape import Family
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -50,7 +48,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Aimed, CutAt, CutGates, Channels, densities.Densities):
+class Settings(PruningSettings):
     """Settings of L0 regularisation.
 
     Examples:
@@ -59,29 +57,34 @@ class Settings(Aimed, CutAt, CutGates, Channels, densities.Densities):
         [0.2]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ("channels",)
+    points: ClassVar[tuple[str, ...]] = ("until",)
+    structure: str = "none"
+    """What has a gate: none (each weight), channels (each coupled channel; the network becomes physically smaller) or
+    channels:16 (each group that loses any channel keeps a multiple of 16)."""
+    until: str = "50%"
+    """The step up to which the network is trained with gates, and at which it is pruned."""
+    collapse: Literal["raise", "keep"] = "raise"
+    """Where none of a layer's gates is among the best: raise (an error), or keep its best weight in place of the worst
+    one retained in the largest layer."""
     penalty: float = 0.1
     """lambda times the number of training examples: the coefficient in the loss is this over that number."""
     init: float = 0.0
-    """What every log alpha begins with; 0 is a gate that is open to one half."""
+    """Initial value of every log alpha; 0 is a gate that is half open."""
     gate_lr: float = 0.1
     """Learning rate of the gates, by Adam; it rises and falls with that of the weights."""
-    structured: bool = False
-    """One gate for each coupled channel: remove whole channels, and train on in a physically smaller network. The
-    density is of all weights, biases and norm parameters that can go."""
     keep_at_least: int = 0
-    """With structured: channels that each group keeps at least, at least 1."""
+    """With structure channels: channels that each group retains at least, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_aim()
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
         check_at_least(self.keep_at_least)
-        self.check_multiple()
-        if self.keep_at_least and not self.structured:
-            raise UsageError("keep_at_least is of whole channels here: add --structured, or take --collapse keep")
-        if self.structured and self.collapse != "raise":
-            raise UsageError("collapse is of single weights: with structured each group keeps keep_at_least channels")
+        if self.keep_at_least and not self.shape.channels:
+            raise UsageError("keep_at_least counts channels here: add --structure channels, or use --collapse keep")
+        if self.shape.channels and self.collapse != "raise":
+            raise UsageError("collapse is for single weights: with structure channels use keep_at_least")
 
 
 def plan(settings: Settings) -> list[Training]:
@@ -100,9 +103,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     from ticketry.search.gating.masks import hardened_weights
 
     lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
-    step = settings.cut_step(whole, "gates are trained", "them")
+    step = cut_step(whole, settings.until, "gates are trained", "them")
     soft = replicate.begun(variants=[gates_of(replicate, scope, settings)]).until(step)
-    if settings.structured:
+    if settings.shape.channels:
         readers_of(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.dense(step)
     yield dense
@@ -111,16 +114,16 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     def member(level: int, density: float) -> Found:
         mask = _mask(lab, gated, density, settings)
-        return trained_on(replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated)
+        return train_on(replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated)
 
     yield from replicate.side_by_side(member, settings.targets)
 
 
 def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
-    """That all tickets of a replicate are cut from."""
+    """Return the gates from which all tickets of a replicate are pruned."""
     from ticketry.core.gates import HardConcrete
-    from ticketry.search.gating.charging import charged
     from ticketry.search.gating.gating import Gating
+    from ticketry.search.gating.masks import gate_prices
     from ticketry_engine.support.seeds import mix
 
     return Gating(
@@ -131,18 +134,17 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
         optimizer="adam",
         lr=settings.gate_lr,
         seed=mix(replicate.seeds.mask, "l0"),
-        structured=settings.structured,
-        **charged(replicate, settings, scope),
+        structured=settings.shape.channels,
+        **gate_prices(replicate, settings, scope),
     )
 
 
 def _mask(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
-    from ticketry.search.gating.charging import paid_mask
-    from ticketry.search.gating.masks import allocated_mask, cut_mask
+    from ticketry.search.gating.masks import allocated_mask, budget_mask, cut_mask
 
-    if settings.aim:
-        return paid_mask(lab, gated, settings, density, settings.collapse)
-    if not settings.structured:
+    if settings.budget:
+        return budget_mask(lab, gated, settings, density, settings.collapse)
+    if not settings.shape.channels:
         return allocated_mask(lab, gated, density, settings.collapse)
     at_least = max(settings.keep_at_least, 1)
-    return cut_mask(lab, gated, density, keep_at_least=at_least, multiple=settings.multiple)
+    return cut_mask(lab, gated, density, keep_at_least=at_least, multiple=settings.shape.multiple)

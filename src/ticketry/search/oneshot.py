@@ -1,37 +1,35 @@
 """One-shot pruning: train, cut once, train what is left.
 
-The dense network is trained, all weights but the best by a score are removed at once, and what is left is trained
-further: at the last learning rate (fine-tuning; Han et al. 2015), from the trained weights with the learning rates from
-a step k on (learning-rate rewinding; Renda, Frankle & Carbin 2020), or from the weights of step k (rewinding; Frankle &
-Carbin 2019). Several densities are cut from one dense network, each by itself: with a single one this is iterative
-pruning (`iterative`) with a single level.
+The dense network is trained, all weights but the best by a score are removed at once, and the remaining weights are
+trained further: at the last learning rate (fine-tuning; Han et al. 2015), from the trained weights with the learning
+rates from a step k on (learning-rate rewinding; Renda, Frankle & Carbin 2020), or from the weights of step k
+(rewinding; Frankle & Carbin 2019). Several densities are pruned from one dense network, each alone; with a single
+density this is iterative pruning (`iterative`) with a single level.
 
-With --structured --score l1 --distribution uniform whole filters are removed, the same share of each layer, and the
-smaller network is fine-tuned: EfficientConvNets (Li, Kadav, Durdanovic, Samet & Graf 2017). With --when 0 the network
-is cut before it is trained, in one cut by one score, and trained once: SNIP by --score snip (Lee, Ajanthan & Torr
-2019), with --structured SNAP (Verdenius, Stol & Forre 2020). Early pruning (`early`) does the same in several
-cuts and finds the step.
+With --structure channels --score l1 --distribution uniform whole filters are removed, the same share of each layer, and
+the smaller network is fine-tuned: EfficientConvNets (Li, Kadav, Durdanovic, Samet & Graf 2017). With --when 0 the
+network is pruned before it is trained, once, by one score: SNIP with --score snip (Lee, Ajanthan & Torr 2019), with
+--structure channels SNAP (Verdenius, Stol & Forre 2020). Early pruning (`early`) does the same in several rounds and
+detects the step.
 
-With --structure what is cut gets a structure before it is trained: whole channels, groups of rows, 2:4 (Chen et al.,
-ICML 2022, with other masks than those of iterative pruning).
+With --structure refill, regroup or 2:4 the mask is turned into whole channels, groups of rows or 2:4 before the ticket
+is trained (Chen et al., ICML 2022, with other masks than those of iterative pruning).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common import densities
-from ticketry.search.common.aims import goal
-from ticketry.search.common.budget import compared, compressed, own_steps
+from ticketry.search.common.equal_cost import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.common.pruned_once import pruned_once
-from ticketry.search.common.scope import check_score, prunable, pruned, shrinks
-from ticketry.search.common.structure import Restructuring, check_structure_score, given
+from ticketry.search.common.pruning import check_score, prunable, prune, prune_once, ticket_mask
+from ticketry.search.common.settings import ScoreSettings, budget_terms
+from ticketry.search.common.shape import Family
 from ticketry.step import Step
 from ticketry.tasks.recipe import TO_ZERO, Recipe
 
@@ -46,7 +44,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Restructuring, densities.DensitySettings):
+class Settings(ScoreSettings):
     """Settings of one-shot pruning.
 
     Examples:
@@ -55,22 +53,34 @@ class Settings(Restructuring, densities.DensitySettings):
         [0.2]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
+    structure: str = "none"
+    """What is removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
+    rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
+    coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
+    multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or
+    refill+:match for the same density), regroup:16 (groups of 16 rows with the same columns) or 2:4. Their options
+    follow after commas: score=l1 (of channels: remaining, l1, l2, taylor, activation_l1, activation_l2 or another
+    score), coupled=agree (or inner: only channels of one layer alone), method=similarity (or hypergraph, paper,
+    random), collapse=raise (or keep). Positions that are filled back start from the weights that tickets start from.
+    With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
+    for all layers, weights, rows:4, rows:16."""
     when: str = "end"
-    """When it is cut: end (of the dense training), or a step such as 0, 500it, 5%: then training goes on from there,
-    with the optimiser's state, to the end of the same schedule, and rewind and retrain have no meaning."""
+    """When it is pruned: end (of the dense training), or a step such as 0, 500it, 5%: then training continues from
+    there, with the optimiser's state, to the end of the same schedule, and rewind and retrain have no meaning."""
     rewind: str = "0"
-    """The step k: training after the cut has the length of steps k … T of the schedule (end: the whole length)."""
+    """The step k: training after pruning has the length of steps k … T of the schedule (end: the whole length)."""
     retrain: Retrain = ""
-    """How what is left is trained: finetune (final weights, last learning rate), rewind_lr (final weights, learning
-    rates of steps k..T), continue (the weights of step k, steps k..T) or restart (those, the whole schedule again). By
-    default finetune, or rewind_lr where the schedule ends at a rate of 0, at which nothing would change."""
+    """How the remaining weights are trained: finetune (final weights, last learning rate), rewind_lr (final weights,
+    learning rates of steps k..T), continue (the weights of step k, steps k..T) or restart (those, the whole schedule
+    again). By default finetune, or rewind_lr where the schedule ends at a rate of 0, at which nothing would change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         retrain_after(self.rewind, self.retrain)
         if not self.at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
-                f"cut at step {self.when}, training goes on as it was: leave rewind and retrain away, or cut at the end"
+                f"cut at step {self.when}, training continues unchanged: leave rewind and retrain out, or cut at end"
             )
 
     @property
@@ -79,11 +89,11 @@ class Settings(Restructuring, densities.DensitySettings):
 
     @property
     def at_end(self) -> bool:
-        """Whether the dense network is trained to its end before it is cut."""
+        """Whether the dense network is trained to its end before it is pruned."""
         return Step.parse(self.when) == Step.parse("end")
 
     def how_retrained(self, recipe: Recipe) -> str:
-        """The word of `lab.retrain` that holds."""
+        """Return how tickets are trained, see `lab.retrain`."""
         falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
         return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
 
@@ -98,13 +108,12 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)  # a wrong word is told before the dense network is trained
-    check_structure_score(settings)
+    check_score(settings)
     full, recipe = replicate.whole, replicate.recipe
     scope = prunable(replicate, settings)
     if not settings.at_end:
         steps = dict.fromkeys(settings.targets, full.at(settings.when, "when"))
-        yield from pruned_once(replicate, scope, steps, settings)
+        yield from prune_once(replicate, scope, steps, settings)
         return
     retrain = settings.how_retrained(recipe)
     check_rates(retrain, recipe.schedule)
@@ -119,9 +128,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield compared(replicate, begun)
 
     def member(level: int, density: float) -> Found:
-        mask, how = given(own, dense, pruned(own, dense, scope, density, settings), settings)
-        segment = own.retrained(mask, retrain=retrain, rewound=rewound, trained=dense, shrunk=shrinks(settings))
-        result = own.lab.train(segment, label=goal(settings, density))
+        mask, derived = ticket_mask(own, dense, prune(own, dense, scope, density, settings), settings)
+        segment = own.retrained(mask, retrain=retrain, rewound=rewound, trained=dense, shrunk=settings.shape.shrinks)
+        result = own.lab.train(segment, label=settings.goal(density))
         return replace(
             begun,
             level=level,
@@ -129,9 +138,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             result=result,
             searched=(dense,),
             behind=step if retrain in REWINDING else own.whole.total,
-            structured=how,
-            pattern=settings.pattern,
-            aim=settings.terms,
+            structured=derived,
+            pattern=settings.shape.pattern,
+            aim=budget_terms(settings),
         )
 
     yield from replicate.side_by_side(member, settings.targets)

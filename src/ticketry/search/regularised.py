@@ -1,47 +1,47 @@
 """Training with a penalty: weights, filters or norm scales are made small first, then cut, once.
 
-The network is trained with a penalty in its loss up to a step; then what the penalty has made small goes, down to the
-density, and the rest trains on to the end of the same schedule without the penalty, momentum included. The three
+The network is trained with a penalty in its loss up to a step. Then what the penalty has made small is removed, down to
+the density, and the rest trains on to the end of the same schedule without the penalty, momentum included. The three
 penalties are those of network slimming (l1_scales: L1 on the scales of norms; Liu et al., "Learning Efficient
 Convolutional Networks through Network Slimming", 2017, arXiv 1708.06519) and of DeepHoyer (hoyer_square on weights,
 group_hoyer_square on filters and input channels; Yang, Wen & Li 2020, arXiv 1908.09979). Costs one training with the
-penalty up to the cut, which all densities share, and the rest of one for each density.
+penalty up to the pruning step, which all densities share, and the rest of one for each density.
 
 hoyer_square removes single weights by magnitude. The others remove whole coupled channels, by the scale of their norms
 (l1_scales) or the L2 norm of their weights, and train on in a physically smaller network. Ours: all of it in one
-schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after
-the cut); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
+schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after the
+cut); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
 methods are compared at; group_hoyer_square is the authors', of the rows and columns of each weight, while channels are
-removed as they are coupled. The penalty is on weights in scope, or on all norms. The dense network is trained without
-a penalty, to compare with. Controls begin with the weights that the penalty has left.
+removed with all that is coupled to them. The penalty is on weights in scope, or on all norms. The dense network is
+trained without a penalty, to compare with. Controls begin with the weights that the penalty has left.
 
-With --pattern 4x1 (or 16x1, channel) the penalty is on the blocks of the pattern, of each weight: group_hoyer_square of
-their L2 norms, or group_lasso (the sum of the norms, each times the square root of the block's size; Yuan & Lin 2006).
-Whole blocks are then cut, by the mean magnitude of their weights, and the network keeps its shape.
+With --structure rows:4 (or rows:16, filters) the penalty is on these blocks of each weight: group_hoyer_square of their
+L2 norms, or group_lasso (the sum of the norms, each times the square root of the block's size; Yuan & Lin 2006). Whole
+blocks are then removed, by the mean magnitude of their weights, and the network retains its shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common import densities
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruned_once import CutAt, trained_on
-from ticketry.search.common.scope import Patterned, check_norms, check_score, prunable, pruned
+from ticketry.search.common.pruning import check_norms, check_score, cut_step, prunable, prune, train_on
+from ticketry.search.common.settings import ScoreSettings
+from ticketry.search.common.shape import NONE, Family, Shape
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.training.variants import Penalty
 
 STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3, "group_lasso": 1e-4}
-"""Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
-default of DeepHoyer's code; ours."""
+"""Default strength of each penalty: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the default
+of DeepHoyer's code; ours."""
 _OF_BLOCKS = ("group_hoyer_square", "group_lasso")
 SCORES = {"l1_scales": "slimming", "hoyer_square": "magnitude", "group_hoyer_square": "l2"}
 
@@ -56,7 +56,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Patterned, CutAt, densities.WeightSettings):
+class Settings(ScoreSettings):
     """Settings of training with a penalty.
 
     Examples:
@@ -65,36 +65,48 @@ class Settings(Patterned, CutAt, densities.WeightSettings):
         [0.2]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ("blocks",)
+    points: ClassVar[tuple[str, ...]] = ("until",)
+    structure: str = "none"
+    """Blocks that the penalty is on and that are removed together: rows:4, rows:16 (so many neighbouring rows, at one
+    column), filters (whole rows of one layer), or none."""
+    until: str = "50%"
+    """The step up to which the network is trained with the penalty, and at which it is pruned."""
     penalty: Literal["l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso"] = "hoyer_square"
     """What is made small: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
-    the blocks of a pattern) or group_lasso (the blocks of a pattern)."""
+    the blocks of a structure) or group_lasso (the blocks of a structure)."""
     strength: float | None = None
     """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
     score: str = ""
-    """What is kept: the highest by this score; if left out that which the penalty acts on: slimming for l1_scales,
-    magnitude for hoyer_square and with a pattern, l2 for group_hoyer_square without one."""
+    """What is retained: the highest by this score. By default the score that fits the penalty: slimming for l1_scales,
+    magnitude for hoyer_square and with a structure, l2 for group_hoyer_square without one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.strength is not None and not 0 < self.strength <= 1e6:
             raise UsageError(f"strength is the coefficient of the penalty, above 0, at most 1e6, not {self.strength}")
-        pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
-        if self.penalty not in (_OF_BLOCKS if pattern.blocks_of_rows else SCORES):
+        fits = _OF_BLOCKS if self._has_blocks else SCORES
+        if self.penalty not in fits:
             raise UsageError(
-                f"penalty {self.penalty} and pattern {pattern} do not go together: with a pattern, such as 4x1, the"
-                f" penalty is {' or '.join(_OF_BLOCKS)}, without one {', '.join(SCORES)}"
+                f"penalty {self.penalty} and structure {self.structure} do not go together: with a structure, such as"
+                f" rows:4, the penalty is {' or '.join(_OF_BLOCKS)}, without one {', '.join(SCORES)}"
             )
 
     @property
-    def structured(self) -> bool:
-        """Whether the penalty is on what whole channels have."""
-        return self.penalty in ("l1_scales", "group_hoyer_square") and self.pattern == UNSTRUCTURED
+    def _has_blocks(self) -> bool:
+        return self.structure != NONE
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Blocks of the structure; without one, whole channels where the penalty is on what they have."""
+        if not self._has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
+            return Shape(NONE, channels=True)
+        return Shape.parse(self.structure, self.structures)
 
     @property
-    def how_scored(self) -> str:
-        """The score that holds."""
-        by_penalty = SCORES[self.penalty] if self.pattern == UNSTRUCTURED else "magnitude"
-        return self.score or by_penalty
+    def effective_score(self) -> str:
+        """The score, or by default the one that fits the penalty."""
+        return self.score or ("magnitude" if self._has_blocks else SCORES[self.penalty])
 
 
 def plan(settings: Settings) -> list[Training]:
@@ -107,10 +119,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
     from ticketry.core.score import split_control
 
-    settings = replace(settings, score=settings.how_scored)
-    check_score(settings)  # a wrong word is told before anything is trained
+    settings = replace(settings, score=settings.effective_score)
+    check_score(settings)
     lab, whole = replicate.lab, replicate.whole
-    step = settings.cut_step(whole, "the penalty holds", "it")
+    step = cut_step(whole, settings.until, "the penalty holds", "it")
     scope = prunable(replicate, settings)
     penalty = _penalty(replicate, scope, settings)
     if split_control(settings.score)[1] == "slimming":
@@ -121,8 +133,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
 
     def member(level: int, density: float) -> Found:
-        mask = pruned(replicate, state, scope, density, settings)
-        return trained_on(replicate, dense.result, state, mask, settings, level=level, density=density)
+        mask = prune(replicate, state, scope, density, settings)
+        return train_on(replicate, dense.result, state, mask, settings, level=level, density=density)
 
     yield from replicate.side_by_side(member, settings.targets)
 
@@ -143,4 +155,4 @@ def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
     else:
         names = tuple(name for name, shape in scope.shapes.items() if len(shape) > 1)
     strength = STRENGTHS[settings.penalty] if settings.strength is None else settings.strength
-    return Penalty(kind=settings.penalty, strength=strength, names=names, pattern=settings.pattern)
+    return Penalty(kind=settings.penalty, strength=strength, names=names, pattern=settings.shape.pattern)

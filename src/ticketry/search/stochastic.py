@@ -1,7 +1,7 @@
 """Iterative Stochastic Sparsification: masks drawn from trained probabilities.
 
-Every weight is kept or not by a draw with probability sigmoid(s), anew at each step; the gradient goes straight through
-the draw. After a round the mask is s > 0, and the ticket has the weights of an early step of the first round. The
+Every weight is retained with probability sigmoid(s), drawn anew at each step; the gradient passes straight through the
+draw. After a round the mask is s > 0, and the ticket has the weights of an early step of the first round. The
 baseline "ISS" of Savarese, Silva & Maire, "Winning the Lottery with Continuous Sparsification" (NeurIPS 2020, arXiv
 1912.04427), with the rounds of Continuous Sparsification and no temperature. The dense network is trained to compare
 with, and is no part of the search.
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.search.common.method import About
-from ticketry.search.gating import settings as of_gates
-from ticketry.search.gating.search import plan_by_gates, search_by_gates
+from ticketry.search.gating.search import GateSettings, plan_by_gates, search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020, their baseline",
@@ -24,7 +23,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(of_gates.GateSettings):
+class Settings(GateSettings):
     """Settings of Iterative Stochastic Sparsification.
 
     Examples:

@@ -162,7 +162,7 @@ def test_gradual_pruning_is_timed_at_the_densities_that_it_goes_through(tmp_path
     ("levels", "trained"), [(0, [0.6, 0.6, 0.5, 0.5, 0.4]), (1, [0.6, 0.5, 0.4])], ids=["all", "the last"]
 )
 def test_masks_that_a_search_goes_on_from_are_timed_too(tmp_path: Path, levels: int, trained: list[float]) -> None:
-    settings = {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4, "structured_levels": levels}
+    settings = {"densities": [0.6, 0.5, 0.4], "structure": "regroup:4", "structured_levels": levels}
     run = tk.run("iterative", "digits", controls=[], store=tmp_path, **settings, **ASKED)
     mean = mean_density(run.request, dense(tk.Lab(tmp_path, device="cpu"), run.request))
     assert mean == pytest.approx(sum(trained) / len(trained))
@@ -185,7 +185,7 @@ settings = { densities = [0.6, 0.5, 0.4] }
 [scales.demo.runs.single]
 
 [scales.demo.runs.groups]
-settings = { structure = "regroup", rows = 4 }
+settings = { structure = "regroup:4" }
 
 [claims.groups]
 statement = "Groups are as good."
@@ -260,7 +260,7 @@ def test_the_time_of_processors_is_planned_too(tmp_path: Path, campaign: Campaig
 
 CONTROLLED = """
 [scales.demo.runs.controlled]
-settings = { densities = [0.5, 0.3, 0.2], structure = "regroup", rows = 4 }
+settings = { densities = [0.5, 0.3, 0.2], structure = "regroup:4" }
 controls = ["random_reinit"]
 control_densities = [0.5]
 
@@ -347,7 +347,7 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
     ("method", "settings"),
     [
         ("continuous", {"rounds": 1, "init": [0.1, 0.0], "rewind": "0"}),
-        ("l0", {"density": 0.5, "until": "6it", "structured": True}),
+        ("l0", {"density": 0.5, "until": "6it", "structure": "channels"}),
     ],
 )
 def test_steps_with_a_searchs_own_gates_are_timed(

@@ -83,12 +83,12 @@ method = "early"
 settings = { density = 0.2, when = "0" }
 [scales.demo.runs.b]
 method = "oneshot"
-settings = { density = 0.2, budget = "steps" }
+settings = { density = 0.2, equal_cost = "steps" }
 """,
     "a structure": """
 [scales.demo.runs.a]
 method = "iterative"
-settings = { rewind = "4it", densities = [0.6, 0.2], structure = "regroup", rows = 4 }
+settings = { rewind = "4it", densities = [0.6, 0.2], structure = "regroup:4" }
 [scales.demo.runs.b]
 method = "iterative"
 settings = { rewind = "4it", densities = [0.6, 0.2] }

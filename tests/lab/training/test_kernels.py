@@ -32,7 +32,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variants import Penalty
-from ticketry.search.common.moved_mask import first_gradient
+from ticketry.search.dynamic import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine import machine

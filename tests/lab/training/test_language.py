@@ -153,8 +153,8 @@ SEARCHES: list[tuple[str, dict[str, Any]]] = [
     ("iterative", {"densities": (0.5,), "rewind": "10%", **KEEP}),
     ("concrete", {**ONE, "collapse": "keep"}),
     ("early", {**ONE, **KEEP, "every": "2it"}),
-    ("early", {**ONE, "every": "2it", "structured": True}),
-    ("gradual", {**ONE, "frequency": "4it", "structured": True}),
+    ("early", {**ONE, "every": "2it", "structure": "channels"}),
+    ("gradual", {**ONE, "frequency": "4it", "structure": "channels"}),
     ("dynamic", {**ONE, "frequency": "4it"}),
 ]
 

@@ -15,8 +15,8 @@ from ticketry.lab.training import segment as segment_module
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
-from ticketry.search.gate_decorators.tick import Tick
 from ticketry.search.gating.gating import Gating
+from ticketry.search.gating.tick import Tick
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 

@@ -17,7 +17,7 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.optimizer import learning_rate
 from ticketry.lab.training.segment import Segment
 from ticketry.records.schema import as_json
-from ticketry.search.common.budget import compressed
+from ticketry.search.common.equal_cost import compressed
 from ticketry.search.common.method import Replicate
 from ticketry.tasks.recipe import Recipe
 
@@ -51,7 +51,7 @@ def made(lab: Lab, name: str, settings: dict[str, Any], controls: tuple[str, ...
     record = as_json(
         execute(lab, SearchRequest(method, TASK, method.Settings(**settings), RECIPE, replicates=1, controls=controls))
     )
-    assert record["settings"]["budget"] == settings.get("budget", "")
+    assert record["settings"]["equal_cost"] == settings.get("equal_cost", "")
     rows: list[dict[str, Any]] = record["points"]
     dense = rows[0]
     assert (dense["role"], dense["steps"], dense["cost"]["dense"]["steps"]) == ("dense", TOTAL, TOTAL)
@@ -68,7 +68,7 @@ def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     published = [row for row in made(lab, name, settings) if row["role"] == "ticket"][-1]
     assert whole(published, "steps") == pytest.approx(trainings * TOTAL)
     controls = ("shuffled", "random_reinit") if name in ("iterative", "concrete") else ()
-    rows = made(lab, name, settings | {"budget": "steps"}, controls=controls)
+    rows = made(lab, name, settings | {"equal_cost": "steps"}, controls=controls)
     ticket = [row for row in rows if row["role"] == "ticket"][-1]
     assert TOTAL - rounding < whole(ticket, "steps") <= TOTAL
     # Controls are trained as the ticket is, by the schedule in which it was.
@@ -88,7 +88,7 @@ def test_a_method_of_one_training_keeps_the_steps_as_it_is(lab: Lab, name: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sample(ONE, 1))
 def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
-    rows = made(lab, name, ONE[name] | {"budget": "flops", "density": (0.3, 0.2)}, controls=("random_reinit",))
+    rows = made(lab, name, ONE[name] | {"equal_cost": "flops", "density": (0.3, 0.2)}, controls=("random_reinit",))
     dense = rows[0]["cost"]["dense"]["flops"]
     for level in (1, 2):
         ticket, control = (
@@ -105,14 +105,16 @@ def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
 
 def test_flops_of_a_smaller_network_come_to_those_of_the_dense_one(lab: Lab) -> None:
     """The rest is trained shrunk: what there is to spend is still a training of the whole network."""
-    dense, ticket = made(lab, "early", ONE["early"] | {"budget": "flops", "density": (0.3,), "structured": True})
+    dense, ticket = made(
+        lab, "early", ONE["early"] | {"equal_cost": "flops", "density": (0.3,), "structure": "channels"}
+    )
     sparse, whole_training = ticket["cost"]["sparse"], dense["cost"]["dense"]["flops"]
     assert whole_training - sparse["flops"] / sparse["steps"] < whole(ticket, "flops") <= whole_training * (1 + 1e-9)
 
 
 def test_the_stretched_schedule_is_entered_where_it_was_left(lab: Lab) -> None:
     method = tk.search.early
-    settings = method.Settings(**ONE["early"], budget="flops", density=(0.2,))
+    settings = method.Settings(**ONE["early"], equal_cost="flops", density=(0.2,))
     found = method(lab, TASK, settings, recipe=RECIPE)[0][-1]
     segment = found.result.segment
     assert found.rewound.segment.last == 10
@@ -130,7 +132,7 @@ def test_methods_of_several_trainings_refuse_flops(name: str) -> None:
     with pytest.raises(
         UsageError, match="use budget steps, or one of acdc, decorators, dynamic, early, gradual, l0, regularised"
     ):
-        tk.search.method(name).Settings(budget="flops")
+        tk.search.method(name).Settings(equal_cost="flops")
 
 
 @pytest.mark.parametrize("name", [*STEPS, *ONE])
@@ -141,11 +143,11 @@ def test_other_words_are_refused(name: str) -> None:
 
 def test_rounds_whose_number_is_not_known_have_no_budget() -> None:
     with pytest.raises(UsageError, match="not known beforehand"):
-        tk.search.continuous.Settings(density=0.1, budget="steps")
+        tk.search.continuous.Settings(density=0.1, equal_cost="steps")
 
 
 def test_too_few_steps(lab: Lab) -> None:
-    settings = tk.search.iterative.Settings(levels=20, budget="steps")
+    settings = tk.search.iterative.Settings(levels=20, equal_cost="steps")
     with pytest.raises(UsageError, match="10 steps are too few for 21 trainings"):
         tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="10it"))
 
@@ -160,10 +162,10 @@ def _sum(total: int, levels: int, rewind: int, length: int) -> int:
 )
 def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, levels: int, rewind: int) -> None:
     """The longest schedule is taken that is no longer than the exact one and fits: the same one where that fits."""
-    settings = tk.search.iterative.Settings(levels=levels, rewind=f"{rewind}it", budget="steps")
+    settings = tk.search.iterative.Settings(levels=levels, rewind=f"{rewind}it", equal_cost="steps")
 
     def needed(whole: Segment, settings: tk.search.iterative.Settings) -> int:
-        return whole.total + settings.tickets() * (whole.total - whole.at(settings.rewind))
+        return whole.total + len(settings.targets) * (whole.total - whole.at(settings.rewind))
 
     whole = Replicate(lab, TASK, RECIPE.changed(length=f"{total}it"), Seeds())
     own, scaled = compressed(whole, settings, needed, ("rewind",))
@@ -174,7 +176,7 @@ def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, level
 
 
 def test_a_sum_that_was_a_step_more_is_so_no_longer(lab: Lab) -> None:
-    settings = tk.search.iterative.Settings(levels=4, rewind="5it", budget="steps")
+    settings = tk.search.iterative.Settings(levels=4, rewind="5it", equal_cost="steps")
     dense, *tickets = tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="20it"))[0]
     assert dense.result.segment.steps == 20
     assert tickets[0].dense.segment.steps + sum(each.result.segment.steps for each in tickets) <= 20
@@ -196,4 +198,4 @@ def test_names_of_stored_runs_stay() -> None:
     method = tk.search.iterative
     plain = SearchRequest(method, TASK, method.Settings(), RECIPE)
     assert "budget" not in plain.identity()["settings"]
-    assert SearchRequest(method, TASK, method.Settings(budget="steps"), RECIPE).name != plain.name
+    assert SearchRequest(method, TASK, method.Settings(equal_cost="steps"), RECIPE).name != plain.name

@@ -55,7 +55,7 @@ def test_more_weights_in_blocks_than_the_density_has(tmp_path: Path, name: str) 
     """30 weights of each of three layers are more than 70, by more than half a block."""
     size = tk.scope(tk.task("digits").build()).total
     more = {"penalty": "group_lasso"} if name == "regularised" else {}
-    told = refused(tmp_path, name, **of_density(name, 70.4 / size), keep_at_least=30, pattern="16x1", **more)
+    told = refused(tmp_path, name, **of_density(name, 70.4 / size), keep_at_least=30, structure="rows:16", **more)
     assert "it is 70 weights, and those would be" in told
     assert "in whole blocks of 16x1" in told
 
@@ -78,7 +78,7 @@ def test_more_weights_than_the_costs_in_a_profile_pay_for(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", [*CHANNELS, "l0", "decorators"])
 def test_more_channels_than_the_density_has_weights_for(tmp_path: Path, name: str) -> None:
-    more: dict[str, Any] = {} if name == "decorators" else {"structured": True}
+    more: dict[str, Any] = {} if name == "decorators" else {"structure": "channels"}
     task = tk.task("digits", model="resnet-20@0.25") if name == "decorators" else None
     told = refused(tmp_path, name, of=task, **of_density(name, 0.05), keep_at_least=4 if task else 40, **more)
     assert "LayerCollapseError: density 0.05 cannot be reached by removing channels: with" in told

@@ -163,16 +163,16 @@ def test_runs_by_density_are_called_what_they_were(name: str) -> None:
         ("continuous", {"flops": (0.5, 0.3)}, "for one budget: give one flops"),
         ("continuous", {"flops": 0.5, "density": 0.2}, "either density or flops"),
         ("continuous", {"flops": 0.5, "init": (0.0, 0.1)}, "flops finds s0 itself"),
-        ("continuous", {"flops": 0.5, "pattern": "4x1"}, "leave pattern away"),
-        ("continuous", {"flops": 0.5, "budget": "steps"}, "with flops the number of rounds"),
+        ("continuous", {"flops": 0.5, "structure": "rows:4"}, "leave structure rows:4 out"),
+        ("continuous", {"flops": 0.5, "equal_cost": "steps"}, "with flops the number of rounds"),
         ("concrete", {"flops": 1.0}, "flops 1 is the dense network"),
-        ("l0", {"flops": 0.5, "structured": True}, "leave structured away"),
+        ("l0", {"flops": 0.5, "structure": "channels"}, "leave structure channels out"),
         (
             "concrete",
             {"time": 0.12, "base": "engine", "profile": "FILE"},
             "left without a single weight|below the floor",
         ),
-        ("l0", {"unweighed": True}, "unweighed is of a budget"),
+        ("l0", {"unweighed": True}, "unweighed needs a budget"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(name: str, settings: dict[str, Any], said: str, tmp_path: Path) -> None:

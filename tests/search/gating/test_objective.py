@@ -12,7 +12,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from lines import Lines
 from ticketry.errors import TaskError
-from ticketry.search.gating.objective import check_scores, check_task, divergence
+from ticketry.search.gating.gating import check_scores, check_task, divergence
 
 
 @settings(max_examples=30, deadline=None)

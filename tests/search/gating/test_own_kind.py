@@ -15,7 +15,7 @@ from installed import site
 from ticketry.errors import UsageError
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.rounds import _Moves
+from ticketry.search.gating.search import _Moves
 
 __all__ = ["site"]  # a fixture
 

@@ -15,7 +15,7 @@ from samples import sample
 from ticketry.errors import LayerCollapseError, TrainingError, UsageError
 from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
-from ticketry.search.gating import rounds
+from ticketry.search.gating import search as rounds
 from ticketry.search.gating.gating import Gating
 from ticketry.search.gating.masks import gates_of, hardened_weights
 from ticketry.testing import check_search

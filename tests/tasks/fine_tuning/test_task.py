@@ -176,13 +176,13 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("early", {**D, **K, "every": "2it"}),
     ("early", {**D, **K, "when": "0", "score": "snip"}),
     ("gradual", {**D, **K, "frequency": "4it"}),
-    ("gradual", {**D, "frequency": "4it", "structured": True}),
+    ("gradual", {**D, "frequency": "4it", "structure": "channels"}),
 ]
 ALL: list[tuple[str, dict[str, Any]]] = [
     ("continuous", {"init": (0.02,), "rounds": 1, "rewind": "1ep"}),
     ("early", {**D, **K, "when": "0", "score": "crop"}),
-    ("early", {**D, "every": "2it", "structured": True}),
-    ("iterative", {"densities": (0.5,), "structured": True}),
+    ("early", {**D, "every": "2it", "structure": "channels"}),
+    ("iterative", {"densities": (0.5,), "structure": "channels"}),
     ("concrete", {**D, "collapse": "keep"}),
     ("dynamic", {**D, "frequency": "4it"}),
     ("acdc", D),

@@ -19,12 +19,11 @@ from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_setting
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, level_of, named_method, request_of
-from ticketry.experiments.run_file import check_trust, toml_tables
+from ticketry.experiments.run_file import check_trust, current_settings, toml_tables
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.schema import Density, Number
-from ticketry.search.common.aims import with_base
 from ticketry.tasks import catalogue
 
 T = TypeVar("T")
@@ -162,7 +161,7 @@ class _CampaignReader:
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
                 raise UsageError(f"the data of {task} differ from replicate to replicate: give its option split")
-            (own,) = decode_settings(with_base(settings), found.Settings, what=f"settings of {method}")
+            (own,) = decode_settings(current_settings(settings, method), found.Settings, what=f"settings of {method}")
             return request_of(
                 found,
                 chosen,
@@ -186,7 +185,7 @@ class _CampaignReader:
         def made() -> StabilitySettings:
             if "rewinds" in asked:
                 raise UsageError("the rewind step is the run's own: leave rewinds away")
-            if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("budget"):
+            if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("equal_cost"):
                 raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
             planned = self.runs[name].planned_densities
             at = asked.get("at", [])

@@ -43,10 +43,8 @@ _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
 enough, since rented machines of all generations share it."""
 VARIANTS = (
     "ticketry.lab.training.variants",
-    "ticketry.lab.training.variants",
-    "ticketry.lab.training.variants",
-    "ticketry.search.gate_decorators.tick",
     "ticketry.search.gating.gating",
+    "ticketry.search.gating.tick",
 )
 """Modules with the library's variants of training, which registers them on import."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")

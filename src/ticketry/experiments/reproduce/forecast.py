@@ -35,7 +35,7 @@ from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training
 from ticketry.search.common.method import Replicate
-from ticketry.search.common.scope import is_structured
+from ticketry.search.common.shape import shape_of
 from ticketry.search.gating.gating import Gating
 from ticketry_engine.support.seeds import generator
 
@@ -191,7 +191,7 @@ class Clock:
         """
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
-        smaller = is_structured(request.settings)
+        smaller = shape_of(request.settings).channels
         density = mean_density(request, whole) if smaller or kernels != "dense" else None
         gates = first_gates(self._lab, request)
         key = digest_of([whole.describe(), kernels, gates and gates.describe(), density, smaller])
@@ -332,7 +332,7 @@ def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density:
 
     Empty if a mask does not make training faster, or would leave a layer empty.
     """
-    shrunk = is_structured(request.settings)
+    shrunk = shape_of(request.settings).channels
     try:
         mask = _channel_mask(lab, request, density) if shrunk else _random_mask(lab, request, density)
     except LayerCollapseError:

@@ -106,7 +106,7 @@ class _Replicate:
     def _dense_of(self, role: str, phases: Phases, of_ticket: Phases) -> _Parts:
         """Return trainings without a mask: the dense network, unless the search has a shorter schedule."""
         settings = self.request.settings
-        compressed = getattr(settings, "budget", "") == "steps" and not getattr(settings, "one_training", False)
+        compressed = getattr(settings, "equal_cost", "") == "steps" and not getattr(settings, "one_training", False)
         begins = self.run if compressed else self.points[DENSE, 0].key
         # A control may begin with its own dense training; a matched dense network has only that.
         begun = 0 if is_matched_dense(role) else min(phases.dense.steps, of_ticket.dense.steps)

@@ -74,7 +74,7 @@ def requested(results: Results) -> list[float]:
     given, removed = _numbers(settings.get("density")), [1 - share for share in _numbers(settings.get("sparsity"))]
     if given or removed:
         return given or removed
-    if isinstance(settings.get("density"), list | tuple):
+    if settings.get("density") is not None:  # empty: the default
         return [group.density for group in results.of_role(TICKET)]
     return []
 

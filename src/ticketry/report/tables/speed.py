@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET, Point
+from ticketry.records.settings import upgrade_settings
 from ticketry.records.speed import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
 from ticketry.report.subject import Series, Subject, labels_of
 from ticketry.report.tables.results import Group, Results, Summary, summarise
@@ -183,11 +184,11 @@ def granularity(results: Results) -> str:
         for point in group.points.values():
             if point.structure is not None:
                 return clean(point.structure.name)
-    settings = results.run.settings
-    if settings.get("structured") is True:
+    settings = upgrade_settings(results.run.settings)
+    structure = str(settings.get("structure", "none"))
+    if structure.startswith("channels"):
         return "channels in the search"
-    pattern = settings.get("pattern")
-    return f"pattern {clean(pattern)}" if isinstance(pattern, str) and pattern != UNSTRUCTURED else UNSTRUCTURED
+    return UNSTRUCTURED if structure == "none" or settings.get("time") else clean(structure)
 
 
 def series_names(runs: Sequence[Results]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Names by which papers call methods: each is a method with some of its settings."""
+"""Names of methods in papers: each stands for a method with some of its settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ticketry.errors import UsageError
+from ticketry.search.common.shape import NONE
 
 if TYPE_CHECKING:
     from ticketry.search.common.method import Method
@@ -17,25 +18,28 @@ class Alias:
     """A method as a paper calls it."""
 
     method: str
-    """The name of the method here."""
+    """Name of the method here."""
     stands_for: str
     """The paper's name, with the citation."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What it sets; all other settings are the method's own."""
+    """Settings that it fixes; all others have the method's defaults."""
 
     def holds(self, settings: object) -> bool:
-        """Whether settings have all values that the name stands for."""
-        return all(getattr(settings, name, None) == value for name, value in self.settings.items())
+        """Return whether settings have all values that the name stands for."""
+
+        def is_held(value: object, wanted: object, name: str) -> bool:
+            return value == wanted or (name == "structure" and str(value).startswith(f"{wanted}:"))  # channels:16
+
+        return all(is_held(getattr(settings, name, None), wanted, name) for name, wanted in self.settings.items())
 
     @property
     def words(self) -> str:
         """The method and the options of the command line that it stands for."""
-        flags = {f"--{name.replace('_', '-')}": value for name, value in self.settings.items()}
-        said = [flag if value is True else f"{flag} {value}" for flag, value in flags.items() if value is not False]
-        return " ".join([self.method, *said])
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if value != NONE]
+        return " ".join([self.method, *flags])
 
 
-_AT_INITIALISATION = {"when": "0", "iterations": 1, "structured": False}
+_AT_INITIALISATION = {"when": "0", "iterations": 1, "structure": NONE}
 
 ALIASES: Mapping[str, Alias] = {
     "imp": Alias("iterative", "IMP: iterative magnitude pruning with rewinding (Frankle et al. 2019)"),
@@ -49,7 +53,7 @@ ALIASES: Mapping[str, Alias] = {
     "snap": Alias(
         "early",
         "SNAP: SNIP of whole channels (Verdenius et al. 2020)",
-        {**_AT_INITIALISATION, "score": "snip", "structured": True},
+        {**_AT_INITIALISATION, "score": "snip", "structure": "channels"},
     ),
     "grasp": Alias("early", "GraSP (Wang et al. 2020)", {**_AT_INITIALISATION, "score": "grasp"}),
     "synflow": Alias(
@@ -67,7 +71,7 @@ ALIASES: Mapping[str, Alias] = {
     "earlybird": Alias(
         "early",
         "Early-Bird tickets (You et al. 2020)",
-        {"when": "detect", "detector": "masks", "score": "slimming", "structured": True},
+        {"when": "detect", "detector": "masks", "score": "slimming", "structure": "channels"},
     ),
     "random": Alias("early", "Random pruning at initialisation", {**_AT_INITIALISATION, "score": "random"}),
 }

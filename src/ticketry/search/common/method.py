@@ -1,7 +1,8 @@
-"""What a search method is, and one replicate of it: what that trains with, and the steps that most methods share."""
+"""Search methods, and one replicate of a search with the steps that most methods share."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -14,8 +15,8 @@ from typing_extensions import TypeVar
 
 from ticketry.choices import check_bounds
 from ticketry.errors import LayerCollapseError, NotStoredError, TicketryError, TrainingError, UsageError
-from ticketry.lab.search_result import GRADUAL, Found, Seeds
-from ticketry.search.common.found_checks import checked
+from ticketry.lab.search_result import GRADUAL, HOW_TRAINED, Found, Seeds
+from ticketry.registry import digest_defining_source
 from ticketry.search.common.plan import Training, tickets_in
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ S = TypeVar("S", default=Any)
 T = TypeVar("T")
 
 CANNOT_GO_ON = (LayerCollapseError, TrainingError)
-"""Errors of one replicate, behind which it finds nothing more; what it has found stands, and others go on."""
+"""Errors that end one replicate; its earlier tickets remain valid, and other replicates continue."""
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """Where, what, how and with which seeds one replicate trains."""
+    """One replicate of a search: where, what, how and with which seeds it trains."""
 
     lab: Lab
     task: Task
@@ -48,28 +49,28 @@ class Replicate:
         return self.begun()
 
     def begun(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
-        """Training by the recipe from the initialisation to the end, with a mask, or with what `variants` do to it.
+        """Return a training by the recipe from the initialisation to the end, with a mask or variants.
 
-        Not `whole` with others put into it: what acts on a network decides in which kernels it can be trained.
+        It is not `whole` with other variants, because variants decide in which kernels a network can be trained.
         """
         return self._segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
-        """The dense network, level 0.
+        """Train the dense network, level 0.
 
         Args:
-            keep: rising steps whose states are needed; what is found begins with that of the last, see `Found.rewound`.
+            keep: rising steps whose states are needed; the last of them is `Found.rewound`.
             retrain: how its tickets are trained.
         """
         dense = self.lab.train(self.whole, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
 
     def onward(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:
-        """Training that goes on from stored weights at step `first`, to the end unless `more` says otherwise.
+        """Return a training that continues from stored weights at step `first`, by default to the end.
 
         Args:
-            optimizer: whose optimiser's state goes on too; with None it begins afresh.
-            more: of `Lab.segment`.
+            optimizer: result whose optimiser continues too; with None the optimiser is new.
+            more: arguments of `Lab.segment`.
         """
         from ticketry.lab.training.segment import Start
 
@@ -80,7 +81,7 @@ class Replicate:
         return self.lab.segment(self.task, start=start, order_seed=self.seeds.order, recipe=self.recipe, **more)
 
     def reordered(self, *parts: str | int) -> Replicate:
-        """The same with an order of the data of its own, for trainings that `parts` name."""
+        """Return the replicate with another data order, for trainings that `parts` name."""
         from ticketry_engine.support.seeds import mix
 
         return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
@@ -88,7 +89,7 @@ class Replicate:
     def retrained(
         self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
     ) -> Segment:
-        """The training of a ticket, see `lab.retrain`."""
+        """Return the training of a ticket, see `lab.retrain`."""
         from ticketry.lab.retrain import retraining
 
         return retraining(
@@ -104,7 +105,7 @@ class Replicate:
         )
 
     def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> Iterator[Found]:
-        """What `member(level, piece)` finds for each piece, with levels from 1 on; see `together`."""
+        """Yield what `member(level, piece)` finds for each piece, with levels from 1 on; see `together`."""
 
         def alone(level: int, piece: T) -> Iterator[Found]:
             yield member(level, piece)
@@ -112,12 +113,12 @@ class Replicate:
         return self.together([partial(alone, level, piece) for level, piece in enumerate(pieces, start=1)])
 
     def together(self, members: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
-        """What each member finds, side by side where the lab has workers, in their order.
+        """Yield what each member finds, in their order; they run side by side where the lab has workers.
 
         Raises:
-            LayerCollapseError, TrainingError: of the first member that cannot go on, after what all have found: one
-                density that empties a layer takes no other's ticket away.
-            NotStoredError: the same where nothing may be trained: of the others is told what is stored.
+            LayerCollapseError, TrainingError: of the first member that fails, after everything that the others find:
+                one density that empties a layer does not prevent another's ticket.
+            NotStoredError: likewise, where nothing may be trained.
         """
         ended: list[tuple[int, TicketryError]] = []
 
@@ -149,7 +150,7 @@ def on_replicate(
 
 
 def check_replicates(replicates: int) -> None:
-    """Raises `UsageError` for a number of replicates by which nothing would be searched."""
+    """Raise `UsageError` for a number of replicates out of bounds."""
     check_bounds("replicates", replicates)
 
 
@@ -158,18 +159,18 @@ NOT_SAID = "not said"
 
 @dataclass(frozen=True)
 class About:
-    """Facts of a method: where it is from, when it prunes, what it costs. A method that has none may leave it out."""
+    """Facts about a method for lists: where it is from, when it prunes, what it costs. A method may omit them."""
 
     paper: str = NOT_SAID
     """A short citation."""
     prunes: str = NOT_SAID
     """When, relative to training: before, early in, during or after it."""
     costs: str = NOT_SAID
-    """Trainings of the recipe that its tickets take, the search included and the dense network to compare with not."""
+    """Trainings of the recipe that its tickets take, with the search but without the dense network to compare with."""
     score: str = ""
-    """What decides on the score that it takes by default, if that is left open."""
+    """What decides on the default score, if the settings leave it open."""
     removes: str = ""
-    """weights, channels or both; empty where settings tell: both if one is called structured, else weights."""
+    """weights, channels or both; if empty the structures that the settings offer decide."""
 
 
 class Search(Protocol):
@@ -180,7 +181,7 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """A search method: its name, what it is, its settings and its function.
+    """A search method: name, description, settings, plan and search.
 
     Examples:
         >>> iterative = tk.search.method("iterative")
@@ -193,27 +194,27 @@ class Method(Generic[S]):
     """
 
     name: str
-    """As commands have it."""
+    """Name on the command line."""
     title: str
-    """A line."""
+    """One line that describes it."""
     description: str
-    """What it does, with its papers."""
+    """Description with its papers."""
     Settings: type[S]
-    """A frozen dataclass."""
+    """Frozen dataclass of its settings."""
     search: Search
-    """One replicate: yields each network as it is trained."""
+    """Searches one replicate: yields each network as it is trained."""
     plan: Callable[[S], list[Training]] | None = None
-    """Returns what a replicate trains with given settings, beside the dense network; None if it cannot be told."""
+    """Returns what a replicate trains with given settings, beside the dense network; None if that is unknown."""
     about: About = field(default_factory=About)
     """Facts for lists."""
     alias: str = ""
-    """The name by which it was requested, where that is an alias: see `common.aliases`."""
+    """The alias by which it was requested, see `common.aliases`; else empty."""
     module: str = ""
-    """That has its parts; empty for one that was put together otherwise."""
+    """Module that defines it; empty for one built otherwise."""
 
     @property
     def scores(self) -> str:
-        """What decides which weights are kept: the score that it takes by default, or an empty string if none."""
+        """The default score, by which weights are retained; empty without one."""
         default = self._default("score")
         return self.about.score if default == "" else str(default or "")
 
@@ -225,7 +226,8 @@ class Method(Generic[S]):
     @property
     def removes(self) -> str:
         """weights, channels or both."""
-        return self.about.removes or ("both" if self._default("structured") is not None else "weights")
+        families = getattr(self.Settings, "structures", ())
+        return self.about.removes or ("both" if "channels" in families else "weights")
 
     def tickets(self, settings: S) -> list[Training]:
         """Return the tickets that a replicate will find, by level; none if the method has no plan."""
@@ -237,13 +239,13 @@ class Method(Generic[S]):
 
     @classmethod
     def of(cls, name: str, found: object) -> Method[Any]:
-        """The method that an object is, under a name: a module, or a class, with a docstring, `Settings` and `search`.
+        """Return the method defined by a module, or by a class, with a docstring, `Settings` and `search`.
 
-        The docstring's first line is the title, the rest the description. A function is the `search` of its module,
-        which has the others. `plan` and `ABOUT` may be there.
+        The docstring's first line is the title, the rest the description. A function stands for the module that it is
+        the `search` of. `plan` and `ABOUT` are optional.
 
         Args:
-            name: that it will have.
+            name: name of the method.
             found: a module, a class or a function.
 
         Raises:
@@ -259,12 +261,12 @@ class Method(Generic[S]):
                 raise UsageError(f"{what} is no search method: it has no {part}")
         settings: Any = getattr(module, "Settings")  # noqa: B009
         if not (inspect.isclass(settings) and is_dataclass(settings)):
-            raise UsageError(f"{what} is no search method: its Settings are no dataclass")
+            raise UsageError(f"{what} is no search method: its Settings are not a dataclass")
         if bare := [one.name for one in fields(settings) if one.init and one.default is one.default_factory is MISSING]:
             raise UsageError(f"{what} is no search method: its setting {bare[0]!r} has no default")
         search: Any = found if isinstance(found, FunctionType) else getattr(module, "search")  # noqa: B009
         _check_call(search, what)
-        told = getattr(module, "ABOUT", None)
+        about = getattr(module, "ABOUT", None)
         title, _, description = inspect.cleandoc(module.__doc__ or what).partition("\n")
         return cls(
             name,
@@ -273,7 +275,7 @@ class Method(Generic[S]):
             cast(type[Any], settings),
             search,
             getattr(module, "plan", None),
-            told if isinstance(told, About) else About(),
+            about if isinstance(about, About) else About(),
             "",
             module.__name__ if isinstance(module, ModuleType) else getattr(module, "__module__", ""),
         )
@@ -290,24 +292,24 @@ class Method(Generic[S]):
         on_found: Callable[[int, Found], None] | None = None,
         on_ended: Callable[[TicketryError], None] | None = None,
     ) -> list[list[Found]]:
-        """Search. Everything already in the lab's store is taken from there.
+        """Search. Trainings that are in the lab's store are reused.
 
         Args:
-            lab: where to train.
-            task: what to train, or its name.
-            settings: the method's `Settings`; its defaults if left out.
-            recipe: the task's own if left out.
-            replicates: how many times, with other seeds, and other data where a task has several splits.
-            seeds: of the first replicate.
-            on_found: called with (replicate, found) as each network is trained; it may come from several threads.
-            on_ended: called, after all replicates, with why some cannot go on; without it that is raised.
+            lab: lab that trains.
+            task: the task, or its name.
+            settings: the method's `Settings`; by default its defaults.
+            recipe: by default the task's own.
+            replicates: number of searches, with other seeds, and other data where a task has several splits.
+            seeds: seeds of the first replicate.
+            on_found: called with (replicate, found) as each network is trained, possibly from several threads.
+            on_ended: called after all replicates with the error of those that failed; without it that is raised.
 
         Returns:
-            For each replicate what it found, the dense network first.
+            The networks that each replicate found, the dense network first.
 
         Raises:
-            UsageError: for less than one replicate, or a method that does not yield what a search does.
-            LayerCollapseError, TrainingError: if a replicate cannot go on; after the others have ended too.
+            UsageError: for less than one replicate, or if the method does not yield what a search has to.
+            LayerCollapseError, TrainingError: if a replicate fails; after the others have ended too.
         """
         from ticketry.tasks.catalogue import asked, of_replicate
 
@@ -322,7 +324,7 @@ class Method(Generic[S]):
             found = []
             with lab.telling(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
-                for item in _as_far_as_it_goes(checked(self.name, networks), number, ended):
+                for item in _until_it_fails(check_found(self.name, networks), number, ended):
                     found.append(item)
                     if on_found:
                         on_found(number, item)
@@ -338,7 +340,7 @@ class Method(Generic[S]):
 
 
 def _check_call(search: Any, what: str) -> None:
-    """Refuse a search that does not take what it is called with, before anything is trained."""
+    """Raise `UsageError` for a search that does not take the arguments that it is called with."""
     given = ("lab", "task", "recipe", "settings", "seeds")
     try:
         inspect.signature(search, follow_wrapped=False).bind(*given)
@@ -346,14 +348,14 @@ def _check_call(search: Any, what: str) -> None:
         raise UsageError(
             f"{what} is no search method: its search is called as search({', '.join(given)}): {error}"
         ) from None
-    except ValueError:  # of what is not written in Python nobody knows before it is called
+    except ValueError:  # unknown for code that is not written in Python
         return
 
 
-def _as_far_as_it_goes(
+def _until_it_fails(
     networks: Iterator[Found], number: int, ended: MutableMapping[int, TicketryError]
 ) -> Iterator[Found]:
-    """What replicate `number` finds; into `ended` goes why it cannot go on. Errors of whoever is told are not its."""
+    """Yield what replicate `number` finds, and put the error that ends it into `ended`; other errors are raised."""
     try:
         yield from networks
     except CANNOT_GO_ON as error:
@@ -361,7 +363,7 @@ def _as_far_as_it_goes(
 
 
 def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
-    """The error of the first of the replicates that cannot go on, which names all of them where there are several."""
+    """Return the error of the first replicate that failed; it names all of them."""
     *others, last = map(str, sorted(ended))
     error = ended[min(ended)]
     if replicates == 1:
@@ -369,3 +371,109 @@ def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError
     which = f"replicates {', '.join(others)} and {last}" if others else f"replicate {last}"
     where = f"{which} cannot go on"
     return error.with_prefix(where) if isinstance(error, LayerCollapseError) else type(error)(f"{where}: {error}")
+
+
+# -- checks of what a method yields -----------------------------------------------------------------------------------
+
+
+def check_found(method: str, networks: object) -> Iterator[Found]:
+    """Yield the networks of a replicate of a method, after checking each: methods are written by users too.
+
+    Raises:
+        UsageError: unless they are the dense network and then tickets of rising levels, each trained under its mask.
+    """
+    if not isinstance(networks, Iterable):
+        raise UsageError(
+            f"the search method {method} returns a {type(networks).__name__}: its search yields a Found for each"
+            " network"
+        )
+    level = None
+    for found in networks:
+        if not isinstance(found, Found):
+            raise UsageError(
+                f"the search method {method} yields a {type(found).__name__}: it yields a ticketry.search.Found for"
+                " each network"
+            )
+        if wrong := _wrong_dense(found) if level is None else _wrong_ticket(found, level):
+            raise UsageError(f"the search method {method} yields {wrong}")
+        level = found.level
+        yield found
+    if level is None:
+        raise UsageError(f"the search method {method} yields nothing: it yields the dense network, then its tickets")
+
+
+def _wrong_dense(found: Found) -> str:
+    """Return what is wrong with the first network; empty if nothing is."""
+    if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
+        return (
+            f"{_describe(found)} before the dense network: Found(0, None, …), trained without a mask, comes first,"
+            " for all others are compared with it"
+        )
+    return _wrong_retrain(found)
+
+
+def _wrong_ticket(found: Found, before: int) -> str:
+    """Return what is wrong with a network after one of level `before`; empty if nothing is."""
+    if found.level <= before:
+        return f"{_describe(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
+    mask: object = found.mask
+    if mask is None:
+        return f"a ticket of level {found.level} without a mask: give what lab.store.put_mask(mask) returns"
+    if not isinstance(mask, str):
+        return (
+            f"a ticket of level {found.level} with a {type(mask).__name__} as its mask, which is the digest of"
+            " one: give what lab.store.put_mask(mask) returns"
+        )
+    trained = found.result.segment.mask
+    if trained is None:
+        return (
+            f"a ticket of level {found.level} that was trained without a mask: its result is what"
+            " ticketry.lab.retrain.retraining describes, by whatever retrain, or another segment with that mask"
+        )
+    if trained != mask:
+        return (
+            f"a ticket of level {found.level} with the mask {mask[:12]} that was trained under another one,"
+            f" {trained[:12]}: its mask and its result belong together"
+        )
+    return _wrong_retrain(found)
+
+
+def _wrong_retrain(found: Found) -> str:
+    if found.retrain in HOW_TRAINED:
+        return ""
+    return f"{_describe(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
+
+
+def _describe(found: Found) -> str:
+    return f"a network of level {found.level}"
+
+
+def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
+    """Return digests of the source of a method, and of the score and the kind of gates that its settings name.
+
+    Built-in code has none, nor has a method defined at a prompt or in a notebook, where there is no file.
+
+    Raises:
+        UsageError: if a module has no source file.
+    """
+    defined = (sys.modules.get(method.module), method.search, method.Settings)
+    found = {
+        "method": digest_defining_source(*defined),
+        **{name: _digest_setting(settings, name) for name in ("score", "kind")},
+    }
+    return {name: source for name, source in found.items() if source}
+
+
+def _digest_setting(settings: Any, name: str) -> str:
+    """Return the digest of what a setting names; "" for built-in code, or for another kind of setting of that name."""
+    value = getattr(settings, name, None)
+    if not isinstance(value, str):
+        return ""
+    from ticketry.core.gates.kinds import KINDS  # these import torch
+    from ticketry.core.score import source_of
+
+    with contextlib.suppress(TicketryError):  # an unusable score raises where it is used
+        if name == "score":
+            return source_of(value)
+        return KINDS.digest_source(value) if KINDS.is_outside(value) else ""
+    return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.budgets.cost_model import Curve
@@ -22,25 +23,30 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
-from ticketry.errors import ScopeError, TrainingError, UsageError
+from ticketry.errors import ScopeError, TaskError, TrainingError, UsageError
+from ticketry.lab.lab import Lab
+from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import part_of, rebuild_model
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants import Penalty, task_structure
-from ticketry.search.gating.objective import check_scores, divergence
-from ticketry.search.gating.settings import Anneal, LearningRates, Objective, Reset
+from ticketry.search.gating.search import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
+from ticketry.tasks.task import Task
 
-_LOOKS = 100  # How often, in a whole schedule, the gates that are on are counted.
+_COUNTS = 100
+"""Number of times in a whole schedule that the gates that are on are counted."""
 _BINS = 20
-"""Of the histogram of gates in a record."""
+"""Bins of the histogram of gates in a record."""
+_FEW = 8
+"""Examples that `check_task` uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gating(Variant):
-    """Soft masks that a segment trains with its weights. Frozen and made of plain values: it is part of the key.
+    """Soft masks that a segment trains with its weights. Frozen, with plain values, because it is part of the key.
 
     The defaults are those of Savarese et al. (2020); see `core.gates`.
     """
@@ -52,7 +58,7 @@ class Gating(Variant):
     kind: str = "continuous"
     """A name of `core.gates.KINDS`."""
     init: float = 0.0
-    """s0, what every s begins with, and what those that are kept go back to at a further round."""
+    """s0, the initial value of every s; in a further round those that are on are reset to it."""
     penalty: float = 1e-8
     """lambda: coefficient of the sum of all gates in the loss."""
     final: float = 200.0
@@ -60,39 +66,39 @@ class Gating(Variant):
     anneal: Anneal = "step"
     """``step``: the temperature falls with every iteration (the paper); ``epoch``: with every epoch (the code)."""
     optimizer: Optimizer = "sgd"
-    """sgd, adam or adamw, of the gates alone."""
+    """Optimiser of the gates: sgd, adam or adamw."""
     lr: float = 0.1
-    """Of the gates, at its peak."""
+    """Peak learning rate of the gates."""
     lr_schedule: LearningRates = "recipe"
     """``recipe``: rises and falls as that of the weights does (the code); ``constant``: stays."""
     momentum: float = 0.9
-    """Of SGD; for Adam and AdamW it is beta1."""
+    """Momentum of SGD; beta1 of Adam and AdamW."""
     beta2: float = 0.999
     nesterov: bool = False
     weight_decay: float = 0.0
-    """Of the gates; it pulls them to the border between on and off, and the paper has none."""
+    """Weight decay of the gates; it pulls them to the border between on and off, and the paper has none."""
     earlier: str | None = None
-    """Digest of the stored gates of an earlier round, if they go on from there."""
+    """Digest of the stored gates of an earlier round that these continue from; None for new ones."""
     reset: Reset | None = None
-    """How these begin again: see `Gates.next_round`."""
+    """How gates of an earlier round are reset, see `Gates.next_round`."""
     seed: int = 0
-    """Of the kinds that draw."""
+    """Seed of the kinds that draw."""
     frozen: bool = False
-    """Train the gates alone: weights and buffers stay as they start. The mode is eval, but norms are of the batch."""
+    """Train the gates alone, over fixed weights and buffers. The mode is eval, but norms normalise by the batch."""
     objective: Objective = "loss"
-    """What falls: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence of its
-    outputs from those without gates, see `search.gating.objective`."""
+    """What is minimised: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence
+    of the outputs from those without gates, see `divergence`."""
     density: float | None = None
-    """What the expected density is steered to by `core.gates.Balance`; None leaves it to the penalty."""
+    """Expected density that `core.gates.Balance` steers to; None leaves it to the penalty."""
     temperature: float = BinaryConcrete.temperature
-    """Of the draws of a kind that has one; the default stands for the kind's own."""
+    """Temperature of the draws of a kind that has one; the default stands for the kind's own."""
     structured: bool = False
-    """One gate for each coupled channel that the parameters in scope make, see `core.gates.channel_gates`."""
+    """One gate for each coupled channel of the parameters in scope, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
     """Weights that share a gate, see `core.structure.pattern`."""
     prices: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
-    """Of each parameter densities and costs: the curves of `core.gates.Charges`. Without them all weights cost alike;
-    with them `density` is the share of all charges."""
+    """Densities and costs of each parameter: the curves of `core.gates.Charges`. Without them all weights cost the
+    same; with them `density` is the share of all charges."""
 
     def __post_init__(self) -> None:
         for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
@@ -117,29 +123,29 @@ class Gating(Variant):
         if self.prices and (self.structured or len(self.prices) != len(self.scope)):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
         if (self.earlier is None) != (self.reset is None):
-            raise UsageError("gates that go on from those of an earlier round say how they are reset, no others")
-        # Where none is given, a kind has its own temperature.
+            raise UsageError("gates need reset if they continue from an earlier round, and only then")
+        # Without a temperature a kind has its own.
         object.__setattr__(self, "temperature", float(getattr(self.make_kind(), "temperature", self.temperature)))
         self.recipe(Recipe())
 
     def make_kind(self) -> Kind:
-        """The kind of gate, with its settings; `UsageError` for a temperature out of range."""
+        """Return the kind of gate, with its settings; `UsageError` for a temperature out of range."""
         own = self.temperature == BinaryConcrete.temperature
         return kind_of(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
     def describe(self) -> dict[str, Any]:
-        source = KINDS.digest_source(self.kind)  # a kind of one's own may change
+        source = KINDS.digest_source(self.kind)  # a user's kind may change
         return super().describe() | ({"source": source} if source else {})
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Gating:
-        given = {name: value for name, value in values.items() if name != "source"}  # which the kind has by itself
+        given = {name: value for name, value in values.items() if name != "source"}  # the kind knows it
         prices = tuple((tuple(densities), tuple(costs)) for densities, costs in given.pop("prices", ()))
         return cls(**{**given, "scope": tuple(values["scope"]), "prices": prices})
 
     @property
     def several_ranks(self) -> bool:
-        """Gates that are drawn, and what compares or normalises the outputs of one process, are of one process."""
+        """Whether several processes can train them: not if they are drawn, or compare the outputs of one process."""
         return not (self.make_kind().draws or self.frozen or self.structured)
 
     def blobs(self) -> tuple[str, ...]:
@@ -158,7 +164,7 @@ class Gating(Variant):
         return GatesEffect(around, self)
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a further round: the gates that an earlier one ended with, reset."""
+        """Return the gates that an earlier round ended with, reset."""
         if self.earlier is None:
             return {}
         assert self.reset is not None
@@ -195,13 +201,13 @@ class Gating(Variant):
         return {name: getattr(self, name) for name in told} | {name: bool(is_on) for name, is_on in switches.items()}
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe by which gates are trained beside weights that follow `recipe`."""
+        """Return the recipe of gates trained beside weights that follow `recipe`."""
         flat = {"schedule": "constant", "warmup": "0it"} if self.lr_schedule == "constant" else {}
         own = ("optimizer", "lr", "momentum", "beta2", "nesterov", "weight_decay")
         return recipe.changed(**{name: getattr(self, name) for name in own}, **flat)
 
     def progress(self, step: int, *, total: int, per_epoch: int) -> float:
-        """The share of a round of `total` iterations that is done before iteration `step`; 1 from its end on."""
+        """Return the share of a round of `total` iterations that is done before iteration `step`; 1 at its end."""
         if step >= total:
             return 1.0
         if self.anneal == "step":
@@ -210,21 +216,21 @@ class Gating(Variant):
 
 
 def gating_of(segment: Segment) -> Gating:
-    """The gates of a segment that has some."""
+    """Return the gates of a segment that trains some."""
     found = segment.variant(Gating)
     assert found is not None
     return found
 
 
 class GatesEffect(Effect):
-    """Gates in training, with an optimiser of their own. Losses include their penalty; clipping is of weights alone.
+    """Gates in training, with their optimiser. Losses include their penalty; only gradients of weights are clipped.
 
     Over frozen weights nothing but the gates changes: no weight, no momentum, no statistic of batch norm. The network
-    is in eval mode (no dropout), but batch norm normalises by the batch at hand: the running statistics are those of
-    the dense network, by which the signal of a sparse one would fade from layer to layer.
+    is in eval mode (no dropout), but batch norm normalises by the batch: with the running statistics, which are those
+    of the dense network, the signal of a sparse one would fade from layer to layer.
 
-    It carries ``s/name``, ``round``, ``optimizer/name/entry``, ``kept``, int64 [looks, parameters]: how many were on,
-    some hundred times a schedule, and where gates are balanced ``multiplier``.
+    It carries ``s/name``, ``round``, ``optimizer/name/entry``, ``kept``, int64 [counts, parameters]: how many gates
+    were on at some hundred steps of a schedule, and for balanced gates ``multiplier``.
     """
 
     def __init__(self, around: Surroundings, gating: Gating) -> None:
@@ -238,7 +244,7 @@ class GatesEffect(Effect):
         self._recipe = gating.recipe(around.recipe)
         self._optimizer = make_optimizer(self._recipe, self.gates)
         load_optimizer(self._optimizer, self.gates, part_of(carried, "optimizer/"))
-        self._look_every = max(1, around.total // _LOOKS)
+        self._count_every = max(1, around.total // _COUNTS)
         self._kept = [row.tolist() for row in carried.get("kept", torch.zeros(0, 0))]
         self._balance = None if gating.density is None else Balance(self.gates, gating.density)
         if self._balance:
@@ -261,7 +267,7 @@ class GatesEffect(Effect):
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
     def _divergence(self, batch: Any) -> Tensor:
-        """Of the gated network's outputs from those of the bare weights, both in the same mode."""
+        """Return the divergence of the gated network's outputs from those of the bare weights, in the same mode."""
         session, model = self._training.session, self._training.model
         outputs, targets = session.outputs(model, batch)
         check_scores(self.around.task, outputs, targets)
@@ -282,7 +288,7 @@ class GatesEffect(Effect):
         lr = learning_rate(self._recipe, step, total=around.total, per_epoch=around.per_epoch)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        if (step + 1) % self._look_every == 0:
+        if (step + 1) % self._count_every == 0:
             self._kept.append(list(self.gates.kept().values()))
 
     def stopped(self) -> None:
@@ -294,7 +300,7 @@ class GatesEffect(Effect):
         try:
             self.gates.anneal(progress)
         except TrainingError:
-            self._training.look_at_losses()  # where the loss was no number before, that is what to tell
+            self._training.look_at_losses()  # raises if the loss was not finite before
             raise
 
     # -- what is stored ------------------------------------------------------------------------------------------------
@@ -316,7 +322,7 @@ class GatesEffect(Effect):
 
     def facts(self) -> dict[str, Any]:
         names = [name for name, _ in self.gates.named_parameters()]
-        first, every = self.around.first, self._look_every
+        first, every = self.around.first, self._count_every
         looked = range((first // every + 1) * every, self._training.step + 1, every)
         return {
             "gating": {
@@ -331,13 +337,13 @@ class GatesEffect(Effect):
                 "histogram": list(self.gates.histogram(_BINS).total),
                 "names": names,
                 "kept": [[step, *counts] for step, counts in zip(looked, self._kept, strict=True)],
-                # What `kept` is of, where the histogram counts fewer: gates of blocks, and not weights.
+                # `kept` counts weights, and the histogram gates, which are fewer for blocks.
                 **({"weights": self.gates.weights} if self._gating.pattern != UNSTRUCTURED else {}),
             }
         }
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """With hard gates, which is what counts, and with soft ones beside."""
+        """Return metrics with hard gates, which count, and with soft ones."""
         with self.gates.hardened():
             hard = measure()
         return {"metrics": hard, "soft_metrics": measure()}
@@ -347,34 +353,34 @@ class GatesEffect(Effect):
 
 
 def _gates_on(gating: Gating, around: Surroundings, model: nn.Module, tensors: Mapping[str, Tensor]) -> Gates:
-    return attached(gating, model, around.mask, tensors, lambda: task_structure(around.task, around.course))
+    return attach_gates(gating, model, around.mask, tensors, lambda: task_structure(around.task, around.course))
 
 
 @contextlib.contextmanager
 def batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Batch norms in eval mode normalise by the batch at hand and remember nothing, for the length of a block."""
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    """Let batch norms in eval mode normalise by the batch, without updating statistics, in a with block."""
+    statistics = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     try:
         for norm in norms:
             norm.running_mean = norm.running_var = None
         yield
     finally:
-        for norm, mean, variance in kept:
+        for norm, mean, variance in statistics:
             norm.running_mean, norm.running_var = mean, variance
 
 
-def attached(
+def attach_gates(
     gating: Gating,
     model: nn.Module,
     mask: Mask | None,
     tensors: Mapping[str, Tensor],
     structure: Callable[[], Structure],
 ) -> Gates:
-    """The gates of a segment on a model of its task: fresh, or with the stored `tensors`.
+    """Return the gates of a segment on a model of its task, new or with the stored `tensors`.
 
     Args:
-        mask: within which they are.
-        structure: called for the coupled channels of the task's network, where gates are on channels.
+        mask: mask whose weights have gates.
+        structure: returns the coupled channels of the task's network, for gates on channels.
     """
     of = scope_of_names(model, gating.scope)
     settings: dict[str, Any] = {"init": gating.init, "kind": gating.make_kind(), "seed": gating.seed}
@@ -391,9 +397,52 @@ def attached(
 
 
 def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
-    """The scope of named parameters; `ScopeError` for a name that the model lacks."""
+    """Return the scope of named parameters; `ScopeError` for a name that the model lacks."""
     parameters = named_parameters(model)
     if unknown := [name for name in names if name not in parameters]:
         raise ScopeError(f"gates are asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
     total = sum(parameter.numel() for parameter in parameters.values())
     return Scope({name: tuple(parameters[name].shape) for name in names}, total)
+
+
+# -- objectives over frozen weights: outputs like those without gates --------------------------------------------------
+
+
+def divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
+    """Return the mean Kullback-Leibler divergence, in nats, of two sets of class scores [n, classes, ...] (logits).
+
+    With p from `outputs` and q from `bare`: KL(p, q) = sum p log(p / q) if `reverse`, as in CTS-KL of Arora & Teuscher
+    (2025), which is large where only the sparse network is confident; else KL(q, p), as in distillation (Hinton et al.
+    2015), which is large where the sparse one misses a class.
+    """
+    p, q = F.log_softmax(outputs, 1), F.log_softmax(bare, 1)
+    one, other = (p, q) if reverse else (q, p)
+    return (one.exp() * (one - other)).sum(1).mean()
+
+
+def check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
+    """Raise `TaskError` unless outputs are a score for each class, [n, classes, ...] for integer targets [n, ...]."""
+    scores = outputs.dim() == targets.dim() + 1 and outputs.shape[2:] == targets.shape[1:] and outputs.shape[1] > 1
+    if not scores or targets.is_floating_point():
+        raise TaskError(
+            f"a Kullback-Leibler divergence needs a score for each class, and the task {task.name!r} has outputs"
+            f" {list(outputs.shape)} for {targets.dtype} targets {list(targets.shape)}: train the gates for the task's"
+            " own loss (--objective loss)"
+        )
+
+
+def check_task(lab: Lab, task: Task) -> None:
+    """Raise `TaskError` unless a task's outputs are scores of classes, from a few examples and a new network.
+    Remembered."""
+    key = digest_of({"scores": 1, "task": dict(task.key())})
+    if lab.store.memo("objectives", key) is not None:
+        return
+    arithmetic = lab.arithmetic(task)
+    model = arithmetic.place(lab.model(task).eval())
+    course = lab.course(task).few(_FEW)
+    batch = min(_FEW, course.sizes()["train"])
+    session = course.session(task.recipe.changed(batch=batch, augment=()), 0, arithmetic)
+    with torch.no_grad(), contextlib.closing(session.batches(range(1))) as batches:
+        outputs, targets = session.outputs(model, next(batches))
+    check_scores(task, outputs, targets)
+    lab.store.put_memo("objectives", key, {"scores": True})

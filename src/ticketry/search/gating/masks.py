@@ -1,9 +1,15 @@
-"""What trained gates become: a mask, and the weights of the hard network."""
+"""Masks and weights from trained gates.
+
+With a budget each gate is charged in the penalty what its weights cost at the margin (`core.gates.Charges`), so that
+expensive layers are pruned more. Training does not end exactly at a budget: the ticket's mask therefore retains the
+weights with the largest s, over all layers, as many as the budget pays for. Costs influence s already, and count only
+once. With `unweighed` all gates cost the same, and only that last step takes the budget into account.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,36 +20,42 @@ from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuild_model, state_of
-from ticketry.search.gating.gating import Gating, attached, gating_of, scope_of_names
+from ticketry.search.common.settings import PruningSettings, budget_terms
+from ticketry.search.gating.gating import Gating, attach_gates, gating_of, scope_of_names
+
+if TYPE_CHECKING:
+    from ticketry.core.gates import Charges
+    from ticketry.core.scope import Scope
+    from ticketry.search.common.method import Replicate
 
 
 def hardened_mask(lab: Lab, result: Result) -> str:
-    """Digest of the stored mask of a result's gates, 1[s > 0]. Remembered.
+    """Return the digest of the stored mask of a result's gates, 1[s > 0]. Remembered.
 
     Raises:
-        LayerCollapseError: if a parameter has no gate that is on, with since when.
+        LayerCollapseError: if a parameter has no gate that is on; it says from which step on.
     """
 
-    def made() -> Mask:
+    def compute_mask() -> Mask:
         try:
             return gates_of(lab, result).harden()
         except LayerCollapseError as error:
             raise LayerCollapseError(f"{error}. {_since(result)}") from None
 
-    return _remembered(lab, result, {}, made)
+    return _remembered(lab, result, {}, compute_mask)
 
 
 def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Digest of the stored mask of the gates with the largest s, of `density`; ties by position. Remembered.
+    """Return the digest of the stored mask of the gates with the largest s; ties by position. Remembered.
 
     Args:
-        collapse: what to do with a parameter that has none of them, see `core.allocate`: ``raise`` or ``keep``.
+        collapse: what to do with a parameter that retains none, see `core.allocate`: ``raise`` or ``keep``.
 
     Raises:
         LayerCollapseError: naming such parameters.
     """
 
-    def made() -> Mask:
+    def compute_mask() -> Mask:
         gates = gates_of(lab, result)
         try:
             return gates.allocate(density, collapse=collapse)
@@ -55,11 +67,11 @@ def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "ra
                 by="collapse keep",
             ) from None
 
-    return _remembered(lab, result, {"density": density, "collapse": collapse}, made)
+    return _remembered(lab, result, {"density": density, "collapse": collapse}, compute_mask)
 
 
 def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1) -> str:
-    """Digest of the stored mask of the channels whose gates have the largest s, near `density`. Remembered.
+    """Return the digest of the stored mask of the channels whose gates have the largest s, near `density`. Remembered.
 
     Args:
         keep_at_least, multiple: see `structure.channels`.
@@ -69,7 +81,7 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
     """
     task, gating = result.segment.task, gating_of(result.segment)
 
-    def made() -> Mask:
+    def compute_mask() -> Mask:
         model = rebuild_model(task, lab.state(result))
         scores = [s.detach() for s in gates_of(lab, result, model).parameters()]
         chosen = scope_of_names(model, gating.scope)
@@ -84,15 +96,15 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
         )
 
     described = {"density": density, "structured": True, "keep_at_least": keep_at_least, "multiple": multiple}
-    return _remembered(lab, result, described, made)
+    return _remembered(lab, result, described, compute_mask)
 
 
-def _remembered(lab: Lab, result: Result, described: Mapping[str, Any], made: Callable[[], Mask]) -> str:
-    return lab.remembered_mask({"gates": result.variants[Gating.name], "of": result.segment.key, **described}, made)
+def _remembered(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
+    return lab.remembered_mask({"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute)
 
 
 def hardened_weights(lab: Lab, result: Result) -> str:
-    """Digest of the stored state of the hard network: weights times hard gates, what `Result.metrics` are of."""
+    """Return the digest of the stored state of the hard network: weights times hard gates, as `Result.metrics` are."""
     model = rebuild_model(result.segment.task, lab.state(result))
     gates = gates_of(lab, result, model)
     gates.detach(apply=True)
@@ -100,28 +112,105 @@ def hardened_weights(lab: Lab, result: Result) -> str:
 
 
 def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
-    """The gates of a result, on a model of its task with its weights."""
+    """Return the gates of a result, on a model of its task with its weights."""
     segment, gating = result.segment, gating_of(result.segment)
     model = model or rebuild_model(segment.task, lab.state(result))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
     tensors = lab.store.get_tensors(result.variants[Gating.name])
-    gates = attached(gating, model, mask, tensors, lambda: lab.structure(segment.task))
+    gates = attach_gates(gating, model, mask, tensors, lambda: lab.structure(segment.task))
     gates.anneal(gating.progress(segment.last, total=segment.total, per_epoch=segment.per_epoch))
     return gates
 
 
 def _since(result: Result) -> str:
-    """From which step on each empty parameter has been so, as far as it was looked at."""
-    segment, told = result.segment, result.record["gating"]
+    """Return the step from which on each empty parameter has been so, as far as it was counted."""
+    segment, record = result.segment, result.record["gating"]
     parts = []
-    for column, name in enumerate(told["names"], start=1):
-        counts = [(row[0], row[column]) for row in told["kept"]]
+    for column, name in enumerate(record["names"], start=1):
+        counts = [(row[0], row[column]) for row in record["kept"]]
         if not counts or counts[-1][1]:
             continue
         alive = [step for step, count in counts if count]
         since = next(step for step, _ in counts if not alive or step > alive[-1])
         parts.append(
             f"{name!r} has been empty from step {since} of {segment.total} (epoch {since / segment.per_epoch:.2f})"
-            f" of round {told['round']} on"
+            f" of round {record['round']} on"
         )
     return "; ".join(parts)
+
+
+# -- under a budget ----------------------------------------------------------------------------------------------------
+
+
+def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -> dict[str, Any]:
+    """Return the prices of `Gating`, as its keywords: none without a budget, or if all gates cost the same.
+
+    Raises:
+        UsageError: for a budget that pays for no single weight.
+    """
+    if not settings.budget:
+        return {}
+    gate_target(replicate, settings, scope, min(settings.budget.shares))
+    if settings.unweighed:
+        return {}
+    return {"prices": tuple((curve.densities, curve.costs) for curve in _charges(replicate, settings, scope).curves)}
+
+
+def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, share: float) -> tuple[float, float]:
+    """Return the target of the gates and the density at which every layer begins.
+
+    For a density both are that; for a budget the target is a share of all charges.
+
+    Raises:
+        UsageError: for a budget that pays for no single weight.
+    """
+    from ticketry.core.gates.charges import share_above_empty
+    from ticketry.lab.budget_masks import terms_in
+
+    if not settings.budget:
+        return share, share
+    prices = terms_in(replicate.lab, replicate.task, scope, settings.budget.terms)
+    left = share_above_empty(prices, scope.sizes, share)
+    density = _charges(replicate, settings, scope).density_for(left)
+    return density if settings.unweighed else left, density
+
+
+def budget_left(lab: Lab, result: Result, terms: str) -> float:
+    """Return the share of the budget's costs that the hard gates of a result leave."""
+    from ticketry.lab.budget_masks import share_left
+
+    return share_left(lab, result.segment.task, gates_of(lab, result).kept(), terms)
+
+
+def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise") -> str:
+    """Return the digest of the stored mask of the gates with the largest s that a budget pays for. Remembered.
+
+    Raises:
+        LayerCollapseError: naming parameters that retain none, unless `collapse` is ``keep``.
+    """
+    from ticketry.budgets.pruner import allocate_budget
+    from ticketry.lab.budget_masks import as_asked, terms_in
+
+    terms, task, least = budget_terms(settings), result.segment.task, int(collapse == "keep")
+
+    def compute_mask() -> Mask:
+        scores = gates_of(lab, result).by_weight()
+        prices = terms_in(lab, task, scores, terms)
+
+        def cut(of: float) -> Mask:
+            return allocate_budget(scores, prices, of, weighed=False, keep_at_least=least)
+
+        try:
+            return as_asked(lab, task, prices, terms, share, cut)
+        except LayerCollapseError as error:
+            where = f"{settings.goal(share)}, of the gates after {result.segment.steps} steps"
+            raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
+
+    return _remembered(lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask)
+
+
+def _charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
+    from ticketry.core.gates import Charges
+    from ticketry.lab.budget_masks import terms_in
+
+    return Charges.by(terms_in(replicate.lab, replicate.task, scope, budget_terms(settings)), scope.sizes)

@@ -1,23 +1,165 @@
-"""Ticket search by gates: rounds of training with a soft mask, and a ticket after each."""
+"""Ticket search by gates: rounds of training with a soft mask, and a ticket after each.
+
+Density rises with s0 (Savarese et al. 2020), but how fast depends on task, recipe and round. For a requested density D
+after R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first
+round begins with the given s0. How far each s moved in a round shows which s0 would have left the wanted share. That is
+the first guess for the next round, whose gates start at that s0. The last round is repeated until it is within 10 % of
+D: the second try is a guess of the same kind; further ones are extrapolated in log density from two tries, or
+interpolated between the nearest s0 on either side, or in the middle after two tries on one side. An earlier round is
+repeated only if it leaves less than D: a large s0 retains nearly all that it left.
+
+Gates without a gradient from the loss (of inputs that are always 0) are all switched together at an s0 of about their
+kind's threshold (0 of most). Density jumps there, and no s0 leads to a density inside the jump. After 10 tries of a
+round the nearest one is used. If this is the last round, the ticket's mask is pruned to D by the values of its gates,
+which the record says.
+
+Under a budget (`--flops`, `--time`, `--bytes`) the share of its costs that hard gates leave replaces the density; the
+last ticket then spends the budget, see `search.gating.masks`.
+
+This departs from the paper, where one s0 holds in all rounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ticketry.lab.search_result import REWINDING, Found, check_rates, retrain_after
-from ticketry.search.common.aims import terms_of
-from ticketry.search.common.budget import compressed, own_steps
+from typing_extensions import Self
+
+from ticketry.choices import format_value
+from ticketry.core.structure.pattern import UNSTRUCTURED
+from ticketry.errors import UsageError
+from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
+from ticketry.search.common.equal_cost import compressed, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.gating.rounds import Rounds, is_met, steered
-from ticketry.search.gating.settings import GateSettings
+from ticketry.search.common.pruning import prunable
+from ticketry.search.common.settings import PruningSettings, Shares, budget_terms, requested_densities
+from ticketry.search.common.shape import Family
+from ticketry.tasks.recipe import Optimizer
 
 if TYPE_CHECKING:
+    import torch
+
+    from ticketry.lab.lab import Lab
     from ticketry.lab.training.segment import Result, Segment
     from ticketry.search.gating.gating import Gating
+
+Anneal = Literal["step", "epoch"]
+LearningRates = Literal["recipe", "constant"]
+Objective = Literal["loss", "reverse_kl", "forward_kl"]
+Reset = Literal["paper", "code"]
+_MOST_ROUNDS = 50
+TOLERANCE = 0.1
+"""Tolerance of the requested density, relative."""
+_TRIES = 10
+_LEAST_STEP = 1e-4
+_MOST_SHARE = 0.99
+_LEAST_SHARE = 1e-9
+_MOST_TYPICAL = 0.1
+_FARTHEST = 50.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings(PruningSettings):
+    """Settings of searches by gates."""
+
+    structures: ClassVar[tuple[Family, ...]] = ("blocks",)
+    structure: str = "none"
+    """Weights that share a gate: none (each has its own), rows:4, rows:16 (so many neighbouring rows, at one column) or
+    filters (whole rows of one layer)."""
+    rewind: str = "2ep"
+    """Where tickets start: a step of the first round's training such as 2ep, 500it, 3%; 0 is the initialisation."""
+    rounds: int = 5
+    """Number of trainings of the whole recipe with gates; each gives a ticket."""
+    init: tuple[float, ...] = (0.0,)
+    """s0, the initial value of gates: the larger, the denser the tickets. Several are searched side by side, each with
+    its own rounds and tickets (-0.2 -0.1 0 0.1)."""
+    density: Shares = None
+    """Fraction of weights retained by the last ticket, to within 10 %: s0 is then found round by round, beginning with
+    init. Several (0.2,0.1) are separate searches."""
+    sparsity: Shares = None
+    """Fraction removed by the last ticket, instead of density."""
+    penalty: tuple[float, ...] = (1e-8,)
+    """lambda, times the sum of all gates in the loss. Several are searched side by side, each with every init."""
+    reset: Reset = "paper"
+    """How gates are reset between rounds: paper (s = min(beta_T s, s0)) or code (s = min(s, s0), the official code)."""
+    weights_between: Literal["continue", "rewind"] = "continue"
+    """Weights of a further round: continue (from the round before) or rewind (those of the rewind step)."""
+    gate_lr: float = 0.1
+    """Learning rate of the gates."""
+    gate_lr_schedule: LearningRates = "recipe"
+    """Schedule of the gates' learning rate: recipe (rises and falls with that of the weights) or constant."""
+    gate_optimizer: Optimizer = "sgd"
+    """Optimiser of the gates: sgd, adam or adamw."""
+    gate_momentum: float = 0.9
+    """Momentum of the gates' SGD; beta1 of Adam and AdamW."""
+    gate_nesterov: bool = False
+    """Nesterov's form of the gates' momentum."""
+    gate_weight_decay: float = 0.0
+    """Weight decay of the gates; the papers have none."""
+    retrain: Retrain = ""
+    """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
+    whole schedule again, as the official code does); or, to prune while training, weights of the round with hard gates:
+    rewind_lr, finetune (the default with rewind end) or none (as they are)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = self.budget.kind if self.budget else "density"
+        if self.budget and len(self.targets) > 1:
+            raise UsageError(f"gates find their s0 for one budget: give one {kind}, and search for each separately")
+        if self.equal_cost and self.targets:
+            raise UsageError(
+                f"with {kind} the number of rounds is not known beforehand: give init for an equal_cost of steps"
+            )
+        retrain_after(self.rewind, self.retrain)
+        if not 0 < self.rounds <= _MOST_ROUNDS:
+            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {format_value(self.rounds)}")
+        if not self.init or len(set(self.init)) < len(self.init):
+            raise UsageError("init names the values of s0 to search with: at least one, and each once")
+        if not self.penalty or len(set(self.penalty)) < len(self.penalty):
+            raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
+        if self.targets and len(self.members) > 1:
+            raise UsageError(f"{kind} finds s0 itself: give one init at most, where it begins, and one penalty")
+
+    @property
+    def one_training(self) -> bool:
+        return False
+
+    @property
+    def members(self) -> tuple[tuple[float, float], ...]:
+        """s0 and penalty of each of the searches side by side, the densest first."""
+        return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
+
+    @property
+    def target(self) -> float | None:
+        """The only requested density, or share of a budget; None without one, or with several."""
+        return self.targets[0] if len(self.targets) == 1 else None
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The requested densities, or the share of a budget, the densest first; empty if s0 decides."""
+        return self.budget.shares if self.budget else requested_densities(self.density, self.sparsity)
+
+    def each_alone(self) -> tuple[Self, ...]:
+        """Return settings that search for each of several densities; these settings for one density or none."""
+        if len(self.targets) < 2:
+            return (self,)
+        return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
+
+    def only(self, level: int) -> tuple[Self, int | None]:
+        """Return the settings that find the ticket of this level, and its level there (None for the last)."""
+        return (self.each_alone()[(level - 1) // self.rounds], None) if self.targets else (self, level)
+
+    def gating(self) -> dict[str, Any]:
+        """Return what does not change from round to round, as keywords of `Gating`."""
+        of_gates = [each.name for each in fields(self) if each.name.startswith("gate_")]
+        own = {name.removeprefix("gate_"): getattr(self, name) for name in of_gates}
+        return own | {"pattern": self.shape.pattern}
 
 
 def plan_by_gates(settings: GateSettings) -> list[Training]:
@@ -34,7 +176,7 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
                 is_last, level = number == settings.rounds, sum(one.level > 0 for one in planned) + 1
                 ticket = Training(
                     level=level,
-                    density=alone.target if is_last and not settings.aim else None,
+                    density=alone.target if is_last and not settings.budget else None,
                     has_controls=is_last or settings.target is None,
                     line=f"density {alone.target} s0 and penalty {member}",
                     **span,
@@ -61,7 +203,7 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
 
 
 def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """The same for one density at most."""
+    """Search for one density at most."""
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
     step = replicate.whole.at(settings.rewind, "rewind")
@@ -91,13 +233,12 @@ def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
 
 
 def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
-    from ticketry.search.gating.charging import paid_mask
-    from ticketry.search.gating.masks import allocated_mask, hardened_mask, hardened_weights
+    from ticketry.search.gating.masks import allocated_mask, budget_mask, hardened_mask, hardened_weights
 
     lab, last, retrain, settings = rounds.lab, chain[-1], dense.retrain, rounds.settings
     target, cut_to = settings.target if level == settings.rounds else None, None
-    if settings.aim and target is not None:
-        mask = paid_mask(lab, last, settings, target)
+    if settings.budget and target is not None:
+        mask = budget_mask(lab, last, settings, target)
     elif target is not None and not is_met(rounds, last, target):
         mask, cut_to = allocated_mask(lab, last, target), target
     else:
@@ -113,15 +254,206 @@ def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Resu
         result=lab.train(segment, label=f"level {level} ticket"),
         searched=tuple(searched),
         behind=None if retrain in REWINDING else _steps_in(chain, rewound),
-        pattern=settings.pattern,
-        aim=terms_of(settings),
+        pattern=settings.shape.pattern,
+        aim=budget_terms(settings),
         cut_to=cut_to,
     )
 
 
 def _steps_in(chain: list[Result], rewound: Result) -> int:
-    """Training steps since initialisation that are in the weights that a chain of rounds ends with."""
+    """Return the training steps since initialisation that led to the weights at the end of a chain of rounds."""
     last = chain[-1].segment
     if last.start.state == rewound.model:  # weights were rewound between rounds
         return rewound.segment.last + last.steps
     return len(chain) * last.steps
+
+
+# -- rounds ------------------------------------------------------------------------------------------------------------
+
+
+class Rounds:
+    """Trains the rounds of one replicate."""
+
+    def __init__(self, replicate: Replicate, settings: GateSettings) -> None:
+        from ticketry.search.gating.gating import Gating
+        from ticketry.search.gating.masks import gate_prices
+
+        self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
+        self.step = replicate.whole.at(settings.rewind, "rewind")
+        scope = prunable(replicate, settings)
+        self._gating = Gating(scope=tuple(scope), **gate_prices(replicate, settings, scope), **settings.gating())
+        if settings.rounds > 1 and not self._gating.make_kind().rounds:
+            raise UsageError(f"gates of kind {self._gating.kind!r} have no rule for a further round: give rounds 1")
+        for init, penalty in settings.members:
+            for earlier in (None, "a digest"):  # wrong values raise before anything is trained
+                self._gates(init, penalty, 1, earlier)
+
+    @property
+    def first_gates(self) -> Gating:
+        """The gates of the first member's first round."""
+        return self._gates(*self.settings.members[0], 1, None)
+
+    def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
+        """Train the round after those of `chain`, which may be empty.
+
+        Momentum is not carried over from the round before. Each round has its own data order.
+        """
+        number = len(chain) + 1
+        gates = self._gates(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
+        if not chain:
+            segment = self.replicate.begun(variants=[gates])
+        else:
+            weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
+            segment = self.replicate.reordered("round", number).onward(weights, 0, variants=[gates])
+        keep = () if chain else (self.step,)
+        label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
+        return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
+
+    def left(self, result: Result) -> float:
+        """Return the density that the gates of a round leave; under a budget the share of its costs."""
+        if self.settings.budget:
+            from ticketry.search.gating.masks import budget_left
+
+            return budget_left(self.lab, result, self.settings.budget.terms)
+        return float(result.record["gating"]["density"])
+
+    def rewound(self, chain: Sequence[Result]) -> Result:
+        """Return the state at the rewind step, in the first round."""
+        return self.lab.at(chain[0], self.step)
+
+    def _gates(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
+        from ticketry_engine.support.seeds import mix
+
+        seed = mix(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
+        reset = self.settings.reset if earlier else None
+        return replace(self._gating, init=init, penalty=penalty, seed=seed, earlier=earlier, reset=reset)
+
+
+def is_met(rounds: Rounds, result: Result, density: float) -> bool:
+    """Return whether the gates of the last round leave the density to within `TOLERANCE`."""
+    return abs(rounds.left(result) / density - 1) <= TOLERANCE
+
+
+def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+    """Yield (the rounds that led here, all that were trained until now) after each round; the last is of the density.
+
+    If no try of a round is dense or near enough, its nearest one is used, see `is_met`.
+    """
+    count, (init, _) = rounds.settings.rounds, rounds.settings.members[0]
+    chain: list[Result] = []
+    searched: list[Result] = []
+    for number in range(1, count + 1):
+        before = chain[-1] if chain else None
+        had = rounds.left(before) if before else 1.0
+        aim = had * (density / had) ** (1 / (count - number + 1))
+        if before is not None:
+            init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
+        *others, used = _tries(rounds, chain, init, aim, density)
+        searched += [*others, used]
+        chain = [*chain, used]
+        yield chain, list(searched)
+
+
+def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
+    """Train the round after `chain` with one s0 after another until its density will do.
+
+    Returns:
+        All tries in their order, except that the one to use is last.
+    """
+    before, number = chain[-1] if chain else None, len(chain) + 1
+    last = number == rounds.settings.rounds
+    had = rounds.left(before) if before else 1.0
+    low: tuple[float, float] | None = None  # (s0, density) that is too sparse
+    high: tuple[float, float] | None = None
+    side: bool | None = None  # whether the last try was too sparse
+    tried: list[tuple[float, float]] = []
+    results: list[Result] = []
+    for _ in range(_TRIES):
+        result = rounds.train(init, rounds.settings.penalty[0], chain)
+        results.append(result)
+        found = rounds.left(result)
+        if is_met(rounds, result, density) if last else found >= density:
+            return results
+        stuck, side = side == (found < aim), found < aim
+        if side:
+            low = (init, found)
+        else:
+            high = (init, found)
+        tried.append((init, found))
+        if low and high:
+            init = (low[0] + high[0]) / 2 if stuck else _between(low, high, aim)
+        elif len(tried) > 1:
+            init = _beyond(tried[-2], tried[-1], aim)
+        else:
+            moves = _Moves(rounds.lab, result, before)
+            reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
+            way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
+            init += way if found < aim else -way
+        init = min(max(init, -_FARTHEST), _FARTHEST)
+    distances = [abs(math.log(max(left, _LEAST_SHARE) / aim)) for _, left in tried]
+    nearest = results.pop(distances.index(min(distances)))
+    return [*results, nearest]
+
+
+def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
+    """Return the next s0 beyond two tries on the same side of the aim, linearly in log density.
+
+    The step is at least half and at most four times as long as that between the tries.
+    """
+    step = second[0] - first[0]
+    gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
+    times = missing / gained if gained else math.inf
+    return second[0] + step * (min(max(times, 0.5), 4.0) if times > 0 else 4.0)
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
+    """Return an s0 between two tries, linearly in log density, but not near either."""
+    (left, sparse), (right, dense) = low, high
+    below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
+    share = below / (below + above) if below + above else 0.5
+    return left + (right - left) * min(max(share, 0.15), 0.85)
+
+
+class _Moves:
+    """Distances that the gates which were on before a round moved in it."""
+
+    def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
+        import torch
+
+        from ticketry.search.gating.gating import gating_of
+
+        gating = gating_of(result.segment)
+        ends, self._threshold = _logits(lab, result), gating.make_kind().threshold
+        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > self._threshold
+        self._moves = torch.sort(ends[began] - gating.init, descending=True).values
+        self._returned = int((ends[~began] > self._threshold).sum())
+
+    @property
+    def typical(self) -> float:
+        """The median distance."""
+        return max(float(self._moves.abs().median()), _LEAST_STEP)
+
+    def init_for(self, share: float) -> float:
+        """Return the s0 from which the wanted number of gates would have ended on, had each moved as it did.
+
+        Gates that were off before and came back are assumed to come back again.
+
+        Args:
+            share: share of the gates on before that should be on after.
+        """
+        wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
+        return self._threshold - float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
+
+
+def _logits(lab: Lab, result: Result) -> torch.Tensor:
+    import torch
+
+    from ticketry.search.gating.gating import gating_of
+
+    gating = gating_of(result.segment)
+    if gating.pattern != UNSTRUCTURED:  # one logit for each weight, because densities count weights
+        from ticketry.search.gating.masks import gates_of
+
+        return torch.cat([s.flatten() for s in gates_of(lab, result).by_weight().values()])
+    tensors = lab.store.get_tensors(result.variants[gating.name])
+    return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])

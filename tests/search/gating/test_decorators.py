@@ -15,9 +15,8 @@ import ticketry as tk
 from ticketry.errors import TicketryError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.lab.training.variants import Penalty
-from ticketry.search.gate_decorators.masks import worth_of
-from ticketry.search.gate_decorators.search import Settings
-from ticketry.search.gate_decorators.tick import Tick
+from ticketry.search.decorators import Settings, channel_importance
+from ticketry.search.gating.tick import Tick
 from ticketry.testing import check_search
 from ticketry_engine.support.seeds import generator, mix
 
@@ -39,7 +38,7 @@ def found_by(lab: tk.Lab, **settings: Any) -> list[tk.search.Found]:
 def test_contract(tmp_path: Path) -> None:
     settings = Settings(density=(0.3,), **{**POINTS, "rounds": 2})
     found = check_search(METHOD, tmp_path, settings=settings, task=NormsTask(), recipe=SGD)
-    assert len(found) - 1 == settings.tickets() == 1
+    assert len(found) - 1 == len(settings.targets) == 1
     with tk.Lab(tmp_path / "first") as lab:
         assert lab.store.get_mask(found[1].mask).density == pytest.approx(0.3, abs=0.05)
 
@@ -162,7 +161,7 @@ def test_ticks_and_tocks_as_by_hand(tmp_path: Path) -> None:
         _, ticket = found_by(lab)
         ticks = [each for each in ticket.searched if each.segment.variant(Tick)]
         for tick, worth, keep in zip(ticks, hand.worths, [None, *masks[:-1]], strict=True):
-            mine = worth_of(lab, tick)
+            mine = channel_importance(lab, tick)
             for name, value in zip(("1.weight", "4.weight"), worth, strict=True):
                 assert torch.allclose(mine[name], value, rtol=2e-2, atol=1e-4)
                 assert keep is None or not mine[name][~keep[name]].any()

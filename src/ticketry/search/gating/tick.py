@@ -1,13 +1,13 @@
-"""The tick of Gate Decorators: gates on norms are trained for a few steps, and what each is worth is added up.
+"""The tick of Gate Decorators: gates on norms are trained for a few steps, and their importance is added up.
 
 You, Yan, Ye, Ma & Wang, "Gate Decorator" (2019, arXiv 1909.08174), section 3: each channel of a norm is multiplied by a
-gate phi, behind scale and shift, and while gates are trained at a small learning rate each is worth the sum over steps
-of |phi dL/dphi|: to first order, what the loss would change by without the channel.
+gate phi, behind scale and shift. While gates are trained at a small learning rate, the importance of each is the sum
+over steps of |phi dL/dphi|: to first order, the change of the loss without the channel.
 
-No gate is built in. As in the authors' code phi begins as the scale and takes the scale's place: with r = shift / scale
+No gate is added to the network. As in the authors' code phi begins as the scale and replaces it: with r = shift / scale
 at the start of the tick, the norm's output is phi (x + r), so that its scale is phi, its shift is phi r, and
-dL/dphi = dL/dscale + r dL/dshift. The function is the same, and the result is a network of the same names. |r| is held
-at most at 10, as in the code, which changes the function there; here a shift moves by r times what its scale does.
+dL/dphi = dL/dscale + r dL/dshift. The function and the names of parameters are unchanged. |r| is limited to 10, as in
+the code, which changes the function there; here a shift moves by r times the movement of its scale.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.recipe import Recipe
 
-_WORTH = "worth"
+_IMPORTANCE = "worth"
 _RATIO = "ratio"
 _LARGEST_RATIO = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Variant):
-    """Train gates on norms, and the last linear layer, alone, and add up what each gate is worth."""
+    """Train gates on norms, and the last linear layer, alone, and add up the importance of each gate."""
 
     name = "tick"
     norms: tuple[tuple[str, str], ...]
-    """Of each norm with gates the names of its scale and of its shift ("" where it has none)."""
+    """Names of the scale and the shift ("" without one) of each norm with gates."""
     head: tuple[str, ...] = ()
     """Parameters that are trained with the gates: those of the last linear layer."""
     lr: float = 1e-3
@@ -79,7 +79,7 @@ class Tick(Variant):
 
     @classmethod
     def of(cls, model: nn.Module, **values: float) -> Tick:
-        """The gates of all norms of a model that have a scale.
+        """Return a tick of the gates of all norms of a model that have a scale.
 
         Raises:
             ScopeError: if it has none.
@@ -101,17 +101,17 @@ class Tick(Variant):
         return cls(norms=tuple(norms), head=head, **values)
 
 
-def worth_in(kept: Mapping[str, Tensor], tick: Tick) -> dict[str, Tensor]:
-    """Name of each norm's scale -> what its channels were worth, float64, from what a tick left."""
-    return {name: kept[f"{name}/{_WORTH}"] for name in tick.scales}
+def importance_in(state: Mapping[str, Tensor], tick: Tick) -> dict[str, Tensor]:
+    """Return the importance of the channels of each norm, float64, by the name of its scale, from a tick's state."""
+    return {name: state[f"{name}/{_IMPORTANCE}"] for name in tick.scales}
 
 
 class TickEffect(Effect):
     """A tick in training.
 
-    The network is in training mode: norms normalise by the batch, and their running statistics follow. The state of its
-    own optimiser stays with it; the training after the tick goes on with that of the training before. It carries of
-    each norm's scale ``scale/worth``, what its channels are worth so far, float64, and ``scale/ratio``.
+    The network is in training mode: norms normalise by the batch, and their running statistics follow. Its optimiser is
+    used in the tick alone; the training after it continues with that of the training before. For each norm's scale it
+    carries ``scale/worth``, the importance of its channels so far, float64, and ``scale/ratio``.
     """
 
     def __init__(self, around: Surroundings, tick: Tick) -> None:
@@ -132,24 +132,25 @@ class TickEffect(Effect):
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         known = named_parameters(training.model)
         self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in self._tick.norms]
-        self._worth, self._ratios = [], []
+        self._importance, self._ratios = [], []
         for name, (scale, shift) in zip(self._tick.scales, self._norms, strict=True):
-            worth, ratio = (carried.get(f"{name}/{entry}") for entry in (_WORTH, _RATIO))
-            worth = torch.zeros(scale.shape, dtype=torch.float64) if worth is None else worth.clone()
-            self._worth.append(worth.to(scale.device))
+            importance, ratio = (carried.get(f"{name}/{entry}") for entry in (_IMPORTANCE, _RATIO))
+            zeros = torch.zeros(scale.shape, dtype=torch.float64)
+            importance = zeros if importance is None else importance.clone()
+            self._importance.append(importance.to(scale.device))
             self._ratios.append(_ratio(scale, shift) if ratio is None else ratio.to(scale.device))
 
     def before_step(self) -> None:
         self._before = [scale.detach().clone() for scale, _ in self._norms]
 
     def after_backward(self) -> None:
-        for (scale, shift), ratio, worth in zip(self._norms, self._ratios, self._worth, strict=True):
+        for (scale, shift), ratio, importance in zip(self._norms, self._ratios, self._importance, strict=True):
             if scale.grad is None:
                 continue
             if shift is not None and shift.grad is not None:
                 scale.grad.addcmul_(ratio, shift.grad)
                 shift.grad = None
-            worth += (scale.detach() * scale.grad).abs()
+            importance += (scale.detach() * scale.grad).abs()
 
     def after_step(self) -> None:
         with torch.no_grad():
@@ -159,16 +160,16 @@ class TickEffect(Effect):
 
     def state(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, worth, ratio in zip(self._tick.scales, self._worth, self._ratios, strict=True):
-            found |= {f"{name}/{_WORTH}": worth.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
+        for name, importance, ratio in zip(self._tick.scales, self._importance, self._ratios, strict=True):
+            found |= {f"{name}/{_IMPORTANCE}": importance.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
         return found
 
     def lasting(self, name: str) -> bool:
-        return name.endswith(f"/{_WORTH}")
+        return name.endswith(f"/{_IMPORTANCE}")
 
 
 def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
-    """shift / scale where there is a scale, between -10 and 10."""
+    """Return shift / scale where the scale is not 0, between -10 and 10."""
     if shift is None:
         return torch.zeros_like(scale, requires_grad=False)
     ratio = shift.detach() / scale.detach()
@@ -176,7 +177,7 @@ def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
 
 
 class _Chosen:
-    """Some parameters of a model, for an optimiser."""
+    """A subset of a model's parameters, for an optimiser."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         known = named_parameters(model)

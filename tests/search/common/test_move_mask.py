@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,10 @@ from torch import nn
 from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
-from ticketry.search.common import moved_mask as growth
-from ticketry.search.common.moved_mask import first_gradient, moved_mask
+from ticketry.search.dynamic import first_gradient, move_mask
 from ticketry_engine.support.seeds import generator, mix
 
+growth = importlib.import_module("ticketry.search.dynamic")
 STEP, ORDER = 9, 5
 
 
@@ -51,25 +53,25 @@ def test_from_an_initialisation(lab, points, equal_bits):
 
 def test_a_move_is_made_once(lab, points, half, monkeypatch):
     segment = onward(lab, points, half)
-    digest = moved_mask(lab, segment, 0.3, grow="gradient")
+    digest = move_mask(lab, segment, 0.3, grow="gradient")
     sizes = {name: gradient.abs() for name, gradient in by_hand(lab, points, segment).items()}
     assert lab.store.get_mask(digest) == drop_and_grow(
         lab.store.get_mask(half), lab.store.get_tensors(segment.start.state), sizes, 0.3
     )
     monkeypatch.setattr(growth, "drop_and_grow", None)
-    assert moved_mask(lab, segment, 0.3, grow="gradient") == digest
-    assert moved_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, "however far training goes on"
+    assert move_mask(lab, segment, 0.3, grow="gradient") == digest
+    assert move_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, "however far training goes on"
     for other in ({"share": 0.2}, {"regrow": True}, {"grow": "random"}):
         with pytest.raises(TypeError):
-            moved_mask(lab, segment, **{"share": 0.3, "grow": "gradient", **other})
+            move_mask(lab, segment, **{"share": 0.3, "grow": "gradient", **other})
 
 
 def test_random_growth_is_of_its_seed(lab, points, half):
     segment = onward(lab, points, half)
-    made = [moved_mask(lab, segment, 0.5, grow="random", seed=seed) for seed in (1, 2, 1)]
+    made = [move_mask(lab, segment, 0.5, grow="random", seed=seed) for seed in (1, 2, 1)]
     assert made[0] == made[2] != made[1]
     with pytest.raises(UsageError, match="is not known: gradient, random"):
-        moved_mask(lab, segment, 0.5, grow="hope")
+        move_mask(lab, segment, 0.5, grow="hope")
 
 
 def test_a_gradient_that_is_no_number_is_told(lab, points, half):

@@ -1,45 +1,52 @@
-"""Gate Decorators: gates on norms tell which channels go, a few at a time, between ticks and tocks.
+"""Gate Decorators: gates on norms rank channels, which are removed a few at a time, between ticks and tocks.
 
-In a tick only the gates on norms and the last linear layer are trained, for a few steps at a small learning rate, and
-each channel is worth the sum over these steps of |phi dL/dphi|; the channels worth least go. In a tock all that is left
-is trained, under an L1 penalty on the gates. After the last cut the network trains on, without the penalty, to the end
-of the schedule. Whole channels leave, coupled ones together by the sum over their norms, and what is left is trained in
-a physically smaller network. You, Yan, Ye, Ma & Wang, "Gate Decorator: Global Filter Pruning Method for Accelerating
-Deep Convolutional Neural Networks" (2019, arXiv 1909.08174), sections 3 and 4. Costs one training a density; up to the
-first tick that is the dense network's own, which is not trained again.
+In a tick only the gates on norms and the last linear layer are trained, for a few steps at a small learning rate. The
+importance of a channel is the sum over these steps of |phi dL/dphi|, and the least important channels are removed. In a
+tock all remaining weights are trained, under an L1 penalty on the gates. After the last pruning step the network trains
+on, without the penalty, to the end of the schedule. Coupled channels are removed together, by the sum over their norms,
+and the rest is trained in a physically smaller network. You, Yan, Ye, Ma & Wang, "Gate Decorator: Global Filter Pruning
+Method for Accelerating Deep Convolutional Neural Networks" (2019, arXiv 1909.08174), sections 3 and 4. Costs one
+training per density; the part before the first tick is shared with the dense network.
 
-A gate begins as its norm's scale and takes the scale's place, as in the authors' code (see the module ``tick`` beside
-this one): no gate is left in the network. From the code: lambda 1e-3 and ticks at a learning rate of 1e-3. Ours: all
+A gate begins as its norm's scale and replaces it, as in the authors' code (see `search.gating.tick`): no gate is left
+in the network. From the code: lambda 1e-3 and ticks at a learning rate of 1e-3. Ours: all
 of it in one schedule, ticks and tocks from --begin to --end, where the paper begins with a trained network and fine-
 tunes another one for long, with learning rates of its own; tocks at the learning rates of the recipe and with its
 optimiser; one tock after each tick (the paper: after some); a tick of 1 % of the steps (the code: an epoch); the same
-share of what is left at each cut, in weights; at least one channel left everywhere (the code: a tenth of each layer);
-no regard for FLOPs (in the code an option). Controls begin with the dense network at the step of the last cut.
+share of the remaining weights at each pruning step; at least one channel left everywhere (the code: a tenth of each
+layer); FLOPs have no influence (in the code an option). Controls begin with the dense network at the last pruning
+step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ticketry.budgets.units import Base
 from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common import densities
-from ticketry.search.common.budget import stretched
+from ticketry.search.common.equal_cost import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.scope import check_norms, prunable
+from ticketry.search.common.pruning import check_norms, prunable
+from ticketry.search.common.settings import PruningSettings
+from ticketry.search.common.shape import Shape
 from ticketry.step import Step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ticketry.core.mask import Mask
     from ticketry.core.scope import Scope
+    from ticketry.lab.lab import Lab
     from ticketry.lab.training.segment import Result
     from ticketry.lab.training.variants import Penalty
-    from ticketry.search.gate_decorators.tick import Tick
+    from ticketry.search.gating.tick import Tick
 
 
 ABOUT = About(
@@ -51,7 +58,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(densities.Densities):
+class Settings(PruningSettings):
     """Settings of Gate Decorators.
 
     Examples:
@@ -63,12 +70,20 @@ class Settings(densities.Densities):
     """
 
     points: ClassVar[tuple[str, ...]] = ("begin", "end", "tick")
+    # Channels are ranked by their gates, which no budget is weighed against: none can be given.
+    flops: tuple[float, ...] = field(default=(), init=False)
+    time: tuple[float | str, ...] = field(default=(), init=False)
+    base: Base = field(default="eager", init=False)
+    bytes: tuple[float | str, ...] = field(default=(), init=False)
+    profile: str = field(default="", init=False)
+    measured: bool = field(default=False, init=False)
+    unweighed: bool = field(default=False, init=False)
     begin: str = "25%"
     """The step of the first tick (with a single round it is the last before end)."""
     end: str = "75%"
-    """The step of the last cut; from there on the network trains at its final density, without a penalty."""
+    """The last pruning step; afterwards the network trains at its final density, without a penalty."""
     rounds: int = 10
-    """Ticks, with a cut after each; between two of them there is a tock."""
+    """Number of ticks, each followed by a pruning step; between two of them there is a tock."""
     tick: str = "1%"
     """Length of a tick, at least one step."""
     tick_lr: float = 1e-3
@@ -76,7 +91,7 @@ class Settings(densities.Densities):
     strength: float = 1e-3
     """lambda: coefficient of the sum of all |gates| in the loss of a tock."""
     keep_at_least: int = 1
-    """Channels that each group keeps at least."""
+    """Channels that each group retains at least."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,9 +104,9 @@ class Settings(densities.Densities):
             )
 
     @property
-    def structured(self) -> bool:
-        """Whole channels go."""
-        return True
+    def shape(self) -> Shape:
+        """Whole channels."""
+        return Shape(channels=True)
 
 
 def _tick_steps(settings: Settings, schedule: Schedule) -> int:
@@ -159,31 +174,29 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 class _Rounds:
-    """Ticks and tocks of one replicate: when they are, and what is trained."""
+    """Ticks and tocks of one replicate."""
 
     def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
         from ticketry.lab.training.variants import Penalty
-        from ticketry.search.gate_decorators.tick import Tick
+        from ticketry.search.gating.tick import Tick
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole
         self.length, self.cuts = _tick_steps(settings, whole), _cut_steps(settings, whole)
         self.ticking: Tick = Tick.of(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
-        """Of a tock."""
+        """Penalties of a tock."""
         if settings.strength:
             self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scales)]
 
     def run(self, begun: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
-        """From the dense network before the first tick: all trainings on the way, the last mask, and the result."""
-        from ticketry.search.gate_decorators.masks import ticked_mask
-
-        replicate, lab, told = self.replicate, self.replicate.lab, f"density {density:g}"
+        """Prune from the dense network before the first tick: return all trainings, the last mask and the result."""
+        replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.goal(density)
         searched: list[Result] = [begun]
         mask: str | None = None
         shares = _shares(self.settings, density)
         for number, (cut, share) in enumerate(zip(self.cuts, shares, strict=True), start=1):
             trained, final = searched[-1], number == len(self.cuts)
-            # A tick has an optimiser of its own; that of the last tock goes on afterwards.
+            # A tick has its own optimiser; that of the last tock continues afterwards.
             segment = replicate.onward(
                 trained,
                 cut - self.length,
@@ -192,9 +205,9 @@ class _Rounds:
                 shrunk=mask is not None,
                 variants=[self.ticking],
             )
-            tick = lab.train(segment, label=f"{told} tick {number}", measure=False)
+            tick = lab.train(segment, label=f"{goal} tick {number}", measure=False)
             searched.append(tick)
-            mask = ticked_mask(lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least)
+            mask = tick_mask(lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least)
             segment = replicate.onward(
                 tick,
                 cut,
@@ -205,7 +218,57 @@ class _Rounds:
                 variants=[] if final else self.penalties,
             )
             if final:
-                segment = stretched(lab, segment, searched, self.settings.budget)
-            searched.append(lab.train(segment, label=f"{told} from step {cut}", measure=final))
+                segment = stretched(lab, segment, searched, self.settings.equal_cost)
+            searched.append(lab.train(segment, label=f"{goal} from step {cut}", measure=final))
         assert mask is not None
         return tuple(searched[:-1]), mask, searched[-1]
+
+
+def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
+    """Return the importance of the channels of each norm in a tick, float64, by the name of its scale."""
+    from ticketry.search.gating.tick import Tick, importance_in
+
+    tick = result.segment.variant(Tick)
+    assert tick is not None
+    return importance_in(lab.store.get_tensors(result.variants[Tick.name]), tick)
+
+
+def tick_mask(lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int) -> str:
+    """Return the digest of the stored mask of the channels that were most important in a tick. Remembered.
+
+    For a channel that passes several norms, as on a shortcut, their importances are summed.
+
+    Args:
+        result: result of a segment with a tick.
+        within: digest of the mask that the tick was trained with; what it removes stays removed.
+        keep_at_least: channels that each group retains.
+    """
+    from ticketry.core.structure.channel_masks import channels
+
+    task = result.segment.task
+
+    def compute_mask() -> Mask:
+        importance = channel_importance(lab, result)
+
+        def score(*_: Any, **__: Any) -> dict[str, Tensor]:
+            return importance
+
+        return channels(
+            lab.model(task, result),
+            lambda: lab.structure(task),
+            density,
+            scope=scope,
+            within=lab.store.get_mask(within) if within else None,
+            score=score,
+            reduce="sum",
+            keep_at_least=keep_at_least,
+        )
+
+    described = {
+        "worth": result.segment.key,
+        "scope": list(scope),
+        "density": density,
+        "within": within,
+        "keep_at_least": keep_at_least,
+    }
+    return lab.remembered_mask(described, compute_mask)

@@ -15,7 +15,7 @@ from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variants import Penalty
-from ticketry.search.gate_decorators.tick import Tick
+from ticketry.search.gating.tick import Tick
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine.support.seeds import generator, mix
 

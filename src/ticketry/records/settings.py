@@ -1,0 +1,81 @@
+"""Settings of a search as older formats of run files, campaigns, records and tickets have them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+_DEFAULTS: dict[str, Any] = {
+    "structured": False,
+    "multiple": 1,
+    "pattern": "unstructured",
+    "plus": 0.0,
+    "refill_match": False,
+    "rows": 16,
+    "regroup_method": "similarity",
+    "regroup_collapse": "raise",
+    "refill_score": "l1",
+    "refill_coupled": "agree",
+}
+"""Settings of format 1 that `structure` has replaced, with their defaults."""
+FORMAT_1 = frozenset((*_DEFAULTS, "budget"))
+"""Settings that no built-in method has any more."""
+_OPTIONS = {
+    "refill": {"refill_score": "score", "refill_coupled": "coupled"},
+    "refill+": {"refill_score": "score", "refill_coupled": "coupled"},
+    "regroup": {"regroup_method": "method", "regroup_collapse": "collapse"},
+}
+
+
+def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
+    """Return stored settings in today's terms.
+
+    - Format 1 had `structured`, `multiple`, `pattern` and options such as `rows`, which `structure` holds now.
+    - It had `budget` for `equal_cost`.
+    - Before bases could be named, a share of a latency was one of the network compiled by ticketry without pruning.
+
+    Everything else is returned unchanged, wrong settings too: the reader reports them.
+
+    Args:
+        stored: settings by name.
+        known: names that the method has as settings of its own, whatever format 1 meant by them.
+    """
+    settings = dict(stored)
+    if settings.get("time") and "base" not in settings:
+        settings["base"] = "engine"
+    if "budget" in settings and "budget" not in known:
+        settings["equal_cost"] = settings.pop("budget")
+    old = {name: value for name, value in settings.items() if name in _DEFAULTS and name not in known}
+    if not old:
+        return settings
+    changed = {name: value for name, value in old.items() if value != _DEFAULTS[name]}
+    structure, used = settings.get("structure", "none"), set[str]()
+    texts = []
+    if changed.get("structured") is True:
+        texts.append("channels" + (f":{changed['multiple']}" if "multiple" in changed else ""))
+        used |= {"structured", "multiple"}
+    if "pattern" in changed:
+        texts.append(_pattern(str(changed["pattern"])))
+        used.add("pattern")
+    if structure != "none":
+        options = _OPTIONS.get(structure, {})
+        number = ""
+        if structure == "regroup" and "rows" in changed:
+            number = f":{changed['rows']}"
+        elif structure == "refill+" and "refill_match" in changed:
+            number = ":match"
+        elif structure == "refill+" and "plus" in changed:
+            number = f":{changed['plus']:g}"
+        texts.append(
+            f"{structure}{number}" + "".join(f",{options[one]}={changed[one]}" for one in options if one in changed)
+        )
+        used |= {*options} | ({"rows"} if structure == "regroup" else {"plus", "refill_match"} if number else set())
+    if texts:
+        settings["structure"] = " and ".join(texts)
+    return {name: value for name, value in settings.items() if name not in old or name in changed.keys() - used}
+
+
+def _pattern(pattern: str) -> str:
+    if pattern == "channel":
+        return "filters"
+    return f"rows:{pattern.removesuffix('x1')}" if pattern.endswith("x1") else f"search:{pattern}"

@@ -1,0 +1,340 @@
+"""Steps that methods share: which parameters are pruned, the mask of a density or budget, pruning once and training
+on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ticketry.core.structure.pattern import UNSTRUCTURED
+from ticketry.errors import UsageError
+from ticketry.lab.search_result import GRADUAL, Found, Structured
+from ticketry.records.network import Moment
+from ticketry.search.common.equal_cost import stretched
+from ticketry.search.common.settings import (
+    COUNTED,
+    MEASURED,
+    PruningSettings,
+    ScoreSettings,
+    budget_terms,
+)
+
+if TYPE_CHECKING:
+    from ticketry.core.scope import Scope
+    from ticketry.lab.training.segment import Result, Segment
+    from ticketry.search.common.method import Replicate
+
+# -- what is pruned ----------------------------------------------------------------------------------------------------
+
+
+def prunable(replicate: Replicate, settings: PruningSettings) -> Scope:
+    """Return the parameters that masks may touch, after checking that the settings can be met among them."""
+    from ticketry.core.scope import scope
+
+    chosen = scope(
+        replicate.lab.model(replicate.task),
+        spare=settings.spare,
+        output=not settings.spare_output,
+        first_conv=not settings.spare_first_conv,
+        embeddings=settings.embeddings,
+    )
+    least = getattr(settings, "keep_at_least", 0)
+    if settings.shape.channels:
+        if least > 1:
+            _check_channels(replicate, chosen, settings, least)
+    else:
+        _check_layers(replicate, chosen, settings, least)
+    if settings.budget:
+        _check_budget(replicate, chosen, settings, least)
+    return chosen
+
+
+def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+    """Raise `UsageError` for names of layers that are not pruned, and for more weights to retain than there are."""
+    from ticketry.core.layer_minimum import check_least_of
+    from ticketry.core.scope import match_names
+    from ticketry.core.structure.layout import layouts
+
+    match_names(scope, getattr(settings, "half_rate", ()), "half_rate")
+    pattern = settings.shape.parsed_pattern
+    if least and not settings.budget:
+        known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)
+        check_least_of(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
+
+
+def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+    """Raise `UsageError` for more channels to retain than the density has weights for.
+
+    Where one channel of each group is enough, as it mostly is, the first pruning step reports it: following the network
+    takes seconds, which a repeated run would need too.
+    """
+    from ticketry.core.structure.channel_masks import check_channels
+
+    lab, task = replicate.lab, replicate.task
+    check_channels(
+        lab.model(task),
+        lab.structure(task),
+        settings.targets[-1],
+        scope=scope,
+        keep_at_least=least,
+        multiple=settings.shape.multiple,
+    )
+
+
+def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+    """Raise `UsageError` for a budget below the floor, and for layers without a price."""
+    from ticketry.budgets.allocation import check_floor, check_floor_of_costs
+    from ticketry.core.layer_minimum import candidates
+    from ticketry.lab.budget_masks import prices_of, remember_costs
+    from ticketry.lab.measured_time import check_new
+
+    budget = settings.budget
+    assert budget is not None
+    share = min(budget.shares)
+    least = least or int(settings.by_value or getattr(settings, "collapse", "raise") == "keep")
+    if budget.kind in MEASURED:
+        costs = budget.costs()
+        if budget.measured:
+            check_new(replicate.lab, costs)
+        remember_costs(replicate.lab, replicate.task, costs, scope)
+        # A budget below the cost of empty layers could not be read as a share.
+        check_floor_of_costs(costs, candidates(scope.shapes, None), share * costs.dense, least)
+        return
+    prices = prices_of(replicate.lab, replicate.task, scope)
+    check_floor(scope.sizes, prices, share, least=least, what=COUNTED[budget.kind])
+
+
+def check_norms(replicate: Replicate, scope: Scope) -> None:
+    """Check that all channels that may go pass a norm with a scale.
+
+    Raises:
+        UsageError: naming the first layer whose channels pass none.
+        StructureError: if the network has no channels that can go.
+    """
+    from ticketry.core.structure.channel_choice import candidates
+
+    lab, task = replicate.lab, replicate.task
+    structure = lab.structure(task)
+    for position in candidates(structure, scope):
+        group = structure.groups[position]
+        if not any(member.name in structure.roles.scales for member in group.parameters):
+            raise UsageError(
+                f"channels are chosen by the scales of their norms, and those of {group.name} pass no norm: leave it"
+                f" out (--spare {group.name}), or choose a network with norms behind every layer, such as resnet-20"
+            )
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
+"""Names of scores of weights in their published structured forms."""
+
+
+def check_score(settings: ScoreSettings) -> None:
+    """Check the score before anything is trained.
+
+    Raises:
+        UsageError: if it is unknown, ranks channels where single weights are chosen, or may be below 0 where it is
+            weighed against costs; also for an unknown score of the structure that tickets get.
+    """
+    from ticketry.core.score import about, get, names, split_control
+    from ticketry.core.structure import apply
+    from ticketry.core.structure.channel_scores import CHANNEL_SCORES, check_channel_score
+
+    control, plain = split_control(settings.score)
+    if settings.shape.channels:
+        check_channel_score(_channel_score(settings.score))
+    elif plain in CHANNEL_SCORES and plain not in names():
+        raise UsageError(
+            f"score {settings.score!r} ranks whole channels: add --structure channels (structure='channels')"
+        )
+    else:
+        get(settings.score)
+        if settings.budget and settings.weighed and (control == "inverted" or about(plain).signed):
+            raise UsageError(
+                f"score {settings.score!r} may be below 0, and cannot be weighed against what weights cost: take"
+                f" another for {settings.budget.kind}, or the highest scores whatever they cost (--unweighed,"
+                " unweighed=True)"
+            )
+    if settings.shape.tickets is not None:
+        apply.check_structure_score(settings.shape.tickets)
+
+
+def _channel_score(score: str) -> str:
+    from ticketry.core.score import split_control
+
+    control, plain = split_control(score)
+    named = OF_CHANNELS.get(plain, plain)
+    return f"{control}:{named}" if control else named
+
+
+def _data_needed(score: str) -> str:
+    """Return what a score, or a control of one, needs of the data, as `score.About.data` has it."""
+    from ticketry.core.score import about, split_control
+    from ticketry.core.structure.channel_scores import CHANNEL_ONLY
+
+    plain = split_control(score)[1]
+    return (CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain)).data
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def prune(
+    replicate: Replicate,
+    trained: Result,
+    scope: Scope,
+    density: float,
+    settings: ScoreSettings,
+    *,
+    within: str | None = None,
+    **more: Any,
+) -> str:
+    """Return the digest of the stored mask of a density, in the shape of the settings.
+
+    Args:
+        trained: network whose weights are ranked.
+        density: the density; with a budget the share of that, which the mask spends.
+        within: digest of a mask; what that removes stays removed.
+        more: how the mask is chosen, see `Lab.prune`. A score that needs examples gets a `Sample` of the training split
+            unless `sample` is given.
+    """
+    from ticketry.lab.scoring_sample import Sample
+
+    seeds, shape, score = replicate.seeds, settings.shape, settings.other_score or settings.score
+    needed = _data_needed(score)
+    if needed == "no":
+        more.pop("sample", None)
+    elif needed == "shapes":
+        more["sample"] = Sample(1, 1, seeds.mask)  # further examples would only cost time
+    else:
+        more.setdefault("sample", Sample(seed=seeds.mask))
+    if settings.keep_at_least:
+        more.setdefault("keep_at_least", settings.keep_at_least)
+    more |= {"distribution": settings.distribution, "within": within}
+    if settings.budget:
+        more |= {"score": score, "weighed": not settings.unweighed}
+        if shape.granularity:
+            more["structure"] = shape.granularity
+        if settings.by_value:
+            more["by_value"] = True
+    elif shape.channels:
+        more |= {"structured": True, "score": _channel_score(settings.score)}
+        if shape.multiple != 1:
+            more["multiple"] = shape.multiple
+    else:
+        more |= {"score": settings.score, "half_rate": settings.half_rate}
+        if shape.pattern != UNSTRUCTURED:  # masks are remembered since before there were patterns
+            more["pattern"] = shape.pattern
+    return draw_mask(replicate, trained, scope, density, budget_terms(settings), **more)
+
+
+def draw_mask(replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any) -> str:
+    """Return the digest of the stored mask of a density, or of a share of the budget `terms`. Remembered.
+
+    Args:
+        weights: network whose weights are ranked.
+        chosen: how the mask is chosen, see `Lab.prune` and `lab.budget_masks.budget_mask`.
+    """
+    from ticketry.lab.budget_masks import budget_mask
+
+    lab, task, seed = replicate.lab, replicate.task, replicate.seeds.mask
+    if not terms:
+        return lab.prune(task, weights, scope, density=share, seed=seed, **chosen)
+    return budget_mask(lab, task, weights, scope, terms=terms, share=share, seed=seed, **chosen)
+
+
+def ticket_mask(
+    replicate: Replicate, weights: Result, mask: str, settings: PruningSettings
+) -> tuple[str, Structured | None]:
+    """Return the digest of a ticket's mask, and how it was derived from the search's `mask`, if it was.
+
+    Args:
+        weights: network whose weights chose `mask`.
+    """
+    from ticketry.lab.structured_masks import structured_mask
+
+    if (by := settings.shape.tickets) is None:
+        return mask, None
+    derived = structured_mask(replicate.lab, replicate.task, weights, mask, by, replicate.seeds)
+    return derived, Structured(of=mask, weights=weights.model, by=by)
+
+
+# -- pruning once and training on --------------------------------------------------------------------------------------
+
+
+def cut_step(whole: Segment, until: str, what: str, them: str) -> int:
+    """Return the step up to which `what` holds, called `them`; `UsageError` if nothing is trained before or after."""
+    step = whole.at(until, "until")
+    if not 0 < step < whole.total:
+        raise UsageError(
+            f"{what} until {until}, step {step} of {whole.total}: there must be steps with {them}, and steps"
+            f" after {them} to train what is left"
+        )
+    return step
+
+
+def prune_once(
+    replicate: Replicate,
+    scope: Scope,
+    steps: Mapping[float, int],
+    settings: ScoreSettings,
+    *,
+    moments: Mapping[float, Moment] | None = None,
+    **how: Any,
+) -> Iterator[Found]:
+    """Yield the dense network, then for each density one that is pruned at its step and trains on, with its optimiser.
+
+    Args:
+        steps: density -> the step at which it is pruned, the densest first.
+        moments: density -> how that step was found, if it was.
+        how: how masks are chosen beside the settings, see `Lab.prune`.
+
+    Raises:
+        UsageError: for a step at the end of training, after which nothing would be trained.
+    """
+    if (last := replicate.whole.total) in steps.values():
+        raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")
+    found = replicate.dense(*sorted(set(steps.values())))
+    yield found
+    dense = found.dense
+
+    def member(level: int, density: float) -> Found:
+        state = replicate.lab.at(dense, steps[density])
+        mask = prune(replicate, state, scope, density, settings, **how)
+        mask, derived = ticket_mask(replicate, state, mask, settings)
+        found = train_on(replicate, dense, state, mask, settings, level=level, density=density)
+        return replace(found, moment=(moments or {}).get(density), structured=derived)
+
+    yield from replicate.side_by_side(member, steps)
+
+
+def train_on(
+    replicate: Replicate,
+    dense: Result,
+    state: Result,
+    mask: str,
+    settings: PruningSettings,
+    *,
+    level: int,
+    density: float,
+    searched: Result | None = None,
+) -> Found:
+    """Return the network that trains on from a state under a mask, optimiser included, to the end of the schedule.
+
+    Args:
+        dense: the dense network to compare with, of the same schedule and the same order of the data.
+        searched: the training that the mask is from, if the weights of `state` are no longer its.
+    """
+    step, source = state.segment.last, searched or state
+    segment = replicate.retrained(mask, rewound=state, trained=state, shrunk=settings.shape.shrinks)
+    segment = stretched(replicate.lab, segment, [source], settings.equal_cost)
+    result = replicate.lab.train(segment, label=f"{settings.goal(density)} from step {step}")
+    return Found(
+        *(level, mask, state, dense, GRADUAL, result),
+        searched=(source,),
+        behind=step,
+        pattern=settings.shape.pattern,
+        aim=budget_terms(settings),
+    )

@@ -1,0 +1,174 @@
+"""Which weights a method removes together: the values of ``--structure``. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ticketry.budgets.granularity import in_blocks
+from ticketry.choices import did_you_mean
+from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern, n_of_m
+from ticketry.core.structure.structuring import Structuring
+from ticketry.errors import UsageError
+
+NONE = "none"
+FILTERS = "filters"
+Family = Literal["blocks", "n:m", "channels", "tickets", "latency"]
+"""Structures that a method offers together.
+
+blocks: blocks of one layer's weights. n:m: N of every M inputs. channels: whole coupled channels. tickets: tickets
+whose masks are derived from those of the search. latency: a granularity for each layer, under a latency budget.
+"""
+_WORDS: dict[Family, str] = {
+    "blocks": "rows:4, filters",
+    "n:m": "search:2:4",
+    "channels": "channels, channels:16",
+    "tickets": "refill, refill+, regroup, 2:4",
+    "latency": "auto, weights, rows:4 (with a latency budget)",
+}
+_OPTIONS = {
+    "refill": {"score": "score", "coupled": "coupled"},
+    "refill+": {"score": "score", "coupled": "coupled"},
+    "regroup": {"method": "method", "collapse": "collapse"},
+}
+"""Options of each kind, as they are written and as `Structuring` has them."""
+_OLD_NAMES = {
+    "plus": "plus",
+    "match": "refill_match",
+    "rows": "rows",
+    "method": "regroup_method",
+    "collapse": "regroup_collapse",
+    "score": "refill_score",
+    "coupled": "refill_coupled",
+}
+"""Settings of format 1 by field of `Structuring`."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which weights are removed together. Each text is one shape, so shapes cannot be combined.
+
+    Examples:
+        >>> from ticketry.search.common.shape import Shape
+        >>> Shape.parse("channels:16", ["channels"]).multiple
+        16
+        >>> str(Shape.parse("regroup:16,method=hypergraph", ["tickets"]).tickets)
+        'regroup, 16 rows, hypergraph'
+        >>> Shape.parse("row:4", ["blocks"])
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: structure 'row:4' is not offered: none, rows:4, filters
+    """
+
+    text: str = NONE
+    """The shortest text for it."""
+    pattern: str = UNSTRUCTURED
+    """Pattern in which the search chooses its masks, see `core.structure.pattern`."""
+    channels: bool = False
+    """Whether the search removes whole coupled channels."""
+    multiple: int = 1
+    """Number that the channels of a group are a multiple of, once it loses any."""
+    granularity: str = ""
+    """Granularity that masks are chosen in by latency: auto, weights or rows:N; empty without one."""
+    tickets: Structuring | None = None
+    """How the mask of a ticket is derived from the search's mask; None if they are the same."""
+    old: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The same in settings of format 1; only what differs from the defaults."""
+
+    @classmethod
+    def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> Shape:
+        """Return the shape of a text.
+
+        Args:
+            text: value of ``--structure``.
+            offered: families of shapes that the method has.
+            latency: whether there is a latency budget.
+
+        Raises:
+            UsageError: if it is unknown, or if the method does not have it.
+        """
+        families = tuple(offered)
+        head, *options = text.split(",")
+        kind, _, amount = head.partition(":")
+        if text == NONE:
+            return cls()
+        if in_blocks(text) and "latency" in families and (latency or kind != "rows"):
+            return cls(text, granularity=text, old={"structure": text})
+        if not options and "blocks" in families and (kind == "rows" or head == FILTERS):
+            rows = _whole(amount, text, least=2) if kind == "rows" else 0
+            blocks = f"{rows}x1" if rows else "channel"
+            return cls(text, blocks, old={"pattern": blocks})
+        pattern = head.removeprefix("search:")
+        by_search = kind == "search" or "tickets" not in families
+        if not options and by_search and "n:m" in families and n_of_m(pattern):
+            return cls(f"search:{pattern}" if "tickets" in families else pattern, pattern, old={"pattern": pattern})
+        if not options and "channels" in families and kind == "channels":
+            multiple = _whole(amount, text, least=1) if amount else 1
+            shortest = f"channels:{multiple}" if multiple > 1 else "channels"
+            old = {"structured": True} | ({"multiple": multiple} if multiple > 1 else {})
+            return cls(shortest, channels=True, multiple=multiple, old=old)
+        if "tickets" in families and (kind in _OPTIONS or n_of_m(head)):
+            return _of_tickets(text, kind if kind in _OPTIONS else head, amount, options)
+        words = ", ".join(_WORDS[family] for family in _WORDS if family in families)
+        near = did_you_mean(head, words.replace(" (with a latency budget)", "").split(", "))
+        raise UsageError(f"structure {text!r} is not offered: {near}{NONE}{words and f', {words}'}")
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether it is chosen by what blocks cost, which needs a latency budget."""
+        return bool(self.granularity)
+
+    @property
+    def parsed_pattern(self) -> Pattern:
+        return Pattern.parse(self.pattern)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether tickets are trained as physically smaller networks."""
+        return self.channels or (self.tickets is not None and self.tickets.whole_channels)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _of_tickets(text: str, kind: str, amount: str, options: list[str]) -> Shape:
+    """Return a shape whose tickets get a structure after the search."""
+    values: dict[str, Any] = {}
+    known = _OPTIONS.get(kind, {})
+    for option in options:
+        name, has_value, value = option.partition("=")
+        if not has_value or name not in known:
+            takes = ", ".join(f"{one}=…" for one in known) or "none"
+            raise UsageError(f"structure {text!r} has the option {option!r}: the options of {kind} are {takes}")
+        values[known[name]] = value
+    if amount and kind == "regroup":
+        values["rows"] = _whole(amount, text, least=1)
+    elif amount and kind == "refill+":
+        try:
+            values |= {"match": True} if amount == "match" else {"plus": float(amount)}
+        except ValueError:
+            raise UsageError(
+                f"structure {text!r}: after refill+ comes a share such as 0.2, or match, got {amount!r}"
+            ) from None
+    elif amount and kind == "refill":
+        raise UsageError(f"structure {text!r}: refill takes no number: write refill, or refill+:{amount}")
+    by = Structuring(kind=kind, **values)
+    changed = {name: value for name, value in values.items() if value != getattr(Structuring, name)}
+    number = "match" if changed.get("match") else changed.get("plus", changed.get("rows"))
+    head = kind if number is None else f"{kind}:{number}"
+    named = [f"{name}={changed[option]}" for name, option in known.items() if option in changed]
+    old = {"structure": kind, **{_OLD_NAMES[name]: value for name, value in changed.items()}}
+    return Shape(",".join([head, *named]), tickets=by, old=old)
+
+
+def shape_of(settings: object) -> Shape:
+    """Return the shape of settings of any method; single weights if they have none."""
+    found = getattr(settings, "shape", None)
+    return found if isinstance(found, Shape) else Shape()
+
+
+def _whole(amount: str, text: str, *, least: int) -> int:
+    if not amount.isdecimal() or int(amount) < least:
+        raise UsageError(f"structure {text!r} needs a whole number from {least} on after the colon, got {amount!r}")
+    return int(amount)
