@@ -234,10 +234,10 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     Raises:
         TrainingError: if it is not finite.
     """
-    from ticketry.lab.training.job import begun
+    from ticketry.lab.training.job import start_state
     from ticketry.lab.training.loop import Loop
 
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
-    course, state = segment.course(lab.data), begun(lab.store, segment)
+    course, state = segment.course(lab.data), start_state(lab.store, segment)
     with segment.arithmetic.active():
         return Loop(lab.store, course, segment.until(segment.first + 1), state).gradient()
