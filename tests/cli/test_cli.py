@@ -15,7 +15,6 @@ from cli.calling import call
 from ticketry.cli import COMMANDS, NAMING
 from ticketry.cli.search import read_arguments
 from ticketry.experiments.run_file import read_run_file
-from ticketry.search.iterative import level_densities
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -214,9 +213,9 @@ def test_what_the_command_line_says_holds_in_place_of_a_run_file(tmp_path: Path)
         return read_arguments(["--config", str(file), *words], command="search")[1].settings
 
     assert settings().density == 0.5
-    assert level_densities(settings("--levels", "2")) == (0.7, 0.49)
-    assert level_densities(settings("--densities", "0.3,0.2")) == (0.3, 0.2)
-    assert level_densities(settings("--sparsity", "0.6"))[-1] == 0.4
+    assert settings("--levels", "2").targets == (0.7, 0.49)
+    assert settings("--densities", "0.3,0.2").targets == (0.3, 0.2)
+    assert settings("--sparsity", "0.6").targets[-1] == 0.4
     assert settings("--flops", "0.5").flops == (0.5,)
 
 

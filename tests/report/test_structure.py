@@ -87,7 +87,7 @@ def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
     results = [Results(read_run(record)) for record in runs]
     assert [granularity(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
     assert series_names(results) == ("unstructured", "regroup, 16 rows", "regroup, 4 rows")
-    for settings, name in (({"structured": True}, "channels in the search"), ({"pattern": "16x1"}, "pattern 16x1")):
+    for settings, name in (({"structured": True}, "channels in the search"), ({"pattern": "16x1"}, "rows:16")):
         other = copy.deepcopy(runs[0])
         other |= {"run": "other", "settings": {**other["settings"], **settings}}
         assert granularity(Results(read_run(other))) == name

@@ -28,7 +28,7 @@ PAPERS = {
     "set": "dynamic --grow random",
     "cs": "continuous",
     "snip": "early --when 0 --iterations 1 --score snip",
-    "snap": "early --when 0 --iterations 1 --score snip --structure channels",
+    "snap": "early --when 0 --iterations 1 --structure channels --score snip",
     "grasp": "early --when 0 --iterations 1 --score grasp",
     "synflow": "early --when 0 --iterations 100 --score synflow --schedule exponential",
     "crop": "early --when 0 --iterations 1 --score crop",

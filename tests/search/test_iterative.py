@@ -9,7 +9,7 @@ import ticketry as tk
 from samples import sample
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.search import method, methods
-from ticketry.search.iterative import Settings, level_densities
+from ticketry.search.iterative import Settings
 from ticketry.testing import check_search
 
 QUICK = {"length": "40it"}
@@ -35,16 +35,16 @@ def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ..
 
 class TestLevels:
     def test_rate_gives_powers(self) -> None:
-        assert level_densities(Settings(rate=0.2, levels=3)) == pytest.approx((0.8, 0.64, 0.512), abs=1e-12)
+        assert Settings(rate=0.2, levels=3).targets == pytest.approx((0.8, 0.64, 0.512), abs=1e-12)
 
     def test_last_level_is_the_density_asked_for(self) -> None:
-        densities = level_densities(Settings(rate=0.2, density=0.05))
+        densities = Settings(rate=0.2, density=0.05).targets
         assert densities[-1] == 0.05
         assert len(densities) == 14  # 0.8^13 = 0.055, 0.8^14 = 0.044
-        assert level_densities(Settings(rate=0.2, sparsity=0.95))[-1] == 0.05
+        assert Settings(rate=0.2, sparsity=0.95).targets[-1] == 0.05
 
     def test_a_power_is_not_visited_twice(self) -> None:
-        assert level_densities(Settings(rate=0.2, density=0.64)) == (0.8, 0.64)
+        assert Settings(rate=0.2, density=0.64).targets == (0.8, 0.64)
 
     @pytest.mark.parametrize(
         "wrong",

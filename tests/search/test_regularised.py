@@ -196,6 +196,6 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
 
 def test_the_settings_are_plain() -> None:
     assert not Settings().shape.channels
-    assert Settings(penalty="l1_scales").structured
+    assert Settings(penalty="l1_scales").shape.channels
     with pytest.raises(UsageError):
         Settings(penalty="l1_scales", half_rate=("fc3",))

@@ -13,7 +13,6 @@ from ticketry.cli.search import read_arguments
 from ticketry.errors import UsageError
 from ticketry.experiments.request import request_of
 from ticketry.search import ALIASES, METHODS, method
-from ticketry.search.iterative import level_densities
 
 WITH_DENSITY = [name for name in (*METHODS.built_in, *ALIASES) if name != "iterative"]
 FORMS = ["--density 0.2,0.1", "--density 0.2 0.1", "--density 20%,10%", "--density=0.1,0.2", "--sparsity 80%,0.9"]
@@ -21,9 +20,7 @@ FORMS = ["--density 0.2,0.1", "--density 0.2 0.1", "--density 20%,10%", "--densi
 
 def requested(settings: Any) -> tuple[float, ...]:
     """The densities of the tickets that were requested."""
-    if hasattr(settings, "requested"):
-        return settings.targets
-    return settings.targets if hasattr(settings, "targets") else level_densities(settings)
+    return settings.targets
 
 
 @pytest.mark.parametrize("words", FORMS)
@@ -51,13 +48,13 @@ def test_one_is_stored_as_a_number_as_ever(name: str) -> None:
 def test_iterative_levels_pass_through_each() -> None:
     """By hand: a fifth of the rest goes at each level, and at the densities requested the levels begin anew."""
     kind = method("iterative").Settings
-    assert level_densities(kind(density=(0.5, 0.3))) == (0.8, 0.64, 0.512, 0.5, 0.4, 0.32, 0.3)
-    assert level_densities(kind(density=(0.3, 0.5))) == level_densities(kind(sparsity=(0.5, 0.7)))
-    assert level_densities(kind(density=(0.8, 0.64))) == (0.8, 0.64)
-    assert level_densities(kind(densities=(0.5, 0.3))) == (0.5, 0.3), "every level, and no others"
+    assert kind(density=(0.5, 0.3)).targets == (0.8, 0.64, 0.512, 0.5, 0.4, 0.32, 0.3)
+    assert kind(density=(0.3, 0.5)).targets == kind(sparsity=(0.5, 0.7)).targets
+    assert kind(density=(0.8, 0.64)).targets == (0.8, 0.64)
+    assert kind(densities=(0.5, 0.3)).targets == (0.5, 0.3), "every level, and no others"
     for single in (0.5, 0.05, 0.0123):
-        levels = level_densities(kind(density=single))
-        assert level_densities(kind(density=(0.9, single)))[-1] == single
+        levels = kind(density=single).targets
+        assert kind(density=(0.9, single)).targets[-1] == single
         assert list(levels[:-1]) == [float(f"{0.8**k:.12g}") for k in range(1, len(levels))]
     with pytest.raises(UsageError, match="is not reached in 200 levels"):
         kind(density=(0.5, 1e-9), rate=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -79,3 +80,13 @@ def _pattern(pattern: str) -> str:
     if pattern == "channel":
         return "filters"
     return f"rows:{pattern.removesuffix('x1')}" if pattern.endswith("x1") else f"search:{pattern}"
+
+
+def pattern_of_structure(structure: str) -> str:
+    """Return the pattern of masks that a structure has, see `core.pattern`; empty without one."""
+    if structure == "filters":
+        return "channel"
+    if rows := re.fullmatch(r"rows:(\d+)", structure):
+        return f"{rows[1]}x1"
+    ratio = re.fullmatch(r"(?:search:)?(\d+:\d+)", structure)
+    return ratio[1] if ratio else ""

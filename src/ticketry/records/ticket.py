@@ -9,6 +9,7 @@ from msgspec import Meta, Struct, field
 
 from ticketry.errors import StoreError, TicketError
 from ticketry.records.schema import AtLeastOne, Count, Density, Part, read, reject
+from ticketry.records.settings import pattern_of_structure
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -60,6 +61,9 @@ class ControlSettings(Part, frozen=True):
     """The search settings that determine how controls are built."""
 
     pattern: str = "unstructured"
+    """Pattern of the search's masks in format 1."""
+    structure: Any = "none"
+    """What is removed together, in today's format; of a user's method anything."""
 
 
 class StructureKind(Part, frozen=True):
@@ -90,6 +94,13 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
     replicate: Count = 0
     level: Count = 0
     search_steps: Count | None = None
+
+    @property
+    def mask_pattern(self) -> str:
+        """Pattern in which the search chose the mask; it has none if tickets got a structure, or under a budget."""
+        if self.aim or self.structure.kind or not isinstance(self.settings.structure, str):
+            return self.settings.pattern
+        return pattern_of_structure(self.settings.structure) or self.settings.pattern
 
 
 class SearchRequest(Part, frozen=True):

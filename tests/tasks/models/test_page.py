@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ticketry.search import continuous
-from ticketry.search.iterative import Settings, level_densities
+from ticketry.search.iterative import Settings
 from ticketry.tasks import models
 from ticketry.tasks.presets import EXPERIMENTS, experiment
 from ticketry.tasks.presets.language import LANGUAGE_PRESETS
@@ -51,7 +51,7 @@ def test_presets(name: str) -> None:
     assert float(rate.split()[0]) == recipe["lr"]
     warmup = re.search(r"after (\S+) of warm-up", rate)
     assert recipe["warmup"] == (warmup[1] if warmup else "0it")
-    assert remaining == f"{100 * level_densities(settings)[-1]:.1f} %"
+    assert remaining == f"{100 * settings.targets[-1]:.1f} %"
 
 
 @pytest.mark.parametrize("name", GATED)

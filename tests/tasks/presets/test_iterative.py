@@ -12,7 +12,7 @@ from ticketry.errors import UsageError
 from ticketry.experiments.run_file import read_run_file, run_file
 from ticketry.lab.training.optimizer import learning_rate
 from ticketry.search import method
-from ticketry.search.iterative import Settings, level_densities
+from ticketry.search.iterative import Settings
 from ticketry.step import Step
 from ticketry.tasks import models
 from ticketry.tasks.images import folder
@@ -104,7 +104,7 @@ def test_learning_rate_step_by_step(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_levels_end_at_the_papers_share(name: str) -> None:
     _, _, settings = read(name)
-    found = level_densities(settings)
+    found = settings.targets
     previous = 1.0
     for density in found[:-1]:  # 20 % of what remains, a level
         assert density == pytest.approx(0.8 * previous, rel=1e-9)
@@ -135,7 +135,7 @@ def test_short_forms_are_short_and_keep_the_shape_of_the_training(name: str) -> 
     assert [drop / total for drop in drops] == pytest.approx([drop / long_total for drop in long_drops], abs=1e-3)
     assert (recipe.batch, recipe.lr, warmup) == (long_recipe.batch, long_recipe.lr, 0)
     assert 0 < rewind < 0.08 * total
-    assert level_densities(settings) == (0.5, 0.2, 0.1, 0.05)
+    assert settings.targets == (0.5, 0.2, 0.1, 0.05)
     assert tables["options"] == {"train": "10000"}
     sizes = [models.parameters(model, shape=(3, 32, 32), classes=10) for model in (tables["model"], whole)]
     assert sizes[0] < sizes[1] / 3
