@@ -177,7 +177,7 @@ def test_granularities_are_chosen_anew_in_each_step():
 
 
 SCORES = {"poor": torch.full((8, 4), 0.001), "rich": torch.rand(32, 8, generator=torch.Generator().manual_seed(0)) + 1}
-PRICES = {"poor": 3, "rich": 1}
+PRICES_OF_TWO = {"poor": 3, "rich": 1}
 CURVES = {"poor": Curve((0.0, 1.0), (0.0, 96.0)), "rich": Curve((0.0, 1.0), (0.0, 256.0))}
 X = torch.zeros(2, 8)
 
@@ -199,8 +199,8 @@ def gates_of(**more: Any) -> tk.Mask:
 
 CALLS: dict[str, Callable[..., object]] = {
     "allocate": lambda **more: tk.allocate(SCORES, 0.5, **more),
-    "multiplications": lambda **more: allocate_budget(SCORES, PRICES, 0.3, **more),
-    "multiplications by a rule": lambda **more: allocate_budget(SCORES, PRICES, 0.3, weighed=False, **more),
+    "multiplications": lambda **more: allocate_budget(SCORES, PRICES_OF_TWO, 0.3, **more),
+    "multiplications by a rule": lambda **more: allocate_budget(SCORES, PRICES_OF_TWO, 0.3, weighed=False, **more),
     "costs": lambda **more: allocate_cost(SCORES, CURVES, 100.0, **more),
     "prune": lambda **more: tk.prune(network(), 0.3, **more),
     "prune flops": lambda **more: tk.prune(network(), flops=0.3, example_inputs=X, score="magnitude", **more),
