@@ -148,12 +148,9 @@ class PruningSettings:
         take_as_written(self)
         check_choices(self)
         if self.equal_cost == "flops" and not self.one_training:
-            from ticketry.search import METHODS
-
-            able = [name for name in METHODS.built_in if METHODS.get(name).Settings().one_training]
             raise UsageError(
                 "equal_cost flops trains a network for longer once it is sparse, which this method of several trainings"
-                f" has no place for: use equal_cost steps, or one of {', '.join(able)}"
+                " has no place for: use equal_cost steps, or a method that costs 1 a density (ticketry list methods)"
             )
         if hasattr(self, "structure"):
             object.__setattr__(self, "structure", self.shape.text)
