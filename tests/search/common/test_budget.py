@@ -80,7 +80,7 @@ def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("name", sample(ONE, 1))
 def test_a_method_of_one_training_keeps_the_steps_as_it_is(lab: Lab, name: str) -> None:
-    plain, kept = (made(lab, name, ONE[name] | {"budget": budget}) for budget in ("", "steps"))
+    plain, kept = (made(lab, name, ONE[name] | {"equal_cost": budget}) for budget in ("", "steps"))
     assert whole(plain[-1], "steps") == TOTAL
     assert [row["key"] for row in plain] == [row["key"] for row in kept]
 
