@@ -32,7 +32,7 @@ from ticketry.core.structure.channel_scores import channel_scores
 from ticketry.core.structure.layout import roles
 from ticketry.lab.costs.meters import allocated_at_peak, step_flops
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
-from ticketry.tasks.catalogue import make
+from ticketry.tasks.catalogue import create_task
 from ticketry.tasks.task import Spec
 
 BATCH = 128
@@ -114,7 +114,7 @@ class Training:
 def shrunk_steps(rounds: int) -> list[Row]:
     """VGG-16: time and memory of a step, the small network's against the dense one's."""
     torch.manual_seed(0)
-    dense = make(Spec("cifar10", "vgg-16")).build()
+    dense = create_task(Spec("cifar10", "vgg-16")).build()
     example = torch.randn(2, *SHAPE)
     batches = [(torch.randn(BATCH, *SHAPE), torch.randint(10, (BATCH,)))]
     rows = []
@@ -168,7 +168,7 @@ def batch_loss(model: nn.Module, batch: object) -> Tensor:
 def crop_score(rounds: int) -> list[Row]:
     """CroP's score of a ResNet-18 over 5 batches, in units of a dense training step."""
     torch.manual_seed(0)
-    model = make(Spec("cifar10", "resnet-18")).build()
+    model = create_task(Spec("cifar10", "resnet-18")).build()
     batches = [(torch.randn(BATCH, *SHAPE), torch.randint(10, (BATCH,))) for _ in range(5)]
     training = Training(copy.deepcopy(model), choose_arithmetic(model, device="cpu", precision="fp32"))
     scope = tk.scope(model)
@@ -187,7 +187,7 @@ def detector(rounds: int, data: Path | None) -> list[Row]:
     storing the network and its momentum, as a search does at each look."""
     rows = []
     for model in ("resnet-20", "vgg-16"):
-        task = make(Spec("cifar10", model))
+        task = create_task(Spec("cifar10", model))
         network = task.build()
         training = Training(network, choose_arithmetic(network, device="cpu", precision="auto"))
         start = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -305,7 +305,7 @@ def _deviation(what: str, found: Tensor, wanted: Tensor) -> Row:
 
 def whole_run(data: Path | None, steps: int) -> list[Row]:
     """EarlyCroP-S on VGG-16, all of it, against the dense training: 80 % of the weights gone."""
-    task = make(Spec("cifar10", "vgg-16", (("train", "10000"),)))
+    task = create_task(Spec("cifar10", "vgg-16", (("train", "10000"),)))
     recipe = task.recipe.changed(length=f"{steps}it", batch=BATCH)
     rows = []
     for score, distribution, multiple in reversed(CUTS[1:]):

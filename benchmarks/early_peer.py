@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.tasks.catalogue import make
+from ticketry.tasks.catalogue import create_task
 from ticketry.tasks.task import Spec
 
 BATCH = 256
@@ -124,7 +124,7 @@ def overlap(ours: Mask, theirs: dict[str, Tensor]) -> float:
 
 def batch(data: Path | None) -> tuple[Tensor, Tensor]:
     """Images of the training split, scaled as the task does."""
-    task = make(Spec("cifar10"))
+    task = create_task(Spec("cifar10"))
     split = task.load(data).train
     return task.prepare(split.inputs[:BATCH]), split.targets[:BATCH]
 

@@ -36,7 +36,7 @@ from ticketry.errors import TicketryError
 from ticketry.evidence.ticket_under_test import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.stored_runs import damaged
-from ticketry.integrations import _file as job_file
+from ticketry.integrations import jobs as job_file
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
@@ -47,8 +47,8 @@ from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.exporting import _tables
 from ticketry.report.subject import subject_of
-from ticketry.tasks.data.table import read_table
-from ticketry.tasks.fine_tuning.labelled_texts import read as read_texts
+from ticketry.tasks.data.tables import read_table
+from ticketry.tasks.fine_tuning import read_texts
 from ticketry.tasks.recipe import recipe_from
 from ticketry_engine.ir import model_file
 from ticketry_engine.support.sealed_files import sealed, unsealed
@@ -355,13 +355,13 @@ def _settings(folder: Path) -> Iterator[Format]:
     yield Format("run file", put, read, has_digest=False)
     state = {"tensors": {"w": torch.arange(4.0)}, "list": [1, 2.5, None, "x"], "more": {"a": {"b": torch.ones(2)}}}
     job = folder / "job.safetensors"
-    job_file.write(job, state)
+    job_file.write_state(job, state)
     inner, whole = unsealed(job.read_bytes()), job.read_bytes()
 
     def put_job(draw: Random, by_bytes: bool) -> None:
         job.write_bytes(damaged_bytes(whole, draw) if by_bytes else _resealed(changed_header(inner, draw)))
 
-    yield Format("state of a job", put_job, lambda: job_file.read(job))
+    yield Format("state of a job", put_job, lambda: job_file.read_state(job))
 
 
 def _models(folder: Path) -> Iterator[Format]:

@@ -93,7 +93,7 @@ def made_up(folder: Path) -> Path:
     import numpy as np
     from PIL import Image
 
-    from ticketry.tasks.data.write_shards import write_shards
+    from ticketry.tasks.data.shards import write_shards
 
     draw = np.random.Generator(np.random.PCG64(0))
     for part, count in (("train", 18), ("val", 2)):

@@ -92,7 +92,7 @@ def shares(
     model: nn.Module, asked: Asked, contenders: Sequence[Contender], arguments: argparse.Namespace
 ) -> dict[str, float]:
     """Return for each contender the median over rounds of its time / that of the network without a mask."""
-    x = catalogue.make(spec(asked)).example(arguments.batch, arguments.data)
+    x = catalogue.create_task(spec(asked)).example(arguments.batch, arguments.data)
     timing = Timing(rounds=2 if arguments.quick else arguments.rounds, clock=arguments.clock)
     dense = [] if any(not one.sparse for one in contenders) else rivals(["eager"])  # one is the reference
     all_of_them: list[Contender] = [Sparse(compile_case, OWN), *dense, *contenders]
@@ -111,7 +111,7 @@ def spec(asked: Asked, width: str = "") -> Spec:
 
 
 def network(asked: Asked, width: str = "") -> nn.Module:
-    return catalogue.make(spec(asked, width)).build().eval().requires_grad_(False)
+    return catalogue.create_task(spec(asked, width)).build().eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ from ticketry.core.synthetic_masks import synthetic
 from ticketry.lab.costs.meters.flops import step_flops
 from ticketry.lab.lab import Lab
 from ticketry.tasks import catalogue, models
-from ticketry.tasks.models.language.gpt import GPT
-from ticketry.tasks.models.language.lstm import TiedLSTM
+from ticketry.tasks.models.language import GPT, TiedLSTM
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.kernels.program import ProgramSession
 

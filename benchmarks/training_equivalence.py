@@ -26,7 +26,7 @@ from scipy.stats import t
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
-from ticketry.tasks.language.course import Text
+from ticketry.tasks.language.task import Text
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 

@@ -9,11 +9,8 @@ import torch
 from torch import nn
 
 from ticketry.tasks.language.corpus import Corpus, Part
-from ticketry.tasks.language.course import Text, steps_per_epoch
-from ticketry.tasks.language.task import PERPLEXITY
-from ticketry.tasks.models.language.gpt import GPT
-from ticketry.tasks.models.language.lstm import LSTM, TiedLSTM
-from ticketry.tasks.models.language.pointer import PointerLSTM
+from ticketry.tasks.language.task import PERPLEXITY, Text, steps_per_epoch
+from ticketry.tasks.models.language import GPT, LSTM, PointerLSTM, TiedLSTM
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
 

@@ -1,4 +1,4 @@
-"""Scores that are written as a formula have the signature of what `of_gradients` and `of_gradient_flow` make of it."""
+"""Show formula scores with the signature that `of_gradients` and `of_gradient_flow` give them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import griffe
 
 _MAKERS = ("of_gradients", "of_gradient_flow")
-_MADE = "core.score._formula.DataScore.__call__"
+_CALL = "core.score.gradient_scores.DataScore.__call__"
 
 
 class FormulaScores(griffe.Extension):
-    """The pages are made of the source, where the formula's own arguments stand."""
+    """Replaces the arguments of formulas, which the source shows, by those of the scores."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         if pkg.name != "ticketry":
             return
-        made = pkg[_MADE]
+        made = pkg[_CALL]
         parameters = [one for one in made.parameters if one.name != "self"]
         for module in pkg["core.score"].modules.values():
             for function in module.functions.values():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from faults.searching import Search, assert_same, searched_here
-from ticketry.tasks.data.write_shards import write_shards
+from ticketry.tasks.data.shards import write_shards
 
 
 def shards(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from ticketry.errors import MaskError, TicketError, UsageError
 L = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'ticketry[lightning]'")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
-from ticketry.integrations._jobs import Pruning  # noqa: E402
+from ticketry.integrations.jobs import GradualJob  # noqa: E402
 from ticketry.integrations.lightning import GatesCallback, GradualCallback, HoldCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -241,9 +241,9 @@ def same_ticket(one: tk.Ticket, other: tk.Ticket) -> bool:
 def test_a_state_written_after_the_optimizers_step_and_before_its_pruning_step(within: int) -> None:
     """As by a callback that stands before ours: the pruning step is made where training resumes."""
 
-    def job(until: int) -> Pruning:
+    def job(until: int) -> GradualJob:
         model = Small().net
-        made = Pruning(0.2, {"begin": "1it", "end": "19it", "frequency": "3it", "distribution": "layerwise"})
+        made = GradualJob(0.2, {"begin": "1it", "end": "19it", "frequency": "3it", "distribution": "layerwise"})
         made.begin(model, 36)
         made.after_update(until)
         return made
@@ -251,7 +251,7 @@ def test_a_state_written_after_the_optimizers_step_and_before_its_pruning_step(w
     truth, stored, resumed = job(within), job(within - 1), job(0)
     resumed.model.load_state_dict(stored.model.state_dict())
     resumed.load(stored.state())
-    resumed.go_on(within)
+    resumed.resume(within)
     assert resumed.mask == truth.mask
     resumed.after_update(30)
     assert resumed.mask.kept == pytest.approx(0.2 * resumed.mask.total, abs=1)

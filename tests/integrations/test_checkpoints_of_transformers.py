@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from ticketry.errors import MaskError, TicketError, UsageError
-from ticketry.integrations._file import read, write
+from ticketry.integrations.jobs import read_state, write_state
 
 transformers = pytest.importorskip("transformers", reason="pip install 'ticketry[transformers]'")
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'ticketry[transformers]'")
@@ -115,10 +115,10 @@ def test_states_of_older_versions_resume(tmp_path: Path, name: str) -> None:
     whole = MAKE[name]()
     trained = train(tmp_path, whole).model
     path = tmp_path / "checkpoint-4" / f"ticketry-{name}.safetensors"
-    state = read(path)
+    state = read_state(path)
     for entry in ("step", "cuts", "total", "applied") + (("done",) if name == "gates" else ()):
         state.pop(entry, None)
-    write(path, state)
+    write_state(path, state)
     callback = MAKE[name]()
     assert same(train(tmp_path, callback, str(tmp_path / "checkpoint-4")).model, trained)
     assert callback.mask == whole.mask

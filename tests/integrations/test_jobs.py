@@ -16,9 +16,7 @@ import ticketry as tk
 from samples import sample
 from ticketry.core.gates import KINDS
 from ticketry.errors import HoldError, MaskError, MissingExtraError, TicketryError, UsageError
-from ticketry.integrations._file import read, write
-from ticketry.integrations._job import check_surroundings
-from ticketry.integrations._jobs import Gating, Holding, Pruning
+from ticketry.integrations.jobs import GatesJob, GradualJob, HoldJob, check_surroundings, read_state, write_state
 from ticketry_engine.support.sealed_files import sealed
 
 
@@ -27,9 +25,9 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
 
 
-def gating(**settings: object) -> Gating:
+def gating(**settings: object) -> GatesJob:
     penalty, optimizer = settings.pop("penalty", 1e-3), settings.pop("optimizer", None)
-    return Gating(penalty, optimizer, {"init": 0.1, "seed": 3, **settings})  # type: ignore[arg-type,typeddict-item]
+    return GatesJob(penalty, optimizer, {"init": 0.1, "seed": 3, **settings})  # type: ignore[arg-type,typeddict-item]
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
@@ -93,10 +91,10 @@ def test_states_go_through_a_file(tmp_path: Path) -> None:
         job.before_step(step)
         model(torch.ones(2, 5)).sum().backward()
         job.before_update(None)
-    write(tmp_path / "new" / "state.safetensors", job.state())
+    write_state(tmp_path / "new" / "state.safetensors", job.state())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["state.safetensors"]
     again = gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
-    again.load(read(tmp_path / "new" / "state.safetensors"))  # before training begins, as Lightning does
+    again.load(read_state(tmp_path / "new" / "state.safetensors"))  # before training begins, as Lightning does
     job.release()
     again.begin(model, total=10)
     _require_equal(again.state(), job.state())
@@ -119,10 +117,10 @@ def _require_equal(one: object, other: object) -> None:
 
 def test_files_that_are_no_state(tmp_path: Path) -> None:
     with pytest.raises(TicketryError, match=r"nothing\.safetensors is missing.*resume_from="):
-        read(tmp_path / "nothing.safetensors")
+        read_state(tmp_path / "nothing.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x10" + bytes(40))
     with pytest.raises(TicketryError, match="cannot be read"):
-        read(tmp_path / "torn.safetensors")
+        read_state(tmp_path / "torn.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -141,13 +139,13 @@ def test_files_with_the_right_digest_that_are_no_state(tmp_path: Path, described
     path = tmp_path / "forged.safetensors"
     path.write_bytes(sealed(save({"0": torch.ones(2)}, metadata={"ticketry": described})))
     with pytest.raises(TicketryError, match="take another checkpoint"):
-        read(path)
+        read_state(path)
 
 
 def test_states_of_other_jobs_are_refused() -> None:
     model = network()
     mask = tk.prune(model, density=0.5)
-    jobs = [Holding(mask), Pruning(0.1, {}), gating()]
+    jobs = [HoldJob(mask), GradualJob(0.1, {}), gating()]
     for number, job in enumerate(jobs):
         job.begin(model, total=100)
         stranger = jobs[number - 1].state() if number else {"done": 3}
@@ -158,7 +156,7 @@ def test_states_of_other_jobs_are_refused() -> None:
 
 def test_nothing_is_left_on_the_model() -> None:
     model = network()
-    for job in (Holding(tk.prune(model, density=0.5)), Pruning(0.5, {}), gating()):
+    for job in (HoldJob(tk.prune(model, density=0.5)), GradualJob(0.5, {}), gating()):
         job.begin(model, total=4)
         job.after_update(2)
         job.begin(model, total=4)  # again, after a training that broke off without a word
@@ -170,7 +168,7 @@ def test_nothing_is_left_on_the_model() -> None:
 
 def test_the_end_looks_at_removed_weights_and_lets_go_all_the_same() -> None:
     model = network()
-    for job in (Holding(tk.prune(model, density=0.5)), Pruning(0.5, {"distribution": "layerwise"})):
+    for job in (HoldJob(tk.prune(model, density=0.5)), GradualJob(0.5, {"distribution": "layerwise"})):
         job.begin(model, total=4)
         job.after_update(4)
         nn.init.ones_(model[0].weight)
@@ -181,18 +179,18 @@ def test_the_end_looks_at_removed_weights_and_lets_go_all_the_same() -> None:
 
 
 def test_before_the_first_cut_pruning_does_not_act() -> None:
-    job = Pruning(0.5, {"begin": "2it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
+    job = GradualJob(0.5, {"begin": "2it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
     job.begin(network(), total=6)
-    assert not job._acts()
+    assert not job._is_active()
     job.after_update(3)
-    assert job._acts()
+    assert job._is_active()
     job.release()
 
 
 @pytest.mark.parametrize("steps", [3, 5])
 def test_a_training_that_ends_before_the_last_cut_warns(steps: int, recwarn: pytest.WarningsRecorder) -> None:
     """Such as one that was stopped early: its mask is not of the density that was asked for."""
-    job = Pruning(0.5, {"begin": "1it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
+    job = GradualJob(0.5, {"begin": "1it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
     job.begin(network(), total=6)
     job.after_update(steps)
     job.end()
@@ -222,17 +220,17 @@ def test_gates_end_in_the_hard_network() -> None:
 def test_gates_do_not_go_on_from_a_checkpoint_without_them() -> None:
     job = gating()
     job.begin(network(), total=10)
-    job.go_on(0)
+    job.resume(0)
     with pytest.raises(UsageError, match="step 3, but the checkpoint has no state of gates"):
-        job.go_on(3)
+        job.resume(3)
 
 
 def test_surroundings_in_which_a_job_is_another() -> None:
-    for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (Pruning(0.1, {}), 2, 1)):
+    for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (GradualJob(0.1, {}), 2, 1)):
         with pytest.raises(UsageError, match=f"{job.name} (trains in one process|counts the steps of one optimiser)"):
             check_surroundings(job, optimizers=optimizers, processes=processes)
-    check_surroundings(Pruning(0.1, {}), optimizers=1, processes=8)
-    check_surroundings(Holding(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
+    check_surroundings(GradualJob(0.1, {}), optimizers=1, processes=8)
+    check_surroundings(HoldJob(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
 
 
 @pytest.mark.parametrize("name", sample(["lightning", "transformers"], 1))

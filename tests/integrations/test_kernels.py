@@ -14,9 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.errors import EngineError, UsageError
-from ticketry.integrations._job import check_surroundings
-from ticketry.integrations._jobs import Holding, Pruning
-from ticketry.integrations._kernels import Kernels
+from ticketry.integrations.jobs import GradualJob, HoldJob, Kernels, check_surroundings
 from ticketry_engine.kernels.target import target
 from ticketry_engine.training.region_step import RegionStep
 
@@ -62,7 +60,7 @@ def trained(job: Any, *, autocast: bool = False) -> tuple[list[float], nn.Module
     model, (x, y), losses = network(), data(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     job.begin(model.train(), STEPS)
-    job.go_on(0)
+    job.resume(0)
     for step in range(STEPS):
         job.before_step(step)
         optimizer.zero_grad()
@@ -79,9 +77,9 @@ def trained(job: Any, *, autocast: bool = False) -> tuple[list[float], nn.Module
 
 def test_a_held_mask(calls: list[int]) -> None:
     mask = tk.prune(network(), density=0.2, score="random")
-    dense, _ = trained(Holding(mask))
+    dense, _ = trained(HoldJob(mask))
     assert not calls
-    losses, model = trained(Holding(mask, sparse()))
+    losses, model = trained(HoldJob(mask, sparse()))
     assert len(calls) == STEPS
     assert losses == pytest.approx(dense, abs=1e-3)
     assert not any(dict(model.named_parameters())[name][~kept].any() for name, kept in mask.items())
@@ -93,21 +91,21 @@ def test_a_held_mask(calls: list[int]) -> None:
 def test_in_bfloat16(calls: list[int]) -> None:
     """As near to float32 as autocast is, and not in float32: the losses are others."""
     mask = tk.prune(network(), density=0.2, score="random")
-    exact, _ = trained(Holding(mask))
-    rounded, _ = trained(Holding(mask), autocast=True)
-    losses, model = trained(Holding(mask, sparse("bf16")), autocast=True)
+    exact, _ = trained(HoldJob(mask))
+    rounded, _ = trained(HoldJob(mask), autocast=True)
+    losses, model = trained(HoldJob(mask, sparse("bf16")), autocast=True)
     assert len(calls) == STEPS
     assert losses == pytest.approx(rounded, abs=0.02)
     assert max(abs(one - other) for one, other in zip(losses, exact, strict=True)) > 1e-5
     assert not any(dict(model.named_parameters())[name][~kept].any() for name, kept in mask.items())
-    by_itself, _ = trained(Holding(mask, sparse("bf16")))
+    by_itself, _ = trained(HoldJob(mask, sparse("bf16")))
     assert by_itself == pytest.approx(losses, abs=0.02)
 
 
 def test_a_mask_that_gets_smaller(calls: list[int]) -> None:
     options: Any = {"begin": "2it", "end": "8it", "frequency": "2it"}
-    dense, _ = trained(Pruning(0.1, options))
-    job = Pruning(0.1, options, sparse())
+    dense, _ = trained(GradualJob(0.1, options))
+    job = GradualJob(0.1, options, sparse())
     losses, _ = trained(job)
     assert 0 < len(calls) < STEPS  # as soon as layers are sparse enough
     assert losses == pytest.approx(dense, abs=1e-3)
@@ -115,7 +113,7 @@ def test_a_mask_that_gets_smaller(calls: list[int]) -> None:
 
 
 def test_training_that_breaks_off_leaves_the_model_as_it_was() -> None:
-    job = Holding(tk.prune(network(), density=0.2, score="random"), sparse())
+    job = HoldJob(tk.prune(network(), density=0.2, score="random"), sparse())
     model = network().train()
     job.begin(model, STEPS)
     job.before_step(0)
@@ -134,7 +132,7 @@ def test_what_cannot_be() -> None:
         Kernels("dense", None, "bf16")
     with pytest.raises(UsageError, match="precision 'half' is not known: fp32, bf16"):
         Kernels("sparse", torch.zeros(1), "half")
-    job = Holding(tk.prune(network(), density=0.2), sparse())
+    job = HoldJob(tk.prune(network(), density=0.2), sparse())
     with pytest.raises(UsageError, match="trains in one process so far, and this training has 2"):
         check_surroundings(job, optimizers=1, processes=2)
     with pytest.raises(EngineError, match="computes in float32 on the CPU"):

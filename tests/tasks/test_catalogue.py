@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from ticketry.errors import DataError, TaskError
 from ticketry.step import Step
-from ticketry.tasks import catalogue, models
-from ticketry.tasks.images import facts
+from ticketry.tasks import catalogue, facts, models
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Task
 from ticketry.tasks.user_task import OwnTask
@@ -110,7 +109,7 @@ def test_built_in_tasks_have_a_model_and_can_be_made_again(name: str, model: str
     task = catalogue.get(name, model=model)
     assert task.name == name
     assert task.spec == Spec(name, model)
-    again = catalogue.make(task.spec)
+    again = catalogue.create_task(task.spec)
     assert (again.key(), again.recipe) == (task.key(), task.recipe)
     inputs = task.prepare(torch.zeros(2, *facts.DATA_SETS.get(name).shape, dtype=torch.uint8))
     assert task.build()(inputs).shape == (2, facts.DATA_SETS.get(name).classes)
@@ -125,7 +124,7 @@ def test_recipe_follows_model_and_data() -> None:
     assert catalogue.get("fashion-mnist", model="lenet-5").recipe == facts.LENET
     assert catalogue.get("digits").recipe == facts.DIGITS
     assert catalogue.get("mnist", model="resnet-20").recipe == facts.RESIDUAL.changed(augment=())
-    assert set(facts._OF_MODEL) == set(models.names())
+    assert set(facts._IMAGE_RECIPES) == set(models.names())
 
 
 def test_residual_recipe_is_that_of_open_lth() -> None:
@@ -199,7 +198,7 @@ def test_own_task_by_class_function_or_instance(write: Written, target: str) -> 
     task = catalogue.get(f"mine:{target}")
     assert (task.name, task.recipe.lr, task.spec) == ("own", 0.5, Spec(f"mine:{target}"))
     assert task.build().weight.shape[1] == 2
-    again = catalogue.make(task.spec)
+    again = catalogue.create_task(task.spec)
     assert again.key() == task.key()
     assert json.loads(json.dumps(task.key())) == task.key()
 
@@ -211,7 +210,7 @@ def test_options_are_converted_and_passed_on(write: Written) -> None:
     assert isinstance(task, OwnTask)
     assert task.inner.given == (5, 0.001, True, "5x", "cnn")
     assert task.spec == Spec("mine:Own", "cnn", (("deep", "True"), ("rate", "1e-3"), ("title", "5x"), ("width", "5")))
-    assert catalogue.make(task.spec).inner.given == task.inner.given
+    assert catalogue.create_task(task.spec).inner.given == task.inner.given
     assert task.key() != catalogue.get("mine:Own", options=options).key()
     assert task.key() == catalogue.get("mine:Own", model="cnn", options={**options, "rate": "0.001"}).key()
 

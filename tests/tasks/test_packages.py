@@ -59,7 +59,7 @@ def no_network(depth): ...
 """
 
 DATA = """
-from ticketry.tasks.images.facts import LENET, ImageData
+from ticketry.tasks.facts import LENET, ImageData
 
 STRIPES = ImageData(
     title="Stripes", shape=(1, 8, 8), classes=2, examples=(8, 4, 4), mean=(0.5,), std=(0.5,), model="mlp-5",
@@ -94,7 +94,7 @@ def moons(site: Path) -> Path:
 
 def test_a_packages_task(moons: Path) -> None:
     assert catalogue.names()[-3:] == ("asked", "moons", "odd")
-    assert (catalogue.where("moons"), catalogue.where("digits")) == ("half-moons 1.2", "built in")
+    assert (catalogue.find_origin("moons"), catalogue.find_origin("digits")) == ("half-moons 1.2", "built in")
     assert catalogue.describe("moons") == "Two half moons, told apart. By a perceptron"
     task = catalogue.get("moons", options={"hidden": "7"})
     assert isinstance(task, OwnTask)
@@ -102,7 +102,7 @@ def test_a_packages_task(moons: Path) -> None:
     assert task.spec == Spec("moons", None, (("hidden", "7"),))
     source = hashlib.sha256(moons.read_bytes()).hexdigest()
     assert task.key() == {"name": "moons", "source": source, "options": {"hidden": 7}, "key": None}
-    assert catalogue.make(task.spec).key() == task.key()
+    assert catalogue.create_task(task.spec).key() == task.key()
     with pytest.raises(TaskError, match=r"moons takes \(hidden=4\), but got"):
         catalogue.get("moons", options={"depth": "7"})
 
@@ -118,7 +118,7 @@ def test_what_is_no_task_is_told_and_the_others_work(moons: Path, site: Path) ->
     with pytest.raises(PluginError, match=r"the task 'missing' of the package broken 1.2 cannot be used"):
         catalogue.get("missing")
     assert "broken 1.2 cannot be used" in catalogue.describe("missing")
-    assert catalogue.where("digits") == "built in"
+    assert catalogue.find_origin("digits") == "built in"
     assert not isinstance(catalogue.get("digits"), OwnTask)
 
 
@@ -188,7 +188,7 @@ def test_a_packages_data_set_is_a_task(site: Path, tmp_path: Path, monkeypatch: 
     (site / "stripes" / "reader.py").write_text(READER)
     install(site, "stripes", {"stripes": "stripes:STRIPES", "mnist": "stripes:STRIPES"}, group="ticketry.data")
     assert "stripes" in catalogue.names()
-    assert (catalogue.where("stripes"), catalogue.where("mnist")) == ("stripes 1.2", "built in")
+    assert (catalogue.find_origin("stripes"), catalogue.find_origin("mnist")) == ("stripes 1.2", "built in")
     assert catalogue.describe("stripes").startswith("Stripes: 8x8x1, 2 classes, 8 / 4 / 4 examples")
     task = catalogue.get("stripes")
     assert task.load().train.inputs.shape == (8, 1, 8, 8)
@@ -201,7 +201,7 @@ def test_a_packages_data_set_is_a_task(site: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_packages_language_model(site: Path, tmp_path: Path) -> None:
-    (site / "my_lstms.py").write_text("from ticketry.tasks.models.language.lstm import LSTM\n\nclass Mine(LSTM): ...\n")
+    (site / "my_lstms.py").write_text("from ticketry.tasks.models.language import LSTM\n\nclass Mine(LSTM): ...\n")
     offers = {"mine": "my_lstms:Mine", "none": "json:loads"}
     install(site, "my-lstms", offers, group="ticketry.language_models")
     (tmp_path / "text.txt").write_text("abc " * 500)

@@ -82,13 +82,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     ids=str,
 )
 def test_it_is_the_task_of_that_name_and_those_options(mine: ModuleType, given: dict[str, Any]) -> None:
-    task = catalogue.asked(mine.Own(**given))
+    task = catalogue.resolve_task(mine.Own(**given))
     model = given.get("model")
     options = {name: value for name, value in given.items() if name != "model"}
     named = catalogue.get("object_tasks:Own", model=model, options=options)
     assert task.key() == named.key()
     assert task.spec == named.spec == Spec("object_tasks:Own", model, tuple((a, str(b)) for a, b in options.items()))
-    assert catalogue.asked(task) is task
+    assert catalogue.resolve_task(task) is task
 
 
 def test_a_run_takes_it(mine: ModuleType, tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_a_run_takes_it(mine: ModuleType, tmp_path: Path) -> None:
 
 def test_one_with_a_key_of_its_own_stays_as_it_is(mine: ModuleType) -> None:
     keyed, digits = mine.Keyed(), catalogue.get("digits")
-    assert catalogue.asked(keyed) is keyed
-    assert catalogue.asked(digits) is digits
-    assert catalogue.asked("digits").key() == digits.key()
+    assert catalogue.resolve_task(keyed) is keyed
+    assert catalogue.resolve_task(digits) is digits
+    assert catalogue.resolve_task("digits").key() == digits.key()
 
 
 def changed(attribute: str, value: object) -> Callable[[ModuleType], Any]:
@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[Callable[[ModuleType], Any], str]] = {
 def test_what_no_name_makes_again_says_why(mine: ModuleType, name: str) -> None:
     make, reason = WRONG[name]
     with pytest.raises(TaskError, match=reason):
-        catalogue.asked(make(mine))
+        catalogue.resolve_task(make(mine))
 
 
 def test_a_class_of_a_script_or_of_another_reading_of_its_module(
@@ -151,15 +151,15 @@ def test_a_class_of_a_script_or_of_another_reading_of_its_module(
 ) -> None:
     monkeypatch.setattr(mine.Own, "__module__", "__main__")
     with pytest.raises(TaskError, match="is of a script or a notebook"):
-        catalogue.asked(mine.Own())
+        catalogue.resolve_task(mine.Own())
     monkeypatch.setattr(mine.Own, "__module__", "object_tasks")
     task = mine.Own()
     monkeypatch.setattr(mine, "Own", mine.Keyed)
     with pytest.raises(TaskError, match="not the one that object_tasks:Own is now"):
-        catalogue.asked(task)
+        catalogue.resolve_task(task)
     monkeypatch.delattr(mine, "Own")
     with pytest.raises(TaskError, match="cannot be made again by its name object_tasks:Own"):
-        catalogue.asked(task)
+        catalogue.resolve_task(task)
 
 
 def test_without_any_the_key_says_how_it_gets_one(mine: ModuleType) -> None:

@@ -23,7 +23,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
-from ticketry.core.score._measure import kept_batches, measures_at_mask, scores_in
+from ticketry.core.score.measurement import cache_batches, measures_at_mask, scores_in
 from ticketry.core.structure.layout import layouts, layouts_or_rows
 from ticketry.core.structure.pattern import check_distribution, share_of
 from ticketry.errors import LayerCollapseError, UsageError
@@ -118,7 +118,7 @@ def budget_pruner(
     if regrow and not measures_at_mask(function):
         raise UsageError("regrow needs a score that rates removed weights, by the option `at`")
     if iterations > 1:
-        inputs = kept_batches(inputs, model)
+        inputs = cache_batches(inputs, model)
 
     @cache
     def first_scores() -> dict[str, Tensor]:

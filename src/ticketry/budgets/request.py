@@ -18,9 +18,9 @@ from ticketry.core.mask import Mask, require_mask
 from ticketry.core.output_change import output_change
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
-from ticketry.core.score._measure import measures_at_mask, scores_in
 from ticketry.core.score.kfac import kfac
-from ticketry.core.score.magnitude import magnitude
+from ticketry.core.score.measurement import measures_at_mask, scores_in
+from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 

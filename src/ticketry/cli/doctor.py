@@ -189,19 +189,19 @@ def _caches() -> Iterator[Finding]:
 
 
 def _data(folder: Path | None) -> Iterator[Finding]:
-    from ticketry.tasks.data import cifar, mnist, tiny_imagenet, uci
+    from ticketry.tasks.data import published_images, tables
     from ticketry.tasks.data.locate import located, places
     from ticketry.tasks.language import corpus
 
     collections = {
-        "mnist": mnist.MNIST.collection(),
-        "fashion-mnist": mnist.FASHION_MNIST.collection(),
-        "cifar10": cifar.CIFAR10.collection(),
-        "cifar100": cifar.CIFAR100.collection(),
-        "tiny-imagenet": tiny_imagenet.WHOLE.collection(),
-        "tiny-imagenet-20": tiny_imagenet.TWENTY.collection(),
+        "mnist": published_images.MNIST.collection(),
+        "fashion-mnist": published_images.FASHION_MNIST.collection(),
+        "cifar10": published_images.CIFAR10.collection(),
+        "cifar100": published_images.CIFAR100.collection(),
+        "tiny-imagenet": published_images.WHOLE.collection(),
+        "tiny-imagenet-20": published_images.TWENTY.collection(),
         **{name: corpus.collection(name) for name in ("ptb", "wikitext-2")},
-        **{f"uci-{name}": published.collection() for name, published in uci.PUBLISHED.items()},
+        **{f"uci-{name}": published.collection() for name, published in tables.PUBLISHED.items()},
     }
     where = places(folder)
     for name, collection in collections.items():

@@ -154,7 +154,7 @@ def _tasks(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks import catalogue
 
     return [
-        {"name": name, "from": catalogue.where(name), "description": catalogue.describe(name)}
+        {"name": name, "from": catalogue.find_origin(name), "description": catalogue.describe(name)}
         for name in catalogue.names()
     ]
 

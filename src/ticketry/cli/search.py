@@ -21,7 +21,7 @@ from ticketry.experiments.options import LabOptions, SearchOptions
 from ticketry.experiments.run_file import check_trust, current_settings, read_run_file, search_options
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_named_settings, method, methods
-from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
 

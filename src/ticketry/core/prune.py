@@ -24,8 +24,8 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
-from ticketry.core.score._measure import kept_batches, measures_at_mask, scores_in
-from ticketry.core.score.magnitude import magnitude
+from ticketry.core.score.measurement import cache_batches, measures_at_mask, scores_in
+from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density
 from ticketry.core.weight_uses import count_multiplications
@@ -289,7 +289,7 @@ def prune(
     check_least_of(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
-        inputs = kept_batches(inputs, model)
+        inputs = cache_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         # In the first iteration, a score without `at` sees the model unchanged.

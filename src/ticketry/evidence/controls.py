@@ -105,7 +105,7 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
         assert task.spec is not None
         width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # the format of names
         try:
-            return catalogue.make(replace(task.spec, model=str(NetworkName(base.base, width))))
+            return catalogue.create_task(replace(task.spec, model=str(NetworkName(base.base, width))))
         except TaskError as error:
             raise UsageError(f"{role}: {error}") from None
 

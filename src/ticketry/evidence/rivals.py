@@ -324,7 +324,7 @@ class Rivals:
 def narrower(task: Task, most: int) -> Task | None:
     """Return the task with the largest narrower network of at most `most` parameters; None if it defines none."""
     model = task.narrower(most) if task.spec else None
-    return catalogue.make(replace(task.spec, model=model)) if task.spec and model else None
+    return catalogue.create_task(replace(task.spec, model=model)) if task.spec and model else None
 
 
 def no_narrower(task: Task, most: int) -> str:

@@ -23,7 +23,7 @@ from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_info
 from ticketry.registry import import_from_here, load
 from ticketry.tasks import catalogue
-from ticketry.tasks.file_requests import is_widened, refused, shown
+from ticketry.tasks.file_requests import is_widened, quote, refusal
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Spec, Task, written_key
 from ticketry_engine.support.process_state import private_random_state
@@ -67,7 +67,7 @@ def made_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool
         else Spec(asked.name, model if isinstance(model, str) else None)  # tickets from before specs
     )
     try:
-        task = catalogue.make_asked_by(of, spec, trust=trust)
+        task = catalogue.create_task_from_file(of, spec, trust=trust)
     except (TaskError, UsageError) as error:
         raise TicketError(f"the task {asked.name!r:.80} of {of} cannot be built: {error}") from None
     if not trust and is_widened(spec.model):
@@ -121,7 +121,7 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
     for one in found:
         if missing := [blob for blob in one.blobs() if blob != digest and not lab.store.has(blob)]:
             raise TicketError(
-                f"{of} was trained with {one.name}, which needs {shown(missing[0])} from the store of its search:"
+                f"{of} was trained with {one.name}, which needs {quote(missing[0])} from the store of its search:"
                 " verify it there (--store)"
             )
     return tuple(holding(mask=digest) if isinstance(one, _HOLDING) else one for one in found)
@@ -142,13 +142,13 @@ def import_variants(ticket: Ticket) -> None:
 def _restore(described: Mapping[str, Any], of: str) -> Variant:
     name = described.get("variant")
     if not is_known(described):
-        raise refused("variant of training", described.get("place", name), of, "import its module, or, ")
+        raise refusal("variant of training", described.get("place", name), of, "import its module, or, ")
     try:
         return variant_from(described)
     except UsageError as error:
-        raise TicketError(f"{of} was trained with {shown(name)}, which cannot be restored: {error}") from None
+        raise TicketError(f"{of} was trained with {quote(name)}, which cannot be restored: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError):
-        what = f"info.segment.variants has invalid fields for {shown(name)}"
+        what = f"info.segment.variants has invalid fields for {quote(name)}"
         raise TicketError(f"{of}: in ticket.json, {what}") from None
 
 

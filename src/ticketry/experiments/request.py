@@ -408,11 +408,11 @@ def named_task(task: str | Task, model: str | None = None) -> Task:
     """The task that is meant, with another network if one is named.
 
     Raises:
-        TaskError: for a name that is not known, see `catalogue.asked`.
+        TaskError: for a name that is not known, see `catalogue.resolve_task`.
         UsageError: for another network than that of a task which is an object, and has its own.
     """
     if model is None:
-        return catalogue.asked(task)
+        return catalogue.resolve_task(task)
     if isinstance(task, str):
         return catalogue.get(task, model=model)
     raise UsageError(f"model={model!r} stands in place of the network of a task by name; {task.name} is made already")

@@ -23,7 +23,7 @@ from ticketry.records.network import is_matched_dense
 from ticketry.records.settings import FORMAT_1, upgrade_settings
 from ticketry.registry import is_offered
 from ticketry.search import METHODS
-from ticketry.tasks.file_requests import check_network, check_request, refused
+from ticketry.tasks.file_requests import check_network, check_request, refusal
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -194,12 +194,12 @@ def check_trust(
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
             elif registry.is_outside(name):
-                raise refused(what.removesuffix("s"), name, of, instead("name it yourself"))
+                raise refusal(what.removesuffix("s"), name, of, instead("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
-            raise refused(what, tables[what], of, instead(f"name the folder yourself with --{what}"))
+            raise refusal(what, tables[what], of, instead(f"name the folder yourself with --{what}"))
     if "on" in tables and "on" not in own and not _trains_here(str(tables["on"])):
-        raise refused("on", tables["on"], of, instead("name where to train yourself with --on"))
+        raise refusal("on", tables["on"], of, instead("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
@@ -207,11 +207,11 @@ def check_trust(
         check_network(str(tables["model"]), of=of)
     profile = tables.get("settings", {}).get("profile")
     if profile and "profile" not in own and not _kept_costs(str(profile), store):
-        raise refused("setting profile", str(profile), of, instead("name the file yourself with --profile"))
+        raise refusal("setting profile", str(profile), of, instead("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
         for word in _words_in(name, value):
             if name not in own and _names_code(word):
-                raise refused(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
+                raise refusal(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
 
 
 def current_settings(stored: Mapping[str, Any], method: object, store: str | Path | None = None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from ticketry.records.verdict import About
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
 from ticketry.tasks.catalogue import of_replicate
-from ticketry.tasks.file_requests import refused
+from ticketry.tasks.file_requests import refusal
 from ticketry.tasks.recipe import recipe_from
 from ticketry.tasks.task import Task
 
@@ -383,7 +383,7 @@ def search_of(
     settings = current_settings(info.settings, info.method, store)
     if not trust:
         if METHODS.is_outside(info.method):
-            raise refused("search method", info.method, of)
+            raise refusal("search method", info.method, of)
         check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search
     task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)

@@ -4,7 +4,7 @@
     lightning.Trainer(callbacks=[callback], ...).fit(module)
     ticket = callback.ticket(early_state_dict)
 
-Their state goes into the trainer's checkpoints, so that `fit(ckpt_path=...)` goes on as if it had not been
+Their state goes into the trainer's checkpoints, so that `fit(ckpt_path=...)` continues as if it had not been
 interrupted. The module's state dict keeps its plain names. A *step* is one of the optimiser: batches that are
 accumulated count once.
 """
@@ -22,9 +22,17 @@ from ticketry.core.gates.attach import GateOptions
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import Schedule
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
-from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
-from ticketry.integrations._kernels import Kernels
+from ticketry.integrations.jobs import (
+    GatesJob,
+    GradualJob,
+    HoldJob,
+    Job,
+    Kernels,
+    MakeOptimizer,
+    Owner,
+    check_surroundings,
+    find_part,
+)
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
@@ -56,13 +64,13 @@ class _JobCallback(Owner, Callback):
         check_surroundings(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
         self._check_averages(trainer)
         self._went_on = False
-        self._trained = part_of(pl_module, self._module)
+        self._trained = find_part(pl_module, self._module)
         total = _steps(trainer) if self.job.needs_length else 0
         self.job.begin(self._trained, total, trial=bool(getattr(trainer, "fast_dev_run", False)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._went_on = True
-        self.job.go_on(trainer.global_step)
+        self.job.resume(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.job.before_step(trainer.global_step)
@@ -80,7 +88,7 @@ class _JobCallback(Owner, Callback):
         if self.job.model is None:
             return
         if not self._went_on:  # from a checkpoint of a complete training Lightning trains nothing, and does not say so
-            self.job.go_on(trainer.global_step)
+            self.job.resume(trainer.global_step)
         self.job.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -128,7 +136,7 @@ class HoldCallback(_JobCallback):
             precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
                 has ``precision="bf16-mixed"``.
         """
-        super().__init__(Holding(mask, Kernels(kernels, example_inputs, precision)), module)
+        super().__init__(HoldJob(mask, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GradualCallback(_JobCallback):
@@ -153,7 +161,7 @@ class GradualCallback(_JobCallback):
                 keep_at_least, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs, precision)), module)
+        super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GatesCallback(_JobCallback):
@@ -181,8 +189,8 @@ class GatesCallback(_JobCallback):
             module: dotted name of the part of the LightningModule that gets gates; all of it if empty.
             options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
         """
-        super().__init__(Gating(penalty, optimizer, options), module)
-        self.job: Gating
+        super().__init__(GatesJob(penalty, optimizer, options), module)
+        self.job: GatesJob
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gates come off here, so that the module is the hard network wherever training is over."""

@@ -25,10 +25,19 @@ from ticketry.core.gates.attach import GateOptions
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import Schedule
 from ticketry.errors import MaskError, MissingExtraError, UsageError
-from ticketry.integrations._file import read, write
-from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
-from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
-from ticketry.integrations._kernels import Kernels
+from ticketry.integrations.jobs import (
+    GatesJob,
+    GradualJob,
+    HoldJob,
+    Job,
+    Kernels,
+    MakeOptimizer,
+    Owner,
+    check_surroundings,
+    find_part,
+    read_state,
+    write_state,
+)
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -64,12 +73,12 @@ class _JobCallback(Owner, TrainerCallback):
                 f"this training has {state.max_steps} steps: give TrainingArguments max_steps or num_train_epochs above"
                 " 0, or leave the callback out"
             )
-        self._trained = part_of(more["model"], self._module)
+        self._trained = find_part(more["model"], self._module)
         try:
             self.job.begin(self._trained, state.max_steps, _runs(state))
             if state.global_step:
                 self.job.load(self._stored(args, state))
-            self.job.go_on(state.global_step)
+            self.job.resume(state.global_step)
         except BaseException:
             self.job.release()
             raise
@@ -87,7 +96,7 @@ class _JobCallback(Owner, TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if state.is_world_process_zero:
-            write(self._written(args, state) / self._file, {**self.job.state(), _STEP: state.global_step})
+            write_state(self._written(args, state) / self._file, {**self.job.state(), _STEP: state.global_step})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         self.job.end()
@@ -100,7 +109,7 @@ class _JobCallback(Owner, TrainerCallback):
     def _stored(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         """Read the state from the checkpoint that is resumed; `MaskError` if it is of another step than the weights."""
         folder = Path(self._resume_from or _resumed(state) or self._written(args, state))
-        found = read(folder / self._file)
+        found = read_state(folder / self._file)
         step = found.pop(_STEP, state.global_step)  # older files do not have it
         if step != state.global_step:
             raise MaskError(
@@ -134,14 +143,14 @@ class HoldCallback(_JobCallback):
         Args:
             mask: by names of parameters of the model, or of the part of it that `module` names.
             module: dotted name of that part, such as ``bert``.
-            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
             kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
                 errors come when training begins. On a CPU, with weights in float32, in one process.
             example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
             precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
                 has ``bf16=True``.
         """
-        super().__init__(Holding(mask, Kernels(kernels, example_inputs, precision)), module, resume_from)
+        super().__init__(HoldJob(mask, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GradualCallback(_JobCallback):
@@ -162,13 +171,13 @@ class GradualCallback(_JobCallback):
         Args:
             density: fraction of weights kept at the end.
             module: dotted name of the part of the model that is pruned; all of it if empty.
-            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
             kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
             options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse,
                 keep_at_least, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs, precision)), module, resume_from)
+        super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
@@ -195,11 +204,11 @@ class GatesCallback(_JobCallback):
             optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
                 default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
             module: dotted name of the part of the model that gets gates; all of it if empty.
-            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
             options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
         """
-        super().__init__(Gating(penalty, optimizer, options), module, resume_from)
-        self.job: Gating
+        super().__init__(GatesJob(penalty, optimizer, options), module, resume_from)
+        self.job: GatesJob
 
     @property
     def gates(self) -> Gates:

@@ -44,7 +44,7 @@ from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants import HeldMask, Shrunk, task_structure
-from ticketry.tasks import given
+from ticketry.tasks import task_checks
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
@@ -369,7 +369,7 @@ class Lab:
     def sizes(self, task: Task) -> dict[str, int]:
         """Return the number of examples of each split; remembered, so that a finished run does not load data again."""
         known = self.store.remembered(
-            "sizes", digest_of(task.key()), lambda: given.sized(task, self.course(task).sizes())
+            "sizes", digest_of(task.key()), lambda: task_checks.sized(task, self.course(task).sizes())
         )
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 

@@ -99,14 +99,14 @@ def plan(settings: Settings) -> list[Training]:
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.core.gates.channel_gates import readers_of
+    from ticketry.core.gates.channel_gates import find_readers
     from ticketry.search.gating.masks import hardened_weights
 
     lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
     step = cut_step(whole, settings.until, "gates are trained", "them")
     soft = replicate.begun(variants=[gates_of(replicate, scope, settings)]).until(step)
     if settings.shape.channels:
-        readers_of(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
+        find_readers(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.dense(step)
     yield dense
     gated = lab.train(soft, label="with gates")

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.errors import PluginError, TaskError
 from ticketry.registry import BUILT_IN, Registry, resolve
+from ticketry.tasks import facts as texts
+from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, MODEL, UCI
 from ticketry.tasks.file_requests import check_request
-from ticketry.tasks.images.facts import DATA_SETS
-from ticketry.tasks.language import facts as texts
-from ticketry.tasks.regression.facts import MODEL, UCI
-from ticketry.tasks.reinforcement.facts import ENVIRONMENTS
 
 if TYPE_CHECKING:
     from ticketry.tasks.task import Spec, Task
@@ -44,19 +42,19 @@ _LINES = {
 """The tasks that are no data set of `images.facts`, in one line each."""
 
 _WITH_MORE = {name.partition(":")[0]: name for name in _LINES if ":" in name} | {texts.TEXT: texts.TEXT}
-"""What stands before the colon of a name such as table:houses.csv -> the task."""
+"""Prefix before the colon of a name such as table:houses.csv -> the task."""
 
 TASKS: Registry[Any] = Registry(
     "task",
     "ticketry.tasks",
     {
         **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:make"),
-        "imagefolder": "ticketry.tasks.images.folder:make",
-        "imageshards": "ticketry.tasks.images.shards:make",
+        "imagefolder": "ticketry.tasks.images.folder:create_folder_task",
+        "imageshards": "ticketry.tasks.images.folder:create_shards_task",
         **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:make"),
-        **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression.task:make"),
+        **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression:make"),
         **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:make"),
-        "hf:FOLDER": "ticketry.tasks.fine_tuning.task:make",
+        "hf:FOLDER": "ticketry.tasks.fine_tuning:create_task",
     },
     error=TaskError,
     unknown="there is no {kind} {name!r}: choose one of {names}",
@@ -69,7 +67,7 @@ def names() -> tuple[str, ...]:
     return (*TASKS.names(), *(name for name in DATA_SETS.names() if name not in TASKS))
 
 
-def where(name: str) -> str:
+def find_origin(name: str) -> str:
     """Whence a task is, see `Registry.where`."""
     return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_entry(name))
 
@@ -96,8 +94,8 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
     """The task of that name: built in, an installed package's, or module:object, see `user_task.load`.
 
     `model` chooses another network than the task's own. `options` go to the task: data sets in memory have ``train``,
-    for fewer training examples, and ``size``, for fewer pixels; see also `images.folder.make`,
-    `regression.task.make` and their like. They are words, as on a command line: of other values their words count.
+    for fewer training examples, and ``size``, for fewer pixels; see also `images.folder.create_folder_task`,
+    `regression.make` and the others. Values are text, as on a command line; other values are converted to text.
 
     Raises:
         TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.
@@ -116,35 +114,35 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
     """
     from ticketry.tasks.task import Spec
 
-    return make(Spec(name, model, tuple(sorted((key, str(value)) for key, value in (options or {}).items()))))
+    return create_task(Spec(name, model, tuple(sorted((key, str(value)) for key, value in (options or {}).items()))))
 
 
-def asked(task: str | Task) -> Task:
+def resolve_task(task: str | Task) -> Task:
     """The task that is meant: of that name, or the object, which gets a key and a name where it has none of its own.
 
     Raises:
-        TaskError: as `get`; or if no name and options make the object again, see `task_object.remade`.
+        TaskError: as `get`; or if no name and options make the object again, see `user_task.recreate`.
     """
-    from ticketry.tasks.task_object import remade
+    from ticketry.tasks.user_task import recreate
 
-    return get(task) if isinstance(task, str) else remade(task, get)
+    return get(task) if isinstance(task, str) else recreate(task, get)
 
 
-def make(spec: Spec) -> Task:
+def create_task(spec: Spec) -> Task:
     """The task that `get` made from the same request; its `spec` is this one. The request is a user's own.
 
     Raises:
         TaskError, PluginError: as `get`.
     """
-    return _made(spec)
+    return _create(spec)
 
 
-def make_asked_by(file: str, spec: Spec, *, trust: bool = False) -> Task:
+def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
     """The task of a request that was read from a file: see `file_requests` for what is granted.
 
     Args:
         file: what it is called in errors.
-        trust: whether a user has allowed whatever the file names. A function is called only if its annotation says
+        trust: whether a user trusts what the file names. Even then, a function is called only if its annotation says
             that it returns a task, even so.
 
     Raises:
@@ -153,10 +151,10 @@ def make_asked_by(file: str, spec: Spec, *, trust: bool = False) -> Task:
     """
     if not trust:
         check_request(spec.name, spec.model, spec.options, of=file)
-    return _made(spec, annotated=True)
+    return _create(spec, annotated=True)
 
 
-def _made(spec: Spec, *, annotated: bool = False) -> Task:
+def _create(spec: Spec, *, annotated: bool = False) -> Task:
     # torch takes a second to import, and `names` and `describe` do without.
     from ticketry.tasks import user_task
     from ticketry.tasks.images import task as images
@@ -186,7 +184,7 @@ def of_replicate(task: Task, number: int) -> Task:
     Raises:
         TaskError: if there is no such replicate, or a task whose replicates differ was made by no request.
     """
-    return _with(task, task.of_replicate(number), "differs between replicates")
+    return _add_options(task, task.of_replicate(number), "differs between replicates")
 
 
 def untrained(task: Task) -> Task:
@@ -195,12 +193,12 @@ def untrained(task: Task) -> Task:
     Raises:
         TaskError: if a task that begins with trained ones was made by no request.
     """
-    return _with(task, task.untrained(), "begins with trained weights")
+    return _add_options(task, task.untrained(), "begins with trained weights")
 
 
-def _with(task: Task, options: Mapping[str, str], why: str) -> Task:
+def _add_options(task: Task, options: Mapping[str, str], why: str) -> Task:
     if not options:
         return task
     if task.spec is None:
         raise TaskError(f"the task {task.name} {why}: get it by its name, from ticketry.task")
-    return make(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))
+    return create_task(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))

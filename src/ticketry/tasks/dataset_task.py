@@ -37,7 +37,7 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import generator, mix
 
 TRANSFORMS: Augmentation = "transforms"
-"""Of a recipe's `augment`: random transforms of the data set draw anew at every step."""
+"""Augmentation of a recipe: random transforms of the data set are drawn anew at every step."""
 _ACCURACY = Metric("accuracy", "%", higher_is_better=True)
 _READ_AT_ONCE = 250
 _SAMPLED = 16
@@ -116,7 +116,7 @@ class Source:
     collate: Callable[[list[Any]], Any] = default_collate
 
     def read(self, rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """The batch of these rows, each read under a seed of its own."""
+        """Return the batch of these rows, each read under its own seed."""
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
             with _seeded(seed):
@@ -132,7 +132,7 @@ class Source:
 
 
 class DatasetTask(Task):
-    """What `dataset_task` makes."""
+    """A task on PyTorch data sets, created by `dataset_task`."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class DatasetReader:
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
-        """What reads the inputs of `rows`; in another process it takes the data set from a file of this one."""
+        """Return a function that reads the inputs of `rows`; other processes load the data set from a file."""
         numbers = rows.tolist()
         drawn = [mix(seed, "transform", first + place) for place in range(len(numbers))]
         seeds = drawn if augment else [mix(0, "dataset", row) for row in numbers]

@@ -1,4 +1,4 @@
-"""Requests that stand in a file, such as a stranger's ticket: which of them are carried out without asking anybody.
+"""Requests in files, such as tickets from others, and which of them are granted without asking the user.
 
 What a file names is data. Granted are built-in tasks and networks with options that are numbers and words: such a name
 chooses no module to import, no path to open, and nothing to download but a published data set with a known digest. Any
@@ -13,11 +13,9 @@ from dataclasses import fields
 from itertools import pairwise
 
 from ticketry.errors import TrustError
-from ticketry.tasks.images.facts import DATA_SETS
-from ticketry.tasks.language.facts import PUBLISHED
+from ticketry.tasks import facts as tables
+from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, PUBLISHED, Learning
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
-from ticketry.tasks.regression import facts as tables
-from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, Learning
 
 GRANTED = {
     **dict.fromkeys(DATA_SETS.built_in, ("train", "size")),
@@ -49,13 +47,13 @@ def check_request(task: str, model: str | None, options: Iterable[tuple[str, str
         TrustError: with what it names, and what a user may say to allow it.
     """
     if task not in GRANTED:
-        raise refused("task", task, of, "name it yourself with --task, or, ")
+        raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
         check_network(model, of=of)
     for name, value in options:
         known = name in GRANTED[task] and _VALUE.fullmatch(value)
         if not known or (name in LARGEST and not (value.isdecimal() and int(value) <= LARGEST[name])):
-            raise refused(f"option {shown(name)} of the task {task}", value, of)
+            raise refusal(f"option {quote(name)} of the task {task}", value, of)
 
 
 def check_network(name: str, *, of: str) -> None:
@@ -67,7 +65,7 @@ def check_network(name: str, *, of: str) -> None:
     base, at, width = name.partition("@")
     known = base in NETWORKS.built_in or base in LANGUAGE_MODELS.built_in or _is_perceptron(base)
     if not known or (at and not _WIDTH.fullmatch(width)):
-        raise refused("network", name, of)
+        raise refusal("network", name, of)
 
 
 def is_widened(network: str | None) -> bool:
@@ -82,14 +80,14 @@ def _is_perceptron(base: str) -> bool:
     return bool(widths) and sum(one * other for one, other in pairwise(widths)) <= _MOST_WEIGHTS
 
 
-def refused(what: str, name: object, of: str, instead: str = "") -> TrustError:
+def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
     """The error for something that a file names and that is not granted."""
     return TrustError(
-        f"{of} names the {what} {shown(name)}, which is not one of the built-in ones that a file may ask for. What a"
+        f"{of} names the {what} {quote(name)}, which is not one of the built-in ones that a file may ask for. What a"
         f" file names is never imported, opened or downloaded by itself: {instead}{ADVICE}"
     )
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """A name out of a file, on one line, without control characters, and not too long."""
     return repr(value) if len(repr(value)) <= 100 else f"{value!r:.97}..."

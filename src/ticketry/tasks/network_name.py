@@ -1,4 +1,4 @@
-"""What a network is called: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18 (another library's). Needs no torch.
+"""Names of networks: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18 (another library's). Needs no torch.
 
 NAME               one of this package's networks, see `ticketry.tasks.models`
 mlp-50-50          a perceptron with hidden layers of these widths
@@ -22,7 +22,7 @@ from ticketry.errors import TaskError
 from ticketry.registry import Registry, import_from_here
 
 if TYPE_CHECKING:
-    from ticketry.tasks.models.network import Network
+    from ticketry.tasks.models.image_models import Network
 
 _FAMILIES = {
     "lenet": ("lenet-300-100", "lenet-5"),
@@ -37,7 +37,7 @@ _FAMILIES = {
 
 
 def _network(name: str, found: object) -> Network:
-    from ticketry.tasks.models.network import Network
+    from ticketry.tasks.models.image_models import Network
 
     return Network.of(name, found)
 
@@ -46,7 +46,7 @@ NETWORKS: Registry[Network] = Registry(
     "network",
     "ticketry.models",
     {
-        name: f"ticketry.tasks.models.{family}:{name.upper().replace('-', '_')}"
+        name: f"ticketry.tasks.models.image_models:{name.upper().replace('-', '_')}"
         for family, names in _FAMILIES.items()
         for name in names
     },
@@ -54,24 +54,24 @@ NETWORKS: Registry[Network] = Registry(
     error=TaskError,
 )
 
-_LANGUAGE = {"lstm": "lstm:LSTM", "lstm-tied": "lstm:TiedLSTM", "pointer-lstm": "pointer:PointerLSTM", "gpt": "gpt:GPT"}
+_LANGUAGE = {"lstm": "LSTM", "lstm-tied": "TiedLSTM", "pointer-lstm": "PointerLSTM", "gpt": "GPT"}
 LANGUAGE_MODELS: Registry[Any] = Registry(
     "language model",
     "ticketry.language_models",
-    {name: f"ticketry.tasks.models.language.{target}" for name, target in _LANGUAGE.items()},
+    {name: f"ticketry.tasks.models.language:{target}" for name, target in _LANGUAGE.items()},
     needs=("carries", "follows", "begin"),
     error=TaskError,
 )
 """Classes: see `models.language.base.LanguageModel`."""
 
 LIBRARIES = ("timm", "torchvision")
-"""Those whose networks can be named."""
+"""Libraries whose networks can be named."""
 
 WIDEST = 4
 """The largest width."""
 
 _DECIMALS = 6
-"""Of a width: enough for 1/64, with which `models.narrower` counts."""
+"""Decimals of a width: enough for 1/64, the step of `models.narrower`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class NetworkName:
         library, colon, rest = text.partition(":")
         if not colon or (library not in LIBRARIES and _is_module(library)):
             base, at, width = text.partition("@")
-            return cls(base, _width(width, text)) if at else cls(base)
+            return cls(base, _parse_width(width, text)) if at else cls(base)
         if library not in LIBRARIES:
             raise TaskError(
                 f"there is no network {text!r}: before the colon stands {' or '.join(LIBRARIES)}, or a module that can"
@@ -113,7 +113,7 @@ class NetworkName:
         return ":" in self.base or (self.base not in NETWORKS.built_in and self.base in NETWORKS)
 
     def scaled(self, width: int) -> int:
-        """What is left of a hidden layer's units or filters: max(1, round(W * width)), halves to the even number."""
+        """Scale a hidden width: max(1, round(W * width)), with halves rounded to even."""
         return max(1, round(self.width * width))
 
     def __str__(self) -> str:
@@ -125,8 +125,8 @@ class NetworkName:
         return f"{self.base}@{decimals}"
 
 
-def unknown(name: str, known: Iterable[str] | None = None) -> TaskError:
-    """The error for a name that is none of the networks, or of those `known`."""
+def unknown_network_error(name: str, known: Iterable[str] | None = None) -> TaskError:
+    """Build the error for a name that is not a network, or not one of `known`."""
     names = list(NETWORKS.names() if known is None else known)
     base = name.partition("@")[0]
     return TaskError(
@@ -137,13 +137,13 @@ def unknown(name: str, known: Iterable[str] | None = None) -> TaskError:
 
 
 def _is_module(name: str) -> bool:
-    """Whether a module's name is one of a package, or a module, that is there; nothing is imported."""
+    """Return whether a name is that of a package or module that can be found; nothing is imported."""
     import_from_here()
     top = name.partition(".")[0]
     return top.isidentifier() and find_spec(top) is not None
 
 
-def _width(text: str, name: str) -> Fraction:
+def _parse_width(text: str, name: str) -> Fraction:
     width = Fraction(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18}", text) else Fraction(0)
     if not 0 < width <= WIDEST:
         raise TaskError(f"{name}: a width is a number above 0 and up to {WIDEST}, as in resnet-20@0.5, not {text!r}")

@@ -12,7 +12,7 @@ from ticketry.errors import TaskError
 from ticketry.tasks.task import Spec
 
 _DIGITS = 18
-"""Of a whole number, at most."""
+"""Most digits of a whole number."""
 
 
 class Options:
@@ -26,7 +26,7 @@ class Options:
             )
 
     def text(self, option: str, default: str = "") -> str:
-        """As it is written."""
+        """Return the text of an option."""
         return self.given.get(option, default)
 
     def names(self, option: str, default: str = "") -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class Options:
         return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
-        """A whole number from `least` on, which the message tells unless it is None: from 0 on."""
+        """Return a whole number of at least `least`, which the message names unless it is None."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
             bound = "" if least is None else f", at least {least}"

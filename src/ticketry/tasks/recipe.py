@@ -40,9 +40,9 @@ class Recipe:
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD; for Adam and AdamW it is beta1."""
+    """Momentum of SGD; beta1 of Adam and AdamW."""
     beta2: float = 0.999
-    """Of Adam and AdamW."""
+    """Second-moment decay of Adam and AdamW."""
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
     weight_decay: float = 0.0
@@ -82,7 +82,7 @@ class Recipe:
             raise UsageError("recipe: the schedule multistep needs milestones, such as 50%,75%")
 
     def changed(self, **changes: Any) -> Recipe:
-        """A copy with the given fields changed; those that are None stay as they are.
+        """Return a copy with these fields changed; None leaves a field unchanged.
 
         Args:
             changes: fields by name.
@@ -98,7 +98,7 @@ class Recipe:
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
-        """The same schedule in `length` iterations: milestones and warm-up at the same shares of the training.
+        """Return the same schedule in `length` iterations: milestones and warm-up at the same shares of the training.
 
         Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
 

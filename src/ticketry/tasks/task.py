@@ -1,13 +1,14 @@
-"""What a task is: data, a model, a loss, a metric and a recipe. The lab, the searches and the report know no more."""
+"""The task protocol: a network's data, loss, metric and recipe; readers from disk; parts of batches."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +16,19 @@ from torch.nn import functional as F
 
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
-from ticketry.tasks.ranks import Ranks
-from ticketry.tasks.reading import Reader
 from ticketry.tasks.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The request that made a task: `catalogue.make(spec)` makes the same one again, in this process or another."""
+    """The request that made a task; `catalogue.create_task(spec)` makes the same task again, in any process."""
 
     name: str
     """A built-in task's name, or module:object."""
     model: str | None = None
     """The network asked for; None is the task's own choice."""
     options: tuple[tuple[str, str], ...] = ()
-    """Names and values as they were written, k=v."""
+    """Names and values as text, k=v."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ class Task:
     in less time. A class says it of itself; its subclasses say it again."""
 
     def key(self) -> Mapping[str, object]:
-        """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
+        """Return what identifies this task's numbers, as JSON values: name, version, options, model.
 
         A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options; nor
-        does an object that is given to `tk.run` or a search, see `catalogue.asked`. Else it is a `TaskError` not to
+        does an object that is given to `tk.run` or a search, see `resolve_task`. Else it is a `TaskError` not to
         have one.
         """
         kind = type(self)
@@ -158,7 +157,7 @@ class Task:
         raise NotImplementedError
 
     def narrower(self, parameters: int) -> str | None:
-        """What to ask for as the task's model to get the largest network of this kind with so many parameters.
+        """Name the largest network of this kind with at most so many parameters, as the task's model.
 
         A control of tickets (`evidence.verify`): at most as large as they are, but dense. None, as here, where no such
         network is defined.
@@ -237,7 +236,7 @@ Inputs = Tensor | tuple[Any, ...]
 
 
 class Arithmetic(Protocol):
-    """Where and in which number format networks run: what a course needs of `lab.training.precision.Arithmetic`."""
+    """Device and number format of networks: what a course needs of `lab.training.precision.Arithmetic`."""
 
     @property
     def device(self) -> str:
@@ -256,14 +255,14 @@ class Session:
     """
 
     copies: str = ""
-    """What the names of those entries of the state begin with that are copies of parameters, which the rest of the name
-    tells: they lack the weights that a mask removes, and are cut with the parameter where units are."""
+    """Prefix of the names of state entries that are copies of parameters; the rest of such a name is the parameter's.
+    Copies lack the weights that a mask removes, and are cut with the parameter where units are."""
 
     gathers: bool = False
     """Whether this process has but a part of what is carried, so that all call `state` together."""
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """The batch of each step; closed when nobody wants more. Here the step itself, for a `loss` that does all."""
+        """Yield the batch of each step; closed when no more are needed. By default the step itself."""
         yield from steps
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -344,7 +343,7 @@ class Course:
         raise NotImplementedError
 
     def inputs(self, count: int) -> Inputs:
-        """What the model takes, for so many examples (or fewer), on the CPU: it is followed on them."""
+        """Return model inputs for so many examples (or fewer), on the CPU, for tracing the model."""
         raise NotImplementedError
 
     def cut(self, ranks: Ranks) -> Course:
@@ -371,7 +370,7 @@ class Course:
         raise TaskError(_UNCUT)
 
     def few(self, count: int) -> Course:
-        """The same course with so few training examples, for measuring what a step costs; by default it is itself."""
+        """Return the course with so few training examples, to measure the cost of a step; by default itself."""
         return self
 
 
@@ -398,3 +397,78 @@ class Classification(Task):
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
         """Accuracy in per cent and mean cross entropy in nats."""
         return {"accuracy": 100.0 * sums["correct"] / count, "loss": sums["loss"] / count}
+
+
+class Reader(Protocol):
+    """Reads examples from disk when they are asked for, so that a split need not fit into memory."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead of training; 0 reads in the process that trains."""
+
+    @property
+    def batch(self) -> int:
+        """Examples that fit into memory at once, for evaluation."""
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Augmentations of a recipe that are done while reading; the rest is left to `Task.augment`."""
+
+    def request(
+        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
+    ) -> Callable[[], Tensor]:
+        """Return a function that reads the stored inputs [b, ...] of `rows` [b], in this process or another.
+
+        It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
+        function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
+        and an example's position in the batch, which is `first` for the first of `rows`. `first` is given only where
+        several devices train one network, and each reads its part of the batch: a reader without it reads for one.
+        A `TicketryError` that it raises reaches the user.
+        """
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """Further members of a `Reader` whose examples are stored in shards that are best read one after the other."""
+
+    @property
+    def window(self) -> int:
+        """Shards that are mixed: an epoch reads from no more of them at a time."""
+
+    def shards(self, rows: Tensor) -> Tensor:
+        """int64 [b]: the number of the shard of each of `rows` [b], from 0 on."""
+
+
+@dataclass(frozen=True)
+class PartOfBatch:
+    """Which examples of a batch one of several processes has: `own` of them, from place `first` on, of `whole`."""
+
+    first: int
+    own: int
+    whole: int
+
+
+def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
+    """The examples of a batch that one of `world` processes has: a pure function, and together they are the batch.
+
+    Consecutive ones, as many for each; where `examples` is no multiple of `world`, one more for each of the first.
+    """
+    each, more = divmod(examples, world)
+    return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
+
+
+class Ranks(Protocol):
+    """The processes that train one network together, as one of them sees them."""
+
+    rank: int
+    """Its number, from 0 on."""
+    world: int
+    """How many there are."""
+    in_parts: bool
+    """Whether each has a part of every parameter, so that all have to call the network equally often."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return each rank's value, in their order; all of them call it."""
+
+    def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
+        """Around what draws random numbers for the examples of a part: they are those of the whole batch."""

@@ -68,7 +68,7 @@ def check_search(
     Raises:
         AssertionError: if a promise is broken; the message names it.
     """
-    trial = _Trial(method, settings, catalogue.asked(task or "digits"), recipe)
+    trial = _Trial(method, settings, catalogue.resolve_task(task or "digits"), recipe)
     with Lab(folder / "first") as lab, _check_every_step():
         found = trial.run(lab)
         _check_levels(lab, found, densities)

@@ -15,7 +15,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.gates import BinaryConcrete, Continuous, HardConcrete, Kind, Moment, Stochastic
-from ticketry.core.gates.kinds import kind_of
+from ticketry.core.gates.kinds import make_kind
 from ticketry.errors import UsageError
 from ticketry_engine.support.seeds import generator
 
@@ -383,8 +383,8 @@ def test_a_kind_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     g = tk.gates.attach(nn.Linear(2, 2), kind="kinds_of_mine:Mine")
     assert g.kind.name == "mine"
-    made = kind_of("kinds_of_mine:Mine", slope=3.0, final=10.0, temperature=0.5)
+    made = make_kind("kinds_of_mine:Mine", slope=3.0, final=10.0, temperature=0.5)
     assert made == replace(g.kind, slope=3.0, final=10.0)
     for wrong in ("kinds_of_mine:Other", "kinds_of_mine:absent", "nonsense"):
         with pytest.raises(UsageError, match="known"):
-            kind_of(wrong)
+            make_kind(wrong)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ticketry.core.gates.gate_kind import LARGEST
-from ticketry.core.gates.product import sigmoid_product, summed
+from ticketry.core.gates.kinds import LARGEST
+from ticketry.core.gates.product import sigmoid_product, weighted_sum
 from ticketry.errors import TrainingError
 
 
@@ -81,5 +81,5 @@ def test_a_step_between_forward_and_backward_is_noticed():
 
 def test_sums():
     terms = [torch.tensor(float(number), requires_grad=True, dtype=torch.float64) for number in range(3)]
-    assert float(summed(terms, 0.5).detach()) == 1.5
-    assert torch.autograd.gradcheck(lambda *terms: summed(terms, 0.5), terms)
+    assert float(weighted_sum(terms, 0.5).detach()) == 1.5
+    assert torch.autograd.gradcheck(lambda *terms: weighted_sum(terms, 0.5), terms)

@@ -12,7 +12,7 @@ from torch import nn
 from ticketry.core import score as scores
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.core.score._asked import asked_of_some
+from ticketry.core.score.protocol import evaluate_partial_score
 from ticketry.core.structure import channels
 from ticketry.errors import ScoreError, UsageError
 
@@ -109,14 +109,14 @@ def test_a_score_of_channels_may_be_of_norms_alone():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     chosen = scope(model)
     factors = {"1.weight": torch.tensor([1.0, 2.0])}
-    found = asked_of_some(lambda *_, **__: factors, model, chosen)
+    found = evaluate_partial_score(lambda *_, **__: factors, model, chosen)
     assert found.keys() == factors.keys()
     assert torch.equal(found["1.weight"], factors["1.weight"])
     for wrong, said in (({}, "an empty mapping"), ({"2.weight": factors["1.weight"]}, "no such parameters")):
         with pytest.raises(ScoreError, match=said):
-            asked_of_some(lambda *_, found=wrong, **__: found, model, chosen)
+            evaluate_partial_score(lambda *_, found=wrong, **__: found, model, chosen)
     with pytest.raises(ScoreError, match=r"shape \(3,\) for '1.weight'"):
-        asked_of_some(lambda *_, **__: {"1.weight": torch.ones(3)}, model, chosen)
+        evaluate_partial_score(lambda *_, **__: {"1.weight": torch.ones(3)}, model, chosen)
 
 
 # -- what is called as a score is, before it is called -----------------------------------------------------------------

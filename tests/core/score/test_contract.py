@@ -13,7 +13,7 @@ from ticketry.core import score
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.core.score._measure import measuring
+from ticketry.core.score.measurement import measuring
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry.testing import check_score
 

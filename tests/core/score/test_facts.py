@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from ticketry.core import score
 from ticketry.core.scope import scope
-from ticketry.core.score._registry import about
+from ticketry.core.score.registry import about
 from ticketry.core.structure.channel_scores import CHANNEL_SCORES
 from ticketry.errors import ScoreError, UsageError
 

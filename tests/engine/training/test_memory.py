@@ -17,7 +17,7 @@ from engine.training.test_region_step import library
 from engine.training.test_sparse_training import MODELS, data, same_width
 from samples import sample
 from ticketry.errors import EngineError
-from ticketry.tasks.models.resnet import Block, ResNet
+from ticketry.tasks.models.image_models import Block, ResNet
 from ticketry_engine.kernels.program import Program
 from ticketry_engine.kernels.training.layout import Batch, border
 from ticketry_engine.plan.storage import Buffer, BufferAllocator

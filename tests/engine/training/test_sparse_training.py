@@ -15,10 +15,8 @@ from torch.nn import functional as F
 import ticketry as tk
 from samples import sample
 from ticketry.errors import CaptureError, EngineError, MaskError
-from ticketry.tasks.models.language.gpt import GPT
-from ticketry.tasks.models.lenet import LeNet5, LeNet300100
-from ticketry.tasks.models.resnet import Block, ResNet
-from ticketry.tasks.models.vgg import VGG
+from ticketry.tasks.models.image_models import VGG, Block, LeNet5, LeNet300100, ResNet
+from ticketry.tasks.models.language import GPT
 from ticketry_engine.training.sparse_training import SparseTraining
 
 

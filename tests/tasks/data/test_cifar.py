@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import cifar
+from ticketry.tasks.data import published_images as cifar
 from ticketry.tasks.data.locate import Place, unpacked
 
 PIXELS = np.random.Generator(np.random.PCG64(7)).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
 LABELS = [i % 2 for i in range(24)]
 
 
-def batch(published: cifar.Published, part: slice) -> bytes:
+def batch(published: cifar.CifarFiles, part: slice) -> bytes:
     """Some examples, pickled with the names of the numpy of 2009; CIFAR-100 has coarse labels too."""
     content = {b"data": PIXELS[part].reshape(-1, 3072), published.labels: LABELS[part], b"coarse_labels": [9]}
     return pickle.dumps(content, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
@@ -33,7 +33,7 @@ def batch(published: cifar.Published, part: slice) -> bytes:
 class Small:
     """Small batches by name; their digests stand in for the published ones."""
 
-    published: cifar.Published
+    published: cifar.CifarFiles
     contents: dict[str, bytes]
 
 
@@ -63,7 +63,7 @@ WRITERS = [write_plain, write_xz, write_archive]
 @pytest.fixture(params=[cifar.CIFAR10, cifar.CIFAR100], ids=["cifar10", "cifar100"])
 def small(request: pytest.FixtureRequest) -> Small:
     """20 training and 4 test examples."""
-    published: cifar.Published = request.param
+    published: cifar.CifarFiles = request.param
     *train, test = published.batches
     each = 20 // len(train)
     contents = {name: batch(published, slice(each * index, each * (index + 1))) for index, name in enumerate(train)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import mnist
+from ticketry.tasks.data import published_images as mnist
 
 VALUES = bytes(range(24))
 GOOD = bytes([0, 0, 8, 3]) + struct.pack(">III", 2, 3, 4) + VALUES

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import mnist
+from ticketry.tasks.data import published_images as mnist
 from ticketry.tasks.data.locate import Place
 
 PIXELS = np.random.Generator(np.random.PCG64(7)).integers(0, 256, (30, 28, 28), dtype=np.uint8)
@@ -22,7 +22,7 @@ FILES = {
     "t10k-images-idx3-ubyte": bytes([0, 0, 8, 3]) + struct.pack(">III", 10, 28, 28) + PIXELS[20:].tobytes(),
     "t10k-labels-idx1-ubyte": bytes([0, 0, 8, 1]) + struct.pack(">I", 10) + LABELS[20:].tobytes(),
 }
-SMALL = mnist.Published(
+SMALL = mnist.MnistFiles(
     title="Small MNIST",
     folder="Small/raw",
     url="http://127.0.0.1:1/",
@@ -33,7 +33,7 @@ SMALL = mnist.Published(
 
 @pytest.fixture(params=["plain", "gz"])
 def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Place, ...]:
-    monkeypatch.setattr(mnist, "VALIDATION_PER_CLASS", 1)
+    monkeypatch.setattr(mnist, "MNIST_VALIDATION_PER_CLASS", 1)
     folder = tmp_path / "Small" / "raw"
     folder.mkdir(parents=True)
     for name, content in FILES.items():

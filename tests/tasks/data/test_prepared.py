@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ticketry.tasks.data.prepared import prepared
+from ticketry.tasks.data.splits import prepared
 from ticketry.tasks.task import Split, Splits
 
 

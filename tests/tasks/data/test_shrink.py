@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketry.tasks import data
-from ticketry.tasks.data.shrink import averaged
+from ticketry.tasks.data.splits import averaged
 
 
 @given(factor=st.integers(1, 4), rows=st.integers(1, 3), columns=st.integers(1, 3), seed=st.integers(0, 1000))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.table import read_table
+from ticketry.tasks.data.tables import read_table
 
 VALUES = np.array([[1.0, -2.5, 3e4], [4.0, 5.0, 6.125]])
 

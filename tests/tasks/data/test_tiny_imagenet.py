@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import tiny_imagenet
+from ticketry.tasks.data import published_images as tiny_imagenet
 from ticketry.tasks.data.locate import Place
-from ticketry.tasks.data.tiny_imagenet import TWENTY, WHOLE
+from ticketry.tasks.data.published_images import TWENTY, WHOLE
 from ticketry.tasks.task import Splits
 
 WNIDS = ("n03", "n01", "n02")
@@ -78,7 +78,7 @@ def place(root: Path) -> tuple[Place, ...]:
     return (Place(root, "--data"),)
 
 
-def small(published: tiny_imagenet.Published, root: Path) -> tiny_imagenet.Published:
+def small(published: tiny_imagenet.TinyImageNetFiles, root: Path) -> tiny_imagenet.TinyImageNetFiles:
     archive = root / published.archive
     md5 = hashlib.md5(archive.read_bytes()).hexdigest() if archive.is_file() else ""
     return replace(published, archive_md5=md5, origins=(), **FEW)
@@ -86,7 +86,7 @@ def small(published: tiny_imagenet.Published, root: Path) -> tiny_imagenet.Publi
 
 @pytest.fixture(autouse=True)
 def one_for_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_imagenet, "VALIDATION_PER_CLASS", 1)
+    monkeypatch.setattr(tiny_imagenet, "TINY_VALIDATION_PER_CLASS", 1)
 
 
 def facts(splits: Splits) -> list[list[tuple[int, int]]]:
@@ -113,7 +113,7 @@ FORMS = [
 
 @pytest.mark.parametrize(("published", "write", "annotated"), FORMS)
 def test_every_form_gives_the_same_examples_in_the_same_order(
-    tmp_path: Path, published: tiny_imagenet.Published, write: Callable[..., None], annotated: bool
+    tmp_path: Path, published: tiny_imagenet.TinyImageNetFiles, write: Callable[..., None], annotated: bool
 ) -> None:
     write(tmp_path, published.folder, contents(annotated))
     train, validation, test = facts(small(published, tmp_path).read(place(tmp_path)))

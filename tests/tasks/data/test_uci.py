@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import uci
+from ticketry.tasks.data import tables as uci
 from ticketry.tasks.data.locate import Place
-from ticketry.tasks.regression.facts import UCI
+from ticketry.tasks.facts import UCI
 
 ROWS = 30
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.fine_tuning.labelled_texts import digest, files, read
+from ticketry.tasks.fine_tuning import digest_texts, find_text_files, read_texts
 
 
 @pytest.mark.parametrize(
@@ -20,27 +20,27 @@ from ticketry.tasks.fine_tuning.labelled_texts import digest, files, read
 )
 def test_all_forms_give_the_same(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    found = read(tmp_path / name, ("text",), "label")
+    found = read_texts(tmp_path / name, ("text",), "label")
     assert found.texts == (("one, two",), ('say "hi"',))
     assert found.labels == ("0", "1")
 
 
 def test_two_columns_and_a_line_break_in_quotes(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('premise,hypothesis,gold\n"one\ntwo",b,yes\n')
-    found = read(tmp_path / "a.csv", ("premise", "hypothesis"), "gold")
+    found = read_texts(tmp_path / "a.csv", ("premise", "hypothesis"), "gold")
     assert (found.texts, found.labels) == ((("one\ntwo", "b"),), ("yes",))
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("train.csv", "dev.jsonl", "test.tsv"):
         (tmp_path / name).write_text(name)
-    assert [file.name for file in files(tmp_path).values()] == ["train.csv", "dev.jsonl", "test.tsv"]
-    before = digest(tmp_path)
+    assert [file.name for file in find_text_files(tmp_path).values()] == ["train.csv", "dev.jsonl", "test.tsv"]
+    before = digest_texts(tmp_path)
     (tmp_path / "test.tsv").write_text("other")
-    assert digest(tmp_path) != before
+    assert digest_texts(tmp_path) != before
     (tmp_path / "test.tsv").unlink()
     with pytest.raises(DataError, match="has no file of the test split"):
-        files(tmp_path)
+        find_text_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 def test_what_is_no_text_with_labels_is_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=told):
-        read(tmp_path / name, ("text",), "label")
+        read_texts(tmp_path / name, ("text",), "label")
 
 
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no such texts"):
-        files(tmp_path / "absent")
+        find_text_files(tmp_path / "absent")
     (tmp_path / "a.parquet").write_text("x")
     with pytest.raises(DataError, match=r"is none of \.csv, \.tsv, \.jsonl"):
-        files(tmp_path / "a.parquet")
+        find_text_files(tmp_path / "a.parquet")

@@ -25,7 +25,7 @@ from ticketry.lab.training.state import initial_state
 from ticketry.lab.training.supervised import evaluate
 from ticketry.search import method
 from ticketry.tasks import catalogue
-from ticketry.tasks.fine_tuning.task import FineTuning
+from ticketry.tasks.fine_tuning import FineTuning
 from ticketry.testing import check_search
 
 
@@ -121,7 +121,7 @@ def test_the_key_is_of_contents(folder: Path, texts: Path, tmp_path: Path) -> No
     moved = task_of(*map(Path, copies))
     assert moved.key() == key
     assert moved.spec is not None
-    assert catalogue.make(moved.spec).key() == key
+    assert catalogue.create_task(moved.spec).key() == key
     others = [
         {"length": "9"},
         {"validation": "0.2"},

@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.errors import TaskError
 from ticketry.tasks import models
-from ticketry.tasks.images.facts import DATA_SETS, IMAGENET, LENET, RESIDUAL, VGG19
+from ticketry.tasks.facts import DATA_SETS, IMAGENET, LENET, RESIDUAL, VGG19
 
 CIFAR = DATA_SETS.get("cifar10")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ticketry.errors import TaskError
 from ticketry.tasks import catalogue
-from ticketry.tasks.images.facts import IMAGENET, RESIDUAL
+from ticketry.tasks.facts import IMAGENET, RESIDUAL
 from ticketry.tasks.images.folder import FolderClassification
 
 COUNTS = {"cat": 12, "ant": 25, "bee": 5}

@@ -34,9 +34,9 @@ from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.supervised import course_of
 from ticketry.tasks import catalogue
-from ticketry.tasks.data.write_shards import describe, write_shards
-from ticketry.tasks.images.shards import ShardClassification
-from ticketry.tasks.ranks import PartOfBatch
+from ticketry.tasks.data.shards import describe, write_shards
+from ticketry.tasks.images.folder import ShardClassification
+from ticketry.tasks.task import PartOfBatch
 
 COUNTS = {"cat": 12, "ant": 25, "bee": 5}
 

@@ -9,7 +9,7 @@ import torch
 
 from ticketry.errors import TaskError
 from ticketry.tasks import catalogue, recipe
-from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.images.folder import FolderReader
 from ticketry.tasks.images.task import _AUGMENTATIONS
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ticketry.errors import TaskError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.language.corpus import Corpus, Part, fewer
-from ticketry.tasks.language.course import Piece, Text, steps_per_epoch
+from ticketry.tasks.language.task import Piece, Text, steps_per_epoch
 from ticketry.tasks.models import language
 from ticketry.tasks.models.language import LanguageModel
 from ticketry.tasks.recipe import Recipe

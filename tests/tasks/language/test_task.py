@@ -18,11 +18,10 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import DataError, TaskError, TicketError
 from ticketry.experiments.ticket_model import source_of
 from ticketry.tasks import catalogue
-from ticketry.tasks.language.facts import MODELS, PUBLISHED
+from ticketry.tasks.facts import MODELS, PUBLISHED
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.models import language
-from ticketry.tasks.presets import experiment
-from ticketry.tasks.presets.language import LANGUAGE_PRESETS
+from ticketry.tasks.presets import LANGUAGE_PRESETS, experiment
 from ticketry.tasks.recipe import recipe_from
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +86,7 @@ def test_a_key_is_of_what_is_read_and_not_of_its_place(file: Path, tmp_path: Pat
     ]
     keys = [json.dumps(task.key(), sort_keys=True) for task in (text(file), *others)]
     assert len(set(keys)) == len(keys)
-    assert catalogue.make(text(file).spec).key() == text(file).key()
+    assert catalogue.create_task(text(file).spec).key() == text(file).key()
 
 
 def test_options(file: Path) -> None:
@@ -192,6 +191,6 @@ def test_the_request_of_a_text_is_found_from_another_folder(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     found = catalogue.get("text:own.txt", model="lstm@0.25", options={"validation": "0.1"})
     monkeypatch.chdir("/")
-    again = catalogue.make(found.spec)
+    again = catalogue.create_task(found.spec)
     assert again.key() == found.key()
     assert found.spec.name == f"text:{tmp_path}/own.txt"

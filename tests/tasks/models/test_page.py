@@ -11,8 +11,7 @@ import torch
 from ticketry.search import continuous
 from ticketry.search.iterative import Settings
 from ticketry.tasks import models
-from ticketry.tasks.presets import EXPERIMENTS, experiment
-from ticketry.tasks.presets.language import LANGUAGE_PRESETS
+from ticketry.tasks.presets import EXPERIMENTS, LANGUAGE_PRESETS, experiment
 
 PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 

@@ -8,11 +8,8 @@ from ticketry.lab.training.optimizer import learning_rate
 from ticketry.search import continuous, method
 from ticketry.step import Step
 from ticketry.tasks import models
-from ticketry.tasks.images.facts import DATA_SETS
-from ticketry.tasks.presets import EXPERIMENTS, experiment
-from ticketry.tasks.presets.continuous import CS_PRESETS
-from ticketry.tasks.presets.iterative import IMP_PRESETS
-from ticketry.tasks.presets.language import LANGUAGE_PRESETS
+from ticketry.tasks.facts import DATA_SETS
+from ticketry.tasks.presets import CS_PRESETS, EXPERIMENTS, IMP_PRESETS, LANGUAGE_PRESETS, experiment
 from ticketry.tasks.recipe import recipe_from
 
 PER_EPOCH = 352

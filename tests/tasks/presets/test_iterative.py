@@ -15,10 +15,9 @@ from ticketry.search import method
 from ticketry.search.iterative import Settings
 from ticketry.step import Step
 from ticketry.tasks import models
+from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.images import folder
-from ticketry.tasks.images.facts import DATA_SETS
-from ticketry.tasks.presets import experiment
-from ticketry.tasks.presets.iterative import IMP_PRESETS
+from ticketry.tasks.presets import IMP_PRESETS, experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Spec
 

@@ -14,7 +14,7 @@ from ticketry.errors import TaskError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.supervised import course_of, evaluate
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.regression.task import Regression, standardised
+from ticketry.tasks.regression import Regression, standardised
 from ticketry.tasks.task import Splits
 
 GENERATOR = np.random.default_rng(0)

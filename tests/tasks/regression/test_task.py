@@ -13,7 +13,7 @@ import torch
 
 from ticketry.errors import DataError, TaskError
 from ticketry.tasks import catalogue
-from ticketry.tasks.regression.facts import UCI
+from ticketry.tasks.facts import UCI
 from ticketry.tasks.task import Task
 
 ROWS = 40
@@ -63,7 +63,7 @@ def test_each_replicate_has_its_split(file: Path) -> None:
     third = catalogue.of_replicate(each, 3)
     assert third.key() == task(file, split="3").key()
     assert third.spec is not None
-    assert catalogue.make(third.spec).key() == third.key()
+    assert catalogue.create_task(third.spec).key() == third.key()
     fixed = task(file, split="5")
     assert catalogue.of_replicate(fixed, 3) is fixed
     assert catalogue.of_replicate(catalogue.get("uci-yacht"), 19).key()["split"] == 19
@@ -94,7 +94,7 @@ def test_its_request_holds_the_whole_path(file: Path, monkeypatch: pytest.Monkey
     found = catalogue.get(f"table:{file.name}", options={"target": "a", "drop": "id"})
     monkeypatch.chdir("/")
     assert found.spec is not None
-    assert catalogue.make(found.spec).load().train.inputs.shape == (32, 2)
+    assert catalogue.create_task(found.spec).load().train.inputs.shape == (32, 2)
 
 
 def test_the_network_takes_the_rows_and_can_be_narrower(file: Path) -> None:

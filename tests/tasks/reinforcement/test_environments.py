@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
-from ticketry.tasks.reinforcement.environments import LONGEST, Environments, limit_of, made, sizes_of
+from ticketry.tasks.reinforcement.environments import LONGEST, Environments, create_environment, limit_of, sizes_of
 from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
@@ -182,7 +182,7 @@ def registered() -> Callable[..., str]:
 def test_other_environments_are_flattened_and_their_actions_counted_from_0(registered: Callable[..., str]) -> None:
     name = registered(Odd)
     assert sizes_of(name) == (4, 2)
-    assert limit_of(made(name)) == LONGEST
+    assert limit_of(create_environment(name)) == LONGEST
     rewards, after, _ = Environments(name, 1, seed=0).step([1])
     assert (rewards.tolist(), after.shape) == ([6.0], (1, 4))
 
@@ -222,17 +222,17 @@ def test_wrappers_that_belong_to_an_environment_stay() -> None:
 
 def test_what_cannot_be_made(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TaskError, match=r"NoSuch-v0 cannot be made: .*doesn't exist"):
-        made("NoSuch-v0")
+        create_environment("NoSuch-v0")
     with pytest.raises(TaskError, match="takes Box actions: deep Q-learning is for"):
-        made(registered(Continuous))
+        create_environment(registered(Continuous))
     monkeypatch.setitem(sys.modules, "Box2D", None)
     for module in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install 'ticketry\[control\]'"):
-        made("LunarLander-v3")
+        create_environment("LunarLander-v3")
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(TaskError, match=r'Ant-v5 cannot be made: .*pip install "gymnasium\[mujoco\]"'):
-        made("Ant-v5")
+        create_environment("Ant-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(MissingExtraError, match=r"CartPole-v1 needs gymnasium, .* 'ticketry\[control\]'"):
-        made("CartPole-v1")
+        create_environment("CartPole-v1")

@@ -16,8 +16,8 @@ import torch
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import catalogue
+from ticketry.tasks.facts import ENVIRONMENTS, EPISODES
 from ticketry.tasks.reinforcement.environments import Environments
-from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES
 from ticketry.tasks.reinforcement.task import Acting
 from ticketry_engine.support.seeds import mix
 
@@ -34,7 +34,7 @@ def test_built_in_environments_have_networks_that_take_what_they_show(name: str)
     values = task.build()(torch.from_numpy(seen)[None])
     assert values.shape == (1, world.action_space.n)  # type: ignore[attr-defined]
     assert task.spec is not None
-    assert catalogue.make(task.spec).key() == task.key()
+    assert catalogue.create_task(task.spec).key() == task.key()
     assert task.example(3).shape == (3, len(seen))
 
 

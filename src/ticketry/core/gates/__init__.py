@@ -1,24 +1,28 @@
-"""Soft masks that are trained with the weights: every weight is multiplied by a gate, and the gates become a mask.
+"""Soft masks that are trained with the weights: each weight is multiplied by a gate, and the gates become a mask.
 
     g = gates.attach(model, init=0.0, kind="continuous")
     ...  # train model.parameters() and g.parameters(), add g.penalty(1e-8) to the loss, call g.anneal(progress)
     mask = g.harden()
 
-One kind of gate a file: `Continuous` (Savarese et al. 2020), `Stochastic` (its baseline ISS), `HardConcrete` (Louizos
-et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025). `Balance` steers them to a density.
+Kinds of gates: `Continuous` (Savarese et al. 2020), `Stochastic` (its baseline ISS), `HardConcrete` (Louizos et al.
+2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025). `Balance` steers them to a density.
 """
 
 from ticketry.core.gates.attach import attach
-from ticketry.core.gates.charges import Charges
-from ticketry.core.gates.gate_kind import Kind, Moment, by_epoch, by_step, inverse_temperature
-from ticketry.core.gates.gates import Gates
-from ticketry.core.gates.grad_balance import Balance
-from ticketry.core.gates.kinds import KINDS
-from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
-from ticketry.core.gates.kinds.continuous import Continuous
-from ticketry.core.gates.kinds.hard_concrete import HardConcrete
-from ticketry.core.gates.kinds.stochastic import Stochastic
-from ticketry.core.gates.logits import Histogram
+from ticketry.core.gates.charges import Balance, Charges
+from ticketry.core.gates.gates import Gates, Histogram
+from ticketry.core.gates.kinds import (
+    KINDS,
+    BinaryConcrete,
+    Continuous,
+    HardConcrete,
+    Kind,
+    Moment,
+    Stochastic,
+    by_epoch,
+    by_step,
+    inverse_temperature,
+)
 
 __all__ = [
     "KINDS",

@@ -1,4 +1,4 @@
-"""Puts gates on the weights of a model."""
+"""Attach gates to the weights of a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ticketry.core.computed_weights import check_computed_removed
 from ticketry.core.devices.sharding import is_sharded
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
-from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
-from ticketry.core.gates.kinds import kind_of
-from ticketry.core.gates.parameter_swap import gated_parameters
+from ticketry.core.gates.kinds import Kind, make_kind
+from ticketry.core.gates.parameter_swap import find_gated_parameters
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -25,7 +24,7 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 class GateOptions(TypedDict, total=False):
-    """Arguments of `attach`, by default as there."""
+    """Arguments of `attach`, with its defaults."""
 
     init: float
     kind: str | Kind
@@ -37,7 +36,7 @@ class GateOptions(TypedDict, total=False):
 
 
 LARGEST_INIT = 50
-"""Of either sign. The papers use -0.3 to 0.3; out here a fresh gate is 0 or 1 in float32 and does not train."""
+"""Largest absolute init. The papers use -0.3 to 0.3; beyond this a new gate is 0 or 1 in float32 and does not train."""
 
 
 @entry_point(CHANGES)
@@ -52,44 +51,43 @@ def attach(
     seed: int = 0,
     charges: Charges | None = None,
 ) -> Gates:
-    """Multiply weights of `model` by gates that are trained, until `Gates.detach`.
+    """Multiply weights of `model` by trainable gates, until `Gates.detach`.
 
-    The model's class, parameters, names and state dict stay as they are and go on to hold the weights w; whenever the
-    model or a module of it is called, it computes with w * gate. The gradient reaches both. Attach after the model is
-    on its device and in its memory layout. A weight that several modules share has one gate, which all of them see,
-    also those whose type is outside of the scope. A deep or pickled copy of the model is a plain model with weights w.
+    The model's class, parameters, names and state dict do not change and still hold the weights w; whenever the model
+    or a module of it is called, it computes with w * gate. The gradient reaches both. Attach gates after the model is
+    on its device and in its memory layout. A weight that several modules share has one gate, which all of them use,
+    also those outside of the scope. A deep or pickled copy of the model is a plain model with weights w.
 
-    With torch.compile: gates work on compiled modules, and code compiled before is compiled again; their own arithmetic
-    stays outside of the compiled code. DistributedDataParallel does not know of `Gates.parameters`: average their
-    gradients yourself. Not supported: nn.DataParallel on several devices, TorchScript modules.
+    With torch.compile, gates work on compiled modules, which are compiled again; the arithmetic of gates stays outside
+    of the compiled code. DistributedDataParallel ignores `Gates.parameters`: average their gradients yourself. Not
+    supported: nn.DataParallel on several devices, TorchScript modules.
 
     Args:
         model: any module.
-        init: s0, what every s is set to; the larger, the denser the mask that comes out.
-        kind: a name of `KINDS`, or a kind with settings of its own, such as ``Continuous(final=500)``.
-        scope: the parameters to put gates on; by default `ticketry.scope(model)`, or those of `within`.
-        within: a mask of the parameters in scope; gates of what it removes are 0 and stay so. It has the pattern too.
-        pattern: weights that share a gate: each has its own (``unstructured``), ``4x1``, ``16x1`` … (as many rows that
-            are neighbours, at one column) or ``channel`` (a whole row of one layer), see `structure.Pattern`. The
-            mask then has whole blocks. The gradient in a block's s is a sum over its weights, so that s moves further
-            in a step than that of a single weight does. ``channel`` is of one layer: behind a batch norm a soft gate on
-            a filter changes nothing but its gradient, until it is 0. Gates on coupled channels, in the layers that read
-            them, are in `gates.channels`.
-        seed: of the kinds that draw.
-        charges: what open gates cost in the penalty, see `Charges`; None charges all weights alike.
+        init: s0, the initial value of every s; the larger, the denser the final mask.
+        kind: a name of `KINDS`, or a configured kind such as ``Continuous(final=500)``.
+        scope: the parameters that get gates; by default `ticketry.scope(model)`, or those of `within`.
+        within: a mask of the parameters in scope, in the same pattern; gates of removed weights stay 0.
+        pattern: weights that share a gate: each has its own (``unstructured``), ``4x1``, ``16x1`` … (adjacent rows at
+            one column) or ``channel`` (a whole row of one layer), see `structure.Pattern`. The mask then has whole
+            blocks. The gradient of a block's s is a sum over its weights, so s moves faster than for a single weight.
+            ``channel`` concerns one layer: before a batch norm, a soft gate on a filter has no effect except on its
+            gradient until it is 0. For gates on coupled channels see `attach_channels`.
+        seed: for kinds that draw random numbers.
+        charges: the cost of open gates in the penalty, see `Charges`; None: all weights cost the same.
 
     Raises:
-        UsageError: for a `within` that is no mask, an unknown kind or pattern, one without blocks (2:4), charges of
-            other weights, or an s0 that is not a finite number, or if a parameter has gates already, or lies in parts
-            on several devices (`fully_shard`).
-        ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
-            keeps parts of blocks, or would make a weight that is computed (weight_norm) no number.
+        UsageError: for a `within` that is not a mask, an unknown kind or pattern, one without blocks (2:4), charges for
+            other weights, an s0 out of range, or a parameter that has gates already or is sharded over several devices
+            (`fully_shard`).
+        ScopeError, MaskError: if scope or mask do not fit the model or each other, or the mask retains parts of blocks
+            or would make a computed weight (weight_norm) NaN.
 
     Examples:
         >>> model = nn.Linear(4, 3)
         >>> gates = tk.gates.attach(model, init=0.0)
         >>> gates.penalty(0.1)  # 0.1 * 12 gates, each half open
-        tensor(0.6000, grad_fn=<_SummedBackward>)
+        tensor(0.6000, grad_fn=<_WeightedSumBackward>)
         >>> optimizer = torch.optim.SGD([*model.parameters(), *gates.parameters()], lr=0.1)
         >>> x, y = torch.randn(16, 4), torch.arange(16) % 3
         >>> for step in range(10):
@@ -98,7 +96,7 @@ def attach(
         ...     (nn.functional.cross_entropy(model(x), y) + gates.penalty(0.01)).backward()
         ...     optimizer.step()
         >>> with gates.hardened():
-        ...     y = model(x)  # by the mask as it would be now
+        ...     y = model(x)  # with the mask that the gates give now
         >>> with gates.lifted():
         ...     y = model(x)  # without gates
         >>> mask = gates.harden(collapse="keep")
@@ -122,16 +120,16 @@ def attach(
         parameters = scope_of(model).parameters(model) if within is None else within.parameters(model)
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
-    prepare(model, parameters)
+    check_attachable(model, parameters)
     if within is not None:
         check_computed_removed(model, parameters, within)
     if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
         raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)
     if pattern.unstructured:
-        found = Gates(model, parameters, kind_of(kind), init, within, seed)
+        found = Gates(model, parameters, make_kind(kind), init, within, seed)
     else:
-        found = BlockGates(model, parameters, pattern, kind_of(kind), init, within, seed)
+        found = BlockGates(model, parameters, pattern, make_kind(kind), init, within, seed)
     found.charges = charges
     return found
 
@@ -144,10 +142,10 @@ def check_init(init: float) -> None:
         )
 
 
-def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Make sure that gates can be put on these parameters. Raises what `attach` does."""
+def check_attachable(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Check that these parameters can get gates; raise the errors of `attach`."""
     release_leftovers(model)
-    taken = gated_parameters(model)
+    taken = find_gated_parameters(model)
     for name, parameter in parameters.items():
         if id(parameter) in taken:
             raise UsageError(f"{name!r} has gates already: detach them first")
@@ -158,11 +156,10 @@ def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
                 f"{name!r} is sharded over several devices, and gates need whole weights: attach them to a model"
                 " that each device has whole, under DistributedDataParallel"
             )
-    _let_freed_memory_stay()
+    _retain_freed_memory()
 
 
-def _let_freed_memory_stay() -> None:
-    # glibc gives large freed blocks back to the system, and the next step pays for having them again page by page (a
-    # millisecond a step for a LeNet, which without gates stays below the limit), until it sees a block of up to 32 MiB
-    # freed. This one is never touched, so it costs nothing.
+def _retain_freed_memory() -> None:
+    # glibc returns large freed blocks to the system, and getting them back costs a millisecond per step of a LeNet,
+    # until a block of up to 32 MiB has been freed. This one is never touched, so it costs nothing.
     torch.empty(31 << 20, dtype=torch.uint8)

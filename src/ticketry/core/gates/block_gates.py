@@ -1,4 +1,4 @@
-"""Gates on blocks of weights: one for each block of rows at a column, or for each whole row."""
+"""Gates on blocks of weights: one per block of rows at a column, or per whole row."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate_or_keep
-from ticketry.core.gates.charges import charged
-from ticketry.core.gates.gate_kind import Kind
-from ticketry.core.gates.gates import Act, Gates
-from ticketry.core.gates.logits import logits_like
+from ticketry.core.gates.charges import charge_penalty
+from ticketry.core.gates.gates import Act, Gates, create_logits
+from ticketry.core.gates.kinds import Kind
 from ticketry.core.gates.product import block_product
 from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import layouts
@@ -19,11 +18,10 @@ from ticketry.core.structure.pattern import Pattern
 
 
 class BlockGates(Gates):
-    """Gates on blocks. Made by `attach` with a pattern.
+    """Gates on blocks, created by `attach` with a pattern.
 
-    As `Gates`, but for one s for each block: tensors of `Blocks.shape`, by the weight's name. Whatever counts, counts
-    weights: `kept`, densities, masks and the penalty, which charges a gate for each weight that it multiplies.
-    Histograms and ties are of gates.
+    There is one s per block: tensors of `Blocks.shape`, by the weight's name. `kept`, densities, masks and the penalty
+    count weights; the penalty charges a gate for each weight that it multiplies. Histograms and ties count gates.
     """
 
     def __init__(
@@ -57,15 +55,14 @@ class BlockGates(Gates):
         return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+        """Return coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
 
-        A block's gate counts as often as it multiplies weights. So the penalty is what it is for gates on single
-        weights, of drawn gates the expected number of weights kept (Louizos, Welling & Kingma 2018, arXiv 1712.01312,
-        section 2: groups that share a gate), and beside the gradient of the loss in s, which is a sum over the block's
-        weights too, it has the same share whatever the pattern.
+        A block's gate counts once for each weight that it multiplies. So the penalty equals that of gates on single
+        weights; for random gates it is the expected number of weights retained (Louizos, Welling & Kingma 2018, arXiv
+        1712.01312, section 2: groups that share a gate). Its share of the gradient of s does not depend on the pattern.
         """
-        opened = zip(self._open(), self._sizes, strict=True)
-        return charged([(value * sizes).sum() for value, sizes in opened], self, coefficient)
+        opened = zip(self._openness(), self._sizes, strict=True)
+        return charge_penalty([(value * sizes).sum() for value, sizes in opened], self, coefficient)
 
     def kept(self) -> dict[str, int]:
         at = self.kind.threshold
@@ -80,16 +77,16 @@ class BlockGates(Gates):
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        opened = zip(self._open(), self._sizes, strict=True)
+        opened = zip(self._openness(), self._sizes, strict=True)
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates, of whole blocks: see `Gates.harden`. To ``keep`` is to keep the best block."""
+        """Return the mask of the gates, in whole blocks: see `Gates.harden`. ``keep`` retains the best block."""
         return Mask(self._spread(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """The mask of the blocks with the largest s, as near to a density as whole blocks permit: see `Gates`."""
-        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._within()}
+        """Return the mask of the blocks with the largest s, as close to a density as whole blocks permit."""
+        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._mask_within()}
         return allocate_or_keep(self.by_weight(), density, collapse=collapse, **more)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -101,20 +98,20 @@ class BlockGates(Gates):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _made_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         made = {}
         for (name, parameter), blocks in zip(parameters.items(), self._blocks, strict=True):
             like = parameter.detach().new_empty(blocks.shape)
             for dimensions, kept in ((4, torch.channels_last), (5, torch.channels_last_3d)):
                 if parameter.dim() == like.dim() == dimensions and parameter.is_contiguous(memory_format=kept):
-                    like = like.contiguous(memory_format=kept)  # then products run along memory in both
-            made[name] = logits_like(nn.Parameter(like, requires_grad=False), self.init)
+                    like = like.contiguous(memory_format=kept)  # so that products traverse both in memory order
+            made[name] = create_logits(nn.Parameter(like, requires_grad=False), self.init)
         return made
 
-    def _fixed(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
+    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
         return self._gated(numbers, weights, [act(self._logits[number], self._moment) for number in numbers])
 
-    def _trained(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
         gates = [self.kind.gate(self._logits[number], self._moment, self._uniform(number)) for number in numbers]
         return self._gated(numbers, weights, gates)
 
@@ -125,11 +122,11 @@ class BlockGates(Gates):
             products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
         return products
 
-    def _within(self) -> Mask | None:
-        blocks = super()._within()
+    def _mask_within(self) -> Mask | None:
+        blocks = super()._mask_within()
         return None if blocks is None else Mask(self._spread(blocks))
 
     def _spread(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """For each weight a tensor of its shape, from one with an entry a block."""
+        """Expand tensors with one entry per block to the shapes of the weights."""
         pairs = zip(of_blocks.items(), self._blocks, strict=True)
         return {name: blocks.spread(values) for (name, values), blocks in pairs}

@@ -1,4 +1,4 @@
-"""Gates on whole channels: one for each coupled channel, in the weights of all layers that read it."""
+"""Gates on whole channels: one per coupled channel, in the weights of all layers that read it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.gates.attach import check_init, prepare
-from ticketry.core.gates.gate_kind import Kind, gated
-from ticketry.core.gates.gates import Act, Gates
-from ticketry.core.gates.kinds import kind_of
-from ticketry.core.gates.logits import logits_like
-from ticketry.core.gates.product import summed
+from ticketry.core.gates.attach import check_attachable, check_init
+from ticketry.core.gates.gates import Act, Gates, create_logits
+from ticketry.core.gates.kinds import Kind, make_kind
+from ticketry.core.gates.product import apply_gate, weighted_sum
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.channel_choice import candidates
@@ -27,20 +25,20 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 def attach_channels(
     model: nn.Module, structure: Structure, scope: Scope, *, init: float = 0.0, kind: str | Kind, seed: int = 0
 ) -> ChannelGates:
-    """Multiply what each channel gives to the layers behind it by a gate that is trained, until `Gates.detach`.
+    """Multiply each channel by a trainable gate where later layers read it, until `Gates.detach`.
 
-    Channel c of a group has one gate z_c. Every layer that reads the channel sees z_c times its value: as it reads it,
-    behind norm and nonlinearity, so that no norm divides the gate out again. This is done in the weights that the
-    layers have for it, all scaled by z_c, which is the same and needs no change of the model. A depthwise convolution
-    reads a channel and gives it on: it is left as it is, and the layers behind it see the gate. (Louizos, Welling &
-    Kingma 2018, arXiv 1712.01312, section 4: group sparsity, for neurons and filters; here for channels as coupled.)
+    Channel c of a group has one gate z_c. Every layer that reads the channel gets z_c times its value, after norm and
+    nonlinearity, so that no norm cancels the gate. The gate scales the reading layer's weights for the channel, which
+    is equivalent and does not change the model. A depthwise convolution passes its channel on: its weights are not
+    scaled, but those of the layers after it are. (Louizos, Welling & Kingma 2018, arXiv 1712.01312, section 4: group
+    sparsity for neurons and filters; here for coupled channels.)
 
     Args:
-        model: where it trains, see `attach`.
-        structure: of the model.
-        scope: the channels that all layers in scope make have gates, if they can be removed. Layers that only read
-            them need not be in scope.
-        init: what every s begins with.
+        model: on the device where it trains, see `attach`.
+        structure: channel structure of the model.
+        scope: channels that are outputs of layers in scope only get gates, if they can be removed. Layers that only
+            read them need not be in scope.
+        init: initial value of every s.
         kind, seed: see `attach`.
 
     Raises:
@@ -48,20 +46,21 @@ def attach_channels(
         UsageError: if no layer with a known weight reads some of them, or a weight has gates already.
     """
     check_init(init)
-    readers = readers_of(model, structure, scope)
+    readers = find_readers(model, structure, scope)
     read = {member.name for members in readers.values() for member in members}
     parameters = {name: parameter for name, parameter in named_parameters(model).items() if name in read}
-    prepare(model, parameters)
-    return ChannelGates(model, parameters, readers, kind_of(kind), init, seed)
+    check_attachable(model, parameters)
+    return ChannelGates(model, parameters, readers, make_kind(kind), init, seed)
 
 
-def readers_of(model: nn.Module, structure: Structure, scope: Scope) -> dict[str, list[Member]]:
-    """name of each group that may lose channels -> the dimensions of weights that read them. Raises `attach_channels`'.
+def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[str, list[Member]]:
+    """Find the weight dimensions that read the channels of each removable group, by name of the group.
 
-    A dimension that makes channels too, as a depthwise convolution's, is none.
+    Dimensions that are outputs too, as of a depthwise convolution, are left out. Raises the errors of
+    `attach_channels`.
     """
     parts = structure.roles
-    groups = _named([structure.groups[position] for position in candidates(structure, scope)])
+    groups = _by_unique_name([structure.groups[position] for position in candidates(structure, scope)])
     places = parts.inputs - parts.outputs
     readers = {name: group.within(places) for name, group in groups.items()}
     for name, members in readers.items():
@@ -75,19 +74,19 @@ def readers_of(model: nn.Module, structure: Structure, scope: Scope) -> dict[str
 
 @dataclass(frozen=True)
 class _Part:
-    """Where the channels of a group lie in a weight."""
+    """The indices of a group's channels in a weight."""
 
     group: int
     dim: int
     index: Tensor
-    """int64 [channels, indices of each]"""
+    """int64 [channels, indices per channel]"""
 
 
 class ChannelGates(Gates):
-    """Gates on channels. Made by `attach_channels`.
+    """Gates on channels, created by `attach_channels`.
 
-    As `Gates`, but for one s for each channel: a tensor [channels] for each group, by the group's name. Counts,
-    densities and histograms are of channels, the penalty of weights.
+    There is one s per channel: a tensor [channels] per group, by the group's name. Counts, densities and histograms
+    count channels, the penalty counts weights.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class ChannelGates(Gates):
         init: float,
         seed: int,
     ) -> None:
-        """`readers`: name of each group -> where in `parameters` the layers behind it have its channels."""
+        """`readers`: name of each group -> the dimensions of `parameters` that read its channels."""
         self._readers = readers
         parts: dict[str, list[_Part]] = {name: [] for name in parameters}
         for group, members in enumerate(readers.values()):
@@ -107,32 +106,34 @@ class ChannelGates(Gates):
                 index = torch.tensor(member.indices, device=parameters[member.name].device)
                 parts[member.name].append(_Part(group, member.dim, index))
         self._parts = list(parts.values())
-        self._worth = [sum(_of_a_channel(m, parameters[m.name]) for m in members) for members in readers.values()]
+        self._weights_per_channel = [
+            sum(_count_weights_per_channel(m, parameters[m.name]) for m in members) for members in readers.values()
+        ]
         super().__init__(model, parameters, kind, init, None, seed)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """coefficient * the sum over gates of |g| * how far each is open, |g| the weights that it multiplies: a scalar.
+        """Return coefficient * the sum over gates of |g| * how far each is open, where it multiplies |g| weights.
 
-        Of hard-concrete gates: the expected number of weights that are not multiplied by 0 (Louizos, Welling & Kingma
-        2018, section 2: the penalty for groups that share a gate), with no regard to those that make the channels.
+        For hard-concrete gates this is the expected number of weights that are not multiplied by 0 (Louizos, Welling &
+        Kingma 2018, section 2: groups that share a gate). Weights that compute the channels are not counted.
         """
-        opened = zip(self._open(), self._worth, strict=True)
-        return summed([value.sum() * worth for value, worth in opened], coefficient)
+        opened = zip(self._openness(), self._weights_per_channel, strict=True)
+        return weighted_sum([value.sum() * weights for value, weights in opened], coefficient)
 
     @property
     def weights(self) -> int:
-        return sum(worth * len(s) for worth, s in zip(self._worth, self._logits, strict=True))
+        return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Refused: see `structure.channels.cut_channels`."""
+        """Raise `UsageError`: see `structure.channels.cut_channels`."""
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
-        """Refused too: some weights are multiplied by several gates."""
+        """Raise `UsageError`: some weights are multiplied by several gates."""
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Refused too."""
+        """Raise `UsageError`: see `structure.channels.cut_channels`."""
         raise UsageError(
             "gates on channels rank channels, and become a mask at a density: structure.channels.cut_channels(model,"
             " structure, [s of each group], density)"
@@ -143,18 +144,18 @@ class ChannelGates(Gates):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _made_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         made = {}
         for name, members in self._readers.items():
             like = parameters[members[0].name]
             channels = nn.Parameter(like.new_empty(len(members[0].indices)), requires_grad=False)
-            made[name] = logits_like(channels, self.init)
+            made[name] = create_logits(channels, self.init)
         return made
 
-    def _fixed(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
+    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
         return self._spread(numbers, weights, lambda group: act(self._logits[group], self._moment))
 
-    def _trained(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
         def gate(group: int) -> Tensor:
             return self.kind.gate(self._logits[group], self._moment, self._uniform(group))
 
@@ -163,11 +164,11 @@ class ChannelGates(Gates):
     def _spread(self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]) -> list[Tensor]:
         gates = {part.group: Tensor() for number in numbers for part in self._parts[number]}
         for group in gates:
-            gates[group] = gate(group)  # once, whatever number of weights it multiplies
+            gates[group] = gate(group)  # once per group, although it multiplies several weights
         products = []
         for number, weight in zip(numbers, weights, strict=True):
             factors = [_along(weight, part, gates[part.group]) for part in self._parts[number]]
-            products.append(gated(weight, math.prod(factors[1:], start=factors[0]), None))
+            products.append(apply_gate(weight, math.prod(factors[1:], start=factors[0]), None))
         return products
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
@@ -183,19 +184,19 @@ class ChannelGates(Gates):
 
 
 def _along(weight: Tensor, part: _Part, gate: Tensor) -> Tensor:
-    """The gates of a group where a weight has its channels, 1 elsewhere; in a shape that multiplies the weight."""
-    # No index is there twice, so that neither this nor its gradient adds up in an order of its own.
+    """Return the gates of a group at its channels in a weight, 1 elsewhere, broadcastable to the weight."""
+    # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])
 
 
-def _of_a_channel(member: Member, parameter: Tensor) -> int:
-    """Weights of a parameter that each channel is read by."""
+def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
+    """Count the weights of a parameter that read one channel."""
     return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
 
 
-def _named(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
-    """By name; of those of one layer the later ones are numbered."""
+def _by_unique_name(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
+    """Return groups by name; further groups of one layer are numbered."""
     named: dict[str, ChannelGroup] = {}
     for group in groups:
         name, number = group.name, 1

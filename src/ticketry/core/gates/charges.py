@@ -1,28 +1,31 @@
-"""What open gates are charged in a penalty, where not all weights cost alike: time, bytes, multiplications."""
+"""Pressure on gates to close: what open gates are charged in a penalty, and a balance of gradients at a density."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ticketry.budgets.cost_model import CostModel, Curve, Prices
-from ticketry.core.gates.product import summed
+from ticketry.core.gates.product import weighted_sum
 from ticketry.errors import UsageError
+
+if TYPE_CHECKING:
+    from ticketry.core.gates.gates import Gates
 
 
 @dataclass(frozen=True)
 class Charges:
-    """For each parameter with gates what it costs by the share of its gates that are open: gates are charged for it.
+    """The cost of each parameter with gates by its share of open gates, which the penalty charges.
 
-    The penalty of n weights of a layer, of which o are open (a sum, as of probabilities), is C(o / n), with C the lower
-    convex hull of what the layer costs: so the gradient charges every gate what its weight costs at the margin. Costs
-    are above those of empty layers, and in units of the mean price of a weight: all gates open are charged as many as
-    they are, as without prices, and a coefficient means the same.
+    The penalty of n weights of a layer, of which o are open (possibly a sum of probabilities), is C(o / n), where C is
+    the lower convex hull of the layer's costs. So the gradient charges each gate the marginal cost of its weight. Costs
+    are above those of empty layers and in units of the mean price of a weight: with all gates open the penalty equals
+    their number, as without prices, and a coefficient means the same.
 
     Examples:
         >>> charges = tk.gates.Charges.by({"0.weight": 3, "2.weight": 1}, {"0.weight": 4, "2.weight": 4})
@@ -39,17 +42,17 @@ class Charges:
     """
 
     curves: tuple[Curve, ...]
-    """Of each parameter, in the order of the scope: convex, 0 of an empty layer, all together the number of weights."""
+    """Cost by density of each parameter, in the order of the scope: convex, 0 if empty, in total the weights."""
     sizes: tuple[int, ...]
-    """Weights of each."""
+    """Number of weights of each parameter."""
 
     @classmethod
     def by(cls, prices: Prices, sizes: Mapping[str, int]) -> Charges:
-        """Charges by the cost of a weight of each parameter, or by costs of layers.
+        """Compute charges from the cost of a weight of each parameter, or from a cost model.
 
         Args:
-            prices: parameter name -> what each of its weights costs; or a `CostModel`.
-            sizes: parameter name -> weights, of those that have gates.
+            prices: parameter name -> cost of each of its weights; or a `CostModel`.
+            sizes: parameter name -> number of weights, of those that have gates.
 
         Raises:
             UsageError: for a parameter without a price, or if no weight costs anything.
@@ -57,7 +60,7 @@ class Charges:
         known = prices.layers if isinstance(prices, CostModel) else prices
         if unknown := [name for name in sizes if name not in known]:
             raise UsageError(f"there is no cost of {', '.join(unknown)}: spare them in the scope")
-        hulls = list(hulls_of(prices, sizes).values())
+        hulls = list(convex_costs(prices, sizes).values())
         dear = sum(hull.costs[-1] - hull.costs[0] for hull in hulls)
         if dear <= 0:
             raise UsageError("no weight with a gate costs anything: there is nothing to charge gates for")
@@ -69,19 +72,19 @@ class Charges:
         return cls(tuple(above), tuple(sizes.values()))
 
     def of(self, opened: Sequence[Tensor]) -> list[Tensor]:
-        """What each parameter is charged.
+        """Return the charge of each parameter.
 
         Args:
-            opened: scalars, one for each parameter: how many of its gates are open.
+            opened: number of open gates of each parameter, as scalar tensors.
         """
         return [_charge(*each) for each in zip(opened, self.curves, self.sizes, strict=True)]
 
     def share(self, density: float) -> float:
-        """Of all charges, with every layer at one `density`."""
+        """Return the share of all charges with every layer at one `density`."""
         return sum(curve.at(density) for curve in self.curves) / sum(curve.costs[-1] for curve in self.curves)
 
     def density_for(self, share: float) -> float:
-        """The density of every layer at which a `share` of all charges is left."""
+        """Return the uniform density of layers at which a `share` of all charges is left."""
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -89,26 +92,28 @@ class Charges:
         return _rounded(high)
 
 
-def hulls_of(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
-    """Parameter name -> what it costs by density, as a convex curve."""
+def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
+    """Return the cost of each parameter by density, as a convex curve."""
     if isinstance(prices, CostModel):
         curves = prices.curves()
         return {name: curves[name].convex() for name in sizes}
     return {name: Curve((0.0, 1.0), (0.0, float(prices[name] * size))) for name, size in sizes.items()}
 
 
-def share_above_empty(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
-    """What a budget leaves of the costs that gates can save: 0 of empty layers, 1 of full ones.
+def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
+    """Return the share of the costs that gates can save that a budget leaves: 0 with empty layers, 1 with full ones.
 
     Args:
-        share: of the cost of all these weights, or by costs of layers of the whole network.
+        prices: see `Charges.by`.
+        sizes: number of weights of each parameter.
+        share: share of the cost of all these weights; with a cost model, of the whole network.
 
     Raises:
         UsageError: for a budget below the floor.
     """
     if not isinstance(prices, CostModel):
         return share
-    hulls = hulls_of(prices, sizes).values()
+    hulls = convex_costs(prices, sizes).values()
     empty, full = sum(hull.costs[0] for hull in hulls), sum(hull.costs[-1] for hull in hulls)
     left = prices.left_for(sizes, prices.budget(share)) - empty
     if left <= 0:
@@ -123,9 +128,9 @@ class _Gates(Protocol):
     charges: Charges | None
 
 
-def charged(opened: Sequence[Tensor], gates: _Gates, coefficient: float) -> Tensor:
-    """coefficient * what gates are charged that are open so far, by their charges or all alike: a scalar."""
-    return summed(opened if gates.charges is None else gates.charges.of(opened), coefficient)
+def charge_penalty(opened: Sequence[Tensor], gates: _Gates, coefficient: float) -> Tensor:
+    """Return coefficient * the charges for open gates, a scalar; without `charges` all gates cost the same."""
+    return weighted_sum(opened if gates.charges is None else gates.charges.of(opened), coefficient)
 
 
 def _charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
@@ -140,5 +145,72 @@ def _charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
 
 
 def _rounded(value: float) -> float:
-    """In digits that a key can have."""
+    """Round to the digits that keys use."""
     return float(f"{value:.12g}")
+
+
+HEADROOM = 1.1
+"""Expected density as a multiple of the requested one, as in the official code; the mask retains the best of these."""
+SMOOTHING = 0.01
+"""Weight of the newest ratio in the moving average, as in the official code."""
+
+
+class Balance:
+    """Steers gates to a density: adds a gradient that closes gates while too many weights are expected to remain.
+
+    GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). With g the gradient of the loss in
+    all s, and e that of the expected number E of weights retained (`Gates.penalty(1.0)`), the gates get g + lambda e.
+    Here lambda is a moving average of |g| / |e| (L2 norms over all gates) at steps where E exceeds ``headroom * density
+    * weights``, and of 0 at other steps. So the closing gradient is as strong as the loss's own at any scale of the
+    loss. Use an optimiser with adaptive step sizes, such as Adam, and start with gates of the requested density.
+
+    Examples:
+        >>> model = nn.Linear(4, 3)
+        >>> gates = tk.gates.attach(model, kind="binary-concrete", init=0.0)
+        >>> balance = tk.gates.Balance(gates, density=0.1)
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> before = gates.parameters()[0].grad.clone()
+        >>> balance.add_gradients()
+        >>> bool((gates.parameters()[0].grad > before).all())
+        True
+    """
+
+    def __init__(
+        self, gates: Gates, density: float, *, headroom: float = HEADROOM, smoothing: float = SMOOTHING
+    ) -> None:
+        """`density`: of all weights that have gates, above 0 and below 1.
+
+        Raises:
+            UsageError: for settings out of range.
+        """
+        if not 0 < density < 1:
+            raise UsageError(f"gates are balanced at a density above 0 and below 1, not {density!r}")
+        if not (headroom > 0 and 0 < smoothing <= 1):
+            raise UsageError(
+                f"headroom is a number above 0 and smoothing one above 0 and at most 1, not {headroom!r}, {smoothing!r}"
+            )
+        self._gates, self._smoothing = gates, smoothing
+        self._wanted = headroom * density * gates.weights
+        self.multiplier: Tensor | None = None
+        """lambda, a float64 scalar; None before the first step. The only state, to save in checkpoints."""
+
+    def add_gradients(self) -> None:
+        """Add the closing gradient; call this between `backward` and the step of the gates' optimiser."""
+        logits = self._gates.parameters()
+        expected = self._gates.penalty(1.0)
+        closing = torch.autograd.grad(expected, logits)
+        with torch.no_grad():
+            opening = [s.grad if s.grad is not None else torch.zeros_like(s) for s in logits]
+            ratio = _norm(opening) / (_norm(closing) + torch.finfo(torch.float64).tiny)
+            target = torch.where(expected.detach() < self._wanted, torch.zeros_like(ratio), ratio)
+            before = target if self.multiplier is None else self.multiplier.to(target.device)
+            self.multiplier = torch.lerp(before, target, self._smoothing)
+            for s, own, added in zip(logits, opening, closing, strict=True):
+                s.grad = torch.addcmul(own, added, self.multiplier.to(added))
+
+
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Compute the joint L2 norm in float64, because squares of small gradients underflow in float32."""
+    parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64).to(tensors[0].device) for tensor in tensors]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return total

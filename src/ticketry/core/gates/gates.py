@@ -1,36 +1,211 @@
-"""The gates of a model: their tensors, their penalty, their temperature, and the mask they become."""
+"""The gates of a model: their logits, penalty and temperature, and the mask that they become."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ticketry.choices import describe_name_difference
 from ticketry.core.allocate import allocate_or_keep
 from ticketry.core.computed_weights import check_computed_finite, computed_weights
-from ticketry.core.gates.charges import Charges, charged
-from ticketry.core.gates.gate_kind import Kind, Moment, gated
-from ticketry.core.gates.logits import (
-    Histogram,
-    Sums,
-    check_devices,
-    check_numbers,
-    check_state,
-    counted,
-    hardened_mask,
-    kept_like,
-    logits_like,
-    on_for_a_block,
-    uniform_like,
-)
-from ticketry.core.gates.parameter_swap import Swap, places_of
-from ticketry.core.gates.updates import tell_of_updates
+from ticketry.core.gates.charges import Charges, charge_penalty
+from ticketry.core.gates.kinds import Kind, Moment
+from ticketry.core.gates.parameter_swap import Swap, find_places
+from ticketry.core.gates.product import apply_gate
 from ticketry.core.mask import Mask
-from ticketry.errors import UsageError
+from ticketry.core.structure.pattern import check_collapse
+from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
+from ticketry_engine.support.listeners import Listeners, Stepping
+from ticketry_engine.support.seeds import generator
+
+
+@dataclass(frozen=True)
+class OpenSums:
+    """Sums of gates from the last forward pass, and the state that they belong to."""
+
+    totals: list[Tensor]
+    moment: Moment
+    versions: tuple[int, ...]
+
+
+def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
+    """Create the logits s of a parameter, in at least float32: small steps would not change a bfloat16 s."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
+
+
+def mask_factors(logits: Tensor, kept: Tensor) -> Tensor:
+    """Return a mask as 0 and 1 in the type and layout and on the device of s."""
+    return torch.empty_like(logits, requires_grad=False).copy_(kept)
+
+
+def draw_uniform(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
+    """Draw from (0, 1) for the gates of parameter `number` at a step, equal on any device and in any layout."""
+    draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
+    return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
+    """Check that gates of this kind, with the state `own`, can resume from `state`.
+
+    Raises:
+        MaskError: if it is of gates of another kind, of other temperatures or on other weights.
+    """
+    if missing := own.keys() - state.keys():
+        raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
+    if state["kind"] != own["kind"]:
+        raise MaskError(f"the state is of {state['kind']} gates, and these are {own['kind']}")
+    if not math.isclose(state["beta"], beta := kind.inverse_temperature(state["progress"]), rel_tol=1e-6):
+        raise MaskError(
+            f"the state has the inverse temperature {state['beta']:g} at progress {state['progress']:g}, where these"
+            f" gates have {beta:g}: attach them with the same settings of their kind (final)"
+        )
+    if _shapes(state) != _shapes(own):
+        names = describe_name_difference(state["gates"], own["gates"])
+        raise MaskError(
+            "the state is of gates on other weights: attach them to the same model and scope"
+            + (f"; {names}" if names else "")
+        )
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(logits.shape) for name, logits in state["gates"].items()}
+
+
+def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: int) -> None:
+    """Check that no s has become NaN.
+
+    Raises:
+        TrainingError: naming a parameter with NaN.
+    """
+    for name, each in logits:
+        if bool(torch.isnan(each.detach()).any()):
+            raise TrainingError(
+                f"gates of {name!r} are not numbers any more (NaN; progress {progress:g}, round {rounds}):"
+                " choose a lower learning rate, or go back to the last checkpoint"
+            )
+
+
+@contextmanager
+def set_flag(thing: object, flag: str) -> Iterator[None]:
+    """Set an attribute to True within a block."""
+    before = getattr(thing, flag)
+    setattr(thing, flag, True)
+    try:
+        yield
+    finally:
+        setattr(thing, flag, before)
+
+
+def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor]) -> None:
+    """Check that gates are on the devices of their weights.
+
+    Raises:
+        UsageError: naming a weight on another device.
+    """
+    for (name, each), weight in zip(logits, weights, strict=True):
+        if weight.device != each.device:
+            raise UsageError(
+                f"{name!r} is on {weight.device} and its gates are on {each.device}: attach gates after the model is"
+                " where it trains"
+            )
+
+
+def harden_logits(
+    logits: Mapping[str, Tensor], kept: Sequence[Tensor | None], threshold: float, collapse: str, where: str
+) -> Mask:
+    """Return the mask of the gates whose s is above the threshold, within `kept`. See `Gates.harden`.
+
+    Args:
+        logits: parameter name -> s.
+        kept: for each parameter 0 and 1 in its shape, or None if all of it is retained.
+        threshold: of s.
+        collapse: see `Gates.harden`.
+        where: progress of the search, for the error's message.
+    """
+    check_collapse(collapse)
+    on = {}
+    for (name, s), mask in zip(logits.items(), kept, strict=True):
+        within = torch.ones_like(s, dtype=torch.bool) if mask is None else mask
+        on[name] = ((s.detach() > threshold) & (within != 0)).cpu().contiguous()
+        if collapse == "keep" and bool(within.any()) and not bool(on[name].any()):
+            best = s.detach().masked_fill(within == 0, -torch.inf).flatten().argmax()
+            on[name].view(-1)[best] = True
+    empty = [name for name, mask in on.items() if mask.numel() and not bool(mask.any())]
+    if empty:
+        raise LayerCollapseError(
+            f"no gate of {', '.join(map(repr, empty))} is on (layer collapse) at {where}: choose a larger init (s0), a"
+            " smaller penalty, spare the layer, or keep one weight of it (collapse='keep')"
+        )
+    return Mask(on)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Gates counted by how far they are open, from 0 (off) to 1.
+
+    Examples:
+        >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
+        >>> histogram = gates.histogram(bins=4)
+        >>> histogram.edges, histogram.counts, histogram.total
+        ((0.0, 0.25, 0.5, 0.75, 1.0), {'weight': (0, 0, 0, 12)}, (0, 0, 0, 12))
+    """
+
+    edges: tuple[float, ...]
+    """n + 1 ascending numbers from 0 to 1; bins include their lower edge, and the last its upper edge too."""
+    counts: Mapping[str, tuple[int, ...]]
+    """parameter name -> number of gates in each of the n bins"""
+
+    @property
+    def total(self) -> tuple[int, ...]:
+        """Number of gates of all parameters in each bin."""
+        return tuple(map(sum, zip(*self.counts.values(), strict=True)))
+
+
+def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
+    """Count gates by how far each is open, in equal bins; raise `UsageError` for less than one bin."""
+    if bins < 1:
+        raise UsageError(f"a histogram has at least one bin, not {bins!r}")
+    counts = {
+        name: tuple(int(count) for count in torch.histc(each.double().cpu(), bins, 0, 1))
+        for name, each in opened.items()
+    }
+    return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
+
+
+class UpdateListener(Protocol):
+    """Listens to the steps of all optimisers."""
+
+    def _note_update(self, optimizer: Optimizer) -> None:
+        """Handle a step that an optimiser has just made."""
+
+
+def notify_of_updates(listener: UpdateListener) -> None:
+    """Call `_note_update` after each step of any optimiser, for as long as the object lives."""
+    for one in _listening.present:
+        if one() is None:
+            _listening.remove(one)
+    _listening.add(weakref.ref(listener))
+
+
+def _notify(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listening.present:
+        listener = one()
+        if listener is not None:
+            listener._note_update(optimizer)
+
+
+_listening = Listeners["weakref.ref[UpdateListener]"](lambda: Stepping(after=_notify))
+
 
 RESETS = ("paper", "code")
 Act = Callable[[Tensor, Moment], Tensor]
@@ -38,7 +213,7 @@ Act = Callable[[Tensor, Moment], Tensor]
 
 
 class Gates:
-    """Gates on weights of a model. Made by `attach`.
+    """Gates on the weights of a model, created by `attach`.
 
     Examples:
         >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
@@ -73,68 +248,69 @@ class Gates:
         """s0"""
         self.seed = seed
         self.round = 0
-        """Rounds done, by `next_round`."""
+        """Number of finished rounds, see `next_round`."""
         self._model = model
-        made = self._made_logits(parameters)
-        self._names, self._logits = tuple(made), list(made.values())
-        self._kept = [None if within is None else kept_like(s, within[n]) for n, s in self.named_parameters()]
+        created = self._create_logits(parameters)
+        self._names, self._logits = tuple(created), list(created.values())
+        self._kept = [None if within is None else mask_factors(s, within[n]) for n, s in self.named_parameters()]
         self._hard = self._lifted = self._drawing = False
-        self._checked = -1  # per cent of progress at which all s were last looked through
+        self._checked = -1  # per cent of progress at which all s were last checked for NaN
         self._set_progress(0.0)
         self._step = 0
         self._drawn_at: tuple[int, ...] | None = None
-        self._sums: Sums | None = None
+        self._sums: OpenSums | None = None
         self._updates = 0
-        self.charges: Charges | None = None  # of the penalty; None charges all weights alike
-        tell_of_updates(self)
-        self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
+        self.charges: Charges | None = None  # of the penalty; None: all weights cost the same
+        notify_of_updates(self)
+        self._swap: Swap | None = Swap(model, find_places(model, parameters), self._products)
 
     # -- to train --------------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """The tensors s, for an optimiser. In the shape and layout of their weights, float32 (float64 if those are).
+        """Return the tensors s, for an optimiser, in the shape and layout of their weights, in at least float32.
 
-        Weight decay would pull them to 0, the border between on and off: the papers use none.
+        Do not use weight decay, which would pull them to 0, the threshold between on and off.
         """
         return list(self._logits)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(name of the weight, its s), in the order of the scope."""
+        """Return pairs (name of the weight, its s), in the order of the scope."""
         return list(zip(self._names, self._logits, strict=True))
 
     @property
     def weights(self) -> int:
-        """Weights that have gates."""
+        """Number of weights that have gates."""
         return self._total
 
     @property
     def beta(self) -> float:
-        """The inverse temperature now; 1 for kinds that are not annealed."""
+        """The current inverse temperature; 1 for kinds that are not annealed."""
         return self._moment.beta
 
     @property
     def progress(self) -> float:
-        """Of the present round, as last given to `anneal`."""
+        """Progress of the current round, as last passed to `anneal`."""
         return self._progress
 
     def penalty(self, coefficient: float) -> Tensor:
-        """coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+        """Return coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
 
-        A sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples); with
-        `charges` of what open gates cost. After the forward pass next to free for gates that added themselves up.
+        It is a sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples); with
+        `charges`, the sum of the costs of open gates. After a forward pass it reuses the sums computed there.
         """
         sums, self._sums = self._sums, None
-        made = sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions)
-        return charged(sums.totals if sums and made else [value.sum() for value in self._open()], self, coefficient)
+        valid = sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions)
+        totals = sums.totals if sums and valid else [value.sum() for value in self._openness()]
+        return charge_penalty(totals, self, coefficient)
 
     def anneal(self, progress: float) -> None:
         """Set the temperature: `progress` is the share of the round that is done, from 0 to 1 (`by_step`, `by_epoch`).
 
-        At every further per cent all s are looked through for what is not a number.
+        All s are checked for NaN at each further per cent.
 
         Raises:
-            UsageError: for another progress.
-            TrainingError: naming the parameter whose s are not numbers.
+            UsageError: for a progress out of range.
+            TrainingError: naming the parameter whose s are NaN.
         """
         if self._swap:
             self._swap.settle()
@@ -144,9 +320,9 @@ class Gates:
             self._checked = int(100 * progress)
 
     def set_step(self, step: int) -> None:
-        """The step whose draws come next, for kinds that draw: they are a pure function of (seed, step, parameter).
+        """Set the step of the next draws, for kinds that draw: they are a pure function of (seed, step, parameter).
 
-        Not needed in an ordinary loop, where a step begins when the gates have changed. `UsageError` below step 0.
+        Not needed in an ordinary loop, where a step begins when the gates have changed. Raises `UsageError` below 0.
         """
         if step < 0:
             raise UsageError(f"a step is a number from 0 on, not {step!r}")
@@ -160,93 +336,90 @@ class Gates:
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
     def hard(self, on: bool = True) -> None:
-        """Compute with hard gates (`on`) or not, in train and eval mode; s then gets no gradient.
+        """Compute with hard gates (`on`) or not, in training and evaluation mode; s then gets no gradient.
 
-        Otherwise training uses the soft or drawn gates, and what eval mode uses is said by each kind. Where these leave
-        nothing of a row whose norm `weight_norm` divides by, a call is a `MaskError`.
+        Without hard gates, training uses soft or random gates, and each kind defines those of evaluation mode. If gates
+        remove a whole row whose norm `weight_norm` divides by, a call raises `MaskError`.
         """
         self._hard = on
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
-        """Hard gates for the length of a block."""
-        return on_for_a_block(self, "_hard")
+        """Use hard gates within a block."""
+        return set_flag(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
-        """The model without its gates, for the length of a block: its bare weights, such as for a teacher's outputs."""
-        return on_for_a_block(self, "_lifted")
+        """Use the bare weights, without gates, within a block, such as for a teacher's outputs."""
+        return set_flag(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
-        """The gates of training in eval mode too, for the length of a block.
-
-        To train gates over frozen weights: nothing of the model is then as when it trains, but the gates.
-        """
-        return on_for_a_block(self, "_drawing")
+        """Use the gates of training in evaluation mode too, within a block: to train gates over frozen weights."""
+        return set_flag(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off; see `ties`.
+        """Return the mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off, see `ties`.
 
         Args:
-            collapse: what to do with a parameter of which no gate is on: ``raise``, or ``keep`` the one of largest s.
+            collapse: what to do with a parameter without open gates: ``raise``, or ``keep`` the one with the largest s.
 
         Raises:
             LayerCollapseError: naming those parameters, if `collapse` is ``raise``.
-            TrainingError: naming the parameter whose s are not numbers.
+            TrainingError: naming the parameter whose s are NaN.
         """
         check_numbers(self.named_parameters(), self.progress, self.round)
         where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
-        return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
+        return harden_logits(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates of largest s within the mask, at a density; `collapse`, errors as of `tk.allocate`."""
-        return allocate_or_keep(self.by_weight(), density, within=self._within(), collapse=collapse)
+        """Return the mask of the gates with the largest s, at a density; `collapse` and errors as for `tk.allocate`."""
+        return allocate_or_keep(self.by_weight(), density, within=self._mask_within(), collapse=collapse)
 
-    def _within(self) -> Mask | None:
-        """The mask that gates are to stay within, if there is one."""
+    def _mask_within(self) -> Mask | None:
+        """Return the mask that gates were attached within, if any."""
         kept = {name: mask != 0 for name, mask in zip(self._names, self._kept, strict=True) if mask is not None}
         return Mask(kept) if kept else None
 
     def by_weight(self) -> dict[str, Tensor]:
-        """name -> the s that each weight is multiplied by, in the weight's shape."""
+        """Return the s of each weight, by name, in the weight's shape."""
         return {name: s.detach() for name, s in self.named_parameters()}
 
     def ties(self) -> dict[str, int]:
-        """name -> gates exactly on the border, which `harden` turns off; those that never had a gradient stay there."""
-        return self._counted(torch.eq)
+        """Return the number of gates exactly at the threshold, by name; `harden` turns them off."""
+        return self._count(torch.eq)
 
     def kept(self) -> dict[str, int]:
-        """name -> gates that are on."""
-        return self._counted(torch.gt)
+        """Return the number of gates that are on, by name."""
+        return self._count(torch.gt)
 
     def density(self) -> float:
-        """Share of the weights in scope whose gates are on: the density of the mask if hardened now."""
+        """Return the share of the weights in scope whose gates are on: the density of the hardened mask."""
         return sum(self.kept().values()) / self._total
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        """How far gates are open on average: the mean of sigmoid(beta s), or of the probability that m is not 0."""
-        return sum(float(value.double().sum()) for value in self._open()) / self._total
+        """Return how far gates are open on average: the mean of sigmoid(beta s), or of the probability that m != 0."""
+        return sum(float(value.double().sum()) for value in self._openness()) / self._total
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
-        """How far the gates (those within the mask) are open, in `bins` equal bins, at least one (`UsageError`)."""
-        opened = [self.kind.open(logits, self._moment) for logits in self._inside()]
-        return counted(dict(zip(self._names, opened, strict=True)), bins)
+        """Return a histogram of how far gates (those within the mask) are open; raise `UsageError` without bins."""
+        opened = [self.kind.open(logits, self._moment) for logits in self._logits_within()]
+        return count_gates(dict(zip(self._names, opened, strict=True)), bins)
 
     # -- rounds and the end ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def next_round(self, *, reset: str = "paper", optimizer: Optimizer | None = None) -> None:
-        """Begin the next round of a search: kept gates start again from s0, suppressed ones stay off; beta is 1 again.
+        """Begin the next round of a search: open gates restart from s0, suppressed ones stay off; beta is 1 again.
 
         Args:
             reset: ``paper``: s <- min(beta_T s, s0) (Savarese et al. 2020, algorithm 2). ``code``: s <- min(s, s0), as
-                the official code does, since it sets the temperature back before it uses it.
-            optimizer: of the gates, whose state for them (momentum) is cleared: it belongs to the round before. The
+                the official code does, because it resets the temperature before it uses it.
+            optimizer: of the gates; its state for them (momentum), which belongs to the last round, is cleared. The
                 official code carries it over.
 
         Raises:
-            UsageError: for kinds that have no such rule.
-            TrainingError: naming the parameter whose s are not numbers.
+            UsageError: for kinds without rounds.
+            TrainingError: naming the parameter whose s are NaN.
         """
         if not self.kind.rounds:
             raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
@@ -264,25 +437,26 @@ class Gates:
 
     @torch.no_grad()
     def detach(self, *, apply: bool = False) -> None:
-        """Take the gates off, once (else `UsageError`). The handle stays good for masks and reports.
+        """Remove the gates from the model, once (else `UsageError`). Masks and statistics remain available.
 
-        The weights are as training left them, or with `apply` times the hard gates (a `MaskError` as of `hard`).
+        The weights are those that training left; with `apply`, they are multiplied by the hard gates, which may raise
+        `MaskError` (see `hard`).
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
-            products = self._fixed(range(len(parameters)), parameters, self.kind.hard_gate)
+            products = self._products_by(range(len(parameters)), parameters, self.kind.hard_gate)
             check_computed_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
-            parameter.copy_(self._fixed([number], [parameter], self.kind.hard_gate)[0])
+            parameter.copy_(self._products_by([number], [parameter], self.kind.hard_gate)[0])
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What training goes on from, bit for bit: plain numbers, and copies of the s by name under ``"gates"``."""
+        """Return the state to resume from, bit for bit: plain numbers, and copies of s by name under ``"gates"``."""
         return {
             "kind": self.kind.name,
             "init": self.init,
@@ -297,10 +471,10 @@ class Gates:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the tensors s stay the same objects, so that an optimiser goes on with them.
+        """Resume from a state; the tensors s stay the same objects, so that optimisers remain valid.
 
         Raises:
-            MaskError: if it is of gates of another kind, of other temperatures or of other weights.
+            MaskError: if it is of gates of another kind, of other temperatures or on other weights.
         """
         check_state(state, self.state_dict(), self.kind)
         for name, logits in self.named_parameters():
@@ -323,12 +497,12 @@ class Gates:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _made_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """The tensors s by the names that they go by."""
-        return {name: logits_like(parameter, self.init) for name, parameter in parameters.items()}
+    def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Create the tensors s, by name."""
+        return {name: create_logits(parameter, self.init) for name, parameter in parameters.items()}
 
     def _note_update(self, optimizer: Optimizer) -> None:
-        """Called after each step of any `optimizer`."""
+        """Count updates: `optimizer` has just made a step."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1
@@ -339,62 +513,62 @@ class Gates:
 
     @property
     def _versions(self) -> tuple[int, ...]:
-        """Changes whenever an s does. Fused optimisers do not count up the versions of what they change."""
+        """Versions of all s. Updates are included, because fused optimisers do not increase tensor versions."""
         return self._updates, *(logits._version for logits in self._logits)
 
     @property
     def _total(self) -> int:
         return sum(logits.numel() for logits in self._logits)
 
-    def _inside(self) -> Iterator[Tensor]:
-        """The s of each parameter; with a mask, of what it keeps, 1-d."""
+    def _logits_within(self) -> Iterator[Tensor]:
+        """Yield the s of each parameter; with a mask, the retained ones as a 1-d tensor."""
         for logits, kept in zip(self._logits, self._kept, strict=True):
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
-    def _counted(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
-        """name -> gates whose s is so beside the threshold."""
+    def _count(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
+        """Count the gates of each parameter whose s compares to the threshold by `where`."""
         at = self.kind.threshold
-        return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._inside(), strict=True)}
+        return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._logits_within(), strict=True)}
 
-    def _open(self) -> Iterator[Tensor]:
+    def _openness(self) -> Iterator[Tensor]:
         for logits, kept in zip(self._logits, self._kept, strict=True):
             opened = self.kind.open(logits, self._moment)
             yield opened if kept is None else opened * kept
 
     def _products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """weight * gate of some parameters, as the model is to see them now."""
+        """Return weight * gate of some parameters, for a call of the model in its current mode."""
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)
         if self._hard or not (self._model.training or self._drawing):
-            made = self._fixed(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
-            check_computed_finite(self._model, weights, made)
-            return made
+            products = self._products_by(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
+            check_computed_finite(self._model, weights, products)
+            return products
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._versions
-        return self._trained(numbers, weights, everything)
+        return self._training_products(numbers, weights, everything)
 
-    def _fixed(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
-        """Products by gates that are not those of training."""
+    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
+        """Return products with the gates that `act` computes, outside of training."""
         return [
-            gated(weight, act(self._logits[number], self._moment), self._kept[number])
+            apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
             for number, weight in zip(numbers, weights, strict=True)
         ]
 
-    def _trained(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Products by the gates of training; their sums are kept where these are all."""
-        made = [
+    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+        """Return products with the gates of training; if they cover all parameters, their sums are stored."""
+        pairs = [
             self.kind.product(weight, self._logits[number], self._kept[number], self._moment, self._uniform(number))
             for number, weight in zip(numbers, weights, strict=True)
         ]
-        totals = [total for _, total in made if total is not None]
-        if everything and len(totals) == len(made) and torch.is_grad_enabled():
-            self._sums = Sums(totals, self._moment, self._versions)
-        return [product for product, _ in made]
+        totals = [total for _, total in pairs if total is not None]
+        if everything and len(totals) == len(pairs) and torch.is_grad_enabled():
+            self._sums = OpenSums(totals, self._moment, self._versions)
+        return [product for product, _ in pairs]
 
     def _uniform(self, number: int) -> Tensor | None:
-        """Draws from (0, 1) for the gates of a parameter at this step: the same on any device and in any layout."""
-        return uniform_like(self._logits[number], self.seed, self._step, number) if self.kind.draws else None
+        """Draw for the gates of a parameter at this step, if the kind draws."""
+        return draw_uniform(self._logits[number], self.seed, self._step, number) if self.kind.draws else None
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
         check_devices([(self._names[number], self._logits[number]) for number in numbers], weights)

@@ -1,4 +1,4 @@
-"""Lets modules see other tensors in place of their parameters, for as long as they run."""
+"""Substitute other tensors for the parameters of modules while they run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch._compile import _disable_dynamo
 from ticketry.errors import UsageError
 
 Products = Callable[[Sequence[int], Sequence[Tensor], bool], Sequence[Tensor]]
-"""(numbers of parameters, their tensors now, whether these are all) -> what stands in for them."""
+"""(numbers of parameters, their current tensors, whether these are all) -> the tensors to substitute."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module holds a parameter."""
+    """An attribute of a module that holds a parameter."""
 
     module: nn.Module
     local: str
@@ -37,33 +37,33 @@ class Place:
 
 
 class Swap:
-    """While `model`, or a module of it, runs, its modules see products in place of some of their parameters.
+    """Substitutes products for some parameters while `model`, or a module of it, runs.
 
-    A product is put into the module's instance dictionary, where Python looks before `nn.Module` looks among the
-    parameters. These are never touched: not even during a forward pass do the state dict, `named_parameters()` or an
-    optimiser see anything but the weights, and a pass that is broken off leaves nothing that could be saved or trained.
+    A product is put into the module's instance dictionary, which Python searches before `nn.Module` searches the
+    parameters. The parameters are never changed: even during a forward pass the state dict, `named_parameters()` and
+    optimisers see only the weights, and an interrupted pass leaves nothing that could be saved or trained.
 
-    The outermost module that runs makes the products of all parameters in it, at once; modules inside find them made.
-    A module that is called by itself (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
-    outermost one then.
+    The outermost running module computes the products of all parameters in it at once, and modules inside use them. A
+    module that is called alone (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
+    outermost one.
     """
 
     def __init__(self, model: nn.Module, places: Sequence[Sequence[Place]], products: Products) -> None:
-        """`places`: of each parameter, everywhere it is (tied weights have several)."""
+        """`places`: all places of each parameter (tied weights have several)."""
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_Call] = []
-        sites = [_Site(self, module, self._within(module)) for module in model.modules()]
+        sites = [_Site(self, module, self._numbers_within(module)) for module in model.modules()]
         self._handles = [handle for site in sites if site.numbers for handle in site.hook()]
         _forget_compiled_code()
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those that products stand in for, in order."""
+        """The parameters that are substituted, in order."""
         return [places[0].parameter() for places in self._places]
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks from the model."""
         self.settle()
         if self._stack:
             raise UsageError("gates cannot be detached while the model runs")
@@ -73,9 +73,9 @@ class Swap:
         _forget_compiled_code()
 
     def settle(self) -> None:
-        """Clear up after a pass that was broken off by something that calls no hooks, such as Ctrl-C.
+        """Clean up after a pass that was interrupted without calling hooks, as by Ctrl-C.
 
-        A call of the model, or of the module that was called then, does so too.
+        The next call of the model, or of the interrupted module, does this too.
         """
         if self._stack and not _runs(self._stack[0].site.module, entered=0):
             self._clear()
@@ -105,7 +105,7 @@ class Swap:
         self._stack.append(call)
 
     def leave(self, site: _Site, module: nn.Module) -> None:
-        # torch runs this even where another hook raised before `enter` was called, or `enter` did.
+        # torch runs this even if `enter`, or another hook before it, raised.
         if self._stack and self._stack[-1].site is site and module is site.module:
             self._restore(self._stack.pop())
 
@@ -129,7 +129,7 @@ class Swap:
         while self._stack:
             self._restore(self._stack.pop())
 
-    def _within(self, module: nn.Module) -> tuple[int, ...]:
+    def _numbers_within(self, module: nn.Module) -> tuple[int, ...]:
         inside = set(module.modules())
         return tuple(
             number for number, places in enumerate(self._places) if any(place.module in inside for place in places)
@@ -137,7 +137,7 @@ class Swap:
 
 
 class _Call:
-    """A module that runs, and what it put into place."""
+    """A running module, and the substitutions it made."""
 
     __slots__ = ("flat", "numbers", "site")
 
@@ -161,7 +161,7 @@ class _Site:
 
 
 class _Hook:
-    """Calls the swap before or after a module's forward pass. A copied or loaded model is a plain one: see `_Inert`."""
+    """Calls the swap before or after a module's forward pass. In copies of the model it becomes an `_Inert`."""
 
     def __init__(self, site: _Site, act: Callable[[Swap, _Site, nn.Module], None]) -> None:
         self.site, self._act = site, act
@@ -184,14 +184,14 @@ class _Hook:
 
 
 class _Inert:
-    """What hooks become in a copy of the model: nothing."""
+    """A hook that does nothing, in copies of a model."""
 
     def __call__(self, *args: object) -> None:
         return None
 
 
-def places_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[Place]]:
-    """Everywhere that each of the parameters is."""
+def find_places(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[Place]]:
+    """Find all places of each parameter."""
     numbers = {id(parameter): number for number, parameter in enumerate(parameters.values())}
     places: list[list[Place]] = [[] for _ in parameters]
     for module in model.modules():
@@ -201,8 +201,8 @@ def places_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
     return places
 
 
-def gated_parameters(model: nn.Module) -> set[int]:
-    """The ids of the parameters of `model` that a swap stands in for already."""
+def find_gated_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters of `model` that are substituted already."""
     return {
         id(place.parameter())
         for module in model.modules()
@@ -214,13 +214,13 @@ def gated_parameters(model: nn.Module) -> set[int]:
 
 
 def _flat_weights(module: nn.RNNBase) -> dict[str, Any]:
-    # A recurrent module renews its list of weights when it runs and finds others, but not when they are back.
+    # A recurrent module refreshes its list of weights when it finds others, but not when the originals are back.
     return {name: module.__dict__[name] for name in ("_flat_weights", "_flat_weight_refs")}
 
 
 def _unseen_by_checkpointing() -> contextlib.AbstractContextManager[object]:
-    # It counts the tensors that are saved inside a checkpointed module, and finds more of them when it runs the module
-    # again by itself, which makes the products anew. The innermost hooks count: these keep it from seeing ours.
+    # Checkpointing counts saved tensors, and would count those of the products again when it recomputes the module.
+    # Only the innermost hooks are called, so these hide the products from it.
     if torch._C._are_functorch_transforms_active():
         return contextlib.nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_same, _same)
@@ -234,7 +234,7 @@ _CALL = nn.Module._call_impl.__code__
 
 
 def _runs(module: nn.Module, entered: int) -> bool:
-    """Whether more than `entered` calls of `module` are under way, by the interpreter's own stack."""
+    """Return whether more than `entered` calls of `module` are running, by the interpreter's stack."""
     calls = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -244,6 +244,6 @@ def _runs(module: nn.Module, entered: int) -> bool:
 
 
 def _forget_compiled_code() -> None:
-    # torch.compile does not look whether hooks were added since it compiled a module (skip_nnmodule_hook_guards).
+    # torch.compile does not notice hooks added after it compiled a module (skip_nnmodule_hook_guards).
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

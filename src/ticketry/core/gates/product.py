@@ -1,4 +1,4 @@
-"""weight * sigmoid(beta s) * scale, with as few passes over memory and as little of it as torch allows."""
+"""Products of weights and gates as autograd functions, with few passes over memory."""
 
 from __future__ import annotations
 
@@ -8,54 +8,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.gates.gate_kind import gated
 from ticketry.core.structure.layout import Blocks
 from ticketry.errors import TrainingError
+
+
+def apply_gate(weight: Tensor, gate: Tensor, kept: Tensor | None) -> Tensor:
+    """Return weight * gate (* kept), computed in the dtype of the gate and returned in that of the weight."""
+    if kept is not None:
+        gate = gate * kept
+    return (weight.to(gate.dtype) * gate).to(weight.dtype)
 
 
 def sigmoid_product(
     weight: Tensor, logits: Tensor, kept: Tensor | None, beta: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """weight * sigmoid(beta * logits) * scale (* kept), and the sum of sigmoid(beta * logits) (* kept).
+    """Return weight * sigmoid(beta * logits) * scale (* kept), and the sum of sigmoid(beta * logits) (* kept).
 
     With p the product, sg the sigmoid and t the sum, the gradients are
 
         dL/dweight = dL/dp * sg * scale
         dL/dlogits = beta * sg * (1 - sg) * (dL/dp * weight * scale + dL/dt)
 
-    The sigmoid is computed again in the backward pass rather than kept. The inputs are not saved as autograd saves
-    tensors, since they are leaves that live on anyway: so activation checkpointing, which counts saved tensors, does
-    not see them, and the sum may be differentiated after the product has been.
+    The sigmoid is recomputed in the backward pass instead of stored. The inputs are leaves that outlive the pass, so
+    they are not saved as autograd's saved tensors: activation checkpointing, which counts those, does not see them, and
+    the sum may be differentiated after the product.
 
     Args:
-        weight, logits: of one shape and dtype.
-        kept: 0 and 1 in that shape and dtype; None keeps all.
-        beta: at most `schedule.LARGEST`.
+        weight, logits: of equal shape and dtype.
+        kept: 0 and 1 in that shape and dtype; None retains all.
+        beta: at most `kinds.LARGEST`.
+        scale: factor of the product.
     """
     product, total = _SigmoidProduct.apply(weight, logits, kept, beta, scale)  # type: ignore[no-untyped-call]
     return product, total
 
 
-def summed(totals: Sequence[Tensor], coefficient: float) -> Tensor:
-    """coefficient * the sum of scalars, in fewer steps of autograd than by a stack: they tell in a small network."""
-    total: Tensor = _Summed.apply(coefficient, *totals)  # type: ignore[no-untyped-call]
+def weighted_sum(totals: Sequence[Tensor], coefficient: float) -> Tensor:
+    """Return coefficient * the sum of scalars, with fewer autograd nodes than a stack."""
+    total: Tensor = _WeightedSum.apply(coefficient, *totals)  # type: ignore[no-untyped-call]
     return total
 
 
 def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Every weight times the gate of its block, in the dtype of the weight. No tensor of gates a weight is made.
+    """Multiply every weight by the gate of its block, in the dtype of the weight, without expanding the gates.
 
     Args:
+        weight: the parameter.
         gate: of `Blocks.shape`.
+        blocks: of the weight.
     """
     if weight.dtype != gate.dtype or torch._C._are_functorch_transforms_active():
-        return gated(weight, blocks.spread(gate), None)
+        return apply_gate(weight, blocks.spread(gate), None)
     product: Tensor = _BlockProduct.apply(weight, gate, blocks)  # type: ignore[no-untyped-call]
     return product
 
 
 _FEW_BLOCKS = 32_768
-"""So few are summed in one operation: then its start tells, and not its passes over memory."""
+"""Below this many blocks, sums take a single operation, whose overhead matters more than its memory traffic."""
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -74,15 +83,15 @@ class _BlockProduct(torch.autograd.Function):
         weight, gate = ctx.saved_tensors
         need_weight, need_gate = ctx.needs_input_grad[:2]
         grad_weight = block_product(grad, gate, ctx.blocks) if need_weight else None
-        return grad_weight, _summed_products(grad, weight, gate, ctx.blocks) if need_gate else None, None
+        return grad_weight, _block_sums_of_products(grad, weight, gate, ctx.blocks) if need_gate else None, None
 
 
-def _summed_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """The sum of grad * weight over each block, of `Blocks.shape`."""
+def _block_sums_of_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
+    """Sum grad * weight over each block, in `Blocks.shape`."""
     small = blocks.count < _FEW_BLOCKS or blocks.whole_rows
-    if small or torch.is_grad_enabled():  # create_graph=True: to be differentiated again
+    if small or torch.is_grad_enabled():  # differentiable again with create_graph=True
         return blocks.pool(grad * weight)
-    # Row by row of the blocks, which takes a third of the time of a sum along a dimension in the middle.
+    # Row by row of the blocks, which is three times as fast as a sum along a middle dimension.
     found = torch.empty_like(gate)
     for one, other, place in zip(blocks.views(grad), blocks.views(weight), blocks.own_views(found), strict=True):
         total = place.squeeze(2)
@@ -92,7 +101,7 @@ def _summed_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks)
     return found
 
 
-class _Summed(torch.autograd.Function):
+class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficient: float, *totals: Tensor) -> Tensor:
         ctx.coefficient, ctx.devices = coefficient, [total.device for total in totals]
@@ -114,7 +123,7 @@ class _SigmoidProduct(torch.autograd.Function):
         ctx.versions = weight._version, logits._version
         gate = _gate(logits, kept, beta)
         total = gate.sum()
-        return _times_(gate, weight, scale), total
+        return _multiply_(gate, weight, scale), total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -124,16 +133,16 @@ class _SigmoidProduct(torch.autograd.Function):
                 "weights or gates were changed between forward and backward: take the optimisers' steps after it"
             )
         if torch.is_grad_enabled():
-            return *_differentiable(ctx, grad, grad_total), None, None, None
+            return *_differentiable_gradients(ctx, grad, grad_total), None, None, None
         need_weight, need_logits = ctx.needs_input_grad[:2]
         gate = _gate(logits, kept, beta)
         grad_weight = grad_logits = None
         if need_logits:
-            grad_logits = _of_gate(weight, grad, grad_total, beta, scale)
-            # Where `kept` is 0 so is the gate, and with it this product.
+            grad_logits = _gate_gradient(weight, grad, grad_total, beta, scale)
+            # Where `kept` is 0, the gate and this product are 0 too.
             torch.ops.aten.sigmoid_backward.grad_input(grad_logits, gate, grad_input=grad_logits)
         if need_weight and grad is not None:
-            grad_weight = _times_(gate, grad, scale)
+            grad_weight = _multiply_(gate, grad, scale)
         return grad_weight, grad_logits, None, None, None
 
 
@@ -142,21 +151,23 @@ def _gate(logits: Tensor, kept: Tensor | None, beta: float) -> Tensor:
     return gate if kept is None else gate.mul_(kept)
 
 
-def _times_(gate: Tensor, other: Tensor, scale: float) -> Tensor:
-    """gate * other * scale in the place of `gate`, in one pass."""
+def _multiply_(gate: Tensor, other: Tensor, scale: float) -> Tensor:
+    """Return gate * other * scale, computed in place of `gate` in one pass."""
     return torch.addcmul(gate.new_zeros(()), gate, other, value=scale, out=gate)
 
 
-def _of_gate(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
-    """The gradient for the gate, times beta: a new tensor, in the layout of the weight."""
+def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
+    """Return the gradient of the gate, times beta: a new tensor in the layout of the weight."""
     charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
     if grad is None:
         return torch.empty_like(weight).copy_(charge)
     return torch.addcmul(charge, weight, grad, value=beta * scale)
 
 
-def _differentiable(ctx: Any, grad: Tensor | None, grad_total: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients by operations that can be differentiated again (create_graph=True)."""
+def _differentiable_gradients(
+    ctx: Any, grad: Tensor | None, grad_total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients by operations that can be differentiated again (create_graph=True)."""
     weight, logits, kept, beta, scale = ctx.inputs
     gate = torch.sigmoid(logits * beta)
     passes = 1 if kept is None else kept

@@ -11,17 +11,17 @@ from ticketry.core.example_call import frozen_parameters
 from ticketry.core.mask import Mask
 from ticketry.core.output_change import add_gradients, has_factors, record_calls, squares
 from ticketry.core.scope import Scope
-from ticketry.core.score._measure import (
+from ticketry.core.score.measurement import (
+    average_over_processes,
     batch_loss,
-    called,
+    call_loss,
     check_loss,
-    checked,
-    given,
-    mean_of_all,
+    check_scores,
     measuring,
-    no_batch,
+    missing_batch_error,
+    require_data,
 )
-from ticketry.core.score._protocol import About, Loss, described
+from ticketry.core.score.protocol import About, Loss, described
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
@@ -37,25 +37,25 @@ def kfac(
     norms: str = "running",
     at: Mask | None = None,
 ) -> dict[str, Tensor]:
-    """w^2 / 2 * E[x^2] * E[g^2], of each weight's input x and the loss's gradient g at its output; needs data.
+    """w^2 / 2 * E[x^2] * E[g^2], with each weight's input x and the loss's gradient g at its output; needs data.
 
-    The diagonal of the empirical Fisher information where inputs and gradients are uncorrelated: Martens & Grosse,
-    "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv 1503.05671), of
-    convolutions Grosse & Martens (ICML 2016, arXiv 1602.01407), whose places count as uncorrelated too. Unlike `fisher`
-    it tells examples of a batch apart, and so is less noisy of as many examples. It can be added up over weights and
-    compared between layers: what ``structure="auto"`` goes by. Float64.
+    The diagonal of the empirical Fisher information if inputs and gradients are uncorrelated: Martens & Grosse,
+    "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv 1503.05671); for
+    convolutions Grosse & Martens (ICML 2016, arXiv 1602.01407), where positions count as uncorrelated too. Unlike
+    `fisher` it uses each example of a batch separately, so it is less noisy. It is additive over weights and comparable
+    between layers, and the basis of ``structure="auto"``. Float64.
 
-    It is of weights that a product has as a factor: of linear layers, attention and convolutions. Any other weight (of
-    recurrent layers, embeddings, norms, weights that are computed) has w^2 / 2 * size * g^2, of the gradient g of the
-    mean loss of a batch of that size: on average the same, as gradients of different examples cancel.
+    It applies to weights that are a factor of a product: of linear layers, attention and convolutions. Any other weight
+    (of recurrent layers, embeddings, norms, computed weights) has w^2 / 2 * size * g^2, with the gradient g of the mean
+    loss of a batch of that size. The expectation is the same, because gradients of different examples cancel.
 
     Args:
-        model: whose weights are scored; it is afterwards as it was.
+        model: whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
         batches: of training data, of equal size; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of what the model draws (dropout is off).
-        norms: see `ticketry.score`; running by default, so that examples do not depend on one another.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`; running by default, so that examples are independent of one another.
         at: see `ticketry.score`.
 
     Raises:
@@ -69,14 +69,14 @@ def kfac(
         >>> tk.score.kfac(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
         {'weight': tensor([[2.0000, 4.5000]], dtype=torch.float64)}
     """
-    batches, loss = given("kfac", batches, loss)
+    batches, loss = require_data("kfac", batches, loss)
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, frozen_parameters(model):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
             with record_calls(model, weights, others) as calls:
-                value = called(loss, model, batch)
-                others |= set(_without_product(model, weights, calls))
+                value = call_loss(loss, model, batch)
+                others |= set(_find_without_product(model, weights, calls))
                 known = {name: made for name, made in calls.items() if name not in others}
                 check_loss(value, count, reached=not others)
                 if value.requires_grad and any(known.values()):
@@ -84,19 +84,19 @@ def kfac(
                 size = max((call.examples for made in calls.values() for call in made), default=0) or 1
             found = {name: squares(weights[name], made) for name, made in known.items()}
             theirs = {name: weight for name, weight in weights.items() if name in others}
-            found |= _own_squares(model, theirs, batch, loss, count)
+            found |= _batch_gradient_squares(model, theirs, batch, loss, count)
             for name, values in found.items():  # g of the mean loss is that of one example / size
                 scores[name] += values.to(scores[name].device) * (size / 2)
         if not count:
-            raise no_batch()
-        mean = mean_of_all(model, weights, {name: values / count for name, values in scores.items()})
-    return checked("kfac", mean)
+            raise missing_batch_error()
+        mean = average_over_processes(model, weights, {name: values / count for name, values in scores.items()})
+    return check_scores("kfac", mean)
 
 
-def _own_squares(
+def _batch_gradient_squares(
     model: nn.Module, weights: Mapping[str, nn.Parameter], batch: object, loss: Loss, count: int
 ) -> dict[str, Tensor]:
-    """Return the squares of weights, each times that of its gradient of a batch's loss."""
+    """Return the squares of weights times the squares of their gradients of a batch's loss."""
     if not weights:
         return {}
     try:
@@ -114,9 +114,9 @@ def _own_squares(
     return found
 
 
-def _without_product(
+def _find_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
-    """Weights that no product was seen of; those of layers that have a score are not used, and worth nothing."""
+    """Find weights without an observed product, except those of layers that are simply unused (their score is 0)."""
     layers = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

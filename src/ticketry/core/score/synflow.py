@@ -1,4 +1,4 @@
-"""Synaptic flow: what passes through each weight from inputs of 1 (SynFlow)."""
+"""Synaptic flow through each weight from inputs of 1 (SynFlow)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
-from ticketry.core.score._measure import called, checked, measuring, no_batch
-from ticketry.core.score._protocol import About, Loss, described
+from ticketry.core.score.measurement import call_loss, check_scores, measuring, missing_batch_error
+from ticketry.core.score.protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
 from ticketry_engine.support.entry_points import CHANGES, callers_defaults, entry_point
 from ticketry_engine.support.process_state import default_dtype
@@ -32,31 +32,30 @@ def synflow(
     at: Mask | None = None,
     bypass: tuple[type[nn.Module], ...] = (),
 ) -> dict[str, Tensor]:
-    """|w| * dR/d|w|, R the sum of outputs at inputs of 1 with absolute weights (SynFlow); needs inputs' shapes only.
+    """|w| * dR/d|w|, with R the sum of outputs at inputs of 1 with absolute weights (SynFlow); needs input shapes only.
 
     Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (2020, arXiv
-    2006.05467). One shot of it empties layers: the paper iterates it, ``prune(…, score="synflow", iterations=100)``.
-    Meant for networks of linear layers, pooling and ReLU, in which the scores of each layer add up to R.
+    2006.05467). A single pruning step empties layers: the paper iterates, ``prune(…, score="synflow",
+    iterations=100)``. It is meant for networks of linear layers, pooling and ReLU, where each layer's scores sum to R.
 
-    Norms are passed by (their input is their output) and dropout is off. Everything is computed in float64, on copies:
-    R grows by the size of the weights from layer to layer and overflows float32. Tensors that the model makes without a
-    type, such as a first hidden state, are float64 too. An embedding is fed with a 1 for each of its rows, whatever the
-    indices.
+    Norms are bypassed (their output is their input) and dropout is off. Everything is computed in float64 on copies,
+    because R grows with the weights of every layer and overflows float32. Tensors that the model creates without a
+    type, such as an initial hidden state, are float64 too. An embedding is fed a 1 for each of its rows.
 
     Args:
-        batches: the first one tells the inputs' shapes, no value in it is used. With a loss, it is what the loss hands
-            to the model; without, the batch is the model's input: a tensor, or a tuple of several. One example will do.
-        at: see `ticketry.score`.
-        bypass: classes of norms of your own, to be passed by as well.
-        model: whose weights are scored; it is afterwards as it was.
+        model: whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        seed: has no use.
+        batches: only the shapes of the first batch are used; one example suffices. With a loss, the inputs are those
+            that the loss passes to the model; without, the batch is the model's input: a tensor or a tuple of tensors.
         loss: see `batches`.
+        seed: ignored.
+        at: see `ticketry.score`.
+        bypass: custom classes of norms to bypass as well.
 
     Raises:
-        UsageError: without a batch, for an `at` that is no mask, if the loss does not call the model, or for a norm's
-            parameter in scope.
-        ScoreError: if all scores are 0 or one is not finite; if the model does not compute in float64.
+        UsageError: without a batch, for an `at` that is not a mask, if the loss does not call the model, or for a
+            norm's parameter in scope.
+        ScoreError: if all scores are 0 or one is not finite; if the model cannot compute in float64.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -68,53 +67,53 @@ def synflow(
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
     passed = (*NORMS, *bypass)
-    with measuring(model, scope, norms="running", seed=seed) as weights, _linear(model, passed):
-        _refuse_bypassed(model, weights, passed)
-        args, kwargs = _ones(_inputs(model, batches, loss))
+    with measuring(model, scope, norms="running", seed=seed) as weights, _linearised(model, passed):
+        _check_no_norms(model, weights, passed)
+        args, kwargs = _replace_by_ones(_capture_inputs(model, batches, loss))
         inner = unwrapped(model)  # functional_call takes no nn.DataParallel
-        tensors, leaves = _absolute(inner, at)
+        tensors, leaves = _absolute_tensors(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
-        with default_dtype(torch.float64), _naming_the_type():
+        with default_dtype(torch.float64), _explain_type_errors():
             found = functional_call(_Flow(inner, wanted), tensors, args, kwargs, tie_weights=False)
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
             scores[name] = weight.detach().double().abs() * gradient
-    return checked("synflow", scores)
+    return check_scores("synflow", scores)
 
 
 class _Flow(nn.Module):
-    """What a model returns, added up, and differentiated.
+    """Sums the outputs of a model and differentiates the sum.
 
-    In one call, in which the model has other tensors in the places of its own: a checkpoint of activations calls a part
-    of it again in the backward pass.
+    Both happen in one call with substituted tensors, because activation checkpointing calls parts of the model again in
+    the backward pass.
     """
 
     def __init__(self, model: nn.Module, wanted: Sequence[Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.wanted = wanted  # no arguments: torch's counter of FLOPs waits for gradients of those, and grad makes none
+        self.wanted = wanted  # not arguments: torch's FLOP counter would wait for gradients of those
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         with callers_defaults():
             output = self.model(*args, **kwargs)
-        total = _sum(output)
+        total = _sum_outputs(output)
         return torch.autograd.grad(total, self.wanted, allow_unused=True) if total.requires_grad else ()
 
 
 @contextmanager
-def _naming_the_type() -> Iterator[None]:
-    """What torch says of types that do not go together, as an error that tells where they come from."""
+def _explain_type_errors() -> Iterator[None]:
+    """Turn torch's errors about mismatched types into a `ScoreError` with advice."""
     try:
         yield
     except RuntimeError as error:
-        said = str(error).split("\n")[0]
-        if not re.search("dtype|scalar type|double|float", said, re.IGNORECASE):
+        text = str(error).split("\n")[0]
+        if not re.search("dtype|scalar type|double|float", text, re.IGNORECASE):
             raise
         raise ScoreError(
-            f"synflow calls the model in float64, and there torch says: {said}. The model makes or keeps a tensor of a"
-            " type of its own: give it the type of the inputs (dtype=x.dtype, x.new_zeros) or make it a buffer; or take"
-            " a score that computes in the model's type"
+            f"synflow calls the model in float64, and there torch says: {text}. The model makes or keeps a tensor of a"
+            " fixed type: give it the type of the inputs (dtype=x.dtype, x.new_zeros) or make it a buffer; or take a"
+            " score that computes in the model's type"
         ) from error
 
 
@@ -126,11 +125,13 @@ class _Reached(Exception):
         self.call = args, kwargs
 
 
-def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the model's call for the first batch."""
+def _capture_inputs(
+    model: nn.Module, batches: Iterable[object], loss: Loss | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of the model's call for the first batch."""
     batch: Any = next(iter(batches), None)
     if batch is None:
-        raise no_batch()
+        raise missing_batch_error()
     if loss is None:
         args = (batch,) if isinstance(batch, Tensor) else batch
         if not isinstance(args, (tuple, list)) or not all(isinstance(each, Tensor) for each in args):
@@ -142,7 +143,7 @@ def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> t
 
     handle = model.register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
     try:
-        called(loss, model, batch)
+        call_loss(loss, model, batch)
     except _Reached as found:
         return found.call
     finally:
@@ -150,30 +151,29 @@ def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> t
     raise UsageError("the loss does not call the model it is given: give the model's inputs as batches, and no loss")
 
 
-def _ones(value: Any) -> Any:
-    """The same structure with each floating tensor replaced by ones; indices and masks stay as they are."""
+def _replace_by_ones(value: Any) -> Any:
+    """Replace each floating-point tensor in a nested value by ones; indices and masks are unchanged."""
     if isinstance(value, Tensor):
         return torch.ones_like(value, dtype=torch.float64) if value.is_floating_point() and value.dim() else value
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_ones(each) for each in value)
+        return type(value)(_replace_by_ones(each) for each in value)
     if type(value) is dict:
-        return {name: _ones(each) for name, each in value.items()}
+        return {name: _replace_by_ones(each) for name, each in value.items()}
     return value
 
 
-def _absolute(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Tensors for a call of `_Flow` in float64, and those that stand for the model's parameters, by their id."""
+def _absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """Return the tensors for a call of `_Flow` in float64, and those that replace the model's parameters, by id."""
     leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
         if at is not None and normal_name(name) in at:
             absolute *= at[normal_name(name)].to(absolute.device)
         leaves[id(parameter)] = absolute.requires_grad_(True)
-    # Not the absolute value: a buffer may be a mask of attention, with -inf in it.
+    # Buffers keep their sign: one may be an attention mask with -inf.
     buffers = {id(each): each.double() if each.is_floating_point() else each.clone() for each in model.buffers()}
     given = leaves | buffers
-    # Each place once, under one name: of a place that it is told twice (of a module that has two names) torch puts back
-    # what it was told first.
+    # Each place under one name only: torch restores a place that is given twice wrongly.
     tensors = {
         ".".join(part for part in ("model", prefix, local) if part): given[id(tensor)]
         for prefix, module in model.named_modules()
@@ -183,21 +183,21 @@ def _absolute(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dic
     return tensors, leaves
 
 
-def _sum(output: Any) -> Tensor:
-    """Sum of all floating numbers in what a model returns."""
+def _sum_outputs(output: Any) -> Tensor:
+    """Sum all floating-point numbers in a model's output."""
     if isinstance(output, Tensor):
         return output.double().sum() if output.is_floating_point() else torch.zeros((), dtype=torch.float64)
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if not isinstance(output, (tuple, list)):
         raise ScoreError(f"synflow adds up tensors, and the model returns a {type(output).__name__}")
-    parts = [_sum(each) for each in output if each is not None]
+    parts = [_sum_outputs(each) for each in output if each is not None]
     return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 
 
 @contextmanager
-def _linear(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    """Norms passed by; embeddings as the linear layers on one-hot vectors that they are."""
+def _linearised(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Bypass norms within a block, and treat embeddings as linear layers on one-hot vectors."""
 
     def same(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
@@ -220,9 +220,7 @@ def _linear(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[N
             handle.remove()
 
 
-def _refuse_bypassed(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], passed: tuple[type[nn.Module], ...]
-) -> None:
+def _check_no_norms(model: nn.Module, weights: Mapping[str, nn.Parameter], passed: tuple[type[nn.Module], ...]) -> None:
     names = {id(weight): name for name, weight in weights.items()}
     for module in model.modules():
         if isinstance(module, passed):

@@ -18,8 +18,7 @@ from ticketry.core.prune import prune, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
-from ticketry.core.score._asked import called
-from ticketry.core.score._protocol import facts
+from ticketry.core.score.protocol import describe_score, get_facts
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.core.sparse_training.schedule import cuts_within
@@ -339,10 +338,10 @@ def _parse_cuts(stored: Any) -> dict[int, float]:
 def _require_data_free(score: str | Score) -> Score:
     """Return the score; raise `UsageError` now, not at the first pruning step, if it needs data."""
     found = get(score)
-    if facts(found).data in ("yes", "shapes"):
+    if get_facts(found).data in ("yes", "shapes"):
         raise UsageError(
-            f"gradual pruning has no data for a score, and {called(found)} needs some: take magnitude, or another"
-            " that `ticketry list scores` names as without data"
+            f"gradual pruning has no data for a score, and {describe_score(found)} needs some: take magnitude, or"
+            " another that `ticketry list scores` names as without data"
         )
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs
-from ticketry.core.score._measure import pruned_to
+from ticketry.core.score.measurement import pruned_to
 from ticketry.core.structure.channel_scores import channel_scores, sum_over_channels
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Roles

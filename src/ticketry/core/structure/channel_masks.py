@@ -17,7 +17,7 @@ from ticketry.core.prune import densities, while_pruning_to
 from ticketry.core.scope import Patterns, Scope, as_names
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
-from ticketry.core.score._measure import kept_batches
+from ticketry.core.score.measurement import cache_batches
 from ticketry.core.structure.channel_choice import ChannelOptions, ChannelOrder, ChannelPath, Choice, out_of_scope
 from ticketry.core.structure.channel_scores import check_channel_score
 from ticketry.core.structure.coupling import ChannelGroup, Structure
@@ -270,7 +270,7 @@ def channels(
     initial = 1.0 if within is None else max(within.density, wanted)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
-        inputs = kept_batches(inputs, model)
+        inputs = cache_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         scores = choice.scores(mask, inputs, score=score, reduce=reduce)

@@ -16,8 +16,15 @@ from ticketry.choices import list_choices
 from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.scope import Scope, is_transposed_linear, named_parameters, unwrapped
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
-from ticketry.core.score._asked import asked_of_some
-from ticketry.core.score._measure import average, checked, given, hessian_gradient, measuring, no_batch
+from ticketry.core.score.measurement import (
+    average_gradients,
+    check_scores,
+    hessian_gradient_product,
+    measuring,
+    missing_batch_error,
+    require_data,
+)
+from ticketry.core.score.protocol import evaluate_partial_score
 from ticketry.core.structure.coupling import ChannelGroup, Member
 from ticketry.core.structure.layout import Roles, held_parameters
 from ticketry.core.structure.model_copies import plain_operations
@@ -57,7 +64,7 @@ def activation_scores(
         UsageError: if batches or loss are missing, no linear, convolution or recurrent layer reads a group, or no input
             is 0 for ``apoz``.
     """
-    data, run = given(score, inputs.batches, inputs.loss)
+    data, run = require_data(score, inputs.batches, inputs.loss)
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
     wanted = {member.name for group in groups for member in group.within(roles.inputs)}
@@ -79,7 +86,7 @@ def activation_scores(
             run(model, batch)
             count += 1
     if not count:
-        raise no_batch()
+        raise missing_batch_error()
     seen: dict[str, list[Tensor]] = {}
     for reader in readers:
         if reader.entries:
@@ -220,7 +227,7 @@ def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: Sc
         return {name: power(weight.double()) for name, weight in weights_in_use(model, scope.parameters(model)).items()}
     if score == "taylor":
         return {name: effect.abs() for name, effect in _effects(model, scope, score, inputs).items()}
-    return asked_of_some(get(score), model, scope, **vars(inputs))
+    return evaluate_partial_score(get(score), model, scope, **vars(inputs))
 
 
 def _reduce(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root: bool) -> Tensor:
@@ -284,19 +291,19 @@ def _effects(
     et al. 2022), without adding a gate. The gradient flow z is that of the weights in scope. Weights outside of it, in
     `also`, scale it by w (H g), as z has no g² of theirs.
     """
-    batches, loss = given(score, inputs.batches, inputs.loss)
+    batches, loss = require_data(score, inputs.batches, inputs.loss)
     shapes = dict(scope.shapes)
     shapes |= {name: tuple(p.shape) for name, p in named_parameters(model).items() if name in also}
     with measuring(model, Scope(shapes, scope.parameters_total), seed=inputs.seed) as weights:
         batches = list(batches) if second else batches
-        gradients = average(model, weights, batches, loss)
+        gradients = average_gradients(model, weights, batches, loss)
         if not second:
             found = {name: weight.detach() * gradients[name] for name, weight in weights.items()}
         else:
             flow = {name: g if name in scope else torch.zeros_like(g) for name, g in gradients.items()}
-            products = hessian_gradient(score, model, weights, batches, loss, gradient=flow)
+            products = hessian_gradient_product(score, model, weights, batches, loss, gradient=flow)
             found = {name: flow[name].square() + w.detach() * products[name] for name, w in weights.items()}
-    return checked(score, found)
+    return check_scores(score, found)
 
 
 @dataclass(frozen=True)

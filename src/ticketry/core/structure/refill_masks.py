@@ -20,7 +20,7 @@ from ticketry.core.computed_weights import weights_in_use
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns, Scope, as_names, end_layers, named_parameters, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, Score, ScoreInputs, split_control
-from ticketry.core.score._measure import pruned_to
+from ticketry.core.score.measurement import pruned_to
 from ticketry.core.structure.channel_choice import Choice, check_counts
 from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control, check_channel_score, weight_scores
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure

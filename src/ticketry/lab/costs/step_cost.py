@@ -12,7 +12,7 @@ import torch
 
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
-from ticketry.core.score._measure import scores_in
+from ticketry.core.score.measurement import scores_in
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_of, removed_shares
 from ticketry.lab.costs.phases import Phases

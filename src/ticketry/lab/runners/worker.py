@@ -89,7 +89,7 @@ def _train(request: Request, watch: Watch) -> Work:
 
 @functools.lru_cache(maxsize=8)
 def _build_task(spec: Spec) -> Task:
-    return catalogue.make(spec)
+    return catalogue.create_task(spec)
 
 
 class _Watch(ReportingWatch):

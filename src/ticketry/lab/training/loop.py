@@ -26,7 +26,7 @@ from ticketry.lab.training.segment import Segment, finite
 from ticketry.lab.training.state import TrainingState, rebuild_model, state_of, unsaved_buffers
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
-from ticketry.tasks import given
+from ticketry.tasks import task_checks
 from ticketry.tasks.task import Course
 from ticketry_engine import examples_to_inspect
 from ticketry_engine.support.process_state import private_random_state
@@ -158,7 +158,7 @@ class Loop:
     ) -> Tensor:
         """Return the loss of a batch; parameters get its gradients in new tensors, removed weights included."""
         with kernels():
-            loss = given.differentiable(self.task, self._loss(batch))
+            loss = task_checks.differentiable(self.task, self._loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -350,7 +350,7 @@ class Loop:
         found = {}
         for split in ("validation", "test"):
             metrics = evaluate(self.task, self._course, model, split, arithmetic)
-            given.comparable(self.task, metrics, split)
+            task_checks.comparable(self.task, metrics, split)
             found[split] = {name: rounded(value) for name, value in metrics.items()}
         return finite(found)
 

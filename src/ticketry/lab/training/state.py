@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.state_dicts import load_state
-from ticketry.tasks.given import built
 from ticketry.tasks.task import Task
+from ticketry.tasks.task_checks import build_model
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix, seed_torch
 
@@ -64,7 +64,7 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
     """Return weights and buffers of a new model: a pure function of the task and the seed."""
     with private_random_state():
         seed_torch(mix(seed, "initialisation"))
-        return state_of(built(task))
+        return state_of(build_model(task))
 
 
 def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
@@ -74,7 +74,7 @@ def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """
     with private_random_state():
         seed_torch(mix(0, "rebuilt"))
-        model = built(task)
+        model = build_model(task)
     load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model
 

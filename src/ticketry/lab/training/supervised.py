@@ -20,10 +20,9 @@ from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
 from ticketry.lab.training.data_loading import order_of, part, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.tasks import given
-from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
+from ticketry.tasks import task_checks
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Session, Split, Splits, Task
+from ticketry.tasks.task import Course, PartOfBatch, Ranks, Session, Split, Splits, Task, place_of_part
 from ticketry_engine.support.seeds import mix
 
 _FEW = 2
@@ -35,7 +34,7 @@ _MEAN_OF, _EQUAL = 16, 1e-4
 def course_of(task: Task, data: Path | None = None) -> Course:
     """Return a task's own course, or the supervised course of its examples."""
     found = task.course(data)
-    return Supervised(task, given.loaded(task, data)) if found is None else found
+    return Supervised(task, task_checks.load_splits(task, data)) if found is None else found
 
 
 class Supervised(Course):
@@ -60,7 +59,7 @@ class Supervised(Course):
         with contextlib.closing(data_loading.in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
                 outputs = forward(self.task, model, inputs, arithmetic)
-                for name, value in given.sums(self.task, outputs, targets).items():
+                for name, value in task_checks.sums(self.task, outputs, targets).items():
                     zero = torch.zeros((), dtype=torch.float64, device=value.device)
                     sums[name] = sums.get(name, zero) + value.double()
         return {name: float(value) for name, value in sums.items()}
@@ -70,11 +69,11 @@ class Supervised(Course):
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
         drawn = data_loading.batches(split, order_of(split, seed, size).batch, steps, device)
-        return [(given.prepared(self.task, inputs), targets) for inputs, targets in drawn]
+        return [(task_checks.prepared(self.task, inputs), targets) for inputs, targets in drawn]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
-        return given.loss(self.task, model(inputs), targets)
+        return task_checks.loss(self.task, model(inputs), targets)
 
     def count(self, batch: Any) -> int:
         return len(batch[1])
@@ -85,7 +84,7 @@ class Supervised(Course):
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
             inputs, _ = next(batches)
-        return given.prepared(self.task, inputs)
+        return task_checks.prepared(self.task, inputs)
 
     def few(self, count: int) -> Supervised:
         train = self.splits.train
@@ -122,7 +121,9 @@ class Supervised(Course):
         outputs = forward(self.task, model.eval(), inputs, Arithmetic())
 
         def loss(rows: slice) -> float:
-            return float(given.loss(self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing))
+            return float(
+                task_checks.loss(self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing)
+            )
 
         count, whole = len(rows), loss(slice(None))
         for cut in sorted({1, count // 4, count // 2, count - 1} & set(range(1, count))):
@@ -170,7 +171,7 @@ class SupervisedSession(Session):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
         outputs = forward(self.task, model, inputs, self.arithmetic)
-        return given.loss(self.task, outputs, targets, label_smoothing=self.recipe.label_smoothing)
+        return task_checks.loss(self.task, outputs, targets, label_smoothing=self.recipe.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         inputs, targets = batch
@@ -280,16 +281,16 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
     """Compute the course's metrics on a whole split in evaluation mode, and restore the model's mode."""
     training = model.training
     model.eval()
-    found = given.measured(task, course.evaluate(model, split, arithmetic))
+    found = task_checks.measured(task, course.evaluate(model, split, arithmetic))
     model.train(training)
     return found
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Return the model's outputs for stored inputs on the device, in fp32 at least."""
-    prepared = given.prepared(task, inputs)
+    prepared = task_checks.prepared(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)
     with arithmetic.autocast():
-        outputs = given.outputs(task, model, prepared)
+        outputs = task_checks.outputs(task, model, prepared)
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -311,10 +311,10 @@ class Method(Generic[S]):
             UsageError: for less than one replicate, or if the method does not yield what a search has to.
             LayerCollapseError, TrainingError: if a replicate fails; after the others have ended too.
         """
-        from ticketry.tasks.catalogue import asked, of_replicate
+        from ticketry.tasks.catalogue import of_replicate, resolve_task
 
         check_replicates(replicates)
-        task = asked(task)
+        task = resolve_task(task)
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings
         tasks = [of_replicate(task, number) for number in range(replicates)]

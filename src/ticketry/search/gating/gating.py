@@ -17,8 +17,7 @@ from ticketry.choices import check_choices
 from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.channel_gates import attach_channels
-from ticketry.core.gates.kinds import KINDS, kind_of
-from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
+from ticketry.core.gates.kinds import KINDS, BinaryConcrete, make_kind
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.coupling import Structure
@@ -131,7 +130,7 @@ class Gating(Variant):
     def make_kind(self) -> Kind:
         """Return the kind of gate, with its settings; `UsageError` for a temperature out of range."""
         own = self.temperature == BinaryConcrete.temperature
-        return kind_of(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
+        return make_kind(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
     def describe(self) -> dict[str, Any]:
         source = KINDS.digest_source(self.kind)  # a user's kind may change

@@ -164,13 +164,13 @@ def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, s
     Raises:
         UsageError: for a budget that pays for no single weight.
     """
-    from ticketry.core.gates.charges import share_above_empty
+    from ticketry.core.gates.charges import share_above_floor
     from ticketry.lab.budget_masks import terms_in
 
     if not settings.budget:
         return share, share
     prices = terms_in(replicate.lab, replicate.task, scope, settings.budget.terms)
-    left = share_above_empty(prices, scope.sizes, share)
+    left = share_above_floor(prices, scope.sizes, share)
     density = _charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
 

@@ -13,14 +13,12 @@ from pathlib import Path
 from ticketry.registry import BUILT_IN, digest_source
 from ticketry.registry import load as load_object
 from ticketry.tasks.data.locate import Place, places
-from ticketry.tasks.data.prepared import prepared
-from ticketry.tasks.data.shrink import shrunk
-from ticketry.tasks.data.splits import fewer
-from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.data.splits import fewer, prepared, shrunk
+from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.task import Splits
 
 VERSION = 1
-"""Of what `load` returns. A change of a reader or of the split rule that moves an example or a pixel raises it."""
+"""Version of what `load` returns, raised by a change of a reader or split rule that moves an example or a pixel."""
 
 
 def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1) -> Splits:

@@ -44,9 +44,9 @@ class Pictures:
     paths: tuple[str, ...]
     size: int
     resize: int
-    """What the shorter side becomes before the square is cut out of the centre."""
+    """Shorter side of an image before the central square is cropped."""
     seed: int | None = None
-    """Of random crops in place of central ones; image i of the batch has the draws of (seed, i)."""
+    """Seed of random crops, None for central ones; image i of the batch has the draws of (seed, i)."""
     first: int = 0
     """The place of the first image in the batch, where these are a part of one."""
 
@@ -144,7 +144,7 @@ def central(image: Image, resize: int, size: int) -> Image:
 
 
 def random_box(width: int, height: int, draws: random.Random) -> Box:
-    """What to cut out of an image before resizing it: the recipe of Inception and ResNet for ImageNet.
+    """Choose the crop of an image before resizing: the recipe of Inception and ResNet for ImageNet.
 
     Szegedy et al. 2015 (section 6): a share of the area uniform in [0.08, 1], an aspect ratio in [3/4, 4/3], here
     uniform in its logarithm, anywhere in the image. After ten boxes that do not fit it is the largest central one
@@ -167,10 +167,10 @@ def random_box(width: int, height: int, draws: random.Random) -> Box:
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Of image files, in small or capital letters; other files are passed over, and so are hidden ones."""
+"""Suffixes of image files, in lower or upper case; other files, and hidden ones, are skipped."""
 
 TEST_FOLDERS = ("val", "test")
-"""What the folder of the test split is called; the first that is there. ImageNet's own test has no labels."""
+"""Names of the folder of the test split; the first that exists is used. ImageNet's own test split has no labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +185,13 @@ class Listing:
     """[n]"""
 
     def path(self, row: int) -> str:
-        """Of one file."""
+        """Build the error for one file."""
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """A folder of images, as it is on disk."""
+    """A folder of images on disk."""
 
     train: Listing
     test: Listing
@@ -200,7 +200,7 @@ class ImageFolder:
 
 
 def scan(root: Path) -> ImageFolder:
-    """What is in `root`: train/<class>/... and val/<class>/... (or test/). About 10 s for ImageNet on a local disk.
+    """Scan `root`: train/<class>/... and val/<class>/... (or test/). About 10 s for ImageNet on a local disk.
 
     A class's number is the rank of its folder's name in train. Times and contents of files are not looked at.
 

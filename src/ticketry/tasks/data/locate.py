@@ -32,9 +32,9 @@ class Origin:
 
     url: str
     path: str
-    """Where it is kept, below a data folder."""
+    """Folder below a data folder."""
     md5: str
-    """Of the file as it is sent."""
+    """Digest of the file as downloaded."""
 
 
 def fetch(origin: Origin, folder: Path) -> None:
@@ -83,7 +83,7 @@ class Layout:
     folder: str
     files: tuple[str, ...]
     packings: tuple[str, ...] = ("",)
-    """What may follow each name: nothing, .gz, .xz; the first that exists is taken."""
+    """Possible suffixes of each name: none, .gz, .xz; the first that exists is used."""
 
     def find(self, place: Path) -> tuple[Path, ...] | None:
         """The files, in the order of `files`, if all of them are there."""
@@ -171,7 +171,7 @@ def _absence(collection: Collection, where: tuple[Place, ...], download: str) ->
 
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-"""What reading a packed file or an archive raises that is damaged."""
+"""Errors that reading a damaged compressed file or archive raises."""
 
 
 def unpack(path: Path, content: bytes) -> bytes:

@@ -1,9 +1,4 @@
-"""Images in shards, as WebDataset has them: tar files with members ``key.jpg`` and ``key.cls``, a class's number.
-
-Beside them there may be, and at a URL must be, a manifest ``shards.json`` with digests and an ``index.npz`` that tells
-where in which shard each image lies. With these an image is one read at a known place: no archive is walked through,
-nothing but the images of a few batches is in memory, and any step's batch is known without its past.
-"""
+"""Shards: large image data sets as a few large files, their format, readers and writer."""
 
 from __future__ import annotations
 
@@ -12,20 +7,144 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ticketry.errors import DataError
-from ticketry.files import content_of, file_digest, reason_of
+from ticketry.errors import DataError, MissingExtraError, TaskError
+from ticketry.files import cache_folder, content_of, file_digest, join_inside, reason_of, replacing, write_atomically
 from ticketry.folders import iterate_below
-from ticketry.tasks.data.image_files import SUFFIXES, stacked
-from ticketry.tasks.data.shard_files import Source
+from ticketry.tasks.data.image_files import SUFFIXES, Listing, scan, stacked
+from ticketry_engine.support.seeds import generator
+
+SCHEMES = ("s3", "gs", "az", "http", "https", "file")
+_CHUNK = 8 << 20
+_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Source:
+    """Location of shards. It is small and can be pickled, for reading processes."""
+
+    url: str = ""
+    folder: str = ""
+    """Folder that they are read from: their own, or the cache folder for shards from a URL."""
+
+    def __str__(self) -> str:
+        return self.url or self.folder
+
+    def local(self, name: str, sha256: str = "", size: int | None = None) -> Path:
+        """A file's path on this machine; fetched first, if it is at a URL and not here yet.
+
+        Args:
+            name: below the source, as a manifest (which is data) names it.
+            sha256: hex, of what is fetched; empty where it is not known, which only the manifest's own is not.
+            size: in bytes; of a file that is here already it is compared, its digest is not computed again.
+
+        Raises:
+            DataError: if it is not there, cannot be fetched, or has another digest or size.
+            OutsideError: for a name that leads out of the source.
+        """
+        # Cache folder of a URL by its digest, so that a shard that was replaced there is another one here.
+        path = join_inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
+        if self.url and not (sha256 and path.is_file()):
+            self._fetch(name, path, sha256)
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if size is not None and found != size:
+            raise DataError(
+                f"{path} has {found:,} bytes, where its manifest says {size:,}: get it again, or describe the shards"
+                " anew (ticketry.tasks.data.shards.describe)"
+            )
+        return path
+
+    def _fetch(self, name: str, path: Path, sha256: str) -> None:
+        """Once for all processes of the machine: the others wait for the one that fetches it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if sha256 and path.is_file():
+                return
+            if os.environ.get("TICKETRY_OFFLINE"):
+                if path.is_file():  # the manifest as of the last download
+                    return
+                raise DataError(f"{self.url}/{name} is not in the cache, and $TICKETRY_OFFLINE is set")
+            try:
+                with replacing(path) as temporary:
+                    self._download(name, temporary)
+                    if sha256 and (found := file_digest(temporary)) != sha256:
+                        raise DataError(
+                            f"{self.url}/{name} is not the shard of the manifest: SHA-256 {sha256} expected, {found}"
+                            " found. Put it there again, or describe the shards anew"
+                        )
+            except OSError as error:
+                raise DataError(f"{self.url}/{name} could not be brought to {path}: {error}") from error
+
+    def _download(self, name: str, target: Path) -> None:
+        store = _opened(self.url)
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            with open(target, "wb") as file:
+                for chunk in obstore.get(store, name).stream(min_chunk_size=_CHUNK):
+                    file.write(bytes(chunk))
+        except FileNotFoundError:
+            raise DataError(f"there is no {self.url}/{name}: a set of shards at a URL has a shards.json") from None
+        except (BaseError, OSError) as error:
+            text = str(error).partition("\n")[0].partition("?")[0]  # what follows a ? may be secret
+            raise DataError(f"{self.url}/{name} cannot be fetched: {text:.300}") from None
+
+
+def _opened(url: str) -> Any:
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise MissingExtraError("obstore", "cloud", "data at a URL") from None
+    plain = url.startswith("http://") or any(
+        os.environ.get(f"{provider}_ALLOW_HTTP", "").lower() in ("true", "1") for provider in ("AWS", "AZURE", "GOOGLE")
+    )
+    if url.startswith("file://"):
+        return from_url(url)
+    try:
+        return from_url(url, client_options={"timeout": f"{_SECONDS}s", "connect_timeout": "10s", "allow_http": plain})
+    except Exception as error:
+        raise DataError(f"{url} cannot be opened: {error!s:.300}") from None
+
+
+def source_of(address: str) -> Source:
+    """The source that a user named: a folder or a URL.
+
+    Raises:
+        TaskError: for a URL of an unknown scheme, or one with credentials in it, which are not repeated.
+    """
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return Source(folder=str(Path(address).expanduser().absolute()))
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise TaskError(f"no shards are read from {scheme:.20}:// addresses: name a folder, or a URL with {known}")
+    parts = urllib.parse.urlsplit(address)
+    if "@" in parts.netloc or "?" in rest or "#" in rest:
+        raise TaskError(
+            f"the address of shards ({scheme}://…) holds a password or a signature: leave it out. Credentials come from"
+            " the provider's usual place (environment, instance role), and are never written down"
+        )
+    url = address.rstrip("/")
+    if url.startswith("file://"):
+        return Source(folder=urllib.parse.unquote(parts.path))
+    name = hashlib.sha256(url.encode()).hexdigest()[:32]
+    return Source(url, str(cache_folder() / "shards" / name))
+
 
 MANIFEST, INDEX = "shards.json", "index.npz"
 _LARGEST_MANIFEST = 1 << 26
@@ -44,7 +163,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What ``shards.json`` says."""
+    """The content of ``shards.json``."""
 
     format: int
     shards: tuple[Shard, ...]
@@ -88,7 +207,7 @@ class ShardListing:
         return self.index.label
 
     def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardPictures:
-        """Of those images."""
+        """Request images by row."""
         shard = self.index.shard[rows]
         numbers, places = np.unique(shard, return_inverse=True)
         images = zip(places.tolist(), self.index.offset[rows].tolist(), self.index.size[rows].tolist(), strict=True)
@@ -103,7 +222,7 @@ class ShardPictures:
     source: Source
     shards: tuple[Shard, ...]
     images: tuple[tuple[int, int, int], ...]
-    """Of each: the place of its shard in `shards`, where it begins there, and its bytes."""
+    """For each image: index of its shard in `shards`, offset there, and size in bytes."""
     size: int
     resize: int
     seed: int | None = None
@@ -259,7 +378,7 @@ def part_of(name: str) -> str:
 
 
 def images_of(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Where each image of a shard begins, its bytes and its class.
+    """Return the offset of each image of a shard, its size in bytes and its class.
 
     Members of one key follow one another, as WebDataset wants it; those that are neither image nor class are passed
     over.
@@ -311,3 +430,82 @@ def npz(index: Index) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, **{name: getattr(index, name) for name in ("shard", "offset", "size", "label")})
     return file.getvalue()
+
+
+MEGABYTES = 128
+"""Approximate size of the images in a shard."""
+
+
+def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = MEGABYTES) -> Path:
+    """Write train/<class>/* and val/<class>/* (or test/) as shards, with their manifest; `shards`, the new folder.
+
+    Images are written as they are, in an order drawn once (seed 0), so that each shard holds many classes; the same
+    images give the same bytes. WebDataset and others read them too.
+
+    Args:
+        images: a folder as the task imagefolder has it.
+        shards: the folder to write; made if it is missing, and it must be empty.
+        megabytes: of images in a shard; the last may have fewer.
+
+    Raises:
+        DataError: if `images` is no such folder, or `shards` has something in it or cannot be written.
+    """
+    found, target = scan(Path(images)), Path(shards)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise DataError(f"{target} has something in it: name a new folder for the shards")
+        for name, listing in (("train", found.train), ("val", found.test)):
+            _write(listing, target, name, round(megabytes * 1e6))
+    except OSError as error:
+        raise DataError(f"shards of {images} cannot be written to {target}: {error}") from error
+    return describe(target, classes=found.train.classes)
+
+
+def describe(shards: str | Path, *, classes: Sequence[str] = ()) -> Path:
+    """Write the manifest and the index of the shards in a folder: ``shards.json`` and ``index.npz``; the folder.
+
+    With them it can be read from a URL, and opens without being looked through. Reads all shards once.
+
+    Args:
+        classes: their names by number.
+
+    Raises:
+        DataError: if it holds none, or one is no WebDataset shard of images with classes.
+    """
+    folder = Path(shards)
+    manifest, index = walked(folder, digests=True)
+    _save(folder, manifest, index, tuple(classes))
+    return folder
+
+
+def _save(folder: Path, manifest: Manifest, index: Index, classes: tuple[str, ...]) -> None:
+    content = npz(index)
+    complete = Manifest(1, manifest.shards, hashlib.sha256(content).hexdigest(), classes)
+    try:
+        write_atomically(folder / INDEX, content)
+        write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(complete), indent=1))
+    except OSError as error:
+        raise DataError(f"the manifest of {folder} cannot be written: {error}") from error
+
+
+def _write(listing: Listing, folder: Path, part: str, most: int) -> None:
+    import torch
+
+    order = torch.randperm(len(listing.labels), generator=generator(0, "shards", part)).tolist()
+    number, begin = 0, 0
+    sizes = np.array([Path(listing.path(row)).stat().st_size for row in order])
+    while begin < len(order):
+        end = begin + max(1, int(np.searchsorted(np.cumsum(sizes[begin:]), most, side="right")))
+        with replacing(folder / f"{part}-{number:06}.tar") as temporary, tarfile.open(temporary, "w") as archive:
+            for place in range(begin, end):
+                path = Path(listing.path(order[place]))
+                _add(archive, f"{place:08}{path.suffix.lower()}", path.read_bytes())
+                _add(archive, f"{place:08}.cls", str(int(listing.labels[order[place]])).encode())
+        number, begin = number + 1, end
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))

@@ -1,16 +1,23 @@
-"""The rule by which examples are held out. It is fixed for ever: results are stored under it."""
+"""Splits of data sets: the fixed rule, subsets, smaller images, and copies cached as one memory-mapped file."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ticketry.errors import TaskError
+from ticketry.files import replacing
 from ticketry.tasks.task import Split, Splits
 
 
@@ -44,7 +51,7 @@ def share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int6
 
 
 def pick(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
-    """Those examples of images [n, c, h, w] and labels [n], copied."""
+    """Copy the selected examples of images [n, c, h, w] and labels [n]."""
     return Split(torch.from_numpy(images[indices]), torch.from_numpy(labels[indices].astype(np.int64)))
 
 
@@ -79,3 +86,82 @@ def fewer(split: Split, count: int) -> Split:
         )
     chosen = torch.from_numpy(hold_out(labels, each)[1])
     return replace(split, inputs=split.inputs[chosen], targets=split.targets[chosen])
+
+
+_AT_ONCE = 4096
+"""Images whose pixels are taken to 32 bits together."""
+
+
+def averaged(images: Tensor, factor: int) -> Tensor:
+    """Images uint8 [n, c, h, w] to [n, c, h / factor, w / factor]: means of squares, rounded, halves up.
+
+    Whole numbers throughout, so that the same bytes come out on every machine.
+    """
+    count, channels, height, width = images.shape
+    area = factor * factor
+    squares = (count, channels, height // factor, factor, width // factor, factor)
+    sums = images.reshape(squares).sum((3, 5), dtype=torch.int32)
+    return torch.div(2 * sums + area, 2 * area, rounding_mode="floor").to(torch.uint8)
+
+
+def shrunk(splits: Splits, factor: int) -> Splits:
+    """All splits with `averaged` images."""
+
+    def smaller(inputs: Tensor) -> Tensor:
+        return torch.cat([averaged(part, factor) for part in torch.split(inputs, _AT_ONCE)])
+
+    return Splits(**{name: replace(part, inputs=smaller(part.inputs)) for name, part in vars(splits).items()})
+
+
+def prepared(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
+    """The splits kept as `folder`/prepared/`name`.safetensors; made and kept if that is absent or damaged.
+
+    If they cannot be kept (no room, no permission) they are returned all the same.
+    """
+    path = folder / "prepared" / f"{name}.safetensors"
+    splits = _load(path)
+    if splits is None:
+        splits = make()
+        if _save(splits, path):
+            splits = _load(path) or splits  # memory-mapped from here on, so that processes share it
+    return splits
+
+
+def _save(splits: Splits, path: Path) -> bool:
+    tensors = _to_tensors(splits)
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"sha256": _digest(tensors)})
+    except (OSError, SafetensorError):
+        return False
+    return True
+
+
+def _load(path: Path) -> Splits | None:
+    """Return the content of the file, or None if it is absent or does not match its digest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            wanted = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _to_splits(tensors) if _digest(tensors) == wanted else None
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _to_tensors(splits: Splits) -> dict[str, Tensor]:
+    found = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
+    return found | {f"{name}.targets": part.targets for name, part in vars(splits).items()}
+
+
+def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
+    parts = ("train", "validation", "test")
+    return Splits(*(Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in parts))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Compute a digest of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(-1).numpy().data)
+    return found.hexdigest()

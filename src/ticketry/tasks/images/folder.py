@@ -1,4 +1,4 @@
-"""Images in folders of one's own, read from disk when they are asked for: ImageNet, or any set in its form."""
+"""Tasks on images that are read from disk when needed: folders of image files, and shards."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from torch import Tensor
 from ticketry.errors import TaskError
 from ticketry.tasks import models
 from ticketry.tasks.data.image_files import ImageFolder, Listing, Pictures, scan
+from ticketry.tasks.data.shards import ShardListing, ShardPictures, ShardSet, open_shards, source_of
 from ticketry.tasks.data.splits import fewer, hold_out, share_of_each
-from ticketry.tasks.images.facts import IMAGENET, TINY_IMAGENET
+from ticketry.tasks.facts import IMAGENET, TINY_IMAGENET
 from ticketry.tasks.images.task import Images
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Split, Splits
 
 VERSION = 1
-"""Of what `load` returns. A change that moves an example or a pixel raises it."""
+"""Version of what `load` returns, raised by a change that moves an example or a pixel."""
 
 MODEL = "resnet-18-imagenet"
 """The default network."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, as in torchvision."""
+"""Mean and deviation of ImageNet's training images, as in torchvision."""
 
 OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
 _SHARE_OF_SIDE = Fraction(7, 8)
-"""Of the shorter side, what the central crop keeps: 224 of 256, as ImageNet is evaluated (He et al. 2016)."""
+"""Share of the shorter side that the central crop retains: 224 of 256, as in ImageNet evaluation (He et al. 2016)."""
 _EVALUATED_PIXELS = 500 * 64 * 64
 
 
@@ -49,7 +50,7 @@ class FolderReader:
 
     @property
     def batch(self) -> int:
-        """As many pixels as 500 images of 64x64 have."""
+        """As many pixels as in 500 images of 64x64."""
         return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
 
     def request(
@@ -71,7 +72,7 @@ class FolderClassification(Images):
     size: int
     """Height and width that the network sees, in pixels."""
     resize: int
-    """What an image's shorter side becomes before the central square is cut out."""
+    """Shorter side of an image before the central square is cropped."""
     validation: Fraction
     """Share of each class's training images that are held out."""
     model: str
@@ -94,7 +95,7 @@ class FolderClassification(Images):
         return len(self._files.train.classes)
 
     def key(self) -> Mapping[str, object]:
-        """What is in the folder and how it is read and split; neither where it lies nor who reads it."""
+        """Identify the content of the folder and how it is read and split, independent of its location."""
         return {
             **({"train": self.train} if self.train else {}),
             "name": self.name,
@@ -134,11 +135,11 @@ class FolderClassification(Images):
         return Splits(fewer(train, self.train) if self.train else train, validation, test)
 
     def _reader(self) -> FolderReader:
-        """Of the training part; those of the others differ in their listing."""
+        """Digest of the training part; those of others differ in their listing."""
         return FolderReader(self._files.train, self.size, self.resize, self.workers)
 
 
-def make(spec: Spec) -> FolderClassification:
+def create_folder_task(spec: Spec) -> FolderClassification:
     """The task that a request names by its options.
 
     Raises:
@@ -149,7 +150,7 @@ def make(spec: Spec) -> FolderClassification:
 
 
 def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:
-    """What the options of a request say, but for the request itself; see `make` for errors."""
+    """Parse the options of a request; see `create_folder_task` for errors."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
@@ -169,7 +170,7 @@ def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:
 
 
 def recipe_of(network: str, size: int) -> Recipe:
-    """That of photographs; where it is ImageNet's, images are cut out at random and resized as there."""
+    """Return the recipe for photographs; that of ImageNet gets random resized crops."""
     recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
     return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe
 
@@ -185,3 +186,80 @@ def _channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
         raise options.wrong(name, "three numbers in [0, 1], for red, green and blue, such as '0.5 0.5 0.5'")
     return values
+
+
+WINDOW = 16
+"""Shards that are mixed, by default: 2 GB of 128 MB each, 20,000 images of ImageNet."""
+
+
+@dataclass(frozen=True)
+class ShardReader(FolderReader):
+    """Reads the images of a listing, see `tasks.task.Reader` and `tasks.task.Sharded`."""
+
+    augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
+
+    listing: ShardListing  # type: ignore[assignment]
+    window: int = WINDOW
+
+    def request(
+        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
+    ) -> Callable[[], Tensor]:
+        """Reads those images to uint8 [b, 3, size, size]."""
+        pictures: ShardPictures = self.listing.request(
+            rows.tolist(), self.size, self.resize, seed if augment else None, first
+        )
+        return pictures
+
+    def shards(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.listing.index.shard)[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardClassification(FolderClassification):
+    """Shards of images, a named network and how it is trained."""
+
+    replayable = True
+
+    address: str
+    """A folder or a URL; empty is enough to ask for the recipe."""
+    window: int = WINDOW
+    path: Path | None = None
+    name: str = "imageshards"
+
+    def key(self) -> Mapping[str, object]:
+        """Identify the content of the shards and how it is read, split and mixed, independent of their location."""
+        return {**super().key(), "window": self.window}
+
+    @cached_property
+    def _files(self) -> Any:
+        return self._shards
+
+    @cached_property
+    def _shards(self) -> ShardSet:
+        if not self.address:
+            raise TaskError(
+                f"the task {self.name} needs to know where they are: --option path=DIR or a URL, with train-*.tar and"
+                " val-*.tar"
+            )
+        return open_shards(source_of(self.address))
+
+    def _reader(self) -> ShardReader:
+        return ShardReader(self._shards.train, self.size, self.resize, self.workers, self.window)
+
+
+def create_shards_task(spec: Spec) -> ShardClassification:
+    """The task that a request names by its options.
+
+    Raises:
+        TaskError: see `create_folder_task`; also for an invalid URL.
+    """
+    options = Options(spec, (*OPTIONS, "window"))
+    address = options.text("path")
+    if address:
+        source_of(address)
+    return ShardClassification(
+        **{**folder_settings(spec, options), "path": None},
+        address=address,
+        window=options.whole("window", WINDOW, least=1),
+        spec=spec if "://" in address else options.with_paths(spec, "path"),
+    )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ticketry.errors import TaskError
 from ticketry.tasks import data as data_sets
 from ticketry.tasks import models
-from ticketry.tasks.images.facts import DATA_SETS, ImageData
+from ticketry.tasks.facts import DATA_SETS, ImageData
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Splits
@@ -55,11 +55,11 @@ class Images(Classification):
     """Classification of images that are stored as bytes [n, channels, height, width]."""
 
     model: str
-    """Of the network, see `ticketry.tasks.models.build`."""
+    """Name of the network, see `ticketry.tasks.models.build`."""
     largest: float
     """The stored value that stands for 1.0."""
     mean: tuple[float, ...]
-    """Of each channel over the training set, with pixels in [0, 1]."""
+    """Mean and deviation of each channel over the training set, with pixels in [0, 1]."""
     std: tuple[float, ...]
     """Likewise."""
     train: int
@@ -104,7 +104,7 @@ class ImageClassification(Images):
     replayable = True
 
     name: str
-    """Of the data set, see `ticketry.tasks.data.load`."""
+    """Name of the data set, see `ticketry.tasks.data.load`."""
     model: str
     shape: tuple[int, int, int]
     classes: int
@@ -119,7 +119,7 @@ class ImageClassification(Images):
 
     @property
     def padding(self) -> int:  # type: ignore[override]
-        """The same share of an image at every resolution."""
+        """Padding by the same share of an image at every resolution."""
         return max(1, PADDING // self.factor)
 
     def key(self) -> Mapping[str, object]:

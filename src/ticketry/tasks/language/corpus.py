@@ -1,4 +1,4 @@
-"""A text in tokens: files, of one's own or published, in three splits, and the vocabulary that makes tokens of them."""
+"""Texts as tokens: custom or published files in three splits, and the vocabulary made from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import reason_of
 from ticketry.folders import is_file, iterate_below
 from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, text_of, unpacked
-from ticketry.tasks.language.facts import PUBLISHED
+from ticketry.tasks.facts import PUBLISHED
 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """Split -> what a file of it may be called, before its suffixes."""
@@ -95,7 +95,7 @@ END_OF_LINE = "<eos>"
 
 
 class Vocabulary(Protocol):
-    """What turns a text into tokens."""
+    """A tokenizer, which turns a text into tokens."""
 
     @property
     def size(self) -> int:
@@ -109,7 +109,7 @@ class Vocabulary(Protocol):
         """
 
     def describe(self) -> dict[str, object]:
-        """What tells it from another, for keys."""
+        """Identity of the tokenizer, for keys."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ def _numbers_of(path: Path) -> int:
 
 
 def _left_out(tokenizer: Any, text: str) -> str | None:
-    """A piece of the text of which byte pairs leave something out, as they do in silence where they have no token for
-    it, nor one for what is unknown. Other kinds of models refuse it.
+    """Find a piece of the text that byte pairs would silently drop, because they have neither a token for
+    it nor one for unknown text. Other kinds of models refuse such text.
     """
     model = tokenizer.model
     if type(model).__name__ != "BPE" or model.unk_token is not None or model.byte_fallback:
@@ -243,7 +243,7 @@ def _read(path: Path) -> bytes:
 
 
 VERSION = 1
-"""Of what is made of the published files. A change that moves a token raises it."""
+"""Version of what is derived from the published files, raised by a change that moves a token."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a published text lies, and what its files are once unpacked."""
+    """Location of a published text, and its files once unpacked."""
 
     layouts: tuple[Layout, ...]
     md5: tuple[str, str, str]
@@ -321,7 +321,7 @@ def _published(name: str, where: tuple[Place, ...]) -> Corpus:
 
 
 def encoded(text: Content, vocabulary: Vocabulary) -> Corpus:
-    """A text of one's own in the tokens of a vocabulary."""
+    """A custom text in the tokens of a vocabulary."""
     parts = {
         split: Part(vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
         for split, content in vars(text).items()

@@ -18,9 +18,8 @@ from torch import nn
 from ticketry.errors import TaskError, TicketryError
 from ticketry.registry import digest_source
 from ticketry.tasks.models import other_libraries
-from ticketry.tasks.models.mlp import MLP, hidden_widths
-from ticketry.tasks.models.network import Network
-from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown
+from ticketry.tasks.models.image_models import MLP, Network, hidden_widths
+from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_error
 
 
 def names() -> tuple[str, ...]:
@@ -76,7 +75,7 @@ def _network(parsed: NetworkName, name: str) -> Network:
     if widths := hidden_widths(parsed.base):
         return Network(partial(MLP, hidden=widths))
     if parsed.base not in NETWORKS.built_in and not parsed.is_outside:
-        raise unknown(name)
+        raise unknown_network_error(name)
     network = NETWORKS.get(parsed.base)
     if parsed.width != 1 and not network.scales:
         raise TaskError(f"{name}: {parsed.base} does not take `scale`, so that it has no other width: leave @ away")
@@ -84,8 +83,8 @@ def _network(parsed: NetworkName, name: str) -> Network:
 
 
 def identity(name: str) -> dict[str, str]:
-    """What a task's key says of its network: `model`, its name in the one form that counts; for another library's
-    also `library`, such as "timm 1.0.31", whose version decides what the name means; for a package's and one's own
+    """Return the part of a task's key that identifies its network: `model`, its canonical name; for another library's
+    also `library`, such as "timm 1.0.31", whose version decides what the name means; for custom ones
     also `source`, the digest of its source.
 
     Raises:
@@ -138,7 +137,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
 
 
 def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """As `narrower`; None too for a network whose width cannot be chosen."""
+    """Return `narrower` for a network of another library; None if its width cannot be chosen."""
     parsed = NetworkName.parse(name)
     if parsed.library or not _network(parsed, name).scales:
         return None

@@ -103,7 +103,7 @@ def _try(name: NetworkName, shape: Shape) -> None:
             model = _unallocated(name, shape, _TRIAL_CLASSES).to("meta")
             outputs = model(torch.zeros(2, *shape, device="meta"))
     except NotImplementedError:
-        return  # an operation that needs data: training will tell
+        return  # an operation that needs data: training will show
     except Exception as error:  # a library's network may fail in any way
         raise TaskError(
             f"{name} does not take images of {shape[1]}x{shape[2]} pixels and {shape[0]} channels: "
@@ -120,7 +120,7 @@ def _first_line(error: Exception) -> str:
 @lru_cache(maxsize=2)
 def _names(library: str) -> frozenset[str]:
     module: Any = _library(library)
-    # All that torchvision.models defines itself is classifiers; detection and the rest are in modules below it.
+    # Classifiers only: torchvision.models defines detection and other models in modules below it.
     found = module.list_models() if library == "timm" else module.models.list_models(module=module.models)
     return frozenset(found)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.registry import digest_defining_source, import_from_here
-from ticketry.tasks.reinforcement.facts import EXTRA
+from ticketry.tasks.facts import EXTRA
 from ticketry_engine.support.seeds import mix
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float32]
 _IN_EXTRA = ("box2d", "pygame")
-"""What the extra installs besides Gymnasium; for other packages Gymnasium itself says how they are installed."""
+"""What the extra installs besides Gymnasium; Gymnasium itself names other missing packages."""
 LONGEST = 10_000
 """Steps of an episode in an environment that sets no limit."""
 
@@ -45,9 +45,9 @@ class Environments:
             repeat: steps of the environment for which an action is taken; its rewards are summed.
 
         Raises:
-            MissingExtraError, TaskError: see `made`.
+            MissingExtraError, TaskError: see `create_environment`.
         """
-        made_ones = [made(name) for _ in range(copies)]
+        made_ones = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
         steps = limit_of(made_ones[0])
         self.limit = -(-steps // repeat)
@@ -68,7 +68,7 @@ class Environments:
 
         Returns:
             Rewards [copies]; what is seen after it [copies, numbers], where `seen` has the next episode's
-            beginning if this one ended; and whether it ended by itself, not by the limit of its length [copies].
+            beginning if this one ended; and whether it terminated, as opposed to reaching its length limit [copies].
 
         Raises:
             TrainingError: if a reward or what is seen is not a finite number.
@@ -153,14 +153,14 @@ class _Repeated:
         self._world, self._repeat, self._limit = world, repeat, limit
         self.action_space = world.action_space
         self.steps = 0
-        """Of the environment, in this episode."""
+        """Seed of the environment in this episode."""
 
     def reset(self, *, seed: int) -> Any:
         self.steps = 0
         return self._world.reset(seed=seed)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, None]:
-        """As of the environment; it stops where the episode ends, or at its limit."""
+        """Step the environment; it stops where the episode ends, or at its limit."""
         total, terminated, truncated = 0.0, False, False
         for _ in range(min(self._repeat, self._limit - self.steps)):
             seen, reward, terminated, truncated, _ = self._world.step(action)
@@ -170,7 +170,7 @@ class _Repeated:
         return seen, total, terminated, truncated, None
 
 
-def made(name: str) -> gymnasium.Env[Any, Any]:
+def create_environment(name: str) -> gymnasium.Env[Any, Any]:
     """An environment of Gymnasium with numbers to see and a choice of actions.
 
     Raises:
@@ -219,8 +219,8 @@ def limit_of(world: gymnasium.Env[Any, Any]) -> int:
 
 
 def sizes_of(name: str) -> tuple[int, int]:
-    """How many numbers there are to see, and how many actions; raises what `made` does."""
-    world = made(name)
+    """How many numbers there are to see, and how many actions; raises what `create_environment` does."""
+    world = create_environment(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
 
@@ -228,14 +228,14 @@ def source_of(name: str) -> str:
     """A digest of the source of an environment that is not Gymnasium's own, for keys (see `registry.sources`); else "".
 
     Of what is wrapped around it those wrappers count that are not Gymnasium's, and of ``module:NAME`` the module, which
-    says how the environment is made. Raises what `made` does.
+    says how the environment is made. Raises what `create_environment` does.
     """
     return digest_defining_source(*outside) if (outside := _outside(name)) else ""
 
 
 @lru_cache(maxsize=64)
 def _outside(name: str) -> tuple[object, ...]:
-    world: Any = made(name)
+    world: Any = create_environment(name)
     module, colon, _ = name.partition(":")
     found: list[object] = [sys.modules[module]] if colon else []
     while world is not None:

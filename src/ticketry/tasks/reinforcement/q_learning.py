@@ -5,8 +5,8 @@ environment at once; by option the targets of van Hasselt, Guez & Silver, "Deep 
 Q-learning" (2016).
 
 The target network is no module but a copy of the weights, under which the network itself judges what comes next. So
-whatever holds for the network holds for it: it lacks the weights that a mask removes, is as small as a shrunk network,
-and has the gates of a gated one as they are now.
+every change of the network applies to it: it lacks the weights that a mask removes, is as small as a shrunk
+network, and has the gates of a gated one at present.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ticketry.core.scope import normal_name
+from ticketry.tasks.facts import Learning
 from ticketry.tasks.reinforcement.environments import Environments
-from ticketry.tasks.reinforcement.facts import Learning
 from ticketry.tasks.task import Arithmetic, Session
 
 _ENTRIES = ("seen", "after", "actions", "rewards", "ended")
@@ -32,8 +32,8 @@ _ENTRIES = ("seen", "after", "actions", "rewards", "ended")
 
 @dataclass(frozen=True)
 class Transitions:
-    """What was seen [n, numbers], the action taken int64 [n], the reward [n], what was seen after [n, numbers], and 1
-    where the episode ended by itself, else 0 [n]."""
+    """Observations [n, numbers], actions taken int64 [n], rewards [n], next observations [n, numbers], and 1
+    where the episode terminated, else 0 [n]."""
 
     seen: Tensor
     actions: Tensor

@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.records.metric import Metric
 from ticketry.tasks import models
+from ticketry.tasks.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.reinforcement.environments import Environments, Numbers, sizes_of, source_of
-from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.reinforcement.q_learning import Learner, Memory, difference, step_into
 from ticketry.tasks.task import Arithmetic, Course, Spec, Task
 from ticketry_engine.support.seeds import generator, mix
 
 VERSION = 1
-"""Of how networks learn and are measured; a change that moves a number raises it."""
+"""Version of how networks learn and are measured; raised by a change that moves a number."""
 
 RETURN = Metric("return", unit="", higher_is_better=True, summary="iqm")
 
 _COPIES = 8
-"""Of the environment, for what scores see."""
+"""Seed of the environment for batches of scores."""
 _EXPLORED = 0.5
 """Share of random actions there."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a score sees: what was seen [n, numbers], the actions [n], and the values wanted of them [n]."""
+    """The batch of a score: observations [n, numbers], the actions [n], and their target values [n]."""
 
     seen: Tensor
     actions: Tensor
@@ -106,7 +106,7 @@ class Acting(Course):
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Scored]:
         """Batches out of a memory that the network itself fills, every other action at random.
 
-        What is wanted of it is the reward and what the network, as it is now, expects from there.
+        The target is the reward plus what the network currently expects from there.
         """
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
@@ -152,7 +152,7 @@ class Reinforcement(Task):
     environment: str
     """Its name in Gymnasium."""
     model: str
-    """Of the network, see `ticketry.tasks.models.build`; its outputs are the values of the actions."""
+    """Name of the network, see `ticketry.tasks.models.build`; its outputs are the values of the actions."""
     learning: Learning
     recipe: Recipe
     metric: Metric = RETURN
@@ -191,7 +191,7 @@ class Reinforcement(Task):
 
     @property
     def _shapes(self) -> tuple[tuple[int, int, int], int]:
-        """Of what is seen, as networks for images take it, and the number of actions."""
+        """Return the observation shape as networks for images take it, and the number of actions."""
         numbers, choices = _sizes(self.environment)
         return (numbers, 1, 1), choices
 

@@ -11,7 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.errors import MaskError
 from ticketry.lab.costs.meters import step_flops
-from ticketry.tasks.models.lenet import LeNet300100
+from ticketry.tasks.models.image_models import LeNet300100
 
 BATCH = 6
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ticketry.errors import TrainingError
 from ticketry.lab.training.data_loading import part
 from ticketry.lab.training.ranks.batch_parts import Draws
-from ticketry.tasks.ranks import PartOfBatch, place_of_part
+from ticketry.tasks.task import PartOfBatch, place_of_part
 
 WHOLE = 7
 PARTS = [place_of_part(WHOLE, rank, 3) for rank in range(3)]

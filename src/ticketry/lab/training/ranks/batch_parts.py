@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_leaves
 from ticketry.core.structure.model_copies import EagerMode
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.tasks.ranks import PartOfBatch
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course
+from ticketry.tasks.task import Course, PartOfBatch
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix, seed_torch
 

@@ -19,7 +19,7 @@ from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.state import state_of
-from ticketry.tasks.ranks import PartOfBatch
+from ticketry.tasks.task import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """Timeout of ranks that wait for one another. The parent ends all of them as soon as one is gone."""

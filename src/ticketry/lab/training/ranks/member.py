@@ -87,7 +87,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
 def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> Work:
     for module in request.modules:  # the user's own process has imported them
         importlib.import_module(module)
-    segment = Segment.from_description(request.segment, catalogue.make(request.spec))
+    segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
     with segment.arithmetic.active():
         group = _group_class(segment.arithmetic).joined(rank, segment.arithmetic, meet)
         store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)

@@ -1,0 +1,441 @@
+"""Kinds of gates: the base class, the four built-in kinds, and the registry `KINDS`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ticketry.core.gates.product import apply_gate, sigmoid_product
+from ticketry.errors import UsageError
+from ticketry.registry import Registry
+
+LARGEST = 1e12
+"""No larger inverse temperature is accepted: far above what rounds a float32 sigmoid to 0 or 1, far below overflow."""
+
+
+def inverse_temperature(progress: float, final: float) -> float:
+    """Return beta = final ** progress: 1 at the start of a round, `final` at its end (Savarese et al. 2020, section 4).
+
+    Args:
+        progress: share of the round that is done, 0 <= progress <= 1.
+        final: beta_T, at least 1.
+
+    Raises:
+        UsageError: for numbers outside these ranges.
+
+    Examples:
+        >>> tk.gates.inverse_temperature(0.5, final=100.0)
+        10.0
+        >>> tk.gates.inverse_temperature(2.0, final=100.0)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: progress is a share of the round that is done, from 0 to 1, not 2.0
+    """
+    if not 0 <= progress <= 1:
+        raise UsageError(f"progress is a share of the round that is done, from 0 to 1, not {progress!r}")
+    return float(check_final(final) ** progress)
+
+
+def check_final(final: float) -> float:
+    """Return `final`; raise `UsageError` if it is out of range for a final inverse temperature."""
+    if not 1 <= final <= LARGEST:
+        raise UsageError(f"the final inverse temperature is a number from 1 to {LARGEST:g}, not {final!r}")
+    return final
+
+
+def by_step(step: int, steps: int) -> float:
+    """Return the progress after `step` of a round's `steps` updates: the temperature falls at each update (the paper).
+
+    Examples:
+        >>> tk.gates.by_step(50, 100)
+        0.5
+    """
+    _check_progress(step, steps, "step")
+    return step / steps
+
+
+def by_epoch(epoch: int, epochs: int) -> float:
+    """Return the progress in epoch 0, 1, … of `epochs`: 0 in the first epoch, 1 in the last (the official code).
+
+    In a round of a single epoch the progress is 1.
+
+    Examples:
+        >>> [tk.gates.by_epoch(epoch, 3) for epoch in range(3)]
+        [0.0, 0.5, 1.0]
+    """
+    _check_progress(epoch, epochs - 1, "epoch")
+    return epoch / (epochs - 1) if epochs > 1 else 1.0
+
+
+def _check_progress(done: int, last: int, what: str) -> None:
+    if not 0 <= done <= last:
+        raise UsageError(f"{what} {done!r} is not one of a round's, which go from 0 to {last!r}")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """State of a round that gates depend on besides their logits s.
+
+    Examples:
+        >>> moment = tk.gates.Moment(init=0.0, beta=2.0)
+        >>> tk.gates.Continuous().gate(torch.zeros(2), moment, None)
+        tensor([1., 1.])
+    """
+
+    init: float
+    """s0, the initial value of every s."""
+    beta: float
+    """The inverse temperature."""
+
+
+class Kind:
+    """A kind of gate. Methods take logits s of any shape and return tensors of that shape, differentiable in s.
+
+    Examples:
+        >>> class Square(tk.gates.Kind):
+        ...     name = "square"
+        ...     def gate(self, logits, moment, uniform):
+        ...         return logits.clamp(min=0) ** 2
+        ...     def test_gate(self, logits, moment):
+        ...         return self.gate(logits, moment, None)
+        ...     def open(self, logits, moment):
+        ...         return self.gate(logits, moment, None).clamp(max=1)
+        >>> kind, moment = Square(), tk.gates.Moment(init=1.0, beta=1.0)
+        >>> s = torch.tensor([-1.0, 0.5, 1.0])
+        >>> kind.threshold, kind.inverse_temperature(0.5), kind.hard_gate(s, moment), kind.open(s, moment)
+        (0.0, 1.0, tensor([0., 1., 1.]), tensor([0.0000, 0.2500, 1.0000]))
+        >>> kind.product(torch.ones(3), s, None, moment, None)[0], kind.test_gate(s, moment)
+        (tensor([0.0000, 0.2500, 1.0000]), tensor([0.0000, 0.2500, 1.0000]))
+        >>> gates = tk.gates.attach(nn.Linear(4, 3), kind=kind, init=1.0)
+        >>> gates.soft_density()
+        1.0
+    """
+
+    name: ClassVar[str]
+    draws: ClassVar[bool] = False
+    """Whether gates are random in training."""
+    rounds: ClassVar[bool] = False
+    """Whether a search may have further rounds, by the rule of Continuous Sparsification."""
+    final: float = 1.0
+    """beta_T: the inverse temperature at the end of a round, and the factor in the rule between rounds."""
+
+    @property
+    def threshold(self) -> float:
+        """Gates with s above this are on; s exactly at the threshold is a tie, and off."""
+        return 0.0
+
+    def inverse_temperature(self, progress: float) -> float:
+        """Return beta at this progress of a round; always 1 for kinds that are not annealed."""
+        inverse_temperature(progress, 1.0)  # raises for a progress outside [0, 1]
+        return 1.0
+
+    def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
+        """Return the gates of training.
+
+        Args:
+            logits: s of a parameter.
+            moment: s0 and the inverse temperature.
+            uniform: draws from (0, 1) in the shape of s; None for kinds that do not draw.
+        """
+        raise NotImplementedError
+
+    def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        """Return the gates of evaluation mode, which are deterministic."""
+        raise NotImplementedError
+
+    def hard_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        """Return the gates of the hardened network: exactly 0 where the mask is."""
+        return (logits > self.threshold).to(logits.dtype)
+
+    def open(self, logits: Tensor, moment: Moment) -> Tensor:
+        """Return how far each gate is open, from 0 to 1; the penalty sums this, and `soft_density` averages it."""
+        raise NotImplementedError
+
+    def product(
+        self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return weight * gate of training in the dtype of the weight, and the sum of `open` if that is free.
+
+        Args:
+            weight: of the parameter.
+            logits: its s.
+            kept: the mask that gates stay within, as 0 and 1; None for all.
+            moment: s0 and the inverse temperature.
+            uniform: draws; None for kinds that do not draw.
+        """
+        return apply_gate(weight, self.gate(logits, moment, uniform), kept), None
+
+
+def sigmoid(logits: Tensor, factor: float = 1.0) -> Tensor:
+    """Return the logistic function of factor * s."""
+    return torch.sigmoid(logits if factor == 1 else logits * factor)
+
+
+@dataclass(frozen=True)
+class Continuous(Kind):
+    """Gates of Continuous Sparsification (Savarese, Silva & Maire 2020, arXiv 1912.04427, section 4 and algorithm 2).
+
+    Training and evaluation: m = sigmoid(beta s) / sigmoid(s0) with beta = final ** progress. The division, from the
+    official code, makes a new gate 1 (to rounding), so that gates attached to a trained network do not change it.
+    Hardened: 1[s > 0] / sigmoid(s0), the limit of soft gates as beta grows. Penalty: sum of sigmoid(beta s), as in the
+    paper; the official code sums the divided gates, so its coefficient counts 1 / sigmoid(s0) times as much.
+
+    Examples:
+        >>> kind, s = tk.gates.Continuous(final=100.0), torch.tensor([-1.0, 0.0, 1.0])
+        >>> kind.inverse_temperature(0.5)
+        10.0
+        >>> moment = tk.gates.Moment(init=0.0, beta=10.0)
+        >>> kind.gate(s, moment, None)
+        tensor([9.0796e-05, 1.0000e+00, 1.9999e+00])
+        >>> kind.hard_gate(s, moment), kind.scale(moment)
+        (tensor([0., 0., 2.]), 2.0)
+    """
+
+    name: ClassVar[str] = "continuous"
+    rounds: ClassVar[bool] = True
+    final: float = 200.0
+    """beta_T"""
+
+    def __post_init__(self) -> None:
+        check_final(self.final)
+
+    def inverse_temperature(self, progress: float) -> float:
+        return inverse_temperature(progress, self.final)
+
+    def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
+        return sigmoid(logits, moment.beta) * self.scale(moment)
+
+    def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        return self.gate(logits, moment, None)
+
+    def hard_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        return super().hard_gate(logits, moment) * self.scale(moment)
+
+    def open(self, logits: Tensor, moment: Moment) -> Tensor:
+        return sigmoid(logits, moment.beta)
+
+    def product(
+        self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if weight.dtype != logits.dtype or torch._C._are_functorch_transforms_active():
+            return apply_gate(weight, self.gate(logits, moment, None), kept), None
+        return sigmoid_product(weight, logits, kept, moment.beta, self.scale(moment))
+
+    @staticmethod
+    def scale(moment: Moment) -> float:
+        """Return 1 / sigmoid(s0)."""
+        return 1 + math.exp(-moment.init)
+
+
+@dataclass(frozen=True)
+class Stochastic(Kind):
+    """Gates of Iterative Stochastic Sparsification (ISS), the baseline of Savarese et al. (2020).
+
+    Training: m ~ Bernoulli(sigmoid(s)), drawn once per step, with a straight-through gradient dm/ds = sigmoid(s) (1 -
+    sigmoid(s)) (Bengio et al. 2013, arXiv 1308.3432). Gates are 0 or 1 and not normalised. Evaluation: the
+    deterministic mask 1[s > 0], soft or hardened. Penalty: sum of sigmoid(s), the expected number of weights retained.
+    There is no temperature to anneal.
+
+    Examples:
+        >>> kind, s = tk.gates.Stochastic(), torch.tensor([0.0, 0.0, 2.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.gate(s, moment, uniform=torch.tensor([0.4, 0.6, 0.6]))
+        tensor([1., 0., 1.])
+        >>> kind.test_gate(s, moment)
+        tensor([0., 0., 1.])
+    """
+
+    name: ClassVar[str] = "stochastic"
+    draws: ClassVar[bool] = True
+    rounds: ClassVar[bool] = True
+    final: float = 200.0
+    """Factor in the rule between rounds, which is that of Continuous Sparsification."""
+
+    def __post_init__(self) -> None:
+        check_final(self.final)
+
+    def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
+        assert uniform is not None
+        probability = sigmoid(logits)
+        drawn = (uniform < probability).to(logits.dtype)
+        return drawn + (probability - probability.detach())
+
+    def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        return self.hard_gate(logits, moment)
+
+    def open(self, logits: Tensor, moment: Moment) -> Tensor:
+        return sigmoid(logits)
+
+
+@dataclass(frozen=True)
+class BinaryConcrete(Kind):
+    """Gates in (0, 1) whose logits s are those of the retention probabilities sigmoid(s).
+
+    Training: m = sigmoid((log u - log(1 - u) + s) / temperature) with u ~ U(0, 1) drawn once per step (Maddison et al.
+    2017, arXiv 1611.00712, section 3.2 and appendix; Concrete Ticket Search, Arora & Teuscher 2025, arXiv 2512.07142,
+    uses them over frozen weights). P(m > 0.5) = sigmoid(s). Evaluation: the retention probability sigmoid(s); hardened:
+    1[s > 0]. Penalty: sum of sigmoid(s), the expected number of weights retained. Not normalised, not annealed.
+
+    For a mask of an exact density, as in Concrete Ticket Search, pass the logits to `ticketry.allocate`.
+
+    Examples:
+        >>> kind, s = tk.gates.BinaryConcrete(temperature=1.0), torch.tensor([0.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.gate(s, moment, uniform=torch.tensor([0.75]))
+        tensor([0.7500])
+        >>> kind.test_gate(s, moment)
+        tensor([0.5000])
+    """
+
+    name: ClassVar[str] = "binary-concrete"
+    draws: ClassVar[bool] = True
+    temperature: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
+        assert uniform is not None
+        return concrete(logits, uniform, self.temperature)
+
+    def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        return sigmoid(logits)
+
+    def open(self, logits: Tensor, moment: Moment) -> Tensor:
+        return sigmoid(logits)
+
+
+def concrete(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return a binary-concrete draw: sigmoid((logistic noise + s) / temperature)."""
+    return torch.sigmoid((torch.logit(uniform) + logits) / temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `UsageError` unless 0 < temperature <= 1 (above 1 the density of a concrete gate peaks between 0 and 1)."""
+    if not 0 < temperature <= 1:
+        raise UsageError(f"the temperature of a concrete gate is above 0 and at most 1, not {temperature!r}")
+
+
+@dataclass(frozen=True)
+class HardConcrete(Kind):
+    """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312, sections 2.2-2.3); s is log alpha.
+
+    Training: m = clip(z (zeta - gamma) + gamma, 0, 1) with z a binary-concrete draw (equations 10 and 11). Evaluation
+    and hardened: m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13); its support is the mask, so a weight
+    is retained where s > log(-gamma / zeta) = -2.398. Penalty: sum of P(m != 0) = sigmoid(s - temperature log(-gamma /
+    zeta)) (equation 12), the expected number of weights retained. Not annealed.
+
+    Examples:
+        >>> kind, s = tk.gates.HardConcrete(), torch.tensor([-3.0, 0.0, 3.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.test_gate(s, moment), round(kind.threshold, 3)
+        (tensor([0.0000, 0.5000, 1.0000]), -2.398)
+    """
+
+    name: ClassVar[str] = "hard-concrete"
+    draws: ClassVar[bool] = True
+    gamma: float = -0.1
+    zeta: float = 1.1
+    temperature: float = 2 / 3
+    """beta in the paper."""
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if not (self.gamma < 0 and self.zeta > 1):
+            raise UsageError(f"hard-concrete gates need gamma < 0 and zeta > 1, not {self.gamma!r} and {self.zeta!r}")
+
+    @property
+    def threshold(self) -> float:
+        return math.log(-self.gamma / self.zeta)
+
+    def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
+        assert uniform is not None
+        return self._stretch(concrete(logits, uniform, self.temperature))
+
+    def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        return self._stretch(sigmoid(logits))
+
+    def hard_gate(self, logits: Tensor, moment: Moment) -> Tensor:
+        # At the threshold itself, rounding would leave a gate slightly above 0 outside of the mask.
+        return self._stretch(sigmoid(logits)) * (logits > self.threshold)
+
+    def open(self, logits: Tensor, moment: Moment) -> Tensor:
+        return sigmoid(logits - self.temperature * self.threshold)
+
+    def _stretch(self, concrete: Tensor) -> Tensor:
+        return (concrete * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+
+
+_HERE = "ticketry.core.gates.kinds"
+
+
+def _check_class(name: str, found: Any) -> type[Kind]:
+    if not (isinstance(found, type) and issubclass(found, Kind)):
+        raise UsageError(f"{found!r} is no class derived from ticketry.gates.Kind")
+    _check_complete(found)
+    return found
+
+
+def _check_complete(kind: type[Kind]) -> None:
+    """Raise `UsageError` if a class of gates lacks a required method or its name."""
+    lacks = [f"{name}()" for name in ("gate", "test_gate", "open") if getattr(kind, name) is getattr(Kind, name)]
+    if not isinstance(getattr(kind, "name", None), str):
+        lacks.append("name, a word")
+    if lacks:
+        raise UsageError(f"the kind of gates {kind.__name__} lacks {', '.join(lacks)}")
+
+
+def _check_shapes(kind: Kind) -> Kind:
+    """Return the kind; raise `UsageError` if a method does not return one gate per s."""
+    logits, moment = torch.zeros(3, 2), Moment(0.0, kind.inverse_temperature(0.0))
+    given = {
+        "gate": kind.gate(logits, moment, torch.full_like(logits, 0.5) if kind.draws else None),
+        "test_gate": kind.test_gate(logits, moment),
+        "hard_gate": kind.hard_gate(logits, moment),
+        "open": kind.open(logits, moment),
+    }
+    for name, gates in given.items():
+        if not isinstance(gates, torch.Tensor) or gates.shape != logits.shape:
+            got = f"{list(gates.shape)}" if isinstance(gates, torch.Tensor) else f"a {type(gates).__name__}"
+            raise UsageError(f"{name}() of the gates {kind.name!r} gives {got} for s of shape {list(logits.shape)}")
+    return kind
+
+
+KINDS: Registry[type[Kind]] = Registry(
+    "kind of gates",
+    "ticketry.gates",
+    {
+        "continuous": f"{_HERE}:Continuous",
+        "stochastic": f"{_HERE}:Stochastic",
+        "hard-concrete": f"{_HERE}:HardConcrete",
+        "binary-concrete": f"{_HERE}:BinaryConcrete",
+    },
+    make=_check_class,
+    unknown="gates of kind {name!r} are not known: {names}",
+)
+"""name -> class. Other packages add kinds by entry points of the group ``ticketry.gates``."""
+
+
+def make_kind(kind: object, **settings: object) -> Kind:
+    """Create the kind of a name, with those of the settings that it has fields for; an object is returned unchanged.
+
+    Raises:
+        UsageError: if the name is unknown, the class has required fields, or it does not return one gate per s.
+    """
+    if isinstance(kind, Kind):
+        _check_complete(type(kind))
+        return _check_shapes(kind)
+    if not isinstance(kind, str):
+        what = f"the class {kind.__name__}: call it" if isinstance(kind, type) else f"a {type(kind).__name__}"
+        raise UsageError(f"kind= is a name ({', '.join(KINDS.built_in)}, …) or an object of a kind's class, not {what}")
+    found = KINDS.get(kind)
+    own = getattr(found, "__dataclass_fields__", {})
+    try:
+        created = found(**{name: value for name, value in settings.items() if name in own})
+    except TypeError as error:
+        raise UsageError(f"the kind of gates {kind!r} cannot be made by its name alone: {error}") from error
+    return _check_shapes(created)

@@ -1,0 +1,368 @@
+"""Scores from gradients of the loss, most of them formulas of a weight and its gradient or Hessian-gradient product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from math import inf
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.score.measurement import (
+    average_gradients,
+    check_scores,
+    hessian_gradient_product,
+    measuring,
+    require_data,
+)
+from ticketry.core.score.protocol import ABOUT, About, Loss, described
+from ticketry.errors import UsageError
+from ticketry_engine.support.entry_points import CHANGES, entry_point
+
+Formula = Callable[[Tensor, Tensor], Tensor]
+"""(weights of a parameter, measured tensor) -> scores, all of one shape."""
+
+
+class DataScore(Protocol):
+    """A score that needs batches and a loss, with the options `norms` and `at`: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite; of second derivatives, if an operation has none.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> snip: tk.score.DataScore = tk.score.snip
+        >>> batches, loss = [torch.ones(1, 2)], lambda model, batch: model(batch).sum()
+        >>> snip(model, tk.scope(model), batches=batches, loss=loss)["weight"]
+        tensor([[2., 3.]])
+        >>> snip(model, tk.scope(model))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: score 'snip' needs batches and a loss: give batches= (of training data) and ...
+    """
+
+    __name__: str
+
+    def __call__(
+        self,
+        model: nn.Module,
+        scope: Scope,
+        *,
+        batches: Iterable[object] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        norms: str = "batch",
+        at: Mask | None = None,
+    ) -> dict[str, Tensor]: ...
+
+
+def of_gradients(
+    about: About, each: Callable[[Tensor], Tensor] = lambda gradient: gradient
+) -> Callable[[Formula], DataScore]:
+    """Return a decorator that turns a formula of w and g into a score; g is the mean over batches of ``each(dL/dw)``.
+
+    Args:
+        about: facts for lists, see `described`.
+        each: function applied to the gradient of each batch before averaging, such as `torch.square`.
+
+    Examples:
+        >>> @tk.score.of_gradients(tk.score.About(paper="Lee et al. 2019", data="yes", order=1))
+        ... def saliency(weight, gradient):
+        ...     return (weight * gradient).abs()
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> saliency(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2., 3.]])}
+    """
+    return lambda formula: _build_score(
+        formula, about, lambda model, weights, batches, loss, at: average_gradients(model, weights, batches, loss, each)
+    )
+
+
+def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
+    """Return a decorator that turns a formula of w and Hg into a score; g and H are of the mean loss over the batches.
+
+    Args:
+        about: facts for lists, see `described`.
+
+    Examples:
+        >>> @tk.score.of_gradient_flow(tk.score.About(paper="ours", data="yes", order=2))
+        ... def flow(weight, flow):
+        ...     return (weight * flow).abs()
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 3.0]])
+        >>> half_square = lambda model, batch: model(batch).square().sum() / 2  # at x = (1, 0): Hg = (1, 0)
+        >>> flow(model, tk.scope(model), batches=[torch.tensor([[1.0, 0.0]])], loss=half_square)
+        {'weight': tensor([[1., 0.]])}
+    """
+    return lambda formula: _build_score(
+        formula, about, lambda *measured: hessian_gradient_product(formula.__name__, *measured)
+    )
+
+
+def _build_score(formula: Formula, about: About, measure: Callable[..., dict[str, Tensor]]) -> DataScore:
+    name = formula.__name__
+
+    @entry_point(CHANGES)
+    def score(
+        model: nn.Module,
+        scope: Scope,
+        *,
+        batches: Iterable[object] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        norms: str = "batch",
+        at: Mask | None = None,
+    ) -> dict[str, Tensor]:
+        batches, loss = require_data(name, batches, loss)
+        with measuring(model, scope, norms=norms, at=at, seed=seed) as weights:
+            measured = measure(model, weights, batches, loss, at)
+            wide = {key: weight.detach().to(measured[key].dtype) for key, weight in weights.items()}
+        return check_scores(name, {key: formula(wide[key], measured[key]) for key in weights})
+
+    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # but not the formula's signature
+        setattr(score, attribute, getattr(formula, attribute))
+    setattr(score, ABOUT, about)
+    return score
+
+
+@of_gradients(About(paper="Lee et al. 2019", data="yes", order=1, channels="snap"))
+def snip(weight: Tensor, gradient: Tensor) -> Tensor:
+    """|w * dL/dw|, of the loss averaged over the batches (SNIP); needs data.
+
+    Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity" (2019, arXiv 1810.02340),
+    without its normalisation by the sum, which changes no order. Iterated, it is Iter-SNIP and FORCE: see `prune`.
+
+    Args:
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> tk.score.snip(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2., 3.]])}
+    """
+    return (weight * gradient).abs()
+
+
+@of_gradients(About(paper="Molchanov et al. 2019", data="yes", order=1, channels="taylor"), torch.abs)
+def taylor(weight: Tensor, size: Tensor) -> Tensor:
+    """Mean over the batches of |w * dL/dw|, the first-order change of the loss without w (Taylor); needs data.
+
+    Molchanov et al., "Pruning convolutional neural networks for resource efficient inference" (2017, arXiv 1611.06440),
+    for single weights instead of feature maps. Absolute values are taken per batch, so that changes of opposite sign do
+    not cancel as they do in `snip`; with one batch the two scores are equal.
+
+    Args:
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> tk.score.taylor(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2., 3.]])}
+    """
+    return weight.abs() * size
+
+
+@of_gradients(About(paper="Theis et al. 2018", data="yes", order=1, channels="summed"), torch.square)
+def fisher(weight: Tensor, square: Tensor) -> Tensor:
+    """w^2 / 2 * mean of (dL/dw)^2 over the batches (empirical Fisher); needs data.
+
+    Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (2018, arXiv 1801.05787), for
+    single weights. The mean is over batches: with batches of one example, which need ``norms="running"``, it is the
+    published form; the gradient of a larger batch is a mean, whose square is smaller.
+
+    Args:
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> tk.score.fisher(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2.0000, 4.5000]])}
+    """
+    return weight**2 / 2 * square
+
+
+@of_gradient_flow(About(paper="Rachwan et al. 2022", data="yes", order=2, channels="crop_gates"))
+def crop(weight: Tensor, product: Tensor) -> Tensor:
+    """|w * Hg|: removes first the weights that least change the gradient flow (CroP); needs data.
+
+    Rachwan et al., "Winning the lottery ahead of time: efficient early network pruning" (2022, arXiv 2206.10451). The
+    gradient flow g'g changes by about -2 w * Hg without w. g and H are of the mean loss over all batches, and of the
+    weights in scope. Iterated with the schedule ``halving`` it is CroPit, and EarlyCroP's saliency: see `prune`. The
+    published code measures with ``norms="running"``.
+
+    Args:
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite; if an operation has no second derivative.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> half_square = lambda model, batch: model(batch).square().sum() / 2  # at x = (1, 1): Hg = (-2, -2)
+        >>> tk.score.crop(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=half_square)
+        {'weight': tensor([[4., 6.]])}
+    """
+    return (weight * product).abs()
+
+
+@described(About(paper="Wang et al. 2020", data="yes", order=2, channels="summed", signed=True))
+@entry_point(CHANGES)
+def grasp(
+    model: nn.Module,
+    scope: Scope,
+    *,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    norms: str = "batch",
+    at: Mask | None = None,
+    temperature: float = 1.0,
+) -> dict[str, Tensor]:
+    """w * Hg with its sign: retains the weights without which the gradient flow would fall most (GraSP); needs data.
+
+    Wang, Zhang & Grosse, "Picking winning tickets before training by preserving gradient flow" (2020, arXiv
+    2002.07376). The paper removes the weights with the largest -w * Hg, so those with the largest w * Hg are retained
+    here. The sign matters: retaining the largest -w * Hg, or absolute values (`crop`), is another method.
+
+    Args:
+        norms, at: see `ticketry.score`.
+        temperature: divisor of the model's output (one tensor of logits) before the loss. The published code uses 200,
+            which flattens the class probabilities: ``functools.partial(score.grasp, temperature=200)``.
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+
+    Raises:
+        UsageError: without batches or loss; for a temperature that is not positive, or cannot be applied.
+        ScoreError: if all scores are 0, one is not finite, or an operation has no second derivative.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> half_square = lambda model, batch: model(batch).square().sum() / 2  # at x = (1, 1): Hg = (-2, -2)
+        >>> tk.score.grasp(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=half_square)
+        {'weight': tensor([[-4.,  6.]])}
+    """
+    batches, loss = require_data("grasp", batches, loss)
+    with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, _output_divided(model, temperature):
+        product = hessian_gradient_product("grasp", model, weights, batches, loss, at)
+    return check_scores("grasp", {name: weight.detach() * product[name] for name, weight in weights.items()})
+
+
+@contextmanager
+def _output_divided(model: nn.Module, temperature: float) -> Iterator[None]:
+    """Divide the model's output by a temperature within a block, wherever the loss calls the model."""
+    if not 0 < temperature < inf:
+        raise UsageError(f"a temperature is a positive number, not {temperature}")
+    if temperature == 1:
+        yield
+        return
+    divided = []
+
+    def divide(_: nn.Module, __: object, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f"a temperature divides the tensor that a model returns, and {type(model).__name__} returns a"
+                f" {type(output).__name__}: divide the logits in the loss instead"
+            )
+        divided.append(True)
+        return output / temperature
+
+    handle = model.register_forward_hook(divide)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not divided:
+        raise UsageError("the loss does not call the model it is given: divide the logits in the loss instead")
+
+
+@described(About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed", signed=True))
+@entry_point(CHANGES)
+def grasp200(
+    model: nn.Module,
+    scope: Scope,
+    *,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    norms: str = "batch",
+    at: Mask | None = None,
+) -> dict[str, Tensor]:
+    """`grasp` at temperature 200, as in the authors' published code; needs data. For classifiers.
+
+    Wang, Zhang & Grosse (2020, arXiv 2002.07376). It has a name so that commands can request it; arguments and errors
+    are those of `grasp`.
+
+    Args:
+        model: whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Examples:
+        >>> model = nn.Linear(4, 3)
+        >>> batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
+        >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> mask = tk.prune(model, 0.5, score="grasp200", batches=batches, loss=loss)
+        >>> mask.kept
+        6
+    """
+    return grasp(model, scope, batches=batches, loss=loss, seed=seed, norms=norms, at=at, temperature=200.0)

@@ -1,0 +1,409 @@
+"""Measuring a network for a score: its state during measurement, gradients, and Hessian-gradient products."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+
+from ticketry.choices import check_choice
+from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.devices.sharding import process_groups
+from ticketry.core.example_call import uncompiled
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.score.protocol import Loss, Score, ScoreInputs, evaluate_score
+from ticketry.errors import MaskError, ScoreError, UsageError
+from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
+from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.seeds import mix
+
+NORMS = ("batch", "running")
+
+
+@contextmanager
+def measuring(
+    model: nn.Module, scope: Scope, *, norms: str = "batch", at: Mask | None = None, seed: int = 0
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Prepare a model for measurement and yield the scope's parameters by name; gradients may be taken in the block.
+
+    All layers are in evaluation mode (no dropout), but with ``norms="batch"`` norms use the statistics of the batch.
+    Random numbers depend on `seed` only, weights outside `at` are 0, and compiled modules run eagerly. Afterwards, also
+    after an exception, modes, buffers, weights, ``requires_grad`` and generators are restored. Memory: a copy of the
+    buffers and, with `at`, of the weights.
+
+    Raises:
+        UsageError: for `norms` other than batch or running, or an `at` that is not a mask.
+        ScoreError: for complex parameters.
+        MaskError: if `at` is not a mask of the scope, or makes a computed weight NaN.
+    """
+    check_choice("norms", norms, NORMS)
+    if at is not None and at.shapes != dict(scope.shapes):
+        raise MaskError("the mask to measure at is not of the parameters in scope")
+    check_model(model, Need(python=False, floats=False, training=True))
+    parameters = scope.parameters(model)
+    if unordered := [name for name, parameter in parameters.items() if parameter.is_complex()]:
+        raise ScoreError(
+            f"{unordered[0]!r} holds complex numbers, and scores of gradients are of real ones: score='magnitude' ranks"
+            " complex weights; or spare it"
+        )
+    if at is not None:
+        check_computed_removed(model, parameters, at)  # else the loss could be NaN without an explanation
+    with ExitStack() as stack:
+        stack.enter_context(seeded_random_state(seed, model))
+        stack.enter_context(uncompiled(model))
+        stack.enter_context(_no_gradient_exchange(model))
+        stack.enter_context(_norm_modes(model, norms))
+        stack.enter_context(_restored_buffers(model))
+        stack.enter_context(pruned_to(at, parameters))
+        stack.enter_context(_all_trainable(parameters))
+        yield parameters
+
+
+@contextmanager
+def _no_gradient_exchange(model: nn.Module) -> Iterator[None]:
+    """Disable DistributedDataParallel's exchange of gradients, which would wait for a `backward` that never comes."""
+    with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext():
+        yield
+
+
+@contextmanager
+def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of the model's devices within a block, and restore them afterwards."""
+    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
+    with private_random_state(devices):
+        torch.default_generator.manual_seed(mix(seed, "scoring"))
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(mix(seed, "scoring"))
+        yield
+
+
+def cache_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
+    """Return inputs with the batches in a list, which can be iterated several times."""
+    if inputs.batches is None:
+        return inputs
+    with seeded_random_state(inputs.seed, model):  # a loader that shuffles draws from the global generator
+        return replace(inputs, batches=list(inputs.batches))
+
+
+@contextmanager
+def pruned_to(mask: Mask | None, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Set weights outside the mask to 0 within a block, and restore their bits afterwards."""
+    if mask is None:
+        yield
+        return
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.masked_fill_(~mask[name].to(parameter.device), 0)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+
+
+@contextmanager
+def _all_trainable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Make all parameters require gradients within a block: frozen weights have a score too."""
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+
+
+@contextmanager
+def _norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
+    # The flags are set one by one, because an overridden train() may have side effects.
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            module.training = norms == "batch" and isinstance(module, _NormBase)
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _restored_buffers(model: nn.Module) -> Iterator[None]:
+    before = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in before:
+            _restore(buffer, value)
+            module._buffers[name] = buffer
+
+
+@torch.no_grad()
+def _restore(buffer: Tensor | None, value: Tensor | None) -> None:
+    # Only changed buffers are written: expanded views cannot be written to.
+    if buffer is not None and value is not None and not torch.equal(buffer, value):
+        buffer.copy_(value)
+
+
+def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
+    """Return batches and loss; raise `UsageError` if one is missing."""
+    if batches is None or loss is None:
+        missing = " and ".join(word for word, value in (("batches", batches), ("a loss", loss)) if value is None)
+        raise UsageError(
+            f"score {score!r} needs {missing}: give batches= (of training data) and loss=, a function"
+            " loss(model, batch) of the mean loss"
+        )
+    return batches, loss
+
+
+def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
+    """Return ``loss(model, batch)``.
+
+    Raises:
+        UsageError: for a criterion of torch, which takes outputs and targets instead.
+    """
+    if (getattr(loss, "__module__", None) or "").startswith("torch.nn."):  # its modules and its functional ones
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UsageError(
+            f"loss= is called as loss(model, batch), and torch's {name} takes outputs and targets: give a function such"
+            " as lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    with callers_defaults():
+        return loss(model, as_normal_tensors(batch))
+
+
+def missing_batch_error() -> UsageError:
+    """Build the error for batches that turn out to be empty."""
+    return UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
+
+
+def average_gradients(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Iterable[object],
+    loss: Loss,
+    transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> dict[str, Tensor]:
+    """Average ``transform(gradient of the batch's loss)`` over the batches, by name; every batch counts the same.
+
+    For a model that several processes train (DistributedDataParallel), the average is over the batches of all of them,
+    which must be equally many: all call this, and get the same result.
+
+    Raises:
+        UsageError: if there is no batch, or the loss is not a scalar tensor.
+        ScoreError: if a loss is not finite, or does not depend on any of the weights.
+    """
+    total: dict[str, Tensor] = {}
+    count = 0
+    for count, batch in enumerate(batches, start=1):
+        found = _gradients(batch_loss(model, batch, loss, count), weights)
+        for name, weight in weights.items():
+            gradient = found[name]
+            # Promote first: squares of float16 gradients underflow.
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            value = transform(gradient.to(_wide(gradient.dtype)))
+            total[name] = total[name].add_(value) if name in total else value.clone()
+    if not count:
+        raise missing_batch_error()
+    return average_over_processes(model, weights, {name: value.div_(count) for name, value in total.items()})
+
+
+def average_over_processes(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Average tensors over the processes that train a model together, in place."""
+    for group in process_groups(model, weights.values()):
+        import torch.distributed as dist
+
+        for value in own.values():
+            dist.all_reduce(value, group=group)
+            value.div_(dist.get_world_size(group))
+    return own
+
+
+def hessian_gradient_product(
+    score: str,
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Iterable[object],
+    loss: Loss,
+    at: Mask | None = None,
+    *,
+    gradient: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Compute Hg of the mean loss over the batches, by name; H and g concern the given weights only (no bias, no norm).
+
+    g is averaged over all batches first; then the derivative of <g, gradient of a batch>, with g constant, is averaged
+    over the same batches, which therefore stay in memory. With a mask `at`, g is 0 for removed weights. `gradient` is g
+    if it is known, or another direction.
+
+    Raises:
+        ScoreError: naming the operation, if one has no second derivative; see also `average_gradients`.
+    """
+    kept = list(batches)
+    try:
+        with _math_attention():
+            fixed = average_gradients(model, weights, kept, loss) if gradient is None else gradient
+            if at is not None:
+                fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
+            return _average_products(model, weights, kept, loss, fixed)
+    except _OnceDifferentiableError as error:
+        raise ScoreError(f"score {score!r} needs second derivatives: {error}") from None
+
+
+def _average_products(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[object], loss: Loss, fixed: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    total = {name: torch.zeros_like(value) for name, value in fixed.items()}
+    for count, batch in enumerate(batches, start=1):
+        value = batch_loss(model, batch, loss, count)
+        if count == 1:
+            _check_twice_differentiable(value)
+        moving = _gradients(value, weights, create_graph=True)
+        product = sum((fixed[name] * each).sum() for name, each in moving.items() if each is not None)
+        if isinstance(product, Tensor) and product.requires_grad:  # else the gradient is constant and H is 0
+            for name, each in _gradients(product, weights).items():
+                if each is not None:
+                    total[name].add_(each)
+    return average_over_processes(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
+
+
+def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores, detached.
+
+    Raises:
+        ScoreError: if one is not finite, or all of them are exactly 0.
+    """
+    for name, values in scores.items():
+        if not bool(torch.isfinite(values).all()):
+            raise ScoreError(
+                f"score {score!r} of {name!r} is not finite: the gradients overflow; look at the scale of loss, weights"
+                " and inputs, or use float64"
+            )
+    if not any(bool(values.any()) for values in scores.values()):
+        raise ScoreError(
+            f"score {score!r} is 0 for every weight, so that none is better than another: its gradients vanish (units"
+            " that are dead or saturated, weights that are all 0, or a loss that they do not reach)"
+        )
+    return {name: values.detach() for name, values in scores.items()}
+
+
+def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
+    """Return the loss of the `count`-th batch, a scalar.
+
+    Raises:
+        UsageError: if it is not a scalar tensor, or the loss does not take a model and a batch.
+        ScoreError: if it is not finite, or does not require gradients.
+    """
+    value = call_loss(loss, model, batch)
+    check_loss(value, count)
+    return value.reshape(())
+
+
+def check_loss(value: object, count: int, *, reached: bool = True) -> None:
+    """Raise the errors of `batch_loss` for the loss of a batch; without `reached` it need not require gradients."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
+    if not bool(torch.isfinite(value)):
+        raise ScoreError(f"the loss of batch {count} is {float(value.detach()):g}: look at the weights and the inputs")
+    if reached and not value.requires_grad:
+        raise ScoreError(
+            f"the loss of batch {count} does not depend on any parameter in scope: is it detached, or computed from"
+            " another model than the one it is given?"
+        )
+
+
+def _gradients(
+    value: Tensor, weights: Mapping[str, nn.Parameter], create_graph: bool = False
+) -> dict[str, Tensor | None]:
+    # autograd.grad does not write to .grad. None: the value does not depend on that weight.
+    with _name_operation():
+        found = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
+    # Embeddings may have sparse gradients; scores cover all rows.
+    dense = [each.to_dense() if each is not None and each.is_sparse else each for each in found]
+    return dict(zip(weights, dense, strict=True))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# -- operations without a second derivative ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _math_attention() -> Iterator[None]:
+    """Compute attention by its plain formula, because the fused kernels have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _name_operation() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not re.search(r"derivative for .* is not implemented|double backward|differentiate twice", text):
+            raise
+        found = re.search(r"derivative for '?(?:aten::)?([\w:]+?)'? is not implemented", text)
+        raise _OnceDifferentiableError(found[1] if found else text.split("\n")[0]) from None
+
+
+def _check_twice_differentiable(value: Tensor) -> None:
+    """Raise an error for functions marked once-differentiable, whose second derivative may silently be 0."""
+    mark = once_differentiable(_check_twice_differentiable).__code__
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function: Any = getattr(node, "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is mark:
+            raise _OnceDifferentiableError(function.__name__)
+        waiting += [below for below, _ in node.next_functions]
+
+
+class _OnceDifferentiableError(ScoreError):
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} has no second derivative; use a score that needs first derivatives only (snip, taylor,"
+            " fisher; of channels snap, taylor), or another implementation of that operation"
+        )
+
+
+def measures_at_mask(score: Score) -> bool:
+    """Return whether a score has the option `at`."""
+    return "at" in inspect.signature(score).parameters
+
+
+def scores_in(
+    score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
+) -> dict[str, Tensor]:
+    """Return the scores of the network that a mask leaves: by the option `at`, or else with pruned weights set to 0."""
+    options = vars(inputs)
+    if mask is None:
+        return evaluate_score(score, model, scope, **options)
+    if measures_at_mask(score):
+        return evaluate_score(score, model, scope, at=mask, **options)
+    with pruned_to(mask, scope.parameters(model)):
+        return {name: values.clone() for name, values in evaluate_score(score, model, scope, **options).items()}

@@ -1,0 +1,213 @@
+"""Scores by name: built-in ones, those of installed packages, and controls of any of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import Scope
+from ticketry.core.score.protocol import About, Score, describe_score, evaluate_score, get_facts
+from ticketry.errors import UsageError
+from ticketry.registry import Registry
+from ticketry_engine.support.seeds import generator
+
+_BUILT_IN = {
+    "crop": "gradient_scores",
+    "fisher": "gradient_scores",
+    "grasp": "gradient_scores",
+    "grasp200": "gradient_scores",
+    "kfac": "kfac",
+    "magnitude": "weight_scores",
+    "random": "weight_scores",
+    "snip": "gradient_scores",
+    "synflow": "synflow",
+    "taylor": "gradient_scores",
+}
+"""Built-in scores, by the module of their function."""
+
+_OPTIONS: dict[str, Any] = {"batches": None, "loss": None, "seed": 0}
+
+
+def _check_function(name: str, found: Any) -> Score:
+    """Return a function after checking, before any training, that it can be called as a score."""
+    if not callable(found):
+        raise UsageError(f"it is a {type(found).__name__}, and a score is a function")
+    if isinstance(found, type):
+        raise UsageError(
+            f"it is the class {found.__qualname__}, and a score is a function, or an object that can be called as one:"
+            f" name an object, such as {found.__qualname__}()"
+        )
+    try:
+        own = inspect.signature(found)
+    except (TypeError, ValueError):  # not written in Python, so its signature is unknown
+        return cast(Score, found)
+    try:
+        own.bind("model", "scope", **_OPTIONS)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value}" for key, value in _OPTIONS.items())
+        raise UsageError(f"it takes {own} and is called as score(model, scope, {given}): {error}") from None
+    return cast(Score, found)
+
+
+SCORES: Registry[Score] = Registry(
+    "score",
+    "ticketry.scores",
+    {name: f"ticketry.core.score.{module}:{name}" for name, module in _BUILT_IN.items()},
+    make=_check_function,
+    unknown=(
+        "score {name!r} is not known: {names}; or a control of one, such as inverted:magnitude or shuffled:magnitude"
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of built-in scores, then those of installed packages.
+
+    Examples:
+        >>> tk.score.names()
+        ('crop', 'fisher', 'grasp', 'grasp200', 'kfac', 'magnitude', 'random', 'snip', 'synflow', 'taylor')
+    """
+    return SCORES.names()
+
+
+def get(score: str | Score) -> Score:
+    """Return the score of a name, or the function itself.
+
+    Raises:
+        UsageError: if the name is unknown, or the function does not take the arguments of a score.
+
+    Args:
+        score: a name, for a control with the prefix ``inverted:`` or ``shuffled:``; or a function.
+
+    Examples:
+        >>> tk.score.get("magnitude") is tk.score.magnitude
+        True
+        >>> tk.score.get("magnitud")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: score 'magnitud' is not known: crop, fisher, grasp, grasp200, kfac, ...
+    """
+    if callable(score):
+        try:
+            return _check_function("", score)
+        except UsageError as error:
+            raise UsageError(f"{describe_score(score)} cannot be used: {error}") from None
+    control, plain = split_control(score)
+    if control:
+        return CONTROLS[control](plain)
+    try:
+        return SCORES.get(plain)
+    except UsageError:
+        if plain.partition(":")[2] in SCORES:  # a misspelled control, not a custom object
+            raise SCORES.build_unknown_error(score) from None
+        raise
+
+
+def split_control(score: str) -> tuple[str, str]:
+    """Split a name into (control, score): ("inverted", "snip"); without a control, ("", "package.module:function").
+
+    Examples:
+        >>> tk.score.split_control("inverted:snip"), tk.score.split_control("snip")
+        (('inverted', 'snip'), ('', 'snip'))
+    """
+    control, _, plain = score.partition(":")
+    return (control, plain) if control in CONTROLS else ("", score)
+
+
+def source_of(score: str) -> str:
+    """Return a digest of the source of a custom score, for keys of its results; "" for a built-in one.
+
+    Examples:
+        >>> tk.score.source_of("snip")
+        ''
+    """
+    control, plain = split_control(score)
+    if control:
+        return source_of(plain)
+    return SCORES.digest_source(plain) if plain in SCORES or ":" in plain else ""  # channel scores are built in
+
+
+def about(name: str) -> About:
+    """Return the facts of a score, or of the score of a control; raise `UsageError` if the name is unknown.
+
+    Args:
+        name: name of a score, such as ``snip`` or ``inverted:snip``.
+
+    Examples:
+        >>> tk.score.about("grasp").paper, tk.score.about("grasp").order
+        ('Wang et al. 2020', 2)
+    """
+    return get_facts(get(name))
+
+
+# -- controls ----------------------------------------------------------------------------------------------------------
+
+
+def inverted(score: str | Score) -> Score:
+    """Return the score with its sign inverted: it retains the weights that it would remove. Name: ``inverted:snip``.
+
+    An inverted informative score gives a worse network than a random choice.
+
+    Args:
+        score: a name, or a function.
+
+    Examples:
+        >>> model = nn.Linear(8, 4)
+        >>> kept, worst = tk.prune(model, 0.25), tk.prune(model, 0.25, score=tk.score.inverted("magnitude"))
+        >>> (kept & worst).kept
+        0
+        >>> tk.prune(model, 0.25, score="inverted:magnitude") == worst
+        True
+    """
+    function = get(score)
+
+    @functools.wraps(function)
+    def control(model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
+        found = evaluate_score(function, model, scope, **options)
+        return {name: -(value if value.is_floating_point() else value.double()) for name, value in found.items()}
+
+    return _set_name(control, "inverted", function)
+
+
+def shuffled(score: str | Score) -> Score:
+    """Return the score with its values permuted within each layer. Name: ``shuffled:snip``.
+
+    In one shot, each layer retains as many weights as with the score itself, under any distribution; the comparison
+    shows how much of the score is in the layers' densities alone. In several pruning steps densities are only close,
+    because later steps rank the rest at random: shuffle the final mask there (the control ``shuffled`` of searches). A
+    pure function of (seed, position of the tensor).
+
+    Args:
+        score: a name, or a function.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> kept, control = tk.prune(model, 0.25), tk.prune(model, 0.25, score=tk.score.shuffled("magnitude"))
+        >>> [one.kept for one in kept.table()] == [one.kept for one in control.table()], kept == control
+        (True, False)
+    """
+    function = get(score)
+
+    @functools.wraps(function)
+    def control(model: nn.Module, scope: Scope, *, seed: int = 0, **options: Any) -> dict[str, Tensor]:
+        found = evaluate_score(function, model, scope, seed=seed, **options)
+        shuffled: dict[str, Tensor] = {}
+        for index, (name, value) in enumerate(found.items()):
+            order = torch.randperm(value.numel(), generator=generator(seed, "shuffled score", index))
+            shuffled[name] = value.flatten()[order.to(value.device)].reshape(value.shape)
+        return shuffled
+
+    return _set_name(control, "shuffled", function)
+
+
+def _set_name(control: Any, kind: str, score: Score) -> Score:
+    control.__name__ = f"{kind}:{getattr(score, '__name__', type(score).__name__)}"
+    return cast(Score, control)
+
+
+CONTROLS = {"inverted": inverted, "shuffled": shuffled}
+"""Controls, which should be clearly worse than the score: prefix of the name -> function of the score."""

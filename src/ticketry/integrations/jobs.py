@@ -1,0 +1,677 @@
+"""Jobs of trainers' callbacks: hold a mask, prune gradually, train gates; their sparse kernels and checkpoint files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ticketry.choices import check_choice
+from ticketry.core.devices.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
+from ticketry.core.gates import Gates, Moment, attach
+from ticketry.core.gates.attach import GateOptions
+from ticketry.core.gates.block_gates import BlockGates
+from ticketry.core.mask import Mask, read_metadata
+from ticketry.core.sparse_training.gradual import Choice, Gradual, Schedule, gradual
+from ticketry.core.sparse_training.hold import Hold, hold
+from ticketry.core.sparse_training.leftovers import Attachment, release_leftovers
+from ticketry.core.structure.pattern import check_density
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.errors import LayerCollapseError, MaskError, TicketError, TicketryError, UsageError
+from ticketry.files import content_of, parse_json, write_atomically
+from ticketry.step import Step
+from ticketry_engine.support.sealed_files import sealed, unsealed
+
+if TYPE_CHECKING:
+    from ticketry_engine import SparseTraining
+
+
+class Job:
+    """One way of making a model sparse while a trainer trains it, step by step of the optimiser.
+
+    A callback calls, in this order: `begin`, with a checkpoint `load`, `resume`; then for each step `before_step`,
+    `before_update`, `after_update`; at last `end`, or `release` where training broke off.
+    """
+
+    name: ClassVar[str]
+    """Name of the job, and the method of its ticket."""
+    one_optimizer: ClassVar[bool] = True
+    """Whether the job needs a training with a single optimiser, to count its steps."""
+    needs_length: ClassVar[bool] = True
+    """Whether what it does at a step depends on the number of steps of the whole training."""
+    one_process: bool = False
+    """Whether it works in a single process only."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._attachment: Attachment | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """The current mask."""
+        raise NotImplementedError
+
+    def begin(
+        self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None, *, trial: bool = False
+    ) -> None:
+        """Start on a model that is where it will train. A checkpoint may be loaded already, or later.
+
+        Args:
+            model: the model, or the part of it that the job is for.
+            total: steps of the whole training; 0 where a job does not need to know (see `needs_length`).
+            runs: whether this training still runs, for trainers that do not report where one breaks off.
+            trial: whether this is a short trial run, in which any schedule is squeezed into the steps there are.
+        """
+        loaded, self._loaded = self._loaded, None
+        self.release()
+        release_leftovers(model)
+        self.model = model
+        if runs is not None:
+            self._attachment = Attachment(
+                model, self.name, is_running=runs, is_active=self._is_active, release=self.release
+            )
+        self._attach(model, total, trial)
+        if loaded is not None:
+            self._load(loaded)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, now or when training begins."""
+        if self.model is None:
+            self._loaded = state
+        else:
+            self._load(state)
+
+    def resume(self, done: int) -> None:
+        """Resume training after `done` steps; everything is loaded."""
+
+    def before_step(self, done: int) -> None:
+        """Before the forward passes of a step, after `done` others."""
+
+    def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
+        """The gradients of a step are there; `scaler` has scaled them, if there is one."""
+
+    def after_update(self, done: int) -> None:
+        """The optimiser has made `done` steps."""
+
+    def end(self) -> None:
+        """Training is over."""
+
+    def release(self) -> None:
+        """Remove everything from the model; forget a state that was loaded for a training that never began."""
+        self.model = self._loaded = None
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: nested dicts (with text as keys) and lists of tensors and plain values."""
+        raise NotImplementedError
+
+    def _is_active(self) -> bool:
+        """Return whether the job changes a step of the model at present."""
+        return True
+
+    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+        raise NotImplementedError
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+_OTHER_PROCESS = (
+    "where a trainer forks or spawns its processes (Lightning's ddp_fork, ddp_spawn, ddp_notebook), the callbacks that"
+    " were called are in those: take strategy='ddp', or the mask from a checkpoint"
+)
+"""Why nothing may be known after a training."""
+
+
+class Owner:
+    """Common members of the callbacks of all trainers."""
+
+    job: Job
+    _trained: nn.Module | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """The mask: of gradual pruning and gates the final one once training is over."""
+        return self.job.mask
+
+    def ticket(self, start: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Ticket:
+        """A ticket of the mask and the trained weights.
+
+        Args:
+            start: the state dict that it starts from: of before training, or of an early step.
+            info: further facts for the ticket; the method is included already.
+
+        Raises:
+            UsageError: if nothing has been trained yet.
+            TicketError: if `start` is not of the model (or of the part of it that is pruned), or the model has weights
+                of another moment than the mask, such as those of an earlier checkpoint.
+        """
+        if self._trained is None:
+            raise UsageError(f"there is no ticket yet: train first, in this process; {_OTHER_PROCESS}")
+        if stray := count_removed(self._trained, self.mask):
+            raise TicketError(
+                f"{stray:,} weights that the mask removes are not 0 in the model: its weights and the mask are of"
+                " different moments (an earlier checkpoint was loaded, as by validate, test or predict with ckpt_path,"
+                " or training has not ended). Take the ticket when training has ended and before other weights are"
+                " loaded, or load a checkpoint from after the last pruning step"
+            )
+        state = self._trained.state_dict()
+        return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
+
+    def release(self) -> None:
+        """Remove mask or gates from the model after an interrupted training; the weights are unchanged.
+
+        After one that ended there is nothing left to take off, and this is no error.
+        """
+        self.job.release()
+
+
+def count_removed(model: nn.Module, mask: Mask) -> int:
+    """Count the weights that `mask` removes and that are not 0 in `model`; in parts, those of all processes."""
+    reshard(model)
+    count = 0
+    for name, parameter in mask.parameters(model).items():
+        own = local_shard(parameter.detach())
+        stray = ((own != 0) & ~shard_like(mask[name], parameter).to(own.device)).sum()
+        count += int(sum_over_groups(stray, shard_groups(parameter)))
+    return count
+
+
+def find_part(model: nn.Module, module: str) -> nn.Module:
+    """The submodule of that dotted name, or the model itself if it is empty."""
+    try:
+        return model.get_submodule(module)
+    except AttributeError:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise UsageError(f"{type(model).__name__} has no module {module!r}; it has {known}") from None
+
+
+def check_surroundings(job: Job, *, optimizers: int, processes: int) -> None:
+    """Raises `UsageError` where the job would do something else than it says."""
+    if job.one_optimizer and optimizers > 1:
+        raise UsageError(f"{job.name} counts the steps of one optimiser, and this training has {optimizers}")
+    if job.one_process and processes > 1:
+        raise UsageError(f"{job.name} trains in one process so far, and this training has {processes}")
+
+
+KERNELS = ("dense", "sparse")
+PRECISIONS = ("fp32", "bf16")
+
+
+class Kernels:
+    """
+    Args:
+        kernels: dense or sparse.
+        example_inputs: as of `tk.sparse_training`; sparse kernels need them.
+        precision: as of `tk.sparse_training`; bf16 is of sparse kernels alone.
+
+    Raises:
+        UsageError: for another word, or where one is given without what it needs.
+    """
+
+    def __init__(self, kernels: str, example_inputs: Any, precision: str = "fp32") -> None:
+        check_choice("kernels", kernels, KERNELS)
+        check_choice("precision", precision, PRECISIONS)
+        if (kernels == "sparse") != (example_inputs is not None):
+            raise UsageError(
+                "sparse kernels follow the model on an example: give the callback kernels='sparse' and"
+                " example_inputs=(a tensor, or a tuple of arguments, the batch first) together"
+            )
+        if precision != "fp32" and kernels == "dense":
+            raise UsageError(
+                "precision is that of sparse kernels, and the callback has kernels='dense': give the trainer its own"
+                " precision, or the callback kernels='sparse' too"
+            )
+        self.sparse, self._example, self._precision = kernels == "sparse", example_inputs, precision
+        self._fast: SparseTraining | None = None
+        self._step = contextlib.ExitStack()
+
+    def attach(self, model: nn.Module, mask: Mask) -> None:
+        """Create kernels for a model whose mask is held elsewhere; errors as for `tk.sparse_training`."""
+        if self.sparse:
+            # llvmlite is an extra, and only these kernels need it.
+            from ticketry_engine import train
+
+            self._fast = train(model, mask, self._example, precision=self._precision)
+
+    def follow(self, mask: Mask) -> None:
+        """The mask has moved, if it is another one."""
+        if self._fast is not None and self._fast.mask is not mask:
+            self._fast.update(mask)
+
+    def enter(self) -> None:
+        """A step begins."""
+        self.leave()
+        if self._fast is not None:
+            self._step.enter_context(self._fast.running())
+
+    def leave(self) -> None:
+        """A step is over, or training broke off in it."""
+        self._step.close()
+
+    def release(self) -> None:
+        """Take everything off the model."""
+        self.leave()
+        if self._fast is not None:
+            self._fast.release()
+            self._fast = None
+
+
+T = TypeVar("T")
+_OTHER_STEPS = (
+    "the trainer was stopped early (EarlyStopping, a limit of time), or its loop takes fewer steps of the optimiser"
+    " than it told beforehand (manual optimisation that accumulates gradients, a data set that ends early)"
+)
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+
+class HoldJob(Job):
+    """Keeps the weights that a mask removes at exactly 0."""
+
+    name = "hold"
+    one_optimizer = False
+    needs_length = False
+
+    def __init__(self, mask: Mask, kernels: Kernels | None = None) -> None:
+        super().__init__()
+        self._mask, self._kernels = mask, kernels or Kernels("dense", None)
+        self.one_process = self._kernels.sparse
+        self._hold: Hold | None = None
+
+    @property
+    def mask(self) -> Mask:
+        return self._mask
+
+    def before_step(self, done: int) -> None:
+        self._kernels.enter()
+
+    def after_update(self, done: int) -> None:
+        self._kernels.leave()
+
+    def end(self) -> None:
+        try:
+            if self._hold:
+                self._hold.check()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        super().release()
+        self._kernels.release()
+        if self._hold:
+            self._hold.release()
+            self._hold = None
+
+    def state(self) -> dict[str, Any]:
+        return {"mask": self._mask.digest}
+
+    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+        self._kernels.attach(model, self._mask)
+        self._hold = hold(model, self._mask)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state.get("mask") != self._mask.digest:
+            raise MaskError("the checkpoint was trained under another mask: give the callback that one, or start anew")
+
+
+class GradualJob(Job):
+    """Prunes gradually, see `ticketry.gradual`."""
+
+    name = "gradual"
+
+    def __init__(self, density: float | None, options: Schedule, kernels: Kernels | None = None) -> None:
+        super().__init__()
+        self._density, self._options, self._kernels = density, options, kernels or Kernels("dense", None)
+        self.one_process = self._kernels.sparse
+        self._gradual: Gradual | None = None
+        self._fresh = True
+
+    @property
+    def mask(self) -> Mask:
+        return _require_begun(self._gradual).mask
+
+    def resume(self, done: int) -> None:
+        pruning = _require_begun(self._gradual)
+        if not self._fresh:
+            if pruning.done > done:
+                raise MaskError(
+                    f"the state of gradual pruning is of step {pruning.done}, and training resumes at step {done}:"
+                    " resume from a checkpoint whose weights and state are of the same step"
+                )
+            self._follow(done)  # a checkpoint may be written within a batch, after the optimiser's step
+        elif done >= min(pruning.cuts):
+            raise UsageError(
+                f"training goes on at step {done}, where pruning has begun, but the checkpoint has no state of it:"
+                " go on from a checkpoint that was written with this callback, or begin later"
+            )
+        pruning.done = done
+
+    def before_step(self, done: int) -> None:
+        self._kernels.follow(self.mask)
+        self._kernels.enter()
+
+    def after_update(self, done: int) -> None:
+        self._kernels.leave()
+        self._follow(done)
+
+    def _follow(self, done: int) -> None:
+        """Make the pruning steps up to `done` steps of the optimiser."""
+        pruning = _require_begun(self._gradual)
+        while pruning.done < done:
+            pruning.step()
+
+    def end(self) -> None:
+        pruning = _require_begun(self._gradual)
+        try:
+            pruning.check()  # before it is let go of: after that it knows nothing to look for
+        finally:
+            self.release()
+        if early := pruning.describe_early_end():
+            warnings.warn(
+                f"{early}: {_OTHER_STEPS}. Let pruning end earlier (end=), or give the trainer the true number of steps"
+                " (max_steps)",
+                stacklevel=2,
+            )
+
+    def release(self) -> None:
+        super().release()
+        self._kernels.release()
+        if self._gradual:
+            self._gradual.release()
+
+    def state(self) -> dict[str, Any]:
+        return self._gradual.state_dict() if self._gradual else {}
+
+    def _is_active(self) -> bool:
+        return self._kernels.sparse or self.mask.kept < self.mask.total
+
+    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+        made = self._trial(model, total) if trial else gradual(model, self._density, steps=total, **self._options)
+        self._gradual, self._fresh = made, True
+        self._kernels.attach(model, self.mask)
+
+    def _trial(self, model: nn.Module, total: int) -> Gradual:
+        """Gradual pruning of a trial run: to the last density, in one pruning step after the last step."""
+        for point in ("begin", "end", "frequency"):
+            Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
+        density = check_density(self._density, self._options.get("sparsity"))
+        choice = {name: value for name, value in self._options.items() if name not in _SCHEDULE_OPTIONS}
+        return Gradual(model, {total: density}, steps=total, **choice)  # type: ignore[arg-type]
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        pruning = _require_begun(self._gradual)
+        stored, model = state.get("mask"), self.model
+        if model is not None and isinstance(stored, Mapping) and (stray := count_removed(model, Mask(stored))):
+            raise MaskError(
+                f"{stray:,} weights that the checkpoint's mask removes are not 0 in the model: the weights are of"
+                " another checkpoint than the state of gradual pruning; resume from one that has both"
+            )
+        pruning.load_state_dict(state)
+        self._fresh = False
+
+
+_SCHEDULE_OPTIONS = Schedule.__annotations__.keys() - Choice.__annotations__.keys()
+"""Options of gradual pruning that say when and how far it prunes, not which weights."""
+
+
+class GatesJob(Job):
+    """Trains gates together with the weights, with a separate optimiser."""
+
+    name = "gates"
+    one_process = True
+
+    def __init__(self, penalty: float, optimizer: MakeOptimizer | None, options: GateOptions) -> None:
+        super().__init__()
+        self._make_optimizer = optimizer or _paper_optimizer
+        self._penalty, self._within = penalty, options.get("within")
+        self._options = options
+        self._steps = self._done = 0
+        self._total = 0
+        """Length of the schedule: of this training, or of the one that a checkpoint comes from."""
+        self._applied = False
+        """Whether the weights are multiplied by the hard gates, which is how training ends."""
+        self._gates: Gates | None = None
+        self._optimizer: Optimizer | None = None
+        self._hard: Hold | None = None
+        self._fresh = True
+
+    @property
+    def gates(self) -> Gates:
+        return _require_begun(self._gates)
+
+    @property
+    def mask(self) -> Mask:
+        return self.gates.harden()
+
+    def resume(self, done: int) -> None:
+        if self._fresh and done:
+            raise UsageError(
+                f"training goes on at step {done}, but the checkpoint has no state of gates: go on from a checkpoint"
+                " that was written with this callback"
+            )
+        if self._applied:
+            if done < self._steps:
+                raise MaskError(
+                    "the checkpoint was written after training had ended, when its gates were multiplied into the"
+                    f" weights, and this training would continue at step {done:,} of {self._steps:,}: train on at the"
+                    " mask with HoldCallback, or resume from a checkpoint written during training"
+                )
+            Job.release(self)
+            self.gates.detach()
+        elif self._progress(done) < self.gates.progress:
+            raise MaskError(
+                f"the checkpoint's gates are at {self.gates.progress:.1%} of their schedule, and this training resumes"
+                f" at step {done:,} of {self._total:,}, where their temperature would fall back: resume with as many"
+                " steps as the training of the checkpoint had"
+            )
+        self._done = done
+
+    def _progress(self, done: int) -> float:
+        """The share of the schedule that is over after `done` steps."""
+        return min(done / self._total, 1.0) if self._total else 1.0
+
+    def before_step(self, done: int) -> None:
+        self.gates.anneal(self._progress(done))
+        self.gates.set_step(done)
+
+    def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
+        optimizer = _require_begun(self._optimizer)
+        if all(logits.grad is None for logits in self.gates.parameters()):
+            return  # a step that the trainer's user has left out
+        if scaler is not None and scaler.is_enabled():
+            scaler.unscale_(optimizer)
+            self._add_penalty()
+            scaler.step(optimizer)
+        else:
+            self._add_penalty()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def after_update(self, done: int) -> None:
+        self._done = done
+
+    def end(self) -> None:
+        early = self.model is not None and self._done < self._total
+        self.gates.anneal(1.0)
+        self.release(apply=True)
+        if early:
+            warnings.warn(
+                f"gates are left after {self._done:,} of {self._total:,} steps, before their temperature reached its"
+                " end, so that the network with hard gates may differ from the one that was trained:"
+                f" {_OTHER_STEPS}. Give the trainer the true number of steps (max_steps)",
+                stacklevel=2,
+            )
+
+    def end_and_watch(self) -> None:
+        """`end`, and `check` looks at what others write from here on; only where that is called."""
+        model = self.model
+        self.end()
+        if model is not None:
+            with suppress(LayerCollapseError):  # told where the mask is asked for
+                self._hard = hold(model, self.mask)
+
+    def check(self) -> None:
+        """Raise `HoldError` if removed weights have been written since `end_and_watch`."""
+        try:
+            if self._hard:
+                self._hard.check()
+        finally:
+            self.release()
+
+    def release(self, *, apply: bool = False) -> None:
+        if self._hard:
+            self._hard.release()
+            self._hard = None
+        attached = self.model is not None
+        super().release()
+        if attached and self._gates:
+            self._gates.detach(apply=apply)
+            self._applied = apply
+
+    def state(self) -> dict[str, Any]:
+        if self._gates is None or self._optimizer is None:
+            return {}
+        of_optimizer = deepcopy(self._optimizer.state_dict())  # which shares memory with the optimiser
+        return {
+            "gates": self._gates.state_dict(),
+            "total": self._total,
+            "done": self._done,
+            "applied": self._applied,
+            "optimizer": {
+                "state": {str(number): entries for number, entries in of_optimizer["state"].items()},
+                "param_groups": of_optimizer["param_groups"],
+            },
+        }
+
+    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+        self._steps = self._total = total
+        self._done, self._fresh, self._applied = 0, True, False
+        self._gates = attach(model, **self._options)
+        self._optimizer = self._make_optimizer(self._gates.parameters())
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if not {"gates", "optimizer"} <= state.keys():
+            raise MaskError("the checkpoint has no state of gates: it was written with another callback")
+        total = self._resume_total(int(state.get("total", self._total)), int(state.get("done", 0)))
+        self.gates.load_state_dict(state["gates"])
+        of_optimizer = deepcopy(state["optimizer"])  # the optimiser keeps these tensors
+        entries = {int(number): entries for number, entries in of_optimizer["state"].items()}
+        _require_begun(self._optimizer).load_state_dict(
+            {"state": entries, "param_groups": of_optimizer["param_groups"]}
+        )
+        self._total, self._fresh, self._applied = total, False, bool(state.get("applied", False))
+
+    def _resume_total(self, total: int, done: int) -> int:
+        """Return the length of the gates' schedule, of a state that was trained for `done` of `total` steps."""
+        if not done or total == self._total:
+            return self._total
+        if done < total and total > self._total:
+            raise MaskError(
+                f"the checkpoint's gates were annealed for a training of {total:,} steps, of which {done:,} are done,"
+                f" and this training has only {self._total:,}: resume with at least {total:,} steps, or start anew"
+            )
+        if total < self._total:
+            warnings.warn(
+                f"the checkpoint's gates were annealed for a training of {total:,} steps, and this training has"
+                f" {self._total:,}. Their temperature continues along that schedule, and stays at its end from step"
+                f" {total:,} on",
+                stacklevel=2,
+            )
+        return total
+
+    def _add_penalty(self) -> None:
+        """Add the penalty's gradient to that of s: the loss is the trainer's, and has gone through backward already."""
+        if not self._penalty:
+            return
+        gates = self.gates
+        moment = Moment(gates.init, gates.beta)
+        with torch.enable_grad():
+            if isinstance(gates, BlockGates):  # which keep no sums of a pass whose graph is gone
+                gates.penalty(self._penalty).backward()  # type: ignore[no-untyped-call]
+                return
+            for name, logits in gates.named_parameters():
+                opened = gates.kind.open(logits, moment)
+                if self._within is not None:
+                    opened = opened * self._within[name].to(opened.device)
+                (self._penalty * opened.sum()).backward()  # type: ignore[no-untyped-call]
+
+
+def _paper_optimizer(gates: list[nn.Parameter]) -> Optimizer:
+    """SGD as of Savarese et al. (2020): learning rate 0.1, momentum 0.9."""
+    return torch.optim.SGD(gates, lr=0.1, momentum=0.9)
+
+
+def _require_begun(thing: T | None) -> T:
+    if thing is None:
+        raise UsageError(f"training has not begun in this process, so that there is nothing to tell; {_OTHER_PROCESS}")
+    return thing
+
+
+_ENTRY = "ticketry"
+_TENSOR = "tensor"
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write nested dicts (with text as keys) and lists of tensors and plain values, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            number = str(len(tensors))
+            tensors[number] = value.detach().to("cpu", copy=True).contiguous()
+            return {_TENSOR: number}
+        if isinstance(value, dict):
+            return {"items": {name: plain(item) for name, item in value.items()}}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    described = json.dumps(plain(state))
+    write_atomically(path, sealed(save(tensors, metadata={_ENTRY: described})))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote; tuples become lists.
+
+    Raises:
+        TicketryError: if the file is not there or cannot be read.
+    """
+    try:
+        data = unsealed(content_of(path))
+        tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])
+    except FileNotFoundError:
+        raise TicketryError(
+            f"{path} is missing, and training goes on from a checkpoint: take one that was written with this callback,"
+            " or say where it lies with resume_from="
+        ) from None
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise TicketryError(f"{path} cannot be read ({error}): take another checkpoint") from error
+
+    def built(value: Any) -> Any:
+        if isinstance(value, dict):
+            if _TENSOR in value:
+                return tensors[value[_TENSOR]]
+            return {name: built(item) for name, item in value["items"].items()}
+        return [built(item) for item in value] if isinstance(value, list) else value
+
+    try:
+        state = built(described)
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise TicketryError(f"{path} holds no state of a job: take another checkpoint")
+    return state

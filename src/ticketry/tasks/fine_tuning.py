@@ -1,0 +1,569 @@
+"""Fine-tuning of a pre-trained network in a folder: its texts, its model and tokenizer, and the task."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.choices import did_you_mean
+from ticketry.errors import DataError, MissingExtraError, TaskError
+from ticketry.files import file_digest, parse_json, reason_of
+from ticketry.folders import is_file, list_matching
+from ticketry.tasks.data.locate import text_of
+from ticketry.tasks.data.splits import fewer, hold_out, share_of_each
+from ticketry.tasks.language.corpus import PARTS
+from ticketry.tasks.options import Options
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Spec, Split, Splits
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+"""Values between commas or tabs under a row of names, or a JSON object a line."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and their labels."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """[n]: one, or two that belong together."""
+    labels: tuple[str, ...]
+    """[n]"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def find_text_files(path: Path) -> dict[str, Path]:
+    """The files of ``train``, ``validation`` and ``test`` in a folder; of a single file, which is all of them, ``all``.
+
+    Raises:
+        DataError: if they are not there, or of no known kind.
+    """
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path} is none of {', '.join(SUFFIXES)}: its texts and labels cannot be told apart")
+        return {"all": path}
+    if not path.is_dir():
+        raise DataError(f"{path}: there are no such texts: name a file or a folder as --option texts=PATH")
+    found = {}
+    for split, names in PARTS.items():
+        choices = [path / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+        existing = next((choice for choice in choices if choice.is_file()), None)
+        if existing is None:
+            raise DataError(
+                f"{path} has no file of the {split} split: a folder of texts holds train, validation and test, each"
+                f" {', '.join(SUFFIXES)}; name a single file to have it split at random"
+            )
+        found[split] = existing
+    return found
+
+
+def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
+    """The texts of a file.
+
+    Args:
+        columns: one that holds the text, or two.
+        target: the one that holds the label; numbers and truth values are labels as they are written.
+
+    Raises:
+        DataError: if it cannot be read, or a row lacks what is asked for; names file, line and column.
+    """
+    texts, labels = [], []
+    for line, row in _rows(path):
+        for name in (*columns, target):
+            if name not in row:
+                hint = did_you_mean(name, list(row))
+                raise DataError(f"{path}, line {line} has no column {name!r}: {hint}it has {', '.join(row) or 'none'}")
+            if not row[name].strip():
+                raise DataError(f"{path}, line {line}, column {name!r} is empty: fill it in, or take the row out")
+        texts.append(tuple(row[name] for name in columns))
+        labels.append(row[target])
+    if not labels:
+        raise DataError(f"{path} has no texts")
+    return Labelled(tuple(texts), tuple(labels))
+
+
+def digest_texts(path: Path) -> str:
+    """SHA-256 of the contents of the files."""
+    each = [f"{split} {hashlib.sha256(text_of(file)).hexdigest()}" for split, file in find_text_files(path).items()]
+    return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    text = text_of(path).decode("utf-8-sig")
+    return _objects(path, text) if path.suffix == ".jsonl" else _table(path, text)
+
+
+def _table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+    lines = io.StringIO(text, newline="")
+    if path.suffix == ".tsv":  # tabs do not come up in texts, so that quotes need mean nothing there
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        rows = csv.reader(lines, strict=True)
+    names: list[str] = []
+    try:
+        for cells in rows:
+            if not names:
+                names = [name.strip() for name in cells]
+            elif len(cells) == len(names):
+                yield rows.line_num, dict(zip(names, cells, strict=True))
+            elif cells:
+                raise DataError(f"{path}, line {rows.line_num} has {len(cells)} values, not {len(names)} as the first")
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+    for line, written in enumerate(text.split("\n"), 1):
+        if not written.strip():
+            continue
+        try:
+            row = parse_json(written)
+            json.dumps(row, ensure_ascii=False).encode()  # half of a letter can be written in JSON, and is no text
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {line} is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {line} is no JSON object with a text and a label")
+        yield line, {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+
+
+EXTRA = "transformers"
+"""The extra that fine-tuning needs."""
+
+_CONFIG, _WEIGHTS = "config.json", "*.safetensors"
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Options of reading a folder: nothing is downloaded, and no code in it is run."""
+_VOCABULARY = ("tokenizer.json", "vocab*", "*.model")
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+
+
+class Classifier(nn.Module):
+    """A sequence classifier as the other networks here are: a tensor goes in, scores of classes [b, classes] come out.
+
+    Its parameters' names are those of the network of transformers: `module.` is left out of names, as of that which
+    DataParallel wraps. So a ticket's mask and weights fit the network without this wrapping too.
+    """
+
+    def __init__(self, module: nn.Module, padding: int) -> None:
+        super().__init__()
+        self.module, self.padding = module, padding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """
+        Args:
+            tokens: int64 [b, t], or [b, 2, t]: and which of two texts each is of. Those that are padding are not
+                attended to.
+        """
+        more, ids = {}, tokens
+        if tokens.dim() == 3:
+            ids, more["token_type_ids"] = tokens.unbind(1)
+        found = self.module(input_ids=ids, attention_mask=(ids != self.padding).long(), return_dict=True, **more)
+        scores: Tensor = found.logits
+        return scores
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A folder, as `save_pretrained` of a network and of its tokenizer writes it."""
+
+    path: Path
+
+    def key(self) -> dict[str, object]:
+        """Identify the files in the folder and the version of the library that defines the network."""
+        names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
+        found = sorted({file for name in names for file in self._matching(name) if is_file(file)})
+        each = [f"{file.name} {_digest(file, *_stamp(file))}" for file in found]
+        return {
+            "model": str(self._config.get("model_type", "")),
+            "folder": hashlib.sha256("\n".join(each).encode()).hexdigest(),
+            "library": f"transformers {_version(self.path)}",
+        }
+
+    def network(self, classes: int, *, pretrained: bool) -> Classifier:
+        """The network in float32, with as many classes.
+
+        What the folder has no weights for, such as the last layer's of other classes, is drawn from torch's global
+        random state.
+
+        Args:
+            pretrained: whether it has the folder's weights; if not, all are drawn.
+
+        Raises:
+            TaskError: if the folder is of no sequence classifier, or has no weights of its body.
+        """
+        auto, padding = _library(self.path).AutoModelForSequenceClassification, self.padding
+        with self._report_errors("a sequence classifier"):
+            config = _library(self.path).AutoConfig.from_pretrained(self.path, num_labels=classes, **_LOCAL)
+            config.pad_token_id = padding
+            if not pretrained:
+                return Classifier(auto.from_config(config, dtype=torch.float32, trust_remote_code=False), padding)
+            found, loading = auto.from_pretrained(
+                self.path,
+                config=config,
+                dtype=torch.float32,
+                **_LOCAL,
+                use_safetensors=True,  # never a pickle
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        body = f"{found.base_model_prefix}."
+        absent = [name for name in loading["missing_keys"] if name.startswith(body) and "pooler" not in name]
+        if absent:
+            raise TaskError(
+                f"{self.path} has no weights for {absent[0]}: they are of another network than its {_CONFIG}"
+            )
+        return Classifier(found, padding)
+
+    @property
+    def padding(self) -> int:
+        """The token that short texts are filled up with.
+
+        Raises:
+            TaskError: if there is none.
+        """
+        padding = self._tokenizer.pad_token_id
+        if padding is None:
+            raise TaskError(
+                f"the tokenizer in {self.path} has no padding token: set tokenizer.pad_token, and save it there"
+            )
+        return int(padding)
+
+    @property
+    def words(self) -> int:
+        """Different tokens that the network knows."""
+        return int(self._config.get("vocab_size") or len(self._tokenizer))
+
+    def tokens(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
+        """int32 [n, t]: the first tokens of each text, at most `length`, filled up to the longest.
+
+        Where the tokenizer tells two texts apart, [n, 2, t]: and which of them each token is of.
+
+        Raises:
+            DataError: if the network does not know a token.
+            TaskError: if there is no tokenizer, or none that can fill up.
+        """
+        _ = self.padding  # told in our words if there is none
+        with self._report_errors("a tokenizer"):
+            made = self._tokenizer(
+                *map(list, zip(*texts, strict=True)),
+                truncation=True,
+                max_length=length,
+                padding="longest",
+                padding_side="right",
+            )
+        ids = torch.tensor(made["input_ids"], dtype=torch.int32)
+        if int(ids.max()) >= self.words:
+            raise DataError(
+                f"the tokenizer in {self.path} makes the token {int(ids.max())}, and the network knows {self.words}:"
+                " they do not belong together"
+            )
+        if len(texts[0]) > 1 and "token_type_ids" in made:
+            return torch.stack([ids, torch.tensor(made["token_type_ids"], dtype=torch.int32)], 1)
+        return ids
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that the network can see at once; None if it does not say."""
+        positions = self._config.get("max_position_embeddings", self._config.get("n_positions"))
+        return int(positions) if positions else None
+
+    def classes(self, labels: set[str]) -> list[str]:
+        """Labels in the order of the network's outputs: its own order if it knows them, else by number or letter."""
+        own = self._config.get("label2id") or {}
+        if set(own) == labels:
+            return sorted(labels, key=lambda label: int(own[label]))
+        return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
+
+    def _matching(self, pattern: str) -> list[Path]:
+        try:
+            return list_matching(self.path, pattern)
+        except OSError as error:
+            raise TaskError(f"{self.path} cannot be read: {reason_of(error)}") from error
+
+    def check(self) -> None:
+        """`TaskError` if the folder lacks what is needed."""
+        if not (self.path / _CONFIG).is_file():
+            raise TaskError(
+                f"{self.path} holds no {_CONFIG}: name a folder with a network of transformers, as save_pretrained of"
+                " a network and of its tokenizer writes it"
+            )
+        if not self._matching(_WEIGHTS):
+            raise TaskError(f"{self.path} holds no {_WEIGHTS}: save the network there again with save_pretrained")
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        self.check()
+        file = self.path / _CONFIG
+        return _json(file, *_stamp(file))
+
+    @property
+    def _tokenizer(self) -> Any:
+        if not any(
+            file for name in _VOCABULARY for file in self._matching(name)
+        ):  # the library would make an empty one
+            raise TaskError(
+                f"{self.path} holds no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
+            )
+        with self._report_errors("a tokenizer"):
+            return _tokenizer(self.path)
+
+    @contextlib.contextmanager
+    def _report_errors(self, what: str) -> Iterator[None]:
+        """Turn errors of the library about a folder into ours, and silence its other messages."""
+        logging = _library(self.path).utils.logging
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+            told = str(error).strip().partition("\n")[0]
+            raise TaskError(f"{self.path} does not hold {what} that transformers can use: {told}") from error
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def _library(path: Path) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", EXTRA, f"the network in {path}") from None
+    return transformers
+
+
+def _version(path: Path) -> str:
+    try:
+        return metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        raise MissingExtraError("transformers", EXTRA, f"the network in {path}") from None
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: Path) -> Any:
+    return _library(path).AutoTokenizer.from_pretrained(path, **_LOCAL)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return size and time of a file, which change with it."""
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=256)  # a key is asked for often, and weights are large
+def _digest(file: Path, size: int, changed: int) -> str:
+    return file_digest(file)
+
+
+@lru_cache(maxsize=16)
+def _json(file: Path, size: int, changed: int) -> dict[str, Any]:
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file} is no configuration")
+    return found
+
+
+HF = "hf:"
+"""Prefix of the name of a pre-trained network; its folder follows."""
+
+RECIPE = Recipe(
+    length="3ep", batch=32, optimizer="adamw", lr=3e-5, weight_decay=0.01, clip=1.0, schedule="linear", warmup="10%"
+)
+"""Our own choice, within what is usual for BERT and its like."""
+LENGTH = 128
+"""Tokens of a text that are read, the first."""
+OPTIONS = ("texts", "text", "target", "length", "train", "validation", "test", "pretrained")
+
+VERSION = 1
+"""Version of how texts are read, split and tokenised; raised by a change that moves a number."""
+
+_FEWEST = 3
+"""Examples of a class: one for each split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Classification):
+    """A folder of transformers, and texts with labels."""
+
+    folder: Pretrained
+    texts: Path | None
+    """A file or a folder; None is enough to ask for the recipe."""
+    columns: tuple[str, ...] = ("text",)
+    """That hold the text, or the two texts."""
+    target: str = "label"
+    """The column of the label."""
+    length: int = LENGTH
+    """Tokens of a text that are read, the first."""
+    train: int = 0
+    """Training examples, as many of each class; 0 is all there are."""
+    validation: Fraction = Fraction(1, 10)
+    """Share of each class, of a single file."""
+    test: Fraction = Fraction(1, 10)
+    """Likewise."""
+    pretrained: bool = True
+    """Whether training starts from the folder's weights, or from random ones."""
+    recipe: Recipe = RECIPE
+    spec: Spec | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{HF}{self.folder.path.name}"
+
+    def key(self) -> Mapping[str, object]:
+        """Identify the content of the folder and of the texts, independent of their location."""
+        return {
+            "name": HF,
+            "data_version": VERSION,
+            **self.folder.key(),
+            "texts": digest_texts(self._path),
+            "columns": list(self.columns),
+            "target": self.target,
+            "length": self.length,
+            "pretrained": self.pretrained,
+            **({"train": self.train} if self.train else {}),
+            **({} if self._path.is_dir() else {"validation": float(self.validation), "test": float(self.test)}),
+        }
+
+    def untrained(self) -> Mapping[str, str]:
+        return {"pretrained": "false"} if self.pretrained else {}
+
+    def build(self) -> Classifier:
+        return self.folder.network(len(self.classes), pretrained=self.pretrained)
+
+    def scored(self, size: int) -> int:
+        """No more texts than a training batch has."""
+        return min(size, self.recipe.batch)
+
+    def load(self, data: Path | None = None) -> Splits:
+        """Inputs are int32 [n, t] or [n, 2, t], see `Pretrained.tokens`; put into tokens once."""
+        return self._splits
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Without the padding that all texts of the batch have."""
+        ids = inputs if inputs.dim() == 2 else inputs[:, 0]
+        used = (ids != self.folder.padding).any(0).nonzero()
+        return inputs[..., : 1 + int(used[-1]) if len(used) else 1].long()
+
+    def example(self, count: int, data: Path | None = None) -> Tensor:
+        """Random tokens, [count, t], of texts that are as long as can be; no texts are read."""
+        draw = torch.Generator().manual_seed(0)
+        found = torch.randint(self.folder.words - 1, (count, self.length), generator=draw)
+        return found + (found >= self.folder.padding)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The labels of the training texts, in the order of the network's outputs."""
+        found = self.folder.classes(set(self._parts[0].labels))
+        if len(found) < 2:
+            raise TaskError(f"{self._path}: all texts have the label {found[0]!r}: there is nothing to learn")
+        return found
+
+    @property
+    def _path(self) -> Path:
+        if self.texts is None:
+            raise TaskError(
+                f"the task {self.name} needs to know the texts: --option texts=PATH, a file"
+                f" ({', '.join(SUFFIXES)}) with columns text and label, or a folder of such files"
+            )
+        return self.texts
+
+    @cached_property
+    def _parts(self) -> tuple[Labelled, Labelled, Labelled]:
+        read_texts = {
+            name: read_texts(file, self.columns, self.target) for name, file in find_text_files(self._path).items()
+        }
+        if "all" not in read_texts:
+            return read_texts["train"], read_texts["validation"], read_texts["test"]
+        return _split_texts(read_texts["all"], self.validation, self.test, self._path)
+
+    @cached_property
+    def _splits(self) -> Splits:
+        number = {label: index for index, label in enumerate(self.classes)}
+        splits = []
+        for part in self._parts:
+            if unknown := sorted(set(part.labels) - set(number)):
+                raise TaskError(f"{self._path}: no training text has the label {unknown[0]!r}, and others have")
+            targets = torch.tensor([number[label] for label in part.labels])
+            splits.append(Split(self.folder.tokens(part.texts, self.length), targets))
+        train, validation, test = splits
+        return Splits(fewer(train, self.train) if self.train else train, validation, test)
+
+
+def _split_texts(
+    found: Labelled, validation: Fraction, test: Fraction, path: Path
+) -> tuple[Labelled, Labelled, Labelled]:
+    """The three splits, shares of each class at random, by the rule of `splits.hold_out`."""
+    names, labels = np.unique(np.array(found.labels), return_inverse=True)
+    sizes = np.bincount(labels)
+    shares = [share_of_each(labels, share) for share in (validation, test)]
+    if small := [
+        str(name) for name, size, *held in zip(names, sizes, *shares, strict=True) if size < max(_FEWEST, 1 + sum(held))
+    ]:
+        raise TaskError(f"{path}: the label {small[0]!r} has too few texts for three splits: at least {_FEWEST}")
+
+    def part(rows: np.ndarray) -> Labelled:
+        return Labelled(tuple(found.texts[row] for row in rows), tuple(found.labels[row] for row in rows))
+
+    kept, validated, tested = (part(rows) for rows in hold_out(labels, *shares))
+    return kept, validated, tested
+
+
+def create_task(spec: Spec) -> FineTuning:
+    """The task that a request names: hf:FOLDER, with its options. No texts are read.
+
+    Raises:
+        TaskError: for a folder without a network, an unknown option, or a value that cannot be.
+    """
+    options = Options(spec, OPTIONS)
+    if spec.model:
+        raise TaskError(f"{spec.name} is a network itself: leave --model {spec.model} away")
+    if not spec.name.removeprefix(HF):
+        raise TaskError("the task hf needs to know the network: --task hf:FOLDER")
+    folder = Pretrained(Path(spec.name.removeprefix(HF)).expanduser().absolute())
+    folder.check()
+    texts = options.path("texts")
+    validation, test = (options.share(name) for name in ("validation", "test"))
+    if validation + test >= 1:
+        raise TaskError(f"{spec.name}: validation and test are shares of the texts that leave some to train on")
+    columns = options.names("text", "text")
+    if not 1 <= len(columns) <= 2:
+        raise options.wrong("text", "a column, or two with a comma")
+    given = {**options.given, **({"texts": str(texts)} if texts else {})}  # found from another folder too
+    return FineTuning(
+        folder=folder,
+        texts=texts,
+        columns=columns,
+        target=options.text("target", "label"),
+        length=_parse_length(options, spec.name, folder),
+        train=options.whole("train", 0),
+        validation=validation,
+        test=test,
+        pretrained=options.truth("pretrained", True),
+        spec=replace(spec, name=f"{HF}{folder.path}", options=tuple(sorted(given.items()))),
+    )
+
+
+def _parse_length(options: Options, name: str, folder: Pretrained) -> int:
+    longest = folder.longest
+    length = options.whole("length", min(LENGTH, longest or LENGTH), least=4)
+    if longest and length > longest:
+        raise TaskError(f"the option length of {name} is {length} tokens, and its network sees at most {longest}")
+    return length

@@ -1,0 +1,397 @@
+"""Language models by name, at any width: LSTM (tied or not), pointer sentinel LSTM, and a small GPT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry.errors import TaskError
+from ticketry.registry import digest_source
+from ticketry.tasks.models.networks import widest
+from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
+
+State = dict[str, Tensor]
+"""State carried along the text, [batch, ...] each; empty for a model that sees each piece alone."""
+
+
+class LanguageModel(nn.Module):
+    """Predicts each next token of a text.
+
+    Called with tokens alone, int64 [b, t], it gives the scores of the token after each, [b, t, vocabulary], log
+    probabilities up to a constant, from an empty past. Called with a `State` it continues from it, and returns the
+    state after as well. With the targets too, int64 [b, t], it gives the cost of each token [b, t] in place of the
+    scores: -log p(target) in evaluation mode, in training mode with any further terms of its paper.
+    """
+
+    carries: ClassVar[bool] = True
+    """Whether it carries a state along the text."""
+    follows: Mapping[str, tuple[int, str, int]] = {}
+    """See `tasks.task.Session.follows`."""
+
+    def begin(self, batch: int) -> State:
+        """The state of an empty past."""
+        return {}
+
+    def forward(self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None) -> Any:
+        past = self.begin(tokens.shape[0]) if state is None else state
+        features, after = self.read(tokens, past, first=state is None)
+        made = self.scores(features) if targets is None else self.costs(features, targets)
+        return made if state is None else (made, after)
+
+    def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
+        """Features of each token, and the state after the last; `first`: nothing is in the state, nor needs to be."""
+        raise NotImplementedError
+
+    def scores(self, features: Any) -> Tensor:
+        """[b, t, vocabulary]"""
+        raise NotImplementedError
+
+    def costs(self, features: Any, targets: Tensor) -> Tensor:
+        """[b, t]"""
+        return cross_entropy(self.scores(features), targets)
+
+
+def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target), [b, t], of scores [b, t, vocabulary]; in float32 at least."""
+    flat = precise(scores).flatten(0, -2)
+    return nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view_as(targets)
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, if it is less precise."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+_LSTM_START = 0.1
+
+
+class LSTM(LanguageModel):
+    """Two LSTM layers of 200 units over an embedding of that width, and a linear layer over the vocabulary.
+
+    The form of Zaremba, Sutskever & Vinyals (2014, arXiv 1409.2329): dropout on what goes up from layer to layer, not
+    on what goes along the text. Sizes, dropout and the start of embedding and last layer, U(-0.1, 0.1), are those of
+    PyTorch's example word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017;
+    Inan et al. 2017): on Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
+
+    Each layer is a module of its own, so that its hidden units can be fewer than another's.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        context: int,
+        dropout: float,
+        scale: Callable[[int], int],
+        width: int = 200,
+        layers: int = 2,
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        size = scale(width)
+        self.encoder = nn.Embedding(vocabulary, size)
+        self.layers = nn.ModuleList(nn.LSTM(size, size, batch_first=True) for _ in range(layers))
+        self.decoder = nn.Linear(size, vocabulary)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.uniform_(self.encoder.weight, -_LSTM_START, _LSTM_START)
+        nn.init.uniform_(self.decoder.weight, -_LSTM_START, _LSTM_START)
+        nn.init.zeros_(self.decoder.bias)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+        self.follows = {
+            f"{layer}/{part}": (1, f"layers.{layer}.weight_hh_l0", 1) for layer in range(layers) for part in "hc"
+        }
+
+    @property
+    def recurrent(self) -> list[nn.LSTM]:
+        """Its LSTM layers, from input to output."""
+        return [cast(nn.LSTM, layer) for layer in self.layers]
+
+    def begin(self, batch: int) -> State:
+        """Hidden state and cell of each layer, [b, units], all 0."""
+        of = self.encoder.weight
+        return {
+            f"{number}/{part}": torch.zeros(batch, layer.hidden_size, dtype=of.dtype, device=of.device)
+            for number, layer in enumerate(self.recurrent)
+            for part in "hc"
+        }
+
+    def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
+        hidden = self.dropout(self.encoder(tokens))
+        after: State = {}
+        for number, layer in enumerate(self.recurrent):
+            past = (state[f"{number}/h"][None], state[f"{number}/c"][None])
+            hidden, (h, c) = layer(hidden if number == 0 else self.dropout(hidden), past)
+            after |= {f"{number}/h": h[0], f"{number}/c": c[0]}
+        return hidden, after
+
+    def scores(self, features: Any) -> Tensor:
+        scores: Tensor = self.decoder(self.dropout(features))
+        return scores
+
+
+class TiedLSTM(LSTM):
+    """With the embedding's weight for the last layer."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, tied=True, **named)
+
+
+_NONE = -1
+"""In place of a word that is not there, before the text began."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The quantities computed from the outputs of an LSTM for each token [b, t]."""
+
+    outputs: Tensor
+    """[b, t, units]"""
+    attention: Tensor
+    """[b, t, past + t + 1]: log probabilities of pointing at each word, the last entry of the sentinel, log g."""
+    words: Tensor
+    """[b, past + t]: the words that are pointed at."""
+
+
+class PointerLSTM(LSTM):
+    """Merity, Xiong, Bradbury & Socher, "Pointer Sentinel Mixture Models" (2016, arXiv 1609.07843), section 2.
+
+    With h the outputs of the LSTM, a query q = tanh(W h_t + b) is compared with the outputs h_i at the last L = 100
+    words x_i, and with a trained sentinel s: a = softmax(q·h_i, …, q·s). The sentinel's share g goes to the usual
+    softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w. In training the attention
+    is supervised besides: -log(g + the sum of a_i where x_i is the target) is added to -log p, as in the paper.
+
+    The window goes on over pieces of the text: outputs and words of the last L are carried. Ours: the layers and sizes
+    of `LSTM`, and gradients that end where a piece does (the paper's reach back over the whole window). On Penn
+    Treebank's words 4,693,600 parameters.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        context: int,
+        dropout: float,
+        scale: Callable[[int], int],
+        window: int = 100,
+    ) -> None:
+        super().__init__(vocabulary, context=context, dropout=dropout, scale=scale)
+        size = self.recurrent[-1].hidden_size
+        decoder = self.decoder
+        del self.decoder  # the last layer in the order of definition is that of the outputs, here too
+        self.query = nn.Linear(size, size)
+        self.decoder = decoder
+        self.sentinel = nn.Parameter(torch.empty(size).uniform_(-0.1, 0.1))
+        self.window = window
+        last = len(self.layers) - 1
+        self.follows = {**self.follows, "outputs": (2, f"layers.{last}.weight_hh_l0", 1)}
+
+    def begin(self, batch: int) -> State:
+        """Return the state of `LSTM`, with ``outputs`` [b, L, units] and ``words`` [b, L] of an empty past."""
+        size = self.recurrent[-1].hidden_size
+        return {
+            **super().begin(batch),
+            "outputs": torch.zeros(batch, self.window, size, dtype=self.sentinel.dtype, device=self.sentinel.device),
+            "words": torch.full((batch, self.window), _NONE, device=self.sentinel.device),
+        }
+
+    def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
+        outputs, after = super().read(tokens, state, first=first)
+        keys, words = outputs, tokens
+        if not first:
+            keys = torch.cat([state["outputs"].to(outputs.dtype), outputs], 1)
+            words = torch.cat([state["words"], tokens], 1)
+            after |= {"outputs": keys[:, -self.window :], "words": words[:, -self.window :]}
+        query = torch.tanh(self.query(outputs))
+        scores = precise(query @ keys.mT).masked_fill(self._hidden(words, tokens.shape[1]), float("-inf"))
+        sentinel = precise(query @ self.sentinel)[..., None]
+        attention = torch.cat([scores, sentinel], -1).log_softmax(-1)
+        return _Read(outputs, attention, words), after
+
+    def scores(self, features: Any) -> Tensor:
+        """Log probabilities of the mixture."""
+        read: _Read = features
+        pointed, log_g = read.attention[..., :-1].exp(), read.attention[..., -1:]
+        vocabulary = precise(super().scores(read.outputs)).log_softmax(-1)
+        places = read.words.clamp(min=0)[:, None].expand_as(pointed)  # nothing is pointed at where there is no word
+        return torch.logaddexp(log_g + vocabulary, _log(torch.zeros_like(vocabulary).scatter_add(-1, places, pointed)))
+
+    def costs(self, features: Any, targets: Tensor) -> Tensor:
+        read: _Read = features
+        log_g = read.attention[..., -1]
+        hits = read.words[:, None] == targets[..., None]
+        pointed = _log((read.attention[..., :-1].exp() * hits).sum(-1))
+        vocabulary = -cross_entropy(super().scores(read.outputs), targets)
+        costs = -torch.logaddexp(log_g + vocabulary, pointed)
+        return costs - torch.logaddexp(log_g, pointed) if self.training else costs
+
+    def _hidden(self, words: Tensor, length: int) -> Tensor:
+        """[b, length, past + length]: whether a word is later than a token, too long ago, or no word."""
+        past = words.shape[1] - length
+        now = torch.arange(past, words.shape[1], device=words.device)[:, None]
+        at = torch.arange(words.shape[1], device=words.device)
+        return ((at > now) | (at <= now - self.window)) | (words == _NONE)[:, None]
+
+
+def _log(mass: Tensor) -> Tensor:
+    """The logarithm, of 0 that of the smallest number, whose gradient is 0."""
+    return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
+
+
+_GPT_START = 0.02
+
+
+class GPT(LanguageModel):
+    """Four blocks of width 128 with 4 heads, norms before attention and feed-forward layers, and tied embeddings.
+
+    The form of GPT-2 (Radford et al. 2019): learned positions, GELU, weights that start from N(0, 0.02²), those that
+    end a residual branch with a standard deviation smaller by sqrt(2 * blocks). Queries, keys and values are three
+    layers. With a context of 64 and WikiText-2's 33,278 words 5,061,120 parameters, 0.8 million of them in blocks. It
+    carries nothing along the text.
+    """
+
+    carries = False
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        context: int,
+        dropout: float,
+        scale: Callable[[int], int],
+        width: int = 128,
+        heads: int = 4,
+        blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        size = heads * scale(width // heads)
+        self.context = context
+        self.tokens = nn.Embedding(vocabulary, size)
+        self.positions = nn.Embedding(context, size)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(size, heads, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(size)
+        self.head = nn.Linear(size, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+        _draw(self, blocks)
+
+    def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
+        length = tokens.shape[1]
+        if length > self.context:
+            raise TaskError(f"this GPT sees {self.context} tokens at once, not {length}: cut the text into pieces")
+        hidden = self.dropout(self.tokens(tokens) + self.positions.weight[:length])
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.norm(hidden), {}
+
+    def scores(self, features: Any) -> Tensor:
+        scores: Tensor = self.head(features)
+        return scores
+
+
+class _Block(nn.Module):
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(size), _Attention(size, heads)
+        self.norm2, self.up, self.down = nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+        return out
+
+
+class _Attention(nn.Module):
+    """Every token attends to itself and to those before it. The width of a head stays where heads are removed."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.width = size // heads
+        self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
+        self.out = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+@torch.no_grad()
+def _draw(model: GPT, blocks: int) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            ends = name.endswith(("attention.out.weight", "down.weight"))
+            parameter.normal_(0.0, _GPT_START / (2 * blocks) ** 0.5 if ends else _GPT_START)
+        elif name.endswith("bias"):
+            parameter.zero_()
+
+
+__all__ = ["LanguageModel", "build", "carries", "check", "identity", "names", "narrower"]
+
+
+def names() -> tuple[str, ...]:
+    """The language models at their own width, and those of packages; `build` knows NAME@W and module:object as well."""
+    return LANGUAGE_MODELS.names()
+
+
+def build(name: str, *, vocabulary: int, context: int, dropout: float) -> LanguageModel:
+    """A new language model, its weights drawn from torch's global state.
+
+    Args:
+        vocabulary: how many different tokens there are.
+        context: tokens that a model which carries nothing along sees at once, at most.
+        dropout: share of the activations dropped in training.
+
+    Raises:
+        TaskError: for an unknown network, or a width that is not in (0, 4].
+    """
+    parsed = check(name)
+    made: LanguageModel = _class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
+    return made
+
+
+def check(name: str) -> NetworkName:
+    """The name, taken apart; raises what `build` would raise."""
+    parsed = NetworkName.parse(name)
+    if parsed.library:
+        raise TaskError(f"{name}: {parsed.library} has no language models: choose one of {', '.join(names())}")
+    if parsed.base not in LANGUAGE_MODELS and ":" not in parsed.base:
+        raise unknown_network_error(name, names())
+    return parsed
+
+
+def carries(name: str) -> bool:
+    """Whether the model of this name carries a state along the text."""
+    return bool(_class(check(name)).carries)
+
+
+def identity(name: str) -> dict[str, str]:
+    """Return the part of a task's key that identifies its model: its canonical name, and a custom one's source."""
+    parsed = check(name)
+    target = LANGUAGE_MODELS.find_target(parsed.base)
+    source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": digest_source(target)}
+    return {"model": str(parsed), **source}
+
+
+def _class(name: NetworkName) -> Any:
+    return LANGUAGE_MODELS.get(name.base)
+
+
+def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
+    """The widest form of the model, no wider than it is, with at most so many parameters, see `networks.narrower`."""
+
+    def count(candidate: NetworkName) -> int:
+        with torch.device("meta"):
+            model = build(str(candidate), vocabulary=vocabulary, context=context, dropout=0.0)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    return widest(check(name), count, parameters)

@@ -1,0 +1,278 @@
+"""Presets: published experiments by the name that --preset takes. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ticketry.choices import did_you_mean
+from ticketry.errors import UsageError
+from ticketry.tasks.facts import CONV6, GPT, IMAGENET, LENET, LSTM, POINTER, RESIDUAL
+from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A search with its task, network, recipe and settings."""
+
+    title: str
+    source: str
+    """Source of the numbers."""
+    method: str
+    """A name of `ticketry list methods`."""
+    task: str
+    model: str
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    """Options of the method that differ from its defaults."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of the task."""
+
+    def tables(self) -> dict[str, Any]:
+        """Return what `read_run_file` would return for a file with this search, as new tables at each call."""
+        return {
+            "method": self.method,
+            "task": self.task,
+            "model": self.model,
+            "options": dict(self.options),
+            "settings": _plain(self.settings),
+            "recipe": _plain(asdict(self.recipe)),
+        }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network of figure 2 and how it is trained there."""
+
+    title: str
+    task: str
+    model: str
+    recipe: Recipe
+    until: dict[str, float]
+    """The levels after which the share of figure 3 remains, or the density."""
+
+
+_LENET = _Network(
+    "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", LENET.changed(length="50000it", batch=60), {"levels": 10}
+)
+_RESNET = _Network(
+    "ResNet-20 on CIFAR-10",
+    "cifar10",
+    "resnet-20",
+    RESIDUAL.changed(length="30000it", batch=128, milestones=("20000it", "25000it")),
+    {"levels": 8},
+)
+_VGG = _Network(
+    "VGG-19 on CIFAR-10",
+    "cifar10",
+    "vgg-19",
+    RESIDUAL.changed(length="112000it", batch=64, milestones=("56000it", "84000it")),
+    {"levels": 17},
+)
+_IMAGENET = _Network(
+    "ResNet-50 on ImageNet",
+    "imagefolder",
+    "resnet-50-imagenet",
+    IMAGENET.changed(augment=("resized_crop", "flip")),  # as the task imagefolder trains it by default
+    {"density": 0.2},
+)
+
+
+def _paper(
+    network: _Network, what: str, rewind: str, *, figures: str = "figures 2 and 3", **changes: Any
+) -> Experiment:
+    return Experiment(
+        title=f"{network.title}, {what}",
+        source=f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}",
+        method="iterative",
+        task=network.task,
+        model=network.model,
+        recipe=network.recipe.changed(**changes),
+        settings={"rate": 0.2, "rewind": rewind, **network.until},
+    )
+
+
+def _saturates(network: _Network, step: int) -> Experiment:
+    """From the step after which a later rewinding gains no more."""
+    figures = f"figures 2 and 3, sections 3 and 4 (saturates at iteration {step})"
+    return _paper(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
+
+
+def _shorten(network: _Network, width: float, **changes: Any) -> Experiment:
+    after = "batch, learning rate and the shares of training at which it drops"
+    return Experiment(
+        title=f"{network.title}, shortened: narrower, 10,000 images, a few epochs",
+        source=f"our own choice after {network.model}: {after}",
+        method="iterative",
+        task=network.task,
+        model=f"{network.model}@{width}",
+        options={"train": "10000"},
+        recipe=network.recipe.changed(**changes),
+        settings={"rewind": "50it", "densities": [0.5, 0.2, 0.1, 0.05]},
+    )
+
+
+_LOW = "learning rate 0.01, rewound to step 0"
+
+IMP_PRESETS = {
+    "lenet": _paper(_LENET, "rewound to step 0", "0"),
+    "resnet-20": _saturates(_RESNET, 500),
+    "resnet-20-low": _paper(_RESNET, _LOW, "0", lr=0.01),
+    "resnet-20-warmup": _paper(
+        _RESNET, "20,000 iterations of warm-up to 0.03, rewound to step 0", "0", lr=0.03, warmup="20000it"
+    ),
+    "vgg-19": _saturates(_VGG, 100),
+    "vgg-19-low": _paper(_VGG, _LOW, "0", lr=0.01),
+    "vgg-19-warmup": _paper(_VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"),
+    "resnet-50": _paper(
+        _IMAGENET,
+        "rewound to epoch 6, down to 20 % of the weights",
+        "6ep",
+        figures="figure 2, and the iterative search on ImageNet",
+    ),
+    "resnet-50-imagenet": _paper(
+        replace(_IMAGENET, title="ResNet-50 on ImageNet in shards", task="imageshards"),
+        "rewound to epoch 6, down to 20 % of the weights",
+        "6ep",
+        figures="figure 2, and the iterative search on ImageNet",
+    ),
+    "resnet-20-short": _shorten(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
+    "vgg-19-short": _shorten(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
+}
+"""By the name that `--preset` takes."""
+
+
+_CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("56ep", "71ep"))
+
+_OFFICIAL = "the official code of Savarese et al. 2020 (arXiv 1912.04427)"
+
+
+def _cs(title: str, source: str, model: str, recipe: Recipe, *, task: str = "cifar10", **settings: Any) -> Experiment:
+    options = settings.pop("options", {})
+    return Experiment(
+        title=f"Continuous Sparsification, {title}",
+        source=source,
+        method="continuous",
+        task=task,
+        model=model,
+        recipe=recipe,
+        settings=settings,
+        options=options,
+    )
+
+
+_GATES: dict[str, Any] = {
+    "rounds": 3,
+    "rewind": "2ep",
+    "retrain": "restart",
+    "temperature": "epoch",
+    "gate_nesterov": True,
+}
+
+CS_PRESETS = {
+    "cs-resnet-20": _cs(
+        "ResNet-20 on CIFAR-10, three rounds", _OFFICIAL, "resnet-20", _CODE, spare_output=True, **_GATES
+    ),
+    "cs-vgg-16": _cs(
+        "VGG-16 on CIFAR-10, three rounds",
+        f"the training that {_OFFICIAL} has for ResNet-20",
+        "vgg-16",
+        _CODE,
+        spare_output=True,
+        **_GATES,
+    ),
+    "cs-conv-6": _cs(
+        "Conv-6 on CIFAR-10, three rounds",
+        f"Conv-6 and its training as in Frankle and Carbin 2019 (figure 2), its gates as in {_OFFICIAL}",
+        "conv-6",
+        CONV6,
+        **_GATES,
+    ),
+    "cs-resnet-50": _cs(
+        "ResNet-50 on ImageNet, one round, to prune",
+        f"our own choice: the usual training of 90 epochs, with the gates of {_OFFICIAL}; the paper's own is not known"
+        " to us",
+        "resnet-50-imagenet",
+        IMAGENET.changed(augment=("resized_crop", "flip")),
+        task="imagefolder",
+        **{**_GATES, "rounds": 1, "rewind": "end", "retrain": "none"},
+        spare_output=True,
+    ),
+    "cs-resnet-20-short": _cs(
+        "ResNet-20 on CIFAR-10, shortened: narrower, 10,000 images, a few epochs",
+        "our own choice after cs-resnet-20: the shares of training at which the learning rate drops; gates learn"
+        " faster, because a short training leaves them little time to move",
+        "resnet-20@0.5",
+        _CODE.changed(length="6ep", batch=64, milestones=("4ep", "5ep")),
+        options={"train": "10000"},
+        spare_output=True,
+        gate_lr=1.0,
+        **{**_GATES, "rewind": "50it", "temperature": "step"},
+    ),
+}
+"""By the name that `--preset` takes."""
+
+
+_DENSITIES = [0.5, 0.3, 0.1, 0.05]
+_REWIND = "3%"
+_SOURCE = "our own choice: models and recipes as docs/domains.md tells them"
+
+
+def _search(title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None) -> Experiment:
+    return Experiment(
+        title=title,
+        source=_SOURCE,
+        method="iterative",
+        task=task,
+        model=model,
+        recipe=recipe,
+        settings={"rewind": _REWIND, "densities": _DENSITIES},
+        options=options or {},
+    )
+
+
+def _shorten_text(title: str, task: str, model: str, recipe: Recipe, tokens: int) -> Experiment:
+    made = f"{title}, shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
+    return _search(made, task, model, recipe, {"train": str(tokens)})
+
+
+LANGUAGE_PRESETS = {
+    "ptb-lstm": _search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
+    "ptb-pointer-lstm": _search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
+    "wikitext-2-gpt": _search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
+    "ptb-lstm-short": _shorten_text(
+        "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), 200_000
+    ),
+    "ptb-pointer-lstm-short": _shorten_text(
+        "Pointer sentinel LSTM on Penn Treebank",
+        "ptb",
+        "pointer-lstm@0.5",
+        LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
+        200_000,
+    ),
+    "wikitext-2-gpt-short": _shorten_text(
+        "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), 200_000
+    ),
+}
+"""By the name that `--preset` takes."""
+
+
+EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
+
+
+def experiment(name: str) -> dict[str, Any]:
+    """The tables of the experiment of that name: method, task, model, options, settings and recipe.
+
+    Raises:
+        UsageError: for a name that is not in `EXPERIMENTS`.
+    """
+    if name not in EXPERIMENTS:
+        raise UsageError(
+            f"there is no preset {name!r}: {did_you_mean(name, EXPERIMENTS)}choose one of {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name].tables()

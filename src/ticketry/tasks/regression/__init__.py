@@ -1,1 +1,0 @@
-"""Regression: numbers predicted from rows of numbers. `facts` tells what tables there are, and needs no torch."""
