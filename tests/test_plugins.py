@@ -310,7 +310,7 @@ def test_controls_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert made["a"].tolist() == [[False, True], [True, True]]
     with pytest.raises(UsageError, match="Denser draws a mask of other parameters than the ticket's, or of another d"):
         control_mask("strange_controls:Denser", mask, Seeds())
-    with pytest.raises(UsageError, match=r"'strange_controls:Both' is not known: it begins with fresh weights"):
+    with pytest.raises(UsageError, match=r"'strange_controls:Both' is not known: a control starts from fresh weights"):
         control_mask("strange_controls:Both", mask, Seeds())
     with pytest.raises(UsageError, match=r"is not a class derived from ticketry.evidence.Control"):
         control_mask("math:pi", mask, Seeds())

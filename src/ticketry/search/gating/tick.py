@@ -7,7 +7,7 @@ over steps of |phi dL/dphi|: to first order, the change of the loss without the 
 No gate is added to the network. As in the authors' code phi begins as the scale and replaces it: with r = shift / scale
 at the start of the tick, the norm's output is phi (x + r), so that its scale is phi, its shift is phi r, and
 dL/dphi = dL/dscale + r dL/dshift. The function and the names of parameters are unchanged. |r| is limited to 10, as in
-the code, which changes the function there; here a shift moves by r times the movement of its scale.
+the code, which changes the function there; here a shift moves by r times the change of its scale.
 """
 
 from __future__ import annotations
