@@ -233,7 +233,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     """A new option is a decision: it is added here too."""
     _, out, _ = call(capsys, "search", "iterative", "--help-all")
     options = {
-        word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
+        word.strip("│,:") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
     common = (
         "task model option target name replicates seed initialisation-seed order-seed mask-seed controls preset config"
@@ -241,8 +241,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     common += " trust control-densities devices norms parallel flops time base bytes profile measured unweighed"
     engine = "store data workers device precision kernels threads checkpoint-seconds log on json verify bench energy"
     method = "rewind rate levels structured-levels density sparsity densities retrain score distribution spare"
-    rest = "spare-output spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
-    method += " regroup-method regroup-collapse refill-score refill-coupled refill-match pattern embeddings"
+    rest = "spare-output spare-first-conv half-rate keep-at-least equal-cost help structure embeddings"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
     expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}

@@ -99,7 +99,7 @@ class StabilitySettings:
     at: tuple[float, ...] = ()
     """Densities of the analysed tickets; all of the search's by default."""
     masks: tuple[str, ...] = ("shuffled", "random_prune")
-    """Other masks with the ticket's weights, analysed like the ticket: shuffled, random_prune, or none."""
+    """Other masks of the ticket's weights: shuffled, random_prune, or none; analysed like the ticket."""
     points: int = 11
     """Points on the line of an error barrier, including its ends; 0 skips barriers."""
     splits: tuple[str, ...] = ("train", "test")

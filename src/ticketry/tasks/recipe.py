@@ -21,7 +21,7 @@ TO_ZERO = ("cosine", "onecycle", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained. Frozen and made of plain values: it is part of a segment's key.
+    """How a network is trained, as plain values.
 
     Examples:
         >>> recipe = tk.Recipe(length="2ep", batch=64, lr=0.05, schedule="cosine")
