@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -167,6 +168,7 @@ def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, float
 class MovedRows(Written):
     """Moves rows of pixels that are neighbours in the tensor."""
 
+    title: ClassVar[str] = "rows"  # its name in machine profiles
     images: int
     width: int
     """Pixels of a row, or `lanes.MOST`."""

@@ -87,6 +87,7 @@ class RowSums(OfSegments):
         sets: partial sums per row and vector, the same for all tiles; 0 for what each tile needs (`side_by_side`).
     """
 
+    title: ClassVar[str] = "sums"
     finished: ClassVar[bool] = True
 
     rows: int

@@ -11,6 +11,7 @@ other). Copies cost time once per channel, and pay if many rows read them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -359,12 +360,11 @@ class PhaseSplit(Written):
     """Kernel that picks every stride-th pixel of each row, once for each of some phases.
 
     Arguments: places (source, destination of the first phase; int64), their number, rows, bytes between two rows of x
-    and
-    of the phases, bytes between two phases' planes, vectors per row of a phase, and masks of the lanes of a row that
-    hold
-    pixels.
+    and of the phases, bytes between two phases' planes, vectors per row of a phase, and masks of the lanes of a row
+    that hold pixels.
     """
 
+    title: ClassVar[str] = "split"  # its name in machine profiles
     stride: int
     phases: tuple[int, ...]
     images: int
