@@ -311,15 +311,14 @@ def whole_run(data: Path | None, steps: int) -> list[Row]:
     for score, distribution, multiple in reversed(CUTS[1:]):
         settings = tk.search.early.Settings(
             sparsity=(SPARSITIES[1],),
-            structured=True,
+            structure="channels" if multiple == 1 else f"channels:{multiple}",
             score=score.removesuffix("_gates"),
             distribution=distribution,
-            multiple=multiple,
             every="2.5%",
         )
         dense, whole, found = early_seconds(task, recipe, settings, data)
         moment = f"{'detected at' if found.moment.detected else 'at'} step {found.behind}"
-        what = f"early --structured, VGG-16, 80 % gone ({score} {distribution}, multiple {multiple}): whole / dense run"
+        what = f"early --structure channels, VGG-16, 80 % gone ({score} {distribution}, multiple {multiple}): whole / dense run"
         how = f"{steps} steps of batch {BATCH}, 1 thread, CPU time, evaluation and store included; pruned {moment}"
         details = {"seconds": whole, "dense_seconds": dense, "step": found.behind}
         rows.append(Row(what, whole / dense, target=WHOLE_TARGET, how=how, details=details))
