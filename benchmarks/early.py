@@ -318,7 +318,7 @@ def whole_run(data: Path | None, steps: int) -> list[Row]:
         )
         dense, whole, found = early_seconds(task, recipe, settings, data)
         moment = f"{'detected at' if found.moment.detected else 'at'} step {found.behind}"
-        what = f"early --structure channels, VGG-16, 80 % gone ({score} {distribution}, multiple {multiple}): whole / dense run"
+        what = f"early --structure channels, VGG-16, 20 % left ({score} {distribution}, {multiple}): whole / dense"
         how = f"{steps} steps of batch {BATCH}, 1 thread, CPU time, evaluation and store included; pruned {moment}"
         details = {"seconds": whole, "dense_seconds": dense, "step": found.behind}
         rows.append(Row(what, whole / dense, target=WHOLE_TARGET, how=how, details=details))
