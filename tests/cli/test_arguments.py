@@ -129,7 +129,7 @@ def test_choices_of_a_group_are_checked_too() -> None:
     class Outer:
         recipe: Shares = dataclasses.field(default_factory=Shares)
 
-    with pytest.raises(UsageError, match=r"^recipe: device 'atuo' is not known: auto, cpu; did you mean auto\?$"):
+    with pytest.raises(UsageError, match=r"^--recipe\.device 'atuo' is not known: auto, cpu; did you mean auto\?$"):
         parse(Outer, ["--recipe.device", "atuo"], prog="test", description="")
 
 

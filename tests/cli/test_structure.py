@@ -70,8 +70,8 @@ def test_channels(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_search_tells_what_it_did(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*QUICK, "--controls", "none", "--rewind", "3it", "--store", str(store), "--structure", "regroup", "--json"]
-    code, out, _ = call(capsys, "search", "imp", *words, "--rows", "4")
+    words = [*QUICK, "--controls", "none", "--rewind", "3it", "--store", str(store), "--json"]
+    code, out, _ = call(capsys, "search", "imp", *words, "--structure", "regroup:4")
     told = json.loads(out)
     (ticket,) = told["tickets"]
     assert (code, told["now"]["segments_trained"]) == (0, 1), "dense network and mask are those of the other search"

@@ -60,7 +60,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         name: name of the option; densities may be percentages, and a store may be a URL.
         value: value from Python or TOML; with `text` a word of the command line, or a list of words for a tuple.
         hint: annotation of the field.
-        what: subject of error messages.
+        what: subject of error messages; with `text` the group of the option, such as recipe of ``--recipe.lr``.
         text: whether numbers are written as text.
 
     Raises:
@@ -76,7 +76,9 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         value = (value,)
     if text and {float, str} <= set(inner_types(hint)):
         value = tuple(map(_parse_number, value)) if isinstance(value, (list, tuple)) else _parse_number(value)
-    label = f"{what}: {name}" if what else name
+    label = name
+    if what:
+        label = f"--{what}.{name}".replace("_", "-") if text else f"{what}: {name}"
     if choices := find_choices(hint):
         for word in value if isinstance(value, (list, tuple)) else (value,):
             check_choice(label, word, choices)
