@@ -82,22 +82,6 @@ def _copy_of_hold(*, anew: bool) -> None:
     twin.check()
 
 
-def _replaced(*, before: bool = False, added: bool = False) -> None:
-    """A load with assign=True puts another parameter in the place of the one that the optimiser has."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with tk.hold(model, tk.prune(model, 0.5)) as held:
-        state = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(state, assign=True)
-        if before:
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        if added:
-            optimizer.add_param_group({"params": list(model.parameters())})
-        for _ in range(2):
-            _step(model, optimizer)
-        held.check(optimizer)
-
-
 def _rebuilt(*, leave: bool) -> None:
     model = net()
     mask = tk.prune(model, 0.5)
@@ -268,12 +252,6 @@ CASES = {
         lambda: _copy_of_hold(anew=False),
         lambda: _copy_of_hold(anew=True),
     ),
-    "parameter replaced": Advice(
-        "make the optimiser after that, or give it the new one (add_param_group)",
-        _replaced,
-        lambda: _replaced(before=True),
-        lambda: _replaced(added=True),
-    ),
     "layer rebuilt": Advice(
         "leave the block or release() the mask before that, and hold a mask of the new model",
         lambda: _rebuilt(leave=False),
@@ -292,12 +270,12 @@ CASES = {
     ),
     # kernels
     "kept parameters without a mask": Advice(
-        "train parameters() themselves",
+        "train parameters() instead",
         lambda: _without_mask().kept_parameters(),
         lambda: list(_without_mask().parameters()),
     ),
     "copy of sparse training": Advice(
-        "copy the model, and make another of that",
+        "copy the model, and call sparse_training with the copy",
         lambda: _second_copy(of_model=False),
         lambda: _second_copy(of_model=True),
     ),

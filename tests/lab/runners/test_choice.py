@@ -94,7 +94,7 @@ def test_what_cannot_be_meant(on: str, words: str) -> None:
 
 
 def test_a_number_of_workers_beside_it(tmp_path: Any) -> None:
-    with pytest.raises(UsageError, match="--on says where to train, and --workers how many"):
+    with pytest.raises(UsageError, match="--on and --workers both choose where to train: give one of the two"):
         LabOptions(on="ray", workers=2)
     with pytest.raises(UsageError, match="leave out --workers"):
         choose_runner("processes:3", 2)
