@@ -77,7 +77,5 @@ def test_too_few_channels_for_the_density():
 def test_bad_numbers():
     with pytest.raises(UsageError, match="multiple is 1 or more"):
         tk.structure.channels(network(), X, 0.5, multiple=0)
-    with pytest.raises(UsageError, match="multiple is of whole channels"):
-        tk.search.early.Settings(density=(0.5,), multiple=8)
-    with pytest.raises(UsageError, match="multiple is 1 or more"):
-        tk.search.early.Settings(density=(0.5,), structured=True, multiple=0)
+    with pytest.raises(UsageError, match="a whole number from 1 on after the colon, got '0'"):
+        tk.search.early.Settings(density=(0.5,), structure="channels:0")
