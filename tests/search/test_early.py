@@ -184,14 +184,14 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
 def test_synflow_sees_one_example(tmp_path, monkeypatch):
     """It looks at shapes alone: more examples would make a score cost more, for the same ranking."""
     drawn: list[int] = []
-    sample = Sample.drawn
+    sample = Sample.draw
 
     def counted(self, *args, **words):
         batches = sample(self, *args, **words)
         drawn.append(sum(len(targets) for _, targets in batches))
         return batches
 
-    monkeypatch.setattr(Sample, "drawn", counted)
+    monkeypatch.setattr(Sample, "draw", counted)
     with tk.Lab(tmp_path) as lab:
         digits = tk.task("digits")
         words = {"when": "0", "score": "synflow", "iterations": 3, "density": (0.3,)}
