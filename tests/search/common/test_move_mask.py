@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from torch import nn
 
+from ticketry.core.sparse_training import mask_dynamics
 from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
 from ticketry.search.dynamic import first_gradient, move_mask
 from ticketry_engine.support.seeds import generator, mix
 
-growth = importlib.import_module("ticketry.search.dynamic")
 STEP, ORDER = 9, 5
 
 
@@ -58,7 +56,7 @@ def test_a_move_is_made_once(lab, points, half, monkeypatch):
     assert lab.store.get_mask(digest) == drop_and_grow(
         lab.store.get_mask(half), lab.store.get_tensors(segment.start.state), sizes, 0.3
     )
-    monkeypatch.setattr(growth, "drop_and_grow", None)
+    monkeypatch.setattr(mask_dynamics, "drop_and_grow", None)
     assert move_mask(lab, segment, 0.3, grow="gradient") == digest
     assert move_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, "however far training goes on"
     for other in ({"share": 0.2}, {"regrow": True}, {"grow": "random"}):
