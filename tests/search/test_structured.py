@@ -143,9 +143,9 @@ def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe
 
 
 def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> None:
-    for structured in (False, True):
+    for structure in ("none", "channels"):
         with tk.Lab(tmp_path) as lab:
-            words = {"structured": structured, "when": "7it", "score": "snip", "density": (0.5, 0.2)}
+            words = {"structure": structure, "when": "7it", "score": "snip", "density": (0.5, 0.2)}
             early = found_by(lab, tk.search.early, iterations=1, **words)
             trained = lab.ledger.segments_trained
             once = found_by(lab, tk.search.oneshot, **words)
