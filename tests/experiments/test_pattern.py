@@ -75,7 +75,7 @@ def test_controls_have_the_pattern(tmp_path: Path, task: Task, name: str, settin
     assert masks["random_prune"].density == pytest.approx(masks["ticket"].density, abs=0.001)
     assert masks["random_prune"].overlap(masks["ticket"]) < masks["ticket"].density + 0.15
     page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "4x1" in page
+    assert "rows:4" in page
     ticket = tk.Ticket.load(rows["ticket"]["ticket"])
     assert ticket.info["settings"]["structure"] == "rows:4"
     assert ticket.mask == masks["ticket"]

@@ -133,7 +133,7 @@ def test_the_command_prints_the_table(met: Any, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ("mine.py", "name a Python file and a function in it"),
+        ("mine.py", "the model must be a Python file and a function"),
         ("missing.py:build", "missing.py does not exist"),
         ("mine.py:nothing", "has no function 'nothing'"),
         ("mine.py:alone", r"must return the model and its example inputs, \(model, inputs\), got Sequential"),

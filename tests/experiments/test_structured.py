@@ -80,10 +80,10 @@ def test_tickets_with_channels_are_verified_as_they_were_trained(tmp_path: Path,
 
 
 def test_names_of_runs_are_older_than_channels(task: Task) -> None:
-    plain = run_of(task, "oneshot", structured=False, score="magnitude")
+    plain = run_of(task, "oneshot", structure="none", score="magnitude")
     told = plain.identity()["settings"]
     assert "structured" not in told
     assert "when" not in told
-    assert "structured" in plain.describe()["settings"]
-    assert "structured" in run_of(task, "oneshot").identity()["settings"]
+    assert plain.describe()["settings"]["structure"] == "none"
+    assert run_of(task, "oneshot").identity()["settings"]["structured"] is True
     assert "when" in run_of(task, "oneshot", when="0").identity()["settings"]
