@@ -118,8 +118,8 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
         "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
         "       one more, where the search does not need it anyway\n"
         "score: the default; --score takes any of `ticketry list scores`\n"
-        "removes: single weights, whole channels (--structured, or as the method has it),\n"
-        "       or both"
+        "removes: single weights, whole channels (--structure channels, or as the method\n"
+        "       has it), or both"
     )
 
 
@@ -131,7 +131,7 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
     _print_with_more(table, [f"{row['description']}{_whence(row)}" for row in rows])
     print(
         "\nof channels: its form for whole channels (summed: over all weights of each);\n"
-        "             only: with --structured, it is not one of single weights"
+        "             only: with --structure channels, it is not one of single weights"
     )
 
 
