@@ -297,7 +297,7 @@ class CostModel(Struct, frozen=True):
         return float(known[base])
 
     def left_for(self, names: Iterable[str], amount: float) -> float:
-        """Return the part of an amount that remains for these layers, after fixed costs and all other layers."""
+        """Return the part of `amount` that remains for the layers `names`, after fixed costs and all other layers."""
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
@@ -372,7 +372,7 @@ class CostModel(Struct, frozen=True):
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
-        """Return the costs in a file. Raises `CostError` if it is missing, damaged or of another kind."""
+        """Return the costs in the file at `path`. Raises `CostError` if it is missing, damaged or of another kind."""
         try:
             data = content_of(Path(path), most=_LARGEST_FILE)
         except (OSError, ValueError) as error:

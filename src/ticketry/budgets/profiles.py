@@ -76,7 +76,16 @@ class MachineProfile(Struct, frozen=True):
         return sum(known.get(name, 0.0) * value for name, value in work.features.items())
 
     def call_seconds(self, network: MaskedModel, keep: Mask | None, layout: str | None) -> CallSeconds:
-        """Return the estimated seconds of a call. Raises `UnsupportedError` if the layout cannot run the network."""
+        """Return the estimated seconds of a call.
+
+        Args:
+            network: a model with example inputs.
+            keep: the mask to run it under; None for the unpruned network.
+            layout: planar or channels-last; None for the one that the engine chooses.
+
+        Raises:
+            UnsupportedError: if the layout cannot run the network.
+        """
         work = plan_work(network, keep, self.processor, precision=str(self.about["precision"]), layout=layout)
         others = {"call": self.call * max(1, work.regions)}
         spent = CallSeconds(dict.fromkeys(network.names, 0.0), others, work.in_torch)
@@ -115,7 +124,7 @@ class MachineProfile(Struct, frozen=True):
 
     @classmethod
     def load(cls, path: str | Path) -> MachineProfile:
-        """Return the profile in a file. Raises `CostError` if it is missing or damaged."""
+        """Return the profile in the file at `path`. Raises `CostError` if it is missing or damaged."""
         try:
             return cls._parse(content_of(Path(path), most=_LARGEST_FILE), path)
         except (OSError, ValueError) as error:
@@ -159,16 +168,31 @@ class GpuProfile:
     """Name by `torch.cuda.get_device_name`."""
     precision: str
     rates: GpuRates
+    """Rates of its kernels and of dense layers."""
     spread: float
     """Half the 95 % interval of an estimate, from networks that were left out of the fit."""
 
     def check(self, threads: int, precision: str) -> None:
-        """Raise `CostError` for another precision than this one's; "fp32" is the default of calls and always passes."""
+        """Raise `CostError` for another precision than this one's.
+
+        Args:
+            threads: not used by a GPU.
+            precision: "fp32" is the default of calls and always passes.
+        """
         if precision not in ("fp32", self.precision):
             raise CostError(f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for")
 
     def call_seconds(self, network: MaskedModel, keep: Mask | None, layout: str | None) -> CallSeconds:
-        """Return the estimated seconds of a call. Raises `UnsupportedError` for a layout."""
+        """Return the estimated seconds of a call.
+
+        Args:
+            network: a model with example inputs.
+            keep: the mask to run it under; None for the unpruned network.
+            layout: planar or None: a GPU's plan chooses layouts by itself.
+
+        Raises:
+            UnsupportedError: for the channels-last layout.
+        """
         return self.rates.call_seconds(network, keep, layout)
 
     def facts(self) -> dict[str, object]:

@@ -61,6 +61,9 @@ ABOUT = About(
 class Settings(PruningSettings):
     """Settings of Gate Decorators.
 
+    Channels are ranked by their gates, and no budget can be set: `flops`, `time`, `base`, `bytes`, `profile`,
+    `measured` and `unweighed` are no arguments.
+
     Examples:
         >>> task = tk.task("digits", model="resnet-20@0.25")
         >>> ticks = {"rounds": 2, "tick": "2it", "recipe": {"length": "20it"}}
@@ -70,7 +73,6 @@ class Settings(PruningSettings):
     """
 
     points: ClassVar[tuple[str, ...]] = ("begin", "end", "tick")
-    # Channels are ranked by their gates, which no budget is weighed against: none can be given.
     flops: tuple[float, ...] = field(default=(), init=False)
     time: tuple[float | str, ...] = field(default=(), init=False)
     base: Base = field(default="eager", init=False)

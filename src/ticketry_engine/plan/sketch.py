@@ -157,5 +157,5 @@ class Sketch:
         return made
 
     def reads(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Note that the next task reads a value."""
+        """Record that the next task reads a value."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)

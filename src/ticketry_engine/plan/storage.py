@@ -68,7 +68,7 @@ class Storages:
         return len(self.all) - 1
 
     def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Note that an operation reads a value with a halo; `halo_of_few` defaults to `halo`."""
+        """Record that an operation reads a value with a halo; `halo_of_few` defaults to `halo`."""
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
@@ -98,7 +98,7 @@ class Storages:
         self.rows.join([*one.storages, *other.storages])
 
     def may_lie_over(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
-        """Note that the operation which computes y reads each element of x just before it writes that element of y.
+        """Record that the operation which computes y reads each element of x just before it writes that element of y.
 
         Args:
             others: further inputs, which must not share memory with y.
@@ -197,7 +197,7 @@ class BufferAllocator:
         self._waiting += 1
 
     def settle(self) -> None:
-        """Note that no operation waits any more."""
+        """Record that no operation waits any more."""
         for buffer in self._clean[len(self._clean) - self._waiting :]:
             bisect.insort(self._free, (buffer.begin, buffer.end))
         self._waiting = 0

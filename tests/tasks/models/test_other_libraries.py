@@ -1,4 +1,4 @@
-"""Networks of the real timm and torchvision. Skipped where they are not installed; test_zoo_stand_in.py always runs."""
+"""Networks of the real timm and torchvision, where installed; test_other_libraries_stand_in.py always runs."""
 
 from __future__ import annotations
 

@@ -117,6 +117,6 @@ def _batch_gradient_squares(
 def _find_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
-    """Find weights without an observed product, except those of layers that are simply unused (their score is 0)."""
+    """Find weights without an observed product, except those of layers that are unused (their score is 0)."""
     layers = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

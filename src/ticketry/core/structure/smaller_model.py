@@ -69,7 +69,13 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patte
 
 @entry_point()
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> ShrinkPlan:
-    """Return the plan of `shrink` as data, for `rebuild`. Arguments and errors are those of `shrink`.
+    """Return the plan of `shrink` as data, for `rebuild`. The errors are those of `shrink`.
+
+    Args:
+        model: is not changed.
+        mask: channel-wise, as from `structure.channels`.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
+        spare: modules that are not traced, see `structure.channel_groups`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

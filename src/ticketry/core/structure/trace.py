@@ -163,7 +163,7 @@ class Book:
         self._views(tensor)[_view(tensor)] = axes.copy()
 
     def forget_zeros(self, tensor: Tensor) -> None:
-        """Note that the tensor's memory was written to, so that nothing in it is known to be 0."""
+        """Record that the tensor's memory was written to, so that nothing in it is known to be 0."""
         for axes in self._views(tensor).values():
             axes.zero = [False] * len(axes.zero)
 
@@ -201,7 +201,7 @@ class Provenance:
         return any(_storage(tensor) in self._activations for tensor in tensors)
 
     def computed(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
-        """Note that an operation computed `results` from `operands`."""
+        """Record that an operation computed `results` from `operands`."""
         storages = {_storage(tensor) for tensor in operands}
         self._add(results, bool(storages & self._inputs), bool(storages & self._activations))
 
@@ -302,7 +302,7 @@ class Trace:
         return one
 
     def count(self, attribute: str, ids: Ids | None) -> None:
-        """Note that an attribute of the running module counts the units of these labels."""
+        """Record that an attribute of the running module counts the units of these labels."""
         if ids is not None:
             known = self.attributes.setdefault((self.running, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
@@ -317,7 +317,7 @@ class Trace:
             self.derived[_storage(tensor)] = names
 
     def note_factor(self, tensor: Tensor, summed: Ids | None) -> None:
-        """Note that activations are multiplied by a tensor and summed over an axis with these labels."""
+        """Record that activations are multiplied by a tensor and summed over an axis with these labels."""
         for name in self.derived.get(_storage(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
             for (other, dimension), own in self.tensors.items():
@@ -325,7 +325,7 @@ class Trace:
                     dimensions.add(dimension)
 
     def note_number(self, ids: Ids | None) -> bool:
-        """Note that the running module's code needed the number of these labels.
+        """Record that the running module's code needed the number of these labels.
 
         Attributes with this number may be its source; they are changed with it unless they also count other channels.
         Returns whether there are any.

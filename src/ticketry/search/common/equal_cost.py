@@ -88,9 +88,9 @@ def compared(replicate: Replicate, found: Found) -> Found:
 def stretched(lab: Lab, rest: Segment, before: list[Result], equal_cost: str) -> Segment:
     """Return the last stretch of a training, with as many steps as the FLOPs of one dense training pay for.
 
-    With equal cost in ``flops`` the schedule is as much longer as its rest gets. It continues at the same share of the
-    schedule: the same learning rates, but changing more slowly. Earlier trainings, and scores that use examples, are
-    subtracted first. Otherwise `rest` is returned.
+    With equal cost in ``flops`` the schedule is as much longer as its rest gets. It continues at the same share
+    of its schedule, with the same learning rates, but changing more slowly. Earlier trainings, and scores that use
+    examples, are subtracted first. Otherwise `rest` is returned.
 
     Args:
         rest: from the last pruning step to the end of the schedule, with the final mask.

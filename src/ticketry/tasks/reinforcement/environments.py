@@ -68,7 +68,7 @@ class Environments:
 
         Returns:
             Rewards [copies]; what is seen after it [copies, numbers], where `seen` has the next episode's
-            beginning if this one ended; and whether it terminated, as opposed to reaching its length limit [copies].
+            beginning if this one ended; and whether a terminal state ended it, rather than its length limit [copies].
 
         Raises:
             TrainingError: if a reward or what is seen is not a finite number.

@@ -33,7 +33,7 @@ _ENTRIES = ("seen", "after", "actions", "rewards", "ended")
 @dataclass(frozen=True)
 class Transitions:
     """Observations [n, numbers], actions taken int64 [n], rewards [n], next observations [n, numbers], and 1
-    where the episode terminated, else 0 [n]."""
+    where a terminal state ended the episode, else 0 [n]."""
 
     seen: Tensor
     actions: Tensor

@@ -106,7 +106,7 @@ class Acting(Course):
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Scored]:
         """Batches out of a memory that the network itself fills, every other action at random.
 
-        The target is the reward plus what the network currently expects from there.
+        The target is the reward plus what the network expects from there.
         """
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
