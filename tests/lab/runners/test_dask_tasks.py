@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,27 @@ def _is_daemon() -> bool:
     return multiprocessing.current_process().daemon
 
 
-def test_local_workers_give_equal_bits_and_may_start_processes(tmp_path: Path, lab: Lab, digits: Any) -> None:
-    """Processes that read examples, and ranks, are started by workers; also by one that replaces a lost one."""
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Lab]:
     pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ticketry[dask]'")
-    import dask
+    with Lab(tmp_path / "store", device="cpu", runner="dask:local,workers=1,memory=4GB") as lab:
+        yield lab
 
+
+def _client(lab: Lab) -> Any:
+    runner: Any = lab._runner
+    return runner._pool.client
+
+
+def test_local_workers_give_equal_bits_and_may_start_processes(local: Lab, lab: Lab, digits: Any) -> None:
+    """Workers start processes that read examples, and ranks."""
     segment = lab.segment(digits, start=0, last=9)
-    with Lab(tmp_path / "store", device="cpu", runner="dask:local,workers=1,memory=4GB") as other:
-        assert other.train(segment).model == lab.train(segment).model
-        runner: Any = other._runner
-        client = runner._pool.client
-        client.restart()
-        assert client.submit(_is_daemon, pure=False).result(timeout=60) is False
-    assert dask.config.get("distributed.worker.daemon")
+    assert local.train(segment).model == lab.train(segment).model
+    assert _client(local).submit(_is_daemon, pure=False).result(timeout=60) is False
+
+
+@pytest.mark.slow
+def test_a_worker_that_replaces_a_lost_one_may_start_processes(local: Lab, lab: Lab, digits: Any) -> None:
+    local.train(lab.segment(digits, start=0, last=9))
+    _client(local).restart()
+    assert _client(local).submit(_is_daemon, pure=False).result(timeout=60) is False
