@@ -83,7 +83,7 @@ def test_a_search_that_needs_no_pruning_is_refused(file: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
-        ({"density": 0.5, "base": "openvino"}, UsageError, "base openvino says what a share in time is of"),
+        ({"density": 0.5, "base": "openvino"}, UsageError, "base openvino says what a share in time refers to"),
         ({"flops": 0.5, "base": "engine"}, UsageError, "give time too"),
         (
             {"time": 0.3, "base": "openvino", "profile": "FILE"},
