@@ -390,7 +390,7 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
         out, err = capsys.readouterr()
         assert "trained," not in err
         assert ("Trained in this store: planned" in out) == recorded, "what was trained elsewhere was not planned here"
-        assert ("of processors' time, which others' work is not in, " in out) == recorded
+        assert ("processor time, which excludes other work: " in out) == recorded
         assert networks(other) == before
         assert [claim.noise for claim in record_of(other).claims] == [claim.noise for claim in done.claims]
 
