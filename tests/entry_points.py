@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry import testing
 from ticketry.engine.export import export
-from ticketry_engine.bench import timing as workload
+from ticketry_engine.bench import timing
 
 _ENGINE = ("ticketry.engine.export", "ticketry_engine.gpu", "ticketry_engine.bench.timing")
 PUBLIC_MODULES = ("ticketry", "ticketry.testing", *_ENGINE)
@@ -314,7 +314,7 @@ def _other_model() -> nn.Module:
         return small_model()
 
 
-def _referred(case: workload.Case) -> Callable[[], Any]:
+def _referred(case: timing.Case) -> Callable[[], Any]:
     made = case.reference()
     return lambda: [one.clone() for one in made]
 
@@ -386,8 +386,8 @@ def _score(name: str) -> Callable[[Given], Any]:
 SCORES = ("crop", "fisher", "grasp", "grasp200", "kfac", "magnitude", "random", "snip", "synflow", "taylor")
 
 CALLS: dict[str, Callable[[Given], Any]] = {
-    "workload.Case.__init__": lambda g: _referred(workload.Case(g.model, (g.x,))),
-    "workload.Case.of": lambda g: _referred(workload.Case(_other_model(), (g.x,)).of(g.model)),
+    "timing.Case.__init__": lambda g: _referred(timing.Case(g.model, (g.x,))),
+    "timing.Case.of": lambda g: _referred(timing.Case(_other_model(), (g.x,)).of(g.model)),
     "Hold.__init__": lambda g: tk.Hold(g.model, g.mask, hooks=False).tensors,
     "Mask.apply_": lambda g: dict(g.mask.apply_(g.model).named_parameters()),
     "Mask.parameters": lambda g: g.mask.parameters(g.model),
@@ -395,10 +395,10 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "Ticket.apply": lambda g: dict(_ticket().apply(g.model).named_parameters()),
     "testing.check_score": lambda g: testing.check_score("snip", g.model, batches=[g.x], loss=g.loss),
     "compile": _compiled,
-    "cost.meet": _met,
-    "cost.model": lambda g: tk.cost.model(g.model, g.x, unit="multiplications").dense,
-    "cost.model, of bytes": lambda g: tk.cost.model(g.model, g.x, unit="bytes").dense,
-    "cost.model, estimated": lambda g: tk.cost.model(g.model, g.x, "zen4-avx2").dense,
+    "budgets.meet": _met,
+    "budgets.model": lambda g: tk.cost.model(g.model, g.x, unit="multiplications").dense,
+    "budgets.model, of bytes": lambda g: tk.cost.model(g.model, g.x, unit="bytes").dense,
+    "budgets.model, estimated": lambda g: tk.cost.model(g.model, g.x, "zen4-avx2").dense,
     "devices.synchronise_norms": lambda g: len(list(tk.devices.synchronise_norms(g.model).modules())) > 0,
     "export": _exported,
     "gates.attach": _gated,

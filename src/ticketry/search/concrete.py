@@ -35,7 +35,7 @@ from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training, ticket_span
 from ticketry.search.common.pruning import prunable
 from ticketry.search.common.settings import PruningSettings, budget_terms
-from ticketry.search.gating.search import Objective
+from ticketry.search.gating.choices import Objective
 from ticketry.step import Step
 
 if TYPE_CHECKING:

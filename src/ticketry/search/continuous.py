@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.search.common.method import About
-from ticketry.search.gating.search import Anneal, GateSettings, plan_by_gates, search_by_gates
+from ticketry.search.gating.choices import Anneal
+from ticketry.search.gating.search import GateSettings, plan_by_gates, search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020",

@@ -1,11 +1,11 @@
-"""Pressure on gates to close: what open gates are charged in a penalty, and a balance of gradients at a density."""
+"""What open gates are charged in a penalty."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from torch import Tensor
 from ticketry.budgets.cost_model import CostModel, Curve, Prices
 from ticketry.core.gates.product import weighted_sum
 from ticketry.errors import UsageError
-
-if TYPE_CHECKING:
-    from ticketry.core.gates.gates import Gates
 
 
 @dataclass(frozen=True)
@@ -147,70 +144,3 @@ def _charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
 def _rounded(value: float) -> float:
     """Round to the digits that keys use."""
     return float(f"{value:.12g}")
-
-
-HEADROOM = 1.1
-"""Expected density as a multiple of the requested one, as in the official code; the mask retains the best of these."""
-SMOOTHING = 0.01
-"""Weight of the newest ratio in the moving average, as in the official code."""
-
-
-class Balance:
-    """Steers gates to a density: adds a gradient that closes gates while too many weights are expected to remain.
-
-    GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). With g the gradient of the loss in
-    all s, and e that of the expected number E of weights retained (`Gates.penalty(1.0)`), the gates get g + lambda e.
-    Here lambda is a moving average of |g| / |e| (L2 norms over all gates) at steps where E exceeds ``headroom * density
-    * weights``, and of 0 at other steps. So the closing gradient is as strong as the loss's own at any scale of the
-    loss. Use an optimiser with adaptive step sizes, such as Adam, and start with gates of the requested density.
-
-    Examples:
-        >>> model = nn.Linear(4, 3)
-        >>> gates = tk.gates.attach(model, kind="binary-concrete", init=0.0)
-        >>> balance = tk.gates.Balance(gates, density=0.1)
-        >>> model(torch.randn(8, 4)).square().mean().backward()
-        >>> before = gates.parameters()[0].grad.clone()
-        >>> balance.add_gradients()
-        >>> bool((gates.parameters()[0].grad > before).all())
-        True
-    """
-
-    def __init__(
-        self, gates: Gates, density: float, *, headroom: float = HEADROOM, smoothing: float = SMOOTHING
-    ) -> None:
-        """`density`: of all weights that have gates, above 0 and below 1.
-
-        Raises:
-            UsageError: for settings out of range.
-        """
-        if not 0 < density < 1:
-            raise UsageError(f"gates are balanced at a density above 0 and below 1, not {density!r}")
-        if not (headroom > 0 and 0 < smoothing <= 1):
-            raise UsageError(
-                f"headroom is a number above 0 and smoothing one above 0 and at most 1, not {headroom!r}, {smoothing!r}"
-            )
-        self._gates, self._smoothing = gates, smoothing
-        self._wanted = headroom * density * gates.weights
-        self.multiplier: Tensor | None = None
-        """lambda, a float64 scalar; None before the first step. The only state, to save in checkpoints."""
-
-    def add_gradients(self) -> None:
-        """Add the closing gradient; call this between `backward` and the step of the gates' optimiser."""
-        logits = self._gates.parameters()
-        expected = self._gates.penalty(1.0)
-        closing = torch.autograd.grad(expected, logits)
-        with torch.no_grad():
-            opening = [s.grad if s.grad is not None else torch.zeros_like(s) for s in logits]
-            ratio = _norm(opening) / (_norm(closing) + torch.finfo(torch.float64).tiny)
-            target = torch.where(expected.detach() < self._wanted, torch.zeros_like(ratio), ratio)
-            before = target if self.multiplier is None else self.multiplier.to(target.device)
-            self.multiplier = torch.lerp(before, target, self._smoothing)
-            for s, own, added in zip(logits, opening, closing, strict=True):
-                s.grad = torch.addcmul(own, added, self.multiplier.to(added))
-
-
-def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """Compute the joint L2 norm in float64, because squares of small gradients underflow in float32."""
-    parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64).to(tensors[0].device) for tensor in tensors]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
-    return total

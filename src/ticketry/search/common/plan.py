@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ticketry.step import Step
 
 if TYPE_CHECKING:
-    from ticketry.search.common.method import Replicate
     from ticketry.search.gating.gating import Gating
 
 
@@ -54,8 +53,8 @@ class Training:
     """Point at which controls of the ticket begin; by default where its final mask is first trained."""
     has_controls: bool = True
     """Whether controls are trained beside the ticket, if the run has controls."""
-    gates: Callable[[Replicate], Gating] | None = None
-    """Returns the gates that are trained with the weights."""
+    gates: Callable[[Any], Gating] | None = None
+    """Returns the gates that are trained with the weights, for a `Replicate`."""
     line: str = ""
     """Name of the trainings that lead to the ticket. Tickets of one line share them: the later ones need more of the
     same. By default each ticket has its own."""

@@ -40,6 +40,7 @@ from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import prunable
 from ticketry.search.common.settings import PruningSettings, Shares, budget_terms, requested_densities
 from ticketry.search.common.shape import Family
+from ticketry.search.gating.choices import LearningRates, Reset
 from ticketry.tasks.recipe import Optimizer
 
 if TYPE_CHECKING:
@@ -49,10 +50,6 @@ if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result, Segment
     from ticketry.search.gating.gating import Gating
 
-Anneal = Literal["step", "epoch"]
-LearningRates = Literal["recipe", "constant"]
-Objective = Literal["loss", "reverse_kl", "forward_kl"]
-Reset = Literal["paper", "code"]
 _MOST_ROUNDS = 50
 TOLERANCE = 0.1
 """Tolerance of the requested density, relative."""
