@@ -97,7 +97,7 @@ def test_what_cannot_be_timed_is_refused_before_anything_is_trained(tmp_path: Pa
         tk.run(
             "oneshot", task(), time=0.5, base="engine", profile=str(tmp_path / "threads.json"), measured=True, **common
         )
-    with pytest.raises(UsageError, match="measured is of a budget of time"):
+    with pytest.raises(UsageError, match="measured needs a budget of time"):
         tk.run("oneshot", task(), flops=0.5, measured=True, **common)
     with pytest.raises(UsageError, match="dense_of_time needs tickets with a latency budget"):
         tk.run("oneshot", task(), flops=0.5, controls=("dense_of_time",), **common)
