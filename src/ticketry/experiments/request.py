@@ -53,7 +53,6 @@ LATER = {
     "kind": "continuous",
     "structured_levels": 0,
     **dict.fromkeys(("flops", "time", "bytes"), ()),
-    "base": "eager",
     "profile": "",
     **dict.fromkeys(("measured", "unweighed"), False),
     "structure": "none",

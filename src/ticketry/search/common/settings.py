@@ -221,7 +221,9 @@ class PruningSettings:
                 values["profile"] = self.budget.terms  # the costs themselves, wherever the file is stored
             if self.by_value:
                 values["by_value"] = True  # such budgets were once spent by magnitudes
-        values["base"] = (self.budget and self.budget.named_base) or EAGER
+        del values["base"]
+        if self.budget and self.budget.named_base:
+            values["base"] = self.budget.named_base
         return values
 
     def goal(self, share: float) -> str:
