@@ -125,7 +125,7 @@ def _of_time(lab: Lab, task: Task, role: str, mask: Mask, terms: str, of_steps: 
     """Return the narrowest network, in steps of a hundredth, that is at least as slow as the masked one."""
     costs = terms_in(lab, task, mask, terms) if terms.startswith("time") else None
     if not isinstance(costs, CostModel):
-        raise UsageError(f"{role} is of tickets for a time: search with --time, or take dense_of_flops")
+        raise UsageError(f"{role} needs tickets with a latency budget: search with --time, or use dense_of_flops")
     wanted = time_of(lab, task, mask, costs)
 
     def share(hundredths: int) -> float:
