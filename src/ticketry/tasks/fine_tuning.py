@@ -487,12 +487,12 @@ class FineTuning(Classification):
 
     @cached_property
     def _parts(self) -> tuple[Labelled, Labelled, Labelled]:
-        read_texts = {
+        texts = {
             name: read_texts(file, self.columns, self.target) for name, file in find_text_files(self._path).items()
         }
-        if "all" not in read_texts:
-            return read_texts["train"], read_texts["validation"], read_texts["test"]
-        return _split_texts(read_texts["all"], self.validation, self.test, self._path)
+        if "all" not in texts:
+            return texts["train"], texts["validation"], texts["test"]
+        return _split_texts(texts["all"], self.validation, self.test, self._path)
 
     @cached_property
     def _splits(self) -> Splits:
