@@ -34,11 +34,11 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
     Raises:
         UsageError: for a name that no class has, or a value of the wrong type.
     """
-    known = {field.name for kind in kinds for field in fields(kind)}
+    known = {field.name for kind in kinds for field in fields(kind) if field.init}
     check_names(given, known, what)
     found = []
     for kind in kinds:
-        hints, own = get_type_hints(kind), {field.name for field in fields(kind)}
+        hints, own = get_type_hints(kind), {field.name for field in fields(kind) if field.init}
         values = {name: decode_value(name, given[name], hints[name], what=what) for name in given if name in own}
         found.append(kind(**values))
     return tuple(found)
