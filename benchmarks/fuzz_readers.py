@@ -37,7 +37,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engine" / "graph"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engine" / "ir"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
