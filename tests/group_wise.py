@@ -29,10 +29,6 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def of_magnitude(model: nn.Module, density: float) -> tk.Mask:
-    return tk.prune(model, density)
-
-
 def planted(rows: int, columns: int, of: int, width: int, seed: int = 0) -> Tensor:
     """A matrix whose hidden groups of `of` rows, in any order, share `width` columns."""
     generator = torch.Generator().manual_seed(seed)

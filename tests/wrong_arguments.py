@@ -50,8 +50,6 @@ def _scoring() -> dict[str, Any]:
     return {"model": model, "scope": tk.scope(model), "batches": pairs(), "loss": loss}
 
 
-MATCHES = {"claim": "matches"}
-
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "scope": (tk.scope, _on_net()),
     "prune": (tk.prune, _on_net(density=0.5)),

@@ -94,8 +94,8 @@ def _require_fit(task: Task, ticket: Ticket) -> None:
 
 
 _HOLDING = (HeldMask, Shrunk)
-_OURS = (*_HOLDING, Penalty)
-"""Registered because they are imported."""
+_REGISTERED = (*_HOLDING, Penalty)
+"""Variants that `restore_variants` finds by name; importing their classes registers them."""
 
 
 def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:

@@ -22,6 +22,7 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
+from ticketry.records.settings import FORMAT_1_DEFAULTS
 from ticketry.search import METHODS, Method, Training
 from ticketry.search.common.aliases import known_as
 from ticketry.search.common.method import check_replicates, procedure_sources
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 LATER = {
     "keep_at_least": 0,
-    "structured": False,
-    "multiple": 1,
     "when": "end",
     "budget": "",
     "embeddings": False,
@@ -56,14 +55,7 @@ LATER = {
     "profile": "",
     **dict.fromkeys(("measured", "unweighed"), False),
     "structure": "none",
-    "pattern": "unstructured",
-    "plus": 0.0,
-    "refill_match": False,
-    "rows": 16,
-    "regroup_method": "similarity",
-    "regroup_collapse": "raise",
-    "refill_score": "l1",
-    "refill_coupled": "agree",
+    **FORMAT_1_DEFAULTS,
 }
 """Settings of format 1 that are younger than the first runs, with the default that is left out of a run's name."""
 

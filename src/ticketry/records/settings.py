@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any
 
-_DEFAULTS: dict[str, Any] = {
+FORMAT_1_DEFAULTS: dict[str, Any] = {
     "structured": False,
     "multiple": 1,
     "pattern": "unstructured",
@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, Any] = {
     "refill_coupled": "agree",
 }
 """Settings of format 1 that `structure` has replaced, with their defaults."""
-FORMAT_1 = frozenset((*_DEFAULTS, "budget"))
+FORMAT_1 = frozenset((*FORMAT_1_DEFAULTS, "budget"))
 """Settings that no built-in method has any more."""
 _OPTIONS = {
     "refill": {"refill_score": "score", "refill_coupled": "coupled"},
@@ -46,10 +46,10 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
         settings["base"] = "engine"
     if "budget" in settings and "budget" not in known:
         settings["equal_cost"] = settings.pop("budget")
-    old = {name: value for name, value in settings.items() if name in _DEFAULTS and name not in known}
+    old = {name: value for name, value in settings.items() if name in FORMAT_1_DEFAULTS and name not in known}
     if not old:
         return settings
-    changed = {name: value for name, value in old.items() if value != _DEFAULTS[name]}
+    changed = {name: value for name, value in old.items() if value != FORMAT_1_DEFAULTS[name]}
     structure, used = settings.get("structure", "none"), set[str]()
     texts = []
     if changed.get("structured") is True:

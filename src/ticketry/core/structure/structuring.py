@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ticketry.budgets.granularity import CHANNELS, NONE
+from ticketry.budgets.granularity import CHANNELS
 from ticketry.choices import check_choice, list_choices
 from ticketry.core.structure.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
@@ -172,17 +172,3 @@ class LayerFit:
     def as_json(self) -> dict[str, str | int | float | None]:
         """Return the fields by name."""
         return asdict(self)
-
-
-def structuring_of(kind: str, **options: Any) -> Structuring | None:
-    """Return the structure that settings request; None for ``none``, whose options must be left out.
-
-    Raises:
-        UsageError: see `Structuring`.
-    """
-    if kind != NONE:
-        return Structuring(kind=kind, **options)
-    for option, value in options.items():
-        if value != getattr(Structuring, option):
-            raise UsageError(f"{option} is an option of a structure: say which, {', '.join(KINDS)}")
-    return None
