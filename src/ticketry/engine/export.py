@@ -27,7 +27,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported file, and the checks that it passed."""
 
     path: str
     format: str
@@ -38,15 +38,15 @@ class Exported:
     batch: int | None
     """The only batch size that the file takes; None where it takes any."""
     bytes: int
-    """Of the file, and of the one beside it that holds weights from 2 GB on."""
+    """Size of the file, and of the one beside it that holds weights from 2 GB on."""
     parameters: int
-    """In the file."""
+    """Parameters in the file."""
     dense_parameters: int
-    """Of the model that was given."""
+    """Parameters of the given model."""
     nonzero: int
     """Parameters in the file that are not 0."""
     runtime: str
-    """What read it back."""
+    """Library that read it back."""
     checks: tuple[ExportCheck, ...]
 
     def describe(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def export(
 
     Args:
         model: dense; it is exported in evaluation mode, from a copy.
-        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
+        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the unchanged model.
         example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
         format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
             of the path's ending, or ONNX.

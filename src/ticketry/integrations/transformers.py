@@ -220,7 +220,7 @@ def _runs(state: TrainerState) -> Callable[[], bool]:
     """Whether the `train` of this state still runs: the Trainer calls no callback when an exception ends it.
 
     It is looked for among the calls that are under way in all threads: objects live on in tracebacks. Each `train` has
-    its own state. Where no `train` is found, somebody else calls the callbacks: then it is never said to be over.
+    its own state. If no `train` is found, other code calls the callbacks, and the training never counts as finished.
     """
     known = weakref.ref(state)
 
@@ -231,7 +231,7 @@ def _runs(state: TrainerState) -> Callable[[], bool]:
 
 
 def _resumed(state: TrainerState) -> str | None:
-    """Return the checkpoint that the `train` of this state resumes from, which no callback is told; None if unknown."""
+    """Return the checkpoint that the `train` of this state resumes from, unseen by callbacks; None if unknown."""
     training = next(_trainings(state), None)
     found = training.f_locals.get("resume_from_checkpoint") if training is not None else None
     return found if isinstance(found, str) else None

@@ -13,7 +13,7 @@ we could read leaves it open: both networks in eval mode, but with batch norms t
 they leave the running statistics of step k alone; in the code they keep none); no augmentation; logits that all begin
 at that of the density; Adam at 0.1, a tenth of it after 88 % of the steps; temperature 2/3; a target of 1.1 times the
 density in the balance, the mask taking the best; one draw a step for the whole batch; rewinding to epoch 9 of 160
-(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a data order of its own;
+(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a separate data order;
 ties by position; which layers have gates, and that none may come out empty; none of the paper's other objectives but
 the KL divergence of the other direction. The dense network is trained to the end to compare with: the search needs its
 first k steps only, and these are counted.
@@ -66,10 +66,10 @@ class Settings(PruningSettings):
     """
 
     collapse: Literal["raise", "keep"] = "raise"
-    """Where none of a layer's gates is among the best: raise (an error), or keep its best weight in place of the worst
+    """If none of a layer's gates is among the best: raise (an error), or keep its best weight instead of the worst
     one retained in the largest layer."""
     rewind: str = "6%"
-    """Where tickets start, and whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
+    """Start of the tickets, whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
     initialisation."""
     mask_length: str = "100%"
     """Length of the mask training: a step such as 20ep, 500it, or a share of the recipe's length."""

@@ -11,7 +11,7 @@ training per density; the part before the first tick is shared with the dense ne
 A gate begins as its norm's scale and replaces it, as in the authors' code (see `search.gating.tick`): no gate is left
 in the network. From the code: lambda 1e-3 and ticks at a learning rate of 1e-3. Ours: all
 of it in one schedule, ticks and tocks from --begin to --end, where the paper begins with a trained network and fine-
-tunes another one for long, with learning rates of its own; tocks at the learning rates of the recipe and with its
+tunes another one for long, with separate learning rates; tocks at the learning rates of the recipe and with its
 optimiser; one tock after each tick (the paper: after some); a tick of 1 % of the steps (the code: an epoch); the same
 share of the remaining weights at each pruning step; at least one channel left everywhere (the code: a tenth of each
 layer); FLOPs have no influence (in the code an option). Controls begin with the dense network at the last pruning

@@ -61,12 +61,12 @@ class Settings(ScoreSettings):
     (whole coupled channels; the network becomes physically smaller), channels:16 (each group that loses any keeps a
     multiple of 16)."""
     score: str = "crop"
-    """What is retained: the highest by this score. With structure channels, snip and crop are those of gates on
+    """Score by which the highest weights are retained. With structure channels, snip and crop are those of gates on
     channels (SNAP, structured CroP), and l1, l2 and slimming rank channels too."""
     when: str = "detect"
     """When to prune: detect, or a step such as 0, 500it, 2ep, 5%."""
     detector: Literal["distance", "masks"] = "distance"
-    """What detects that moment: distance (the distance from the initialisation changes little; EarlyCroP) or masks
+    """Detector of that moment: distance (the distance from the initialisation changes little; EarlyCroP) or masks
     (five masks in a row are alike; Early-Bird). Those masks are chosen like the ticket's, but by magnitude, or with
     structure channels by scales of norms."""
     every: str = "1ep"

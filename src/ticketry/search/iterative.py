@@ -58,7 +58,7 @@ class Settings(ScoreSettings):
 
     structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
     structure: str = "none"
-    """What is removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
+    """Removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
     rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
     coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
     multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or
@@ -69,7 +69,7 @@ class Settings(ScoreSettings):
     With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
     for all layers, weights, rows:4, rows:16."""
     rewind: str = "0"
-    """Where tickets start: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps the final weights."""
+    """Start of the tickets: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final weights."""
     rate: float = 0.2
     """Share of the remaining weights that each level removes."""
     levels: int = 10
@@ -80,7 +80,7 @@ class Settings(ScoreSettings):
     flops: tuple[float, ...] = ()
     """Share of the dense network's MACs (of the layers that are pruned) that the last level's ticket takes, such as
     0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of all
-    levels. Each weight costs as many MACs as it is applied at places."""
+    levels. A weight costs one MAC for each position where it is applied."""
     sparsity: Shares = None
     """Fraction removed, instead of density."""
     densities: tuple[float, ...] = ()
@@ -91,7 +91,7 @@ class Settings(ScoreSettings):
     retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
-    finetune (final weights, last learning rate; the default with rewind end), none (final weights as they are)."""
+    finetune (final weights, last learning rate; the default with rewind end), none (final weights, no training)."""
 
     instead_of: ClassVar[dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("density", "sparsity", "flops", "time", "bytes"), ("levels",)),

@@ -13,7 +13,7 @@ are removed, and the rest trains on in a physically smaller network.
 From the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the gate without noise that weights
 keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights by
 default; one draw for the whole batch; a cut at half of the schedule to a density, where the paper lets lambda
-decide and trains with gates to the end; Adam at 0.1 for gates whatever trains the weights (the paper: 0.001, for 200
+decide and trains with gates to the end; Adam at 0.1 for gates with any weight optimiser (the paper: 0.001, for 200
 epochs). The dense network is trained without gates, to compare with. Controls begin with the weights that the gates
 have left.
 """
@@ -60,12 +60,12 @@ class Settings(PruningSettings):
     structures: ClassVar[tuple[Family, ...]] = ("channels",)
     points: ClassVar[tuple[str, ...]] = ("until",)
     structure: str = "none"
-    """What has a gate: none (each weight), channels (each coupled channel; the network becomes physically smaller) or
+    """Units with a gate: none (each weight), channels (each coupled channel; the network becomes physically smaller) or
     channels:16 (each group that loses any channel keeps a multiple of 16)."""
     until: str = "50%"
     """The step up to which the network is trained with gates, and at which it is pruned."""
     collapse: Literal["raise", "keep"] = "raise"
-    """Where none of a layer's gates is among the best: raise (an error), or keep its best weight in place of the worst
+    """If none of a layer's gates is among the best: raise (an error), or keep its best weight instead of the worst
     one retained in the largest layer."""
     penalty: float = 0.1
     """lambda times the number of training examples: the coefficient in the loss is this over that number."""

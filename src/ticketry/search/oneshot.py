@@ -55,7 +55,7 @@ class Settings(ScoreSettings):
 
     structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
     structure: str = "none"
-    """What is removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
+    """Removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
     rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
     coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
     multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or

@@ -73,12 +73,12 @@ class Settings(ScoreSettings):
     until: str = "50%"
     """The step up to which the network is trained with the penalty, and at which it is pruned."""
     penalty: Literal["l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso"] = "hoyer_square"
-    """What is made small: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
+    """Penalty: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
     the blocks of a structure) or group_lasso (the blocks of a structure)."""
     strength: float | None = None
     """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
     score: str = ""
-    """What is retained: the highest by this score. By default the score that fits the penalty: slimming for l1_scales,
+    """Score by which the highest weights are retained. By default it fits the penalty: slimming for l1_scales,
     magnitude for hoyer_square and with a structure, l2 for group_hoyer_square without one."""
 
     def __post_init__(self) -> None:

@@ -98,7 +98,7 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
     `regression.make` and the others. Values are text, as on a command line; other values are converted to text.
 
     Raises:
-        TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.
+        TaskError: for an unknown name, network or option, and errors of `user_task.load`.
         PluginError: if an installed package's cannot be used.
 
     Examples:
@@ -118,7 +118,7 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
 
 def resolve_task(task: str | Task) -> Task:
-    """The task that is meant: of that name, or the object, which gets a key and a name where it has none of its own.
+    """Return the task of that name, or the object, with a key and a name added if it lacks them.
 
     Raises:
         TaskError: as `get`; or if no name and options make the object again, see `user_task.recreate`.

@@ -1,4 +1,4 @@
-"""A task from data sets or loaders of PyTorch: map-style, with whatever transforms they have."""
+"""A task from data sets or loaders of PyTorch: map-style, with any transforms."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def dataset_task(
 
     Batches are read by index in an order that is a function of the seed alone. Random transforms of the training set
     draw anew at every step, from the seed, the step and the position in the batch: a run that is resumed, or read by
-    another number of processes, has the same bits. For evaluation each example has one draw of its own.
+    another number of processes, has the same bits. For evaluation each example has one fixed draw.
 
     Args:
         name: what the task is called in lists and reports.
         model: returns a new network, its weights drawn from torch's global random state.
         train: map-style data set, or a loader over one. Of a loader its data set, ``collate_fn``, ``num_workers`` and,
-            without a `recipe`, ``batch_size`` are used; samplers of its own are refused.
+            without a `recipe`, ``batch_size`` are used; custom samplers are refused.
         test: the same, of the final results.
         validation: the same, for choices on the way. By default a tenth of `train`, drawn once, with its transforms.
         recipe: how to train; by default `Recipe` with the loader's batch size.
@@ -265,7 +265,7 @@ def _source_in(file: str) -> Source:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Torch's, Python's and NumPy's global generators under a seed, and as they were before afterwards."""
+    """Seed torch's, Python's and NumPy's global generators in a block, and restore them afterwards."""
     import numpy as np
 
     with private_random_state([]):

@@ -460,9 +460,9 @@ class EnvironmentFacts:
 _RECIPE = Recipe(length="20000it", batch=128, optimizer="adam", lr=1e-3, schedule="linear", clip=10.0)
 
 # A cart that drifts out of sight after hundreds of steps is what is hard here. A discount of 200 steps makes ends so
-# far away tell; many copies and a short memory show what the network does now; the squared loss gives the rare ends
+# far away count; many copies and a short memory show what the network does now; the squared loss gives the rare ends
 # their weight, without which a target network that follows this fast diverges. A network that balances ends no episode
-# any more, and forgets what an end is: every fifth action stays random, so that the memory goes on to have some.
+# any more, and forgets what an end is: every fifth action stays random, so that the memory keeps some.
 _POLE = Learning(
     copies=64,
     memory=10_240,

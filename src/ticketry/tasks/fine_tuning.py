@@ -77,7 +77,7 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
 
     Args:
         columns: one that holds the text, or two.
-        target: the one that holds the label; numbers and truth values are labels as they are written.
+        target: the one that holds the label; numbers and truth values are labels by their text.
 
     Raises:
         DataError: if it cannot be read, or a row lacks what is asked for; names file, line and column.
@@ -233,7 +233,7 @@ class Pretrained:
         """The token that short texts are filled up with.
 
         Raises:
-            TaskError: if there is none.
+            TaskError: if it is missing.
         """
         padding = self._tokenizer.pad_token_id
         if padding is None:
@@ -250,13 +250,13 @@ class Pretrained:
     def tokens(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
         """int32 [n, t]: the first tokens of each text, at most `length`, filled up to the longest.
 
-        Where the tokenizer tells two texts apart, [n, 2, t]: and which of them each token is of.
+        If the tokenizer marks two texts, [n, 2, t]: tokens, and the number of each token's text.
 
         Raises:
             DataError: if the network does not know a token.
             TaskError: if there is no tokenizer, or none that can fill up.
         """
-        _ = self.padding  # told in our words if there is none
+        _ = self.padding  # raises our error if it is missing
         with self._report_errors("a tokenizer"):
             made = self._tokenizer(
                 *map(list, zip(*texts, strict=True)),

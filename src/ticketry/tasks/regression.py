@@ -35,7 +35,7 @@ class Regression(Task):
     """A task whose network predicts one number, standardised: outputs are [n, 1].
 
     Targets are float32 [n, 2]: the standardised number, and what one standard deviation is on the target's own scale,
-    the same in every row, so that errors can be told on that scale. `standardised` makes such splits.
+    the same in every row, so that errors can be reported on that scale. `standardised` makes such splits.
 
     A subclass adds `name`, `recipe`, `build` and `load`.
     """

@@ -140,7 +140,7 @@ class Task:
     def of_replicate(self, number: int) -> Mapping[str, str]:
         """The options that make the task as replicate `number` (from 0) has it; none where all have the same.
 
-        For data of which there are several splits: each replicate may have its own, see `catalogue.of_replicate`.
+        For data with several splits: each replicate may have another, see `catalogue.of_replicate`.
         """
         return {}
 
@@ -159,7 +159,7 @@ class Task:
     def narrower(self, parameters: int) -> str | None:
         """Name the largest network of this kind with at most so many parameters, as the task's model.
 
-        A control of tickets (`evidence.verify`): at most as large as they are, but dense. None, as here, where no such
+        A control of tickets (`evidence.verify`): at most as large, but dense. None, as here, if no such
         network is defined.
         """
         return None
@@ -310,7 +310,7 @@ class Course:
         raise NotImplementedError
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        """A new training, as it begins at any step of a schedule; `load_state` goes on with an earlier one.
+        """Return a new training at the start of any step; `load_state` resumes an earlier one.
 
         Args:
             seed: of the order of the data and of all else that is drawn.

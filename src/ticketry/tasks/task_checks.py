@@ -235,7 +235,7 @@ def _method(task: Task, name: str) -> str:
 
 
 def _describe(value: object) -> str:
-    """Describe a value by its type, or by itself if that is more informative."""
+    """Describe a value by its type, or by its text if that is more informative."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):

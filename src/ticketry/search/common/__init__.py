@@ -1,1 +1,1 @@
-"""What several searches share: settings and steps, budgets, what a method is."""
+"""Shared by several searches: settings, steps, budgets, and the class of methods."""

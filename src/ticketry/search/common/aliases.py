@@ -78,7 +78,7 @@ ALIASES: Mapping[str, Alias] = {
 
 
 def under_alias(found: Method[Any], name: str) -> Method[Any]:
-    """Return a method as it is under an alias: with the alias's settings as defaults."""
+    """Return a copy of a method with the alias's settings as defaults."""
     from dataclasses import replace
 
     alias = ALIASES[name]

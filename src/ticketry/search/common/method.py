@@ -168,13 +168,13 @@ class About:
     costs: str = NOT_SAID
     """Trainings of the recipe that its tickets take, with the search but without the dense network to compare with."""
     score: str = ""
-    """What decides on the default score, if the settings leave it open."""
+    """Description of the default score if the settings leave it open, such as "by penalty"."""
     removes: str = ""
     """weights, channels or both; if empty the structures that the settings offer decide."""
 
 
 class Search(Protocol):
-    """One replicate of a method: yields the dense network, then each ticket as it is trained."""
+    """One replicate of a method: yields the dense network, then each trained ticket."""
 
     def __call__(self, lab: Lab, task: Task, recipe: Recipe, settings: Any, seeds: Seeds, /) -> Iterator[Found]: ...
 
@@ -202,7 +202,7 @@ class Method(Generic[S]):
     Settings: type[S]
     """Frozen dataclass of its settings."""
     search: Search
-    """Searches one replicate: yields each network as it is trained."""
+    """Searches one replicate; yields each trained network."""
     plan: Callable[[S], list[Training]] | None = None
     """Returns what a replicate trains with given settings, beside the dense network; None if that is unknown."""
     about: About = field(default_factory=About)

@@ -1,4 +1,4 @@
-"""What a search trains, known before anything is trained. Needs no torch."""
+"""The trainings of a search, known before any starts. Needs no torch."""
 
 from __future__ import annotations
 

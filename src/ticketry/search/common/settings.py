@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ticketry.budgets.cost_model import CostModel
 
 Shares = tuple[float, ...] | float | None
-"""One share or several; one is stored as a number, so that records and names of runs stay as they were."""
+"""One share or several; one is stored as a number, so that records and names of runs stay the same."""
 COUNTED = {"flops": "multiplications", "time": "time", "bytes": "bytes"}
 """Setting of each budget, and the cost that it is a share of."""
 MEASURED = ("time", "bytes")
@@ -37,7 +37,7 @@ UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What tickets may cost, in place of their density."""
+    """Cost limit of tickets, in place of their density."""
 
     kind: str
     """flops, time or bytes."""
@@ -120,7 +120,7 @@ class PruningSettings:
     """Fraction removed at the end, instead of density."""
     flops: tuple[float, ...] = ()
     """Share of the dense network's MACs (of the layers that are pruned) that a ticket takes, such as 0.25 or 25%, in
-    place of density. Each weight costs as many MACs as it is applied at places; the weights of the highest score per
+    place of density. A weight costs one MAC for each position where it is applied; the weights of the highest score per
     cost are retained (the default score is then kfac, where it is magnitude). Several values give one ticket each."""
     time: tuple[float | str, ...] = ()
     """Latency budget of a ticket in place of density: a share of the latency of --base (0.3, 30%), or an amount such as
@@ -129,7 +129,7 @@ class PruningSettings:
     """Network whose latency a share in --time refers to: eager (as it runs in PyTorch), torch.compile, onnxruntime,
     openvino, or engine (compiled by ticketry without pruning)."""
     bytes: tuple[float | str, ...] = ()
-    """The same for bytes (2MB); --profile then has costs in bytes."""
+    """Budget in bytes (2MB), like time; --profile then has costs in bytes."""
     profile: str = ""
     """File with the costs of this network, layer by layer, as ticketry cost writes it. Without one, --time refers to
     this machine, for calls of 16 examples in one thread, which is measured before the search begins."""
@@ -166,7 +166,7 @@ class PruningSettings:
 
     @cached_property
     def budget(self) -> Budget | None:
-        """What tickets may cost; None where a density is requested."""
+        """Return the cost limit of tickets; None if a density is requested."""
         named = [name for name in COUNTED if getattr(self, name)]
         if len(named) > 1:
             raise UsageError(f"give one budget: {' or '.join(named)}")
@@ -276,7 +276,7 @@ class ScoreSettings(PruningSettings):
     """Settings of a method that ranks weights by a score."""
 
     score: str = "magnitude"
-    """What is retained: the highest by this score. With structure channels, snip and crop are those of gates on
+    """Score by which the highest weights are retained. With structure channels, snip and crop are those of gates on
     channels (SNAP, structured CroP), and l1, l2 and slimming rank channels too."""
     distribution: Distribution = "global"
     """global, layerwise, uniform or erk: how the retained weights are distributed over the layers."""
@@ -420,7 +420,7 @@ def costs_for(kind: str, profile: str) -> CostModel:
 
 
 def costs_in(profile: str) -> CostModel:
-    """Return the costs in a file; `CostError` if there are none."""
+    """Read the costs in a file; `CostError` if it has none."""
     from ticketry.budgets.cost_model import CostModel
 
     return CostModel.load(profile)
@@ -453,7 +453,7 @@ def _share_of(costs: CostModel, requested: float | str, base: str) -> float:
 
 
 def _stand_ins(kind: str, requested: Sequence[float | str]) -> list[float]:
-    """Return shares as they are, and shares that stand in for amounts (5ms) until the costs are measured.
+    """Return shares unchanged, and placeholder shares for amounts (5ms) until the costs are measured.
 
     They are only checked: no mask is chosen by them, see `costs_for`.
     """

@@ -32,7 +32,7 @@ _OPTIONS = {
     "refill+": {"score": "score", "coupled": "coupled"},
     "regroup": {"method": "method", "collapse": "collapse"},
 }
-"""Options of each kind, as they are written and as `Structuring` has them."""
+"""Options of each kind: name in the text and field of `Structuring`."""
 _OLD_NAMES = {
     "plus": "plus",
     "match": "refill_match",
@@ -74,7 +74,7 @@ class Shape:
     tickets: Structuring | None = None
     """How the mask of a ticket is derived from the search's mask; None if they are the same."""
     old: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The same in settings of format 1; only what differs from the defaults."""
+    """Return the shape as settings of format 1, without defaults."""
 
     @classmethod
     def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> Shape:

@@ -85,7 +85,7 @@ class Gating(Variant):
     frozen: bool = False
     """Train the gates alone, over fixed weights and buffers. The mode is eval, but norms normalise by the batch."""
     objective: Objective = "loss"
-    """What is minimised: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence
+    """Objective: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence
     of the outputs from those without gates, see `divergence`."""
     density: float | None = None
     """Expected density that `core.gates.Balance` steers to; None leaves it to the penalty."""

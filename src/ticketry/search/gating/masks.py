@@ -123,7 +123,7 @@ def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
 
 
 def _since(result: Result) -> str:
-    """Return the step from which on each empty parameter has been so, as far as it was counted."""
+    """Return the step since which each empty parameter has been empty, as far as counted."""
     segment, record = result.segment, result.record["gating"]
     parts = []
     for column, name in enumerate(record["names"], start=1):

@@ -70,7 +70,7 @@ class GateSettings(PruningSettings):
     """Weights that share a gate: none (each has its own), rows:4, rows:16 (so many neighbouring rows, at one column) or
     filters (whole rows of one layer)."""
     rewind: str = "2ep"
-    """Where tickets start: a step of the first round's training such as 2ep, 500it, 3%; 0 is the initialisation."""
+    """Start of the tickets: a step of the first round's training such as 2ep, 500it, 3%; 0 is the initialisation."""
     rounds: int = 5
     """Number of trainings of the whole recipe with gates; each gives a ticket."""
     init: tuple[float, ...] = (0.0,)
@@ -102,7 +102,7 @@ class GateSettings(PruningSettings):
     retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again, as the official code does); or, to prune while training, weights of the round with hard gates:
-    rewind_lr, finetune (the default with rewind end) or none (as they are)."""
+    rewind_lr, finetune (the default with rewind end) or none (no training)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

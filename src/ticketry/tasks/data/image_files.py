@@ -1,4 +1,4 @@
-"""Image files: what lies in a folder with a sub-folder for each class, and pictures decoded to bytes.
+"""Image files: folders with a sub-folder for each class, and images decoded to bytes.
 
 They become RGB, are resized, and cut to a square at the centre or at random.
 """

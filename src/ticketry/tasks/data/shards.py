@@ -232,7 +232,7 @@ class ShardPictures:
         """Read them; shards at a URL are fetched first.
 
         Raises:
-            DataError: for a shard that cannot be had, and the first image that is none.
+            DataError: for a shard that cannot be read, and the first file that is not an image.
         """
         return stacked(self._contents(), len(self.images), self.size, self.resize, self.seed, self.first)
 
@@ -266,7 +266,7 @@ def open_shards(source: Source) -> ShardSet:
     """The images of a source: by its manifest, or where a folder has none by looking through its shards.
 
     Raises:
-        DataError: if there are none, a member has no class, a class has fewer than two training images, or the manifest
+        DataError: without shards, if a member has no class, a class has fewer than two training images, or the manifest
             is damaged.
     """
     if source.url or (Path(source.folder) / MANIFEST).is_file():
@@ -344,7 +344,7 @@ def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
     """The shards of a folder (and of folders in it), looked through; `digests` reads all of them.
 
     Raises:
-        DataError: if there are none, or one is no WebDataset shard of images with classes.
+        DataError: without shards, or if one is not a WebDataset shard of images with classes.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -371,7 +371,7 @@ def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
 
 
 def part_of(name: str) -> str:
-    """``train`` or ``test``, as the words of a file's name tell; ``labelled?`` for the word test, empty without any."""
+    """Return ``train`` or ``test`` by the words of a file's name; ``labelled?`` for the word test, else empty."""
     words = re.findall(r"[a-z]+", name.lower())
     found = next((_WORDS[word] for word in words if word in _WORDS), "")
     return found or ("labelled?" if "test" in words else "")
@@ -439,7 +439,7 @@ MEGABYTES = 128
 def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = MEGABYTES) -> Path:
     """Write train/<class>/* and val/<class>/* (or test/) as shards, with their manifest; `shards`, the new folder.
 
-    Images are written as they are, in an order drawn once (seed 0), so that each shard holds many classes; the same
+    Images are written unchanged, in an order drawn once (seed 0), so that each shard holds many classes; the same
     images give the same bytes. WebDataset and others read them too.
 
     Args:

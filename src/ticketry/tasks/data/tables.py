@@ -66,7 +66,7 @@ def read_table(
     """Read a file; packed if its name ends in .gz or .xz.
 
     The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 … A column of words becomes
-    a column of 0 and 1 for each of them; where the word is missing, for a word of its own, ``""``.
+    a column of 0 and 1 for each of them; a missing word counts as the word ``""``.
 
     Args:
         path: of the file, UTF-8.
@@ -123,7 +123,7 @@ def index_of(columns: Sequence[str], name: str, path: Path) -> int:
     """The place of a column.
 
     Raises:
-        DataError: if there is none of that name.
+        DataError: if no column has that name.
     """
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")

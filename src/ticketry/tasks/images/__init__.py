@@ -1,5 +1,5 @@
 """Image classification.
 
-`task` has images in memory, `folder` those that are read from disk when they are asked for; `facts` tells what data
-sets there are and how networks are trained on them, and needs no torch.
+`task` has images in memory, `folder` those that are read from disk on demand; `facts` lists the data
+sets and how networks are trained on them, and needs no torch.
 """

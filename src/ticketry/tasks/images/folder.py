@@ -50,7 +50,7 @@ class FolderReader:
 
     @property
     def batch(self) -> int:
-        """As many pixels as in 500 images of 64x64."""
+        """Batch size of evaluation: at most 500 images, and the pixels of 500 images of 64x64."""
         return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
 
     def request(

@@ -154,7 +154,7 @@ def _affine(
 
 
 def make(spec: Spec) -> ImageClassification:
-    """The task that a request names: a data set of `facts.DATA_SETS`, as it is trained on by default.
+    """Return the task that a request names: a data set of `facts.DATA_SETS` with its defaults.
 
     Raises:
         TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.

@@ -1,5 +1,5 @@
 """Language modelling: each next token of a text is predicted from those before it.
 
-`corpus` reads texts and makes tokens of them, `course` is how they are trained on and measured by, `task` puts it
-together with a model and a recipe. `facts` tells what texts there are, and needs no torch.
+`corpus` reads and tokenises texts, and `task` combines them with a model and a recipe. `facts` lists the texts and
+needs no torch.
 """

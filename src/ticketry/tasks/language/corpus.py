@@ -37,7 +37,7 @@ class Content:
 def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     """The text of a file, or of a folder.
 
-    A folder that has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) is taken as it is. Of
+    A folder that has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) is used unchanged. Of
     any other all files *.txt, *.md, *.text (and .gz, .xz of them) are read in the order of their paths, one after the
     other. Then, as of a single file, the last shares are the validation and the test split.
 

@@ -32,7 +32,7 @@ class Network:
         """Return the `Network` of a registry entry, which may also be a class or function of shape and classes.
 
         Raises:
-            UsageError: if it is none of them.
+            UsageError: for another name.
         """
         if isinstance(found, Network):
             return found
@@ -212,8 +212,8 @@ class VGG(nn.Module):
     For 32x32x3 inputs and 10 classes VGG-11 has 9,228,362 parameters, VGG-13 9,413,066, VGG-16 14,724,042 and VGG-19
     20,035,018: the "20.0M" of Frankle and Carbin 2019, Figure 2. The form of open_lth and of most pruning papers, but
     for the convolutions' biases: batch norm subtracts them again, so they are left out. The last pooling is the mean
-    over whatever is left of the image (2x2 of 32x32). Starts from Kaiming normal weights (fan in), zero biases and
-    batch norm scales of 1. The name's depth counts the paper's three linear layers, of which one is left here.
+    over the rest of the image (2x2 of 32x32). Starts from Kaiming normal weights (fan in), zero biases and
+    batch norm scales of 1. The name's depth counts the paper's three linear layers; this network has one.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, scale: Callable[[int], int]) -> None:

@@ -78,7 +78,7 @@ class LSTM(LanguageModel):
     PyTorch's example word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017;
     Inan et al. 2017): on Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
 
-    Each layer is a module of its own, so that its hidden units can be fewer than another's.
+    Each layer is a separate module, so that its hidden units can be fewer than another's.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class PointerLSTM(LSTM):
     softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w. In training the attention
     is supervised besides: -log(g + the sum of a_i where x_i is the target) is added to -log p, as in the paper.
 
-    The window goes on over pieces of the text: outputs and words of the last L are carried. Ours: the layers and sizes
+    The window spans pieces of the text: outputs and words of the last L are carried. Ours: the layers and sizes
     of `LSTM`, and gradients that end where a piece does (the paper's reach back over the whole window). On Penn
     Treebank's words 4,693,600 parameters.
     """

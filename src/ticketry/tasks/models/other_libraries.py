@@ -64,7 +64,7 @@ def parameters(name: NetworkName, *, shape: Shape, classes: int) -> int:
 
 
 def version(name: NetworkName) -> str:
-    """The library and its version, without what follows a plus sign: that tells builds apart, not networks."""
+    """Return the library and its version, without a build suffix after a plus sign."""
     return f"{name.library} {str(_library(name.library).__version__).partition('+')[0]}"
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float32]
 _IN_EXTRA = ("box2d", "pygame")
-"""What the extra installs besides Gymnasium; Gymnasium itself names other missing packages."""
+"""Packages that the extra installs besides Gymnasium; Gymnasium itself names other missing packages."""
 LONGEST = 10_000
 """Steps of an episode in an environment that sets no limit."""
 
@@ -99,7 +99,7 @@ class Environments:
         """Returns and lengths (steps of the environment) [copies] of an episode of each copy, from beginning to end.
 
         Args:
-            choose: actions for what is seen [n, numbers] in those copies whose episodes go on.
+            choose: actions for the observations [n, numbers] of the copies with unfinished episodes.
         """
         returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
         going = list(range(len(self.seen)))

@@ -103,7 +103,7 @@ TARGET = "target/"
 
 
 class Learner(Session):
-    """One training. It begins with transitions by random actions, and goes on with memory and environments if it does.
+    """One training. It begins with transitions by random actions; a resumed one restores memory and environments.
 
     Carried from step to step: ``target/NAME`` (weights), ``memory/…``, ``worlds/…``; nothing before the first step.
     """

@@ -79,7 +79,7 @@ class Acting(Course):
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
         """The mean return and length of `EPISODES` episodes of the best action each, without discount.
 
-        Each split has episodes of its own, whose seeds are fixed.
+        Each split has separate episodes with fixed seeds.
 
         Raises:
             TrainingError: if a return, or what the network expects, is not a finite number.
