@@ -58,7 +58,7 @@ class Shape:
         >>> Shape.parse("row:4", ["blocks"])
         Traceback (most recent call last):
             ...
-        ticketry.errors.UsageError: structure 'row:4' is not offered: none, rows:4, filters
+        ticketry.errors.UsageError: structure 'row:4' is not offered: did you mean rows:4? none, rows:4, filters
     """
 
     text: str = NONE
