@@ -90,6 +90,7 @@ def compile(
         MissingExtraError: if llvmlite is not installed.
 
     Examples:
+        >>> import ticketry_engine
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
         >>> keep, x = {"0.weight": torch.rand(64, 64) < 0.25}, torch.randn(4, 64)
         >>> fast = ticketry_engine.compile(model, keep, x)

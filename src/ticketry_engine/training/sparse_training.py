@@ -93,7 +93,7 @@ def train(
         >>> keep = {"0.weight": torch.rand(64, 64) < 0.1}
         >>> fast = ticketry_engine.train(model, keep, x)
         >>> fast(x).square().mean().backward()
-        >>> bool((model[0].weight.grad[~keep["0.weight"]] == 0).all())
+        >>> bool((model[0].weight[~keep["0.weight"]] == 0).all())
         True
     """
     return SparseTraining(model, keep, example_inputs, target=target, precision=precision, enforce=enforce)
