@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A ticket for a budget
+# # Prune to a budget of multiplications
 #
-# "A tenth of the weights" is not "a tenth of the time". What a weight costs depends on where it is: in a convolution it is used at
-# every position of the image, in a linear layer once. This notebook asks for a quarter of the multiplications in place of a
-# density, and measures what either saves.
+# Removing nine tenths of the weights does not remove nine tenths of the time. The cost of a weight depends on its layer: a
+# convolution uses each weight at every position of the image, a linear layer uses it once. This notebook requests a quarter of the
+# multiplications instead of a density, and measures the time that each saves.
 
 # %%
 import time
@@ -24,10 +24,9 @@ train, test = slice(0, 1400), slice(1400, None)
 
 
 # %% [markdown]
-# ## A network whose weights cost differently
+# ## A network whose weights differ in cost
 #
-# Four convolutions with few weights, used at 256 and at 64 positions, and two wide linear layers with most of the weights, each
-# used once.
+# Four convolutions have few weights, used at 256 or 64 positions. Two wide linear layers have most of the weights, each used once.
 
 
 # %%
@@ -67,10 +66,10 @@ print(f"dense: {accuracy(model):.1f} % right")
 # %% [markdown]
 # ## By density, and by multiplications
 #
-# `tk.prune(model, flops=0.25, example_inputs=…)` keeps the weights with the most score a multiplication, over all layers, so that
-# a quarter of the multiplications is left. The score here is `taylor`, what the loss would change by: it knows that a weight that
-# is used at many positions does more (magnitudes do not, and would leave almost nothing of the expensive layers). To compare, a
-# density that keeps as many weights.
+# `tk.prune(model, flops=0.25, example_inputs=…)` ranks the weights of all layers by score per multiplication and retains the best,
+# until a quarter of the multiplications is left. The score here is `taylor`, the estimated change of the loss, which is larger for
+# weights that are used at many positions. (Magnitudes are not, and would almost empty the expensive layers.) For comparison, the
+# second mask retains as many weights by density.
 
 
 # %%
@@ -100,9 +99,10 @@ for name, mask in {"by multiplications": by_flops, "by density": by_density}.ite
     print(f" multiplications; by layer {', '.join(shares)} %")
 
 # %% [markdown]
-# ## What it saves
+# ## What each mask saves
 #
-# Both are rewound, trained, and compiled into sparse kernels. Times are of single images, in turns, the quickest of 200 calls.
+# Both tickets are rewound, trained and compiled into sparse kernels. The networks are called in turns on single images; each time is
+# the shortest of 200 calls.
 
 # %%
 compiled = {}
@@ -125,5 +125,6 @@ for name, found in times.items():
     print(f"{name:<20}{1e6 * min(found):6.0f} microseconds")
 
 # %% [markdown]
-# Multiplications are not all of a time either: single images through small layers wait for memory and for calls. A budget that
-# would leave a layer empty is refused with the least that does not. [Budgets](../budgets.md) has the rest.
+# Latency is not proportional to multiplications either: a single image in a small layer spends its time on memory accesses and
+# calls. A budget that would empty a layer raises an error that names the lowest sufficient budget. [Latency
+# budgets](../budgets.md) explains more.

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A method of your own
+# # Write your own search method
 #
 # A search method is a module or a class with a docstring, `Settings` and `search`. Controls, replicates, resuming, tables and the
-# report come by themselves. Here is one that keeps the weights that moved furthest from where they began, written to a file and
-# named as `module:object`.
+# report work with it automatically. This example retains the weights that moved furthest from their initial values. It is written to
+# a file and named as `module:object`.
 
 # %%
 import sys
@@ -54,12 +54,12 @@ class Furthest:
 sys.path.insert(0, "")
 
 # %% [markdown]
-# `searched` names the trainings that a mask comes from: here the dense one alone, however many tickets are cut from it. Without it
-# all tickets before count as its search, as in iterative pruning, where each mask comes from the level before.
+# `searched` names the trainings that a mask depends on: here only the dense one, for any number of tickets. Without it, all previous
+# tickets count as part of the search, as in iterative pruning, where each mask depends on the previous level.
 #
 # ## Run it
 #
-# In Python by its name, or on the command line: `ticketry search furthest:Furthest --task digits --density 0.3,0.1`.
+# From Python by its name, or from the command line: `ticketry search furthest:Furthest --task digits --density 0.3,0.1`.
 
 # %%
 import ticketry as tk
@@ -69,11 +69,11 @@ mine = tk.run("furthest:Furthest", density=[0.3, 0.1], **asked)
 mine
 
 # %% [markdown]
-# ## Beside magnitude, at the same cost
+# ## Compare with magnitude at the same cost
 #
-# `oneshot` keeps the largest weights of the same dense network. By default it fine-tunes what it cuts; `retrain="continue"` rewinds
-# them, as `furthest` does, so that only the masks differ. Steps are times those of the dense training, search included. Two
-# replicates show how it is done and decide nothing: ask for ten, and for a verdict ([Does my ticket win?](does-my-ticket-win.ipynb)).
+# `oneshot` retains the largest weights of the same dense network. By default it fine-tunes them; with `retrain="continue"` it rewinds
+# them, as `furthest` does, so only the masks differ. Steps are multiples of the dense training and include the search. Two
+# replicates only show how to compare: for a decision use ten and a verdict ([Does my ticket win?](does-my-ticket-win.ipynb)).
 
 # %%
 theirs = tk.run("oneshot", density=[0.3, 0.1], rewind="3%", retrain="continue", **asked)
@@ -85,11 +85,11 @@ for name, run in (("furthest", mine), ("magnitude", theirs)):
         print(f"{name:<10} {100 * tickets[0].density:4.0f} %  {mean:.2f} % right, {steps:.2f} times the steps")
 
 # %% [markdown]
-# ## Does it keep the contract?
+# ## Check the contract
 #
-# The same seeds give the same bits, also after an interruption; pruned weights stay 0; the test split is never looked at; and a ticket
-# that needs none of those before it names what it needs in `searched`. An installed package offers the method under a short name by an
-# entry point: [Extend it from your own package](../plugins.md).
+# `check_search` checks that the same seeds give the same bits, also after an interruption; that pruned weights stay 0; that the search
+# never reads the test split; and that `searched` is correct. A package can offer its method under a short name with an entry point:
+# [Plugins](../plugins.md).
 
 # %%
 from ticketry.testing import check_search

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A ticket for a time
+# # Prune to a latency budget
 #
-# You have a network and so many milliseconds. How sparse it has to be for that is not known beforehand: half the weights are not half
-# the time, and each layer pays differently. This notebook asks for the time itself. `tk.prune(model, time=0.5, …)` measures what every
-# layer of this network costs on this machine, keeps the weights that are worth the most for it, and checks the result by the clock.
+# How many weights fit into a latency budget? Half the weights do not take half the time, and layers differ. This notebook requests a
+# latency directly: `tk.prune(model, time=0.5, …)` measures the cost of every layer on this machine, retains the weights with the most
+# importance per microsecond, and checks the result by timing it.
 
 # %%
 import statistics
@@ -25,9 +25,9 @@ train, test = slice(0, 1400), slice(1400, None)
 
 
 # %% [markdown]
-# ## A network, trained
+# ## Train a network
 #
-# Any module will do. The weights of an early step are kept: the ticket will start from them.
+# Any module works. The ticket will start from the weights of an early step, which are stored here.
 
 
 # %%
@@ -64,10 +64,10 @@ trained = {name: value.clone() for name, value in model.state_dict().items()}
 print(f"dense: {accuracy(model):.1f} % right")
 
 # %% [markdown]
-# ## What each layer costs
+# ## Measure the cost of each layer
 #
-# The network is compiled under a few random masks, and its layers are timed. What comes out is a curve for each layer, from no weight
-# to all of them, and what no mask makes smaller: the *floor*. A batch of 16 images is what this network is to be called with.
+# The network is compiled under a few random masks and its layers are timed. The result is a curve of latency against density for each
+# layer, and the *floor*: the time that remains when all prunable weights are removed. The batch size is that of later calls, here 16.
 
 # %%
 model.eval()
@@ -76,12 +76,12 @@ costs = tk.cost.model(model, x)
 print(costs)
 
 # %% [markdown]
-# ## A mask for half the time
+# ## Find a mask for half the latency
 #
-# `tk.cost.meet` does what `tk.prune(model, time=…)` does and returns all that it measured: what was asked for, what was estimated, and
-# what the clock said, with its interval. Worth is what the loss would change by, to second order (the score `kfac`, the default where
-# there are batches and a loss): magnitudes of different layers cannot be weighed against time, they would all but empty the dearest
-# layer. A budget may also be written in seconds: `time="2ms"`.
+# `tk.cost.meet` does the same as `tk.prune(model, time=…)`, and returns all measurements: requested, estimated and measured latency
+# with its interval. Importance is the estimated change of the loss to second order (the score `kfac`, the default if there are
+# batches and a loss). Magnitudes of different layers are not comparable per unit of time: they would almost empty the most expensive
+# layer. A budget can also be an amount: `time="2ms"`.
 
 
 # %%
@@ -97,9 +97,9 @@ for share in (0.5, 0.3):
     print(met[share])
 
 # %% [markdown]
-# ## And by density?
+# ## Compare with a mask by density
 #
-# The same number of weights by the same score, chosen without regard to what a layer costs.
+# This mask has as many weights, chosen by the same score, but ignores the cost of layers.
 
 # %%
 masks["as many, by density"] = tk.prune(model, density=masks["time=0.5"].density, score="kfac", **seen)
@@ -108,12 +108,11 @@ for name, mask in masks.items():
     print(f"{name:<22}{100 * mask.density:5.1f} % of the weights; by layer {', '.join(shares)} %")
 
 # %% [markdown]
-# ## Trained, compiled, timed
+# ## Train, compile and time
 #
-# Each ticket goes back to the early weights, is trained, and compiled into sparse kernels. The calls are timed in turns with those of
-# the dense network in the same kernels, by the processor's clock, to which others that use this machine do not add. Two ways are
-# timed: five calls after one another, as of a model that is called again and again, which is what a budget of time means; and
-# single calls, each after one of every other network, which finds none of its tables in the processor's cache.
+# Each ticket is rewound to the early weights, trained, and compiled into sparse kernels. The calls alternate with those of the dense
+# network in the same engine and are measured in CPU time, which other processes do not add to. There are two measurements: five consecutive calls, which is what a latency budget refers to,
+# and single calls, between which all other networks run, so that the weights are no longer in the processor's cache.
 
 # %%
 compiled = {"dense": tk.compile(model.eval(), tk.Mask.ones(tk.scope(model)), x)}
@@ -149,9 +148,10 @@ for name in compiled:
     )
 
 # %% [markdown]
-# ## Elsewhere
+# ## Use the costs elsewhere
 #
-# Costs are of one machine, batch, precision and number of threads. `costs.save("laptop.json")` keeps them in a file; on another machine
-# `tk.prune(model, time=0.5, base="engine", example_inputs=x, cost=tk.cost.load("laptop.json"))` makes a mask for the laptop, without timing
-# anything. A budget below the floor is refused, and the message says what makes most of it. [Budgets](../budgets.md) has the rest, and
-# how near the clock comes on seven networks; [a ticket for a budget](a-budget.ipynb) counts multiplications in place of time.
+# Costs hold for one machine, batch size, precision and number of threads. `costs.save("laptop.json")` writes them to a file. On
+# another machine, `tk.prune(model, time=0.5, base="engine", example_inputs=x, cost=tk.cost.load("laptop.json"))` finds a mask for the
+# laptop without timing anything. A budget below the floor raises an error that names the layers that cause most of it. [Latency
+# budgets](../budgets.md) explains more, and reports how closely budgets are met on seven networks; [the notebook about
+# multiplications](a-budget.ipynb) uses FLOPs instead of time.

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Structured pruning of a timm network
+# # Prune whole channels of a timm network
 #
-# A MobileNetV3 of [timm](https://github.com/huggingface/pytorch-image-models) is trained on the handwritten digits of
-# scikit-learn, loses half of its weights as whole channels, and becomes a smaller network with the same outputs as the masked
-# one. It has residual additions, depthwise convolutions and squeeze-and-excitation: channels that can only go together. Nothing
-# is downloaded. `pip install 'ticketry[timm]'`, and scikit-learn for the digits.
+# A MobileNetV3 of [timm](https://github.com/huggingface/pytorch-image-models) is trained on the handwritten digits of scikit-learn.
+# Then half of its weights are removed as whole channels, which gives a smaller network with the same outputs as the masked one.
+# Residual additions, depthwise convolutions and squeeze-and-excitation couple its channels: they can only be removed together. Nothing
+# is downloaded. Install `'ticketry[timm]'`, and scikit-learn for the digits.
 
 # %%
 import time
@@ -25,7 +25,7 @@ labels = torch.tensor(digits.target)
 train, test = slice(0, 1400), slice(1400, None)
 
 # %% [markdown]
-# ## Train as ever
+# ## Train the network
 
 
 # %%
@@ -52,10 +52,10 @@ train_epochs(model, 6, lr=4e-3)
 print(f"dense: {sum(p.numel() for p in model.parameters()):,} parameters, {accuracy(model):.1f} % right")
 
 # %% [markdown]
-# ## What goes together
+# ## Which channels are coupled
 #
-# No list of layers of timm is behind this: every index of every parameter is followed through the network. Each line is a group
-# of channels that can only go together, with some of the parameters that they are in.
+# `channel_groups` knows no layer of timm: it follows every index of every parameter through the network. Each line is a group of
+# channels that can only be removed together, with some of the parameters that contain them.
 
 # %%
 groups = tk.structure.channel_groups(model, images[:2])
@@ -66,8 +66,8 @@ for group in sorted(groups, key=lambda group: -len(group.members))[:3]:
 # %% [markdown]
 # ## Choose, train, shrink
 #
-# Half of the weights stay, by the norm of all weights of a channel, the same share of each group. After some epochs under the mask `tk.shrink` takes out what is 0.
-# The outputs stay the same, up to rounding.
+# Channels are ranked by the norm of all their weights, and each group loses the same share, until half of the weights are left. After
+# some epochs under the mask, `tk.shrink` removes the channels that are 0. The outputs stay equal, up to rounding.
 
 # %%
 mask = tk.structure.channels(model, images[:2], density=0.5, distribution="uniform")
@@ -80,9 +80,9 @@ with torch.no_grad():
     print("largest difference:", (small(images[test]) - model(images[test])).abs().max().item())
 
 # %% [markdown]
-# ## What was gained
+# ## Measure the gain
 #
-# Batches of 64 and one thread, both in turns, the quickest of 30 calls.
+# Batches of 64, one thread, both networks in turns; each time is the shortest of 30 calls.
 
 # %%
 times = {"dense": [], "shrunk": []}
@@ -96,10 +96,10 @@ for name, found in times.items():
     print(f"{name:<8}{1e3 * min(found):6.1f} ms")
 
 # %% [markdown]
-# ## Keep it
+# ## Save and load
 #
-# A ticket is the mask with weights. timm makes the network again, and from both the small one comes back. `ticketry search
-# early --model timm:mobilenetv3_small_050 …` does all of this with controls and a verdict.
+# A ticket contains the mask and the weights. timm builds the network again, and the ticket turns it into the small one. `ticketry
+# search early --model timm:mobilenetv3_small_050 …` does all of this with controls and a verdict.
 
 # %%
 tk.Ticket(mask, early, {"method": "channels"}, trained=model.state_dict()).save("timm-ticket")

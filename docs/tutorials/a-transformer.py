@@ -1,8 +1,9 @@
 # %% [markdown]
-# # A Transformer from Hugging Face
+# # Prune a Transformer from Hugging Face
 #
-# A BERT of transformers, small and with random weights so that nothing is downloaded; with `from_pretrained` it is the same. It
-# learns to tell whether a sequence has more even numbers than odd ones. Then attention heads and hidden units are taken out.
+# This BERT from transformers is small and has random weights, so that nothing is downloaded; a model from `from_pretrained` works in
+# the same way. It learns to tell whether a sequence has more even numbers than odd ones. Then attention heads and hidden units are
+# removed.
 
 # %%
 import torch
@@ -47,10 +48,10 @@ train(200)
 print(f"dense: {sum(p.numel() for p in model.parameters()):,} parameters, {accuracy(model):.1f} % right")
 
 # %% [markdown]
-# ## What can go
+# ## What can be removed
 #
-# Every index of every parameter is followed through one run of the model. Heads and hidden units can be taken out exactly; what a
-# layer norm runs over cannot, and the reason is told.
+# `channel_groups` follows every index of every parameter through one run of the model. Heads and hidden units can be removed exactly.
+# The features that a layer norm normalises over cannot, and the group's `reason` says so.
 
 # %%
 example = tokens[:2]
@@ -58,7 +59,7 @@ for group in tk.structure.channel_groups(model, example)[:8]:
     print(f"{group.name:<55}{group.size:>5}  {group.reason or 'can go'}")
 
 # %% [markdown]
-# ## Take out, train on, shrink
+# ## Remove, train, shrink
 
 # %%
 mask = tk.structure.channels(model, example, density=0.5)

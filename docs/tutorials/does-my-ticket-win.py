@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Does my ticket win?
 #
-# One good number is no evidence: seeds differ by as much as tickets do. Here a search finds tickets, trains controls beside them, and
-# a ticket is then verified from fresh seeds. Everything is kept in a store, so that running this again trains nothing.
+# One good number is no evidence, because seeds differ as much as tickets do. Here a search finds tickets and trains controls beside
+# them; then a ticket is verified with fresh seeds. All results are stored, so a second run of this notebook trains nothing.
 
 # %%
 import ticketry as tk
@@ -20,7 +20,7 @@ run = tk.run(
 run
 
 # %% [markdown]
-# Each level has a verdict: the tickets against the dense network and against controls that should lose, paired by replicate.
+# Each level has a verdict. It compares the tickets with the dense network and with controls that should lose, paired by replicate.
 # Three replicates seldom decide.
 
 # %%
@@ -30,8 +30,8 @@ for verdict in run.verdicts:
 # %% [markdown]
 # ## Fresh seeds
 #
-# The level was chosen by looking, so its own numbers cannot prove it. `tk.verify` trains the ticket again from seeds that no search
-# has used, beside the dense network and controls, and stops at the first planned analysis that decides.
+# The level was chosen because of its results, so the same results cannot confirm it. `tk.verify` trains the ticket again with seeds
+# that no search has used, beside the dense network and controls, and stops at the first planned analysis that decides.
 
 # %%
 best = run.best(density=0.1)
@@ -41,7 +41,7 @@ proof
 # %% [markdown]
 # - **as good as dense**: the interval of ticket minus dense lies above minus the margin, here 1 point;
 # - **better than controls**: the interval against every control lies above zero;
-# - the p-value counts both, and the interim analyses that were planned.
+# - the p-value accounts for both, and for the planned interim analyses.
 
 # %%
 print(proof.verdict, f"p = {proof.p:.3g}", f"{proof.n} seeds")

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A search on a cluster
+# # Run a search on a cluster
 #
-# A search decides what is trained; where it is trained is another question, and one option: `on`. Here Dask starts two workers on
-# this machine, so that you can follow it on a laptop. On a cluster it is the address of its scheduler: `on="dask:HOST:8786"`, with
-# `ray:` and `slurm:` beside it. `pip install 'ticketry[dask,digits,lab]'`.
+# A search decides what to train. One option, `on`, decides where. Here Dask starts two workers on this machine, so the notebook runs on
+# a laptop. On a cluster, give the address of the scheduler: `on="dask:HOST:8786"`, or `ray:` or `slurm:`. Install
+# `'ticketry[dask,digits,lab]'`.
 
 # %%
 import json
@@ -16,9 +16,9 @@ small = {"task": "digits", "levels": 3, "rewind": "3%", "replicates": 2, "recipe
 small |= {"controls": ["shuffled"]}
 
 # %% [markdown]
-# ## On two workers of Dask
+# ## Two Dask workers
 #
-# The workers are told what to train, and put what they find into the store, a folder that all of them see. In a cluster that is a
+# The workers receive requests to train, and write the results to the store, a folder that all of them can access. On a cluster that is a
 # shared file system or a bucket (`store="s3://bucket/tickets"`).
 
 # %%
@@ -33,8 +33,8 @@ for ticket in run.tickets:
 # %% [markdown]
 # ## The same bits
 #
-# A training is a function of its settings and seeds, not of the machine's load or of who did it. The same search in processes of
-# this machine, with a store of its own, finds the same networks, bit for bit (on processors of one kind).
+# The result of a training depends on its settings and seeds, not on load or on the worker. The same search in local processes, with a
+# separate store, finds the same networks bit for bit (on processors of one kind).
 
 # %%
 alone = tk.run("iterative", workers=1, store="alone", **small)
@@ -49,15 +49,15 @@ def networks(folder):
 print(networks(alone) == networks(run))
 
 # %% [markdown]
-# ## What was trained is not trained again
+# ## Finished trainings are reused
 #
-# A driver that was killed, a worker that was lost, or a second search that needs the same networks: all go on from the store. Run
-# again, with a level more, the search asks for everything and trains what is new.
+# If the driver is killed, a worker is lost, or a second search needs the same networks, work continues from the store. This call
+# requests one more level, and trains only what is new.
 
 # %%
 more = tk.run("iterative", on="dask:local,workers=2,memory=2GB", store="shared", **{**small, "levels": 4})
 print(f"{more.now['segments_asked']} asked for, {more.now['segments_trained']} trained")
 
 # %% [markdown]
-# On the command line it is `ticketry search iterative --task digits --on dask:local,workers=2`.
-# [From a laptop to a cluster](../cluster.md) says what all machines need, and what happens when one is lost.
+# The command for this search is `ticketry search iterative --task digits --on dask:local,workers=2`. [Scaling out](../cluster.md)
+# lists what all machines need, and what happens when one is lost.

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Prune and speed up a CNN of your own
+# # Prune and speed up your own CNN
 #
-# A convolutional network that you train yourself, on the handwritten digits of scikit-learn. It is made smaller in two ways:
-# whole channels are taken out, and single weights are removed and computed with by sparse kernels. Both are timed.
+# This notebook trains a convolutional network on the handwritten digits of scikit-learn and makes it smaller in two ways: it removes
+# whole channels, and it removes single weights and computes with sparse kernels. Both are timed.
 
 # %%
 import time
@@ -23,7 +23,7 @@ train, test = slice(0, 1400), slice(1400, None)
 # %% [markdown]
 # ## The network and its training
 #
-# Nothing here knows of sparsity. `train_epochs` is the loop that you have already.
+# This is ordinary PyTorch. `train_epochs` stands for the training loop that you already have.
 
 
 # %%
@@ -70,8 +70,8 @@ print(f"dense: {sum(p.numel() for p in model.parameters()):,} parameters, {100 *
 # %% [markdown]
 # ## Whole channels
 #
-# `tk.structure.channels` chooses them, together with everything that goes with a channel: its bias, its norm, the inputs of the
-# next layer. `tk.shrink` makes the smaller model, which is equal to the masked one.
+# `tk.structure.channels` chooses channels, together with everything that belongs to a channel: its bias, its norm, and the inputs of
+# the next layer. `tk.shrink` returns the smaller model, with the same outputs as the masked one.
 
 # %%
 channels = tk.structure.channels(model, images[:2], density=0.25)
@@ -85,8 +85,8 @@ print("largest difference:", (small.eval()(images[test]) - model(images[test])).
 # %% [markdown]
 # ## Single weights
 #
-# A tenth of the weights, the largest, put back to their early values and trained again: a ticket. Zeros make no dense runtime
-# faster; `tk.compile` computes only with what is left.
+# The ticket is the largest tenth of the weights, rewound to early values and trained again. Zeros do not make a dense engine faster;
+# `tk.compile` computes only with the retained weights.
 
 # %%
 train_epochs(model := network(), 8)
@@ -98,10 +98,10 @@ print(f"ticket: {mask.kept:,} of {mask.total:,} weights, {100 * accuracy(model):
 fast = tk.compile(model.eval(), mask, images[:2])
 
 # %% [markdown]
-# ## What was gained
+# ## Measure the gain
 #
-# One image at a time and one thread, each model in turns, the median of 200 calls. On another machine the figures are others;
-# `ticketry bench` compares with the fastest dense engines that are installed.
+# One image, one thread, the models in turns; each time is the median of 200 calls. Other machines give other figures; `ticketry
+# bench` compares with the fastest dense engines that are installed.
 
 # %%
 dense = network().eval()

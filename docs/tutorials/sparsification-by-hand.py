@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Continuous Sparsification by hand
+# # Continuous Sparsification in your own loop
 #
-# Magnitude pruning decides once which weights to remove. Continuous Sparsification (Savarese et al. 2020) trains the decision: each
-# weight is multiplied by a gate, the sigmoid of beta times s, and beta grows until the gates are 0 or 1. Here it is in a loop of
-# your own.
+# Magnitude pruning decides once which weights to remove. Continuous Sparsification (Savarese et al. 2020) learns the decision: it
+# multiplies each weight by a gate, the sigmoid of beta times s, and increases beta until the gates are 0 or 1. Here it runs in your
+# own training loop.
 
 # %%
 import torch
@@ -35,8 +35,8 @@ def batches(epochs):
 # %% [markdown]
 # ## Train weights and gates together
 #
-# Gates have parameters of their own, and an optimiser of their own. `init` is s at the beginning: the smaller, the fewer gates stay
-# open. `anneal` sets beta by how far the training is.
+# Gates have their own parameters and their own optimiser. `init` is the initial value of s: the smaller it is, the fewer gates stay
+# open. `anneal` sets beta from the progress of training.
 
 # %%
 model = network()
@@ -57,9 +57,9 @@ for step, batch in enumerate(steps):
         print(f"step {step:>3}  loss {loss.item():.3f}")
 
 # %% [markdown]
-# ## Harden
+# ## Round the gates
 #
-# Gates above one half become ones. The mask is an ordinary mask, and the network an ordinary network again.
+# Gates above one half become 1, the others 0. The result is an ordinary mask and an ordinary network.
 
 # %%
 gates.anneal(1.0)
@@ -71,7 +71,7 @@ mask
 # %% [markdown]
 # ## Is the mask better than chance?
 #
-# Train from the same early weights under the learned mask, and under one that was shuffled within each layer.
+# Train from the same early weights under the learned mask, and under the same mask shuffled within each layer.
 
 
 # %%
