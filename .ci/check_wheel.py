@@ -44,7 +44,7 @@ tk.Ticket.load("own-ticket").apply(model, "trained")
 channels = tk.structure.channels(model, torch.randn(4, 20), density=0.5)
 assert tk.shrink(model, channels, torch.randn(4, 20))(torch.randn(3, 20)).shape == (3, 2)
 """
-"""What needs no extra."""
+"""Code that needs no extra."""
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
 
@@ -57,18 +57,18 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ticketry-wheel-") as made:
         folder = Path(made)
-        wheel, sdist = _built(folder / "tools")
-        python, constraints = _empty(folder / "empty", given.python), _constraints(folder, given.torch)
+        wheel, sdist = _build(folder / "tools")
+        python, constraints = _create_environment(folder / "empty", given.python), _constraints(folder, given.torch)
         _install(python, constraints, "torch", "numpy")
-        before = _installed(python)
+        before = _list_packages(python)
         _install(python, constraints, str(wheel))
-        _weigh(before, _installed(python))
-        _used(python, constraints, sdist, folder / "elsewhere", demo=given.demo)
+        _weigh(before, _list_packages(python))
+        _use_package(python, constraints, sdist, folder / "elsewhere", demo=given.demo)
 
 
-def _built(tools: Path) -> tuple[Path, Path]:
+def _build(tools: Path) -> tuple[Path, Path]:
     """The wheel, made of the sdist as `build` does it, so that what the sdist lacks is missed here."""
-    python = _empty(tools, sys.executable)
+    python = _create_environment(tools, sys.executable)
     _run(python, "-m", "pip", "install", "--quiet", "build", "twine", "check-wheel-contents")
     shutil.rmtree(DIST, ignore_errors=True)
     _run(python, "-m", "build", "--outdir", DIST, ROOT)
@@ -78,7 +78,7 @@ def _built(tools: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
-def _empty(folder: Path, python: str) -> Path:
+def _create_environment(folder: Path, python: str) -> Path:
     if os.path.realpath(python) == os.path.realpath(sys.executable):
         venv.create(folder, with_pip=True)
     else:
@@ -99,7 +99,7 @@ def _install(python: Path, constraints: Path, *what: str) -> None:
     _run(python, "-m", "pip", "install", "--quiet", "--no-compile", "-c", constraints, *what)
 
 
-def _installed(python: Path) -> dict[str, float]:
+def _list_packages(python: Path) -> dict[str, float]:
     """Package -> megabytes of the files that its record names."""
     code = (
         "from importlib.metadata import distributions as d\n"
@@ -121,7 +121,7 @@ def _weigh(before: dict[str, float], after: dict[str, float]) -> None:
         sys.exit(f"at most {PACKAGES} packages and {MEGABYTES} MB are promised")
 
 
-def _used(python: Path, constraints: Path, sdist: Path, folder: Path, *, demo: bool) -> None:
+def _use_package(python: Path, constraints: Path, sdist: Path, folder: Path, *, demo: bool) -> None:
     """Commands, tests and the demo, in a folder that has the sdist's tests and nothing of its source."""
     folder.mkdir()
     command = [python, "-m", "ticketry"]

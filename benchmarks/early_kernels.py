@@ -55,14 +55,14 @@ def searched(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
         Lab(arguments.store / kind, data=arguments.data, device="cpu", precision="fp32", kernels=kind) as lab,
     ):
         dense, pruned = early.search(lab, task, recipe, settings, Seeds())
-        found = {"stretches": stretches, "dense": told(dense), "pruned": told(pruned)}
+        found = {"stretches": stretches, "dense": summarise(dense), "pruned": summarise(pruned)}
     assert pruned.moment is not None
     found |= {"cut": pruned.moment.step, "detector": pruned.moment.seconds, "all": time.process_time() - began}
     file.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
-def told(found: Found) -> dict[str, Any]:
+def summarise(found: Found) -> dict[str, Any]:
     segment = found.result.segment
     return {
         "accuracy": found.result.metrics["test"]["accuracy"],

@@ -143,17 +143,17 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     timing = Timing(rounds=rounds, cold=arguments.cold, clock=arguments.clock, seed=SEED)
     rows: list[Row] = []
     if arguments.curve:
-        for setting in _chosen(arguments.curve):
+        for setting in _select_settings(arguments.curve):
             rows += curve_rows(setting, arguments, timing)
         return rows
-    for setting in _chosen(arguments.only):
+    for setting in _select_settings(arguments.only):
         rows += setting_rows(setting, arguments, timing)
     if arguments.compile or not arguments.only:
         rows += compile_rows()
     return rows
 
 
-def _chosen(only: Sequence[str]) -> list[Setting]:
+def _select_settings(only: Sequence[str]) -> list[Setting]:
     unknown = set(only) - {setting.name for setting in SETTINGS}
     if unknown:
         sys.exit(f"no row is called {', '.join(sorted(unknown))}: {', '.join(one.name for one in SETTINGS)}")

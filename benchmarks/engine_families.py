@@ -102,7 +102,7 @@ TOKENS = 24
 # -- one network, in a separate process --------------------------------------------------------------------------------
 
 
-def built(name: str) -> tuple[Any, Any]:
+def build_network(name: str) -> tuple[Any, Any]:
     """The network in evaluation mode and two examples for it."""
     import torch
 
@@ -132,7 +132,7 @@ def measured(name: str) -> dict[str, Any]:
     from engine.families import shake
 
     torch.manual_seed(0)
-    model, inputs = built(name)
+    model, inputs = build_network(name)
     model = stirred(shake(model))
     found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     for density in (1.0, 0.1):
@@ -231,11 +231,13 @@ def difference(found: Any, wanted: Any, across: bool = False) -> float:
         ]
         for each in (found, wanted)
     ]
-    found_apart = [_apart(made.to(right.dtype) if across else made, right) for made, right in zip(*pairs, strict=True)]
+    found_apart = [
+        _difference(made.to(right.dtype) if across else made, right) for made, right in zip(*pairs, strict=True)
+    ]
     return max(found_apart, default=float("inf"))
 
 
-def _apart(made: Any, right: Any) -> float:
+def _difference(made: Any, right: Any) -> float:
     """Return the difference of one output; infinite if only one is a number, or if nothing can be compared."""
     import torch
 

@@ -134,15 +134,17 @@ def recorded(call: Call) -> Call:
 
 def alternate(calls: dict[str, Call], rounds: int, least: float = 0.02) -> dict[str, float]:
     """Median seconds of each call over rounds in turns, each of as many calls as take 20 ms."""
-    counts = {name: max(1, min(1000, round(least / max(1e-6, spent(call, 3))))) for name, call in calls.items()}
+    counts = {
+        name: max(1, min(1000, round(least / max(1e-6, seconds_per_call(call, 3))))) for name, call in calls.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(spent(call, counts[name]))
+            times[name].append(seconds_per_call(call, counts[name]))
     return {name: median(taken) for name, taken in times.items()}
 
 
-def spent(call: Call, count: int) -> float:
+def seconds_per_call(call: Call, count: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     call()
     begin.record()

@@ -65,14 +65,14 @@ class Format:
     """Write a changed one; by bytes or by structure."""
     read: Callable[[], Any]
     """Read the file in the way that commands do."""
-    told: Callable[[Any], str] = repr
+    summary: Callable[[Any], str] = repr
     """Text of the result, for comparisons."""
     has_digest: bool = True
     """Whether the format knows its bytes from others."""
     good: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.good = self.told(self.read())
+        self.good = self.summary(self.read())
 
 
 def formats(folder: Path) -> Iterator[Format]:
@@ -120,20 +120,20 @@ def _tickets(folder: Path) -> Iterator[Format]:
             found = tk.Ticket.load(where)
             found.describe()
             found._repr_html_()
-            told = read_info(RetrainingInfo, found.info, "the ticket")
-            recipe_from(told.recipe)
+            retraining = read_info(RetrainingInfo, found.info, "the ticket")
+            recipe_from(retraining.recipe)
             read_info(SearchInfo, found.info, "the ticket")
             made_task(found)
             return found
 
         return read
 
-    def told(found: tk.Ticket) -> str:
+    def summary(found: tk.Ticket) -> str:
         parts = [hashlib.sha256(data).hexdigest() for _, data in found._payloads()]
         return _text([found.info, parts])
 
     put = _json_put(of_manifest / "ticket.json", manifest, sealed_manifest)
-    yield Format("ticket.json", put, reading(of_manifest), told)
+    yield Format("ticket.json", put, reading(of_manifest), summary)
     good = {path.name: path.read_bytes() for path in sorted(of_tensors.glob("*.safetensors"))}
 
     def put_tensors(draw: Random, by_bytes: bool) -> None:
@@ -149,7 +149,7 @@ def _tickets(folder: Path) -> Iterator[Format]:
         else:
             (of_tensors / "ticket.json").write_bytes(sealed_manifest(manifest))
 
-    yield Format("ticket's tensors", put_tensors, reading(of_tensors), told)
+    yield Format("ticket's tensors", put_tensors, reading(of_tensors), summary)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -392,10 +392,10 @@ def _models(folder: Path) -> Iterator[Format]:
         model_files.run_if_small(graph)
         return graph, meta
 
-    def told(found: Any) -> str:
+    def summary(found: Any) -> str:
         return hashlib.sha256(model_file.dumps(*found)).hexdigest()
 
-    yield Format("model.tk", put, read, told)
+    yield Format("model.tk", put, read, summary)
 
 
 def _data(folder: Path) -> Iterator[Format]:

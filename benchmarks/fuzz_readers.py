@@ -51,7 +51,7 @@ from ticketry.files import write_atomically
 SECONDS = 10
 """Limit of processor seconds for one input."""
 MEMORY = 6 << 30
-"""Bytes of addresses of a fork, of which its libraries take a good gigabyte."""
+"""Address space of a fork in bytes; its libraries take more than 1 GB of it."""
 TURN = 2000
 """Inputs of a format by turns."""
 _COUNTED = ("inputs", "read", "refused", "failed")
@@ -63,10 +63,10 @@ def attempt(one: Format, number: int, seed: int) -> str:
     by_bytes = draw.random() < 0.25
     try:
         one.put(draw, by_bytes)
-        found = one.told(one.read())
+        found = one.summary(one.read())
         if by_bytes and one.has_digest:
             return "read" if found == one.good else f"another result in silence: {found:.300}"
-        again = one.told(one.read())
+        again = one.summary(one.read())
         return "read" if found == again else f"another result when read again: {found:.300} / {again:.300}"
     except TicketryError:
         return "refused"

@@ -1,6 +1,6 @@
 """The first steps of the preset resnet-50-imagenet, from shards of made-up images: their time and memory.
 
-ResNet-50 on images of 500 x 375 pixels as JPEG (noise, smoothed), of which parts are cut out at random and resized to
+ResNet-50 on images of 500 x 375 pixels as JPEG (noise, smoothed), randomly cropped and resized to
 224 x 224, as the preset trains it. Its batch of 1,024 does not fit a small machine: batches of 8 and 16 are measured,
 each in a separate process, and the memory of an image of a batch is the difference over 8. Also how long the order
 of an epoch takes for ImageNet's number of images.

@@ -85,7 +85,7 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
     groups = [np.arange(at, min(at + rows, outputs)) for at in range(0, outputs, rows)]
     weight = generator.standard_normal((outputs, inputs, kernel, kernel)).astype(np.float32)
     for group in groups:
-        weight[group] *= kept(weight.shape[1:], density, given.pairs, generator)
+        weight[group] *= draw_columns(weight.shape[1:], density, given.pairs, generator)
     processor, item = target(given.target), ITEM[given.precision]
     x = ChannelsLastValue(ChannelsLastGeometry.build(size, size, inputs, kernel // 2, item), 64)
     after = (size - 1) // stride + 1
@@ -152,7 +152,9 @@ def _peak(where: Target, pairs: bool) -> Program:
     return Program([Op(Registers(pairs), (numbers,))], 1, 1 << 12, Library(where))
 
 
-def kept(shape: tuple[int, ...], density: float, pairs: bool, generator: np.random.Generator) -> np.ndarray[Any, Any]:
+def draw_columns(
+    shape: tuple[int, ...], density: float, pairs: bool, generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
     """Flags of the columns [inputs, kernel...] that a group keeps."""
     if not pairs:
         return generator.random(shape) < density

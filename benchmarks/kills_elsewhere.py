@@ -97,7 +97,7 @@ def words(settings: Settings, on: str, store: str) -> list[str]:
     ]
 
 
-def kept(work: Path) -> dict[str, str]:
+def stored_results(work: Path) -> dict[str, str]:
     """Return results, tensors and tickets in the store at the end."""
     found = left_behind(work)
     return {name: one for name, one in found.items() if name.startswith(("store/results/", "store/blobs/"))
@@ -221,7 +221,7 @@ class Trial:
     def _judge(self, wanted: Mapping[str, str]) -> None:
         if self._settings.store != "folder":
             finished(["store", "copy", self._store, "store", "--json"], self.work)
-        self.wrong += difference(kept(self.work), wanted)
+        self.wrong += difference(stored_results(self.work), wanted)
         try:
             finished(["store", "check", "--store", "store"], self.work)
         except AssertionError as error:
@@ -297,11 +297,11 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         if settings.store == "bucket":
             os.environ.update(environment(stack.enter_context(moto_server())))
-        wrong = counted(arguments, settings, kept(folder / "work"), needed)
+        wrong = run_trials(arguments, settings, stored_results(folder / "work"), needed)
     raise SystemExit(wrong)
 
 
-def counted(
+def run_trials(
     arguments: argparse.Namespace, settings: Settings, wanted: Mapping[str, str], needed: frozenset[str]
 ) -> bool:
     """Trials of all runners in turns, until there are enough kills of each; whether anything was wrong."""

@@ -32,7 +32,7 @@ def own(steps: Iterable[Step]) -> frozenset[str]:
 def losses(steps: Sequence[Step], needed: frozenset[str], checkpoint: float) -> dict[str, float]:
     """Return the number of repeated steps, and the seconds that the first process had spent on them.
 
-    A loss is a row of steps of one process, all of which were done again later. Its seconds reach from the first to
+    A loss is a sequence of steps of one process that were all repeated later. Its seconds reach from the first to
     the last of them: what the process had trained since the state that others went on from. Checkpoints bound them,
     but for steps beside a checkpoint that was just being written.
     """

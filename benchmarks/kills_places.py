@@ -176,10 +176,10 @@ class _Ray(Place):
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process, self._asked_at = process, time.monotonic()
-        self._read()
+        self._read_event()
         super().__init__(f"ray:{self._told['address']},cpus=1")
 
-    def _read(self) -> None:
+    def _read_event(self) -> None:
         assert self._process.stdout is not None
         self._told: dict[str, Any] = json.loads(self._process.stdout.readline())
 
@@ -193,7 +193,7 @@ class _Ray(Place):
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self._read()
+        self._read_event()
         self._asked_at = time.monotonic()
 
 

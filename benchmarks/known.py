@@ -1,4 +1,4 @@
-"""Is the verdict right on tickets of which it is known? 20 that cannot win, 20 that do.
+"""Check verdicts on tickets with a known answer: 20 that cannot win, 20 that do.
 
 LeNet-300-100 on scikit-learn's digits, from another initialisation and search each time:
 

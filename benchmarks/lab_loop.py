@@ -23,7 +23,7 @@ class _Enough(Exception):
     """Raised from the loop's tick: it leaves `train_until` between two steps, before the check at a segment's end."""
 
 
-def begun(segment: Segment, course: Course, store: Store | None = None) -> Loop:
+def start_loop(segment: Segment, course: Course, store: Store | None = None) -> Loop:
     """The lab's loop of a segment, from its initialisation."""
     assert segment.start.seed is not None
     start = TrainingState(0, initial_state(segment.task, segment.start.seed), {}, torch.zeros(0))
@@ -48,7 +48,7 @@ def lab_samples(
         order_seed=0,
         arithmetic=arithmetic,
     )
-    loop = begun(segment, course, store)
+    loop = start_loop(segment, course, store)
 
     def train(count: int) -> None:
         stop = loop.step + count

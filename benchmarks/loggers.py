@@ -1,7 +1,7 @@
 """Cost of `--log`: a LeNet search on Fashion-MNIST logged by each library, and by none, alternating.
 
 Each search runs in a separate process with an empty store. Before it a search of twenty steps is logged in the same
-process: then the library is imported, and MLflow has made its database. What that takes is a row by itself.
+process: then the library is imported, and MLflow has made its database. That time is a separate row.
 Processor time is that of the process, its threads and its children. Beside it stands what threads other than the first
 one took, which trains, less what they take where nothing is logged: loggers work in a separate thread, so that this
 is theirs, without the noise of the training. The last row of a logger adds both up for a search as `ticketry search
@@ -10,7 +10,7 @@ iterative --task fashion-mnist` makes it without another option.
     python benchmarks/loggers.py --rounds 3
 
 With --turns both searches of a pair run in one process, one after the other: what differs from one process to the next
-(where memory lies makes up to a fifth) is then in both. What a logger takes once a process is not in it.
+(memory addresses alone make up to a fifth) is then in both. What a logger takes once a process is not in it.
 
     python benchmarks/loggers.py --turns 6 --levels 1 --length 2ep --loggers trackio
 """

@@ -60,8 +60,8 @@ class Trials:
         path.write_bytes(data)
         flip(path, self.draw.randrange(path.stat().st_size), self.draw.randrange(8))
         words = ("store", "check", "--store", str(work / "store"))
-        counts["found by check"] += told(*words)[0] == 1
-        code, text = told(*words, "--repair")
+        counts["found by check"] += run_command(*words)[0] == 1
+        code, text = run_command(*words, "--repair")
         if code:  # such as a store of another format: unchanged, and the error names the file
             named = path.name in text and "Traceback" not in text
             counts["named by --repair"] += named
@@ -93,7 +93,7 @@ def linked(place: Path) -> Path:
     return work
 
 
-def told(*words: str) -> tuple[int, str]:
+def run_command(*words: str) -> tuple[int, str]:
     """The exit code of a command, and what it prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):

@@ -61,7 +61,7 @@ class Clock:
 
         return patch.object(Loop, "train_until", timed)
 
-    def of(self, work: Callable[[], Found]) -> tuple[Found, dict[str, Any]]:
+    def measure(self, work: Callable[[], Found]) -> tuple[Found, dict[str, Any]]:
         """Run the work; return its result and its times."""
         self.training, self.first, self.steps = 0.0, 0.0, 0
         found = work()
@@ -110,9 +110,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             searches[kind] = searched(lab, arguments)
         for level in range(arguments.levels + 1):
             for kind, search in searches.items():
-                found, took = clock.of(lambda search=search: next(search))  # type: ignore[misc]
+                found, took = clock.measure(lambda search=search: next(search))  # type: ignore[misc]
                 if (kind, level) not in known:
-                    known[kind, level] = _told(kind, level, found, took)
+                    known[kind, level] = _level_record(kind, level, found, took)
                     known[kind, level]["accuracy"] = accuracy(labs[kind], found, arguments.test)
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps(known[kind, level]) + "\n")
@@ -130,7 +130,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
-def _told(kind: str, level: int, found: Found, took: dict[str, Any]) -> dict[str, Any]:
+def _level_record(kind: str, level: int, found: Found, took: dict[str, Any]) -> dict[str, Any]:
     segment = found.result.segment
     share = segment.steps / max(took["steps"], 1)  # of a level that was begun by a process that ended
     return {

@@ -179,14 +179,14 @@ class Parts:
     def _wrap(self, owner: Any, name: str, part: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def count_call(*args: Any, **kwargs: Any) -> Any:
             self._turn(part)
             try:
                 return original(*args, **kwargs)
             finally:
                 self._turn(None)
 
-        setattr(owner, name, counted)
+        setattr(owner, name, count_call)
 
     def _turn(self, enter: str | None) -> None:
         now = time.perf_counter()

@@ -1,8 +1,8 @@
-"""How long a search takes that is done already: the whole command `ticketry search …`, from start to report.
+"""Time the command `ticketry search …` when the search is already done, from start to report.
 
 The report that the first run wrote shows the same, so it is not rewritten; for comparison it is removed before the run.
 
-Timed are runs after a first one, each of which must train nothing: no file of the store's results may be new or
+It times the runs after the first one. They must train nothing: no file of the store's results may be new or
 changed. With --store and --config it is the search of that run file on that store (which must be finished, or this
 finishes it first); else a search on scikit-learn's digits is made, of 14 levels, 3 replicates and all controls.
 """

@@ -41,19 +41,19 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         took = [_took(command, checkout, arguments.python) for command in commands]
         if not (checkout / "my-ticket" / "model.safetensors").is_file():
             sys.exit("the page's last command has left no ticket")
-    reading = len(_told(page).split()) / WORDS
+    reading = len(_visible_text(page).split()) / WORDS
     typing = sum(map(len, commands)) / LETTERS
     whole = reading + typing + sum(took) / 60
     how = "wall clock, an empty folder, packages from pip's own index and cache"
     return [
-        Row("Start, read", reading, "min", how=f"{len(_told(page).split())} words at {WORDS} a minute"),
+        Row("Start, read", reading, "min", how=f"{len(_visible_text(page).split())} words at {WORDS} a minute"),
         Row("Start, typed", typing, "min", how=f"{sum(map(len, commands))} letters at {LETTERS} a minute"),
         *(Row(f"`{command}`", one / 60, "min", how=how) for command, one in zip(commands, took, strict=True)),
         Row("from nothing to the first ticket of one's own model", whole, "min", target=MOST, how="all of it"),
     ]
 
 
-def _told(page: str) -> str:
+def _visible_text(page: str) -> str:
     """The page's words: prose, tables, code and results, without addresses and comments."""
     return re.sub(r"```\w*|<!--.*?-->|\]\([^)]*\)|[|*`#\[]", " ", page, flags=re.DOTALL)
 

@@ -115,7 +115,7 @@ def against_plain(subject: tuple[nn.Module, tk.Mask], name: str, repeats: int) -
     model, mask = subject
     if name not in mask:
         raise SystemExit(f"the mask has no layer {name!r}; it has {', '.join(mask)}")
-    layer, kept = alone(model.get_parameter(name).detach(), mask[name])
+    layer, kept = as_linear_layer(model.get_parameter(name).detach(), mask[name])
     matrix = (layer.weight.detach() * kept["weight"]).clone()
     plain = Plain()
     whole = timed(lambda: plain.regroup(matrix))
@@ -131,7 +131,7 @@ def against_plain(subject: tuple[nn.Module, tk.Mask], name: str, repeats: int) -
     ]
 
 
-def alone(weight: Tensor, kept: Tensor) -> tuple[nn.Linear, tk.Mask]:
+def as_linear_layer(weight: Tensor, kept: Tensor) -> tuple[nn.Linear, tk.Mask]:
     """Return a layer of a network as a linear layer, with its mask."""
     layer = nn.Linear(weight[0].numel(), len(weight), bias=False)
     layer.weight = nn.Parameter(weight.flatten(1).clone())
@@ -201,7 +201,7 @@ def coverages(subject: tuple[nn.Module, tk.Mask], quick: bool) -> list[Row]:
     fits: dict[str, dict[str, tk.structure.LayerFit]] = {"similarity": {}, "paper": {}}
     seconds = dict.fromkeys(fits, 0.0)
     for name in names:
-        layer, kept = alone(model.get_parameter(name).detach(), mask[name])
+        layer, kept = as_linear_layer(model.get_parameter(name).detach(), mask[name])
         for method, found in fits.items():
             began = time.process_time()
             made = tk.structure.regroup(layer, kept, rows=ROWS, method=method)

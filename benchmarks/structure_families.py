@@ -195,7 +195,7 @@ def in_a_process(measure: Callable[[str], dict[str, Any]], name: str, seconds: i
     child = os.fork()
     if not child:
         os.close(reading)
-        _told(measure, name, seconds, gigabytes, writing)
+        _run_fork(measure, name, seconds, gigabytes, writing)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
@@ -207,7 +207,9 @@ def in_a_process(measure: Callable[[str], dict[str, Any]], name: str, seconds: i
     return dict(json.loads(text))
 
 
-def _told(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gigabytes: int, writing: int) -> NoReturn:
+def _run_fork(
+    measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gigabytes: int, writing: int
+) -> NoReturn:
     """The fork's life: limited, what it found written into the pipe, ended without what its parent does at its end."""
     resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

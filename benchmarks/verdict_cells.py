@@ -172,7 +172,7 @@ def now(differences: Any, null: float) -> tuple[Any, Any]:
     return guarded(differences, null, MARGIN)
 
 
-def before(differences: Any, null: float) -> tuple[Any, Any]:
+def student_t(differences: Any, null: float) -> tuple[Any, Any]:
     """Student's t alone; a spread of nothing decides nothing."""
     spread = differences.std(axis=1, ddof=1)
     sides = one_sided(differences.mean(axis=1), np.maximum(spread, 1e-12), differences.shape[1], null)
@@ -221,7 +221,7 @@ def row(cell: Cell, runs: int) -> Row:
     generator = np.random.default_rng([SEED, zlib.crc32(what.encode())])  # each cell draws its own
     dense, control = (cell.draw(generator, (runs, SEEDS)) for _ in range(2))
     found: dict[str, float] = {}
-    for word, test in (("before", before), ("now", now)):
+    for word, test in (("before", student_t), ("now", now)):
         good, bad, _ = answers(dense - MARGIN, -MARGIN, test)
         better, _, _ = answers(control, 0.0, test)
         wins = good & answers(control + CLEAR, 0.0, test)[0]
@@ -245,7 +245,7 @@ def powers(runs: int) -> list[Row]:
     for spread in (0.2, 0.3, 0.4, 0.5, 0.6):
         drawn = spread * np.random.default_rng([SEED, 2]).standard_normal((runs, SEEDS))
         good, _, seeds = answers(drawn, -MARGIN, now)
-        old, _, old_seeds = answers(drawn, -MARGIN, before)
+        old, _, old_seeds = answers(drawn, -MARGIN, student_t)
         how = f"{seeds.mean():.1f} seeds; before {100 * old.mean():.1f} % with {old_seeds.mean():.1f}"
         least = POWER if spread == SEEN else None
         rows.append(

@@ -74,7 +74,7 @@ def with_rate(fall: float) -> Design:
     return judged
 
 
-def apart(fall: float) -> Design:
+def rate_and_mean(fall: float) -> Design:
     """Half of alpha for the rate of collapse (Clopper-Pearson), half for the mean of the seeds that have not fallen."""
 
     def judged(differences: Any, edge: float) -> Any:
@@ -105,7 +105,7 @@ DESIGNS: dict[str, Design] = {
     **{f"betting, range {most:g}": betting(most) for most in (1.0, 1.5, 2.0, 5.0, 10.0)},
     **{f"empirical Bernstein, range {most:g}": bernstein(most) for most in (1.0, 2.0, 10.0)},
     **{f"as it is, and a bound of the rate, falls to {fall:g}": with_rate(fall) for fall in (1.0, 2.0, 5.0)},
-    **{f"rate and mean apart, falls to {fall:g}": apart(fall) for fall in (1.0, 5.0)},
+    **{f"rate and mean apart, falls to {fall:g}": rate_and_mean(fall) for fall in (1.0, 5.0)},
     **{
         f"unseen rates to {100 * rate:g} %, falls of {fall:g} margins": allowing(rate, fall)
         for rate, fall in ((0.1, 5), (0.05, 10), (0.05, 20), (0.1, 10), (0.26, 20))

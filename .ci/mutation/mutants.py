@@ -45,10 +45,10 @@ class Mutant:
     """A module with one change."""
 
     line: int
-    """Of the statement or expression that is changed, from 1."""
+    """First line of the changed statement or expression, from 1."""
     last: int
     change: str
-    """``what stands there -> what is put there``"""
+    """``old code -> new code``"""
     tree: ast.Module
 
     @property
@@ -58,13 +58,13 @@ class Mutant:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a node hangs: `parent.field`, or `parent.field[index]`."""
+    """The parent and field of a node: `parent.field`, or `parent.field[index]`."""
 
     parent: ast.AST
     field: str
     index: int | None
 
-    def put(self, node: ast.AST | None) -> None:
+    def replace(self, node: ast.AST | None) -> None:
         if self.index is None:
             setattr(self.parent, self.field, node)
         elif node is None:
@@ -74,18 +74,18 @@ class _Place:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every mutant of a module, in the order of its lines as they are visited.
+    """Yield every mutant of a module, in the order in which its lines are visited.
 
-    Two that read alike (``x + x`` on one line) are told apart by a number.
+    Mutants with equal titles (``x + x`` on one line) are numbered.
     """
     tree = ast.parse(source)
     seen: dict[str, int] = {}
     for path in _places(tree, ()):
-        node = _at(tree, path)
+        node = _node_at(tree, path)
         for new, what in _changes(node):
             changed = copy.deepcopy(tree)
             place = _place(changed, path)
-            place.put(new if new is None or isinstance(new, ast.AST) else None)
+            place.replace(new if new is None or isinstance(new, ast.AST) else None)
             ast.fix_missing_locations(changed)
             line = getattr(node, "lineno", 1)
             text = f"{line}: {what}"
@@ -144,7 +144,7 @@ def _is_outside(node: ast.AST) -> bool:
     return isinstance(node, OUTSIDE)
 
 
-def _at(tree: ast.AST, path: Path) -> ast.AST:
+def _node_at(tree: ast.AST, path: Path) -> ast.AST:
     node: ast.AST = tree
     for name, index in path:
         value = getattr(node, name)
@@ -154,11 +154,11 @@ def _at(tree: ast.AST, path: Path) -> ast.AST:
 
 def _place(tree: ast.AST, path: Path) -> _Place:
     name, index = path[-1]
-    return _Place(_at(tree, path[:-1]), name, index)
+    return _Place(_node_at(tree, path[:-1]), name, index)
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[ast.AST | None, str]]:
-    """(what to put there, in words); None removes an element of a list."""
+    """Yield (replacement, description); None removes an element of a list."""
     for new in _new_expressions(node):
         yield new, f"`{_short(node)}` -> `{_short(new)}`"
     if isinstance(node, ast.keyword):

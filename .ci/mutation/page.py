@@ -23,7 +23,7 @@ in `.ci/mutation/survivors.toml`.
 
 
 class Module(Protocol):
-    """What the page needs of a module."""
+    """The figures of a module that the page shows."""
 
     fates: dict[str, str]
     date: str

@@ -49,7 +49,7 @@ else:
     import tomli as tomllib
 
 VERSION = 1
-"""Of the kinds of mutants; raised when they change, so that all is measured anew."""
+"""Version of the kinds of mutants: raised when they change, so that everything is measured again."""
 SECONDS = 20.0
 """CPU time that a mutant may take beside five times what its tests take; one that takes longer is killed by that."""
 
@@ -87,7 +87,7 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 class Plugin:
-    """What hypothesis tries is the same for each mutant, and what fails is not made smaller."""
+    """Hypothesis draws the same examples for each mutant and does not shrink failures."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -168,7 +168,7 @@ def tests(arguments: Sequence[str], plugin: object) -> int:
 
 @functools.cache
 def reach(paths: tuple[Path, ...], wanted: tuple[str, ...]) -> dict[str, Any]:
-    """What `Reach` found of modules as they are, by their tests, all of which have to pass."""
+    """Run the tests of the unchanged modules, which must pass, and return what `Reach` recorded."""
     with tempfile.TemporaryDirectory(prefix="reach-") as folder:
         told = Path(folder) / "told"
 
@@ -291,7 +291,7 @@ ALIVE = {"survived", "unreached"}
 
 
 def modules() -> Iterator[Module]:
-    """Those of config.toml."""
+    """The modules of config.toml."""
     rows = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))["module"]
     paths = [(path, row["tests"]) for row in rows for path in sorted(ROOT.glob(row["path"]))]
     for path, wanted in paths:
